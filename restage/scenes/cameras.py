@@ -92,7 +92,7 @@ class Projected(NamedTuple):
 
 
 def look_at(
-    eye: Float[Tensor, "3"], target: Float[Tensor, "3"], up: Float[Tensor, "3"] | None = None
+    eye: Float[Tensor, " 3"], target: Float[Tensor, " 3"], up: Float[Tensor, " 3"] | None = None
 ) -> Float[Tensor, "4 4"]:
     """`camera_to_world` of a camera at `eye` that looks at `target`, its image upright along `up` (default: z).
 
@@ -117,7 +117,7 @@ def orbit(
     radius: float,
     *,
     height: float,
-    target: Float[Tensor, "3"] | None = None,
+    target: Float[Tensor, " 3"] | None = None,
     start_rad: float = 0.0,
     sweep_rad: float = 2 * math.pi,
 ) -> Float[Tensor, "n 4 4"]:
