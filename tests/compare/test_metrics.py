@@ -1,0 +1,100 @@
+import math
+
+import pytest
+import torch
+from restage.compare.metrics import MAX_PSNR_DB, mask_iou, progress, psnr_db, spill
+
+
+@pytest.fixture
+def source() -> torch.Tensor:
+    return torch.full((2, 3, 8, 8), 0.5)
+
+
+@pytest.fixture
+def regions() -> torch.Tensor:
+    regions = torch.zeros(2, 8, 8)
+    regions[:, 2:6, 2:6] = 1
+    return regions
+
+
+@pytest.fixture
+def truth(source: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    return source + 0.4 * regions[:, None]
+
+
+def test_a_perfect_edit_scores_one_without_spill(source, truth, regions):
+    assert progress(truth, source, truth, regions).mean == pytest.approx(1)
+    assert spill(truth, source, regions).mean == 0
+    assert mask_iou(truth, source, regions).mean == 1
+    assert psnr_db(truth, truth).mean == MAX_PSNR_DB
+
+
+def test_doing_nothing_scores_zero(source, truth, regions):
+    assert progress(source, source, truth, regions).mean == 0
+    assert spill(source, source, regions).mean == 0
+    assert mask_iou(source, source, regions).mean == 0
+
+
+def test_going_the_wrong_way_scores_below_zero(source, truth, regions):
+    wrong = source - 0.4 * regions[:, None]
+    assert progress(wrong, source, truth, regions).mean == pytest.approx(-1)
+
+
+def test_overshooting_by_the_whole_way_scores_like_doing_nothing(source, truth, regions):
+    beyond = source + 0.8 * regions[:, None]
+    assert progress(beyond, source, truth, regions).mean == pytest.approx(0, abs=1e-6)
+
+
+def test_half_way_scores_half(source, truth, regions):
+    assert progress((source + truth) / 2, source, truth, regions).mean == pytest.approx(0.5, abs=1e-6)
+
+
+def test_spill_counts_only_what_lies_outside_the_region(source, regions):
+    edited = source + 0.25 * (1 - regions[:, None]) + 0.5 * regions[:, None]
+    assert spill(edited, source, regions).mean == pytest.approx(0.25)
+
+
+def test_a_region_that_covers_everything_leaves_spill_unscored_with_a_reason(source):
+    measured = spill(source + 0.1, source, torch.ones(2, 8, 8))
+    assert math.isnan(measured.mean)
+    assert measured.reason == "2 of 2 views are not scored: truth changes all of what they see"
+
+
+def test_a_view_without_a_change_is_left_out_of_progress_with_a_reason(source, truth, regions):
+    regions, truth = regions.clone(), truth.clone()
+    regions[1], truth[1] = 0, source[1]
+    measured = progress((source + truth) / 2, source, truth, regions)
+    assert measured.mean == pytest.approx(0.5, abs=1e-6)
+    assert math.isnan(measured.per_view[1])
+    assert "1 of 2 views" in measured.reason
+
+
+def test_a_region_in_which_truth_equals_the_source_is_unscored_not_infinite(source, regions):
+    assert math.isnan(progress(source + 0.1, source, source, regions).mean)
+
+
+def test_iou_of_a_change_twice_too_large_is_a_half(source, regions):
+    edited = source.clone()
+    edited[:, :, 2:6, :] += 0.2
+    assert mask_iou(edited, source, regions).mean == pytest.approx(0.5)
+
+
+def test_a_change_below_the_threshold_is_no_change(source, regions):
+    assert mask_iou(source + 0.04, source, regions).mean == 0
+
+
+def test_psnr_of_a_known_error(source):
+    assert psnr_db(source + 0.1, source).mean == pytest.approx(20, abs=1e-4)
+
+
+def test_a_perfect_view_stays_in_the_mean_of_psnr(source):
+    edited = source.clone()
+    edited[0] += 0.1
+    assert psnr_db(edited, source).mean == pytest.approx((20 + MAX_PSNR_DB) / 2, abs=1e-3)
+
+
+def test_no_views_at_all_give_nan_with_a_reason():
+    none = torch.zeros(0, 3, 4, 4)
+    measured = psnr_db(none, none)
+    assert math.isnan(measured.mean)
+    assert measured.reason == "there are no held-out views"
