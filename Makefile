@@ -1,0 +1,43 @@
+# Everything runs inside .venv, which each target makes or mends by itself.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/restage-installed
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+# The first interpreter that starts and is new enough; 3.11 comes first, since constraints.txt is tested there.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 python; do \
+	$$candidate -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $$candidate && break; done)
+DEMO_FOLDER ?= runs/demo
+
+help:  ## What can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+
+demo: $(STAMP)  ## From prompts to the report page of an edited 3D scene, about 10 minutes on two cores
+	@$(BIN)/restage demo --out $(DEMO_FOLDER)
+
+test: $(STAMP)  ## All tests that this machine can run
+	@$(BIN)/python -m pytest -q
+
+check: $(STAMP)  ## Lint, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+clean:  ## Remove the environment and caches; runs stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find restage tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that was stopped half-way has no stamp: it is completed, and made anew where that fails.
+$(STAMP): pyproject.toml constraints.txt
+	@if ! "$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null; then \
+		echo "Restage needs Python 3.11 or newer; found: $$("$(or $(PYTHON),python3)" --version 2>&1)." \
+			"Name one with: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@echo "Installing into $(VENV) (some minutes the first time)"
+	@install() { $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; }; \
+	if $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		install && touch $@ && exit 0; \
+		echo "The environment in $(VENV) cannot be mended; making it anew" >&2; \
+	fi; \
+	rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV) && install && touch $@

@@ -1,0 +1,56 @@
+"""Settings of the whole test suite: threads, no network, no caches outside of the test's folder, marks that skip."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch and numba are imported: two OpenMP pools on the same cores stall each other.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+import socket  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {"nerfstudio": "needs .venv-nerfstudio"} if not (REPOSITORY / ".venv-nerfstudio").exists() else {}
+    if not config.getoption("--run-slow"):
+        reasons["slow"] = "slow; runs with --run-slow"
+    if any("gpu" in item.keywords for item in items) and not _has_gpu():
+        reasons["gpu"] = "needs a CUDA device"
+    for item in items:
+        for mark, reason in reasons.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse connections to other machines, so that no test comes to depend on them."""
+    connect = socket.socket.connect
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        is_local = self.family == getattr(socket, "AF_UNIX", None) or address[0] in ("127.0.0.1", "::1", "localhost")
+        if not is_local:
+            raise RuntimeError(f"a test tried to connect to {address}; tests use no network")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded_connect)
