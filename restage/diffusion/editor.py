@@ -1,0 +1,425 @@
+"""The edit model: a diffusion UNet that sees the original picture and says what changes, and where.
+
+InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800) with one more output, the logit that a latent pixel is to
+change. Made by widening a text-to-image UNet, trained by `restage.train`, used by the trained editor and by the
+distillation methods.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.schedule import Schedule
+from restage.records import InputError, read_json, write_json
+
+__all__ = [
+    "EditCondition",
+    "EditModel",
+    "EditPrediction",
+    "EditSettings",
+    "Edited",
+    "Guidance",
+    "GuidedPrediction",
+    "edit_images",
+    "load_edit_model",
+    "save_edit_model",
+]
+
+KEEP_LOW, KEEP_HIGH = 0.15, 0.5
+"""`keep_outside`: below the first mask value nothing changes, above the second everything may."""
+
+
+class EditPrediction(NamedTuple):
+    """What the edit UNet says about noisy latents."""
+
+    epsilon: Float[Tensor, "batch channels height width"]
+    """The noise, whatever the UNet was trained to predict."""
+    mask_logits: Float[Tensor, "batch height width"] | None
+    """Logit that a latent pixel is to change; None for a UNet without mask output."""
+
+
+class GuidedPrediction(NamedTuple):
+    """A guided prediction, and where the instruction acts."""
+
+    epsilon: Float[Tensor, "batch channels height width"]
+    mask: Float[Tensor, "batch height width"] | None
+    """Probability of change in [0, 1]; for a UNet without mask output the not yet normalised size of the
+    instruction's part of the prediction, or None where no guidance was computed."""
+
+
+class EditCondition(NamedTuple):
+    """What an edit is conditioned on."""
+
+    original_latents: Float[Tensor, "batch channels height width"]
+    text: Float[Tensor, "batch tokens width_of_text"]
+    """Embedded instruction."""
+    no_text: Float[Tensor, "batch tokens width_of_text"]
+    """Embedded empty text."""
+
+
+class Edited(NamedTuple):
+    """Edited pictures and the soft masks of what was meant to change."""
+
+    images: Float[Tensor, "batch 3 height width"]
+    masks: Float[Tensor, "batch height width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Strength of instruction and original (InstructPix2Pix, equation 3), and at which noise levels they are used.
+
+    A step costs three UNet evaluations, two when `image` is 1, and one when both are 1 or the step lies outside the
+    interval (limited interval guidance: Kynkaanniemi et al. 2024, arXiv 2404.07724).
+    """
+
+    text: float = 5.0
+    """s_T; 1 is the plain prediction. The paper uses 7.5 on photographs; less saturates less."""
+    image: float = 1.5
+    """s_I; 1 is the plain prediction. Default of the paper."""
+    lowest_noise: float = 0.0
+    """Below this share of the schedule, the prediction is not guided."""
+    highest_noise: float = 1.0
+    """Above this share of the schedule, the prediction is not guided."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lowest_noise < self.highest_noise <= 1:
+            raise InputError(
+                f"guidance needs 0 <= lowest_noise < highest_noise <= 1, got {self.lowest_noise}, {self.highest_noise}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSettings:
+    """How `edit_images` samples."""
+
+    steps: int = 10
+    """Sampling steps from pure noise (DPM-Solver++ 2M); from less noise in proportion fewer, rounded up."""
+    guidance: Guidance = dataclasses.field(default_factory=Guidance)
+    keep_outside: bool = False
+    """Hold latents and pixels outside the predicted mask to the original's."""
+    batch_size: int = 16
+    """Pictures per UNet call (times up to three evaluations); the pictures do not depend on it beyond rounding."""
+    use_bfloat16: bool = True
+    """Run the UNet in bfloat16 autocast: 2 to 3 times faster on CPUs that have it."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise InputError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
+
+
+@dataclass(eq=False)
+class EditModel:
+    """An edit UNet with the other parts of the text-to-image model that it grew from."""
+
+    backbone: Backbone
+    """Its tokenizer, text encoder, VAE and schedule are used; its own UNet is not."""
+    unet: UNet2DConditionModel
+    """2c inputs (noisy | original), c or c + 1 outputs (prediction | mask logit), c the VAE's latent channels."""
+    condition_scale: float = 1.0
+    """Factor on the original's unit-variance latents at the input; published models expect them unscaled."""
+    text_to_image: Path | None = None
+    """Folder of the text-to-image model with the shared parts; None when they lie with the edit model."""
+
+    def __post_init__(self) -> None:
+        c = self.latent_channels
+        found = (self.unet.config["in_channels"], self.unet.config["out_channels"])
+        if found not in ((2 * c, c), (2 * c, c + 1)):
+            raise InputError(
+                f"an edit UNet on {c} latent channels has {2 * c} inputs and {c} or {c + 1} outputs, got "
+                f"{found[0]} and {found[1]}; widen a text-to-image UNet first, or choose the VAE that belongs to it"
+            )
+        expected, width = self.unet.config["cross_attention_dim"], self.backbone.text_encoder.config.hidden_size
+        if expected != width:
+            raise InputError(
+                f"the edit UNet expects text of width {expected}, the text encoder gives {width}; "
+                "choose the text-to-image model that it was trained with"
+            )
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the VAE's latents."""
+        return self.backbone.vae.config["latent_channels"]
+
+    @property
+    def has_mask_output(self) -> bool:
+        """Whether the UNet says itself where it changes the picture."""
+        return self.unet.config["out_channels"] == self.latent_channels + 1
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+        return self.backbone.schedule
+
+    def encode_condition(
+        self, originals: Float[Tensor, "batch 3 height width"], instructions: Sequence[str]
+    ) -> EditCondition:
+        """Encode original pictures and one instruction each."""
+        original_latents = self.backbone.encode_images(originals)
+        texts = sorted(set(instructions))
+        embedded = self.backbone.encode_text(["", *texts])
+        rows = [1 + texts.index(instruction) for instruction in instructions]
+        return EditCondition(original_latents, embedded[rows], embedded[[0] * len(rows)])
+
+    def predict(
+        self,
+        latents: Float[Tensor, "batch channels height width"],
+        timesteps: Int[Tensor, " batch"],
+        original_latents: Float[Tensor, "batch channels height width"],
+        text: Float[Tensor, "batch tokens width_of_text"],
+    ) -> EditPrediction:
+        """Predict the noise in `latents` and the mask of the edit, without guidance.
+
+        Args:
+            latents: noisy unit-variance latents of the picture that is being edited.
+            timesteps: step of each item in the schedule.
+            original_latents: unit-variance latents of the original, from `Backbone.encode_images`; zeros for none.
+            text: embedded instruction.
+        """
+        inputs = torch.cat([latents, original_latents * self.condition_scale], dim=1)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        output = self.unet(inputs, timesteps, encoder_hidden_states=text).sample.float()
+        prediction = output[:, : self.latent_channels]
+        mask_logits = output[:, self.latent_channels] if self.has_mask_output else None
+        return EditPrediction(self.schedule.to_epsilon(prediction, latents, timesteps), mask_logits)
+
+    def predict_guided(
+        self,
+        latents: Float[Tensor, "batch channels height width"],
+        timesteps: Int[Tensor, " batch"],
+        condition: EditCondition,
+        guidance: Guidance,
+    ) -> GuidedPrediction:
+        """Predict with guidance on text and original, all evaluations in one batched call.
+
+        `e(0,0) + s_T (e(T,I) - e(0,I)) + s_I (e(0,I) - e(0,0))`, InstructPix2Pix equation 3. The mask is the mask
+        output of e(T,I); without one it is the mean over channels of |e(T,I) - e(0,I)|, as in DiffEdit (Couairon et
+        al. 2022, arXiv 2210.11427, section 3.2). All items of the batch count as inside the interval of `guidance`
+        when the first one is.
+        """
+        noise_level = (int(timesteps[0]) + 1) / self.schedule.num_train_timesteps
+        is_inside = guidance.lowest_noise <= noise_level <= guidance.highest_noise
+        variants = _num_evaluations(guidance) if is_inside else 1
+        original, text, no_text = condition
+        originals = torch.cat([original, original, torch.zeros_like(original)][:variants])
+        texts = torch.cat([text, no_text, no_text][:variants])
+        several = latents.repeat(variants, 1, 1, 1)
+        epsilon, mask_logits = self.predict(several, timesteps.repeat(variants), originals, texts)
+        full, *rest = epsilon.chunk(variants)
+        mask = None
+        if mask_logits is not None:
+            mask = mask_logits[: len(latents)].sigmoid()
+        elif rest:
+            mask = (full - rest[0]).abs().mean(dim=1)
+        if not rest:
+            return GuidedPrediction(full, mask)
+        without_text = rest[0]
+        guided = without_text + guidance.text * (full - without_text)
+        if len(rest) == 2:
+            guided = guided + (guidance.image - 1) * (without_text - rest[1])
+        return GuidedPrediction(guided, mask)
+
+    def edit_images(
+        self,
+        views: Float[Tensor, "batch 3 height width"],
+        originals: Float[Tensor, "batch 3 height width"],
+        instruction: str,
+        *,
+        noise_level: float,
+        seeds: Sequence[int],
+        steps: int = 10,
+        text_guidance: float = 5.0,
+        image_guidance: float = 1.5,
+    ) -> Edited:
+        """Edit pictures with plain settings; see the function `edit_images`, which has all of them."""
+        settings = EditSettings(steps=steps, guidance=Guidance(text=text_guidance, image=image_guidance))
+        return edit_images(self, views, originals, instruction, noise_level=noise_level, seeds=seeds, settings=settings)
+
+
+def _num_evaluations(guidance: Guidance) -> int:
+    if guidance.image != 1:
+        return 3
+    return 1 if guidance.text == 1 else 2
+
+
+def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
+    """Load an edit model saved by `save_edit_model`, or a whole InstructPix2Pix folder in diffusers layout.
+
+    Raises:
+        InputError: files are missing, or the UNet does not fit the other parts.
+    """
+    if not (folder / "unet" / "config.json").is_file():
+        raise InputError(f"{folder} holds no edit model: unet/config.json is missing")
+    record_path = folder / "edit_model.json"
+    record = read_json(record_path) if record_path.exists() else {}
+    shared = record.get("text_to_image")
+    if shared is None:
+        backbone = load_backbone(folder, device)
+        default_scale = 1.0 / backbone.vae.config.get("scaling_factor", 1.0)
+        return EditModel(backbone, backbone.unet, record.get("condition_scale", default_scale))
+    backbone = load_backbone(folder / shared, device)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, local_files_only=True)
+    unet = unet.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore
+    return EditModel(backbone, unet, record.get("condition_scale", 1.0), folder / shared)
+
+
+def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None = None) -> None:
+    """Save as a folder with `unet/` in half precision and, last, `edit_model.json`.
+
+    Args:
+        model: what to save.
+        folder: made if missing.
+        text_to_image: folder of the text-to-image model, to be named instead of saving the shared parts again (by
+            its path relative to `folder`: both have to move together). None saves everything: the folder then stands
+            alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    half = copy.deepcopy(model.unet).to(device="cpu", dtype=torch.float16)
+    if text_to_image is None:
+        dataclasses.replace(model.backbone, unet=half).save(folder)
+    else:
+        half.save_pretrained(folder / "unet", safe_serialization=True)
+    shared = None if text_to_image is None else Path(os.path.relpath(text_to_image.resolve(), folder.resolve()))
+    record = {
+        "text_to_image": shared,
+        "condition_scale": model.condition_scale,
+        "latent_channels": model.latent_channels,
+        "has_mask_output": model.has_mask_output,
+    }
+    write_json(folder / "edit_model.json", record)
+
+
+def _original_noise(like: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Unit noise, each item's from its own seed only."""
+    items = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(items).to(like)
+
+
+def _denoising_step(
+    schedule: Schedule, latents: Tensor, x0: Tensor, previous_x0: Tensor | None, steps: tuple[int, int, int]
+) -> Tensor:
+    """One step of DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095, algorithm 2) from steps[1] to steps[2].
+
+    `steps` are the previous, the current and the next entry of the step table; a next one of -1 is the clean latent.
+    """
+    if steps[2] < 0:
+        return x0
+    kept = schedule.alphas_cumprod
+    before, now, after = (float(0.5 * torch.log(kept[t] / (1 - kept[t]))) for t in steps)
+    estimate = x0
+    if previous_x0 is not None:
+        ratio = (now - before) / (after - now)
+        estimate = (1 + 1 / (2 * ratio)) * x0 - 1 / (2 * ratio) * previous_x0
+    shrink = float(((1 - kept[steps[2]]) / (1 - kept[steps[1]])).sqrt())
+    return shrink * latents - float(kept[steps[2]].sqrt()) * math.expm1(now - after) * estimate
+
+
+def _mask_to_keep(mask: Tensor) -> Tensor:
+    """Sharpen a soft mask so that sure pixels are wholly kept or wholly free."""
+    return ((mask - KEEP_LOW) / (KEEP_HIGH - KEEP_LOW)).clamp(0, 1)
+
+
+def _edit_batch(
+    model: EditModel,
+    views: Tensor,
+    condition: EditCondition,
+    noise_level: float,
+    seeds: Sequence[int],
+    settings: EditSettings,
+) -> tuple[Tensor, Tensor]:
+    """Edit one batch: latents, and masks on the latent grid."""
+    schedule, original = model.schedule, condition.original_latents
+    noise = _original_noise(original, seeds)
+    num_steps = math.ceil(settings.steps * noise_level - 1e-9)
+    table = schedule.timesteps(num_steps, start=noise_level)
+    first = torch.full((len(views),), table[0], device=original.device)
+    latents = noise if noise_level == 1 else schedule.add_noise(model.backbone.encode_images(views), noise, first)
+    mask_sum, num_masks, previous_x0 = torch.zeros_like(original[:, 0]), 0, None
+    for index, step in enumerate(table):
+        t = torch.full_like(first, step)
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=settings.use_bfloat16):
+            predicted = model.predict_guided(latents, t, condition, settings.guidance)
+        if predicted.mask is not None:
+            mask_sum, num_masks = mask_sum + predicted.mask, num_masks + 1
+        x0 = schedule.to_x0(predicted.epsilon, latents, t)
+        if settings.keep_outside and num_masks:
+            x0 = torch.lerp(original, x0, _mask_to_keep(_mean_mask(model, mask_sum, num_masks))[:, None])
+        around = (table[max(index - 1, 0)], step, table[index + 1] if index + 1 < len(table) else -1)
+        latents, previous_x0 = _denoising_step(schedule, latents, x0, previous_x0, around), x0
+    if not num_masks:
+        raise InputError("a UNet without mask output needs text guidance in some step to tell where it edits")
+    return latents, _mean_mask(model, mask_sum, num_masks)
+
+
+def _mean_mask(model: EditModel, mask_sum: Tensor, num_masks: int) -> Tensor:
+    if model.has_mask_output:
+        return mask_sum / num_masks
+    return mask_sum / mask_sum.amax(dim=(1, 2), keepdim=True).clamp(min=1e-8)
+
+
+@torch.no_grad()
+def edit_images(
+    model: EditModel,
+    views: Float[Tensor, "batch 3 height width"],
+    originals: Float[Tensor, "batch 3 height width"],
+    instruction: str | Sequence[str],
+    *,
+    noise_level: float,
+    seeds: Sequence[int],
+    settings: EditSettings | None = None,
+) -> Edited:
+    """Edit pictures by instruction.
+
+    Args:
+        model: the edit model.
+        views: pictures that sampling starts from, noised; the current renders of a scene, or the originals.
+        originals: pictures that the edit is conditioned on; always the unedited ones.
+        instruction: one for all, or one for each picture.
+        noise_level: share of the schedule to start at, in (0, 1]; at 1 it starts from noise alone.
+        seeds: one for each picture; a picture depends on its own seed only.
+        settings: steps, guidance and the like; the defaults if None.
+
+    Returns:
+        Images in [0, 1], and the masks of what was meant to change, soft in [0, 1], the mean over the sampling steps,
+        resized from the latent grid to the pictures. Of a UNet without mask output the mask is the size of the
+        instruction's part of the guided prediction, divided by its maximum: it always has a 1 somewhere, even when
+        there was nothing to do.
+
+    Raises:
+        InputError: views and originals, instructions or seeds differ in number or size, or `noise_level` is out of
+            range.
+    """
+    settings = settings or EditSettings()
+    if not 0 < noise_level <= 1:
+        raise InputError(f"the noise level must be in (0, 1], got {noise_level}")
+    instructions = [instruction] * len(views) if isinstance(instruction, str) else list(instruction)
+    if views.shape != originals.shape or not len(views) == len(instructions) == len(seeds):
+        raise InputError(
+            f"expected as many originals (of the same size), instructions and seeds as views, got views "
+            f"{tuple(views.shape)}, originals {tuple(originals.shape)}, {len(instructions)} instructions, "
+            f"{len(seeds)} seeds"
+        )
+    parts = []
+    for start in range(0, len(views), settings.batch_size):
+        part = slice(start, start + settings.batch_size)
+        condition = model.encode_condition(originals[part], instructions[part])
+        latents, masks = _edit_batch(model, views[part], condition, noise_level, seeds[part], settings)
+        images = model.backbone.decode_latents(latents).clamp(0, 1)
+        masks = functional.interpolate(masks[:, None], images.shape[-2:], mode="bilinear")[:, 0].clamp(0, 1)
+        if settings.keep_outside:
+            images = torch.lerp(originals[part], images, _mask_to_keep(masks)[:, None])
+        parts.append(Edited(images, masks))
+    return Edited(torch.cat([part.images for part in parts]), torch.cat([part.masks for part in parts]))
