@@ -1,0 +1,42 @@
+"""Rasterizers: splats and one camera to colour, alpha, depth and features, differentiable in the splats.
+
+The menu `RASTERIZERS` holds the fast one (`numba_cpu`) and the dense plain one it is tested against (`reference`).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.records import InputError
+from restage.scenes.cameras import Cameras
+from restage.scenes.rasterize.blending import Rasterizer, Rendering
+from restage.scenes.rasterize.numba_cpu import rasterize_numba
+from restage.scenes.rasterize.reference import rasterize_reference
+from restage.scenes.splats import Splats
+
+__all__ = ["RASTERIZERS", "Rasterizer", "Rendering", "rasterize_numba", "rasterize_reference", "splat_weights"]
+
+RASTERIZERS: dict[str, Rasterizer] = {"numba_cpu": rasterize_numba, "reference": rasterize_reference}
+
+
+def splat_weights(
+    splats: Splats, cameras: Cameras, maps: Float[Tensor, "c h w"], rasterizer: Rasterizer = rasterize_numba
+) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
+    """Sum over the pixels of one view the blending weight (opacity x transmittance) of each splat times each map.
+
+    The weight of a splat at a pixel is the derivative of a rendered feature with respect to the splat's feature, so
+    this is one backward pass.
+
+    Returns:
+        The weighted sums of each map, and the sums of the weights alone; 0 for splats that the view does not show.
+    """
+    if tuple(maps.shape[1:]) != (cameras.height, cameras.width):
+        raise InputError(f"expected maps of {cameras.height}x{cameras.width}, got {tuple(maps.shape[1:])}")
+    channels = torch.cat([maps, torch.ones_like(maps[:1])]) if len(maps) else torch.ones_like(maps.new_empty(1, *maps.shape[1:]))
+    with torch.enable_grad():
+        features = torch.zeros(len(splats), len(channels), requires_grad=True)
+        rendering = rasterizer(splats.detach(), cameras, features=features)
+        (sums,) = torch.autograd.grad(rendering.features, features, channels)
+    return sums[:, :-1], sums[:, -1]
