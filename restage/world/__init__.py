@@ -1,0 +1,1 @@
+"""The procedural tabletop world: descriptions, captions, edits, and exact pictures of all of them."""

@@ -1,0 +1,146 @@
+"""Captures of the procedural world: cameras around a scene, their views, sparse points, and the truth after an edit."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from numpy import ndarray as Array
+from torch import Tensor
+
+from restage.records import derive_seed
+from restage.scenes.cameras import Cameras, intrinsics_from_fov, look_at
+from restage.scenes.capture import Capture
+from restage.world.grammar import Description, Edit
+from restage.world.render import View, render_view
+
+__all__ = ["Truth", "change_mask", "make_capture", "make_truth", "ring_cameras", "sample_camera"]
+
+FIELD_OF_VIEW_RAD = math.radians(46)
+CHANGE_THRESHOLD = 3 / 255
+"""A pixel counts as changed where some channel differs by more: below it lies what 8 bits and rounding do."""
+
+
+class Truth(NamedTuple):
+    """Exact pictures after an edit, from the cameras of a capture."""
+
+    images: Float[Tensor, "n 3 h w"]
+    masks: Float[Tensor, "n h w"]
+    """1 where the edit changes the picture, shadows included."""
+
+
+def _camera_at(angle_rad: float, elevation_rad: float, radius: float, size: int) -> Cameras:
+    target = torch.tensor([0.0, 0.0, 0.5])
+    level = radius * math.cos(elevation_rad)
+    eye = target + torch.tensor(
+        [level * math.cos(angle_rad), level * math.sin(angle_rad), radius * math.sin(elevation_rad)]
+    )
+    intrinsics = intrinsics_from_fov(FIELD_OF_VIEW_RAD, size, size)
+    return Cameras(look_at(eye, target)[None], intrinsics[None], size, size)
+
+
+def scene_radius(description: Description) -> float:
+    """Distance, in world units, from which all objects are well in view."""
+    reach = max(math.hypot(o.x, o.y) + 0.55 * o.scale for o in description.objects)
+    tall = max(1.25 * o.scale for o in description.objects)
+    return 1.55 + 1.45 * max(reach, 0.75 * tall)
+
+
+def sample_camera(description: Description, seed: int, *, size: int = 128) -> Cameras:
+    """Sample one camera that sees the scene, for pictures that need no second view."""
+    rng = np.random.default_rng(derive_seed("camera", seed))
+    radius = scene_radius(description) * rng.uniform(0.95, 1.12)
+    return _camera_at(rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(10, 27)), radius, size)
+
+
+def ring_cameras(description: Description, num_views: int, *, seed: int, size: int = 128) -> Cameras:
+    """Cameras around the scene: angles evenly spaced, heights and distances varied."""
+    rng = np.random.default_rng(derive_seed("ring", seed))
+    start = rng.uniform(0, 2 * math.pi)
+    radius = scene_radius(description)
+    cameras = [
+        _camera_at(
+            start + 2 * math.pi * i / num_views,
+            math.radians((11, 20, 26, 15)[i % 4] + rng.uniform(-1.5, 1.5)),
+            radius * rng.uniform(0.97, 1.08),
+            size,
+        )
+        for i in range(num_views)
+    ]
+    return Cameras(
+        torch.cat([c.camera_to_world for c in cameras]), torch.cat([c.intrinsics for c in cameras]), size, size
+    )
+
+
+def _sparse_points(views: list[View], cameras: Cameras, count: int, seed: int) -> tuple[Array, Array]:
+    """Pick pixels of the views and lift them by depth, as structure from motion would have found them."""
+    rng = np.random.default_rng(derive_seed("points", seed))
+    points, colors = [], []
+    for index, view in enumerate(views):
+        chosen = rng.integers(0, view.depth.size, count // len(views))
+        v, u = np.divmod(chosen, cameras.width)
+        intrinsics = cameras.intrinsics[index].numpy()
+        depth = view.depth[v, u]
+        x = (u + 0.5 - intrinsics[0, 2]) / intrinsics[0, 0] * depth
+        y = (v + 0.5 - intrinsics[1, 2]) / intrinsics[1, 1] * depth
+        matrix = cameras.camera_to_world[index].numpy()
+        points.append(np.stack([x, y, depth], 1) @ matrix[:3, :3].T + matrix[:3, 3])
+        colors.append(view.image[:, v, u].T)
+    return np.concatenate(points).astype(np.float32), np.concatenate(colors).astype(np.float32)
+
+
+def make_capture(
+    description: Description,
+    *,
+    name: str,
+    seed: int,
+    num_views: int = 40,
+    held_out_every: int = 5,
+    size: int = 128,
+    num_points: int = 6000,
+) -> Capture:
+    """Capture a scene with cameras all around it.
+
+    Args:
+        description: The scene.
+        name: Name of the capture.
+        seed: Chooses angles, heights and points.
+        num_views: All views, held-out ones included.
+        held_out_every: Each so-many-th view is held out.
+        size: Width and height in pixels.
+        num_points: Sparse points, taken from training views only.
+    """
+    cameras = ring_cameras(description, num_views, seed=seed, size=size)
+    views = [render_view(description, cameras[i]) for i in range(num_views)]
+    held_out = tuple(range(held_out_every // 2, num_views, held_out_every))
+    train = tuple(i for i in range(num_views) if i not in held_out)
+    points, colors = _sparse_points([views[i] for i in train], cameras[train], num_points, seed)
+    return Capture(
+        name=name,
+        cameras=cameras,
+        images=torch.from_numpy(np.stack([view.image for view in views])),
+        file_names=tuple(f"view_{i:03d}.png" for i in range(num_views)),
+        points=torch.from_numpy(points),
+        point_colors=torch.from_numpy(colors),
+        train_indices=train,
+        held_out_indices=held_out,
+    )
+
+
+def change_mask(before: Float32[Array, "3 h w"], after: Float32[Array, "3 h w"]) -> Float32[Array, "h w"]:
+    """1 where two exact pictures differ by more than rounding."""
+    return (np.abs(after - before).max(0) > CHANGE_THRESHOLD).astype(np.float32)
+
+
+def make_truth(edit: Edit, cameras: Cameras) -> Truth:
+    """Render the scene before and after an edit from each camera, for the exact pictures and what they change."""
+    images, masks = [], []
+    for index in range(len(cameras)):
+        before = render_view(edit.before, cameras[index]).image
+        after = render_view(edit.after, cameras[index]).image
+        images.append(after)
+        masks.append(change_mask(before, after))
+    return Truth(images=torch.from_numpy(np.stack(images)), masks=torch.from_numpy(np.stack(masks)))

@@ -1,0 +1,350 @@
+"""Scene descriptions, their captions, and edits of them: the text side of the procedural world.
+
+A description is a typed value; an edit is a change of it, so the scene after an edit is known exactly. Called by the
+renderer's users, by the grammar prompt writer, and by the training recipes of the miniature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from restage.records import EditRequest, InputError, PromptPair, derive_seed, to_plain
+
+__all__ = [
+    "COLORS",
+    "EDIT_KINDS",
+    "GROUNDS",
+    "HELD_OUT_COMBINATIONS",
+    "KINDS",
+    "TIMES",
+    "Description",
+    "Edit",
+    "SceneObject",
+    "caption_of",
+    "prompt_pair_of",
+    "sample_description",
+    "sample_edit",
+]
+
+KINDS = ("ball", "cube", "cylinder", "cone", "snowman", "tree", "mushroom", "house")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
+GROUNDS = ("grass", "sand", "snow", "wood")
+TIMES = ("noon", "sunset", "night", "fog")
+SIZES = {"small": 0.74, "": 1.0, "big": 1.3}
+EDIT_KINDS = ("recolour", "reshape", "add", "remove", "ground", "time", "resize")
+
+HELD_OUT_COMBINATIONS = frozenset((kind, COLORS[(3 * i + 1) % len(COLORS)]) for i, kind in enumerate(KINDS))
+"""One colour a kind that no training scene shows, so that composition can be told from memory."""
+
+FOOTPRINT_RADIUS = 0.56
+"""Radius, in world units, of the circle on the ground that an object of normal size keeps free when it is placed."""
+
+TOUCH_RADIUS = 0.5
+"""Radius inside which the objects of normal size themselves lie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneObject:
+    """A thing on the ground."""
+
+    kind: str
+    color: str
+    size: str = ""
+    """`small`, `big`, or empty for neither."""
+    x: float = 0.0
+    y: float = 0.0
+    yaw_rad: float = 0.0
+
+    def __post_init__(self) -> None:
+        for value, known, name in (
+            (self.kind, KINDS, "kind"),
+            (self.color, COLORS, "color"),
+            (self.size, SIZES, "size"),
+        ):
+            if value not in known:
+                raise InputError(f"unknown {name} '{value}'; known: {', '.join(k or '(none)' for k in known)}")
+
+    @property
+    def scale(self) -> float:
+        """Size as a factor."""
+        return SIZES[self.size]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A whole scene: one to three objects of different kinds, what they stand on, and the light."""
+
+    objects: tuple[SceneObject, ...]
+    ground: str
+    time: str
+    """Time of day or weather."""
+
+    def __post_init__(self) -> None:
+        if self.ground not in GROUNDS or self.time not in TIMES:
+            raise InputError(f"unknown ground or time: '{self.ground}', '{self.time}'; known: {GROUNDS}, {TIMES}")
+
+    @classmethod
+    def from_plain(cls, value: Mapping[str, Any]) -> Self:
+        """Read it back from its JSON form."""
+        return cls(**{**value, "objects": tuple(SceneObject(**item) for item in value["objects"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """A change of a description, and how a person asks for it."""
+
+    kind: str
+    instruction: str
+    before: Description
+    after: Description
+
+    def to_plain(self) -> dict[str, Any]:
+        """Its JSON form."""
+        return to_plain(self)
+
+    @classmethod
+    def from_plain(cls, value: Mapping[str, Any]) -> Self:
+        """Read it back from its JSON form."""
+        return cls(
+            kind=value["kind"],
+            instruction=value["instruction"],
+            before=Description.from_plain(value["before"]),
+            after=Description.from_plain(value["after"]),
+        )
+
+
+def _place(rng: np.random.Generator, taken: list[SceneObject], scale: float) -> tuple[float, float]:
+    """Find a place near the middle that touches no object; the circle grows until there is one."""
+    reach = 0.12 if not taken else 0.75
+    while True:
+        for _ in range(30):
+            angle, radius = rng.uniform(0, 2 * math.pi), reach * math.sqrt(rng.uniform())
+            x, y = radius * math.cos(angle), radius * math.sin(angle)
+            if all(math.hypot(x - o.x, y - o.y) > FOOTPRINT_RADIUS * (scale + o.scale) for o in taken):
+                return round(x, 4), round(y, 4)
+        reach += 0.08
+
+
+def _pick(rng: np.random.Generator, options: tuple[str, ...] | list[str], without: set[str] | None = None) -> str:
+    allowed = [option for option in options if option not in (without or set())]
+    return allowed[int(rng.integers(len(allowed)))]
+
+
+def _sample_object(rng: np.random.Generator, taken: list[SceneObject], is_unseen: bool | None) -> SceneObject:
+    """Sample an object; `is_unseen` None allows every combination, else only held-out ones or only the others."""
+    while True:
+        kind = _pick(rng, KINDS, {o.kind for o in taken})
+        color = _pick(rng, COLORS, {o.color for o in taken})
+        if is_unseen is None or ((kind, color) in HELD_OUT_COMBINATIONS) == is_unseen:
+            break
+    size = ("small", "", "", "", "big")[int(rng.integers(5))]
+    x, y = _place(rng, taken, SIZES[size])
+    yaw = round(float(rng.uniform(0, 2 * math.pi)), 4)
+    return SceneObject(kind=kind, color=color, size=size, x=x, y=y, yaw_rad=yaw)
+
+
+def _center(objects: list[SceneObject]) -> tuple[SceneObject, ...]:
+    """Move the objects together so that their middle is the origin."""
+    x = sum(o.x for o in objects) / len(objects)
+    y = sum(o.y for o in objects) / len(objects)
+    return tuple(replace(o, x=round(o.x - x, 4), y=round(o.y - y, 4)) for o in objects)
+
+
+def sample_description(seed: int, *, num_objects: int | None = None, split: str = "train") -> Description:
+    """Sample a scene; the same arguments give the same scene on any machine.
+
+    Args:
+        seed: Any integer.
+        num_objects: 1 to 3; sampled (mostly one or two) where None.
+        split: `train` never shows a held-out combination of kind and colour, `unseen` shows only those.
+    """
+    rng = np.random.default_rng(derive_seed("description", seed, split))
+    count = num_objects or (1, 1, 1, 2, 2, 3)[int(rng.integers(6))]
+    objects: list[SceneObject] = []
+    for _ in range(count):
+        objects.append(_sample_object(rng, objects, split == "unseen"))
+    return Description(objects=_center(objects), ground=_pick(rng, GROUNDS), time=_pick(rng, TIMES))
+
+
+# --- captions -------------------------------------------------------------------------------------------------------
+
+# Wordings of one slot have the same number of words for every value, so that a swap of values is a swap of words.
+_GROUND_FORMS = ("on {}", "on the {}", "standing on {}", "on a floor of {}")
+_TIME_FORMS = (
+    {"noon": "at noon", "sunset": "at sunset", "night": "at night", "fog": "in fog"},
+    {"noon": "in the noon", "sunset": "in the sunset", "night": "in the night", "fog": "in the fog"},
+    {
+        "noon": "on a sunny day",
+        "sunset": "on a golden evening",
+        "night": "on a dark night",
+        "fog": "on a foggy day",
+    },
+)
+_ORDERS = ("{objects} {ground} {time}", "{objects} {ground}, {time}", "{time}, {objects} {ground}")
+_OPENINGS = ("", "", "", "a photo of ", "a picture of ")
+
+
+def object_phrase(item: SceneObject) -> str:
+    """Name an object as a caption does, such as `a big red cube`."""
+    words = " ".join(word for word in (item.size, item.color, item.kind) if word)
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def caption_of(description: Description, seed: int) -> str:
+    """Write a caption; the seed chooses the wording, so two descriptions and one seed give captions alike but for the change."""
+    rng = np.random.default_rng(derive_seed("caption", seed))
+    ground = _GROUND_FORMS[int(rng.integers(len(_GROUND_FORMS)))].format(description.ground)
+    time = _TIME_FORMS[int(rng.integers(len(_TIME_FORMS)))][description.time]
+    order = _ORDERS[int(rng.integers(len(_ORDERS)))]
+    opening = _OPENINGS[int(rng.integers(len(_OPENINGS)))]
+    phrases = [object_phrase(item) for item in description.objects]
+    objects = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+    if order.startswith("{time}"):
+        return order.format(objects=objects, ground=ground, time=time)
+    return opening + order.format(objects=objects, ground=ground, time=time)
+
+
+# --- edits ----------------------------------------------------------------------------------------------------------
+
+_RECOLOUR = (
+    "make the {kind} {color}",
+    "turn the {kind} {color}",
+    "paint the {kind} {color}",
+    "change the {kind} to {color}",
+)
+_RESHAPE = ("replace the {kind} with a {new}", "turn the {kind} into a {new}", "make the {kind} a {new}")
+_ADD = ("add {phrase}", "put {phrase} there", "place {phrase} in the scene")
+_REMOVE = ("remove the {kind}", "take away the {kind}", "delete the {kind}")
+_GROUND = ("change the ground to {new}", "make the ground {new}", "replace the {old} with {new}", "put it on {new}")
+_TIME = ("make it {new}", "turn it to {new}", "change the light to {new}")
+_RESIZE = ("make the {kind} {new}", "turn the {kind} {new}")
+
+
+def _is_allowed(kind: str, color: str, split: str) -> bool:
+    return split != "train" or (kind, color) not in HELD_OUT_COMBINATIONS
+
+
+def _with_object(description: Description, index: int, **changes: Any) -> Description:
+    objects = list(description.objects)
+    objects[index] = replace(objects[index], **changes)
+    return replace(description, objects=tuple(objects))
+
+
+def _possible_sizes(description: Description) -> list[tuple[int, str]]:
+    """List the objects and new sizes at which they still touch no other object."""
+    found = []
+    for index, item in enumerate(description.objects):
+        others = [o for i, o in enumerate(description.objects) if i != index]
+        for size in ("small", "big"):
+            room = [math.hypot(item.x - o.x, item.y - o.y) - TOUCH_RADIUS * (SIZES[size] + o.scale) for o in others]
+            if size != item.size and min(room, default=1.0) > 0:
+                found.append((index, size))
+    return found
+
+
+def possible_kinds(description: Description) -> tuple[str, ...]:
+    """Kinds of edit that this scene allows: nothing is added to a full scene or removed from a scene of one object."""
+    count = len(description.objects)
+    impossible = {"add": count >= 3, "remove": count < 2, "resize": not _possible_sizes(description)}
+    return tuple(kind for kind in EDIT_KINDS if not impossible.get(kind, False))
+
+
+def _edit_object(rng: np.random.Generator, scene: Description, kind: str, split: str) -> tuple[str, Description]:
+    """Sample an edit of one object: its instruction and the scene after it."""
+    index = int(rng.integers(len(scene.objects)))
+    item = scene.objects[index]
+    if kind == "recolour":
+        colors = [c for c in COLORS if c != item.color and _is_allowed(item.kind, c, split)]
+        color = _pick(rng, colors, {o.color for o in scene.objects})
+        return _pick(rng, _RECOLOUR).format(kind=item.kind, color=color), _with_object(scene, index, color=color)
+    if kind == "reshape":
+        kinds = [k for k in KINDS if _is_allowed(k, item.color, split)]
+        new = _pick(rng, kinds, {o.kind for o in scene.objects})
+        return _pick(rng, _RESHAPE).format(kind=item.kind, new=new), _with_object(scene, index, kind=new)
+    if kind == "resize":
+        sizes = _possible_sizes(scene)
+        index, new = sizes[int(rng.integers(len(sizes)))]
+        word = {"small": "smaller", "big": "bigger"}[new]
+        instruction = _pick(rng, _RESIZE).format(kind=scene.objects[index].kind, new=word)
+        return instruction, _with_object(scene, index, size=new)
+    objects = tuple(o for i, o in enumerate(scene.objects) if i != index)
+    return _pick(rng, _REMOVE).format(kind=item.kind), replace(scene, objects=objects)
+
+
+def sample_edit(description: Description, seed: int, *, kind: str | None = None, split: str = "train") -> Edit:
+    """Sample an edit of a scene.
+
+    Args:
+        description: The scene before.
+        seed: Any integer.
+        kind: One of `EDIT_KINDS`; sampled among those that the scene allows where None.
+        split: `train` never leads to a held-out combination of kind and colour.
+
+    Raises:
+        InputError: the scene does not allow this kind.
+    """
+    rng = np.random.default_rng(derive_seed("edit", seed, kind or "any", split))
+    allowed = possible_kinds(description)
+    kind = kind or _pick(rng, allowed)
+    if kind not in allowed:
+        raise InputError(f"no edit of kind '{kind}' for this scene; possible: {', '.join(allowed)}")
+    if kind == "add":
+        item = _sample_object(rng, list(description.objects), False if split == "train" else None)
+        instruction = _pick(rng, _ADD).format(phrase=object_phrase(item))
+        after = replace(description, objects=(*description.objects, item))
+    elif kind == "ground":
+        new = _pick(rng, GROUNDS, {description.ground})
+        instruction = _pick(rng, _GROUND).format(old=description.ground, new=new)
+        after = replace(description, ground=new)
+    elif kind == "time":
+        new = _pick(rng, TIMES, {description.time})
+        instruction = _pick(rng, _TIME).format(new=new)
+        after = replace(description, time=new)
+    else:
+        instruction, after = _edit_object(rng, description, kind, split)
+    return Edit(kind=kind, instruction=instruction, before=description, after=after)
+
+
+def _edit_words(edit: Edit) -> tuple[str, ...]:
+    """Words whose attention marks the region that changes; empty where that is the whole picture."""
+    if edit.kind == "ground":
+        return edit.before.ground, edit.after.ground
+    if edit.kind == "time":
+        return ()
+    gone = [o.kind for o in edit.before.objects if o not in edit.after.objects]
+    come = [o.kind for o in edit.after.objects if o not in edit.before.objects]
+    return tuple(dict.fromkeys(gone + come))
+
+
+def prompt_pair_of(edit: Edit, seed: int, *, form: str = "grammar") -> PromptPair:
+    """Write an edit as a prompt pair: both captions in one wording, the swapped words, the words that mark the region."""
+    source, target = caption_of(edit.before, seed), caption_of(edit.after, seed)
+    words = [text.replace(",", "").split() for text in (source, target)]
+    swaps: tuple[tuple[str, str], ...] = ()
+    if len(words[0]) == len(words[1]):
+        swaps = tuple((old, new) for old, new in zip(*words, strict=True) if old != new)
+        # An article follows its word ("a red", "an orange"); it names nothing.
+        swaps = tuple(swap for swap in swaps if set(swap) != {"a", "an"})
+    return PromptPair(
+        source=source,
+        target=target,
+        instruction=edit.instruction,
+        kind=edit.kind,
+        swaps=swaps,
+        words=_edit_words(edit),
+        form=form,
+    )
+
+
+def request_of(edit: Edit, seed: int) -> EditRequest:
+    """Write an edit as the request that an editor gets."""
+    return EditRequest(
+        instruction=edit.instruction,
+        source_caption=caption_of(edit.before, seed),
+        target_caption=caption_of(edit.after, seed),
+    )
