@@ -1,0 +1,128 @@
+"""The command line: turns arguments into configs with tyro, shows progress, and turns errors into one line.
+
+A sub-command is a function of `restage/commands.py`; only the one that was asked for is built, and it imports what is
+heavy by itself, so that `restage --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from restage.records import InputError
+
+__all__ = ["main"]
+
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 130
+
+SUMMARIES = {
+    "demo": "the whole path in about ten minutes: prompts to the report page of an edited scene",
+    "prompts": "write prompt pairs: two captions that differ by one edit",
+    "pairs": "make image pairs of the prompt pairs with Prompt-to-Prompt, score and keep or reject them",
+    "train": "train the edit model on the kept pairs",
+    "fit": "fit Gaussian splats to a capture (a nerfstudio folder)",
+    "edit": "edit a fitted scene by an instruction",
+    "compare": "score every edit of a run on held-out views",
+    "report": "write the page, figures and clips of a run",
+    "miniature": "train the models of the miniature world",
+    "show": "print what a run holds: stages, edits, scores",
+    "ls": "list runs",
+}
+
+
+def _overview() -> str:
+    width = max(map(len, SUMMARIES))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items())
+    return (
+        "usage: restage COMMAND [OPTIONS]\n\n"
+        "Edit 3D scenes by text, and show how well.\n\n"
+        f"commands, in the order data flows:\n{commands}\n\n"
+        "`restage COMMAND --help` explains each with an example. Start with: restage demo\n"
+    )
+
+
+def _prepare_environment() -> None:
+    """Settings that libraries read when they are imported: nothing is downloaded, and idle threads sleep."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    # torch and numba have a thread pool each; one that spins while it waits takes the cores from the other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run_command(name: str, arguments: Sequence[str]) -> None:
+    import tyro
+
+    from restage import commands
+
+    command = commands.COMMANDS[name]
+    tyro.cli(
+        command,
+        args=list(arguments),
+        prog=f"restage {name}",
+        description=inspect.cleandoc(command.__doc__ or "").split("\n\nArgs:")[0],
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: what comes after `restage`.
+
+    Returns:
+        The exit code: 0 done, 2 bad input, 130 stopped by the user. Unexpected errors are raised.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview(), end="")
+        return 0 if arguments else EXIT_BAD_INPUT
+    if arguments[0] == "--version":
+        from restage import __version__
+
+        print(f"restage {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in SUMMARIES:
+        print(f"restage: no command {name!r}; expected one of: {', '.join(SUMMARIES)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    try:
+        _run_command(name, arguments[1:])
+    except InputError as error:
+        print(f"restage {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return EXIT_STOPPED
+    return 0
+
+
+def main() -> None:
+    """Entry point of `restage`."""
+    _prepare_environment()
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has gone: not an error. What is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except KeyboardInterrupt:
+        code = EXIT_STOPPED
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What the user sees of a run in a terminal: progress while it works, and what it holds afterwards.
+
+Called by the sub-commands; reads the records of a run and nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from restage.records import InputError, Progress, read_json
+
+__all__ = ["STAGES", "describe_run", "find_runs", "list_runs", "show_progress"]
+
+STAGES = ("prompts", "pairs", "train", "scenes", "edit", "compare", "report")
+"""Stages in the order data flows."""
+
+PLAIN_LINES_PER_STAGE = 10
+
+
+def show_progress(steps: Iterable[Progress], *, file: TextIO | None = None) -> None:
+    """Work through the steps, with a bar for each stage on a terminal and about ten plain lines otherwise."""
+    out = file or sys.stdout
+    if out.isatty():
+        _show_bars(steps)
+    else:
+        for line in plain_lines(steps):
+            print(line, file=out, flush=True)
+
+
+def plain_lines(steps: Iterable[Progress]) -> Iterator[str]:
+    """One line for the first and last step of a stage and for each tenth between."""
+    stage, shown, started_s = None, -1, time.monotonic()
+    for step in steps:
+        if step.stage != stage:
+            stage, shown, started_s = step.stage, -1, time.monotonic()
+        tenth = step.done * PLAIN_LINES_PER_STAGE // max(step.total, 1)
+        if tenth != shown:
+            shown = tenth
+            note = f"  {step.note}" if step.note else ""
+            yield f"{step.stage:<8} {step.done:>5}/{step.total:<5} {time.monotonic() - started_s:6.1f} s{note}"
+
+
+def _show_bars(steps: Iterable[Progress]) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, TextColumn("{task.fields[note]}", markup=False)) as bars:
+        tasks: dict[str, Any] = {}
+        for step in steps:
+            if step.stage not in tasks:
+                for task in tasks.values():
+                    bars.stop_task(task)
+                tasks[step.stage] = bars.add_task(step.stage, total=step.total, note="")
+            bars.update(tasks[step.stage], completed=step.done, total=step.total, note=step.note)
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Run folders in `folder` and one level below, by name."""
+    candidates = [folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*"))]
+    return [path for path in candidates if (path / "run.json").is_file()]
+
+
+def _seconds(record: dict[str, Any]) -> float:
+    return sum(session.get("wall_s", 0.0) for session in record.get("sessions", ()))
+
+
+def list_runs(folder: Path) -> list[str]:
+    """One line for each run: where, status, stages done, time.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; say where runs are, such as: restage ls runs")
+    lines = []
+    for path in find_runs(folder):
+        record = read_json(path / "run.json")
+        done = [stage for stage in STAGES if (path / stage / "stage.json").exists()]
+        lines.append(f"{path}  {record.get('status', '?')}  {_seconds(record):.0f} s  {' '.join(done) or 'no stage yet'}")
+    return lines
+
+
+def _edit_lines(path: Path) -> Iterator[str]:
+    for record_path in sorted((path / "edit").rglob("record.json")):
+        where = record_path.parent.relative_to(path / "edit")
+        yield f"  {where.as_posix()}"
+
+
+def describe_run(path: Path) -> list[str]:
+    """What a run holds: its id, each stage with its facts, its edits, and where to look next.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    if not (path / "run.json").is_file():
+        raise InputError(f"{path} holds no run.json; `restage ls {path.parent}` lists runs")
+    record = read_json(path / "run.json")
+    lines = [
+        f"{path}: {record.get('id')}, {record.get('status')}, seed {record.get('seed')}",
+        f"made by: {' '.join(record.get('command', ()))}  ({_seconds(record):.0f} s in {len(record.get('sessions', ()))} sessions)",
+    ]
+    for stage in STAGES:
+        mark = path / stage / "stage.json"
+        if mark.exists():
+            facts = read_json(mark).get("facts", {})
+            lines.append(f"{stage:<8} done  " + "  ".join(f"{name}={_short(value)}" for name, value in facts.items()))
+        elif (path / stage).exists():
+            lines.append(f"{stage:<8} begun")
+    lines += _edit_lines(path)
+    page = path / "report" / "index.html"
+    if page.exists():
+        lines.append(f"page: {page}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
