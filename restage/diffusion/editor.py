@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.sampler import denoise, initial_noise
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError, read_json, write_json
 
@@ -302,34 +303,30 @@ def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None =
     write_json(folder / "edit_model.json", record)
 
 
-def _original_noise(like: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Unit noise, each item's from its own seed only."""
-    items = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(items).to(like)
-
-
-def _denoising_step(
-    schedule: Schedule, latents: Tensor, x0: Tensor, previous_x0: Tensor | None, steps: tuple[int, int, int]
-) -> Tensor:
-    """One step of DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095, algorithm 2) from steps[1] to steps[2].
-
-    `steps` are the previous, the current and the next entry of the step table; a next one of -1 is the clean latent.
-    """
-    if steps[2] < 0:
-        return x0
-    kept = schedule.alphas_cumprod
-    before, now, after = (float(0.5 * torch.log(kept[t] / (1 - kept[t]))) for t in steps)
-    estimate = x0
-    if previous_x0 is not None:
-        ratio = (now - before) / (after - now)
-        estimate = (1 + 1 / (2 * ratio)) * x0 - 1 / (2 * ratio) * previous_x0
-    shrink = float(((1 - kept[steps[2]]) / (1 - kept[steps[1]])).sqrt())
-    return shrink * latents - float(kept[steps[2]].sqrt()) * math.expm1(now - after) * estimate
-
-
 def _mask_to_keep(mask: Tensor) -> Tensor:
     """Sharpen a soft mask so that sure pixels are wholly kept or wholly free."""
     return ((mask - KEEP_LOW) / (KEEP_HIGH - KEEP_LOW)).clamp(0, 1)
+
+
+class _MaskMean:
+    """Gathers the masks of the sampling steps of one batch."""
+
+    def __init__(self, has_mask_output: bool) -> None:
+        self.has_mask_output = has_mask_output
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def add(self, mask: Tensor | None) -> None:
+        if mask is not None:
+            self.total = mask if self.total is None else self.total + mask
+            self.count += 1
+
+    def mean(self) -> Tensor:
+        if self.total is None:
+            raise InputError("a UNet without mask output needs text guidance in its first step to tell where it edits")
+        if self.has_mask_output:
+            return self.total / self.count
+        return self.total / self.total.amax(dim=(1, 2), keepdim=True).clamp(min=1e-8)
 
 
 def _edit_batch(
@@ -342,32 +339,27 @@ def _edit_batch(
 ) -> tuple[Tensor, Tensor]:
     """Edit one batch: latents, and masks on the latent grid."""
     schedule, original = model.schedule, condition.original_latents
-    noise = _original_noise(original, seeds)
-    num_steps = math.ceil(settings.steps * noise_level - 1e-9)
-    table = schedule.timesteps(num_steps, start=noise_level)
-    first = torch.full((len(views),), table[0], device=original.device)
-    latents = noise if noise_level == 1 else schedule.add_noise(model.backbone.encode_images(views), noise, first)
-    mask_sum, num_masks, previous_x0 = torch.zeros_like(original[:, 0]), 0, None
-    for index, step in enumerate(table):
-        t = torch.full_like(first, step)
-        with torch.autocast(latents.device.type, torch.bfloat16, enabled=settings.use_bfloat16):
-            predicted = model.predict_guided(latents, t, condition, settings.guidance)
-        if predicted.mask is not None:
-            mask_sum, num_masks = mask_sum + predicted.mask, num_masks + 1
-        x0 = schedule.to_x0(predicted.epsilon, latents, t)
-        if settings.keep_outside and num_masks:
-            x0 = torch.lerp(original, x0, _mask_to_keep(_mean_mask(model, mask_sum, num_masks))[:, None])
-        around = (table[max(index - 1, 0)], step, table[index + 1] if index + 1 < len(table) else -1)
-        latents, previous_x0 = _denoising_step(schedule, latents, x0, previous_x0, around), x0
-    if not num_masks:
-        raise InputError("a UNet without mask output needs text guidance in some step to tell where it edits")
-    return latents, _mean_mask(model, mask_sum, num_masks)
+    latents = initial_noise(original.shape[1:], seeds).to(original)
+    table = schedule.timesteps(math.ceil(settings.steps * noise_level - 1e-9), start=noise_level)
+    if noise_level < 1:
+        first = torch.full((len(views),), table[0], device=original.device)
+        latents = schedule.add_noise(model.backbone.encode_images(views), latents, first)
+    masks = _MaskMean(model.has_mask_output)
 
+    def predict(noisy: Tensor, t: Tensor, step: int) -> Tensor:
+        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=settings.use_bfloat16):
+            predicted = model.predict_guided(noisy, t, condition, settings.guidance)
+        masks.add(predicted.mask)
+        if not settings.keep_outside:
+            return predicted.epsilon
+        signal, sigma = schedule.coefficients(t, noisy)
+        x0 = schedule.to_x0(predicted.epsilon, noisy, t)
+        x0 = torch.lerp(original, x0, _mask_to_keep(masks.mean())[:, None])
+        return (noisy - signal * x0) / sigma
 
-def _mean_mask(model: EditModel, mask_sum: Tensor, num_masks: int) -> Tensor:
-    if model.has_mask_output:
-        return mask_sum / num_masks
-    return mask_sum / mask_sum.amax(dim=(1, 2), keepdim=True).clamp(min=1e-8)
+    for state in denoise(schedule, latents, predict=predict, timesteps=table):
+        latents = state.latents
+    return latents, masks.mean()
 
 
 @torch.no_grad()

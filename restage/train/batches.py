@@ -1,0 +1,170 @@
+"""Draws training batches from encoded examples, and the loss of the edit UNet on them.
+
+A batch is a function of (seed, step) alone, so that training can go on anywhere. Called by `restage.train.edit_model`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from restage.diffusion.schedule import Schedule
+from restage.records import InputError, derive_seed
+from restage.train.examples import Examples
+
+__all__ = ["EditBatch", "EditLoss", "ExampleMix", "LossWeights", "edit_loss", "sample_edit_batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleMix:
+    """In which forms examples are shown."""
+
+    drop_text: float = 0.05
+    """Share without instruction (InstructPix2Pix: 0.05)."""
+    drop_image: float = 0.05
+    """Share without original (InstructPix2Pix: 0.05)."""
+    drop_both: float = 0.05
+    """Share with neither (InstructPix2Pix: 0.05)."""
+    mirror_share: float = 0.5
+    """Share shown mirrored, among pairs whose texts name no side; 0 also saves encoding the mirror images."""
+    identity_share: float = 0.05
+    """Share where nothing is to change: the edited picture asked for again, or 'change nothing'; the mask is empty."""
+
+    def __post_init__(self) -> None:
+        shares = (self.drop_text, self.drop_image, self.drop_both, self.mirror_share, self.identity_share)
+        if not all(0 <= share <= 1 for share in shares) or sum(shares[:3]) > 1:
+            raise InputError(f"shares of examples must lie in [0, 1], those dropped sum to at most 1; got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """How the parts of the loss are weighed."""
+
+    mask: float = 0.1
+    """Weight of the mask's binary cross-entropy (in nats, mean over pixels) beside the noise loss, whose weight is 1."""
+    changed: float = 0.0
+    """Extra weight of the noise loss on changed pixels: a pixel weighs 1 + changed * mask, over the batch's mean."""
+
+    def __post_init__(self) -> None:
+        if self.mask < 0 or self.changed < 0:
+            raise InputError(f"weights of the loss must not be negative, got {self}")
+
+
+class EditBatch(NamedTuple):
+    """A training batch."""
+
+    original: Float[Tensor, "batch channels height width"]
+    """Unit-variance latents of the condition; zeros where it is dropped."""
+    target: Float[Tensor, "batch channels height width"]
+    """Clean latents of the edited picture."""
+    mask: Float[Tensor, "batch height width"]
+    text: Float[Tensor, "batch tokens width_of_text"]
+    has_condition: Bool[Tensor, " batch"]
+    """Where both text and original are there: only then a mask can be told, and is trained."""
+
+
+class EditLoss(NamedTuple):
+    """The loss and its parts."""
+
+    total: Float[Tensor, ""]
+    noise: Float[Tensor, ""]
+    mask: Float[Tensor, ""]
+    """Without its weight."""
+
+
+def _rows_at(examples: Examples, batch_size: int, *, seed: int, step: int) -> NDArray[np.int64]:
+    """Pairs of a step: the whole set in a new order every epoch."""
+    n = examples.num_pairs
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    orders = {
+        int(epoch): np.random.default_rng(derive_seed(seed, "epoch", int(epoch))).permutation(n)
+        for epoch in np.unique(positions // n)
+    }
+    return np.array([orders[int(position // n)][position % n] for position in positions])
+
+
+def _identity_texts(examples: Examples, rows: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Instruction for each row if nothing is to change, and whether the picture is then the edited one."""
+    settled = examples.settled_text[rows]
+    leave_alone = torch.from_numpy(rng.choice(np.array(examples.leave_alone), size=len(rows)))
+    return torch.where(settled >= 0, settled, leave_alone), settled >= 0
+
+
+def sample_edit_batch(
+    examples: Examples, mix: ExampleMix, *, batch_size: int, seed: int, step: int, device: str = "cpu"
+) -> EditBatch:
+    """Draw the batch of a step; the same (seed, step) gives the same batch."""
+    rng = np.random.default_rng(derive_seed(seed, "batch", step))
+    rows = torch.from_numpy(_rows_at(examples, batch_size, seed=seed, step=step))
+    is_mirrored, is_identity, dropped = (torch.from_numpy(rng.random(batch_size)) for _ in range(3))
+    rows = torch.where(is_mirrored < mix.mirror_share, examples.mirrored[rows], rows)
+    source, edited, mask = (item[rows].float() for item in (examples.source, examples.edited, examples.masks))
+    text = examples.text[rows]
+    identity_text, is_settled = _identity_texts(examples, rows, rng)
+    unchanged = is_identity < mix.identity_share
+    picture = torch.where(is_settled[:, None, None, None], edited, source)
+    source = torch.where(unchanged[:, None, None, None], picture, source)
+    edited = torch.where(unchanged[:, None, None, None], picture, edited)
+    mask = torch.where(unchanged[:, None, None], 0.0, mask)
+    text = torch.where(unchanged, identity_text, text)
+    text_only, image_only = mix.drop_text, mix.drop_text + mix.drop_image
+    both = image_only + mix.drop_both
+    has_no_text = (dropped < text_only) | ((dropped >= image_only) & (dropped < both))
+    has_no_image = (dropped >= text_only) & (dropped < both)
+    batch = EditBatch(
+        original=torch.where(has_no_image[:, None, None, None], 0.0, source),
+        target=edited,
+        mask=mask,
+        text=examples.texts[torch.where(has_no_text, 0, text)].float(),
+        has_condition=~(has_no_text | has_no_image),
+    )
+    return EditBatch(*(item.to(device) for item in batch))
+
+
+def _draw_timesteps(count: int, num_timesteps: int, generator: torch.Generator) -> Int[Tensor, " count"]:
+    """Uniform steps, one from each of `count` equal parts of the schedule in random order: less noise in the loss."""
+    jitter = torch.rand(count, generator=generator)
+    order = torch.randperm(count, generator=generator)
+    return ((order + jitter) / count * num_timesteps).long().clamp(max=num_timesteps - 1)
+
+
+def edit_loss(
+    unet: UNet2DConditionModel,
+    batch: EditBatch,
+    generator: torch.Generator,
+    *,
+    schedule: Schedule,
+    condition_scale: float,
+    weights: LossWeights,
+) -> EditLoss:
+    """Noise-prediction loss in the UNet's own parameterisation, and cross-entropy of its mask output.
+
+    Args:
+        unet: an edit UNet with mask output.
+        batch: what to train on.
+        generator: on the CPU; timesteps and noise are drawn from it.
+        schedule: of the model.
+        condition_scale: factor on the original's latents at the input, as in `EditModel`.
+        weights: of the parts.
+    """
+    target, channels = batch.target, batch.target.shape[1]
+    t = _draw_timesteps(len(target), schedule.num_train_timesteps, generator).to(target.device)
+    noise = torch.randn(target.shape, generator=generator).to(target.device)
+    inputs = torch.cat([schedule.add_noise(target, noise, t), batch.original * condition_scale], dim=1)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    output = unet(inputs, t, encoder_hidden_states=batch.text).sample.float()
+    pixel_weights = 1 + weights.changed * batch.mask[:, None]
+    squared = (output[:, :channels] - schedule.target(target, noise, t)).square()
+    noise_loss = (squared * (pixel_weights / pixel_weights.mean())).mean()
+    entropy = functional.binary_cross_entropy_with_logits(output[:, channels], batch.mask, reduction="none")
+    has_mask = batch.has_condition.float()
+    mask_loss = (entropy.mean(dim=(1, 2)) * has_mask).sum() / has_mask.sum().clamp(min=1)
+    return EditLoss(noise_loss + weights.mask * mask_loss, noise_loss, mask_loss)

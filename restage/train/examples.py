@@ -1,0 +1,258 @@
+"""Turns image pairs into what the edit model is trained on: latents, masks on the latent grid, text embeddings.
+
+Encoded once, kept as safetensors files named by their content, so that a second start only reads. Called by
+`restage.train.edit_model`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from restage.diffusion.backbone import Backbone
+from restage.records import InputError, Progress, PromptPair, canonical_json, write_atomically
+
+__all__ = ["Examples", "ExactPair", "TrainingPair", "can_be_mirrored", "encode_examples"]
+
+CHUNK_SIZE = 128
+"""Pairs per cache file: what a kill costs at most."""
+ENCODE_BATCH_SIZE = 16
+TEXT_BATCH_SIZE = 64
+
+LEAVE_ALONE = ("leave it as it is", "change nothing", "keep everything as it is", "do not change anything")
+"""Instructions of examples that teach to change nothing."""
+SETTLED_KINDS = frozenset({"recolour", "reshape", "ground", "time", "remove"})
+"""Kinds of edit that ask for a state: asked for again on the edited picture, there is nothing left to do."""
+SIDE_WORDS = re.compile(
+    r"\b(left|right|clockwise|counterclockwise|anticlockwise|east\w*|west\w*|mirror\w*|flip\w*|text|letters?|sign)\b",
+    re.IGNORECASE,
+)
+"""Words that name a side, or something that reads wrong when mirrored."""
+
+
+@runtime_checkable
+class TrainingPair(Protocol):
+    """What training needs of an image pair; the records of the pair store have it."""
+
+    @property
+    def source(self) -> Float[Tensor, "3 h w"]:
+        """Picture before the edit, in [0, 1]."""
+        ...
+
+    @property
+    def edited(self) -> Float[Tensor, "3 h w"]:
+        """Picture after the edit, in [0, 1]."""
+        ...
+
+    @property
+    def mask(self) -> Float[Tensor, "h w"]:
+        """Where the edit is meant to change something, in [0, 1]."""
+        ...
+
+    @property
+    def prompt(self) -> PromptPair:
+        """Captions and instruction."""
+        ...
+
+
+class ExactPair(NamedTuple):
+    """A pair that was rendered rather than generated, to measure what the pair maker costs."""
+
+    source: Float[Tensor, "3 h w"]
+    edited: Float[Tensor, "3 h w"]
+    mask: Float[Tensor, "h w"]
+    prompt: PromptPair
+
+
+def can_be_mirrored(prompt: PromptPair) -> bool:
+    """Whether the mirrored pictures still fit the instruction: neither it nor a caption names a side."""
+    return not any(SIDE_WORDS.search(text) for text in (prompt.instruction, prompt.source, prompt.target))
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """All pairs of a training set, encoded; a row is a pair or its mirror image."""
+
+    source: Float[Tensor, "rows channels height width"]
+    """Unit-variance latents of the picture before, in half precision."""
+    edited: Float[Tensor, "rows channels height width"]
+    masks: Float[Tensor, "rows height width"]
+    """Share of each latent pixel that the stored mask covers."""
+    mirrored: Int[Tensor, " rows"]
+    """Row of the mirror image; a row's own where there is none."""
+    text: Int[Tensor, " rows"]
+    """Row of the instruction in `texts`."""
+    settled_text: Int[Tensor, " rows"]
+    """Row of an instruction that leaves the edited picture as it is, or -1 when there is none but `leave_alone`."""
+    texts: Float[Tensor, "texts tokens width_of_text"]
+    """Embedded texts, in half precision; row 0 is the empty text, then come those of `leave_alone`."""
+    num_pairs: int
+    """Rows below this are pairs as they came, the rest mirror images."""
+
+    @property
+    def leave_alone(self) -> tuple[int, ...]:
+        """Rows in `texts` of the instructions that ask for no change."""
+        return tuple(range(1, 1 + len(LEAVE_ALONE)))
+
+
+class _Chunk(NamedTuple):
+    tensors: dict[str, Tensor]
+    """source, edited, mask: the pairs as they came, then the mirror images of those marked."""
+    mirrored: tuple[bool, ...]
+    prompts: tuple[PromptPair, ...]
+
+
+def _fingerprint(backbone: Backbone) -> bytes:
+    """Hash of what the encodings depend on besides the pairs: the weights of VAE and text encoder."""
+    digest = hashlib.sha256(str(backbone.vae.config.get("scaling_factor")).encode())
+    for module in (backbone.vae, backbone.text_encoder):
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def _read_or_make(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    if not path.exists():
+        tensors = {name: value.cpu().contiguous() for name, value in make().items()}
+        with write_atomically(path) as temporary:
+            save_file(tensors, temporary)
+    return load_file(path)
+
+
+def _check(pair: TrainingPair) -> None:
+    if pair.source.shape != pair.edited.shape or pair.mask.shape != pair.source.shape[1:]:
+        raise InputError(
+            f"source, edited and mask of a pair must have one size, got {tuple(pair.source.shape)}, "
+            f"{tuple(pair.edited.shape)} and {tuple(pair.mask.shape)} ({pair.prompt.instruction!r})"
+        )
+
+
+def _with_mirror_images(images: Tensor, is_mirrored: list[bool]) -> Tensor:
+    return torch.cat([images, images[is_mirrored].flip(-1)])
+
+
+def _encode_images(pairs: Sequence[TrainingPair], is_mirrored: list[bool], backbone: Backbone) -> dict[str, Tensor]:
+    def encode(images: Tensor) -> Tensor:
+        parts = images.split(ENCODE_BATCH_SIZE)
+        return torch.cat([backbone.encode_images(part).cpu() for part in parts]).to(torch.float16)
+
+    with torch.no_grad():
+        source = encode(_with_mirror_images(torch.stack([pair.source for pair in pairs]), is_mirrored))
+        edited = encode(_with_mirror_images(torch.stack([pair.edited for pair in pairs]), is_mirrored))
+    masks = _with_mirror_images(torch.stack([pair.mask for pair in pairs]), is_mirrored)
+    masks = functional.adaptive_avg_pool2d(masks[:, None], source.shape[-2:])[:, 0].to(torch.float16)
+    return {"source": source, "edited": edited, "masks": masks}
+
+
+def _encode_chunk(
+    pairs: Sequence[TrainingPair], backbone: Backbone, folder: Path, fingerprint: bytes, mirror: bool
+) -> _Chunk:
+    """Encode some pairs, or read them back when the same ones were encoded before."""
+    is_mirrored = [mirror and can_be_mirrored(pair.prompt) for pair in pairs]
+    digest = hashlib.sha256(fingerprint + canonical_json(is_mirrored).encode())
+    for pair in pairs:
+        _check(pair)
+        for image in (pair.source, pair.edited, pair.mask):
+            digest.update(image.cpu().contiguous().numpy().tobytes())
+    path = folder / f"latents-{digest.hexdigest()[:16]}.safetensors"
+    tensors = _read_or_make(path, lambda: _encode_images(pairs, is_mirrored, backbone))
+    return _Chunk(tensors, tuple(is_mirrored), tuple(pair.prompt for pair in pairs))
+
+
+def _encode_texts(texts: Sequence[str], backbone: Backbone, folder: Path, fingerprint: bytes) -> Tensor:
+    digest = hashlib.sha256(fingerprint + canonical_json(list(texts)).encode())
+
+    def encode() -> dict[str, Tensor]:
+        parts = [texts[start : start + TEXT_BATCH_SIZE] for start in range(0, len(texts), TEXT_BATCH_SIZE)]
+        with torch.no_grad():
+            embedded = torch.cat([backbone.encode_text(list(part)).cpu() for part in parts])
+        return {"texts": embedded.to(torch.float16)}
+
+    return _read_or_make(folder / f"texts-{digest.hexdigest()[:16]}.safetensors", encode)["texts"]
+
+
+def _order_rows(chunks: Sequence[_Chunk]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Rows of the whole set as (chunk, row in it), pairs first, and each row's mirror image."""
+    rows = [(index, row) for index, chunk in enumerate(chunks) for row in range(len(chunk.prompts))]
+    mirrored = list(range(len(rows)))
+    position = 0
+    for index, chunk in enumerate(chunks):
+        next_image = len(chunk.prompts)
+        for row, has_image in enumerate(chunk.mirrored):
+            if has_image:
+                mirrored[position + row] = len(rows)
+                mirrored.append(position + row)
+                rows.append((index, next_image))
+                next_image += 1
+        position += len(chunk.prompts)
+    return rows, mirrored
+
+
+def _join(chunks: Sequence[_Chunk], backbone: Backbone, folder: Path, fingerprint: bytes) -> Examples:
+    rows, mirrored = _order_rows(chunks)
+    prompts = [prompt for chunk in chunks for prompt in chunk.prompts]
+    texts = ["", *LEAVE_ALONE, *sorted({prompt.instruction for prompt in prompts} - {"", *LEAVE_ALONE})]
+    row_of = {text: row for row, text in enumerate(texts)}
+    text = [row_of[prompt.instruction] for prompt in prompts]
+    settled = [row_of[prompt.instruction] if prompt.kind in SETTLED_KINDS else -1 for prompt in prompts]
+    for row in range(len(prompts), len(rows)):
+        text.append(text[mirrored[row]])
+        settled.append(settled[mirrored[row]])
+    starts = torch.tensor([0, *(len(chunk.tensors["source"]) for chunk in chunks)]).cumsum(0)
+    order = torch.tensor([int(starts[index]) + row for index, row in rows])
+    joined = {name: torch.cat([chunk.tensors[name] for chunk in chunks])[order] for name in chunks[0].tensors}
+    return Examples(
+        source=joined["source"],
+        edited=joined["edited"],
+        masks=joined["masks"],
+        mirrored=torch.tensor(mirrored),
+        text=torch.tensor(text),
+        settled_text=torch.tensor(settled),
+        texts=_encode_texts(texts, backbone, folder, fingerprint),
+        num_pairs=len(prompts),
+    )
+
+
+def _in_chunks(pairs: Iterable[TrainingPair]) -> Iterator[list[TrainingPair]]:
+    iterator = iter(pairs)
+    while chunk := list(islice(iterator, CHUNK_SIZE)):
+        yield chunk
+
+
+def encode_examples(
+    pairs: Iterable[TrainingPair], backbone: Backbone, folder: Path, *, mirror: bool = True
+) -> Generator[Progress, None, Examples]:
+    """Encode image pairs, or read what was encoded before; the generator returns the examples.
+
+    Args:
+        pairs: pictures of one size; read once, a chunk at a time.
+        backbone: its VAE and text encoder are used.
+        folder: where the encoded files lie; chunks that are there already are not encoded again.
+        mirror: also encode the mirror image of each pair whose texts name no side.
+
+    Raises:
+        InputError: there are no pairs, or a pair's pictures differ in size.
+    """
+    fingerprint = _fingerprint(backbone)
+    chunks, done = [], 0
+    for part in _in_chunks(pairs):
+        chunks.append(_encode_chunk(part, backbone, folder, fingerprint, mirror))
+        done += len(part)
+        yield Progress(stage="train", done=done, total=done, note=f"{done} pairs encoded")
+    if not chunks:
+        raise InputError("there are no accepted pairs to train on; make more pairs or loosen the rule")
+    if len({chunk.tensors["source"].shape[1:] for chunk in chunks}) != 1:
+        raise InputError("the pairs have pictures of different sizes; train on one size at a time")
+    return _join(chunks, backbone, folder, fingerprint)
