@@ -15,13 +15,21 @@ from restage.records import derive_seed
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, look_at
 from restage.scenes.capture import Capture
 from restage.world.grammar import Description, Edit
-from restage.world.render import View, render_view
+from restage.world.render import View, count_object_pixels, render_view
 
 __all__ = ["Truth", "change_mask", "make_capture", "make_truth", "ring_cameras", "sample_camera"]
 
 FIELD_OF_VIEW_RAD = math.radians(46)
 CHANGE_THRESHOLD = 3 / 255
 """A pixel counts as changed where some channel differs by more: below it lies what 8 bits and rounding do."""
+
+MIN_SHOWN_SHARE = 0.35
+"""Of the pixels that an object would cover alone, the share that others may not hide."""
+MIN_COVERAGE = 0.012
+"""Share of the picture that each object has to cover."""
+MAX_CAMERA_TRIES = 8
+PROBE_SIZE = 32
+"""Width and height, in pixels, of the pictures in which a camera is tried out."""
 
 
 class Truth(NamedTuple):
@@ -50,10 +58,32 @@ def scene_radius(description: Description) -> float:
 
 
 def sample_camera(description: Description, seed: int, *, size: int = 128) -> Cameras:
-    """Sample one camera that sees the scene, for pictures that need no second view."""
+    """Sample one camera in whose picture every object can be recognised, for pictures that need no second view.
+
+    An object that hides behind another would make the caption wrong, so cameras are drawn until each object shows
+    `MIN_SHOWN_SHARE` of what it would show alone and covers `MIN_COVERAGE` of the picture. Where none of
+    `MAX_CAMERA_TRIES` does, the one that comes closest is taken.
+    """
     rng = np.random.default_rng(derive_seed("camera", seed))
-    radius = scene_radius(description) * rng.uniform(0.95, 1.12)
-    return _camera_at(rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(10, 27)), radius, size)
+    best, best_clearness = None, -1.0
+    for _ in range(MAX_CAMERA_TRIES):
+        radius = scene_radius(description) * rng.uniform(0.95, 1.12)
+        camera = _camera_at(rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(10, 27)), radius, size)
+        clearness = _clearness(description, camera)
+        if clearness > best_clearness:
+            best, best_clearness = camera, clearness
+        if clearness >= 1:
+            break
+    assert best is not None
+    return best
+
+
+def _clearness(description: Description, camera: Cameras) -> float:
+    """How far the worst seen object fulfils both minima: 1 or more where all of them do, 0 where one is hidden."""
+    counts = count_object_pixels(description, camera.to_size(PROBE_SIZE, PROBE_SIZE))
+    shown_share = counts[:, 0] / np.maximum(counts[:, 1], 1)
+    coverage = counts[:, 0] / PROBE_SIZE**2
+    return float(np.minimum(shown_share / MIN_SHOWN_SHARE, coverage / MIN_COVERAGE).min())
 
 
 def ring_cameras(description: Description, num_views: int, *, seed: int, size: int = 128) -> Cameras:

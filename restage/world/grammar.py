@@ -196,7 +196,7 @@ def object_phrase(item: SceneObject) -> str:
 
 
 def caption_of(description: Description, seed: int) -> str:
-    """Write a caption; the seed chooses the wording, so two descriptions and one seed give captions alike but for the change."""
+    """Write a caption; the seed chooses the wording, so captions with one seed differ only where the scenes do."""
     rng = np.random.default_rng(derive_seed("caption", seed))
     ground = _GROUND_FORMS[int(rng.integers(len(_GROUND_FORMS)))].format(description.ground)
     time = _TIME_FORMS[int(rng.integers(len(_TIME_FORMS)))][description.time]
@@ -322,7 +322,7 @@ def _edit_words(edit: Edit) -> tuple[str, ...]:
 
 
 def prompt_pair_of(edit: Edit, seed: int, *, form: str = "grammar") -> PromptPair:
-    """Write an edit as a prompt pair: both captions in one wording, the swapped words, the words that mark the region."""
+    """Write an edit as a prompt pair: captions in one wording, the swapped words, the words that mark the region."""
     source, target = caption_of(edit.before, seed), caption_of(edit.after, seed)
     words = [text.replace(",", "").split() for text in (source, target)]
     swaps: tuple[tuple[str, str], ...] = ()

@@ -10,14 +10,14 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 from numba import njit
 from numpy import ndarray as Array
 
 from restage.scenes.cameras import Cameras
 from restage.world.grammar import GROUNDS, Description, SceneObject
 
-__all__ = ["DOME_RADIUS", "GROUND_ID", "SKY_ID", "View", "render_view"]
+__all__ = ["DOME_RADIUS", "GROUND_ID", "SKY_ID", "View", "count_object_pixels", "render_view"]
 
 SKY_ID, GROUND_ID = 0, 1
 """Object ids; the objects of a description follow as 2, 3, ..."""
@@ -389,6 +389,33 @@ def _render(objects, starts, prims, light, sun, ground, camera_to_world, intrins
             image[0, v, u], image[1, v, u], image[2, v, u] = _to_srgb(r / 4), _to_srgb(g / 4), _to_srgb(b / 4)
 
 
+@njit(cache=True, fastmath=True, nogil=True)
+def _count_pixels(objects, starts, prims, camera_to_world, intrinsics, width, height, counts):
+    """Count, per object, the pixels whose centre shows it: `counts[i, 0]` in the scene, `counts[i, 1]` on its own."""
+    fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
+    m = camera_to_world
+    for v in range(height):
+        for u in range(width):
+            x, y = (u + 0.5 - cx) / fx, (v + 0.5 - cy) / fy
+            dx = m[0, 0] * x + m[0, 1] * y + m[0, 2]
+            dy = m[1, 0] * x + m[1, 1] * y + m[1, 2]
+            dz = m[2, 0] * x + m[2, 1] * y + m[2, 2]
+            norm = 1 / math.sqrt(dx * dx + dy * dy + dz * dz)
+            dx, dy, dz = dx * norm, dy * norm, dz * norm
+            nearest, which = 1e9, -1
+            for i in range(objects.shape[0]):
+                hit = _trace(
+                    objects[i : i + 1], starts[i : i + 2], prims,
+                    m[0, 3], m[1, 3], m[2, 3], dx, dy, dz, 1e9, False,
+                )  # fmt: skip
+                if hit[1] == 0:
+                    counts[i, 1] += 1
+                    if hit[0] < nearest:
+                        nearest, which = hit[0], i
+            if which >= 0:
+                counts[which, 0] += 1
+
+
 def _pack_objects(items: tuple[SceneObject, ...]) -> tuple[Array, Array, Array]:
     """Lay the objects out as arrays: placement and bounds per object, first primitive per object, primitives."""
     objects, starts, prims = [], [0], []
@@ -406,8 +433,9 @@ def _pack_objects(items: tuple[SceneObject, ...]) -> tuple[Array, Array, Array]:
 
 
 def _pack_light(time: str) -> tuple[Array, Array]:
-    """Lay the light out as one row (direction, sun, ambient, horizon, top, cloud, haze), and unit
-    directions to sixteen places on the sun.
+    """Lay the light out as one row, and unit directions to sixteen places on the sun.
+
+    The row: direction, sun, ambient, horizon, top, cloud colour and amount, haze.
     """
     toward, radius, sun, ambient, horizon, top, cloud, haze = _LIGHTS[time]
     direction = np.array(toward) / np.linalg.norm(toward)
@@ -446,3 +474,16 @@ def render_view(description: Description, camera: Cameras) -> View:
         ids,
     )
     return View(image=image, depth=depth, object_ids=ids)
+
+
+def count_object_pixels(description: Description, camera: Cameras) -> Int64[Array, "objects 2"]:
+    """Count the pixels whose centre shows each object: among the others, and if it stood there alone.
+
+    Casts one ray a pixel and shades nothing, so a small camera answers in a fraction of a millisecond.
+    """
+    objects, starts, prims = _pack_objects(description.objects)
+    counts = np.zeros((len(description.objects), 2), np.int64)
+    matrix = camera.camera_to_world[0].numpy().astype(np.float64)
+    intrinsics = camera.intrinsics[0].numpy().astype(np.float64)
+    _count_pixels(objects, starts, prims, matrix, intrinsics, camera.width, camera.height, counts)
+    return counts
