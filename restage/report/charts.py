@@ -1,0 +1,107 @@
+"""Draws the page's few charts as inline SVG, from numbers only: the loss curve and the mark with its interval.
+
+Colours and fonts come from the page's style sheet through class names, so charts follow light and dark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+__all__ = ["interval_mark", "loss_curve", "nice_ticks", "smooth"]
+
+
+def nice_ticks(low: float, high: float, *, count: int = 5) -> list[float]:
+    """Round numbers (1, 2, 2.5 or 5 times a power of ten) from at least `low` to at most `high`, about `count`."""
+    span = high - low
+    if not span > 0:
+        return [low]
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def smooth(values: Sequence[float], *, span: float) -> list[float]:
+    """Exponential moving average over about `span` values, without the usual pull towards zero at the start."""
+    keep = 1 - 1 / max(span, 1.0)
+    total, weight, result = 0.0, 0.0, []
+    for value in values:
+        total = keep * total + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
+        result.append(total / weight)
+    return result
+
+
+def loss_curve(
+    steps: Sequence[float], losses: Sequence[float], *, width: int = 760, height: int = 260, max_points: int = 600
+) -> Markup:
+    """Loss over training steps: every value pale, their moving average strong.
+
+    Values that are not finite are left out. Long runs are thinned to `max_points` after smoothing.
+
+    Args:
+        steps: training steps, rising.
+        losses: the loss at each.
+        width: of the drawing, in its own units; it scales with the page.
+        height: likewise.
+        max_points: number of points kept per line.
+    """
+    pairs = [(step, loss) for step, loss in zip(steps, losses, strict=True) if math.isfinite(loss)]
+    if len(pairs) < 2:
+        return Markup("")
+    shown = sorted(loss for _, loss in pairs)
+    top = shown[min(len(shown) - 1, math.ceil(0.995 * (len(shown) - 1)))]
+    averages = smooth([loss for _, loss in pairs], span=max(len(pairs) / 25, 2))
+    low, high = min(0.0, shown[0]), max(top, max(averages)) * 1.05 or 1.0
+    left, right, upper, lower = 56, 14, 12, 38
+    first_step, last_step = pairs[0][0], pairs[-1][0]
+
+    def across(step: float) -> float:
+        return left + (width - left - right) * (step - first_step) / max(last_step - first_step, 1e-9)
+
+    def up(loss: float) -> float:
+        return height - lower - (height - upper - lower) * (min(loss, high) - low) / (high - low)
+
+    every = max(1, math.ceil(len(pairs) / max_points))
+    raw = " ".join(f"{across(step):.1f},{up(loss):.1f}" for step, loss in pairs[::every])
+    kept = sorted({*range(0, len(pairs), every), len(pairs) - 1})
+    average = " ".join(f"{across(pairs[i][0]):.1f},{up(averages[i]):.1f}" for i in kept)
+    parts = []
+    for tick in nice_ticks(low, high, count=4):
+        y = up(tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for tick in nice_ticks(first_step, last_step, count=6):
+        parts.append(f'<text x="{across(tick):.1f}" y="{height - 18}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 2}" text-anchor="middle">step</text>')
+    parts.append(f'<polyline class="raw" points="{raw}"/><polyline class="average" points="{average}"/>')
+    label = f"Loss over {last_step:g} steps, from {averages[0]:.3g} to {averages[-1]:.3g} (moving average)"
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    )
+
+
+def interval_mark(mean: float, standard_error: float, *, low: float, high: float, width: int = 132) -> Markup:
+    """A dot at `mean` with a line of one standard error to both sides, on a scale from `low` to `high`.
+
+    The page lays it beside the number, which carries the meaning; to a screen reader it is hidden.
+    """
+    if not math.isfinite(mean):
+        return Markup("")
+
+    def across(value: float) -> float:
+        return 5 + (width - 10) * (min(max(value, low), high) - low) / (high - low)
+
+    parts = [f'<line class="grid" x1="{across(low):.1f}" x2="{across(high):.1f}" y1="9" y2="9"/>']
+    parts += [f'<line class="zero" x1="{across(at):.1f}" x2="{across(at):.1f}" y1="3" y2="15"/>' for at in (0.0, 1.0)]
+    if math.isfinite(standard_error):
+        ends = across(mean - standard_error), across(mean + standard_error)
+        parts.append(f'<line class="error" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="9" y2="9"/>')
+    parts.append(f'<circle class="dot" cx="{across(mean):.1f}" cy="9" r="4"/>')
+    box = f'viewBox="0 0 {width} 18" width="{width}" height="18"'
+    return Markup(f'<svg class="mark" {box} aria-hidden="true">{"".join(parts)}</svg>')

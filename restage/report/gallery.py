@@ -1,0 +1,224 @@
+"""Prepares what the page shows of each edit: pictures of held-out views by method, difference and mask views, numbers.
+
+`restage.report.page` calls `edit_sections`; pictures go into the asset folder, the records hold relative paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from restage.records import Score
+from restage.report.pictures import AssetFolder, change_map, colour_map, mask_overlay, read_mask, read_picture
+from restage.report.read import EditEntry, ResultEntry, RunContents
+from restage.report.scores import Estimate, estimates_of, is_anchor
+
+__all__ = ["EditSection", "MethodEntry", "edit_sections", "spread"]
+
+CHANGED = 0.05
+"""A pixel has changed when the mean over channels of its change is above this (docs/conventions.md, mask IoU)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodEntry:
+    """One method with one editor, as one edit's part of the page shows it."""
+
+    method: str
+    editor: str
+    is_anchor: bool
+    seed: str
+    num_seeds: int
+    estimates: Mapping[str, Estimate]
+    pictures: Mapping[str, list[str | None]]
+    """By kind of picture (`after`, `change`, `error`, `mask`), one path per shown view; None where there is none."""
+    orbit: str | None
+    editor_views: Sequence[tuple[str, str | None]]
+    """What the 2D editor made of training views, each with its mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSection:
+    """All that the page shows of one edit."""
+
+    entry: EditEntry
+    number: int
+    views: Sequence[str]
+    before: list[str | None]
+    truth: list[str | None]
+    methods: Sequence[MethodEntry]
+    chosen: int
+    """Index of the method that is shown first."""
+    width: int
+    height: int
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether any shown view has exact truth."""
+        return any(self.truth)
+
+    @property
+    def script_data(self) -> dict[str, Any]:
+        """What the page's script needs to swap pictures."""
+        return {
+            "views": list(self.views),
+            "before": self.before,
+            "truth": self.truth,
+            "methods": [
+                {
+                    "label": " + ".join(filter(None, (method.method, method.editor))),
+                    **method.pictures,
+                    "orbit": method.orbit,
+                    "editorViews": [list(pair) for pair in method.editor_views],
+                }
+                for method in self.methods
+            ],
+        }
+
+
+def spread(items: Sequence[str], count: int) -> list[str]:
+    """At most `count` of the items, evenly spaced, first and last among them."""
+    if len(items) <= count:
+        return list(items)
+    last = len(items) - 1
+    return [items[round(index * last / max(count - 1, 1))] for index in range(count)]
+
+
+def edit_sections(contents: RunContents, assets: AssetFolder, *, max_views: int, max_px: int) -> Iterator[EditSection]:
+    """Prepare every edit that has a result to show, one after the other."""
+    number = 0
+    for entry in contents.edits:
+        if any(result.held_out for result in entry.results):
+            number += 1
+            scores = [s for s in contents.scores if s.scene == entry.scene and s.edit in entry.names]
+            yield _edit_section(entry, scores, assets, number=number, max_views=max_views, max_px=max_px)
+
+
+def _edit_section(
+    entry: EditEntry, scores: Sequence[Score], assets: AssetFolder, *, number: int, max_views: int, max_px: int
+) -> EditSection:
+    groups: dict[tuple[str, str], list[ResultEntry]] = {}
+    for result in entry.results:
+        groups.setdefault((result.method, result.editor), []).append(result)
+    all_views = sorted({view for result in entry.results for view in result.held_out})
+    views = spread(all_views, max_views)
+    prepared = _Pictures(entry, assets, f"edit-{number}", views, max_px)
+    methods = [
+        _method_entry(results, [s for s in scores if (s.method, s.editor) == key], prepared)
+        for key, results in groups.items()
+    ]
+    methods.sort(key=_order)
+    first = prepared.size
+    return EditSection(
+        entry=entry,
+        number=number,
+        views=views,
+        before=[prepared.copy(entry.before.get(view), f"{view}-before") for view in views],
+        truth=[prepared.copy(entry.truth.get(view), f"{view}-truth") for view in views],
+        methods=methods,
+        chosen=_choose(methods),
+        width=first[0],
+        height=first[1],
+    )
+
+
+def _order(method: MethodEntry) -> tuple[bool, float, str, str]:
+    progress = method.estimates["progress"].mean
+    return method.is_anchor, -progress if progress == progress else np.inf, method.method, method.editor
+
+
+def _choose(methods: Sequence[MethodEntry]) -> int:
+    """The method to show first: `restage` with a model as editor, or else the first competitor."""
+    for index, method in enumerate(methods):
+        if method.method == "restage" and not method.is_anchor:
+            return index
+    return 0
+
+
+def _method_entry(results: Sequence[ResultEntry], scores: Sequence[Score], prepared: _Pictures) -> MethodEntry:
+    shown = next((result for result in results if result.held_out), results[0])
+    estimates = estimates_of(scores)
+    if not scores and shown.seconds is not None:
+        estimates["seconds"] = Estimate(shown.seconds, float("nan"), 1, 0, "")
+    return MethodEntry(
+        method=shown.method,
+        editor=shown.editor,
+        is_anchor=is_anchor(shown.method, shown.editor),
+        seed=shown.seed,
+        num_seeds=len(results),
+        estimates=estimates,
+        pictures=prepared.of_result(shown),
+        orbit=prepared.assets.add_file(shown.orbit_path, f"{prepared.label}-{shown.method}-{shown.editor}-orbit")
+        if shown.orbit_path
+        else None,
+        editor_views=prepared.editor_views(shown),
+    )
+
+
+class _Pictures:
+    """Reads the pictures of one edit and stores what is made of them."""
+
+    def __init__(self, entry: EditEntry, assets: AssetFolder, label: str, views: Sequence[str], max_px: int) -> None:
+        self.entry, self.assets, self.label, self.views, self.max_px = entry, assets, label, views, max_px
+        some = next(result.held_out[view] for result in entry.results for view in views if view in result.held_out)
+        picture = read_picture(some, max_px=max_px)
+        self.size = picture.shape[1], picture.shape[0]
+
+    def copy(self, path: Path | None, label: str) -> str | None:
+        if path is None:
+            return None
+        return self.assets.add_picture(read_picture(path, max_px=self.max_px), f"{self.label}-{label}")
+
+    def of_result(self, result: ResultEntry) -> dict[str, list[str | None]]:
+        pictures: dict[str, list[str | None]] = {"after": [], "change": [], "error": [], "mask": []}
+        for view in self.views:
+            stored = self._of_view(result, view)
+            for kind, paths in pictures.items():
+                paths.append(stored.get(kind))
+        return pictures
+
+    def _of_view(self, result: ResultEntry, view: str) -> dict[str, str]:
+        if view not in result.held_out:
+            return {}
+        label = f"{self.label}-{view}-{result.method}-{result.editor}"
+        after = read_picture(result.held_out[view], max_px=self.max_px)
+        made = {"after": after}
+        before = self._matching(self.entry.before.get(view), after)
+        truth = self._matching(self.entry.truth.get(view), after)
+        if before is not None:
+            change = change_map(after, before)
+            made["change"] = colour_map(change)
+            mask_path = self.entry.truth_masks.get(view)
+            should_change = read_mask(mask_path, max_px=self.max_px) if mask_path else None
+            if should_change is not None and should_change.shape != change.shape:
+                should_change = None
+            made["mask"] = mask_overlay(before, change > CHANGED, should_change=should_change)
+        if truth is not None:
+            made["error"] = colour_map(change_map(after, truth))
+        return {kind: self.assets.add_picture(picture, f"{label}-{kind}") for kind, picture in made.items()}
+
+    def _matching(self, path: Path | None, like: np.ndarray) -> np.ndarray | None:
+        """The picture, if there is one of the same size: of another size there is no difference to show."""
+        if path is None:
+            return None
+        picture = read_picture(path, max_px=self.max_px)
+        return picture if picture.shape == like.shape else None
+
+    def editor_views(self, result: ResultEntry) -> list[tuple[str, str | None]]:
+        label = f"{self.label}-{result.method}-{result.editor}-editor"
+        pairs = []
+        for view in spread(list(result.editor_views), 4):
+            stored = self.assets.add_picture(
+                read_picture(result.editor_views[view], max_px=self.max_px), f"{label}-{view}"
+            )
+            mask_path = result.editor_masks.get(view)
+            mask = (
+                self.assets.add_picture(read_picture(mask_path, max_px=self.max_px), f"{label}-{view}-mask")
+                if mask_path
+                else None
+            )
+            pairs.append((stored, mask))
+        return pairs

@@ -1,0 +1,125 @@
+// Swaps pictures when a view, a method or a panel is chosen, and moves the before / after slider. No libraries.
+"use strict";
+
+function setUpSlider(frame) {
+  const range = frame.querySelector("input[type=range]");
+  if (!range) return;
+  const apply = () => {
+    frame.style.setProperty("--split", range.value + "%");
+    range.setAttribute("aria-valuetext", range.value + " percent before");
+  };
+  const follow = (event) => {
+    const box = frame.getBoundingClientRect();
+    range.value = Math.round((100 * (event.clientX - box.left)) / box.width);
+    apply();
+  };
+  range.addEventListener("input", apply);
+  frame.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    event.preventDefault();
+    frame.setPointerCapture(event.pointerId);
+    range.focus({ preventScroll: true, focusVisible: false });
+    follow(event);
+  });
+  frame.addEventListener("pointermove", (event) => {
+    if (frame.hasPointerCapture(event.pointerId)) follow(event);
+  });
+  apply();
+}
+
+function setUpEdit(article) {
+  const role = (name) => article.querySelector(`[data-role="${name}"]`);
+  const data = JSON.parse(role("data").textContent);
+  const instruction = article.querySelector(".instruction").textContent;
+  const chosen = (name) => article.querySelector(`input[name^="${name}-"]:checked`);
+
+  const show = (image, path, alt) => {
+    if (!image) return;
+    image.hidden = !path;
+    if (path) {
+      image.src = path;
+      image.alt = alt;
+    }
+  };
+
+  const update = () => {
+    const view = Number(chosen("view")?.value ?? 0);
+    const methodInput = chosen("method");
+    const method = data.methods[Number(methodInput.value)];
+    const panel = chosen("panel").value;
+    const name = data.views[view];
+    show(role("before"), data.before[view], `view ${name} before the edit`);
+    show(role("after"), method.after[view], `view ${name} after ${instruction} by ${method.label}`);
+    const panelPath = panel === "truth" ? data.truth[view] : method[panel][view];
+    const panelName = { truth: "exact truth", change: "difference to before", error: "difference to the truth", mask: "mask of what changed" };
+    show(role("panel"), panelPath, `view ${name}, ${panelName[panel]}, ${method.label}`);
+    article.querySelectorAll("[data-legend]").forEach((legend) => {
+      legend.hidden = legend.dataset.legend !== panel;
+    });
+    role("label").textContent = method.label;
+    role("seed").textContent = methodInput.dataset.seed;
+  };
+
+  const updateMethod = () => {
+    const method = data.methods[Number(chosen("method").value)];
+    const video = role("orbit");
+    if (video) {
+      video.hidden = !method.orbit;
+      role("no-orbit").hidden = Boolean(method.orbit);
+      if (method.orbit) {
+        const time = video.currentTime;
+        const wasPlaying = !video.paused;
+        video.src = method.orbit;
+        video.currentTime = time;
+        if (wasPlaying) video.play().catch(() => {});
+      } else {
+        video.pause();
+      }
+    }
+    const strip = role("editor-views");
+    if (strip) {
+      strip.replaceChildren(
+        ...method.editorViews.map(([picture, mask]) => {
+          const cell = document.createElement("span");
+          for (const [path, alt] of [[picture, strip.dataset.alt], [mask, "mask that the editor predicted"]]) {
+            if (!path) continue;
+            const image = document.createElement("img");
+            image.src = path;
+            image.alt = alt;
+            cell.append(image);
+          }
+          return cell;
+        }),
+      );
+      if (!method.editorViews.length) strip.textContent = "This method has none.";
+    }
+  };
+
+  article.addEventListener("change", (event) => {
+    if (event.target.type !== "radio") return;
+    update();
+    if (event.target.name.startsWith("method-")) updateMethod();
+  });
+  article.querySelectorAll("[data-compare]").forEach(setUpSlider);
+  update();
+  if (Number(chosen("method").value) !== Number(article.dataset.chosen ?? chosen("method").value)) updateMethod();
+}
+
+document.querySelectorAll("[data-edit]").forEach(setUpEdit);
+
+// Clips play while they can be seen, unless the reader asked for less motion.
+if ("IntersectionObserver" in window && !matchMedia("(prefers-reduced-motion: reduce)").matches) {
+  const observer = new IntersectionObserver(
+    (entries) => {
+      for (const { target, isIntersecting } of entries) {
+        if (isIntersecting && !target.hidden) target.play().catch(() => {});
+        else target.pause();
+      }
+    },
+    { threshold: 0.4 },
+  );
+  document.querySelectorAll("video").forEach((video) => observer.observe(video));
+}
+
+// Details are opened for print, so that the record is on paper too.
+addEventListener("beforeprint", () => document.querySelectorAll("#record details").forEach((part) => (part.open = true)));

@@ -1,0 +1,265 @@
+"""Writes `<run>/report/index.html` and its assets from the files of a run; a pure reader of everything else.
+
+The command line calls `run_report` as the last stage, and `write_report` for any run folder.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import math
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from restage.records import InputError, Progress, RunFolder, to_plain, write_atomically
+from restage.report.charts import interval_mark, loss_curve
+from restage.report.gallery import EditSection, edit_sections, spread
+from restage.report.pictures import AssetFolder, read_picture
+from restage.report.read import RunContents, SceneEntry, read_run
+from restage.report.scores import headline_of, method_rows
+
+__all__ = ["ReportConfig", "run_report", "write_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """How the report page is made."""
+
+    max_views: int = 6
+    """Held-out views shown per edit, evenly spaced over all; our choice, keeps a page of ten edits under 20 MB."""
+    max_px: int = 512
+    """Pictures are made smaller until their longer side is at most this, in pixels; our choice."""
+    noop_progress: float = 0.05
+    """A mean progress within plus or minus this is flagged as a no-op, one below it as wrong way; our choice."""
+
+    def __post_init__(self) -> None:
+        if self.max_views < 1:
+            raise InputError(f"max_views should be at least 1, got {self.max_views}; 6 is the default")
+        if self.max_px < 16:
+            raise InputError(f"max_px should be at least 16, got {self.max_px}; 512 is the default")
+        if not 0 <= self.noop_progress < 1:
+            raise InputError(f"noop_progress should be in [0, 1), got {self.noop_progress}; 0.05 is the default")
+
+
+class FittedScene(NamedTuple):
+    """What the page shows of a fitted scene."""
+
+    name: str
+    psnr_db: float
+    facts: list[tuple[str, Any]]
+    picture: str | None
+    render: str | None
+    view: str
+
+
+def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
+    """Write the page of a run as its last stage, one step per edit; a page that is there already is left alone.
+
+    Raises:
+        InputError: the page was made with another config, or a file of the run cannot be read.
+    """
+    if run.is_done("report", config):
+        yield Progress(stage="report", done=1, total=1, note="already done")
+        return
+    contents = read_run(run.path)
+    total = max(len(contents.edits), 1)
+    for done, _ in enumerate(_write_page(contents, config, run), start=1):
+        yield Progress(stage="report", done=min(done, total), total=total)
+    index_path = run.path / "report" / "index.html"
+    run.mark_done("report", config, page="index.html", num_bytes=_num_bytes(index_path.parent))
+    yield Progress(stage="report", done=total, total=total, note=str(index_path))
+
+
+def write_report(run_folder: Path, config: ReportConfig | None = None) -> Path:
+    """Write the page of any run folder, however far the run came, in place of an older page; returns its path.
+
+    Raises:
+        InputError: it is not a run folder, or a file in it cannot be read.
+    """
+    for _ in _write_page(read_run(run_folder), config or ReportConfig(), None):
+        pass
+    return run_folder / "report" / "index.html"
+
+
+def _write_page(contents: RunContents, config: ReportConfig, run: RunFolder | None) -> Iterator[EditSection]:
+    """Write assets, then the page, then drop what an older page left; yields each edit when its pictures are stored."""
+    folder = contents.path / "report"
+    assets = AssetFolder(folder / "assets")
+    sections = []
+    for section in edit_sections(contents, assets, max_views=config.max_views, max_px=config.max_px):
+        sections.append(section)
+        yield section
+    page = _environment().get_template("page.html").render(**_page_values(contents, sections, assets, config, run))
+    with write_atomically(folder / "index.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    assets.drop_unused()
+
+
+def _environment() -> jinja2.Environment:
+    package = importlib.resources.files("restage.report")
+    sources = {name: package.joinpath(name).read_text(encoding="utf-8") for name in ("page.html", "parts.html")}
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader(sources),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(duration=format_duration, words=_words, plain=_plain, pretty=_pretty)
+    environment.globals.update(
+        style=Markup(package.joinpath("page.css").read_text(encoding="utf-8")),
+        script=Markup(package.joinpath("page.js").read_text(encoding="utf-8")),
+        interval_mark=interval_mark,
+        is_number=lambda value: math.isfinite(value),
+    )
+    return environment
+
+
+def _page_values(
+    contents: RunContents,
+    sections: list[EditSection],
+    assets: AssetFolder,
+    config: ReportConfig,
+    run: RunFolder | None,
+) -> dict[str, Any]:
+    rows = method_rows(contents.scores, noop_progress=config.noop_progress)
+    progress = [row.estimates["progress"].mean for row in rows]
+    pairs = contents.pairs
+    headline = headline_of(contents.scores)
+    command = contents.record.get("command") or []
+    facts = {stage.name: stage.facts for stage in contents.stages}
+    configs = {stage.name: stage.config for stage in contents.stages}
+    return {
+        "contents": contents,
+        "sentence": describe(contents, sections),
+        "is_miniature": any(edit.truth for edit in contents.edits),
+        "headline": headline,
+        "headline_instruction": _instruction_of(contents, headline.scene, headline.edit) if headline else "",
+        "wall_s": wall_seconds(contents, run),
+        "sections": sections,
+        "rows": rows,
+        "scale_low": min([0.0, *(max(value, -1.0) for value in progress if math.isfinite(value))]),
+        "noop_progress": config.noop_progress,
+        "pairs": pairs,
+        "pairs_rule": find_rule(facts.get("pairs"), configs.get("pairs")),
+        "pairs_facts": facts.get("pairs", {}),
+        "sheet": assets.add_file(pairs.sheet_path, "contact-sheet") if pairs and pairs.sheet_path else None,
+        "train": contents.train,
+        "train_facts": facts.get("train", {}),
+        "curve": loss_curve(contents.train.steps, contents.train.losses) if contents.train else "",
+        "scenes": [_fitted_scene(scene, assets, config.max_px) for scene in contents.scenes],
+        "command": shlex.join(str(part) for part in command),
+    }
+
+
+def describe(contents: RunContents, sections: list[EditSection]) -> str:
+    """One sentence of what was run, from what is there."""
+    methods = {(method.method, method.editor) for section in sections for method in section.methods}
+    competitors = {method for method, _ in methods if method != "nothing"}
+    num_views = {len(result.held_out) for edit in contents.edits for result in edit.results}
+    kind = "miniature " if any(edit.truth for edit in contents.edits) else ""
+    if not sections:
+        return f"A run with {count_of(len(contents.scenes), kind + 'scene')} and no edit yet."
+    scenes = count_of(len({section.entry.scene for section in sections}), kind + "scene")
+    text = f"{count_of(len(sections), 'edit')} of {scenes} by text, with {count_of(len(competitors), 'method')}"
+    if contents.scores:
+        text += f", scored on {count_of(max(num_views), 'held-out view')} each"
+        text += " against exact truth" if kind else ""
+    return text[0].upper() + text[1:] + "."
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun: `one edit`, `3 edits`."""
+    return f"one {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def wall_seconds(contents: RunContents, run: RunFolder | None) -> float:
+    """Seconds of work in the run: its closed sessions, and the one that is going on; NaN when nothing says."""
+    sessions = contents.record.get("sessions") or []
+    total = sum(float(session.get("wall_s", 0)) for session in sessions)
+    if run is not None:
+        total += time.time() - run.started_s
+    return total if total > 0 else math.nan
+
+
+def find_rule(*sources: Any) -> str:
+    """What a stage says of its rule of acceptance, wherever it says it; empty when it does not."""
+    for source in sources:
+        if isinstance(source, Mapping):
+            for key, value in source.items():
+                if "rule" in key.lower():
+                    return value if isinstance(value, str) else _words(json.dumps(to_plain(value)))
+    return ""
+
+
+def _instruction_of(contents: RunContents, scene: str, edit: str) -> str:
+    for entry in contents.edits:
+        if entry.scene == scene and edit in entry.names:
+            return entry.instruction
+    return edit
+
+
+def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> FittedScene:
+    shared = [view for view in scene.renders if view in scene.pictures]
+    view = shared[len(shared) // 2] if shared else next(iter(spread(list(scene.pictures), 1)), "")
+
+    def stored(paths: Mapping[str, Path], label: str) -> str | None:
+        if view not in paths:
+            return None
+        return assets.add_picture(read_picture(paths[view], max_px=max_px), f"scene-{scene.name}-{label}")
+
+    facts = [(key, value) for key, value in scene.fit.items() if isinstance(value, int | float | str)]
+    return FittedScene(
+        name=scene.name,
+        psnr_db=_held_out_psnr(scene.fit),
+        facts=facts,
+        picture=stored(scene.pictures, "picture"),
+        render=stored(scene.renders, "render"),
+        view=view,
+    )
+
+
+def _held_out_psnr(fit: Mapping[str, Any]) -> float:
+    """The held-out PSNR by whatever name `fit.json` gives it; NaN when it has none."""
+    candidates = [key for key in fit if "psnr" in key and isinstance(fit[key], int | float)]
+    candidates.sort(key=lambda key: ("held_out" not in key, key))
+    return float(fit[candidates[0]]) if candidates else math.nan
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as people say them: `0.8 s`, `41 s`, `7 min 5 s`, `2 h 10 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(to_plain(value), ensure_ascii=False)
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(to_plain(value), indent=2, ensure_ascii=False)
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

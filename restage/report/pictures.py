@@ -1,0 +1,138 @@
+"""Turns pictures of a run into the page's assets: copies small enough to mail, change maps and mask overlays.
+
+Assets are named by their content, so writing a report twice gives the same files, and none is ever half-new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from restage.records import InputError, write_atomically
+
+__all__ = ["AssetFolder", "change_map", "colour_map", "mask_overlay", "read_mask", "read_picture"]
+
+MAGMA_HEX = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
+"""Nine even steps of the `magma` colour map (van der Walt and Smith, CC0), the same as in the page's legend."""
+
+MAGMA_UINT8 = np.array([tuple(bytes.fromhex(colour)) for colour in MAGMA_HEX.split()], dtype=np.uint8)
+
+FOUND_RGB, SPILLED_RGB, MISSED_RGB = (38, 166, 142), (240, 138, 36), (122, 92, 214)
+"""Colours of a mask overlay: changed as it should, changed though it should not, unchanged though it should."""
+
+LOSSLESS_PX = 256
+
+
+def read_picture(path: Path, *, max_px: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """Read a picture as RGB, made smaller if its longer side is above `max_px`.
+
+    Raises:
+        InputError: it is missing or not a picture.
+    """
+    return np.asarray(_open(path, "RGB", max_px))
+
+
+def read_mask(path: Path, *, max_px: int | None = None) -> Bool[np.ndarray, "height width"]:
+    """Read a 0 / 255 mask; above half is true.
+
+    Raises:
+        InputError: it is missing or not a picture.
+    """
+    return np.asarray(_open(path, "L", max_px)) > 127
+
+
+def _open(path: Path, mode: str, max_px: int | None) -> Image.Image:
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert(mode)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{path} is not readable as a picture ({type(error).__name__}); make that stage again"
+        ) from None
+    if max_px is not None:
+        image.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
+    return image
+
+
+def change_map(
+    first_uint8: UInt8[np.ndarray, "height width 3"], second_uint8: UInt8[np.ndarray, "height width 3"]
+) -> Float[np.ndarray, "height width"]:
+    """Absolute difference of two pictures, mean over channels, in [0, 1]."""
+    return np.abs(first_uint8.astype(np.float32) - second_uint8.astype(np.float32)).mean(axis=-1) / 255
+
+
+def colour_map(values: Float[np.ndarray, "height width"], *, top: float = 0.5) -> UInt8[np.ndarray, "height width 3"]:
+    """Colour values in [0, top] from black to bright; values above are as bright as `top`."""
+    position = np.clip(values / top, 0, 1) * (len(MAGMA_UINT8) - 1)
+    lower = np.minimum(position.astype(np.int64), len(MAGMA_UINT8) - 2)
+    share = (position - lower)[..., None]
+    mixed = MAGMA_UINT8[lower] * (1 - share) + MAGMA_UINT8[lower + 1] * share
+    return np.round(mixed).astype(np.uint8)
+
+
+def mask_overlay(
+    picture_uint8: UInt8[np.ndarray, "height width 3"],
+    changed: Bool[np.ndarray, "height width"],
+    *,
+    should_change: Bool[np.ndarray, "height width"] | None,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Lay over a pale grey picture what changed: found, spilled and missed against the truth, or just changed.
+
+    Args:
+        picture_uint8: the scene before the edit.
+        changed: pixels that the method changed.
+        should_change: pixels that truth changes; None where there is no truth.
+    """
+    grey = picture_uint8.astype(np.float32).mean(axis=-1, keepdims=True)
+    canvas = np.repeat(40 + grey * 0.75, 3, axis=-1)
+    regions = [(changed, FOUND_RGB)]
+    if should_change is not None:
+        regions = [
+            (changed & should_change, FOUND_RGB),
+            (changed & ~should_change, SPILLED_RGB),
+            (~changed & should_change, MISSED_RGB),
+        ]
+    for region, colour in regions:
+        canvas[region] = 0.3 * canvas[region] + 0.7 * np.array(colour, np.float32)
+    return np.round(np.clip(canvas, 0, 255)).astype(np.uint8)
+
+
+class AssetFolder:
+    """The `assets/` folder beside the page: takes content in, gives relative paths back, drops what is not used."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.used: set[str] = set()
+
+    def add_picture(self, picture_uint8: UInt8[np.ndarray, "height width 3"], label: str) -> str:
+        """Store as WebP, without loss up to 256 pixels, and return the path relative to the page."""
+        buffer = io.BytesIO()
+        is_small = max(picture_uint8.shape[:2]) <= LOSSLESS_PX
+        Image.fromarray(picture_uint8).save(buffer, "WEBP", lossless=is_small, quality=80 if is_small else 90, method=3)
+        return self.add_bytes(buffer.getvalue(), label, suffix=".webp")
+
+    def add_file(self, path: Path, label: str) -> str:
+        """Store a copy of a file as it is and return the path relative to the page."""
+        return self.add_bytes(path.read_bytes(), label, suffix=path.suffix.lower())
+
+    def add_bytes(self, content: bytes, label: str, *, suffix: str) -> str:
+        """Store bytes under a name made of the label's letters and the content's hash; the same bytes once."""
+        slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:60]
+        name = f"{slug}-{hashlib.sha256(content).hexdigest()[:10]}{suffix}"
+        self.used.add(name)
+        if not (self.folder / name).exists():
+            with write_atomically(self.folder / name) as temporary:
+                temporary.write_bytes(content)
+        return f"{self.folder.name}/{name}"
+
+    def drop_unused(self) -> None:
+        """Remove files of an older report that nothing points to any more."""
+        for path in self.folder.glob("*"):
+            if path.is_file() and path.name not in self.used:
+                path.unlink()

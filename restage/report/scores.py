@@ -1,0 +1,183 @@
+"""Turns rows of `compare/scores.parquet` into what the page prints: means, standard errors, flags, the headline.
+
+Pure functions of the rows; `restage.report.page` calls them. NaN means not scored, and always travels with a reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from restage.records import InputError, Score
+
+__all__ = ["Estimate", "Headline", "MethodRow", "estimate", "estimates_of", "headline_of", "method_rows", "read_scores"]
+
+QUALITY_METRICS = ("progress", "spill", "mask_iou", "psnr_db")
+COST_METRICS = ("seconds", "peak_memory_mb")
+
+
+class Estimate(NamedTuple):
+    """A mean over the scored results, how sure it is, and what is missing from it."""
+
+    mean: float
+    """NaN when nothing was scored; then `reason` says why."""
+    standard_error: float
+    """Clustered by scene; NaN with fewer than two scenes."""
+    count: int
+    """Number of scored results in the mean."""
+    num_missing: int
+    """Number of results that were not scored and hence are not in the mean."""
+    reason: str
+    """Why results are missing, each reason once; empty when none is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """One line of the method table: a method with an editor, over all scenes, edits and seeds."""
+
+    method: str
+    editor: str
+    is_anchor: bool
+    """A row to read the others by: nothing done, or the exact truth in place of the editor."""
+    flag: str
+    """`no-op`, `wrong way` or empty."""
+    estimates: Mapping[str, Estimate]
+    """By metric."""
+
+
+class Headline(NamedTuple):
+    """The numbers at the head of the page: method `restage` with a model as editor, on its best edit."""
+
+    scene: str
+    edit: str
+    editor: str
+    progress: float
+    spill: float
+    mask_iou: float
+    overall: Estimate
+    """Progress over all edits."""
+    num_edits: int
+
+
+def read_scores(path: Path) -> tuple[Score, ...]:
+    """Read `scores.parquet`; columns that a `Score` does not have are ignored, an empty value becomes NaN.
+
+    Raises:
+        InputError: the file is not parquet, or a column is missing.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    names = [field.name for field in dataclasses.fields(Score)]
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read()
+    except (OSError, pyarrow.ArrowException) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"{path} is not readable as parquet ({first_line}); run the compare stage again") from None
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise InputError(f"{path} lacks columns {missing}; it should have those of records.Score: {names}")
+    rows = table.select(names).to_pylist()
+    return tuple(
+        Score(**{**row, "value": math.nan if row["value"] is None else row["value"], "reason": row["reason"] or ""})
+        for row in rows
+    )
+
+
+def estimate(scores: Iterable[Score]) -> Estimate:
+    """Mean with its standard error clustered by scene, since edits of one scene are not independent.
+
+    With residuals r of n values in g scenes: `se = sqrt(g / (g - 1) * sum over scenes (sum of r)^2) / n`
+    (Cameron and Miller 2015, "A practitioner's guide to cluster-robust inference", for a mean).
+    """
+    scores = tuple(scores)
+    scored = [score for score in scores if not math.isnan(score.value)]
+    reasons = dict.fromkeys(score.reason or "no reason given" for score in scores if math.isnan(score.value))
+    num_missing = len(scores) - len(scored)
+    if not scored:
+        return Estimate(math.nan, math.nan, 0, num_missing, "; ".join(reasons) or "not measured")
+    mean = sum(score.value for score in scored) / len(scored)
+    by_scene: dict[str, float] = defaultdict(float)
+    for score in scored:
+        by_scene[score.scene] += score.value - mean
+    num_scenes = len(by_scene)
+    standard_error = math.nan
+    if num_scenes > 1:
+        squares = sum(residual**2 for residual in by_scene.values())
+        standard_error = math.sqrt(num_scenes / (num_scenes - 1) * squares) / len(scored)
+    return Estimate(mean, standard_error, len(scored), num_missing, "; ".join(reasons))
+
+
+def estimates_of(scores: Iterable[Score]) -> dict[str, Estimate]:
+    """One estimate for every metric that the page prints; a metric without rows is NaN, `not measured`."""
+    by_metric: dict[str, list[Score]] = defaultdict(list)
+    for score in scores:
+        by_metric[score.metric].append(score)
+    return {metric: estimate(by_metric[metric]) for metric in QUALITY_METRICS + COST_METRICS}
+
+
+def is_anchor(method: str, editor: str) -> bool:
+    """Whether it is a row to read the others by, not a competitor."""
+    return method == "nothing" or editor == "exact"
+
+
+def method_rows(scores: Sequence[Score], *, noop_progress: float) -> tuple[MethodRow, ...]:
+    """All methods x editors: competitors by falling progress (unscored last), then the anchor rows likewise.
+
+    Args:
+        scores: all rows of the comparison.
+        noop_progress: a mean progress within plus or minus this is flagged `no-op`, one below it `wrong way`.
+    """
+    by_row: dict[tuple[str, str], list[Score]] = defaultdict(list)
+    for score in scores:
+        by_row[score.method, score.editor].append(score)
+    rows = []
+    for (method, editor), members in by_row.items():
+        estimates = estimates_of(members)
+        flag = "" if method == "nothing" else _flag(estimates["progress"].mean, noop_progress)
+        rows.append(
+            MethodRow(method=method, editor=editor, is_anchor=is_anchor(method, editor), flag=flag, estimates=estimates)
+        )
+    return tuple(sorted(rows, key=_rank))
+
+
+def _flag(progress: float, noop_progress: float) -> str:
+    if math.isnan(progress) or progress > noop_progress:
+        return ""
+    return "wrong way" if progress < -noop_progress else "no-op"
+
+
+def _rank(row: MethodRow) -> tuple[bool, bool, float, str, str]:
+    progress = row.estimates["progress"].mean
+    unscored = math.isnan(progress)
+    return row.is_anchor, unscored, 0.0 if unscored else -progress, row.method, row.editor
+
+
+def headline_of(scores: Sequence[Score], *, method: str = "restage") -> Headline | None:
+    """The best edit of a method with a model as editor (never `exact`); None when it was not scored."""
+    members = [score for score in scores if score.method == method and not is_anchor(score.method, score.editor)]
+    by_edit: dict[tuple[str, str, str], list[Score]] = defaultdict(list)
+    for score in members:
+        by_edit[score.scene, score.edit, score.editor].append(score)
+    progress = {key: estimates_of(group)["progress"].mean for key, group in by_edit.items()}
+    scored = {key: value for key, value in progress.items() if not math.isnan(value)}
+    if not scored:
+        return None
+    best = max(scored, key=lambda key: scored[key])
+    estimates = estimates_of(by_edit[best])
+    same_editor = [score for score in members if score.editor == best[2]]
+    return Headline(
+        scene=best[0],
+        edit=best[1],
+        editor=best[2],
+        progress=estimates["progress"].mean,
+        spill=estimates["spill"].mean,
+        mask_iou=estimates["mask_iou"].mean,
+        overall=estimates_of(same_editor)["progress"],
+        num_edits=len({(score.scene, score.edit) for score in same_editor}),
+    )
