@@ -129,7 +129,7 @@ def _interleaved(index, num_tiles, num_threads):
     return (index % share) * num_threads + index // share
 
 
-@numba.njit(cache=True, fastmath=FLAGS)
+@numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
 def _weigh_tile(grid_x, grid_y, splat, last_entry, transmittance, weights, last):
     """Update transmittance and last entry of the given pixels by one splat, and give its weights there.
 
@@ -151,7 +151,7 @@ def _weigh_tile(grid_x, grid_y, splat, last_entry, transmittance, weights, last)
         last[pixel] = -latest - np.int32(1) if is_open & (after < OPAQUE) else latest
 
 
-@numba.njit(cache=True, fastmath=FLAGS)
+@numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
 def _add_scaled(total, weights, scale):
     for pixel in range(len(weights)):
         total[pixel] += weights[pixel] * scale
@@ -231,7 +231,7 @@ def blend_forward(tile_starts, entry_splats, geometry, values, half_heights, wid
     return blended, left, counts
 
 
-@numba.njit(cache=True, fastmath=FLAGS)
+@numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
 def _dot_channels(products, gradients, start, stop, values):
     """Per pixel: sum over channels of the gradient of the image times the splat's value."""
     for pixel in range(stop - start):
@@ -240,7 +240,7 @@ def _dot_channels(products, gradients, start, stop, values):
         _add_scaled(products[: stop - start], gradients[channel, start:stop], values[channel])
 
 
-@numba.njit(cache=True, fastmath=FLAGS)
+@numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
 def _unweigh_tile(grid_x, grid_y, splat, entry, transmittance, behind, products, weights, counts, out):
     """Take one splat off the given pixels again, and sum its gradients over them into out[:6]."""
     x, y, xx, xy, yy, opacity = splat
@@ -278,7 +278,7 @@ def _unweigh_tile(grid_x, grid_y, splat, entry, transmittance, behind, products,
     out[5] = sum_opacity
 
 
-@numba.njit(cache=True, fastmath=FLAGS)
+@numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
 def _dot(first, second):
     total = ZERO
     for pixel in range(len(first)):
