@@ -257,16 +257,12 @@ def _undistort(pixels: np.ndarray, intrinsics: np.ndarray, distortion: np.ndarra
     shift = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
     integer_centers = intrinsics - shift
     straight, _ = cv2.getOptimalNewCameraMatrix(integer_centers, distortion, (width, height), 0)
-    maps = cv2.initUndistortRectifyMap(
-        integer_centers, distortion, np.eye(3), straight, (width, height), cv2.CV_32FC1
-    )
+    maps = cv2.initUndistortRectifyMap(integer_centers, distortion, np.eye(3), straight, (width, height), cv2.CV_32FC1)
     remapped = cv2.remap(pixels, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return remapped, np.asarray(straight, dtype=np.float64) + shift
 
 
-def _split(
-    meta: Mapping[str, Any], paths: list[str], folder: Path
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _split(meta: Mapping[str, Any], paths: list[str], folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Training and held-out views: as the file says, else every 8th by name is held out."""
     lists = {name: meta.get(f"{name}_filenames") for name in ("train", "val", "test")}
     if lists["train"] is None:

@@ -34,7 +34,11 @@ def splat_weights(
     """
     if tuple(maps.shape[1:]) != (cameras.height, cameras.width):
         raise InputError(f"expected maps of {cameras.height}x{cameras.width}, got {tuple(maps.shape[1:])}")
-    channels = torch.cat([maps, torch.ones_like(maps[:1])]) if len(maps) else torch.ones_like(maps.new_empty(1, *maps.shape[1:]))
+    channels = (
+        torch.cat([maps, torch.ones_like(maps[:1])])
+        if len(maps)
+        else torch.ones_like(maps.new_empty(1, *maps.shape[1:]))
+    )
     with torch.enable_grad():
         features = torch.zeros(len(splats), len(channels), requires_grad=True)
         rendering = rasterizer(splats.detach(), cameras, features=features)

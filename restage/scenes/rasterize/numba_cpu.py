@@ -46,7 +46,9 @@ def rasterize_numba(
     values = [evaluate_sh(splats.sh, directions), footprints.depths[:, None]]
     if features is not None:
         values.append(features)
-    blended, alpha = _Blend.apply(footprints.geometry, torch.cat(values, dim=1), footprints, cameras.width, cameras.height)
+    blended, alpha = _Blend.apply(
+        footprints.geometry, torch.cat(values, dim=1), footprints, cameras.width, cameras.height
+    )
     return assemble(blended, alpha, background)
 
 
@@ -142,7 +144,14 @@ class _Blend(torch.autograd.Function):
         bins = kernels.bin_splats(footprints.order, geometry_array[:, :2], footprints.extents, width, height)
         tile_starts, entry_splats, splat_starts, splat_entries = bins
         blended, left, counts = kernels.blend_forward(
-            tile_starts, entry_splats, geometry_array, values_array, half_heights, width, height, numba.get_num_threads()
+            tile_starts,
+            entry_splats,
+            geometry_array,
+            values_array,
+            half_heights,
+            width,
+            height,
+            numba.get_num_threads(),
         )
         ctx.forward_inputs = (tile_starts, entry_splats, geometry_array, values_array, half_heights, left, counts)
         ctx.splat_entries = (splat_starts, splat_entries)

@@ -1,0 +1,205 @@
+"""Fit splats to a capture, and go on fitting given splats to other targets: what editing does.
+
+Both are generators that yield a `FitStep` after every step; the caller shows, stops, or replaces targets in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.records import InputError, derive_seed
+from restage.scenes.cameras import Cameras, project_points
+from restage.scenes.capture import Capture
+from restage.scenes.initial import Surroundings, initial_splats, surroundings_of
+from restage.scenes.optimizer import LearningRates, SplatOptimizer, Targets
+from restage.scenes.rasterize import rasterize_numba
+from restage.scenes.splats import Splats
+
+__all__ = [
+    "FitConfig",
+    "FitStep",
+    "RefineConfig",
+    "SplatFit",
+    "Targets",
+    "fit_splats",
+    "psnr",
+    "refine_splats",
+    "render_views",
+    "view_at",
+]
+
+LAST_DECAY = 0.01
+"""Share of the means' learning rate at the last step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How splats are fitted to a capture."""
+
+    steps: int = 1500
+    """One view a step."""
+    num_splats: int = 6000
+    """Upper bound; unseen and floating splats are dropped on the way."""
+    sh_degree: int = 0
+    """Of the spherical harmonics, 0 to 2; 0 gives colours that do not depend on the direction."""
+    rates: LearningRates = field(default_factory=LearningRates)
+    l2_share: float = 0.2
+    """Share of squared error (times 10) in the loss; the rest is absolute error."""
+    shell_share: float = 0.15
+    """Share of splats put on a far shell, for sky and background."""
+    near_share: float = 0.25
+    """Splats in front of a training camera and nearer to it than this share of the scene's size are dropped."""
+    cull_every: int = 100
+    """Steps between looks for splats to drop."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.steps <= 1_000_000 and 1 <= self.num_splats <= 5_000_000 and self.cull_every >= 1):
+            raise InputError(f"expected positive steps, splats and cull_every, got {self}")
+        if self.sh_degree not in (0, 1, 2):
+            raise InputError(f"expected sh_degree 0, 1 or 2, got {self.sh_degree}")
+        for name in ("l2_share", "shell_share", "near_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"expected {name} in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """How given splats are moved towards other targets."""
+
+    steps: int = 500
+    rates: LearningRates = field(default_factory=lambda: LearningRates(means=5e-4, log_scales=5e-3))
+    l2_share: float = 0.2
+    seed: int = 0
+
+
+class FitStep(NamedTuple):
+    """The state after a step."""
+
+    step: int
+    """Steps done, from 1 to num_steps."""
+    num_steps: int
+    loss: float
+    splats: Splats
+    """The tensors of the loop, which later steps change: clone what you keep."""
+
+
+def view_at(seed: int, step: int, num_views: int) -> int:
+    """View of step 0, 1, ...: each pass goes through all views, in an order of its own that the seed gives."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "view order", step // num_views))
+    return int(torch.randperm(num_views, generator=generator)[step % num_views])
+
+
+class SplatFit:
+    """A fit that can be stepped, saved and resumed; `fit_splats` is the plain loop over it."""
+
+    def __init__(self, capture: Capture, config: FitConfig, *, initial: Splats | None = None) -> None:
+        """Prepare a fit to the training views of a capture, from sparse points unless `initial` is given."""
+        if initial is None:
+            initial = initial_splats(
+                capture,
+                config.num_splats,
+                sh_degree=config.sh_degree,
+                shell_share=config.shell_share,
+                seed=config.seed,
+            )
+        train = capture.select(capture.train_indices)
+        self.config = config
+        self.targets = Targets(train.cameras, train.images)
+        self.surroundings = surroundings_of(train.cameras)
+        self.optimizer = SplatOptimizer(
+            initial, config.rates, scene_size=self.surroundings.size, l2_share=config.l2_share
+        )
+        self._drop_floaters()
+
+    def step(self) -> FitStep:
+        """Do one step."""
+        done = self.optimizer.num_updates
+        decay = LAST_DECAY ** (done / self.config.steps)
+        view = view_at(self.config.seed, done, len(self.targets))
+        loss = self.optimizer.step(self.targets, view, decay=decay)
+        if (done + 1) % self.config.cull_every == 0:
+            self._drop_floaters()
+        return FitStep(done + 1, self.config.steps, loss, self.optimizer.splats)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are done."""
+        return self.optimizer.num_updates >= self.config.steps
+
+    def _drop_floaters(self) -> None:
+        floats = is_floating(self.optimizer.splats, self.targets.cameras, self.surroundings, self.config.near_share)
+        if floats.any() and not floats.all():
+            self.optimizer.keep(~floats)
+
+
+def is_floating(splats: Splats, cameras: Cameras, surroundings: Surroundings, near_share: float) -> Tensor:
+    """Which splats lie before a camera and nearer than a share of the scene's size, or can hardly be seen at all.
+
+    Such splats explain one view alone and cover others.
+    """
+    floats = splats.opacity_logits < -6.0
+    side = torch.tensor([cameras.width, cameras.height])
+    for view in range(len(cameras)):
+        pixels, depths = project_points(splats.means, cameras[view])
+        is_near = (depths > 0) & (depths < near_share * surroundings.size)
+        floats |= is_near & (pixels >= -0.25 * side).all(1) & (pixels < 1.25 * side).all(1)
+    return floats
+
+
+def fit_splats(capture: Capture, config: FitConfig, initial: Splats | None = None) -> Iterator[FitStep]:
+    """Fit splats to the training views of a capture; held-out views are never looked at.
+
+    Yields:
+        The state after each step.
+    """
+    fit = SplatFit(capture, config, initial=initial)
+    while not fit.is_done:
+        yield fit.step()
+
+
+def refine_splats(
+    splats: Splats,
+    targets: Targets,
+    *,
+    config: RefineConfig,
+    trainable: Float[Tensor, " n"] | None = None,
+    optimizer: SplatOptimizer | None = None,
+) -> Iterator[FitStep]:
+    """Move given splats towards targets; their number and order stay.
+
+    Args:
+        splats: Where to start; not changed.
+        targets: Images and pixel weights by view; read at every step, so `targets.replace` in between takes effect.
+        config: Steps, learning rates (0 freezes a group), seed of the view order.
+        trainable: Factor on each splat's step in [0, 1]; splats with 0 stay bit for bit the same.
+        optimizer: Given to go on with the splats and moments of an earlier call; then `splats` and `trainable` are
+            ignored and the view order goes on too.
+
+    Yields:
+        The state after each step.
+    """
+    if optimizer is None:
+        size = surroundings_of(targets.cameras).size
+        optimizer = SplatOptimizer(splats, config.rates, scene_size=size, l2_share=config.l2_share, trainable=trainable)
+    for step in range(config.steps):
+        loss = optimizer.step(targets, view_at(config.seed, optimizer.num_updates, len(targets)))
+        yield FitStep(step + 1, config.steps, loss, optimizer.splats)
+
+
+@torch.no_grad()
+def render_views(splats: Splats, cameras: Cameras) -> Float[Tensor, "n 3 h w"]:
+    """Render every camera over black, clamped to [0, 1]."""
+    images = [rasterize_numba(splats.detach(), cameras[view]).color.clamp(0, 1) for view in range(len(cameras))]
+    return torch.stack(images) if images else torch.zeros(0, 3, cameras.height, cameras.width)
+
+
+def psnr(images: Float[Tensor, "n 3 h w"], truth: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Peak signal-to-noise ratio of each image in dB, for values in [0, 1]; infinite for equal images."""
+    return -10 * torch.log10((images.double() - truth.double()).square().mean(dim=(1, 2, 3))).float()

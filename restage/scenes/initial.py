@@ -1,0 +1,130 @@
+"""The splats that a fit starts from: at the sparse points, or spread over what the cameras see, plus a far shell."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from restage.records import InputError, derive_seed
+from restage.scenes.cameras import Cameras, project_points
+from restage.scenes.capture import Capture
+from restage.scenes.splats import SH_C0, Splats
+
+__all__ = ["Surroundings", "initial_splats", "surroundings_of"]
+
+INITIAL_OPACITY = 0.3
+SHELL_RADIUS = 4.0
+"""Radius of the far shell, in scene sizes."""
+
+
+class Surroundings(NamedTuple):
+    """Where the cameras look, and from how far."""
+
+    center: Float[Tensor, " 3"]
+    """The point nearest to all optical axes, in world units."""
+    size: float
+    """Median distance of the cameras from it, in world units; at least 1e-3."""
+
+
+def surroundings_of(cameras: Cameras) -> Surroundings:
+    """Least-squares meeting point of the optical axes (ridge towards points ahead of the cameras), and the distance."""
+    positions = cameras.positions.double()
+    directions = cameras.camera_to_world[:, :3, 2].double()
+    across = torch.eye(3, dtype=torch.float64) - directions[:, :, None] * directions[:, None, :]
+    spread = max(float((positions - positions.mean(0)).norm(dim=1).mean()), 1e-3)
+    ahead = positions.mean(0) + spread * directions.mean(0)
+    ridge = 1e-3 * len(cameras)
+    right = (across @ positions[:, :, None]).sum(0)[:, 0] + ridge * ahead
+    center = torch.linalg.solve(across.sum(0) + ridge * torch.eye(3, dtype=torch.float64), right)
+    size = float((positions - center).norm(dim=1).median())
+    return Surroundings(center.float(), max(size, 1e-3))
+
+
+def initial_splats(capture: Capture, num_splats: int, *, sh_degree: int, shell_share: float, seed: int) -> Splats:
+    """Round splats as large as the distance to their neighbours, coloured like the points or the pixels before them.
+
+    Args:
+        capture: Its training views and sparse points are used, nothing else.
+        num_splats: How many; without enough sparse points the rest is spread over the space that the cameras see.
+        sh_degree: 0 to 2.
+        shell_share: Share of the splats that are put far away, where sky and background are.
+        seed: Of all random choices.
+    """
+    if not capture.train_indices:
+        raise InputError(f"{capture.name}: expected training views to fit, got none")
+    generator = torch.Generator().manual_seed(derive_seed(seed, "initial splats"))
+    train = capture.select(capture.train_indices)
+    surroundings = surroundings_of(train.cameras)
+    num_shell = round(shell_share * num_splats)
+    num_sparse = min(len(capture.points), num_splats - num_shell)
+    chosen = torch.randperm(len(capture.points), generator=generator)[:num_sparse]
+    groups = [
+        (capture.points[chosen], capture.point_colors[chosen]),
+        _seen_points(train, surroundings, num_splats - num_shell - num_sparse, generator=generator),
+        _shell_points(train, surroundings, num_shell, generator=generator),
+    ]
+    splats = [_round_splats(points, colors, sh_degree, surroundings.size) for points, colors in groups if len(points)]
+    parameters = [part.parameters() for part in splats]
+    return Splats(**{name: torch.cat([part[name] for part in parameters]) for name in parameters[0]})
+
+
+def _random_rays(train: Capture, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Camera index, unit direction, share of depth in [0, 1), and colour of random pixels of the views."""
+    height, width = train.cameras.height, train.cameras.width
+    views = torch.randint(len(train.cameras), (count,), generator=generator)
+    rows = torch.randint(height, (count,), generator=generator)
+    columns = torch.randint(width, (count,), generator=generator)
+    pixels = torch.stack([columns + 0.5, rows + 0.5, torch.ones(count)], dim=1)
+    in_camera = (torch.linalg.inv(train.cameras.intrinsics)[views] @ pixels[:, :, None])[:, :, 0]
+    rays = (train.cameras.camera_to_world[views, :3, :3] @ in_camera[:, :, None])[:, :, 0]
+    directions = torch.nn.functional.normalize(rays, dim=1)
+    return views, directions, torch.rand(count, generator=generator), train.images[views, :, rows, columns]
+
+
+def _seen_points(
+    train: Capture, surroundings: Surroundings, count: int, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Points at random depths along random pixels, from a third to 1.7 times the scene's size, seen by two views."""
+    views, directions, shares, colors = _random_rays(train, 8 * count, generator)
+    points = train.cameras.positions[views] + directions * (0.33 + 1.4 * shares[:, None]) * surroundings.size
+    times_seen = torch.zeros(len(points))
+    for view in range(len(train.cameras)):
+        pixels, depths = project_points(points, train.cameras[view])
+        side = torch.tensor([train.cameras.width, train.cameras.height])
+        times_seen += ((depths > 0) & (pixels >= 0).all(1) & (pixels < side).all(1)).float()
+    order = torch.argsort((times_seen < min(2, len(train.cameras))).int(), stable=True)[:count]
+    return points[order], colors[order]
+
+
+def _shell_points(
+    train: Capture, surroundings: Surroundings, count: int, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Points of a far sphere behind random pixels."""
+    views, directions, _, colors = _random_rays(train, count, generator)
+    origins = train.cameras.positions[views] - surroundings.center
+    along = (origins * directions).sum(1)
+    radius = torch.clamp_min(origins.norm(dim=1) * 1.01, SHELL_RADIUS * surroundings.size)
+    distance = -along + torch.sqrt(along**2 - (origins**2).sum(1) + radius**2)
+    return surroundings.center + origins + directions * distance[:, None], colors
+
+
+def _round_splats(points: Tensor, colors: Tensor, sh_degree: int, scene_size: float) -> Splats:
+    count = len(points)
+    neighbours = min(4, count)
+    distances = np.asarray(cKDTree(points.numpy()).query(points.numpy(), k=neighbours)[0]).reshape(count, neighbours)
+    spacing = torch.from_numpy(distances[:, 1:].mean(1) if neighbours > 1 else np.full(count, 0.1 * scene_size))
+    log_scales = spacing.float().clamp(1e-4 * scene_size, scene_size).log()
+    sh = torch.zeros(count, (sh_degree + 1) ** 2, 3)
+    sh[:, 0] = (colors - 0.5) / SH_C0
+    return Splats(
+        means=points.clone(),
+        log_scales=log_scales[:, None].repeat(1, 3),
+        rotations=torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1),
+        opacity_logits=torch.full((count,), INITIAL_OPACITY).logit(),
+        sh=sh,
+    )

@@ -1,0 +1,172 @@
+"""The step that fitting and editing share: render one view, compare, move the splats by Adam.
+
+A `SplatOptimizer` holds splats and Adam's moments as plain tensors, so that it can be saved, resumed, and told which
+splats and which parameters may move. `Targets` is what views are compared with; the caller may replace them anytime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.records import InputError
+from restage.scenes.cameras import Cameras
+from restage.scenes.rasterize import Rasterizer, rasterize_numba
+from restage.scenes.splats import Splats
+
+__all__ = ["LearningRates", "SplatOptimizer", "Targets"]
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-15
+"""As in 3D Gaussian splatting, whose gradients are tiny: any step is set by the learning rate alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRates:
+    """Adam's step for each group of parameters; 0 freezes the group. Found by trial, see docs/log.md."""
+
+    means: float = 2e-3
+    """In units of the scene's size."""
+    log_scales: float = 1e-2
+    rotations: float = 5e-3
+    opacity_logits: float = 5e-2
+    sh: float = 1e-2
+    """Of degree 0; the higher ones move at a twentieth."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < 10:
+                raise InputError(f"expected the learning rate of {name} in [0, 10), got {value}")
+
+
+class Targets:
+    """What each view should look like, and how much each of its pixels counts; may change while a loop runs."""
+
+    def __init__(
+        self, cameras: Cameras, images: Float[Tensor, "n 3 h w"], weights: Float[Tensor, "n h w"] | None = None
+    ) -> None:
+        """Hold images in [0, 1] and weights >= 0 (default: 1 everywhere) for the cameras; tensors are copied.
+
+        Raises:
+            InputError: shapes do not fit the cameras, or there is no view.
+        """
+        shape = (len(cameras), cameras.height, cameras.width)
+        if not len(cameras) or tuple(images.shape) != (shape[0], 3, *shape[1:]):
+            raise InputError(f"expected targets of shape {(shape[0], 3, *shape[1:])}, got {tuple(images.shape)}")
+        if weights is not None and tuple(weights.shape) != shape:
+            raise InputError(f"expected weights of shape {shape}, got {tuple(weights.shape)}")
+        self.cameras = cameras
+        self.images = images.detach().clone()
+        self.weights = None if weights is None else weights.detach().clone()
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    def replace(
+        self, index: int, image: Float[Tensor, "3 h w"], *, weights: Float[Tensor, "h w"] | None = None
+    ) -> None:
+        """Put another image in place of one view's target; its weights stay unless given."""
+        self.images[index] = image
+        if weights is not None:
+            if self.weights is None:
+                self.weights = torch.ones_like(self.images[:, 0])
+            self.weights[index] = weights
+
+
+@dataclass
+class SplatOptimizer:
+    """Splats on their way, with Adam's moments."""
+
+    splats: Splats
+    rates: LearningRates
+    scene_size: float = 1.0
+    """World units that the learning rate of the means is given in."""
+    l2_share: float = 0.2
+    """Share of squared error (times 10) in the loss; the rest is absolute error."""
+    trainable: Float[Tensor, " n"] | None = None
+    """Factor on each splat's step in [0, 1]; where it is 0 a splat stays bit for bit the same."""
+    rasterizer: Rasterizer = rasterize_numba
+    num_updates: int = 0
+    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.trainable is not None and tuple(self.trainable.shape) != (len(self.splats),):
+            raise InputError(f"expected {len(self.splats)} values in trainable, got {tuple(self.trainable.shape)}")
+        self.splats = self.splats.clone()
+        if not self.moments:
+            self.moments = {
+                name: (torch.zeros_like(tensor), torch.zeros_like(tensor))
+                for name, tensor in self.splats.parameters().items()
+            }
+
+    def step(self, targets: Targets, view: int, *, decay: float = 1.0) -> float:
+        """Render a view, compare it with its target, move the splats once; returns the loss.
+
+        Args:
+            targets: What to compare with.
+            view: Index into the targets.
+            decay: Factor on the learning rate of the means.
+        """
+        splats = Splats(**{n: p.detach().requires_grad_() for n, p in self.splats.parameters().items()})
+        with torch.enable_grad():
+            color = self.rasterizer(splats, targets.cameras[view]).color
+            weights = None if targets.weights is None else targets.weights[view]
+            loss = self._loss(color, targets.images[view], weights)
+            parameters = splats.parameters()
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        self._update(dict(zip(parameters, gradients, strict=True)), decay)
+        return float(loss.detach())
+
+    def _loss(self, color: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+        difference = color - target
+        error = (1 - self.l2_share) * difference.abs() + 10 * self.l2_share * difference.square()
+        return error.mean() if weights is None else (error * weights).mean()
+
+    @torch.no_grad()
+    def _update(self, gradients: Mapping[str, Tensor | None], decay: float) -> None:
+        self.num_updates += 1
+        first_correction = 1 - BETAS[0] ** self.num_updates
+        second_correction = 1 - BETAS[1] ** self.num_updates
+        for name, tensor in self.splats.parameters().items():
+            rate, gradient = getattr(self.rates, name), gradients[name]
+            if not rate or gradient is None:
+                continue
+            rate *= self.scene_size * decay if name == "means" else 1.0
+            first, second = self.moments[name]
+            first.lerp_(gradient, 1 - BETAS[0])
+            second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+            denominator = (second / second_correction).sqrt_().add_(EPSILON)
+            change = (first / denominator).mul_(-rate / first_correction)
+            if name == "sh" and tensor.shape[1] > 1:
+                change[:, 1:] *= 0.05
+            if self.trainable is not None:
+                factor = self.trainable.reshape(-1, *[1] * (tensor.ndim - 1))
+                change = torch.where(factor > 0, change * factor, 0.0)
+            tensor.add_(change)
+
+    def keep(self, kept: Tensor) -> None:
+        """Drop all splats but those that `kept` (a boolean mask or indices) picks."""
+        self.splats = self.splats[kept]
+        self.moments = {name: (first[kept], second[kept]) for name, (first, second) in self.moments.items()}
+        self.trainable = None if self.trainable is None else self.trainable[kept]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes, for `torch.save`."""
+        return {
+            "splats": self.splats.parameters(),
+            "moments": self.moments,
+            "trainable": self.trainable,
+            "num_updates": self.num_updates,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.splats = Splats(**state["splats"])
+        self.moments = dict(state["moments"])
+        self.trainable = state["trainable"]
+        self.num_updates = state["num_updates"]
