@@ -66,7 +66,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
 
     from restage import commands
 
-    command = commands.COMMANDS[name]
+    command = commands.COMMANDS[name]()
     tyro.cli(
         command,
         args=list(arguments),

@@ -1,9 +1,8 @@
 """The sub-commands of `restage`: each is a function whose arguments tyro turns into flags.
 
-Called by `cli.py`. Whatever is heavy (torch, diffusers) is imported inside the functions.
+Called by `cli.py`. Whatever is heavy (torch, diffusers) is imported only when a sub-command is built or run, and
+annotations are evaluated then too: hence no `from __future__ import annotations` here.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,52 +10,177 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from restage.records import EditRequest
 from restage.show import describe_run, list_runs, show_progress
 
 __all__ = ["COMMANDS"]
 
-RunFolderArgument = Annotated[Path, arg(metavar="RUN")]
+RunArgument = Annotated[Path, arg(metavar="RUN", help="Folder of the run; made if it is missing.")]
+SceneArgument = Annotated[Path, arg(metavar="SCENE")]
+CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
+InstructionArgument = Annotated[str, arg(metavar="INSTRUCTION")]
 
 
-def demo(*, out: Path = Path("runs/demo"), seed: int = 0, size: str = "full") -> None:
-    """From prompts to the report page of an edited scene.
+def _demo() -> Callable[..., None]:
+    def demo(*, out: Path = Path("runs/demo"), seed: int = 0, models: Path | None = None) -> None:
+        """From prompts to the report page of an edited scene, in about ten minutes on two cores.
 
-    Example: restage demo --out runs/demo
+        Example: restage demo --out runs/demo
 
-    Stops with Ctrl-C at any time; the same command goes on from there. A folder that is done is not done again.
+        Ctrl-C stops it at any time; the same command goes on from there. What is done is not done again.
 
-    Args:
-        out: Folder of the run.
-        seed: Chooses prompts, scene and noise.
-        size: `full`, or `tiny` for a run of a minute that shows that everything works and nothing else.
-    """
-    raise NotImplementedError
+        Args:
+            out: Folder of the run.
+            seed: Chooses prompts, pairs and noise.
+            models: Folder with the models to start from; default: those that come with the package.
+        """
+        from restage.recipes import demo as run_demo
+        from restage.recipes import demo_config
 
+        show_progress(run_demo(out, demo_config(models), seed=seed))
+        print(f"page: {out / 'report' / 'index.html'}")
 
-def show(run: Positional[RunFolderArgument]) -> None:
-    """Print what a run holds: its stages with their facts, its edits, its page.
-
-    Example: restage show runs/demo
-
-    Args:
-        run: Folder of the run.
-    """
-    print("\n".join(describe_run(run)))
+    return demo
 
 
-def ls(folder: Positional[Path] = Path("runs")) -> None:
-    """List the runs in a folder: where, status, time, stages done.
+def _stage(stage: str, description: str) -> Callable[[], Callable[..., None]]:
+    """A sub-command that runs one stage of a run, with the stage's config as its flags."""
 
-    Example: restage ls runs
+    def build() -> Callable[..., None]:
+        from restage.recipes import load_stage, open_run, working
 
-    Args:
-        folder: Where the runs are.
-    """
-    print("\n".join(list_runs(folder)) or f"no runs in {folder}")
+        config_type, run_stage = load_stage(stage)
+        default = config_type()
+
+        def command(run: Positional[RunArgument], *, config: config_type = default, seed: int = 0) -> None:  # pyright: ignore
+            with working(open_run(run, seed=seed)) as opened:
+                show_progress(run_stage(opened, config))
+            print(f"{stage}: {run / stage}")
+
+        command.__doc__ = (
+            f"{description}\n\nArgs:\n    seed: Of the run, if this makes it; a run keeps the seed it has."
+        )
+        return command
+
+    return build
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "show": show,
-    "ls": ls,
+def _fit() -> Callable[..., None]:
+    from restage.scenes.fit import FitConfig
+
+    def fit(
+        capture: Positional[CaptureArgument],
+        *,
+        size: int | None = None,
+        out: Path | None = None,
+        config: FitConfig = FitConfig(),  # noqa: B008  (frozen)
+    ) -> None:
+        """Fit Gaussian splats to a capture and say how well held-out views come out.
+
+        Example: restage fit path/to/capture --size 160 --out runs/mine
+
+        Args:
+            capture: A nerfstudio folder: transforms.json, images, sparse points.
+            size: Longer side of the views in pixels; default: as they are.
+            out: Folder of the run; default: runs/ and the capture's name.
+            config: How to fit.
+        """
+        from restage.recipes import fit_folder
+
+        out = out or Path("runs") / capture.resolve().name
+        show_progress(fit_folder(capture, out, config, size=size))
+        print("\n".join(describe_run(out)))
+
+    return fit
+
+
+def _edit() -> Callable[..., None]:
+    def edit(
+        scene: Positional[SceneArgument],
+        instruction: Positional[InstructionArgument],
+        *,
+        method: str = "restage",
+        editor: str = "edit_model",
+        source_caption: str = "",
+        target_caption: str = "",
+        model: Path | None = None,
+        size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Edit a scene by an instruction.
+
+        Example: restage edit runs/mine "make the cube blue" --method restage
+
+        Args:
+            scene: The run folder of a fitted scene, or a capture, which is then fitted first.
+            instruction: What to change.
+            method: One of the menu in `restage/edit`.
+            editor: One of the menu in `restage/edit/editors`.
+            source_caption: What is to be seen before; some editors make use of it.
+            target_caption: What is to be seen after.
+            model: Folder of the edit model; default: the one that comes with the package.
+            size: Longer side of the views in pixels, if a capture is fitted first.
+            seed: Of the edit's noise.
+        """
+        from restage.recipes import EditChoice, edit_folder, fit_folder
+        from restage.scenes.fit import FitConfig
+
+        request = EditRequest(instruction=instruction, source_caption=source_caption, target_caption=target_caption)
+        choice = EditChoice(method=method, editor=editor, model=model, seed=seed)
+        if (scene / "transforms.json").exists():
+            out = Path("runs") / scene.resolve().name
+            show_progress(fit_folder(scene, out, FitConfig(), size=size))
+            scene = out
+        last = show_progress(edit_folder(scene, request, choice))
+        print(f"edited: {last.note if last else scene}")
+
+    return edit
+
+
+def _show() -> Callable[..., None]:
+    def show(run: Positional[RunArgument]) -> None:
+        """Print what a run holds: its stages with their facts, its edits, its page.
+
+        Example: restage show runs/demo
+        """
+        print("\n".join(describe_run(run)))
+
+    return show
+
+
+def _ls() -> Callable[..., None]:
+    def ls(folder: Positional[Path] = Path("runs")) -> None:
+        """List the runs in a folder: where, status, time, stages done.
+
+        Example: restage ls runs
+
+        Args:
+            folder: Where the runs are.
+        """
+        print("\n".join(list_runs(folder)) or f"no runs in {folder}")
+
+    return ls
+
+
+COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
+    "demo": _demo,
+    "prompts": _stage(
+        "prompts", "Write prompt pairs: two captions that differ by one edit.\n\nExample: restage prompts runs/mine"
+    ),
+    "pairs": _stage(
+        "pairs",
+        "Make image pairs of the run's prompt pairs with Prompt-to-Prompt; score them, keep or reject them.\n\n"
+        "Example: restage pairs runs/mine",
+    ),
+    "train": _stage(
+        "train", "Train the edit model on the run's kept pairs.\n\nExample: restage train runs/mine --steps 200"
+    ),
+    "fit": _fit,
+    "edit": _edit,
+    "compare": _stage(
+        "compare", "Score every edit of the run on held-out views.\n\nExample: restage compare runs/mine"
+    ),
+    "report": _stage("report", "Write the run's page, which opens from disk.\n\nExample: restage report runs/mine"),
+    "show": _show,
+    "ls": _ls,
 }

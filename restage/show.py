@@ -21,14 +21,33 @@ STAGES = ("prompts", "pairs", "train", "scenes", "edit", "compare", "report")
 PLAIN_LINES_PER_STAGE = 10
 
 
-def show_progress(steps: Iterable[Progress], *, file: TextIO | None = None) -> None:
-    """Work through the steps, with a bar for each stage on a terminal and about ten plain lines otherwise."""
+def show_progress(steps: Iterable[Progress], *, file: TextIO | None = None) -> Progress | None:
+    """Work through the steps, with a bar for each stage on a terminal and about ten plain lines otherwise.
+
+    Returns:
+        The last step.
+    """
     out = file or sys.stdout
+    last = _Last(steps)
     if out.isatty():
-        _show_bars(steps)
+        _show_bars(last)
     else:
-        for line in plain_lines(steps):
+        for line in plain_lines(last):
             print(line, file=out, flush=True)
+    return last.step
+
+
+class _Last:
+    """Hands steps on and keeps the last one."""
+
+    def __init__(self, steps: Iterable[Progress]) -> None:
+        self.steps = steps
+        self.step: Progress | None = None
+
+    def __iter__(self) -> Iterator[Progress]:
+        for step in self.steps:
+            self.step = step
+            yield step
 
 
 def plain_lines(steps: Iterable[Progress]) -> Iterator[str]:
@@ -81,7 +100,9 @@ def list_runs(folder: Path) -> list[str]:
     for path in find_runs(folder):
         record = read_json(path / "run.json")
         done = [stage for stage in STAGES if (path / stage / "stage.json").exists()]
-        lines.append(f"{path}  {record.get('status', '?')}  {_seconds(record):.0f} s  {' '.join(done) or 'no stage yet'}")
+        lines.append(
+            f"{path}  {record.get('status', '?')}  {_seconds(record):.0f} s  {' '.join(done) or 'no stage yet'}"
+        )
     return lines
 
 
@@ -100,9 +121,10 @@ def describe_run(path: Path) -> list[str]:
     if not (path / "run.json").is_file():
         raise InputError(f"{path} holds no run.json; `restage ls {path.parent}` lists runs")
     record = read_json(path / "run.json")
+    num_sessions = len(record.get("sessions", ()))
     lines = [
         f"{path}: {record.get('id')}, {record.get('status')}, seed {record.get('seed')}",
-        f"made by: {' '.join(record.get('command', ()))}  ({_seconds(record):.0f} s in {len(record.get('sessions', ()))} sessions)",
+        f"made by: {' '.join(record.get('command', ()))}  ({_seconds(record):.0f} s, {num_sessions} sessions)",
     ]
     for stage in STAGES:
         mark = path / stage / "stage.json"

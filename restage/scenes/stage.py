@@ -100,7 +100,7 @@ def edit_name(instruction: str) -> str:
 
 
 def run_scenes(run: RunFolder, config: ScenesConfig) -> Iterator[Progress]:
-    """Make, capture and fit every scene that is not there yet; the run's seed enters the fit alone.
+    """Make, capture and fit every scene that is not there yet; all seeds are those of the config.
 
     Raises:
         InputError: the stage was finished with another config, or a scene does not allow an edit.

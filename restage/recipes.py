@@ -1,0 +1,245 @@
+"""Whole runs as plain functions: the demo, the fit of a user's capture, an edit of it. Called by the sub-commands.
+
+A recipe composes stages; what each stage does, and what it leaves in the run folder, is the stage's own business.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from restage.compare.protocol import CompareConfig
+from restage.edit.editors import EDITORS, EditorSource
+from restage.edit.menu import METHODS
+from restage.edit.results import edit_scene
+from restage.edit.stage import EditConfig, EditUnit
+from restage.records import EditCase, EditRequest, InputError, Progress, RunFolder, derive_seed, read_json, write_json
+from restage.report.page import ReportConfig
+from restage.scenes.fit import FitConfig
+from restage.scenes.io.nerfstudio import read_capture, write_capture
+from restage.scenes.io.ply import read_splats
+from restage.scenes.stage import ScenesConfig, edit_name, fit_capture
+
+__all__ = [
+    "DemoConfig",
+    "EditChoice",
+    "StepByStep",
+    "demo",
+    "demo_config",
+    "edit_folder",
+    "find_scene",
+    "fit_folder",
+    "load_stage",
+    "open_run",
+    "working",
+]
+
+ASSETS = Path(__file__).parent / "assets"
+TEXT_TO_IMAGE = ASSETS / "text_to_image"
+EDIT_MODEL = ASSETS / "edit_model"
+CLIP = ASSETS / "clip"
+
+STAGES = {
+    "prompts": ("restage.prompts.stage", "PromptsConfig", "run_prompts"),
+    "pairs": ("restage.pairs.stage", "PairsConfig", "run_pairs"),
+    "train": ("restage.train.stage", "TrainConfig", "run_train"),
+    "scenes": ("restage.scenes.stage", "ScenesConfig", "run_scenes"),
+    "edit": ("restage.edit.stage", "EditConfig", "run_edit"),
+    "compare": ("restage.compare.protocol", "CompareConfig", "run_compare"),
+    "report": ("restage.report.page", "ReportConfig", "run_report"),
+}
+"""Module, config and function of each stage, in the order data flows."""
+
+
+class Stage(NamedTuple):
+    """A stage, loaded."""
+
+    config_type: type
+    run: Callable[[RunFolder, Any], Iterator[Progress]]
+
+
+def load_stage(name: str) -> Stage:
+    """Import a stage."""
+    module_name, config_name, function_name = STAGES[name]
+    module = importlib.import_module(module_name)
+    return Stage(getattr(module, config_name), getattr(module, function_name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepByStep:
+    """The config of a run whose stages are started one by one; each stage records its own."""
+
+    kind: str = "step by step"
+
+
+def open_run(folder: Path, *, seed: int = 0) -> RunFolder:
+    """Open the run in a folder, whatever its config and seed are, or start one there for stages to be added by hand.
+
+    Raises:
+        InputError: the folder holds something that is not a run.
+    """
+    record_path = folder / "run.json"
+    if not record_path.exists():
+        return RunFolder.open(folder, StepByStep(), seed=seed)
+    record = read_json(record_path)
+    return RunFolder(path=folder, config=record["config"], seed=record["seed"])
+
+
+@contextmanager
+def working(run: RunFolder) -> Iterator[RunFolder]:
+    """Close the run's record at the end with what became of the work: done, stopped or failed."""
+    status = "failed"
+    try:
+        yield run
+        status = "done"
+    except (KeyboardInterrupt, GeneratorExit):
+        status = "stopped"
+        raise
+    finally:
+        run.close(status)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The demo: every stage's config."""
+
+    prompts: Any
+    pairs: Any
+    train: Any
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    edit: EditConfig = field(default_factory=EditConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+
+def demo(folder: Path, config: DemoConfig, *, seed: int = 0) -> Iterator[Progress]:
+    """Go through every stage, from prompts to the page; what is done is left as it is.
+
+    Args:
+        folder: Of the run; made if it is missing.
+        config: Of every stage.
+        seed: Of the run.
+
+    Raises:
+        InputError: the folder holds another run, or something that is not a run.
+    """
+    with working(RunFolder.open(folder, config, seed=seed)) as run:
+        for name in STAGES:
+            yield from load_stage(name).run(run, getattr(config, name))
+
+
+def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: int | None = None) -> Iterator[Progress]:
+    """Fit a user's capture as the only scene of a run.
+
+    Args:
+        capture_folder: A nerfstudio folder.
+        folder: Of the run; made if it is missing.
+        config: How to fit.
+        size: Longer side of the views in pixels; None leaves them as they are.
+
+    Raises:
+        InputError: the capture cannot be read, or the run holds a scene of this name with another config.
+    """
+    capture = read_capture(capture_folder, size)
+    with working(open_run(folder)) as run:
+        scene_folder = run.path / "scenes" / capture.name
+        if not (scene_folder / "capture" / "transforms.json").exists():
+            write_capture(capture, scene_folder / "capture")
+        yield from fit_capture(read_capture(scene_folder / "capture"), scene_folder, config)
+
+
+def find_scene(folder: Path) -> Path:
+    """The folder of the one fitted scene that a path stands for: itself, or the only one in a run.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    if (folder / "splats.ply").is_file():
+        return folder
+    found = sorted(path.parent for path in folder.glob("scenes/*/fit.json"))
+    if len(found) != 1:
+        names = ", ".join(str(path) for path in found) or "none"
+        raise InputError(f"{folder}: expected one fitted scene, found {names}; name one, or run: restage fit CAPTURE")
+    return found[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditChoice:
+    """How a user's scene is edited."""
+
+    method: str = "restage"
+    """A name on the menu `METHODS`."""
+    editor: str = "edit_model"
+    """A name on the menu `EDITORS`."""
+    model: Path | None = None
+    """Folder of the edit model; None for the run's own, or else the one of the package."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for kind, name, menu in (("method", self.method, METHODS), ("editor", self.editor, EDITORS)):
+            if name not in menu:
+                raise InputError(f"unknown {kind} {name!r}; choose from {', '.join(menu)}")
+
+
+def edit_folder(scene: Path, request: EditRequest, choice: EditChoice) -> Iterator[Progress]:
+    """Edit a fitted scene by one request, as `restage edit` does; the last note is the result's folder.
+
+    The request becomes an edit case without truth of the scene, so that `compare` and `report` see it too.
+
+    Args:
+        scene: Folder of a run with one fitted scene, or `<run>/scenes/<scene>`.
+        request: What to do.
+        choice: How.
+
+    Raises:
+        InputError: there is no fitted scene, or the method needs what this scene does not have.
+    """
+    scene_folder = find_scene(scene)
+    run_path = scene_folder.parent.parent
+    with working(open_run(run_path)) as run:
+        case = EditCase(scene=scene_folder.name, kind="free", request=request, has_truth=False)
+        name = _case_name(scene_folder, case)
+        unit = EditUnit(
+            scene=scene_folder.name, edit=name, method=choice.method, editor=choice.editor, seed=choice.seed
+        )
+        folder = unit.folder(run.path)
+        if not (folder / "record.json").exists():
+            capture = read_capture(scene_folder / "capture")
+            truth = scene_folder / "truth" / name
+            source = EditorSource(file_names=capture.file_names, truth=truth, model=_model_folder(run, choice))
+            steps = edit_scene(
+                read_splats(scene_folder / "splats.ply"),
+                capture,
+                request=request,
+                method=METHODS[choice.method](),
+                editor=EDITORS[choice.editor](source),
+                seed=derive_seed(run.seed, case.id, choice.seed),
+                folder=folder,
+                facts={**asdict(unit), "kind": case.kind, "inputs": {"edit_id": case.id}},
+            )
+            for step in steps:
+                yield Progress(stage="edit", done=step.step, total=step.num_steps, note=step.note)
+        yield Progress(stage="edit", done=1, total=1, note=str(folder))
+
+
+def _case_name(scene_folder: Path, case: EditCase) -> str:
+    """Name of an edit case in its scene, written there if it is new; another case of that name gets a longer one."""
+    name = edit_name(case.request.instruction)
+    path = scene_folder / "truth" / name / "edit.json"
+    if path.exists() and EditCase.from_plain(read_json(path)).id != case.id:
+        name = f"{name}-{case.id[-8:]}"
+        path = scene_folder / "truth" / name / "edit.json"
+    if not path.exists():
+        write_json(path, case)
+    return name
+
+
+def _model_folder(run: RunFolder, choice: EditChoice) -> Path:
+    trained = run.path / "train"
+    if choice.model is None and (trained / "stage.json").exists():
+        return trained
+    return choice.model or EDIT_MODEL
