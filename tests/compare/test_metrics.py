@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from restage.compare.metrics import MAX_PSNR_DB, mask_iou, progress, psnr_db, spill
 
 

@@ -1,0 +1,135 @@
+"""Scores into tables: a pure function of the rows, with standard errors that know that a scene's edits are alike."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from restage.records import Score
+
+__all__ = ["ANCHOR_NOTES", "Estimate", "MethodRow", "clustered_estimate", "markdown_table", "method_table"]
+
+COLUMNS = {
+    "progress": "progress",
+    "spill": "spill",
+    "mask_iou": "mask IoU",
+    "psnr_db": "PSNR (dB)",
+    "seconds": "seconds",
+    "no_op": "no-ops",
+    "wrong_way": "wrong way",
+}
+
+ANCHOR_NOTES = {"nothing": "anchor: nothing done", "exact": "anchor: exact truth in place of the editor"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Mean of a metric over results."""
+
+    mean: float
+    """NaN if nothing could be scored."""
+    standard_error: float
+    """Clustered by scene; NaN with fewer than two scenes, since one scene says nothing about others."""
+    num_scored: int
+    num_missing: int
+    """Results whose value is NaN; they are not in the mean, and the table says how many they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """One row of the table: a method with an editor, over all scenes, edits and seeds."""
+
+    method: str
+    editor: str
+    num_results: int
+    num_scenes: int
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    """By metric."""
+
+    @property
+    def anchor(self) -> str:
+        """What kind of anchor row it is; empty for a contender."""
+        return ANCHOR_NOTES.get(self.method) or ANCHOR_NOTES.get(self.editor, "")
+
+
+def clustered_estimate(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
+    """Mean and its cluster-robust standard error.
+
+    The variance is G/(G-1) / n^2 times the sum over the G clusters of (sum of the residuals in the cluster)^2
+    (Liang and Zeger 1986, for a mean). With one value per cluster it is the usual standard error.
+
+    Args:
+        values: One per result; NaN where it could not be scored.
+        clusters: The scene of each.
+    """
+    scored = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if not math.isnan(value)]
+    num_missing = len(values) - len(scored)
+    if not scored:
+        return Estimate(mean=math.nan, standard_error=math.nan, num_scored=0, num_missing=num_missing)
+    mean = math.fsum(value for value, _ in scored) / len(scored)
+    sums: dict[str, float] = defaultdict(float)
+    for value, cluster in scored:
+        sums[cluster] += value - mean
+    num_clusters = len(sums)
+    error = math.nan
+    if num_clusters > 1:
+        squares = math.fsum(total**2 for total in sums.values())
+        error = math.sqrt(num_clusters / (num_clusters - 1) * squares) / len(scored)
+    return Estimate(mean=mean, standard_error=error, num_scored=len(scored), num_missing=num_missing)
+
+
+def method_table(scores: Sequence[Score]) -> list[MethodRow]:
+    """One row per method and editor; anchors first and last, contenders between them by progress, best first."""
+    groups: dict[tuple[str, str], list[Score]] = defaultdict(list)
+    for score in scores:
+        groups[score.method, score.editor].append(score)
+    rows = [_row(method, editor, group) for (method, editor), group in groups.items()]
+    return sorted(rows, key=_rank)
+
+
+def _row(method: str, editor: str, scores: Sequence[Score]) -> MethodRow:
+    metrics = list(dict.fromkeys(score.metric for score in scores))
+    by_metric = {metric: [score for score in scores if score.metric == metric] for metric in metrics}
+    return MethodRow(
+        method=method,
+        editor=editor,
+        num_results=len({(score.scene, score.edit, score.seed) for score in scores}),
+        num_scenes=len({score.scene for score in scores}),
+        estimates={
+            metric: clustered_estimate([score.value for score in group], [score.scene for score in group])
+            for metric, group in by_metric.items()
+        },
+    )
+
+
+def _rank(row: MethodRow) -> tuple[int, float, str, str]:
+    place = 0 if row.method == "nothing" else 2 if row.anchor else 1
+    estimate = row.estimates.get("progress")
+    value = -math.inf if estimate is None or math.isnan(estimate.mean) else estimate.mean
+    return place, -value, row.method, row.editor
+
+
+def markdown_table(rows: Sequence[MethodRow]) -> str:
+    """The table as GitHub markdown: mean ± standard error, what is missing in brackets."""
+    columns = [metric for metric in COLUMNS if any(metric in row.estimates for row in rows)]
+    header = ["method", "editor", *(COLUMNS[metric] for metric in columns), "results", "note"]
+    lines = [header, ["---"] * 2 + ["---:"] * (len(columns) + 1) + ["---"]]
+    for row in rows:
+        cells = [_cell(metric, row.estimates.get(metric)) for metric in columns]
+        lines.append([row.method, row.editor, *cells, f"{row.num_results} in {row.num_scenes} scenes", row.anchor])
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def _cell(metric: str, estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    missing = f" ({estimate.num_missing} missing)" if estimate.num_missing else ""
+    if math.isnan(estimate.mean):
+        return f"–{missing}"
+    if metric in ("no_op", "wrong_way"):
+        return f"{round(estimate.mean * estimate.num_scored)} of {estimate.num_scored}{missing}"
+    digits = {"psnr_db": 1, "seconds": 1, "spill": 4}.get(metric, 3)
+    error = "" if math.isnan(estimate.standard_error) else f" ± {estimate.standard_error:.{digits}f}"
+    return f"{estimate.mean:.{digits}f}{error}{missing}"

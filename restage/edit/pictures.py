@@ -1,0 +1,90 @@
+"""Pictures in and out of files for editing and comparing: views, masks and orbit clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from restage.records import InputError, write_atomically
+
+__all__ = ["quantize", "read_image", "read_mask", "write_image", "write_mask", "write_video"]
+
+FRAMES_PER_SECOND = 15
+
+
+def quantize(images: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
+    """Round values in [0, 1] to the 256 levels of a file, so that what is in memory compares with what is on disk."""
+    return (images.clamp(0, 1) * 255).round() / 255
+
+
+def read_image(path: Path) -> Float[Tensor, "3 h w"]:
+    """Read a picture as RGB in [0, 1].
+
+    Raises:
+        InputError: it is missing or not a picture.
+    """
+    values = np.asarray(_open(path).convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+
+
+def read_mask(path: Path) -> Float[Tensor, "h w"]:
+    """Read a grey picture as values in [0, 1].
+
+    Raises:
+        InputError: it is missing or not a picture.
+    """
+    return torch.from_numpy(np.asarray(_open(path).convert("L"), dtype=np.float32) / 255)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path} is not readable as a picture: {error}") from None
+
+
+def _to_uint8(image: Float[Tensor, "*batch h w"]) -> np.ndarray:
+    return (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def write_image(path: Path, image: Float[Tensor, "3 h w"]) -> None:
+    """Write RGB in [0, 1] as PNG, atomically."""
+    with write_atomically(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(_to_uint8(image).transpose(1, 2, 0))).save(temporary, format="PNG")
+
+
+def write_mask(path: Path, mask: Float[Tensor, "h w"]) -> None:
+    """Write values in [0, 1] as a grey PNG, atomically."""
+    with write_atomically(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(_to_uint8(mask))).save(temporary, format="PNG")
+
+
+def write_video(path: Path, frames: Float[Tensor, "n 3 h w"]) -> None:
+    """Write RGB frames in [0, 1] as an H.264 clip that browsers play, atomically; odd sizes lose their last line."""
+    height, width = (side - side % 2 for side in frames.shape[2:])
+    pixels = np.ascontiguousarray(_to_uint8(frames[:, :, :height, :width]).transpose(0, 2, 3, 1))
+    with write_atomically(path) as temporary:
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary),
+            (width, height),
+            fps=FRAMES_PER_SECOND,
+            codec="libx264",
+            quality=8,
+            macro_block_size=2,
+            ffmpeg_log_level="error",
+            output_params=["-threads", "1", "-movflags", "+faststart"],
+        )
+        writer.send(None)
+        for frame in pixels:
+            writer.send(frame)
+        writer.close()

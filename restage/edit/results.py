@@ -1,0 +1,172 @@
+"""Run one method on one scene and write its result folder; the edit stage and a user's own scenes both end here."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.edit.editors.interface import Edited, Editor
+from restage.edit.job import EditJob, EditStep, Method
+from restage.edit.pictures import write_image, write_mask, write_video
+from restage.records import EditRequest, InputError, content_id, to_plain, write_json
+from restage.scenes.cameras import Cameras, orbit
+from restage.scenes.capture import Capture
+from restage.scenes.fit import render_views
+from restage.scenes.io.ply import write_splats
+from restage.scenes.splats import Splats
+
+__all__ = ["KeptEdits", "edit_scene", "orbit_cameras", "write_failure"]
+
+NUM_KEPT_VIEWS = 6
+NUM_ORBIT_FRAMES = 36
+
+
+@dataclass(frozen=True)
+class KeptEdits:
+    """An editor that hands everything on to another one and keeps the last edit of each view, to be shown."""
+
+    editor: Editor
+    images: dict[int, Tensor] = field(default_factory=dict)
+    """By view index."""
+    masks: dict[int, Tensor] = field(default_factory=dict)
+
+    def edit(
+        self,
+        views: Float[Tensor, "b 3 h w"],
+        originals: Float[Tensor, "b 3 h w"],
+        request: EditRequest,
+        *,
+        view_indices: tuple[int, ...],
+        noise_level: float,
+        seed: int,
+        noise_keys: tuple[int, ...] | None = None,
+    ) -> Edited:
+        """Edit a batch of views; see `Editor.edit`."""
+        edited = self.editor.edit(
+            views,
+            originals,
+            request,
+            view_indices=view_indices,
+            noise_level=noise_level,
+            seed=seed,
+            noise_keys=noise_keys,
+        )
+        for index, image, mask in zip(view_indices, edited.images, edited.masks, strict=True):
+            self.images[index], self.masks[index] = image, mask
+        return edited
+
+
+def edit_scene(
+    splats: Splats,
+    capture: Capture,
+    *,
+    request: EditRequest,
+    method: Method,
+    editor: Editor,
+    seed: int,
+    folder: Path,
+    facts: Mapping[str, Any] | None = None,
+) -> Iterator[EditStep]:
+    """Edit a scene, with or without truth, and write the result folder of docs/conventions.md when it is done.
+
+    Args:
+        splats: The fitted scene; left as it is.
+        capture: All of its views; the method gets the training views only, held-out cameras are rendered at the end.
+        request: What to do.
+        method: One of `METHODS`, with its settings.
+        editor: The 2D editor.
+        seed: Of the edit.
+        folder: Where the result goes; `record.json` is written last.
+        facts: What else the record is to say, such as the names of scene, edit, method and editor.
+
+    Yields:
+        The steps of the method; its last one holds the result.
+
+    Raises:
+        InputError: the capture has no training views.
+        RuntimeError: the method ended without a result, or with splats that are not finite.
+    """
+    kept = KeptEdits(editor)
+    views = capture.select(capture.train_indices)
+    job = EditJob(splats, views, tuple(capture.train_indices), request, kept, seed)
+    started_s, last = time.perf_counter(), None
+    for last in method.run(job):
+        yield last
+    seconds = time.perf_counter() - started_s
+    if last is None:
+        raise RuntimeError("the method ended without a result")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in last.splats.parameters().values()):
+        raise RuntimeError("the edited splats are not finite")
+    _write_pictures(folder, last.splats, capture, kept)
+    write_splats(last.splats, folder / "splats.ply")
+    record = {
+        "id": content_id("edited", {"seed": seed, **(facts or {}), "settings": method, "request": request}),
+        "seed": seed,
+        **(facts or {}),
+        "request": request,
+        "settings": method,
+        "num_steps": last.step,
+        "loss": last.loss,
+        "status": "done",
+        "reason": "",
+        "cost": {"seconds": seconds, "peak_memory_mb": peak_memory_mb()},
+    }
+    write_json(folder / "record.json", record)
+
+
+def write_failure(folder: Path, error: Exception, facts: Mapping[str, Any]) -> None:
+    """Write the record of an edit that failed, so that it is a row with its reason and not a missing row."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    record = {**to_plain(facts), "status": "failed", "reason": reason, "cost": {"peak_memory_mb": peak_memory_mb()}}
+    write_json(folder / "record.json", {"id": content_id("edited", facts), **record})
+
+
+def peak_memory_mb() -> float:
+    """Most memory that this process has held so far, in MiB: an upper bound for what one edit of several needed."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def orbit_cameras(capture: Capture, num_frames: int = NUM_ORBIT_FRAMES) -> Cameras:
+    """Cameras on a circle around what the views of a capture look at, at their mean height and distance.
+
+    Raises:
+        InputError: the capture has no views.
+    """
+    if not len(capture.cameras):
+        raise InputError(f"{capture.name} has no views to take an orbit from")
+    positions, forward = capture.cameras.positions.double(), capture.cameras.camera_to_world[:, :3, 2].double()
+    # The point nearest to all optical axes, by least squares; the small ridge serves parallel axes.
+    across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]
+    system = across.sum(dim=0) + 1e-6 * torch.eye(3, dtype=torch.float64)
+    target = torch.linalg.solve(system, (across @ positions[:, :, None]).sum(dim=0))[:, 0]
+    offsets = positions - target
+    radius = float(offsets[:, :2].norm(dim=1).mean().clamp_min(1e-3))
+    start_rad = float(torch.atan2(offsets[0, 1], offsets[0, 0]))
+    height = float(positions[:, 2].mean())
+    camera_to_world = orbit(num_frames, radius, height=height, target=target.float(), start_rad=start_rad)
+    intrinsics = capture.cameras.intrinsics[:1].expand(num_frames, 3, 3).contiguous()
+    return Cameras(camera_to_world, intrinsics, capture.cameras.width, capture.cameras.height)
+
+
+def _write_pictures(folder: Path, splats: Splats, capture: Capture, kept: KeptEdits) -> None:
+    held_out = list(capture.held_out_indices)
+    if held_out:
+        for index, image in zip(held_out, render_views(splats, capture.cameras[held_out]), strict=True):
+            write_image(folder / "held_out" / _png_name(capture, index), image)
+    edited = sorted(kept.images)
+    for index in edited[:: max(1, len(edited) // NUM_KEPT_VIEWS)][:NUM_KEPT_VIEWS]:
+        write_image(folder / "views" / _png_name(capture, index), kept.images[index])
+        write_mask(folder / "masks" / _png_name(capture, index), kept.masks[index])
+    write_video(folder / "orbit.mp4", render_views(splats, orbit_cameras(capture)))
+
+
+def _png_name(capture: Capture, index: int) -> str:
+    return Path(capture.file_names[index]).with_suffix(".png").name

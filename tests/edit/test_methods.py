@@ -1,0 +1,148 @@
+import dataclasses
+
+import pytest
+import torch
+
+from restage.compare.metrics import progress, spill
+from restage.edit import METHODS, EditJob, Idu, ReplaceOnce, Restage
+from restage.edit.editors import EDITORS, EditorSource
+from restage.edit.restage import choose_key_views, composite, robust_weights, sharpen
+from restage.records import InputError
+from restage.scenes.fit import render_views
+
+QUICK = {
+    "nothing": METHODS["nothing"](),
+    "replace_once": ReplaceOnce(num_steps=300),
+    "idu": Idu(num_steps=400, edit_every=5),
+    "restage": Restage(noise_levels=(1.0,), color_steps=60, shape_steps=60),
+}
+
+
+@pytest.fixture
+def job(tiny_scene, tmp_path) -> EditJob:
+    truth = tiny_scene.write(tmp_path / "tiny")
+    editor = EDITORS["exact"](EditorSource(file_names=tiny_scene.capture.file_names, truth=truth))
+    indices = tiny_scene.capture.train_indices
+    return EditJob(tiny_scene.splats, tiny_scene.capture.select(indices), indices, tiny_scene.request, editor, 0)
+
+
+def scores(scene, splats) -> tuple[float, float]:
+    held_out = list(scene.capture.held_out_indices)
+    cameras, masks = scene.capture.cameras[held_out], scene.truth_masks[held_out]
+    edited, unedited = render_views(splats, cameras), render_views(scene.splats, cameras)
+    done = progress(edited, scene.capture.images[held_out], scene.truth_images[held_out], masks)
+    return done.mean, spill(edited, unedited, masks).mean
+
+
+@pytest.mark.parametrize("name", ["replace_once", "idu", "restage"])
+def test_with_the_exact_editor_a_method_gets_to_the_truth_on_held_out_views(name, job, tiny_scene):
+    steps = list(QUICK[name].run(job))
+    done, spilled = scores(tiny_scene, steps[-1].splats)
+    assert done > 0.85
+    assert spilled < 0.01
+
+
+def test_nothing_gives_the_splats_back_bit_for_bit(job, tiny_scene):
+    (step,) = QUICK["nothing"].run(job)
+    for name, tensor in step.splats.parameters().items():
+        assert torch.equal(tensor, getattr(tiny_scene.splats, name))
+    assert scores(tiny_scene, step.splats)[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_restage_leaves_frozen_splats_bit_for_bit_as_they_were(job, tiny_scene):
+    result = list(QUICK["restage"].run(job))[-1].splats
+    is_far = (tiny_scene.splats.means[:, :2].norm(dim=1) > 0.8) & ~tiny_scene.is_ball
+    assert is_far.sum() > 10
+    for name, tensor in result.parameters().items():
+        assert torch.equal(tensor[is_far], getattr(tiny_scene.splats, name)[is_far]), name
+    assert not torch.equal(result.sh[tiny_scene.is_ball], tiny_scene.splats.sh[tiny_scene.is_ball])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_does_not_touch_the_splats_that_it_gets(name, job, tiny_scene):
+    before = tiny_scene.splats.clone()
+    list(_short(name).run(job))
+    for field, tensor in before.parameters().items():
+        assert torch.equal(tensor, getattr(tiny_scene.splats, field))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_splats_of_any_step_can_be_used_and_do_not_change_later(name, job, tiny_scene):
+    steps, copies = [], []
+    for step in _short(name).run(job):
+        steps.append(step)
+        copies.append(step.splats.clone())
+        assert torch.isfinite(render_views(step.splats, tiny_scene.capture.cameras[0])).all()
+    assert steps[-1].step == steps[-1].num_steps
+    assert all(torch.equal(step.splats.sh, copy.sh) for step, copy in zip(steps, copies, strict=True))
+
+
+@pytest.mark.parametrize("name", ["replace_once", "idu", "restage"])
+def test_the_same_seed_gives_the_same_splats_bit_for_bit(name, job):
+    first, second = (list(_short(name).run(job))[-1].splats for _ in range(2))
+    for field, tensor in first.parameters().items():
+        assert torch.equal(tensor, getattr(second, field))
+
+
+def test_a_method_asks_the_editor_for_training_views_only(job):
+    asked = set()
+
+    class Watching:
+        def edit(self, *args, view_indices, **options):
+            asked.update(view_indices)
+            return job.editor.edit(*args, view_indices=view_indices, **options)
+
+    for name in METHODS:
+        list(_short(name).run(dataclasses.replace(job, editor=Watching())))
+    assert asked == set(job.view_indices)
+
+
+def test_a_job_with_held_out_views_is_refused(job, tiny_scene):
+    with pytest.raises(InputError, match="training views only"):
+        dataclasses.replace(job, capture=tiny_scene.capture)
+
+
+def test_key_views_are_far_apart_and_at_most_all_of_them(tiny_scene):
+    cameras = tiny_scene.capture.cameras
+    assert choose_key_views(cameras, 2) == [0, 4]
+    assert choose_key_views(cameras, 4) == [0, 2, 4, 6]
+    assert choose_key_views(cameras, 99) == list(range(8))
+
+
+def test_outside_the_mask_the_target_is_the_unedited_view_bit_for_bit(tiny_scene):
+    edited, unedited = torch.rand(2, 1, 3, 32, 32)
+    masks = torch.zeros(1, 32, 32)
+    masks[:, :4] = 1
+    targets = composite(tiny_scene.capture.cameras[0], edited, unedited=unedited, masks=masks)
+    assert torch.equal(targets.images[:, :, 4:], unedited[:, :, 4:])
+    assert torch.equal(targets.images[:, :, :4], edited[:, :, :4])
+    assert targets.weights is not None
+    assert torch.equal(targets.weights, torch.ones(1, 32, 32))
+
+
+def test_undecided_pixels_weigh_half(tiny_scene):
+    edited, unedited = torch.rand(2, 1, 3, 32, 32)
+    cameras = tiny_scene.capture.cameras[0]
+    targets = composite(cameras, edited, unedited=unedited, masks=torch.full((1, 32, 32), 0.5))
+    assert targets.weights is not None
+    assert targets.weights.unique() == 0.5
+
+
+def test_sharpening_and_robust_weights_have_known_values():
+    assert torch.allclose(sharpen(torch.tensor([[[0.1, 0.4, 0.9]]]), 0.2, 0.6), torch.tensor([[[0.0, 0.5, 1.0]]]))
+    assert torch.allclose(robust_weights(torch.tensor([[[0.0, 0.2]]]), 0.2), torch.tensor([[[1.0, 0.5]]]))
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(InputError, match="noise level"):
+        Restage(noise_levels=())
+    with pytest.raises(InputError, match="mask_low"):
+        Restage(mask_low=0.7, mask_high=0.5)
+    with pytest.raises(InputError, match="lowest_noise"):
+        Idu(lowest_noise=0.0)
+
+
+def _short(name: str):
+    changes = {"replace_once": {"num_steps": 6}, "idu": {"num_steps": 12, "edit_every": 2}}
+    changes["restage"] = {"color_steps": 3, "shape_steps": 3}
+    return METHODS[name](**changes.get(name, {}))
