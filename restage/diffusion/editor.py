@@ -7,7 +7,6 @@ distillation methods.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import os
@@ -19,13 +18,14 @@ from typing import NamedTuple
 import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float, Int
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.sampler import denoise, initial_noise
 from restage.diffusion.schedule import Schedule
-from restage.records import InputError, read_json, write_json
+from restage.records import InputError, read_json, write_atomically, write_json
 
 __all__ = [
     "EditCondition",
@@ -277,6 +277,13 @@ def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
     return EditModel(backbone, unet, record.get("condition_scale", 1.0), folder / shared)
 
 
+def _save_unet(unet: UNet2DConditionModel, folder: Path) -> None:
+    unet.save_config(folder)
+    weights = {name: value.detach().cpu().half().contiguous() for name, value in unet.state_dict().items()}
+    with write_atomically(folder / "diffusion_pytorch_model.safetensors") as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+
+
 def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None = None) -> None:
     """Save as a folder with `unet/` in half precision and, last, `edit_model.json`.
 
@@ -288,11 +295,9 @@ def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None =
             alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    half = copy.deepcopy(model.unet).to(device="cpu", dtype=torch.float16)
     if text_to_image is None:
-        dataclasses.replace(model.backbone, unet=half).save(folder)
-    else:
-        half.save_pretrained(folder / "unet", safe_serialization=True)
+        dataclasses.replace(model.backbone, unet=model.unet).save(folder)
+    _save_unet(model.unet, folder / "unet")
     shared = None if text_to_image is None else Path(os.path.relpath(text_to_image.resolve(), folder.resolve()))
     record = {
         "text_to_image": shared,

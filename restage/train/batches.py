@@ -49,7 +49,7 @@ class LossWeights:
     """How the parts of the loss are weighed."""
 
     mask: float = 0.1
-    """Weight of the mask's binary cross-entropy (in nats, mean over pixels) beside the noise loss, whose weight is 1."""
+    """Weight of the mask's binary cross-entropy (nats, mean over pixels); the noise loss has weight 1."""
     changed: float = 0.0
     """Extra weight of the noise loss on changed pixels: a pixel weighs 1 + changed * mask, over the batch's mean."""
 
@@ -72,12 +72,10 @@ class EditBatch(NamedTuple):
 
 
 class EditLoss(NamedTuple):
-    """The loss and its parts."""
+    """The parts of the loss, weighed; the loss is their sum."""
 
-    total: Float[Tensor, ""]
     noise: Float[Tensor, ""]
     mask: Float[Tensor, ""]
-    """Without its weight."""
 
 
 def _rows_at(examples: Examples, batch_size: int, *, seed: int, step: int) -> NDArray[np.int64]:
@@ -167,4 +165,4 @@ def edit_loss(
     entropy = functional.binary_cross_entropy_with_logits(output[:, channels], batch.mask, reduction="none")
     has_mask = batch.has_condition.float()
     mask_loss = (entropy.mean(dim=(1, 2)) * has_mask).sum() / has_mask.sum().clamp(min=1)
-    return EditLoss(noise_loss + weights.mask * mask_loss, noise_loss, mask_loss)
+    return EditLoss(noise_loss, weights.mask * mask_loss)

@@ -1,0 +1,130 @@
+"""Trains an edit model on image pairs, generated or rendered, from a text-to-image model or from an edit model.
+
+The `train` stage and the recipe of the shipped model both call `train_edit_model`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.edit_unet import add_mask_output, widen_unet
+from restage.diffusion.editor import EditModel, load_edit_model, save_edit_model
+from restage.diffusion.training import METRICS_NAME, STATE_NAME, TrainingConfig, train
+from restage.records import InputError, Progress, read_json
+from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
+from restage.train.curve import draw_losses
+from restage.train.examples import Examples, TrainingPair, encode_examples
+
+__all__ = ["TrainConfig", "load_start", "train_edit_model"]
+
+
+def _default_training() -> TrainingConfig:
+    return TrainingConfig(num_steps=600, batch_size=32, learning_rate=2e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How an edit model is trained."""
+
+    training: TrainingConfig = field(default_factory=_default_training)
+    """Length, rates and precision."""
+    mix: ExampleMix = field(default_factory=ExampleMix)
+    """In which forms examples are shown."""
+    weights: LossWeights = field(default_factory=LossWeights)
+    """How the parts of the loss are weighed."""
+
+
+def load_start(folder: Path, device: str = "cpu") -> Backbone | EditModel:
+    """Load what training starts from: a text-to-image folder, or an edit model's.
+
+    Raises:
+        InputError: the folder holds neither.
+    """
+    config_path = folder / "unet" / "config.json"
+    if not config_path.is_file():
+        raise InputError(f"{folder} holds no model to start from: unet/config.json is missing")
+    config = read_json(config_path)
+    if config.get("in_channels") == config.get("out_channels"):
+        return load_backbone(folder, device)
+    return load_edit_model(folder, device)
+
+
+def _edit_model_from(start: Backbone | EditModel) -> EditModel:
+    """Make the edit model that is to be trained; what it starts from is left as it is."""
+    if isinstance(start, Backbone):
+        return EditModel(start, widen_unet(start.unet))
+    unet = copy.deepcopy(start.unet) if start.has_mask_output else add_mask_output(start.unet)
+    return dataclasses.replace(start, unet=unet)
+
+
+class _Losses:
+    """The loss of a step, as the training loop asks for it."""
+
+    def __init__(self, model: EditModel, examples: Examples, config: TrainConfig) -> None:
+        self.model, self.examples, self.config = model, examples, config
+
+    def __call__(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        training = self.config.training
+        batch = sample_edit_batch(
+            self.examples,
+            self.config.mix,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            step=step,
+            device=str(self.model.unet.device),
+        )
+        loss = edit_loss(
+            self.model.unet,
+            batch,
+            generator,
+            schedule=self.model.schedule,
+            condition_scale=self.model.condition_scale,
+            weights=self.config.weights,
+        )
+        return {"noise": loss.noise, "mask": loss.mask}
+
+
+def train_edit_model(
+    pairs: Iterable[TrainingPair],
+    start: Backbone | EditModel,
+    folder: Path,
+    config: TrainConfig,
+    *,
+    text_to_image: Path | None = None,
+) -> Generator[Progress, None, None]:
+    """Train an edit model; a call on a folder where training was stopped goes on from there, to the same weights.
+
+    Leaves in `folder`: `cache/` (encoded pairs), `state.pt`, `metrics.jsonl` (a line a step: loss, noise, mask, each
+    weighed), `loss.png`, and last the model with averaged weights.
+
+    Args:
+        pairs: image pairs; the same ones in the same order when training goes on.
+        start: a text-to-image model, whose UNet is widened, or an edit model, which is trained on.
+        folder: where everything lies.
+        config: how to train.
+        text_to_image: folder of the text-to-image model, to be named by the saved model instead of saving the
+            shared parts again; None saves a model that stands alone.
+
+    Raises:
+        InputError: there are no pairs, or they do not fit the model.
+    """
+    model = _edit_model_from(start)
+    mirror = config.mix.mirror_share > 0
+    examples = yield from encode_examples(pairs, model.backbone, folder / "cache", mirror=mirror)
+    if not (folder / STATE_NAME).exists():  # killed before the first checkpoint: these steps are done again
+        (folder / METRICS_NAME).unlink(missing_ok=True)
+    model.unet.requires_grad_(True)
+    for step in train(model.unet, _Losses(model, examples, config), folder=folder, config=config.training):
+        note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
+        yield Progress(stage="train", done=step.step, total=step.num_steps, note=note)
+    model.unet.requires_grad_(False)
+    draw_losses(folder)
+    save_edit_model(model, folder, text_to_image)

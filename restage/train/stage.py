@@ -1,0 +1,47 @@
+"""The stage `train`: from the accepted pairs of a run to its edit model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from restage.records import Progress, RunFolder, derive_seed
+from restage.train.edit_model import TrainConfig, load_start, train_edit_model
+from restage.train.examples import TrainingPair
+
+__all__ = ["run_train"]
+
+
+def run_train(
+    run: RunFolder,
+    config: TrainConfig,
+    *,
+    start: Path,
+    pairs: Iterable[TrainingPair] | None = None,
+    device: str = "cpu",
+) -> Iterator[Progress]:
+    """Train the run's edit model into `<run>/train`; see `train_edit_model` for what lies there.
+
+    Args:
+        run: its `pairs` stage holds the pairs.
+        config: how to train; its seed is joined with the run's.
+        start: folder of a text-to-image model or of an edit model to go on from.
+        pairs: to train on other pairs, such as rendered ones; None takes those that the run accepted.
+        device: where to train.
+
+    Raises:
+        InputError: there are no pairs, `start` holds no model, or the stage was finished with another config.
+    """
+    if run.is_done("train", config):
+        yield Progress(stage="train", done=1, total=1, note="already done")
+        return
+    seed = derive_seed(run.seed, "train", config.training.seed)
+    seeded = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
+    model = load_start(start, device)
+    if pairs is None:
+        from restage.pairs.store import read_pairs  # needs pyarrow, which training on other pairs does not
+
+        pairs = read_pairs(run.path / "pairs")
+    yield from train_edit_model(pairs, model, run.folder("train"), seeded)
+    run.mark_done("train", config, num_steps=config.training.num_steps)

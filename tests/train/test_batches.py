@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import collections
+
+import pytest
+import torch
+from torch.nn import functional
+
+from restage.diffusion.edit_unet import START_MASK_PROBABILITY, widen_unet
+from restage.diffusion.schedule import Schedule
+from restage.records import InputError
+from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
+from restage.train.examples import Examples
+from tests.train.tiny import CHANNELS, WIDTH, tiny_unet
+
+PLAIN = ExampleMix(drop_text=0, drop_image=0, drop_both=0, mirror_share=0, identity_share=0)
+SCHEDULE = Schedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+
+
+def make_examples(num_pairs: int = 6) -> Examples:
+    """Rows that can be told apart: row r has source r + 1, edited -(r + 1); rows num_pairs.. are mirror images."""
+    rows = 2 * num_pairs
+    value = torch.arange(1.0, rows + 1)[:, None, None, None].expand(rows, CHANNELS, 8, 8)
+    number = torch.arange(num_pairs)
+    texts = torch.arange(5.0 + num_pairs)[:, None, None].expand(-1, 3, WIDTH)
+    text = 5 + torch.cat([number, number])
+    return Examples(
+        source=value.half(),
+        edited=-value.half(),
+        masks=torch.ones(rows, 8, 8).half(),
+        mirrored=torch.cat([number + num_pairs, number]),
+        text=text,
+        settled_text=torch.where(text % 2 == 0, text, -1),
+        texts=texts.half(),
+        num_pairs=num_pairs,
+    )
+
+
+def sample(mix: ExampleMix, step: int = 0, batch_size: int = 6, seed: int = 0):
+    return sample_edit_batch(make_examples(), mix, batch_size=batch_size, seed=seed, step=step)
+
+
+def test_every_pair_is_seen_once_an_epoch_whatever_the_batch_size():
+    seen = [sample(PLAIN, step, batch_size=4).original[:, 0, 0, 0] for step in range(3)]  # two epochs of six
+    values = torch.cat(seen).tolist()
+    assert sorted(values[:6]) == sorted(values[6:]) == [1, 2, 3, 4, 5, 6]
+    assert values[:6] != values[6:]
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    mix = ExampleMix()
+    first, again, later, other = sample(mix, 7), sample(mix, 7), sample(mix, 8), sample(mix, 7, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.target, later.target)
+    assert not torch.equal(first.target, other.target)
+
+
+def test_text_and_original_are_dropped_in_the_asked_shares():
+    mix = ExampleMix(drop_text=0.1, drop_image=0.2, drop_both=0.3, mirror_share=0, identity_share=0)
+    batch = sample(mix, batch_size=6000)
+    has_no_text = batch.text[:, 0, 0] == 0
+    has_no_image = batch.original[:, 0, 0, 0] == 0
+    found = collections.Counter(zip(has_no_text.tolist(), has_no_image.tolist(), strict=True))
+    for key, share in (((True, False), 0.1), ((False, True), 0.2), ((True, True), 0.3), ((False, False), 0.4)):
+        assert found[key] / 6000 == pytest.approx(share, abs=0.02)
+    assert torch.equal(batch.has_condition, ~(has_no_text | has_no_image))
+    assert bool((batch.target[:, 0, 0, 0] < 0).all())  # what is learnt is never dropped
+
+
+def test_mirror_images_come_in_the_asked_share_with_all_their_parts():
+    batch = sample(ExampleMix(drop_text=0, drop_image=0, drop_both=0, mirror_share=0.3, identity_share=0), 0, 6000)
+    row = batch.original[:, 0, 0, 0]
+    assert float((row > 6).float().mean()) == pytest.approx(0.3, abs=0.02)
+    assert torch.equal(batch.target[:, 0, 0, 0], -row)
+    assert torch.equal(batch.text[:, 0, 0], 5 + (row - 1) % 6)
+
+
+def test_identity_examples_change_nothing_and_ask_for_nothing_new():
+    batch = sample(ExampleMix(drop_text=0, drop_image=0, drop_both=0, mirror_share=0, identity_share=1), 0, 600)
+    assert torch.equal(batch.original, batch.target)
+    assert not batch.mask.any()
+    row, text = batch.original[:, 0, 0, 0], batch.text[:, 0, 0]
+    is_edited = row < 0
+    number = row.abs() - 1
+    assert torch.equal(is_edited, (5 + number) % 2 == 0)  # those whose instruction asks for a state
+    assert torch.equal(text[is_edited], 5 + number[is_edited])
+    assert set(text[~is_edited].tolist()) == {1, 2, 3, 4}
+
+
+def test_shares_and_weights_out_of_range_are_refused():
+    for wrong in ({"drop_text": 0.5, "drop_both": 0.6}, {"mirror_share": -0.1}, {"identity_share": 1.5}):
+        with pytest.raises(InputError, match="shares"):
+            ExampleMix(**wrong)
+    with pytest.raises(InputError, match="negative"):
+        LossWeights(mask=-1.0)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_is_what_the_two_parts_say(prediction_type: str):
+    schedule = Schedule(SCHEDULE.alphas_cumprod, prediction_type)
+    unet = widen_unet(tiny_unet())
+    batch = sample(PLAIN)
+    caught = {}
+
+    class Spy(torch.nn.Module):
+        def forward(self, inputs, t, encoder_hidden_states):
+            caught.update(inputs=inputs, t=t)
+            return unet(inputs, t, encoder_hidden_states=encoder_hidden_states)
+
+    weights = LossWeights(mask=0.5, changed=0.0)
+    with torch.no_grad():
+        loss = edit_loss(
+            Spy(),  # pyright: ignore[reportArgumentType]
+            batch,
+            torch.Generator().manual_seed(3),
+            schedule=schedule,
+            condition_scale=0.25,
+            weights=weights,
+        )
+        noisy, t = caught["inputs"][:, :CHANNELS], caught["t"]
+        torch.testing.assert_close(caught["inputs"][:, CHANNELS:], 0.25 * batch.original)
+        signal, sigma = schedule.coefficients(t, noisy)
+        noise = (noisy - signal * batch.target) / sigma
+        output = unet(caught["inputs"], t, encoder_hidden_states=batch.text).sample
+        expected = functional.mse_loss(output[:, :CHANNELS], schedule.target(batch.target, noise, t))
+    assert float(loss.noise) == pytest.approx(float(expected), rel=1e-3)
+    assert float(loss.mask) == pytest.approx(-0.5 * float(torch.tensor(START_MASK_PROBABILITY).log()), rel=1e-4)
+
+
+def test_timesteps_of_a_batch_cover_the_schedule_evenly():
+    from restage.train.batches import _draw_timesteps
+
+    drawn = _draw_timesteps(10, 1000, torch.Generator().manual_seed(0))
+    assert sorted((drawn // 100).tolist()) == list(range(10))
+    assert drawn.tolist() != sorted(drawn.tolist())
+
+
+def test_masks_are_not_trained_where_a_condition_is_missing():
+    unet = widen_unet(tiny_unet())
+    dropped = ExampleMix(drop_text=0, drop_image=0, drop_both=1, mirror_share=0, identity_share=0)
+    options = {"schedule": SCHEDULE, "condition_scale": 1.0, "weights": LossWeights()}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        assert float(edit_loss(unet, sample(dropped), generator, **options).mask) == 0
+        assert float(edit_loss(unet, sample(PLAIN), generator, **options).mask) > 0

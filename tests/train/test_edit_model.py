@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from restage.diffusion.editor import EditModel, EditSettings, Guidance, edit_images, load_edit_model
+from restage.diffusion.training import TrainingConfig
+from restage.records import InputError, RunFolder
+from restage.train import (
+    ExampleMix,
+    LossWeights,
+    TrainConfig,
+    TrainingPair,
+    load_start,
+    run_train,
+    train_edit_model,
+)
+from tests.train.tiny import CHANNELS, tiny_backbone, tiny_pair, tiny_unet
+
+
+def make_config(num_steps: int, **options) -> TrainConfig:
+    settings = {"batch_size": 4, "is_bf16": False, "checkpoint_every_s": 0.0, "num_warmup_steps": 2, **options}
+    return TrainConfig(training=TrainingConfig(num_steps=num_steps, **settings))
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next((folder / "unet").glob("*.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny_backbone()
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return [tiny_pair(index) for index in range(6)]
+
+
+def test_a_rendered_pair_is_a_training_pair(pairs):
+    assert isinstance(pairs[0], TrainingPair)
+
+
+@pytest.mark.parametrize("killed_after", [1, 3])
+def test_training_that_was_killed_ends_with_the_same_weights(backbone, pairs, tmp_path: Path, killed_after: int):
+    config = make_config(4)
+    list(train_edit_model(pairs, backbone, tmp_path / "whole", config))
+    killed = train_edit_model(pairs, backbone, tmp_path / "killed", config)
+    steps = (progress for progress in killed if progress.note.startswith("loss"))
+    for _ in range(killed_after):
+        next(steps)
+    killed.close()
+    assert not (tmp_path / "killed" / "edit_model.json").exists()
+    rest = list(train_edit_model(pairs, backbone, tmp_path / "killed", config))
+    assert [progress.done for progress in rest if progress.note.startswith("loss")][0] == killed_after + 1
+    expected, found = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
+
+
+def test_a_kill_before_the_first_checkpoint_leaves_no_step_twice(backbone, pairs, tmp_path: Path):
+    config = make_config(3, checkpoint_every_s=1e9)
+    killed = train_edit_model(pairs, backbone, tmp_path, config)
+    next(progress for progress in killed if progress.note.startswith("loss"))
+    killed.close()
+    list(train_edit_model(pairs, backbone, tmp_path, config))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+
+
+def test_training_leaves_metrics_a_curve_and_a_model_that_edits(backbone, pairs, tmp_path: Path):
+    progress = list(train_edit_model(pairs, backbone, tmp_path, make_config(3)))
+    assert (progress[-1].stage, progress[-1].done, progress[-1].total) == ("train", 3, 3)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["loss"] == pytest.approx(rows[0]["noise"] + rows[0]["mask"], rel=1e-5)
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.width > 300
+    model = load_edit_model(tmp_path)
+    assert model.has_mask_output
+    views = torch.stack([pair.source for pair in pairs])
+    settings = EditSettings(steps=2, use_bfloat16=False)
+    edited = edit_images(
+        model, views, views, "make the cube blue", noise_level=1.0, seeds=list(range(6)), settings=settings
+    )
+    assert edited.images.shape == views.shape and bool(edited.images.isfinite().all())
+
+
+def test_training_learns_where_the_edit_is(backbone, pairs, tmp_path: Path):
+    mix = ExampleMix(drop_text=0, drop_image=0, drop_both=0, mirror_share=0, identity_share=0)
+    config = dataclasses.replace(
+        make_config(60, learning_rate=2e-2, ema_decay=0.9, checkpoint_every_s=1e9, batch_size=6),
+        mix=mix,
+        weights=LossWeights(mask=1.0),
+    )
+    list(train_edit_model(pairs, backbone, tmp_path, config))
+    views, truth = torch.stack([pair.source for pair in pairs]), torch.stack([pair.mask for pair in pairs])
+    settings = EditSettings(steps=4, guidance=Guidance(text=1.0, image=1.0), use_bfloat16=False)
+    masks = edit_images(
+        load_edit_model(tmp_path),
+        views,
+        views,
+        "make the cube blue",
+        noise_level=1.0,
+        seeds=list(range(6)),
+        settings=settings,
+    ).masks
+    assert float(masks[truth == 1].mean()) > 3 * float(masks[truth == 0].mean())
+
+
+def test_training_goes_on_from_an_edit_model_and_leaves_it_as_it_was(backbone, pairs, tmp_path: Path):
+    list(train_edit_model(pairs, backbone, tmp_path / "first", make_config(2)))
+    first = load_start(tmp_path / "first")
+    assert isinstance(first, EditModel)
+    before = {name: value.clone() for name, value in first.unet.state_dict().items()}
+    list(train_edit_model(pairs, first, tmp_path / "second", make_config(1, learning_rate=1e-12)))
+    for name, value in load_edit_model(tmp_path / "second").unet.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-6)
+    assert all(torch.equal(before[name], value) for name, value in first.unet.state_dict().items())
+
+
+def test_a_published_edit_model_is_given_a_mask_output(backbone, pairs, tmp_path: Path):
+    stock = EditModel(backbone, tiny_unet(inputs=2 * CHANNELS), condition_scale=0.5)
+    list(train_edit_model(pairs, stock, tmp_path, make_config(1)))
+    model = load_edit_model(tmp_path)
+    assert model.has_mask_output and model.condition_scale == 0.5
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="no model to start from"):
+        load_start(tmp_path)
+
+
+def test_the_stage_trains_once_and_then_finds_itself_done(backbone, pairs, tmp_path: Path):
+    backbone.save(tmp_path / "text_to_image")
+    run = RunFolder.open(tmp_path / "run", {}, seed=1)
+    config = make_config(2)
+    list(run_train(run, config, start=tmp_path / "text_to_image", pairs=pairs))
+    assert load_edit_model(tmp_path / "run" / "train").has_mask_output
+    again = list(run_train(run, config, start=tmp_path / "text_to_image", pairs=pairs))
+    assert [progress.note for progress in again] == ["already done"]
+    with pytest.raises(InputError, match="another config"):
+        list(run_train(run, make_config(3), start=tmp_path / "text_to_image", pairs=pairs))
