@@ -1,4 +1,4 @@
-"""The rasterizer that runs everywhere: projection in PyTorch, blending in numba kernels, gradients through both."""
+"""The rasterizer that runs everywhere: numba kernels for projection and blending, with gradients through both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from restage.scenes.cameras import Cameras
 from restage.scenes.rasterize import kernels
 from restage.scenes.rasterize.blending import (
     CLAMP_MARGIN,
-    DILATION,
     MIN_ALPHA,
     Rendering,
     assemble,
@@ -22,6 +21,7 @@ from restage.scenes.rasterize.blending import (
     is_in_view,
     slope_range,
 )
+from restage.scenes.rasterize.projection import project_backward, project_forward
 from restage.scenes.splats import Splats, evaluate_sh
 
 __all__ = ["rasterize_numba"]
@@ -39,127 +39,94 @@ def rasterize_numba(
     Deterministic, also in its gradients, whatever the number of threads; float32 whatever comes in.
     """
     check_inputs(splats, cameras, features)
-    footprints = _project(splats, cameras)
+    world_to_camera = cameras.world_to_camera[0]
+    in_camera = splats.means @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
+    opacities = torch.sigmoid(splats.opacity_logits)
+    view = _view_of(cameras, in_camera, opacities)
+    geometry, extents = _Project.apply(in_camera, splats.log_scales, splats.rotations, opacities, view)
+
     directions = splats.means[:, :0]
     if splats.degree:
         directions = torch.nn.functional.normalize(splats.means - cameras.positions[0], dim=1)
-    values = [evaluate_sh(splats.sh, directions), footprints.depths[:, None]]
+    values = [evaluate_sh(splats.sh, directions), in_camera[:, 2:]]
     if features is not None:
         values.append(features)
-    blended, alpha = _Blend.apply(
-        footprints.geometry, torch.cat(values, dim=1), footprints, cameras.width, cameras.height
-    )
+    blended, alpha = _Blend.apply(geometry, torch.cat(values, dim=1), extents, view)
     return assemble(blended, alpha, background)
 
 
-class _Footprints(NamedTuple):
-    """Splats on the image."""
+class _View(NamedTuple):
+    """One camera as the kernels take it, and which splats it draws in which order."""
 
-    geometry: Float[Tensor, "n 6"]
-    """x, y in pixels, conic xx, xy, yy in 1 / square pixels, opacity."""
-    depths: Float[Tensor, " n"]
+    width: int
+    height: int
+    world_to_camera: np.ndarray
+    lens: np.ndarray
+    """Focal length x, skew, centre x, focal length y, centre y in pixels."""
+    clamps: np.ndarray
+    """Least and greatest x/z and y/z in the Jacobian."""
+    is_seen: np.ndarray
     order: np.ndarray
-    """Indices of the drawn splats, near to far."""
-    extents: np.ndarray
-    """Half width and half height in pixels of where alpha reaches the least that is drawn, "n 2"."""
+    """Indices of the drawn splats, near to far; equal depths in their own order."""
 
 
-def _project(splats: Splats, cameras: Cameras) -> _Footprints:
-    """Project all splats; component by component, since many small matrix products are slow on a CPU."""
-    intrinsics = cameras.intrinsics[0].tolist()
-    world_to_camera = cameras.world_to_camera[0]
-    in_camera = splats.means @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
-    visible = is_in_view(in_camera, cameras)
-    x, y, z = in_camera.unbind(1)
-    z = torch.where(visible, z, 1.0)
-    inverse_z = 1.0 / z
-    slope_x, slope_y = torch.where(visible, x, 0.0) * inverse_z, torch.where(visible, y, 0.0) * inverse_z
-    (focal_x, skew, center_x), (_, focal_y, center_y), _ = intrinsics
-    pixel_x = focal_x * slope_x + skew * slope_y + center_x
-    pixel_y = focal_y * slope_y + center_y
-
-    variance_x, variance_xy, variance_y = _image_covariances(splats, cameras, inverse_z, slope_x, slope_y)
-    inverse_determinant = 1.0 / (variance_x * variance_y - variance_xy * variance_xy)
-    opacities = torch.sigmoid(splats.opacity_logits)
-    geometry = torch.stack(
-        [
-            pixel_x,
-            pixel_y,
-            variance_y * inverse_determinant,
-            -variance_xy * inverse_determinant,
-            variance_x * inverse_determinant,
-            opacities,
-        ],
-        dim=1,
-    )
-    with torch.no_grad():
-        reach = 2.0 * torch.log(opacities.clamp_min(MIN_ALPHA) / MIN_ALPHA)
-        extents = torch.sqrt(torch.stack([variance_x, variance_y], dim=1) * reach[:, None])
-        extents = torch.nan_to_num(extents * 1.0001 + 1e-3, nan=0.0, posinf=1e6)
-        indices = (visible & (opacities >= MIN_ALPHA)).nonzero()[:, 0]
-        order = indices[torch.argsort(z[indices], stable=True)]
-    return _Footprints(geometry, z, order.numpy(), extents.float().numpy())
-
-
-def _image_covariances(
-    splats: Splats, cameras: Cameras, inverse_z: Tensor, slope_x: Tensor, slope_y: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """xx, xy and yy of J R S S^T R^T J^T + dilation, in square pixels."""
-    left, right, top, bottom = slope_range(cameras, CLAMP_MARGIN)
-    (focal_x, skew, _), (_, focal_y, _), _ = cameras.intrinsics[0].tolist()
-    slope_x, slope_y = slope_x.clamp(left, right), slope_y.clamp(top, bottom)
-    rotation = cameras.world_to_camera[0, :3, :3]
-    # Rows of the Jacobian times the camera's rotation, "n 3" each: gradients of the pixel over world axes.
-    row_x = (rotation[0] - slope_x[:, None] * rotation[2]) * inverse_z[:, None]
-    row_y = (rotation[1] - slope_y[:, None] * rotation[2]) * inverse_z[:, None]
-    row_x, row_y = focal_x * row_x + skew * row_y, focal_y * row_y
-    scales = splats.log_scales.exp()
-    spread_x = _to_splat_axes(splats.rotations, row_x) * scales
-    spread_y = _to_splat_axes(splats.rotations, row_y) * scales
-    return (
-        (spread_x * spread_x).sum(1) + DILATION,
-        (spread_x * spread_y).sum(1),
-        (spread_y * spread_y).sum(1) + DILATION,
+def _view_of(cameras: Cameras, in_camera: Float[Tensor, "n 3"], opacities: Float[Tensor, " n"]) -> _View:
+    is_seen = is_in_view(in_camera, cameras) & (opacities.detach() >= MIN_ALPHA)
+    indices = is_seen.nonzero()[:, 0]
+    order = indices[torch.argsort(in_camera.detach()[indices, 2], stable=True)]
+    return _View(
+        width=cameras.width,
+        height=cameras.height,
+        world_to_camera=_array(cameras.world_to_camera[0]),
+        lens=_array(cameras.intrinsics[0].flatten()[[0, 1, 2, 4, 5]]),
+        clamps=np.array(slope_range(cameras, CLAMP_MARGIN), dtype=np.float32),
+        is_seen=is_seen.numpy(),
+        order=order.numpy(),
     )
 
 
-def _to_splat_axes(rotations: Float[Tensor, "n 4"], vectors: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-    """Turn world vectors into each splat's axes: v - 2 w u x v + 2 u x (u x v) for the unit quaternion (w, u)."""
-    unit = torch.nn.functional.normalize(rotations, dim=1)
-    real, imaginary = unit[:, :1], unit[:, 1:]
-    turned = 2.0 * torch.linalg.cross(imaginary, vectors)
-    return vectors - real * turned + torch.linalg.cross(imaginary, turned)
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().contiguous().numpy()
 
 
-class _Blend(torch.autograd.Function):
-    """(geometry, values) -> (channels, alpha) by the numba kernels."""
+class _Project(torch.autograd.Function):
+    """(centres in camera axes, log scales, rotations, opacities) -> (geometry "n 6", extents "n 2")."""
 
     @staticmethod
     def forward(
-        ctx: Any, geometry: Tensor, values: Tensor, footprints: _Footprints, width: int, height: int
+        ctx: Any, in_camera: Tensor, log_scales: Tensor, rotations: Tensor, opacities: Tensor, view: _View
     ) -> tuple[Tensor, Tensor]:
-        geometry_array = np.ascontiguousarray(geometry.detach().float().numpy())
-        values_array = np.ascontiguousarray(values.detach().float().numpy())
-        half_heights = np.ascontiguousarray(footprints.extents[:, 1])
-        bins = kernels.bin_splats(footprints.order, geometry_array[:, :2], footprints.extents, width, height)
+        arrays = (_array(in_camera), _array(log_scales), _array(rotations))
+        camera = (view.is_seen, view.world_to_camera, view.lens, view.clamps)
+        geometry, extents = (torch.from_numpy(a) for a in project_forward(*arrays, _array(opacities), *camera))
+        ctx.inputs = (*arrays, geometry.numpy(), *camera)
+        ctx.mark_non_differentiable(extents)
+        return geometry, extents
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        by_parameters = project_backward(*ctx.inputs, _array(gradients[0]))
+        return *(torch.from_numpy(array) for array in by_parameters), gradients[0][:, 5], None
+
+
+class _Blend(torch.autograd.Function):
+    """(geometry "n 6", values "n c") -> (channels "c h w", alpha "h w")."""
+
+    @staticmethod
+    def forward(ctx: Any, geometry: Tensor, values: Tensor, extents: Tensor, view: _View) -> tuple[Tensor, Tensor]:
+        arrays = (_array(geometry), _array(values), _array(extents[:, 1]))
+        bins = kernels.bin_splats(view.order, arrays[0][:, :2], extents.numpy(), view.width, view.height)
         tile_starts, entry_splats, splat_starts, splat_entries = bins
         blended, left, counts = kernels.blend_forward(
-            tile_starts,
-            entry_splats,
-            geometry_array,
-            values_array,
-            half_heights,
-            width,
-            height,
-            numba.get_num_threads(),
+            tile_starts, entry_splats, *arrays, view.width, view.height, numba.get_num_threads()
         )
-        ctx.forward_inputs = (tile_starts, entry_splats, geometry_array, values_array, half_heights, left, counts)
+        ctx.inputs = (tile_starts, entry_splats, *arrays, left, counts)
         ctx.splat_entries = (splat_starts, splat_entries)
         return torch.from_numpy(blended), torch.from_numpy(1.0 - left)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        by_blended, by_alpha = (np.ascontiguousarray(gradient.float().numpy()) for gradient in gradients)
-        rows = kernels.blend_backward(*ctx.forward_inputs, by_blended, -by_alpha, numba.get_num_threads())
+        by_blended, by_alpha = (_array(gradient) for gradient in gradients)
+        rows = kernels.blend_backward(*ctx.inputs, by_blended, -by_alpha, numba.get_num_threads())
         sums = torch.from_numpy(kernels.sum_entries(*ctx.splat_entries, rows))
-        return sums[:, : kernels.NUM_GEOMETRY], sums[:, kernels.NUM_GEOMETRY :], None, None, None
+        return sums[:, : kernels.NUM_GEOMETRY], sums[:, kernels.NUM_GEOMETRY :], None, None
