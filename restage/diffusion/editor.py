@@ -7,6 +7,7 @@ distillation methods.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -18,14 +19,13 @@ from typing import NamedTuple
 import torch
 from diffusers import UNet2DConditionModel
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.backbone import Backbone, load_backbone, load_part, save_backbone, save_half
 from restage.diffusion.sampler import denoise, initial_noise
 from restage.diffusion.schedule import Schedule
-from restage.records import InputError, read_json, write_atomically, write_json
+from restage.records import InputError, read_json, write_json
 
 __all__ = [
     "EditCondition",
@@ -132,8 +132,6 @@ class EditModel:
     """2c inputs (noisy | original), c or c + 1 outputs (prediction | mask logit), c the VAE's latent channels."""
     condition_scale: float = 1.0
     """Factor on the original's unit-variance latents at the input; published models expect them unscaled."""
-    text_to_image: Path | None = None
-    """Folder of the text-to-image model with the shared parts; None when they lie with the edit model."""
 
     def __post_init__(self) -> None:
         c = self.latent_channels
@@ -272,16 +270,12 @@ def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
         default_scale = 1.0 / backbone.vae.config.get("scaling_factor", 1.0)
         return EditModel(backbone, backbone.unet, record.get("condition_scale", default_scale))
     backbone = load_backbone(folder / shared, device)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, local_files_only=True)
-    unet = unet.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore
-    return EditModel(backbone, unet, record.get("condition_scale", 1.0), folder / shared)
-
-
-def _save_unet(unet: UNet2DConditionModel, folder: Path) -> None:
-    unet.save_config(folder)
-    weights = {name: value.detach().cpu().half().contiguous() for name, value in unet.state_dict().items()}
-    with write_atomically(folder / "diffusion_pytorch_model.safetensors") as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
+    unet = load_part(
+        lambda path, **options: UNet2DConditionModel.from_pretrained(path, torch_dtype=torch.float32, **options),
+        folder / "unet",
+    )
+    unet = unet.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return EditModel(backbone, unet, record.get("condition_scale", 1.0))
 
 
 def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None = None) -> None:
@@ -295,9 +289,11 @@ def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None =
             alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    unet = copy.deepcopy(model.unet)  # saving rounds the weights in place
     if text_to_image is None:
-        dataclasses.replace(model.backbone, unet=model.unet).save(folder)
-    _save_unet(model.unet, folder / "unet")
+        save_backbone(dataclasses.replace(model.backbone, unet=unet), folder)
+    else:
+        save_half(unet, folder / "unet")
     shared = None if text_to_image is None else Path(os.path.relpath(text_to_image.resolve(), folder.resolve()))
     record = {
         "text_to_image": shared,

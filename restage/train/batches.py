@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from restage.diffusion.schedule import Schedule
@@ -135,7 +134,7 @@ def _draw_timesteps(count: int, num_timesteps: int, generator: torch.Generator) 
 
 
 def edit_loss(
-    unet: UNet2DConditionModel,
+    unet: nn.Module,
     batch: EditBatch,
     generator: torch.Generator,
     *,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from restage.diffusion.backbone import Backbone
+from restage.diffusion.backbone import Backbone, save_backbone
 from restage.diffusion.edit_unet import START_MASK_PROBABILITY, add_mask_output, widen_unet
 from restage.diffusion.editor import (
     EditCondition,
@@ -177,7 +177,7 @@ def test_the_method_is_the_function_with_plain_settings(model: EditModel, pictur
 @pytest.mark.parametrize("stands_alone", [True, False])
 def test_a_saved_model_comes_back(model: EditModel, pictures, tmp_path: Path, stands_alone: bool):
     shared = tmp_path / "text_to_image"
-    model.backbone.save(shared)
+    save_backbone(model.backbone, shared)
     folder = tmp_path / "edit"
     save_edit_model(model, folder, None if stands_alone else shared)
     moved = tmp_path / "elsewhere"
@@ -195,7 +195,7 @@ def test_a_saved_model_comes_back(model: EditModel, pictures, tmp_path: Path, st
 
 
 def test_a_whole_published_folder_loads_with_its_own_scale_of_the_original(backbone: Backbone, tmp_path: Path):
-    dataclasses.replace(backbone, unet=tiny_unet(inputs=2 * CHANNELS)).save(tmp_path)
+    save_backbone(dataclasses.replace(backbone, unet=tiny_unet(inputs=2 * CHANNELS)), tmp_path)
     loaded = load_edit_model(tmp_path)
     assert loaded.condition_scale == pytest.approx(1 / backbone.vae.config["scaling_factor"])
     assert not loaded.has_mask_output

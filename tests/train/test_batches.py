@@ -110,7 +110,7 @@ def test_the_loss_is_what_the_two_parts_say(prediction_type: str):
     weights = LossWeights(mask=0.5, changed=0.0)
     with torch.no_grad():
         loss = edit_loss(
-            Spy(),  # pyright: ignore[reportArgumentType]
+            Spy(),
             batch,
             torch.Generator().manual_seed(3),
             schedule=schedule,

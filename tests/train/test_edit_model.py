@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from restage.diffusion.backbone import save_backbone
 from restage.diffusion.editor import EditModel, EditSettings, Guidance, edit_images, load_edit_model
 from restage.diffusion.training import TrainingConfig
 from restage.records import InputError, RunFolder
@@ -139,7 +140,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path):
 
 
 def test_the_stage_trains_once_and_then_finds_itself_done(backbone, pairs, tmp_path: Path):
-    backbone.save(tmp_path / "text_to_image")
+    save_backbone(backbone, tmp_path / "text_to_image")
     run = RunFolder.open(tmp_path / "run", {}, seed=1)
     config = make_config(2)
     list(run_train(run, config, start=tmp_path / "text_to_image", pairs=pairs))

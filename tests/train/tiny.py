@@ -63,8 +63,9 @@ def tiny_backbone() -> Backbone:
             pad_token_id=tokenizer.pad_token_id,
         )
         text_encoder = CLIPTextModel(text_config)
-    schedule = Schedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
-    return Backbone(tokenizer, text_encoder.eval(), tiny_unet(), vae.eval(), schedule)
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    schedule = Schedule.from_config(config)
+    return Backbone(tokenizer, text_encoder.eval(), tiny_unet(), vae.eval(), schedule, config)
 
 
 def tiny_pair(index: int, *, instruction: str = "make the cube blue", kind: str = "recolour") -> ExactPair:
