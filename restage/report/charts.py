@@ -5,6 +5,7 @@ Colours and fonts come from the page's style sheet through class names, so chart
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -26,14 +27,13 @@ def nice_ticks(low: float, high: float, *, count: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def smooth(values: Sequence[float], *, span: float) -> list[float]:
-    """Exponential moving average over about `span` values, without the usual pull towards zero at the start."""
-    keep = 1 - 1 / max(span, 1.0)
-    total, weight, result = 0.0, 0.0, []
-    for value in values:
-        total = keep * total + (1 - keep) * value
-        weight = keep * weight + (1 - keep)
-        result.append(total / weight)
+def smooth(values: Sequence[float], *, reach: int) -> list[float]:
+    """Mean over up to `reach` values to both sides, of as many to each side as there are, so that it never lags."""
+    sums = [0.0, *itertools.accumulate(values)]
+    result = []
+    for index in range(len(values)):
+        near = min(reach, index, len(values) - 1 - index)
+        result.append((sums[index + near + 1] - sums[index - near]) / (2 * near + 1))
     return result
 
 
@@ -56,7 +56,7 @@ def loss_curve(
         return Markup("")
     shown = sorted(loss for _, loss in pairs)
     top = shown[min(len(shown) - 1, math.ceil(0.995 * (len(shown) - 1)))]
-    averages = smooth([loss for _, loss in pairs], span=max(len(pairs) / 25, 2))
+    averages = smooth([loss for _, loss in pairs], reach=max(len(pairs) // 40, 1))
     low, high = min(0.0, shown[0]), max(top, max(averages)) * 1.05 or 1.0
     left, right, upper, lower = 56, 14, 12, 38
     first_step, last_step = pairs[0][0], pairs[-1][0]

@@ -32,12 +32,19 @@ class MethodEntry:
     is_anchor: bool
     seed: str
     num_seeds: int
+    problem: str
+    """Why there is nothing to show; empty when there is."""
     estimates: Mapping[str, Estimate]
     pictures: Mapping[str, list[str | None]]
     """By kind of picture (`after`, `change`, `error`, `mask`), one path per shown view; None where there is none."""
     orbit: str | None
     editor_views: Sequence[tuple[str, str | None]]
     """What the 2D editor made of training views, each with its mask."""
+
+    @property
+    def label(self) -> str:
+        """How text names it."""
+        return self.method if self.method == "nothing" or not self.editor else f"{self.method} with {self.editor}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,9 @@ class EditSection:
             "truth": self.truth,
             "methods": [
                 {
-                    "label": " + ".join(filter(None, (method.method, method.editor))),
+                    "label": method.label,
+                    "seed": method.seed,
+                    "problem": method.problem,
                     **method.pictures,
                     "orbit": method.orbit,
                     "editorViews": [list(pair) for pair in method.editor_views],
@@ -131,11 +140,13 @@ def _order(method: MethodEntry) -> tuple[bool, float, str, str]:
 
 
 def _choose(methods: Sequence[MethodEntry]) -> int:
-    """The method to show first: `restage` with a model as editor, or else the first competitor."""
-    for index, method in enumerate(methods):
-        if method.method == "restage" and not method.is_anchor:
-            return index
-    return 0
+    """The method to show first: `restage` with a model as editor, or else the first that has pictures."""
+
+    def rank(index: int) -> tuple[bool, bool, int]:
+        method = methods[index]
+        return bool(method.problem), method.method != "restage" or method.is_anchor, index
+
+    return min(range(len(methods)), key=rank)
 
 
 def _method_entry(results: Sequence[ResultEntry], scores: Sequence[Score], prepared: _Pictures) -> MethodEntry:
@@ -149,6 +160,7 @@ def _method_entry(results: Sequence[ResultEntry], scores: Sequence[Score], prepa
         is_anchor=is_anchor(shown.method, shown.editor),
         seed=shown.seed,
         num_seeds=len(results),
+        problem="" if shown.held_out else shown.problem or "no held-out renders",
         estimates=estimates,
         pictures=prepared.of_result(shown),
         orbit=prepared.assets.add_file(shown.orbit_path, f"{prepared.label}-{shown.method}-{shown.editor}-orbit")

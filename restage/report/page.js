@@ -44,8 +44,7 @@ function setUpEdit(article) {
 
   const update = () => {
     const view = Number(chosen("view")?.value ?? 0);
-    const methodInput = chosen("method");
-    const method = data.methods[Number(methodInput.value)];
+    const method = data.methods[Number(chosen("method").value)];
     const panel = chosen("panel").value;
     const name = data.views[view];
     show(role("before"), data.before[view], `view ${name} before the edit`);
@@ -57,7 +56,9 @@ function setUpEdit(article) {
       legend.hidden = legend.dataset.legend !== panel;
     });
     role("label").textContent = method.label;
-    role("seed").textContent = methodInput.dataset.seed;
+    role("seed").textContent = method.seed;
+    role("problem").hidden = !method.problem;
+    role("problem").textContent = `No result: ${method.problem}`;
   };
 
   const updateMethod = () => {
@@ -101,8 +102,9 @@ function setUpEdit(article) {
     if (event.target.name.startsWith("method-")) updateMethod();
   });
   article.querySelectorAll("[data-compare]").forEach(setUpSlider);
+  // A browser that goes back to the page may remember another choice than the one the page was written with.
   update();
-  if (Number(chosen("method").value) !== Number(article.dataset.chosen ?? chosen("method").value)) updateMethod();
+  if (!chosen("method").defaultChecked) updateMethod();
 }
 
 document.querySelectorAll("[data-edit]").forEach(setUpEdit);

@@ -18,7 +18,16 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from restage.records import InputError, Progress, RunFolder, to_plain, write_atomically
+from restage.records import (
+    InputError,
+    Progress,
+    RunFolder,
+    content_id,
+    file_sha256,
+    read_json,
+    to_plain,
+    write_atomically,
+)
 from restage.report.charts import interval_mark, loss_curve
 from restage.report.gallery import EditSection, edit_sections, spread
 from restage.report.pictures import AssetFolder, read_picture
@@ -37,7 +46,7 @@ class ReportConfig:
     max_px: int = 512
     """Pictures are made smaller until their longer side is at most this, in pixels; our choice."""
     noop_progress: float = 0.05
-    """A mean progress within plus or minus this is flagged as a no-op, one below it as wrong way; our choice."""
+    """Progress within plus or minus this is flagged as a no-op where the scores do not flag it; our choice."""
 
     def __post_init__(self) -> None:
         if self.max_views < 1:
@@ -60,12 +69,15 @@ class FittedScene(NamedTuple):
 
 
 def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
-    """Write the page of a run as its last stage, one step per edit; a page that is there already is left alone.
+    """Write the page of a run as its last stage, one step per edit; one that shows the same files is left alone.
+
+    The page is a view of the run's other files: when these have changed since, it is written anew.
 
     Raises:
         InputError: the page was made with another config, or a file of the run cannot be read.
     """
-    if run.is_done("report", config):
+    shown_files = files_id(run.path)
+    if run.is_done("report", config) and read_json(run.path / "report" / "stage.json")["facts"]["files"] == shown_files:
         yield Progress(stage="report", done=1, total=1, note="already done")
         return
     contents = read_run(run.path)
@@ -73,7 +85,7 @@ def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
     for done, _ in enumerate(_write_page(contents, config, run), start=1):
         yield Progress(stage="report", done=min(done, total), total=total)
     index_path = run.path / "report" / "index.html"
-    run.mark_done("report", config, page="index.html", num_bytes=_num_bytes(index_path.parent))
+    run.mark_done("report", config, files=shown_files)
     yield Progress(stage="report", done=total, total=total, note=str(index_path))
 
 
@@ -86,6 +98,18 @@ def write_report(run_folder: Path, config: ReportConfig | None = None) -> Path:
     for _ in _write_page(read_run(run_folder), config or ReportConfig(), None):
         pass
     return run_folder / "report" / "index.html"
+
+
+def files_id(run_folder: Path) -> str:
+    """Content id of what a run holds besides its record and report: names and sizes of files, and the scores."""
+    files = {
+        path.relative_to(run_folder).as_posix(): path.stat().st_size
+        for path in sorted(run_folder.glob("*/**/*"))
+        if path.is_file() and path.relative_to(run_folder).parts[0] != "report"
+    }
+    scores_path = run_folder / "compare" / "scores.parquet"
+    scores = file_sha256(scores_path) if scores_path.exists() else ""
+    return content_id("files", {"files": files, "scores": scores})
 
 
 def _write_page(contents: RunContents, config: ReportConfig, run: RunFolder | None) -> Iterator[EditSection]:
@@ -146,7 +170,6 @@ def _page_values(
         "sections": sections,
         "rows": rows,
         "scale_low": min([0.0, *(max(value, -1.0) for value in progress if math.isfinite(value))]),
-        "noop_progress": config.noop_progress,
         "pairs": pairs,
         "pairs_rule": find_rule(facts.get("pairs"), configs.get("pairs")),
         "pairs_facts": facts.get("pairs", {}),
@@ -170,7 +193,8 @@ def describe(contents: RunContents, sections: list[EditSection]) -> str:
     scenes = count_of(len({section.entry.scene for section in sections}), kind + "scene")
     text = f"{count_of(len(sections), 'edit')} of {scenes} by text, with {count_of(len(competitors), 'method')}"
     if contents.scores:
-        text += f", scored on {count_of(max(num_views), 'held-out view')} each"
+        views = count_of(max(num_views), "held\N{NON-BREAKING HYPHEN}out view")
+        text += f", scored on {views} each"
         text += " against exact truth" if kind else ""
     return text[0].upper() + text[1:] + "."
 
@@ -215,7 +239,7 @@ def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> Fitted
             return None
         return assets.add_picture(read_picture(paths[view], max_px=max_px), f"scene-{scene.name}-{label}")
 
-    facts = [(key, value) for key, value in scene.fit.items() if isinstance(value, int | float | str)]
+    facts = [(key, value) for key, value in scene.fit.items() if key != "id" and isinstance(value, int | float | str)]
     return FittedScene(
         name=scene.name,
         psnr_db=_held_out_psnr(scene.fit),
@@ -259,7 +283,3 @@ def _plain(value: Any) -> str:
 
 def _pretty(value: Any) -> str:
     return json.dumps(to_plain(value), indent=2, ensure_ascii=False)
-
-
-def _num_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

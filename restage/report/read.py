@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class ResultEntry:
     editor_masks: Mapping[str, Path]
     seconds: float | None
     """From the result's own record; None when it does not say."""
+    problem: str
+    """Why there is no result; empty when there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +150,14 @@ def read_run(path: Path) -> RunContents:
 def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
-    return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    found = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    return sorted(found, key=lambda folder: counting_order(folder.name))
+
+
+def counting_order(name: str) -> list[tuple[bool, int, str]]:
+    """Sort key that counts as people do: `world-7` before `world-11`."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _is_scene(folder: Path) -> bool:
@@ -208,7 +218,7 @@ def _unedited_renders(run_path: Path, scene_folder: Path) -> dict[str, Path]:
 def _read_edits(run_path: Path, scene: SceneEntry) -> Iterable[EditEntry]:
     truth_folders = {folder.name: folder for folder in _folders(run_path / "scenes" / scene.name / "truth")}
     edit_folders = {folder.name: folder for folder in _folders(run_path / "edit" / scene.name)}
-    for name in sorted({*truth_folders, *edit_folders}):
+    for name in sorted({*truth_folders, *edit_folders}, key=counting_order):
         results = _read_results(edit_folders[name]) if name in edit_folders else ()
         truth_folder = truth_folders.get(name)
         case = _read_case(truth_folder)
@@ -283,6 +293,7 @@ def _read_results(edit_folder: Path) -> tuple[ResultEntry, ...]:
                 editor_views=_pictures(folder / "views"),
                 editor_masks=_pictures(folder / "masks"),
                 seconds=float(seconds) if isinstance(seconds, int | float) else None,
+                problem=str(record.get("reason") or "failed") if record.get("status") == "failed" else "",
             )
         )
     return tuple(results)

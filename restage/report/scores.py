@@ -17,7 +17,7 @@ from restage.records import InputError, Score
 
 __all__ = ["Estimate", "Headline", "MethodRow", "estimate", "estimates_of", "headline_of", "method_rows", "read_scores"]
 
-QUALITY_METRICS = ("progress", "spill", "mask_iou", "psnr_db")
+QUALITY_METRICS = ("progress", "spill", "mask_iou", "psnr_db", "no_op", "wrong_way")
 COST_METRICS = ("seconds", "peak_memory_mb")
 
 
@@ -45,7 +45,7 @@ class MethodRow:
     is_anchor: bool
     """A row to read the others by: nothing done, or the exact truth in place of the editor."""
     flag: str
-    """`no-op`, `wrong way` or empty."""
+    """`no-op` or `wrong way`, with how many of how many results if not all; empty if none."""
     estimates: Mapping[str, Estimate]
     """By metric."""
 
@@ -131,7 +131,8 @@ def method_rows(scores: Sequence[Score], *, noop_progress: float) -> tuple[Metho
 
     Args:
         scores: all rows of the comparison.
-        noop_progress: a mean progress within plus or minus this is flagged `no-op`, one below it `wrong way`.
+        noop_progress: where the rows have no `no_op` and `wrong_way` of their own, a result whose progress is within
+            plus or minus this counts as `no-op`, one below it as `wrong way`.
     """
     by_row: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for score in scores:
@@ -139,17 +140,26 @@ def method_rows(scores: Sequence[Score], *, noop_progress: float) -> tuple[Metho
     rows = []
     for (method, editor), members in by_row.items():
         estimates = estimates_of(members)
-        flag = "" if method == "nothing" else _flag(estimates["progress"].mean, noop_progress)
+        flag = "" if method == "nothing" else _flag(members, noop_progress)
         rows.append(
             MethodRow(method=method, editor=editor, is_anchor=is_anchor(method, editor), flag=flag, estimates=estimates)
         )
     return tuple(sorted(rows, key=_rank))
 
 
-def _flag(progress: float, noop_progress: float) -> str:
-    if math.isnan(progress) or progress > noop_progress:
-        return ""
-    return "wrong way" if progress < -noop_progress else "no-op"
+def _flag(scores: Sequence[Score], noop_progress: float) -> str:
+    values: dict[str, list[float]] = defaultdict(list)
+    for score in scores:
+        if not math.isnan(score.value):
+            values[score.metric].append(score.value)
+    progress = values["progress"]
+    no_ops = values["no_op"] or [float(abs(value) <= noop_progress) for value in progress]
+    wrong_ways = values["wrong_way"] or [float(value < -noop_progress) for value in progress]
+    for name, results in (("wrong way", wrong_ways), ("no-op", no_ops)):
+        count = sum(value > 0.5 for value in results)
+        if count:
+            return name if count == len(results) else f"{name} {count} of {len(results)}"
+    return ""
 
 
 def _rank(row: MethodRow) -> tuple[bool, bool, float, str, str]:

@@ -26,8 +26,9 @@ METHODS = {
 }
 
 
-def draw_world(angle_rad, colour, *, ground=(214, 205, 188), sky=(170, 200, 230), side=SIDE):
+def draw_world(angle_rad, colour, *, ground=(214, 205, 188), sky=(170, 200, 230), side=None):
     """A shaded sphere on a ground, and the mask of the sphere; not our renderer, only something to look at."""
+    side = side or SIDE
     y, x = np.mgrid[0:side, 0:side] / side
     picture = np.where(
         (y < 0.42)[..., None],
@@ -139,7 +140,9 @@ def write_fake_run(
                     )
                     if with_orbit and method == "restage":
                         _write_orbit(result / "orbit.mp4", edits[number % 2].get("colour", RED))
-                    write_json(result / "record.json", {"id": "result-1", "seconds": seconds})
+                    write_json(
+                        result / "record.json", {"id": "result-1", "status": "done", "cost": {"seconds": seconds}}
+                    )
                 shared = {"scene": name, "edit": edit, "kind": case.kind, "method": method, "editor": editor, "seed": 0}
                 covers_all = number % 2 == 1
                 for metric, value in (
@@ -205,8 +208,9 @@ def _write_result(folder, truth_folder, edit, num_views, numbers, *, has_truth):
 
 
 @pytest.fixture
-def fake_run(tmp_path: Path) -> Callable[..., Path]:
+def fake_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Writes a fake run below the test's folder; takes the options of `write_fake_run`."""
+    monkeypatch.setitem(globals(), "SIDE", 32)
     return lambda name="run", **options: write_fake_run(
         tmp_path / name, **{"with_orbit": False, "num_views": 2, **options}
     )

@@ -1,0 +1,232 @@
+"""The page: complete, escaped, movable, the same twice, and useful for runs that are not finished."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from restage.records import InputError, RunFolder, read_json, write_json
+from restage.report import ReportConfig, run_report, write_report
+from restage.report.page import format_duration
+
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{ 7 * 7 }}"
+
+
+class Elements(HTMLParser):
+    """Collects start tags with their attributes, and the text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.texts = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def read_page(run):
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def dump_dom(page):
+    """The page as headless Chromium has it after its script ran."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
+    done = subprocess.run([chromium, *flags, page.as_uri()], capture_output=True, text=True, timeout=60)
+    assert "<html" in done.stdout, done.stderr
+    return done.stdout
+
+
+def test_page_of_a_complete_run_has_all_its_parts(fake_run):
+    page = Elements(read_page(fake_run()))
+    for expected in (
+        "Miniature.",
+        "2 edits of 2 miniature scenes",
+        "“make the red sphere blue”",
+        "0.72",
+        "10 min 5 s",
+        "96 image pairs, 64 accepted, a yield of 67 %",
+        "clip_direction > 0.10",
+        "300 training steps",
+        "37.9 dB held-out PSNR",
+        "restage demo --out run",
+    ):
+        assert expected in page.text
+    assert {"sds", "idu", "replace_once", "nothing"} <= set(page.texts)
+    assert "wrong way" in page.text
+
+
+def test_every_picture_has_alternative_text(fake_run):
+    images = [attrs for tag, attrs in Elements(read_page(fake_run())).tags if tag == "img"]
+    assert len(images) > 10
+    assert all(image.get("alt") for image in images)
+
+
+def test_unscored_is_a_dash_with_its_reason(fake_run):
+    tags = Elements(read_page(fake_run())).tags
+    assert "the edit changes every pixel" in [
+        attrs.get("title") for _, attrs in tags if attrs.get("class") == "unscored"
+    ]
+
+
+def test_page_refers_to_nothing_outside_its_own_folder(fake_run):
+    run = fake_run(with_orbit=True)
+    folder = write_report(run).parent
+    page = (folder / "index.html").read_text()
+    references = [attrs[name] for _, attrs in Elements(page).tags for name in ("src", "href") if attrs.get(name)]
+    data = [json.loads(text) for text in re.findall(r'type="application/json"[^>]*>(.*?)</script>', page, re.S)]
+    paths = {text for text in re.findall(r'"(assets/[^"]+)"', json.dumps(data))}
+    paths |= {reference for reference in references if not reference.startswith("#")}
+    assert len(paths) > 50
+    assert all(path.startswith("assets/") and ".." not in path and (folder / path).is_file() for path in paths)
+    assert {path.name for path in (folder / "assets").iterdir()} == {path.removeprefix("assets/") for path in paths}
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_hostile_text_stays_text(fake_run):
+    run = fake_run(instructions=(HOSTILE, "make it blue"), scene_names=("<svg onload=alert(1)>", "b&b"))
+    record = read_json(run / "run.json")
+    write_json(run / "run.json", {**record, "command": ["restage", HOSTILE], "git_commit": HOSTILE})
+    page = write_report(run)
+    elements = Elements(page.read_text())
+    assert HOSTILE.split("{{")[0] in "".join(elements.texts)
+    assert "49" not in elements.text.split("becomes")[0]
+    assert not [attrs for _, attrs in elements.tags if any(name.startswith("on") for name in attrs)]
+    assert sum(tag == "script" for tag, _ in elements.tags) == 3
+    assert not [attrs for tag, attrs in elements.tags if tag == "img" and attrs.get("src") == "x"]
+
+
+def test_hostile_text_runs_nothing_in_a_browser(fake_run):
+    dom = dump_dom(write_report(fake_run(instructions=(HOSTILE, HOSTILE))))
+    assert "<title>Restage report: run</title>" in dom
+    assert dom.count("aria-valuetext") >= 2, "the page's own script did not run"
+
+
+def test_choosing_method_view_and_panel_swaps_the_pictures(fake_run):
+    page = write_report(fake_run())
+    script = """<script>
+      const edit = document.querySelector("#edit-1");
+      for (const name of ["method-1", "view-1", "panel-1"]) {
+        const inputs = edit.querySelectorAll(`input[name=${name}]`);
+        inputs[name === "panel-1" ? 3 : 1].click();
+      }
+      const range = edit.querySelector("input[type=range]");
+      range.value = 20;
+      range.dispatchEvent(new Event("input"));
+    </script></body>"""
+    page.write_text(page.read_text().replace("</body>", script))
+    tags = Elements(dump_dom(page)).tags
+    shown = {attrs["data-role"]: attrs for _, attrs in reversed(tags) if "data-role" in attrs}
+    assert "frame-00001-idu-trained-after" in shown["after"]["src"]
+    assert "frame-00001-before" in shown["before"]["src"]
+    assert "frame-00001-idu-trained-mask" in shown["panel"]["src"]
+    assert "20%" in next(attrs["style"] for _, attrs in tags if "data-compare" in attrs)
+
+
+def test_writing_twice_gives_the_same_bytes_and_drops_what_is_unused(fake_run):
+    run = fake_run()
+    first = {path.name: path.read_bytes() for path in write_report(run).parent.rglob("*") if path.is_file()}
+    (run / "report" / "assets" / "old.webp").write_bytes(b"old")
+    second = {path.name: path.read_bytes() for path in write_report(run).parent.rglob("*") if path.is_file()}
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("stage", "line"),
+    [
+        ("pairs", "No image pairs in this run."),
+        ("train", "No edit model was trained in this run."),
+        ("compare", "Not compared:"),
+        ("edit", "No edit in this run yet:"),
+        ("scenes", "No scene in this run."),
+    ],
+)
+def test_missing_stage_is_one_line(fake_run, stage, line):
+    stages = [name for name in ("prompts", "pairs", "train", "scenes", "edit", "compare") if name != stage]
+    if stage == "scenes":
+        stages.remove("edit")
+    assert line in Elements(read_page(fake_run(stages=stages))).text
+
+
+def test_own_capture_without_truth_gets_a_page(fake_run):
+    page = read_page(fake_run(has_truth=False, stages=("scenes", "edit")))
+    text = Elements(page).text
+    assert "no truth to score against" in text
+    assert "Exact truth" not in text
+    assert "Miniature" not in text
+    assert "Difference" in text
+
+
+def test_failed_result_is_shown_with_its_reason(fake_run):
+    run = fake_run()
+    folder = next(run.glob("edit/world-7/*/idu-trained/0"))
+    shutil.rmtree(folder)
+    write_json(folder / "record.json", {"status": "failed", "reason": "RuntimeError: not finite"})
+    page = read_page(run)
+    assert "RuntimeError: not finite" in page
+    assert "idu" in Elements(page).texts
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="not a run folder"):
+        write_report(tmp_path)
+
+
+def test_broken_files_are_named(fake_run):
+    run = fake_run()
+    scores = run / "compare" / "scores.parquet"
+    content = scores.read_bytes()
+    scores.write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="scores.parquet"):
+        write_report(run)
+    scores.write_bytes(content)
+    picture = next(run.glob("edit/*/*/restage-trained/0/held_out/*.png"))
+    picture.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=picture.name):
+        write_report(run)
+
+
+def test_metrics_line_cut_short_by_a_kill_is_left_out(fake_run):
+    run = fake_run()
+    metrics = run / "train" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-8])
+    assert "299 training steps" in Elements(read_page(run)).text
+    metrics.write_text("nonsense\n" + metrics.read_text())
+    with pytest.raises(InputError, match="line 1"):
+        write_report(run)
+
+
+def test_stage_is_skipped_until_the_run_has_something_new(fake_run):
+    path = fake_run()
+    run = RunFolder(path=path, config={}, seed=7)
+    assert list(run_report(run, ReportConfig()))[-1].note == str(path / "report" / "index.html")
+    assert [step.note for step in run_report(run, ReportConfig())] == ["already done"]
+    shutil.rmtree(next(path.glob("edit/*/*/idu-trained")))
+    assert list(run_report(run, ReportConfig()))[-1].note.endswith("index.html")
+
+
+def test_config_out_of_range_is_refused():
+    for name, wrong in (("max_views", 0), ("max_px", 4), ("noop_progress", 1.5)):
+        with pytest.raises(InputError, match=name):
+            dataclasses.replace(ReportConfig(), **{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.83, "0.8 s"), (41.0, "41 s"), (119.6, "2 min"), (425.0, "7 min 5 s"), (7800.0, "2 h 10 min")],
+)
+def test_durations_read_as_people_say_them(seconds, text):
+    assert format_duration(seconds) == text
