@@ -1,0 +1,255 @@
+"""What things look like: the shapes, paints and lights of the world, and a scene laid out as arrays for tracing.
+
+The tables are in object space: one unit is the size of a normal object, which stands on z = 0 around the z axis.
+`pack_scene` and `pack_light` turn a description into what the kernels of `trace.py` and `shade.py` read.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+from numpy import ndarray as Array
+
+from restage.world.grammar import Description
+
+__all__ = [
+    "BALL",
+    "BLUE",
+    "COS",
+    "DIMMER",
+    "GREEN",
+    "KIND",
+    "ORIGIN_X",
+    "ORIGIN_Y",
+    "ORIGIN_Z",
+    "OWNER",
+    "RED",
+    "SIN",
+    "SIZE_0",
+    "SIZE_1",
+    "SIZE_2",
+    "START",
+    "STOP",
+    "BOX",
+    "ELLIPSOID",
+    "FRUSTUM",
+    "NUM_SUN_RAYS",
+    "PAINT",
+    "ROOF",
+    "Light",
+    "PackedScene",
+    "pack_light",
+    "pack_scene",
+]
+
+ELLIPSOID, BOX, FRUSTUM, ROOF = 0, 1, 2, 3
+"""Kinds of primitive, all of them convex."""
+
+NUM_SUN_RAYS = 16
+"""Places on the sun that a soft shadow is made of."""
+
+PAINT = {
+    "red": (0.80, 0.05, 0.05),
+    "orange": (0.95, 0.36, 0.03),
+    "yellow": (0.95, 0.78, 0.06),
+    "green": (0.06, 0.50, 0.12),
+    "blue": (0.05, 0.16, 0.80),
+    "purple": (0.36, 0.08, 0.62),
+    "pink": (0.95, 0.36, 0.58),
+    "white": (0.92, 0.92, 0.90),
+}
+"""Linear RGB reflectance of the colour words."""
+_BARK, _CREAM, _COAL, _CARROT = (0.22, 0.12, 0.06), (0.85, 0.76, 0.60), (0.03, 0.03, 0.035), (0.90, 0.30, 0.04)
+_SLATE, _GLASS, _DOOR, _CHALK = (0.13, 0.12, 0.14), (0.50, 0.68, 0.80), (0.20, 0.10, 0.05), (0.92, 0.90, 0.86)
+
+_Shape = tuple[int, tuple[float, float, float], tuple[float, float, float], tuple[float, float, float] | None]
+# (primitive, centre, size, paint; None = the object's own colour). Sizes: ellipsoid radii; box half extents;
+# frustum (bottom radius, top radius, height) from its centre up; roof half extents in x and y, and height.
+_SHAPES: dict[str, tuple[_Shape, ...]] = {
+    "ball": ((ELLIPSOID, (0, 0, 0.5), (0.5, 0.5, 0.5), None),),
+    "cube": ((BOX, (0, 0, 0.4), (0.4, 0.4, 0.4), None),),
+    "cylinder": ((FRUSTUM, (0, 0, 0), (0.36, 0.36, 1.0), None),),
+    "cone": ((FRUSTUM, (0, 0, 0), (0.5, 0.0, 1.1), None),),
+    "snowman": (
+        (ELLIPSOID, (0, 0, 0.34), (0.37, 0.37, 0.36), None),
+        (ELLIPSOID, (0, 0, 0.80), (0.27, 0.27, 0.26), None),
+        (ELLIPSOID, (0, 0, 1.13), (0.19, 0.19, 0.18), None),
+        (ELLIPSOID, (0, -0.24, 1.13), (0.04, 0.15, 0.04), _CARROT),
+        (FRUSTUM, (0, 0, 1.25), (0.25, 0.25, 0.04), _COAL),
+        (FRUSTUM, (0, 0, 1.28), (0.15, 0.14, 0.20), _COAL),
+    ),
+    "tree": (
+        (FRUSTUM, (0, 0, 0), (0.11, 0.09, 0.40), _BARK),
+        (FRUSTUM, (0, 0, 0.28), (0.48, 0.06, 0.62), None),
+        (FRUSTUM, (0, 0, 0.72), (0.35, 0.0, 0.62), None),
+    ),
+    "mushroom": (
+        (FRUSTUM, (0, 0, 0), (0.20, 0.13, 0.62), _CREAM),
+        (ELLIPSOID, (0, 0, 0.62), (0.50, 0.50, 0.27), None),
+        *(
+            (
+                ELLIPSOID,
+                (0.33 * math.cos(a), 0.33 * math.sin(a), 0.805),
+                (0.085, 0.085, 0.05),
+                _CHALK,
+            )
+            for a in (0.4, 1.66, 2.92, 4.17, 5.43)
+        ),
+        (ELLIPSOID, (0, 0, 0.875), (0.10, 0.10, 0.04), _CHALK),
+    ),
+    "house": (
+        (BOX, (0, 0, 0.31), (0.40, 0.32, 0.31), None),
+        (ROOF, (0, 0, 0.62), (0.48, 0.40, 0.40), _SLATE),
+        (BOX, (0, -0.32, 0.19), (0.085, 0.015, 0.19), _DOOR),
+        (BOX, (-0.24, -0.32, 0.36), (0.08, 0.012, 0.08), _GLASS),
+        (BOX, (0.24, -0.32, 0.36), (0.08, 0.012, 0.08), _GLASS),
+        (BOX, (0, 0.32, 0.36), (0.10, 0.012, 0.08), _GLASS),
+        (BOX, (0.22, 0.0, 0.86), (0.06, 0.06, 0.22), _SLATE),
+    ),
+}
+_BOUNDS = {"snowman": (0.74, 0.80), "tree": (0.67, 0.72), "cone": (0.50, 0.72), "house": (0.50, 0.76)}
+"""Height of the centre and radius of a ball around each kind, to 2 %; (0.5, 0.75) where not named."""
+
+# Per time: direction to the sun (unit length follows), sun radius, sun, ambient from above, sky at the horizon and
+# at the top, cloud colour and amount, haze. All linear RGB.
+_LIGHTS = {
+    "noon": (
+        (0.45, 0.35, 0.95), 0.10, (1.00, 0.95, 0.86), (0.30, 0.37, 0.48),
+        (0.52, 0.72, 0.92), (0.09, 0.28, 0.72), (0.95, 0.96, 0.98, 0.60), 0.5,
+    ),
+    "sunset": (
+        (0.85, -0.25, 0.42), 0.14, (1.05, 0.62, 0.30), (0.27, 0.20, 0.26),
+        (0.95, 0.42, 0.14), (0.22, 0.12, 0.34), (0.90, 0.30, 0.28, 0.50), 0.6,
+    ),
+    "night": (
+        (-0.55, 0.35, 0.80), 0.10, (0.26, 0.29, 0.40), (0.085, 0.10, 0.17),
+        (0.030, 0.050, 0.13), (0.004, 0.007, 0.035), (0.06, 0.08, 0.16, 0.30), 0.5,
+    ),
+    "fog": (
+        (0.20, 0.30, 1.00), 0.55, (0.30, 0.30, 0.30), (0.42, 0.43, 0.45),
+        (0.62, 0.64, 0.66), (0.55, 0.57, 0.60), (0.6, 0.6, 0.6, 0.0), 1.0,
+    ),
+}  # fmt: skip
+
+
+# Columns of `PackedScene.primitives`. The frame of a primitive is turned around z and not scaled.
+KIND, OWNER = 0, 1
+ORIGIN_X, ORIGIN_Y, ORIGIN_Z, COS, SIN = 2, 3, 4, 5, 6
+SIZE_0, SIZE_1, SIZE_2 = 7, 8, 9
+RED, GREEN, BLUE = 10, 11, 12
+BALL = 13
+"""First of four columns, in either table: centre and radius of a ball around it, in world space."""
+
+# Columns of `PackedScene.objects`.
+START, STOP = 0, 1
+"""First primitive, and the one after the last."""
+DIMMER = 2
+"""First of four columns: the ball that stands for an object where it takes light of the sky from its surroundings."""
+
+
+class PackedScene(NamedTuple):
+    """The shapes of a scene in world space, as few arrays as can be: each costs time in every call of a kernel."""
+
+    primitives: Float64[Array, "primitives 17"]
+    objects: Float64[Array, "objects 17"]
+    sun_rays: Float64[Array, "primitives_and_one rays 3"]
+    """Unit directions towards places on the sun in the frame of each primitive, and, last, in world space."""
+
+
+_Vector = tuple[float, float, float]
+
+
+class Light(NamedTuple):
+    """Sun, sky and haze of one time; colours are linear RGB."""
+
+    toward_sun: _Vector
+    """Unit direction to the middle of the sun."""
+    sun_slope: float
+    """Radius of the sun's disc at a distance of one."""
+    mean_sun_ray: _Vector
+    """Mean of the unit directions to the places on the sun."""
+    sun: _Vector
+    ambient: _Vector
+    horizon: _Vector
+    zenith: _Vector
+    cloud: _Vector
+    cloud_amount: float
+    haze: float
+
+
+def _bounding_ball(kind: int, size: _Vector) -> tuple[float, float]:
+    """Height above the origin and radius of a ball around a primitive at the origin."""
+    if kind == ELLIPSOID:
+        return 0.0, max(size)
+    if kind == BOX:
+        return 0.0, math.hypot(*size)
+    wide = size[0] if kind == FRUSTUM else math.hypot(size[0], size[1])
+    narrow, height = (size[1] if kind == FRUSTUM else size[0]), size[2]
+    middle = min(max((height**2 + narrow**2 - wide**2) / (2 * height), 0.0), height)
+    return middle, max(math.hypot(wide, middle), math.hypot(narrow, height - middle))
+
+
+def pack_scene(description: Description) -> PackedScene:
+    """Lay the objects of a scene out as arrays."""
+    primitives: list[tuple[float, ...]] = []
+    objects: list[tuple[float, ...]] = []
+    for index, item in enumerate(description.objects):
+        start = len(primitives)
+        cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
+        for kind, center, size, paint in _SHAPES[item.kind]:
+            x, y, z = (item.scale * value for value in center)
+            origin = (item.x + cos * x - sin * y, item.y + sin * x + cos * y, z)
+            lift, radius = _bounding_ball(kind, size)
+            ball = (origin[0], origin[1], origin[2] + item.scale * lift, item.scale * radius)
+            sizes = [item.scale * value for value in size]
+            primitives.append((kind, index, *origin, cos, sin, *sizes, *(paint or PAINT[item.color]), *ball))
+        height, radius = (value * item.scale for value in _BOUNDS.get(item.kind, (0.5, 0.75)))
+        dimmer, ball = (item.x, item.y, 0.8 * height, 0.8 * radius), (item.x, item.y, height, 1.02 * radius)
+        objects.append((start, len(primitives), *dimmer, *(0.0,) * 7, *ball))
+    table = np.array(primitives, np.float64).reshape(-1, BALL + 4)
+    cos, sin = np.append(table[:, COS], 1.0)[:, None], np.append(table[:, SIN], 0.0)[:, None]
+    x, y, z = _sun_rays(description.time).T
+    return PackedScene(
+        primitives=table,
+        objects=np.array(objects, np.float64).reshape(-1, BALL + 4),
+        sun_rays=np.stack([cos * x + sin * y, cos * y - sin * x, np.broadcast_to(z, (len(cos), len(z)))], -1),
+    )
+
+
+def _sun_rays(time: str) -> Float64[Array, "rays 3"]:
+    """Unit directions to places spread evenly over the sun's disc (a sunflower spiral)."""
+    toward, radius, *_ = _LIGHTS[time]
+    direction = np.array(toward) / np.linalg.norm(toward)
+    side = np.cross(direction, (0.0, 0.0, 1.0))
+    side /= np.linalg.norm(side)
+    other = np.cross(direction, side)
+    index = np.arange(NUM_SUN_RAYS)
+    angle, reach = index * math.pi * (3 - math.sqrt(5)), radius * np.sqrt((index + 0.5) / NUM_SUN_RAYS)
+    disc = reach[:, None] * (np.cos(angle)[:, None] * side + np.sin(angle)[:, None] * other)
+    rays = direction + disc
+    return rays / np.linalg.norm(rays, axis=1, keepdims=True)
+
+
+def _vector(values: Float64[Array, " 3"]) -> _Vector:
+    x, y, z = values.tolist()
+    return x, y, z
+
+
+def pack_light(time: str) -> Light:
+    """Look up the light of a time of day or weather."""
+    toward, radius, sun, ambient, horizon, zenith, (*cloud, cloud_amount), haze = _LIGHTS[time]
+    return Light(
+        toward_sun=_vector(np.array(toward) / np.linalg.norm(toward)),
+        sun_slope=radius,
+        mean_sun_ray=_vector(_sun_rays(time).mean(0)),
+        sun=sun,
+        ambient=ambient,
+        horizon=horizon,
+        zenith=zenith,
+        cloud=_vector(np.array(cloud)),
+        cloud_amount=cloud_amount,
+        haze=haze,
+    )
