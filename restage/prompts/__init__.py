@@ -1,0 +1,13 @@
+"""Prompt pairs: two captions that differ by one edit, and the instruction between them.
+
+`WRITERS` is the menu of who writes them; `stage.run_prompts` fills `prompts.jsonl` of a run, `store` reads and writes it.
+"""
+
+from __future__ import annotations
+
+from restage.prompts.grammar import write_grammar_pair
+
+__all__ = ["WRITERS"]
+
+WRITERS = {"grammar": write_grammar_pair}
+"""Writers by name: (kind of edit, seed) -> PromptPair."""

@@ -1,0 +1,89 @@
+"""Prompt pairs on disk: one JSON object a line, as the prompts stage writes it or as a user brings it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from restage.records import InputError, PromptPair, canonical_json, to_plain, write_atomically
+
+__all__ = ["read_prompts", "write_prompts"]
+
+_FIELDS = {field.name: field for field in fields(PromptPair)}
+_REQUIRED = [name for name, field in _FIELDS.items() if field.default is MISSING]
+
+
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _check(record: Any) -> None:
+    """Say what is wrong with a line's fields.
+
+    Raises:
+        InputError: a field is missing, unknown, or of the wrong type.
+    """
+    if not isinstance(record, dict):
+        raise InputError(f"expected a JSON object, got {type(record).__name__}")
+    if missing := [name for name in _REQUIRED if name not in record]:
+        raise InputError(f"needs the fields {', '.join(_REQUIRED)}; {missing[0]!r} is missing")
+    if unknown := [name for name in record if name not in _FIELDS and name != "id"]:
+        raise InputError(f"unknown field {unknown[0]!r}; known: {', '.join(_FIELDS)}")
+    for name, value in record.items():
+        if name == "swaps":
+            is_right = isinstance(value, list) and all(_is_text_list(swap) and len(swap) == 2 for swap in value)
+        elif name == "words":
+            is_right = _is_text_list(value)
+        else:
+            is_right = isinstance(value, str)
+        if not is_right:
+            expected = {"swaps": "a list of [old, new]", "words": "a list of texts"}.get(name, "a text")
+            raise InputError(f"field {name!r} must be {expected}, got {value!r}")
+
+
+def _read_line(line: str) -> PromptPair:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error}") from None
+    _check(record)
+    given_id = record.pop("id", None)
+    pair = PromptPair.from_plain(record)
+    if given_id not in (None, pair.id):
+        raise InputError(f"its id {given_id!r} is not that of its content; leave 'id' out after a change by hand")
+    return pair
+
+
+def read_prompts(path: Path) -> tuple[PromptPair, ...]:
+    """Read prompt pairs; blank lines are passed over, and of equal pairs the first stays.
+
+    Raises:
+        InputError: the file is missing, holds no pair, or has a line that is not one; the message names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; expected prompt pairs there, one JSON object a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable as text: {error}") from None
+    pairs: dict[str, PromptPair] = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                pair = _read_line(line)
+            except InputError as error:
+                raise InputError(f"{path}, line {number}: {error}") from None
+            pairs.setdefault(pair.id, pair)
+    if not pairs:
+        raise InputError(f"{path} holds no prompt pair; expected one JSON object a line")
+    return tuple(pairs.values())
+
+
+def write_prompts(path: Path, pairs: Sequence[PromptPair]) -> None:
+    """Write prompt pairs, each with its id, atomically; equal pairs give equal bytes."""
+    with write_atomically(path) as temporary:
+        lines = (canonical_json({"id": pair.id, **to_plain(pair)}) for pair in pairs)
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

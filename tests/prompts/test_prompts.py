@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restage.prompts import WRITERS
+from restage.prompts.stage import PromptsConfig, run_prompts, write_pairs
+from restage.prompts.store import read_prompts, write_prompts
+from restage.records import InputError, PromptPair, RunFolder
+from restage.world.grammar import EDIT_KINDS
+
+PAIR: dict[str, Any] = {
+    "source": "a red cube",
+    "target": "a blue cube",
+    "instruction": "make it blue",
+    "kind": "recolour",
+}
+
+
+def open_run(path: Path, seed: int = 0) -> RunFolder:
+    return RunFolder.open(path, {}, seed=seed)
+
+
+def run_all(path: Path, config: PromptsConfig, seed: int = 0) -> tuple[PromptPair, ...]:
+    list(run_prompts(open_run(path, seed), config))
+    return read_prompts(path / "prompts" / "prompts.jsonl")
+
+
+def test_kinds_get_equal_shares_and_no_text_comes_twice(tmp_path):
+    pairs = run_all(tmp_path / "run", PromptsConfig(num_prompts=30))
+    counts = [sum(pair.kind == kind for pair in pairs) for kind in EDIT_KINDS]
+    assert len(pairs) == 30 and max(counts) - min(counts) <= 1
+    assert len({(pair.source.lower(), pair.target.lower(), pair.instruction.lower()) for pair in pairs}) == 30
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_all(tmp_path / name, PromptsConfig(num_prompts=14), seed)
+    first, again, other = ((tmp_path / name / "prompts" / "prompts.jsonl").read_bytes() for name in "abc")
+    assert first == again != other
+
+
+def test_a_finished_stage_is_left_as_it_is(tmp_path):
+    run_all(tmp_path / "run", PromptsConfig(num_prompts=7))
+    (progress,) = run_prompts(open_run(tmp_path / "run"), PromptsConfig(num_prompts=7))
+    assert progress.note == "already done"
+    with pytest.raises(InputError, match="another config"):
+        list(run_prompts(open_run(tmp_path / "run"), PromptsConfig(num_prompts=8)))
+
+
+def test_swaps_and_words_stand_in_the_captions():
+    for pair in write_pairs(PromptsConfig(num_prompts=42), 3):
+        assert all(old in pair.source and new in pair.target for old, new in pair.swaps)
+        assert all(word in pair.source or word in pair.target for word in pair.words)
+
+
+def test_a_writer_that_only_repeats_itself_is_an_error(monkeypatch):
+    monkeypatch.setitem(WRITERS, "grammar", lambda kind, seed: PromptPair(**PAIR))
+    with pytest.raises(InputError, match="no new pair"):
+        list(write_pairs(PromptsConfig(num_prompts=2), 0))
+
+
+def test_a_users_file_goes_the_same_way(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({**PAIR, "swaps": [["red", "blue"]]}) + "\n\n" + json.dumps(PAIR) + "\n")
+    pairs = run_all(tmp_path / "run", PromptsConfig(path=path))
+    assert [pair.swaps for pair in pairs] == [(("red", "blue"),), ()]
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    pairs = tuple(write_pairs(PromptsConfig(num_prompts=7), 0))
+    write_prompts(tmp_path / "prompts.jsonl", pairs)
+    assert read_prompts(tmp_path / "prompts.jsonl") == pairs
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[]", "line 2: expected a JSON object"),
+        (json.dumps({**PAIR, "source": " "}), "line 2: a prompt pair needs a source"),
+        (json.dumps({"source": "a"}), "line 2: .*'target' is missing"),
+        (json.dumps({**PAIR, "wrods": []}), "line 2: unknown field 'wrods'"),
+        (json.dumps({**PAIR, "words": "cube"}), "line 2: field 'words'"),
+        (json.dumps({**PAIR, "swaps": [["red"]]}), "line 2: field 'swaps'"),
+        (json.dumps({**PAIR, "kind": 3}), "line 2: field 'kind'"),
+        (json.dumps({**PAIR, "id": "prompt-0"}), "line 2: its id"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{json.dumps(PAIR)}\n{line}\n")
+    with pytest.raises(InputError, match=message):
+        read_prompts(path)
+
+
+def test_missing_and_empty_files_are_refused(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    for name, message in (("none.jsonl", "does not exist"), ("empty.jsonl", "no prompt pair")):
+        with pytest.raises(InputError, match=message):
+            read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize("settings", [{"num_prompts": 0}, {"writer": "poet"}, {"kinds": ("paint",)}, {"kinds": ()}])
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(InputError):
+        PromptsConfig(**settings)
