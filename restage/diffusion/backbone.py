@@ -1,0 +1,191 @@
+"""A text-to-image model as parts: tokenizer, text encoder, UNet, VAE, noise schedule; read from a diffusers folder.
+
+The miniature and Stable Diffusion load through the same code. Everything that generates or trains uses this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from restage.diffusion.attention import StepControl, controlled
+from restage.diffusion.schedule import Schedule
+from restage.records import InputError, read_json, write_json
+
+__all__ = ["Backbone", "load_backbone", "load_part", "save_backbone"]
+
+VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
+
+
+@dataclass
+class Backbone:
+    """The parts of a latent diffusion model, all on one device, in evaluation mode."""
+
+    tokenizer: Any
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | AutoencoderDC
+    schedule: Schedule
+    scheduler_config: dict[str, Any]
+    """The diffusers scheduler config that the schedule was read from; saved with the model."""
+    folder: Path | None = None
+    """Where it was loaded from."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return next(self.unet.parameters()).device
+
+    @contextlib.contextmanager
+    def precision(self) -> Iterator[None]:
+        """Bfloat16 autocast on CPU, and on a GPU that has it; weights stay as they are."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=True):
+            yield
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b tokens d"]:
+        """Embed texts token by token, padded to the tokenizer's length.
+
+        Raises:
+            InputError: a text has more tokens than fit.
+        """
+        tokens = self.tokenizer(list(texts), padding="max_length", max_length=self.tokenizer.model_max_length)
+        for text, ids in zip(texts, tokens["input_ids"], strict=True):
+            if len(ids) > self.tokenizer.model_max_length:
+                raise InputError(
+                    f"a text of {len(ids)} tokens is too long, at most {self.tokenizer.model_max_length}: '{text[:80]}'"
+                )
+        ids = torch.tensor(tokens["input_ids"], device=self.device)
+        with torch.no_grad():
+            return self.text_encoder(input_ids=ids).last_hidden_state.float()
+
+    def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h8 w8"]:
+        """Encode pictures in [0, 1], deterministically, to latents of unit variance."""
+        with torch.no_grad(), self.precision():
+            encoded = self.vae.encode((images.to(self.device) * 2 - 1).to(memory_format=torch.channels_last))
+        latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
+        return latents.float() * self.vae.config["scaling_factor"]
+
+    def decode_latents(self, latents: Float[Tensor, "b c h8 w8"]) -> Float[Tensor, "b 3 h w"]:
+        """Decode latents to pictures in [0, 1]."""
+        scaled = (latents / self.vae.config["scaling_factor"]).to(memory_format=torch.channels_last)
+        with torch.no_grad(), self.precision():
+            images = self.vae.decode(scaled).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def predict_noise(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        timesteps: Int[Tensor, " b"],
+        text: Float[Tensor, "b tokens d"],
+        *,
+        control: StepControl | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Predict the noise in the latents, whatever the UNet was trained to predict, under an attention control."""
+        with torch.no_grad(), self.precision(), controlled(self.unet, control) if control else contextlib.nullcontext():
+            inputs = latents.to(memory_format=torch.channels_last)
+            prediction = self.unet(inputs, timesteps, encoder_hidden_states=text).sample.float()
+        return self.schedule.to_epsilon(prediction, latents, timesteps)
+
+
+def load_part(load: Callable[..., Any], folder: Path) -> Any:
+    """Load one part of a model folder.
+
+    Raises:
+        InputError: it is missing, or its weights do not fit its config.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; expected a part of a diffusers model folder there")
+    try:
+        return load(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()
+        raise InputError(f"{folder} cannot be loaded: {reason[0] if reason else type(error).__name__}") from None
+
+
+def _load_model(cls: Any, folder: Path) -> Any:
+    # Weights are stored in half precision and computed with in full: that is exact, and CPUs are fast at it.
+    return load_part(lambda path, **options: cls.from_pretrained(path, torch_dtype=torch.float32, **options), folder)
+
+
+def load_vae(folder: Path) -> AutoencoderKL | AutoencoderDC:
+    """Load an autoencoder of either family, by the class that its config names."""
+    name = read_json(folder / "config.json").get("_class_name")
+    if name not in VAE_CLASSES:
+        raise InputError(f"{folder} holds a '{name}', expected one of {', '.join(VAE_CLASSES)}")
+    return _load_model(VAE_CLASSES[name], folder)
+
+
+def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
+    """Load a diffusers text-to-image folder (`tokenizer`, `text_encoder`, `unet`, `vae`, `scheduler`).
+
+    Raises:
+        InputError: a part is missing, does not load, or does not fit the others.
+    """
+    if not folder.is_dir():
+        raise InputError(f"model folder {folder} does not exist")
+    scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
+    unet = _load_model(UNet2DConditionModel, folder / "unet")
+    text_encoder = _load_model(CLIPTextModel, folder / "text_encoder")
+    vae = load_vae(folder / "vae")
+    width, expected = text_encoder.config.hidden_size, unet.config["cross_attention_dim"]
+    if width != expected:
+        raise InputError(
+            f"{folder}: the text encoder's width {width} is not the UNet's cross attention width {expected}"
+        )
+    if vae.config["latent_channels"] not in (unet.config["in_channels"], unet.config["in_channels"] // 2):
+        raise InputError(
+            f"{folder}: the VAE has {vae.config['latent_channels']} channels, the UNet takes {unet.config['in_channels']}"
+        )
+    for part in (unet, text_encoder, vae):
+        part.to(device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
+    unet.to(memory_format=torch.channels_last)
+    vae.to(memory_format=torch.channels_last)
+    return Backbone(
+        tokenizer=load_part(CLIPTokenizer.from_pretrained, folder / "tokenizer"),
+        text_encoder=text_encoder,
+        unet=unet,
+        vae=vae,
+        schedule=Schedule.from_config(scheduler_config),
+        scheduler_config=scheduler_config,
+        folder=folder,
+    )
+
+
+def save_half(model: nn.Module, folder: Path) -> None:
+    """Save a diffusers or transformers model in half precision; the model itself stays as it is."""
+    dtype = next(model.parameters()).dtype
+    model.half()
+    model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+    model.to(dtype)
+
+
+def save_backbone(backbone: Backbone, folder: Path) -> None:
+    """Save all parts as a diffusers folder, weights in half precision."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_half(backbone.unet, folder / "unet")
+    save_half(backbone.text_encoder, folder / "text_encoder")
+    save_half(backbone.vae, folder / "vae")
+    backbone.tokenizer.save_pretrained(folder / "tokenizer")
+    write_json(folder / "scheduler" / "scheduler_config.json", backbone.scheduler_config)
+    parts = {
+        "tokenizer": ["transformers", type(backbone.tokenizer).__name__],
+        "text_encoder": ["transformers", type(backbone.text_encoder).__name__],
+        "unet": ["diffusers", type(backbone.unet).__name__],
+        "vae": ["diffusers", type(backbone.vae).__name__],
+        "scheduler": ["diffusers", backbone.scheduler_config.get("_class_name", "DDIMScheduler")],
+    }
+    write_json(
+        folder / "model_index.json",
+        {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__, **parts},
+    )

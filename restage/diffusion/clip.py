@@ -1,0 +1,84 @@
+"""A CLIP for scoring: pictures and texts to unit vectors; the miniature's own or any CLIP folder of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPModel, CLIPTokenizer
+
+from restage.diffusion.backbone import load_part
+from restage.records import InputError, read_json
+
+__all__ = ["Clip", "load_clip"]
+
+# The normalisation that every published CLIP was trained with; the miniature's takes it from its own config.
+_OPENAI_MEAN, _OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass
+class Clip:
+    """A contrastive model of pictures and texts (Radford et al. 2021)."""
+
+    model: CLIPModel
+    tokenizer: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 size size"]:
+        """Bring pictures in [0, 1] to the size and range that the model takes."""
+        size = self.model.config.vision_config.image_size
+        if images.shape[-2:] != (size, size):
+            images = functional.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        shape = (1, 3, 1, 1)
+        return (images - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
+
+    def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Embed pictures in [0, 1] as unit vectors."""
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            hidden = self.model.vision_model(pixel_values=self.normalise(images.cpu()).to(device)).pooler_output
+            return functional.normalize(self.model.visual_projection(hidden).float(), dim=-1)
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
+        """Embed texts as unit vectors; texts that are too long are refused.
+
+        Raises:
+            InputError: a text has more tokens than the model takes.
+        """
+        device = next(self.model.parameters()).device
+        longest = self.model.config.text_config.max_position_embeddings
+        ids = self.tokenizer(list(texts), padding="max_length", max_length=longest)["input_ids"]
+        for text, row in zip(texts, ids, strict=True):
+            if len(row) > longest:
+                raise InputError(f"a text of {len(row)} tokens is too long, at most {longest}: '{text[:80]}'")
+        with torch.no_grad():
+            hidden = self.model.text_model(input_ids=torch.tensor(ids, device=device)).pooler_output
+            return functional.normalize(self.model.text_projection(hidden).float(), dim=-1)
+
+
+def load_clip(folder: Path, device: str = "cpu") -> Clip:
+    """Load a CLIP folder of transformers (`config.json`, weights, tokenizer files, `preprocessor_config.json`).
+
+    Raises:
+        InputError: it is missing or does not load.
+    """
+    if not folder.is_dir():
+        raise InputError(f"CLIP folder {folder} does not exist")
+    model = load_part(
+        lambda path, **options: CLIPModel.from_pretrained(path, torch_dtype=torch.float32, **options), folder
+    )
+    preprocessor = folder / "preprocessor_config.json"
+    config = read_json(preprocessor) if preprocessor.exists() else {}
+    return Clip(
+        model=model.to(device).eval().requires_grad_(False),
+        tokenizer=load_part(CLIPTokenizer.from_pretrained, folder),
+        mean=tuple(config.get("image_mean", _OPENAI_MEAN)),
+        std=tuple(config.get("image_std", _OPENAI_STD)),
+    )

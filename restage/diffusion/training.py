@@ -1,0 +1,162 @@
+"""The one training loop: AdamW, EMA, exact resume. Called by the recipes of the miniature and by the `train` stage.
+
+A step's batch and noise come from (seed, step) alone, so a run that was killed ends with the weights of one that was
+not (same machine and thread count).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from restage.records import InputError, derive_seed, write_atomically
+
+__all__ = ["TrainingConfig", "TrainingStep", "read_metrics", "train"]
+
+STATE_NAME, METRICS_NAME = "state.pt", "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long and how fast to train."""
+
+    num_steps: int
+    """Steps in all; may be raised between two sessions as long as the cooldown has not begun."""
+    batch_size: int = 32
+    learning_rate: float = 4e-4
+    """Of AdamW, after the warm-up and before the cooldown."""
+    num_warmup_steps: int = 50
+    """Steps over which the learning rate rises linearly from zero."""
+    cooldown_share: float = 0.25
+    """Share of all steps, at the end, over which the learning rate falls linearly to zero (warm-up, stable, decay)."""
+    weight_decay: float = 0.01
+    ema_decay: float = 0.998
+    """Decay of the moving average of the weights that is kept in the end; less in the first steps."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient."""
+    is_bf16: bool = True
+    """Whether losses are computed under bfloat16 autocast."""
+    checkpoint_every_s: float = 120.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.batch_size < 1:
+            raise InputError(f"training needs steps and a batch, got {self.num_steps} steps of {self.batch_size}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of a step, 0 to num_steps - 1."""
+        warm = min(1.0, (step + 1) / max(1, self.num_warmup_steps))
+        cool = min(1.0, (self.num_steps - step) / max(1.0, self.cooldown_share * self.num_steps))
+        return self.learning_rate * warm * cool
+
+
+class TrainingStep(NamedTuple):
+    """What one step did."""
+
+    step: int
+    """Steps done, this one included."""
+    num_steps: int
+    losses: dict[str, float]
+    """Each term, and their sum as `loss`."""
+
+
+LossFunction = Callable[[int, torch.Generator], Mapping[str, Tensor]]
+"""From a step and its random generator to the terms of the loss, whose sum is minimised."""
+
+
+def _save(folder: Path, state: dict[str, Any]) -> None:
+    with write_atomically(folder / STATE_NAME) as temporary:
+        torch.save(state, temporary)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """Read the metrics of a training folder, oldest first; empty where there are none."""
+    path = folder / METRICS_NAME
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def _resume(
+    folder: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> int:
+    path = folder / STATE_NAME
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    kept = [row for row in read_metrics(folder) if row["step"] <= state["step"]]
+    with write_atomically(folder / METRICS_NAME) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return int(state["step"])
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    targets, sources = list(average.parameters()), list(model.parameters())
+    torch._foreach_lerp_(targets, sources, 1 - decay)
+    for target, source in zip(average.buffers(), model.buffers(), strict=True):
+        target.copy_(source)
+
+
+def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: TrainingConfig) -> Iterator[TrainingStep]:
+    """Train a model in place, from where `folder` says an earlier session stopped; ends with the averaged weights.
+
+    Args:
+        model: What is trained; its averaged weights are in it after the last step.
+        loss_of: Computes the loss terms with that same model.
+        folder: Where `state.pt` and `metrics.jsonl` lie.
+        config: Length, rates, seed.
+
+    Yields:
+        One record a step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    device = next(model.parameters()).device
+    average = copy.deepcopy(model).requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    first = _resume(folder, model, average, optimizer, device)
+    saved_s = time.monotonic()
+    model.train()
+    with (folder / METRICS_NAME).open("a") as metrics:
+        for step in range(first, config.num_steps):
+            generator = torch.Generator().manual_seed(derive_seed(config.seed, "step", step))
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.is_bf16):
+                terms = dict(loss_of(step, generator))
+            loss = torch.stack(list(terms.values())).sum()
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, config.gradient_clip)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate_at(step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            _update_average(average, model, min(config.ema_decay, (1 + step) / (10 + step)))
+            losses = {"loss": float(loss.detach()), **{name: float(term.detach()) for name, term in terms.items()}}
+            metrics.write(json.dumps({"step": step + 1, **losses}) + "\n")
+            is_last = step + 1 == config.num_steps
+            if is_last or time.monotonic() - saved_s > config.checkpoint_every_s:
+                metrics.flush()
+                _save(
+                    folder,
+                    {
+                        "step": step + 1,
+                        "model": model.state_dict(),
+                        "average": average.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                    },
+                )
+                saved_s = time.monotonic()
+            yield TrainingStep(step + 1, config.num_steps, losses)
+    model.load_state_dict(average.state_dict())
+    model.eval()
