@@ -1,0 +1,212 @@
+"""The world stage: scenes of the procedural world as captures on disk, with edits and their exact truth.
+
+Writes `<run>/scenes/<scene>/` as docs/conventions.md lays it out; fitting, editing and comparing read it from there.
+What is complete on disk is not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from restage.records import (
+    EditCase,
+    InputError,
+    Progress,
+    RunFolder,
+    content_id,
+    derive_seed,
+    read_json,
+    to_plain,
+    write_atomically,
+    write_json,
+)
+from restage.scenes.capture import Capture
+from restage.scenes.io.nerfstudio import write_capture
+from restage.world.capture import make_capture, make_truth
+from restage.world.grammar import (
+    EDIT_KINDS,
+    Description,
+    Edit,
+    possible_kinds,
+    request_of,
+    sample_description,
+    sample_edit,
+)
+
+__all__ = ["CaptureConfig", "ScenesConfig", "edit_name", "make_scene", "run_world", "sample_scene"]
+
+STAGE = "world"
+MAX_SCENE_TRIES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureConfig:
+    """How a scene is photographed."""
+
+    num_views: int = 40
+    """All views, held-out ones included."""
+    held_out_every: int = 5
+    """Each so-many-th view is held out for measuring."""
+    size: int = 128
+    """Width and height in pixels."""
+    num_points: int = 6000
+    """Sparse points, as structure from motion would have found them."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.held_out_every <= self.num_views:
+            raise InputError(
+                f"expected held_out_every from 2 to num_views = {self.num_views}, got {self.held_out_every}"
+            )
+        if self.size < 8 or self.num_points < 0:
+            raise InputError(f"expected size >= 8 and num_points >= 0, got {self.size} and {self.num_points}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """Which scenes and edits to make."""
+
+    num_scenes: int = 1
+    edit_kinds: tuple[str, ...] = ("recolour", "ground")
+    """Each scene gets one edit of each of these kinds; see `EDIT_KINDS`."""
+    num_objects: int | None = None
+    """1 to 3; sampled where None."""
+    split: str = "train"
+    """`train`, or `unseen` for combinations of kind and colour that no model was trained on."""
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.edit_kinds) - set(EDIT_KINDS))
+        if unknown or len(set(self.edit_kinds)) != len(self.edit_kinds):
+            raise InputError(f"expected different kinds out of {', '.join(EDIT_KINDS)}, got {self.edit_kinds}")
+        if self.num_scenes < 1 or self.num_objects not in (None, 1, 2, 3):
+            raise InputError(f"expected scenes >= 1 and 1 to 3 objects, got {self.num_scenes} and {self.num_objects}")
+        if self.split not in ("train", "unseen"):
+            raise InputError(f"expected split 'train' or 'unseen', got '{self.split}'")
+
+
+def edit_name(edit: Edit) -> str:
+    """Name of an edit's folder: its kind, and 6 hex digits of its content."""
+    return f"{edit.kind}-{content_id('edit', edit).rpartition('-')[2][:6]}"
+
+
+def sample_scene(config: ScenesConfig, *, name: str, seed: int) -> tuple[Description, tuple[Edit, ...]]:
+    """Sample a scene that allows all wanted kinds of edit, and the edits.
+
+    Raises:
+        InputError: no scene allows them all, such as adding to one of three objects.
+    """
+    for attempt in range(MAX_SCENE_TRIES):
+        description = sample_description(
+            derive_seed(seed, name, attempt), num_objects=config.num_objects, split=config.split
+        )
+        if set(config.edit_kinds) <= set(possible_kinds(description)):
+            edits = (
+                sample_edit(description, derive_seed(seed, name, kind), kind=kind, split=config.split)
+                for kind in config.edit_kinds
+            )
+            return description, tuple(edits)
+    raise InputError(
+        f"no scene of {config.num_objects or 'any number of'} objects allows {', '.join(config.edit_kinds)}; "
+        "leave a kind out or change num_objects"
+    )
+
+
+def make_scene(
+    folder: Path,
+    description: Description,
+    edits: Sequence[Edit],
+    *,
+    name: str,
+    seed: int,
+    config: CaptureConfig | None = None,
+) -> Iterator[str]:
+    """Write a scene's capture and the truth of its edits into `folder`; yields a line when each is there.
+
+    Args:
+        folder: The scene's folder, `<run>/scenes/<name>`.
+        description: The scene.
+        edits: Edits of this scene; each becomes `truth/<edit name>/`.
+        name: The scene's name.
+        seed: Chooses cameras, points and the wording of captions.
+        config: How it is photographed.
+
+    Raises:
+        InputError: the folder holds another scene, or an edit starts from another scene.
+    """
+    config = config or CaptureConfig()
+    if any(edit.before != description for edit in edits):
+        raise InputError(f"{name}: expected edits of this scene, got one that starts from another description")
+    _claim_folder(folder, description, seed, config)
+    missing = [edit for edit in edits if not (folder / "truth" / edit_name(edit) / "edit.json").exists()]
+    has_capture = (folder / "capture" / "transforms.json").exists()
+    capture = None
+    if missing or not has_capture:
+        capture = make_capture(
+            description,
+            name=name,
+            seed=seed,
+            num_views=config.num_views,
+            held_out_every=config.held_out_every,
+            size=config.size,
+            num_points=config.num_points,
+        )
+        if not has_capture:
+            write_capture(capture, folder / "capture")
+    yield f"{name}: capture"
+    for edit in edits:
+        if capture is not None and edit in missing:
+            _write_truth(folder / "truth" / edit_name(edit), edit, capture, seed)
+        yield f"{name}: {edit.instruction}"
+
+
+def _claim_folder(folder: Path, description: Description, seed: int, config: CaptureConfig) -> None:
+    """Write `description.json`, or see that the one that is there says the same."""
+    path = folder / "description.json"
+    expected = to_plain({"description": description, "seed": seed, "capture": config})
+    if not path.exists():
+        write_json(path, expected)
+    elif read_json(path) != expected:
+        raise InputError(f"{path} describes another scene; choose another folder")
+
+
+def _write_truth(folder: Path, edit: Edit, capture: Capture, seed: int) -> None:
+    """Write the true edited views and masks of all views, `edit.json` last."""
+    truth = make_truth(edit, capture.cameras)
+    for file_name, image, mask in zip(capture.file_names, truth.images, truth.masks, strict=True):
+        _write_png(folder / "images" / file_name, image.permute(1, 2, 0))
+        _write_png(folder / "masks" / file_name, mask)
+    request = request_of(edit, seed)
+    write_json(folder / "edit.json", EditCase(scene=capture.name, kind=edit.kind, request=request, has_truth=True))
+
+
+def _write_png(path: Path, pixels: Float[Tensor, "h w *channels"]) -> None:
+    with write_atomically(path) as temporary:
+        Image.fromarray((pixels.numpy() * 255).round().astype("uint8")).save(temporary)
+
+
+def run_world(run: RunFolder, config: ScenesConfig) -> Iterator[Progress]:
+    """Make all scenes and edits that are not there yet.
+
+    Raises:
+        InputError: the config cannot be fulfilled, or a scene's folder holds another scene.
+    """
+    total = config.num_scenes * (1 + len(config.edit_kinds))
+    if run.is_done(STAGE, config):
+        yield Progress(stage=STAGE, done=total, total=total, note="already done")
+        return
+    done = 0
+    names = [f"scene-{index:03d}" for index in range(config.num_scenes)]
+    for name in names:
+        description, edits = sample_scene(config, name=name, seed=run.seed)
+        folder = run.folder("scenes") / name
+        seed = derive_seed(run.seed, name)
+        for note in make_scene(folder, description, edits, name=name, seed=seed, config=config.capture):
+            done += 1
+            yield Progress(stage=STAGE, done=done, total=total, note=note)
+    run.mark_done(STAGE, config, scenes=names)
