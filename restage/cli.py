@@ -72,7 +72,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
         args=list(arguments),
         prog=f"restage {name}",
         description=inspect.cleandoc(command.__doc__ or "").split("\n\nArgs:")[0],
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.FlagConversionOff,),
     )
 
 

@@ -6,7 +6,7 @@ annotations are evaluated then too: hence no `from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -16,6 +16,10 @@ from restage.show import describe_run, list_runs, show_progress
 __all__ = ["COMMANDS"]
 
 RunArgument = Annotated[Path, arg(metavar="RUN", help="Folder of the run; made if it is missing.")]
+ModelsArgument = Annotated[
+    Path | None, arg(metavar="FOLDER", help="Models to start from; default: those that come with the package.")
+]
+RunSeedArgument = Annotated[int, arg(help="Of the run, if this makes it; a run keeps the seed it has.")]
 SceneArgument = Annotated[Path, arg(metavar="SCENE")]
 CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
 InstructionArgument = Annotated[str, arg(metavar="INSTRUCTION")]
@@ -47,19 +51,23 @@ def _stage(stage: str, description: str) -> Callable[[], Callable[..., None]]:
     """A sub-command that runs one stage of a run, with the stage's config as its flags."""
 
     def build() -> Callable[..., None]:
-        from restage.recipes import load_stage, open_run, working
+        from restage.recipes import STAGES, models_in, open_run, working
 
-        config_type, run_stage = load_stage(stage)
+        config_type, run_stage = STAGES[stage]()
         default = config_type()
 
-        def command(run: Positional[RunArgument], *, config: config_type = default, seed: int = 0) -> None:  # pyright: ignore
-            with working(open_run(run, seed=seed)) as opened:
-                show_progress(run_stage(opened, config))
+        def command(
+            run: Positional[RunArgument],
+            *,
+            config: Annotated[config_type, arg(name="")] = default,  # pyright: ignore
+            models: ModelsArgument = None,
+            run_seed: RunSeedArgument = 0,
+        ) -> None:
+            with working(open_run(run, seed=run_seed)) as opened:
+                show_progress(run_stage(opened, config, models_in(models)))
             print(f"{stage}: {run / stage}")
 
-        command.__doc__ = (
-            f"{description}\n\nArgs:\n    seed: Of the run, if this makes it; a run keeps the seed it has."
-        )
+        command.__doc__ = description
         return command
 
     return build
@@ -73,7 +81,7 @@ def _fit() -> Callable[..., None]:
         *,
         size: int | None = None,
         out: Path | None = None,
-        config: FitConfig = FitConfig(),  # noqa: B008  (frozen)
+        config: Annotated[FitConfig, arg(name="")] = FitConfig(steps=1200, num_splats=25_000),  # noqa: B008  (frozen)
     ) -> None:
         """Fit Gaussian splats to a capture and say how well held-out views come out.
 
@@ -129,12 +137,41 @@ def _edit() -> Callable[..., None]:
         choice = EditChoice(method=method, editor=editor, model=model, seed=seed)
         if (scene / "transforms.json").exists():
             out = Path("runs") / scene.resolve().name
-            show_progress(fit_folder(scene, out, FitConfig(), size=size))
+            show_progress(fit_folder(scene, out, FitConfig(steps=1200, num_splats=25_000), size=size))
             scene = out
         last = show_progress(edit_folder(scene, request, choice))
         print(f"edited: {last.note if last else scene}")
 
     return edit
+
+
+def _miniature() -> Callable[..., None]:
+    def miniature(
+        action: Positional[Literal["train"]],
+        part: Positional[Literal["pictures", "autoencoder", "text-to-image", "clip"]],
+        *,
+        folder: Path = Path("training"),
+        num_pictures: int = 13_000,
+        num_steps: int | None = None,
+    ) -> None:
+        """Make the models of the miniature world from nothing, one part after the other.
+
+        Example: restage miniature train pictures; restage miniature train autoencoder
+
+        Ctrl-C stops it at any time; the same command goes on from the last checkpoint. docs/log.md has the costs.
+
+        Args:
+            action: What to do.
+            part: Which part; each needs those named before it, clip needs the pictures only.
+            folder: Where pictures (`pictures/`) and models (`miniature/`) lie.
+            num_pictures: Size of the training set.
+            num_steps: Of training; default: the recipe's.
+        """
+        from restage.recipes import train_miniature
+
+        show_progress(train_miniature(part, folder, num_pictures=num_pictures, num_steps=num_steps))
+
+    return miniature
 
 
 def _show() -> Callable[..., None]:
@@ -173,7 +210,8 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
         "Example: restage pairs runs/mine",
     ),
     "train": _stage(
-        "train", "Train the edit model on the run's kept pairs.\n\nExample: restage train runs/mine --steps 200"
+        "train",
+        "Train the edit model on the run's kept pairs.\n\nExample: restage train runs/mine --training.num-steps 200",
     ),
     "fit": _fit,
     "edit": _edit,
@@ -181,6 +219,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
         "compare", "Score every edit of the run on held-out views.\n\nExample: restage compare runs/mine"
     ),
     "report": _stage("report", "Write the run's page, which opens from disk.\n\nExample: restage report runs/mine"),
+    "miniature": _miniature,
     "show": _show,
     "ls": _ls,
 }

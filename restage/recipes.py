@@ -5,68 +5,124 @@ A recipe composes stages; what each stage does, and what it leaves in the run fo
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from restage.compare.protocol import CompareConfig
+from restage.compare.protocol import CompareConfig, run_compare
+from restage.edit import METHODS
 from restage.edit.editors import EDITORS, EditorSource
-from restage.edit.menu import METHODS
 from restage.edit.results import edit_scene
-from restage.edit.stage import EditConfig, EditUnit
-from restage.records import EditCase, EditRequest, InputError, Progress, RunFolder, derive_seed, read_json, write_json
-from restage.report.page import ReportConfig
+from restage.edit.stage import EditConfig, EditUnit, run_edit
+from restage.records import (
+    EditCase,
+    EditRequest,
+    InputError,
+    Progress,
+    RunFolder,
+    canonical_json,
+    derive_seed,
+    file_sha256,
+    read_json,
+    write_json,
+)
+from restage.report.page import ReportConfig, run_report
 from restage.scenes.fit import FitConfig
 from restage.scenes.io.nerfstudio import read_capture, write_capture
 from restage.scenes.io.ply import read_splats
-from restage.scenes.stage import ScenesConfig, edit_name, fit_capture
+from restage.scenes.stage import ScenesConfig, edit_name, fit_capture, run_scenes
 
 __all__ = [
     "DemoConfig",
     "EditChoice",
+    "Models",
+    "STAGES",
+    "Stage",
     "StepByStep",
     "demo",
-    "demo_config",
     "edit_folder",
     "find_scene",
     "fit_folder",
-    "load_stage",
+    "models_in",
     "open_run",
+    "train_miniature",
     "working",
 ]
 
-ASSETS = Path(__file__).parent / "assets"
-TEXT_TO_IMAGE = ASSETS / "text_to_image"
-EDIT_MODEL = ASSETS / "edit_model"
-CLIP = ASSETS / "clip"
 
-STAGES = {
-    "prompts": ("restage.prompts.stage", "PromptsConfig", "run_prompts"),
-    "pairs": ("restage.pairs.stage", "PairsConfig", "run_pairs"),
-    "train": ("restage.train.stage", "TrainConfig", "run_train"),
-    "scenes": ("restage.scenes.stage", "ScenesConfig", "run_scenes"),
-    "edit": ("restage.edit.stage", "EditConfig", "run_edit"),
-    "compare": ("restage.compare.protocol", "CompareConfig", "run_compare"),
-    "report": ("restage.report.page", "ReportConfig", "run_report"),
-}
-"""Module, config and function of each stage, in the order data flows."""
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Where the models lie that a run starts from."""
+
+    text_to_image: Path
+    """A diffusers folder."""
+    clip: Path
+    """A transformers folder, which pairs are scored with."""
+    edit_model: Path
+    """Folder of the edit model that training goes on from."""
+
+    def sha256(self) -> dict[str, str]:
+        """Hash of each folder: of the names and contents of its files.
+
+        Raises:
+            InputError: a folder is missing.
+        """
+        return {name: _folder_sha256(path) for name, path in asdict(self).items()}
+
+
+def models_in(folder: Path | None = None) -> Models:
+    """The models in a folder laid out as `restage/assets`, which is the default."""
+    folder = folder or Path(__file__).parent / "assets"
+    return Models(text_to_image=folder / "text_to_image", clip=folder / "clip", edit_model=folder / "edit_model")
+
+
+def _folder_sha256(folder: Path) -> str:
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; name a folder of models with --models")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    content = [(path.relative_to(folder).as_posix(), file_sha256(path)) for path in files]
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 class Stage(NamedTuple):
     """A stage, loaded."""
 
     config_type: type
-    run: Callable[[RunFolder, Any], Iterator[Progress]]
+    run: Callable[[RunFolder, Any, Models], Iterator[Progress]]
 
 
-def load_stage(name: str) -> Stage:
-    """Import a stage."""
-    module_name, config_name, function_name = STAGES[name]
-    module = importlib.import_module(module_name)
-    return Stage(getattr(module, config_name), getattr(module, function_name))
+def _prompts() -> Stage:
+    from restage.prompts.stage import PromptsConfig, run_prompts
+
+    return Stage(PromptsConfig, lambda run, config, models: run_prompts(run, config))
+
+
+def _pairs() -> Stage:
+    from restage.pairs.stage import PairsConfig, run_pairs
+
+    return Stage(PairsConfig, lambda run, config, models: run_pairs(run, config))
+
+
+def _train() -> Stage:
+    from restage.train.edit_model import TrainConfig
+    from restage.train.stage import run_train
+
+    return Stage(TrainConfig, lambda run, config, models: run_train(run, config, start=models.edit_model))
+
+
+STAGES: dict[str, Callable[[], Stage]] = {
+    "prompts": _prompts,
+    "pairs": _pairs,
+    "train": _train,
+    "scenes": lambda: Stage(ScenesConfig, lambda run, config, models: run_scenes(run, config)),
+    "edit": lambda: Stage(EditConfig, lambda run, config, models: run_edit(run, config)),
+    "compare": lambda: Stage(CompareConfig, lambda run, config, models: run_compare(run, config)),
+    "report": lambda: Stage(ReportConfig, lambda run, config, models: run_report(run, config)),
+}
+"""The stages in the order data flows; those that need diffusers are imported when they are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +148,7 @@ def open_run(folder: Path, *, seed: int = 0) -> RunFolder:
 @contextmanager
 def working(run: RunFolder) -> Iterator[RunFolder]:
     """Close the run's record at the end with what became of the work: done, stopped or failed."""
+    before = read_json(run.path / "run.json")["status"]
     status = "failed"
     try:
         yield run
@@ -99,37 +156,44 @@ def working(run: RunFolder) -> Iterator[RunFolder]:
     except (KeyboardInterrupt, GeneratorExit):
         status = "stopped"
         raise
+    except InputError:
+        # What the user mistyped does not undo what was done before.
+        status = "done" if before == "done" else "failed"
+        raise
     finally:
         run.close(status)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The demo: every stage's config."""
+    """The demo: every stage's config, and which models it starts from."""
 
     prompts: Any
     pairs: Any
     train: Any
-    scenes: ScenesConfig = field(default_factory=ScenesConfig)
-    edit: EditConfig = field(default_factory=EditConfig)
-    compare: CompareConfig = field(default_factory=CompareConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
+    scenes: ScenesConfig
+    edit: EditConfig
+    compare: CompareConfig
+    report: ReportConfig
+    models_sha256: Mapping[str, str]
+    """Of each model's folder: other models make another run."""
 
 
-def demo(folder: Path, config: DemoConfig, *, seed: int = 0) -> Iterator[Progress]:
+def demo(folder: Path, config: DemoConfig, models: Models, *, seed: int = 0) -> Iterator[Progress]:
     """Go through every stage, from prompts to the page; what is done is left as it is.
 
     Args:
         folder: Of the run; made if it is missing.
         config: Of every stage.
+        models: What it starts from.
         seed: Of the run.
 
     Raises:
         InputError: the folder holds another run, or something that is not a run.
     """
     with working(RunFolder.open(folder, config, seed=seed)) as run:
-        for name in STAGES:
-            yield from load_stage(name).run(run, getattr(config, name))
+        for name, load in STAGES.items():
+            yield from load().run(run, getattr(config, name), models)
 
 
 def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: int | None = None) -> Iterator[Progress]:
@@ -242,4 +306,37 @@ def _model_folder(run: RunFolder, choice: EditChoice) -> Path:
     trained = run.path / "train"
     if choice.model is None and (trained / "stage.json").exists():
         return trained
-    return choice.model or EDIT_MODEL
+    return choice.model or models_in().edit_model
+
+
+def train_miniature(
+    part: str, folder: Path, *, num_pictures: int = 13_000, num_steps: int | None = None
+) -> Iterator[Progress]:
+    """Train one part of the miniature; see `restage.miniature`.
+
+    Args:
+        part: `pictures`, `autoencoder`, `text-to-image` or `clip`.
+        folder: Holds `pictures/`, the training set, and `miniature/`, the models with their training state.
+        num_pictures: Size of the training set.
+        num_steps: Of training; None for the recipe's.
+
+    Raises:
+        InputError: there is no such part, or what it needs has not been made yet.
+    """
+    from restage.miniature import autoencoder, clip, pictures, text_to_image
+
+    recipes = {
+        "autoencoder": (autoencoder.train_autoencoder, autoencoder.RECIPE),
+        "text-to-image": (text_to_image.train_text_to_image, text_to_image.RECIPE),
+        "clip": (clip.train_clip, clip.RECIPE),
+    }
+    if part == "pictures":
+        yield from pictures.make_pictures(folder / "pictures", num_pictures)
+        return
+    if part not in recipes:
+        raise InputError(f"unknown part {part!r}; choose from pictures, {', '.join(recipes)}")
+    if not (folder / "pictures").is_dir():
+        raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")
+    train, recipe = recipes[part]
+    config = recipe if num_steps is None else replace(recipe, num_steps=num_steps)
+    yield from train(folder / "miniature", pictures.Pictures(folder / "pictures", num_pictures), config)

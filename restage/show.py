@@ -106,10 +106,19 @@ def list_runs(folder: Path) -> list[str]:
     return lines
 
 
+def _scene_lines(path: Path) -> Iterator[str]:
+    for fit_path in sorted((path / "scenes").glob("*/fit.json")):
+        fit = read_json(fit_path)
+        psnr = (
+            f"{fit['held_out_psnr_db']:.1f} dB on held-out views" if "held_out_psnr_db" in fit else "nothing held out"
+        )
+        yield f"  scene {fit_path.parent.name}: {fit['num_splats']} splats, {psnr}, fitted in {fit['seconds']:.0f} s"
+
+
 def _edit_lines(path: Path) -> Iterator[str]:
     for record_path in sorted((path / "edit").rglob("record.json")):
         where = record_path.parent.relative_to(path / "edit")
-        yield f"  {where.as_posix()}"
+        yield f"  edit {where.as_posix()}: {read_json(record_path).get('status', '?')}"
 
 
 def describe_run(path: Path) -> list[str]:
@@ -133,7 +142,7 @@ def describe_run(path: Path) -> list[str]:
             lines.append(f"{stage:<8} done  " + "  ".join(f"{name}={_short(value)}" for name, value in facts.items()))
         elif (path / stage).exists():
             lines.append(f"{stage:<8} begun")
-    lines += _edit_lines(path)
+    lines += [*_scene_lines(path), *_edit_lines(path)]
     page = path / "report" / "index.html"
     if page.exists():
         lines.append(f"page: {page}")
