@@ -13,7 +13,7 @@ from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edi
 from restage.train.examples import Examples
 from tests.train.tiny import CHANNELS, WIDTH, tiny_unet
 
-PLAIN = ExampleMix(drop_text=0, drop_image=0, drop_both=0, mirror_share=0, identity_share=0)
+PLAIN = ExampleMix(drop_text=0.0, drop_image=0.0, drop_both=0.0, mirror_share=0.0, identity_share=0.0)
 SCHEDULE = Schedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 
 
@@ -56,7 +56,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 
 def test_text_and_original_are_dropped_in_the_asked_shares():
-    mix = ExampleMix(drop_text=0.1, drop_image=0.2, drop_both=0.3, mirror_share=0, identity_share=0)
+    mix = ExampleMix(drop_text=0.1, drop_image=0.2, drop_both=0.3, mirror_share=0.0, identity_share=0.0)
     batch = sample(mix, batch_size=6000)
     has_no_text = batch.text[:, 0, 0] == 0
     has_no_image = batch.original[:, 0, 0, 0] == 0
@@ -68,7 +68,9 @@ def test_text_and_original_are_dropped_in_the_asked_shares():
 
 
 def test_mirror_images_come_in_the_asked_share_with_all_their_parts():
-    batch = sample(ExampleMix(drop_text=0, drop_image=0, drop_both=0, mirror_share=0.3, identity_share=0), 0, 6000)
+    batch = sample(
+        ExampleMix(drop_text=0.0, drop_image=0.0, drop_both=0.0, mirror_share=0.3, identity_share=0.0), 0, 6000
+    )
     row = batch.original[:, 0, 0, 0]
     assert float((row > 6).float().mean()) == pytest.approx(0.3, abs=0.02)
     assert torch.equal(batch.target[:, 0, 0, 0], -row)
@@ -76,7 +78,9 @@ def test_mirror_images_come_in_the_asked_share_with_all_their_parts():
 
 
 def test_identity_examples_change_nothing_and_ask_for_nothing_new():
-    batch = sample(ExampleMix(drop_text=0, drop_image=0, drop_both=0, mirror_share=0, identity_share=1), 0, 600)
+    batch = sample(
+        ExampleMix(drop_text=0.0, drop_image=0.0, drop_both=0.0, mirror_share=0.0, identity_share=1.0), 0, 600
+    )
     assert torch.equal(batch.original, batch.target)
     assert not batch.mask.any()
     row, text = batch.original[:, 0, 0, 0], batch.text[:, 0, 0]
@@ -137,7 +141,7 @@ def test_timesteps_of_a_batch_cover_the_schedule_evenly():
 
 def test_masks_are_not_trained_where_a_condition_is_missing():
     unet = widen_unet(tiny_unet())
-    dropped = ExampleMix(drop_text=0, drop_image=0, drop_both=1, mirror_share=0, identity_share=0)
+    dropped = ExampleMix(drop_text=0.0, drop_image=0.0, drop_both=1.0, mirror_share=0.0, identity_share=0.0)
     options = {"schedule": SCHEDULE, "condition_scale": 1.0, "weights": LossWeights()}
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
