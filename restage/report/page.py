@@ -239,7 +239,11 @@ def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> Fitted
             return None
         return assets.add_picture(read_picture(paths[view], max_px=max_px), f"scene-{scene.name}-{label}")
 
-    facts = [(key, value) for key, value in scene.fit.items() if key != "id" and isinstance(value, int | float | str)]
+    facts = [
+        (key, value)
+        for key, value in scene.fit.items()
+        if key != "id" and "psnr" not in key and isinstance(value, int | float | str)
+    ]
     return FittedScene(
         name=scene.name,
         psnr_db=_held_out_psnr(scene.fit),
