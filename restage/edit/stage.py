@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import restage
 from restage.edit import METHODS
 from restage.edit.editors import EDITORS, Edited, Editor, EditorSource
 from restage.edit.job import Method
@@ -121,7 +122,8 @@ def run_edit(run: RunFolder, config: EditConfig, *, model: Path | None = None) -
     Args:
         run: The run; its scenes have to be fitted.
         config: What to run.
-        model: Folder of the edit model; default: the run's own `train` folder.
+        model: Folder of the edit model; default: the run's own `train` folder if that stage is done, else the one
+            that comes with the package.
 
     Raises:
         InputError: the config asks for what is not there. What goes wrong within one edit becomes its record instead.
@@ -130,7 +132,9 @@ def run_edit(run: RunFolder, config: EditConfig, *, model: Path | None = None) -
         yield Progress(stage="edit", done=1, total=1, note="done before")
         return
     units = list_units(run.path, config)
-    editors = _Editors(model or run.path / "train")
+    editors = _Editors(model or _default_model(run.path))
+    if any(unit.editor == "edit_model" for unit in units):
+        editors.open("edit_model", EditorSource(model=editors.model))
     num_failed = 0
     for done, unit in enumerate(units):
         name = f"{unit.scene} {unit.edit} {unit.method}-{unit.editor} {unit.seed}"
@@ -144,6 +148,11 @@ def run_edit(run: RunFolder, config: EditConfig, *, model: Path | None = None) -
     run.mark_done("edit", config, num_edits=len(units), num_failed=num_failed)
 
 
+def _default_model(run_path: Path) -> Path:
+    trained = run_path / "train"
+    return trained if (trained / "stage.json").exists() else Path(restage.__file__).parent / "assets" / "edit_model"
+
+
 def _outcome(record: dict[str, Any]) -> str:
     return f"failed: {record['reason']}" if record["status"] == "failed" else "done"
 
@@ -153,7 +162,6 @@ def _run_unit(run: RunFolder, unit: EditUnit, method: Method, editors: _Editors)
     truth = scene_folder / "truth" / unit.edit
     case = EditCase.from_plain(read_json(truth / "edit.json"))
     capture, splats = load_scene(scene_folder)
-    editor = editors.open(unit.editor, EditorSource(file_names=capture.file_names, truth=truth, model=editors.model))
     facts = {
         "scene": unit.scene,
         "edit": unit.edit,
@@ -167,17 +175,18 @@ def _run_unit(run: RunFolder, unit: EditUnit, method: Method, editors: _Editors)
             "model_sha256": editors.model_sha256() if unit.editor == "edit_model" else "",
         },
     }
-    steps = edit_scene(
-        splats,
-        capture,
-        request=case.request,
-        method=method,
-        editor=editor,
-        seed=derive_seed(run.seed, case.id, unit.seed),
-        folder=unit.folder(run.path),
-        facts=facts,
-    )
+    source = EditorSource(file_names=capture.file_names, truth=truth if case.has_truth else None, model=editors.model)
     try:
+        steps = edit_scene(
+            splats,
+            capture,
+            request=case.request,
+            method=method,
+            editor=editors.open(unit.editor, source),
+            seed=derive_seed(run.seed, case.id, unit.seed),
+            folder=unit.folder(run.path),
+            facts=facts,
+        )
         for step in steps:
             yield f"{step.note} ({step.step}/{step.num_steps})"
     except Exception as error:  # one edit that fails is a row with its reason, and the others go on
@@ -209,9 +218,9 @@ class _Editors:
         self._sha256 = ""
 
     def model_sha256(self) -> str:
-        """One hash over the names and contents of the model's weights."""
+        """One hash over the names and contents of the edit UNet's weights."""
         if not self._sha256:
-            files = sorted(self.model.rglob("*.safetensors"))
+            files = sorted((self.model / "unet").glob("*.safetensors"))
             hashes = [[path.relative_to(self.model).as_posix(), file_sha256(path)] for path in files]
             self._sha256 = hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
         return self._sha256

@@ -44,7 +44,7 @@ def test_a_broken_truth_picture_is_named(tiny_scene, source):
 
 
 def test_the_model_editor_refuses_to_open_without_a_model():
-    with pytest.raises(InputError, match="needs the folder"):
+    with pytest.raises(InputError, match="folder of a trained edit model"):
         EDITORS["edit_model"](EditorSource())
 
 

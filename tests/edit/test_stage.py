@@ -8,7 +8,7 @@ from restage.edit import Nothing, ReplaceOnce, Restage
 from restage.edit.editors import Edited
 from restage.edit.results import edit_scene, orbit_cameras
 from restage.edit.stage import EditConfig, list_units, run_edit
-from restage.records import InputError, RunFolder
+from restage.records import EditCase, InputError, RunFolder, write_json
 from restage.scenes.cameras import project_points
 from restage.scenes.io.ply import read_splats
 
@@ -97,6 +97,22 @@ def test_an_edit_that_fails_is_a_record_with_its_reason_and_the_others_go_on(run
     assert "view_0.png does not exist" in record["reason"]
     assert (run.path / "edit" / "tiny" / "blue" / "nothing-none" / "0" / "record.json").exists()
     assert json.loads((run.path / "edit" / "stage.json").read_text())["facts"] == {"num_edits": 3, "num_failed": 2}
+
+
+def test_the_exact_editor_on_an_edit_without_truth_is_a_failed_record(run, tiny_scene):
+    case = EditCase(scene="tiny", kind="free", request=tiny_scene.request, has_truth=False)
+    write_json(run.path / "scenes" / "tiny" / "truth" / "free" / "edit.json", case)
+    list(run_edit(run, CONFIG))
+    record = json.loads((run.path / "edit" / "tiny" / "free" / "restage-exact" / "0" / "record.json").read_text())
+    assert (record["status"], record["kind"]) == ("failed", "free")
+    assert "needs a truth folder" in record["reason"]
+
+
+def test_a_missing_model_is_refused_before_any_work(run, tmp_path):
+    config = EditConfig(methods=("nothing", "restage"), editors=("edit_model",))
+    with pytest.raises(InputError, match="folder of a trained edit model"):
+        list(run_edit(run, config, model=tmp_path / "none"))
+    assert not (run.path / "edit").exists()
 
 
 def test_nothing_is_run_once_per_seed_whatever_editors_there_are(run):

@@ -8,8 +8,8 @@ __all__ = ["EDITORS", "Edited", "Editor", "EditorFactory", "EditorSource", "Exac
 
 
 def _open_edit_model(source: EditorSource) -> Editor:
-    if source.model is None:
-        raise InputError("the editor edit_model needs the folder of a trained edit model; run: restage train")
+    if source.model is None or not source.model.is_dir():
+        raise InputError(f"expected the folder of a trained edit model, got {source.model}; run: restage train")
     # Imported here since diffusers takes seconds, which only those who use a model should pay.
     from restage.diffusion.editor import load_edit_model
     from restage.edit.editors.edit_model import ModelEditor
