@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -54,6 +54,7 @@ class Rendering(NamedTuple):
     """Blended feature channels over 0; c may be 0."""
 
 
+@runtime_checkable
 class Rasterizer(Protocol):
     """Draws splats as one camera sees them, differentiable in the splats, the features and the background."""
 

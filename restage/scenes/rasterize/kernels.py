@@ -3,9 +3,12 @@
 Every loop over the pixels of a tile runs over flat arrays of at most 256 floats, which LLVM turns into vector code.
 Each (tile, splat) pair is an entry; the backward pass writes the gradient of an entry to its own row, and a second
 pass sums the rows of each splat in a fixed order: no atomics, and the result does not depend on the threads.
+`no_type_check` keeps the test suite's run-time type checks out of compiled functions.
 """
 
 from __future__ import annotations
+
+from typing import no_type_check
 
 import numba
 import numpy as np
@@ -41,6 +44,7 @@ E6 = np.float32(0.0009830236222696746)
 
 
 @numba.njit(cache=True, inline="always")
+@no_type_check
 def _exp(power):
     """exp on [-5.6, 0]: Chebyshev fit of degree 6 on an eighth of the range (3e-9), squared three times."""
     x = max(power, LEAST_POWER) * EIGHTH
@@ -51,6 +55,7 @@ def _exp(power):
 
 
 @numba.njit(cache=True)
+@no_type_check
 def bin_splats(order, centers, extents, width, height):
     """Sort splats into tiles.
 
@@ -103,6 +108,7 @@ def bin_splats(order, centers, extents, width, height):
 
 
 @numba.njit(cache=True, inline="always")
+@no_type_check
 def _pixel_grid(tile_x, tile_y):
     """Pixel centres of a tile, flat, row by row."""
     grid_x = np.empty(TILE * TILE, np.float32)
@@ -115,6 +121,7 @@ def _pixel_grid(tile_x, tile_y):
 
 
 @numba.njit(cache=True, inline="always")
+@no_type_check
 def _pixel_span(center_y, half_y, tile_y):
     """First and one past the last flat pixel of the tile's rows that a splat reaches."""
     top = np.int64(np.floor(center_y - half_y)) - tile_y * TILE
@@ -123,6 +130,7 @@ def _pixel_span(center_y, half_y, tile_y):
 
 
 @numba.njit(cache=True, inline="always")
+@no_type_check
 def _interleaved(index, num_tiles, num_threads):
     """Spread neighbouring tiles over the threads, whose shares are contiguous in `index`."""
     share = (num_tiles + num_threads - 1) // num_threads
@@ -130,6 +138,7 @@ def _interleaved(index, num_tiles, num_threads):
 
 
 @numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
+@no_type_check
 def _weigh_tile(grid_x, grid_y, splat, last_entry, transmittance, weights, last):
     """Update transmittance and last entry of the given pixels by one splat, and give its weights there.
 
@@ -152,12 +161,14 @@ def _weigh_tile(grid_x, grid_y, splat, last_entry, transmittance, weights, last)
 
 
 @numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
+@no_type_check
 def _add_scaled(total, weights, scale):
     for pixel in range(len(weights)):
         total[pixel] += weights[pixel] * scale
 
 
 @numba.njit(cache=True)
+@no_type_check
 def _is_opaque(last):
     largest = np.int32(-1)
     for pixel in range(len(last)):
@@ -166,6 +177,7 @@ def _is_opaque(last):
 
 
 @numba.njit(cache=True, parallel=True)
+@no_type_check
 def blend_forward(tile_starts, entry_splats, geometry, values, half_heights, width, height, num_threads):
     """Blend all tiles.
 
@@ -232,6 +244,7 @@ def blend_forward(tile_starts, entry_splats, geometry, values, half_heights, wid
 
 
 @numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
+@no_type_check
 def _dot_channels(products, gradients, start, stop, values):
     """Per pixel: sum over channels of the gradient of the image times the splat's value."""
     for pixel in range(stop - start):
@@ -241,6 +254,7 @@ def _dot_channels(products, gradients, start, stop, values):
 
 
 @numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
+@no_type_check
 def _unweigh_tile(grid_x, grid_y, splat, entry, transmittance, behind, products, weights, counts, out):
     """Take one splat off the given pixels again, and sum its gradients over them into out[:6]."""
     x, y, xx, xy, yy, opacity = splat
@@ -279,6 +293,7 @@ def _unweigh_tile(grid_x, grid_y, splat, entry, transmittance, behind, products,
 
 
 @numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
+@no_type_check
 def _dot(first, second):
     total = ZERO
     for pixel in range(len(first)):
@@ -287,6 +302,7 @@ def _dot(first, second):
 
 
 @numba.njit(cache=True, parallel=True)
+@no_type_check
 def blend_backward(
     tile_starts, entry_splats, geometry, values, half_heights, left, counts, by_blended, by_left, num_threads
 ):
@@ -347,6 +363,7 @@ def blend_backward(
 
 
 @numba.njit(cache=True, parallel=True)
+@no_type_check
 def sum_entries(splat_starts, splat_entries, rows):
     """Sum the gradient rows of each splat's entries, in the order of the entries."""
     sums = np.zeros((len(splat_starts) - 1, rows.shape[1]), np.float32)

@@ -2,9 +2,12 @@
 
 The chain of small products per splat is written out by component: as PyTorch operations it takes longer than the
 blending itself.
+`no_type_check` keeps the test suite's run-time type checks out of compiled functions.
 """
 
 from __future__ import annotations
+
+from typing import no_type_check
 
 import numba
 import numpy as np
@@ -21,6 +24,7 @@ ZERO = np.float32(0.0)
 
 
 @numba.njit(cache=True, error_model="numpy")
+@no_type_check
 def _rotation(quaternion):
     """Length of a quaternion wxyz, the unit quaternion and its matrix, row by row; identity for length 0."""
     w, x, y, z = quaternion
@@ -35,11 +39,13 @@ def _rotation(quaternion):
 
 
 @numba.njit(cache=True, error_model="numpy")
+@no_type_check
 def _dot(first, second):
     return first[0] * second[0] + first[1] * second[1] + first[2] * second[2]
 
 
 @numba.njit(cache=True, error_model="numpy")
+@no_type_check
 def _combine(factor, first, other_factor, second):
     return (
         factor * first[0] + other_factor * second[0],
@@ -49,11 +55,13 @@ def _combine(factor, first, other_factor, second):
 
 
 @numba.njit(cache=True, error_model="numpy")
+@no_type_check
 def _row(matrix, index):
     return (matrix[index, 0], matrix[index, 1], matrix[index, 2])
 
 
 @numba.njit(cache=True, error_model="numpy")
+@no_type_check
 def _times_axes(rotation, row):
     """rotation^T row: a world vector in the splat's axes."""
     return (
@@ -64,6 +72,7 @@ def _times_axes(rotation, row):
 
 
 @numba.njit(cache=True, error_model="numpy")
+@no_type_check
 def _image_rows(world_to_camera, lens, clamps, in_camera):
     """Clamped slopes, rows of J R before the focal lengths, and with them; J with the slopes of the clamped centre."""
     focal_x, skew, focal_y = lens[0], lens[1], lens[3]
@@ -79,6 +88,7 @@ def _image_rows(world_to_camera, lens, clamps, in_camera):
 
 
 @numba.njit(cache=True, error_model="numpy")
+@no_type_check
 def _spread(log_scales, rotation, row_x, row_y):
     """Scales, and the two rows of J R S: their products are the covariance on the image."""
     scales = (np.exp(log_scales[0]), np.exp(log_scales[1]), np.exp(log_scales[2]))
@@ -89,6 +99,7 @@ def _spread(log_scales, rotation, row_x, row_y):
 
 
 @numba.njit(cache=True, error_model="numpy")
+@no_type_check
 def _project_one(splat, in_camera, log_scales, rotations, opacities, world_to_camera, lens, clamps, geometry, extents):
     center = _row(in_camera, splat)
     quaternion = rotations[splat, 0], rotations[splat, 1], rotations[splat, 2], rotations[splat, 3]
@@ -112,6 +123,7 @@ def _project_one(splat, in_camera, log_scales, rotations, opacities, world_to_ca
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
+@no_type_check
 def project_forward(in_camera, log_scales, rotations, opacities, is_seen, world_to_camera, lens, clamps):
     """Project splats; arrays are float32 and contiguous.
 
@@ -141,6 +153,7 @@ def project_forward(in_camera, log_scales, rotations, opacities, is_seen, world_
 
 
 @numba.njit(cache=True, error_model="numpy")
+@no_type_check
 def _by_covariance(conic, by_conic):
     """Gradient of the covariance's xx, xy, yy: -Q G Q for the conic Q and its gradient G, both symmetric."""
     xx, xy, yy = conic
@@ -151,6 +164,7 @@ def _by_covariance(conic, by_conic):
 
 
 @numba.njit(cache=True, error_model="numpy")
+@no_type_check
 def _by_quaternion(length, unit, row_x, row_y, by_x, by_y):
     """Gradient of the quaternion, when that of the rotation matrix is row_x by_x^T + row_y by_y^T."""
     w, x, y, z = unit
@@ -177,6 +191,7 @@ def _by_quaternion(length, unit, row_x, row_y, by_x, by_y):
 
 
 @numba.njit(cache=True, error_model="numpy")
+@no_type_check
 def _unproject_one(splat, in_camera, log_scales, rotations, geometry, world_to_camera, lens, clamps, by_geometry, outs):
     by_centers, by_log_scales, by_rotations = outs
     center = _row(in_camera, splat)
@@ -217,6 +232,7 @@ def _unproject_one(splat, in_camera, log_scales, rotations, geometry, world_to_c
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
+@no_type_check
 def project_backward(in_camera, log_scales, rotations, geometry, is_seen, world_to_camera, lens, clamps, by_geometry):
     """Gradients of `project_forward` in its first three arguments, for the gradient of its geometry."""
     count = len(in_camera)
