@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 __all__ = [
     "EditCase",
@@ -166,7 +166,7 @@ class PromptPair:
         return content_id("prompt", self)
 
     @classmethod
-    def from_plain(cls, value: Mapping[str, Any]) -> Self:
+    def from_plain(cls, value: Mapping[str, Any]) -> PromptPair:
         """Read it back from its JSON form."""
         swaps = tuple((str(old), str(new)) for old, new in value.get("swaps", ()))
         return cls(**{**value, "swaps": swaps, "words": tuple(value.get("words", ()))})
@@ -201,7 +201,7 @@ class EditCase:
         return content_id("edit", self)
 
     @classmethod
-    def from_plain(cls, value: Mapping[str, Any]) -> Self:
+    def from_plain(cls, value: Mapping[str, Any]) -> EditCase:
         """Read it back from its JSON form."""
         return cls(**{**value, "request": EditRequest(**value["request"])})
 
@@ -277,7 +277,7 @@ class RunFolder:
         return content_id("run", {"config": to_plain(self.config), "seed": self.seed})
 
     @classmethod
-    def open(cls, path: Path, config: Any, *, seed: int) -> Self:
+    def open(cls, path: Path, config: Any, *, seed: int) -> RunFolder:
         """Start a run in `path`, or go on with the one that is there.
 
         Raises:

@@ -15,12 +15,16 @@ from torch import Tensor
 
 from restage.records import InputError
 
-__all__ = ["Alignment", "align_phrases", "align_swaps", "find_tokens", "token_mask"]
+__all__ = ["Alignment", "CaptionsDiffer", "align_phrases", "align_swaps", "find_tokens", "token_mask"]
 
 Span = tuple[int, int]
 
 _ARTICLES = {"a", "an"}
 _WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class CaptionsDiffer(InputError):
+    """Two captions differ by more than the swaps given, so word replacement does not apply."""
 
 
 class Alignment(NamedTuple):
@@ -153,7 +157,8 @@ def align_swaps(tokenizer: Any, source: str, target: str, swaps: Sequence[tuple[
         swaps: words of the source and what stands in their place, in order; `a` may become `an` unmentioned.
 
     Raises:
-        InputError: a prompt does not fit the tokenizer, a swapped word is not there, or the captions differ otherwise.
+        InputError: a prompt does not fit the tokenizer, or a swapped word is not there.
+        CaptionsDiffer: the captions differ by more than the swaps.
     """
     source_tokens, target_tokens = _tokenize(tokenizer, source), _tokenize(tokenizer, target)
     for caption, words in ((source, [old for old, _ in swaps]), (target, [new for _, new in swaps])):
@@ -164,7 +169,9 @@ def align_swaps(tokenizer: Any, source: str, target: str, swaps: Sequence[tuple[
     target_words, target_spans = _words(target)
     pairs = _pair_words(source_words, target_words, [(_words(old)[0], _words(new)[0]) for old, new in swaps])
     if pairs is None:
-        raise InputError(f"{source!r} and {target!r} differ by more than the swaps {list(swaps)}; use align_phrases")
+        raise CaptionsDiffer(
+            f"{source!r} and {target!r} differ by more than the swaps {list(swaps)}; use align_phrases"
+        )
     length = tokenizer.model_max_length
     word_map = torch.zeros(length, length)
     for (i, i_end), (j, j_end) in pairs:

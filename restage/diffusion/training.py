@@ -89,7 +89,8 @@ def _resume(
     folder: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> int:
     path = folder / STATE_NAME
-    if not path.exists():
+    if not path.exists():  # killed before the first checkpoint: those steps are done again
+        (folder / METRICS_NAME).unlink(missing_ok=True)
         return 0
     state = torch.load(path, map_location=device, weights_only=True)
     model.load_state_dict(state["model"])

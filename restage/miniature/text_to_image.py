@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from restage.diffusion.backbone import Backbone, load_vae, save_backbone
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import TrainingConfig, train
+from restage.miniature.grounding import grounding_loss, watched, word_targets
 from restage.miniature.pictures import Pictures
 from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer
 from restage.records import Progress, derive_seed, write_atomically
@@ -25,6 +26,8 @@ RECIPE = TrainingConfig(num_steps=2600, batch_size=32, learning_rate=5e-4, num_w
 TEXT_WIDTH = 192
 DROP_TEXT = 0.1
 """Share of captions left out in training, for classifier-free guidance."""
+GROUNDING_WEIGHT = 0.1
+"""Weight of the grounding loss beside the mean squared error of the velocity."""
 
 SCHEDULER_CONFIG = {
     "_class_name": "DDIMScheduler",
@@ -124,12 +127,23 @@ def train_text_to_image(folder: Path, pictures: Pictures, config: TrainingConfig
         timesteps = (spaced * len(schedule.alphas_cumprod)).long().clamp(max=len(schedule.alphas_cumprod) - 1)
         timesteps = timesteps[torch.randperm(config.batch_size, generator=generator)]
         noise = torch.randn(clean.shape, generator=generator)
-        prediction = model(schedule.add_noise(clean, noise, timesteps), timesteps, ids)
-        target = schedule.velocity(clean, noise, timesteps)
-        return {"velocity": nn.functional.mse_loss(prediction.float(), target)}
+        with watched(unet, latents.shape[-1]) as shares:
+            prediction = model(schedule.add_noise(clean, noise, timesteps), timesteps, ids)
+        chosen = [pictures.descriptions[i] for i in indices.tolist()]
+        object_ids = torch.from_numpy(pictures.object_ids[indices.numpy()])
+        words = word_targets(tokenizer, captions, chosen, object_ids)
+        # Where nearly all is noise no word can know its place yet.
+        visible = schedule.alphas_cumprod[timesteps].sqrt().float()
+        return {
+            "velocity": nn.functional.mse_loss(prediction.float(), schedule.velocity(clean, noise, timesteps)),
+            "grounding": GROUNDING_WEIGHT * grounding_loss(shares, *words, visible),
+        }
 
     for step in train(model, loss_of, folder=folder / "text_to_image", config=config):
         yield Progress(
-            stage="text-to-image", done=step.step, total=step.num_steps, note=f"loss {step.losses['loss']:.4f}"
+            stage="text-to-image",
+            done=step.step,
+            total=step.num_steps,
+            note=", ".join(f"{k} {v:.4f}" for k, v in step.losses.items()),
         )
     save_backbone(backbone, folder)

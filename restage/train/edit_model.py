@@ -17,7 +17,7 @@ from torch import Tensor
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.edit_unet import add_mask_output, widen_unet
 from restage.diffusion.editor import EditModel, load_edit_model, save_edit_model
-from restage.diffusion.training import METRICS_NAME, STATE_NAME, TrainingConfig, train
+from restage.diffusion.training import TrainingConfig, train
 from restage.records import InputError, Progress, read_json
 from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
 from restage.train.curve import draw_losses
@@ -119,8 +119,6 @@ def train_edit_model(
     model = _edit_model_from(start)
     mirror = config.mix.mirror_share > 0
     examples = yield from encode_examples(pairs, model.backbone, folder / "cache", mirror=mirror)
-    if not (folder / STATE_NAME).exists():  # killed before the first checkpoint: these steps are done again
-        (folder / METRICS_NAME).unlink(missing_ok=True)
     model.unet.requires_grad_(True)
     for step in train(model.unet, _Losses(model, examples, config), folder=folder, config=config.training):
         note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())

@@ -1,0 +1,104 @@
+"""A loss that teaches words where they belong: the attention of an object's words is to fall on that object.
+
+The world knows every object's mask, so this comes free, and Prompt-to-Prompt and word masks live on it. After
+TokenCompose (Wang et al. 2023, arXiv 2312.03626), its token-level term.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from restage.diffusion.alignment import token_mask
+from restage.world.grammar import Description
+from restage.world.render import GROUND_ID
+
+__all__ = ["AttentionShares", "grounding_loss", "watched", "word_targets"]
+
+
+class AttentionShares:
+    """Gathers, while a UNet is watched, how each query divides its attention among the words: mean over heads."""
+
+    def __init__(self) -> None:
+        self.maps: list[Float[Tensor, "b queries tokens"]] = []
+
+
+class _WatchingProcessor(AttnProcessor2_0):
+    """The plain attention processor, which also computes the probabilities of its layer."""
+
+    def __init__(self, shares: AttentionShares) -> None:
+        super().__init__()
+        self.shares = shares
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Any = None, **rest: Any
+    ) -> Tensor:
+        query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        key = attn.to_k(encoder_hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # pyright: ignore
+        logits = query @ key.transpose(2, 3) * attn.scale
+        self.shares.maps.append(logits.float().softmax(-1).mean(1))
+        return super().__call__(attn, hidden_states, encoder_hidden_states, **rest)
+
+
+@contextlib.contextmanager
+def watched(unet: nn.Module, size: int) -> Iterator[AttentionShares]:
+    """Within it, the cross attention of the layers whose pictures are `size` pixels a side is gathered.
+
+    Those are the layers of the first down block and the last up block.
+    """
+    shares = AttentionShares()
+    outer = [unet.down_blocks[0], unet.up_blocks[-1]]  # pyright: ignore[reportIndexIssue]
+    layers = [m for block in outer for m in block.modules() if isinstance(m, Attention) and m.is_cross_attention]
+    before = [layer.processor for layer in layers]
+    try:
+        for layer in layers:
+            layer.set_processor(_WatchingProcessor(shares))  # pyright: ignore[reportArgumentType]
+        yield shares
+    finally:
+        for layer, processor in zip(layers, before, strict=True):
+            layer.set_processor(processor)  # pyright: ignore[reportArgumentType]
+    if len(shares.maps) != len(layers) or any(maps.shape[1] != size**2 for maps in shares.maps):
+        raise RuntimeError(f"expected {len(layers)} attention maps of {size}x{size}, got {len(shares.maps)}")
+
+
+def word_targets(
+    tokenizer: Any, captions: Sequence[str], descriptions: Sequence[Description], object_ids: Int[Tensor, "b size size"]
+) -> tuple[Int[Tensor, " words"], Float[Tensor, "words tokens"], Float[Tensor, "words pixels"]]:
+    """Find the words of each object (its colour and its kind) and of the ground, and where they should look.
+
+    Returns:
+        For each word: its picture in the batch, its tokens (weights that sum to 1), its pixels (0 or 1).
+    """
+    rows, tokens, pixels = [], [], []
+    for row, (caption, description) in enumerate(zip(captions, descriptions, strict=True)):
+        wanted = [(word, 2 + i) for i, o in enumerate(description.objects) for word in (o.kind, o.color)]
+        for word, object_id in [*wanted, (description.ground, GROUND_ID)] if caption else []:
+            mask = token_mask(tokenizer, caption, [word])
+            region = (object_ids[row] == object_id).flatten().float()
+            if mask.sum() > 0 and region.sum() > 0:
+                rows.append(row)
+                tokens.append(mask / mask.sum())
+                pixels.append(region)
+    return torch.tensor(rows), torch.stack(tokens), torch.stack(pixels)
+
+
+def grounding_loss(
+    shares: AttentionShares,
+    rows: Int[Tensor, " words"],
+    tokens: Float[Tensor, "words tokens"],
+    pixels: Float[Tensor, "words pixels"],
+    weights: Float[Tensor, " b"],
+) -> Float[Tensor, ""]:
+    """Mean over words of (1 - share of the word's attention that falls on its pixels)^2, weighted by picture."""
+    total = torch.zeros(())
+    for maps in shares.maps:
+        attention = torch.einsum("wpt,wt->wp", maps[rows], tokens)
+        inside = (attention * pixels).sum(1) / attention.sum(1).clamp(min=1e-8)
+        total = total + ((1 - inside).square() * weights[rows]).mean()
+    return total / len(shares.maps)
