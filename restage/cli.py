@@ -52,6 +52,7 @@ def _prepare_environment() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("MPLBACKEND", "Agg")
     # torch and numba have a thread pool each; one that spins while it waits takes the cores from the other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -39,9 +39,10 @@ def _demo() -> Callable[..., None]:
             models: Folder with the models to start from; default: those that come with the package.
         """
         from restage.recipes import demo as run_demo
-        from restage.recipes import demo_config
+        from restage.recipes import demo_config, models_in
 
-        show_progress(run_demo(out, demo_config(models), seed=seed))
+        found = models_in(models)
+        show_progress(run_demo(out, demo_config(found), found, seed=seed))
         print(f"page: {out / 'report' / 'index.html'}")
 
     return demo
@@ -53,7 +54,7 @@ def _stage(stage: str, description: str) -> Callable[[], Callable[..., None]]:
     def build() -> Callable[..., None]:
         from restage.recipes import STAGES, models_in, open_run, working
 
-        config_type, run_stage = STAGES[stage]()
+        config_type, run_stage = STAGES[stage]
         default = config_type()
 
         def command(

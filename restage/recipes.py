@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.compare.protocol import CompareConfig, run_compare
+from restage.diffusion.backbone import load_backbone
+from restage.diffusion.clip import load_clip
+from restage.diffusion.training import TrainingConfig
 from restage.edit import METHODS
 from restage.edit.editors import EDITORS, EditorSource
 from restage.edit.results import edit_scene
 from restage.edit.stage import EditConfig, EditUnit, run_edit
+from restage.pairs.stage import PairsConfig, run_pairs
+from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import (
     EditCase,
     EditRequest,
@@ -34,6 +39,8 @@ from restage.scenes.fit import FitConfig
 from restage.scenes.io.nerfstudio import read_capture, write_capture
 from restage.scenes.io.ply import read_splats
 from restage.scenes.stage import ScenesConfig, edit_name, fit_capture, run_scenes
+from restage.train.edit_model import TrainConfig
+from restage.train.stage import run_train
 
 __all__ = [
     "DemoConfig",
@@ -43,6 +50,7 @@ __all__ = [
     "Stage",
     "StepByStep",
     "demo",
+    "demo_config",
     "edit_folder",
     "find_scene",
     "fit_folder",
@@ -94,35 +102,24 @@ class Stage(NamedTuple):
     run: Callable[[RunFolder, Any, Models], Iterator[Progress]]
 
 
-def _prompts() -> Stage:
-    from restage.prompts.stage import PromptsConfig, run_prompts
-
-    return Stage(PromptsConfig, lambda run, config, models: run_prompts(run, config))
-
-
-def _pairs() -> Stage:
-    from restage.pairs.stage import PairsConfig, run_pairs
-
-    return Stage(PairsConfig, lambda run, config, models: run_pairs(run, config))
+def _run_pairs(run: RunFolder, config: PairsConfig, models: Models) -> Iterator[Progress]:
+    """Load the models for the pairs stage, unless it is done."""
+    if run.is_done("pairs", config):
+        yield Progress(stage="pairs", done=1, total=1, note="already done")
+        return
+    yield from run_pairs(run, config, load_backbone(models.text_to_image), load_clip(models.clip))
 
 
-def _train() -> Stage:
-    from restage.train.edit_model import TrainConfig
-    from restage.train.stage import run_train
-
-    return Stage(TrainConfig, lambda run, config, models: run_train(run, config, start=models.edit_model))
-
-
-STAGES: dict[str, Callable[[], Stage]] = {
-    "prompts": _prompts,
-    "pairs": _pairs,
-    "train": _train,
-    "scenes": lambda: Stage(ScenesConfig, lambda run, config, models: run_scenes(run, config)),
-    "edit": lambda: Stage(EditConfig, lambda run, config, models: run_edit(run, config)),
-    "compare": lambda: Stage(CompareConfig, lambda run, config, models: run_compare(run, config)),
-    "report": lambda: Stage(ReportConfig, lambda run, config, models: run_report(run, config)),
+STAGES: dict[str, Stage] = {
+    "prompts": Stage(PromptsConfig, lambda run, config, models: run_prompts(run, config)),
+    "pairs": Stage(PairsConfig, _run_pairs),
+    "train": Stage(TrainConfig, lambda run, config, models: run_train(run, config, start=models.edit_model)),
+    "scenes": Stage(ScenesConfig, lambda run, config, models: run_scenes(run, config)),
+    "edit": Stage(EditConfig, lambda run, config, models: run_edit(run, config)),
+    "compare": Stage(CompareConfig, lambda run, config, models: run_compare(run, config)),
+    "report": Stage(ReportConfig, lambda run, config, models: run_report(run, config)),
 }
-"""The stages in the order data flows; those that need diffusers are imported when they are asked for."""
+"""The stages in the order data flows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,15 +165,37 @@ def working(run: RunFolder) -> Iterator[RunFolder]:
 class DemoConfig:
     """The demo: every stage's config, and which models it starts from."""
 
-    prompts: Any
-    pairs: Any
-    train: Any
+    prompts: PromptsConfig
+    pairs: PairsConfig
+    train: TrainConfig
     scenes: ScenesConfig
     edit: EditConfig
     compare: CompareConfig
     report: ReportConfig
     models_sha256: Mapping[str, str]
     """Of each model's folder: other models make another run."""
+
+
+def demo_config(models: Models) -> DemoConfig:
+    """The demo that ships: about ten minutes on two cores, most of it editing.
+
+    Raises:
+        InputError: a model's folder is missing.
+    """
+    return DemoConfig(
+        prompts=PromptsConfig(num_prompts=64),
+        pairs=PairsConfig(),
+        train=TrainConfig(
+            training=TrainingConfig(
+                num_steps=60, batch_size=16, learning_rate=2e-5, num_warmup_steps=10, ema_decay=0.95
+            )
+        ),
+        scenes=ScenesConfig(),
+        edit=EditConfig(),
+        compare=CompareConfig(),
+        report=ReportConfig(),
+        models_sha256=models.sha256(),
+    )
 
 
 def demo(folder: Path, config: DemoConfig, models: Models, *, seed: int = 0) -> Iterator[Progress]:
@@ -192,8 +211,8 @@ def demo(folder: Path, config: DemoConfig, models: Models, *, seed: int = 0) -> 
         InputError: the folder holds another run, or something that is not a run.
     """
     with working(RunFolder.open(folder, config, seed=seed)) as run:
-        for name, load in STAGES.items():
-            yield from load().run(run, getattr(config, name), models)
+        for name, stage in STAGES.items():
+            yield from stage.run(run, getattr(config, name), models)
 
 
 def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: int | None = None) -> Iterator[Progress]:
