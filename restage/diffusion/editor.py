@@ -289,11 +289,11 @@ def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None =
             alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    unet = copy.deepcopy(model.unet)  # saving rounds the weights in place
+    # Copies, since saving rounds weights in place: a caller that goes on must not go on with other weights.
     if text_to_image is None:
-        save_backbone(dataclasses.replace(model.backbone, unet=unet), folder)
+        save_backbone(copy.deepcopy(dataclasses.replace(model.backbone, unet=model.unet)), folder)
     else:
-        save_half(unet, folder / "unet")
+        save_half(copy.deepcopy(model.unet), folder / "unet")
     shared = None if text_to_image is None else Path(os.path.relpath(text_to_image.resolve(), folder.resolve()))
     record = {
         "text_to_image": shared,

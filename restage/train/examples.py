@@ -152,7 +152,8 @@ def _encode_images(pairs: Sequence[TrainingPair], is_mirrored: list[bool], backb
         source = encode(_with_mirror_images(torch.stack([pair.source for pair in pairs]), is_mirrored))
         edited = encode(_with_mirror_images(torch.stack([pair.edited for pair in pairs]), is_mirrored))
     masks = _with_mirror_images(torch.stack([pair.mask for pair in pairs]), is_mirrored)
-    masks = functional.adaptive_avg_pool2d(masks[:, None], source.shape[-2:])[:, 0].to(torch.float16)
+    height, width = source.shape[-2:]
+    masks = functional.adaptive_avg_pool2d(masks[:, None], (height, width))[:, 0].to(torch.float16)
     return {"source": source, "edited": edited, "masks": masks}
 
 
