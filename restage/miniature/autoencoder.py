@@ -1,4 +1,4 @@
-"""The miniature's autoencoder: an f8 `AutoencoderDC`, 128x128 pictures <-> 16x16 latents of 8 channels, 2.3 M weights."""
+"""The miniature's autoencoder: an f8 `AutoencoderDC`, 128x128 pictures <-> 16x16 latents of 8 channels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["RECIPE", "build_autoencoder", "train_autoencoder"]
 
 RECIPE = TrainingConfig(num_steps=1100, batch_size=16, learning_rate=1.6e-3, num_warmup_steps=40, ema_decay=0.99)
 LATENT_NOISE = 0.06
-"""Noise on the latents in training, in units of their standard deviation: makes near latents decode to near pictures."""
+"""Noise on the latents in training, in units of their standard deviation: near latents then decode to near pictures."""
 SPREAD_WEIGHT = 0.01
 """Weight of the penalty that keeps each latent channel at mean 0 and standard deviation 1; without it they grow."""
 
@@ -47,7 +47,7 @@ def _gradient_loss(output: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 
 
 
 def train_autoencoder(folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE) -> Iterator[Progress]:
-    """Train it, and save it to `<folder>/vae` in half precision.
+    """Train it, and save it to `<folder>/text_to_image/vae` in half precision.
 
     Command: `restage miniature train autoencoder`. Figures and cost: docs/log.md.
     """
@@ -71,8 +71,8 @@ def train_autoencoder(folder: Path, pictures: Pictures, config: TrainingConfig =
             "spread": SPREAD_WEIGHT * (mean.square() + (std - 1).square()).mean(),
         }
 
-    for step in train(model, loss_of, folder=folder / "autoencoder", config=config):
+    for step in train(model, loss_of, folder=folder / "state" / "autoencoder", config=config):
         yield Progress(
             stage="autoencoder", done=step.step, total=step.num_steps, note=f"mse {step.losses['mse'] / 8:.5f}"
         )
-    model.half().save_pretrained(folder / "vae")
+    model.half().save_pretrained(folder / "text_to_image" / "vae")

@@ -73,7 +73,7 @@ def train_clip(folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE
         text = model.text_projection(model.text_model(input_ids=ids).pooler_output)
         return {"contrastive": contrastive_loss(vision, text, model.logit_scale.exp().clamp(max=100))}
 
-    for step in train(model, loss_of, folder=folder / "clip_training", config=config):
+    for step in train(model, loss_of, folder=folder / "state" / "clip", config=config):
         yield Progress(stage="clip", done=step.step, total=step.num_steps, note=f"loss {step.losses['loss']:.4f}")
     save_half(model, folder / "clip")
     tokenizer.save_pretrained(folder / "clip")

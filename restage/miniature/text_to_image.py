@@ -74,7 +74,7 @@ def build_text_encoder(tokenizer: object) -> CLIPTextModel:
 
 def encode_pictures(folder: Path, pictures: Pictures, backbone: Backbone) -> Float[Tensor, "n c 16 16"]:
     """Encode all pictures once, kept in half precision in the folder; those already encoded are kept."""
-    path = folder / "latents.npy"
+    path = folder / "state" / "latents.npy"
     done = np.load(path) if path.exists() else np.zeros((0, 1, 1, 1), np.float16)
     if len(done) < len(pictures):
         parts = [torch.from_numpy(done)] if len(done) else []
@@ -100,7 +100,7 @@ class _UnetAndText(nn.Module):
 
 
 def train_text_to_image(folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE) -> Iterator[Progress]:
-    """Train UNet and text encoder on the autoencoder's latents, and save `<folder>/{unet,text_encoder,tokenizer,...}`.
+    """Train UNet and text encoder on the autoencoder's latents, and save `<folder>/text_to_image`.
 
     v-prediction on a cosine schedule, captions worded anew at each use, one in ten left out.
     Command: `restage miniature train text-to-image`. Figures and cost: docs/log.md.
@@ -108,7 +108,7 @@ def train_text_to_image(folder: Path, pictures: Pictures, config: TrainingConfig
     torch.manual_seed(config.seed)  # initial weights only
     tokenizer = build_tokenizer()
     schedule = Schedule.from_config(SCHEDULER_CONFIG)
-    vae = load_vae(folder / "vae").eval().requires_grad_(False)
+    vae = load_vae(folder / "text_to_image" / "vae").eval().requires_grad_(False)
     unet, text_encoder = build_unet(vae.config["latent_channels"]), build_text_encoder(tokenizer)
     unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     backbone = Backbone(tokenizer, text_encoder, unet, vae, schedule, SCHEDULER_CONFIG)
@@ -139,11 +139,7 @@ def train_text_to_image(folder: Path, pictures: Pictures, config: TrainingConfig
             "grounding": GROUNDING_WEIGHT * grounding_loss(shares, *words, visible),
         }
 
-    for step in train(model, loss_of, folder=folder / "text_to_image", config=config):
-        yield Progress(
-            stage="text-to-image",
-            done=step.step,
-            total=step.num_steps,
-            note=", ".join(f"{k} {v:.4f}" for k, v in step.losses.items()),
-        )
-    save_backbone(backbone, folder)
+    for step in train(model, loss_of, folder=folder / "state" / "text_to_image", config=config):
+        note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
+        yield Progress(stage="text-to-image", done=step.step, total=step.num_steps, note=note)
+    save_backbone(backbone, folder / "text_to_image")
