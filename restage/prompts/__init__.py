@@ -1,6 +1,6 @@
 """Prompt pairs: two captions that differ by one edit, and the instruction between them.
 
-`WRITERS` is the menu of who writes them; `stage.run_prompts` fills `prompts.jsonl` of a run, `store` reads and writes it.
+`WRITERS` is the menu of who writes them; `stage.run_prompts` fills a run with them, `store` reads and writes files.
 """
 
 from __future__ import annotations

@@ -1,0 +1,119 @@
+"""Scores of an image pair, and the rule that accepts or rejects it, with the reason.
+
+Scores of rejects are kept: filtering by CLIP hides what CLIP does not see, so it has to stay possible to look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.records import InputError, PromptPair
+
+__all__ = ["ImageTextModel", "PairRule", "PairScores", "judge", "score_pairs"]
+
+
+class ImageTextModel(Protocol):
+    """What scoring asks of a CLIP: unit-norm embeddings in one space (`diffusion.clip.Clip` is one)."""
+
+    def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Embed pictures in [0, 1]."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
+        """Embed texts."""
+        ...
+
+
+class PairScores(NamedTuple):
+    """Scores of one pair; the first four are cosines in [-1, 1]."""
+
+    image_similarity: float
+    """Of the two pictures."""
+    direction_similarity: float
+    """Of the step between the pictures and the step between the captions; NaN if either step is zero.
+    Negative means that the edit went the wrong way."""
+    source_text: float
+    """Of the source picture and its caption."""
+    target_text: float
+    """Of the edited picture and its caption."""
+    change: float
+    """Mean absolute difference of the pictures, in [0, 1]."""
+    mask_share: float
+    """Share of the picture that may change, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRule:
+    """Which pairs are accepted; the thresholds on CLIP are those of InstructPix2Pix's public code."""
+
+    version: int = 1
+    """Raised whenever the same settings come to mean something else."""
+    min_image_similarity: float = 0.7
+    min_direction_similarity: float = 0.2
+    min_text_similarity: float = 0.2
+    """For either picture and its caption."""
+    min_change: float = 0.004
+    """Mean absolute difference below which nothing was edited."""
+    min_mask_share: float = 0.002
+    """Share of the picture below which the mask is empty."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.min_change <= 1 and 0 <= self.min_mask_share <= 1):
+            raise InputError(f"min_change and min_mask_share must be in [0, 1], got {self}")
+
+
+def _direction_similarity(image_step: Tensor, text_step: Tensor) -> Tensor:
+    """Cosine of the two steps, row by row; NaN where one is zero (up to rounding of unit vectors)."""
+    lengths = image_step.norm(dim=1) * text_step.norm(dim=1)
+    is_zero = (image_step.norm(dim=1) < 1e-6) | (text_step.norm(dim=1) < 1e-6)
+    cosine = (image_step * text_step).sum(1) / lengths.clamp(min=1e-12)
+    return torch.where(is_zero, torch.nan, cosine)
+
+
+def score_pairs(
+    clip: ImageTextModel,
+    prompts: Sequence[PromptPair],
+    *,
+    sources: Float[Tensor, "pairs 3 height width"],
+    edited: Float[Tensor, "pairs 3 height width"],
+    masks: Float[Tensor, "pairs height width"],
+) -> list[PairScores]:
+    """Score a batch of pairs (CLIP direction: StyleGAN-NADA, Gal et al. 2021, arXiv 2108.00946)."""
+    before, after = clip.encode_images(torch.cat([sources, edited])).cpu().double().chunk(2)
+    texts = [prompt.source for prompt in prompts] + [prompt.target for prompt in prompts]
+    text_before, text_after = clip.encode_text(texts).cpu().double().chunk(2)
+    columns = (
+        (before * after).sum(1),
+        _direction_similarity(after - before, text_after - text_before),
+        (before * text_before).sum(1),
+        (after * text_after).sum(1),
+        (sources - edited).abs().mean(dim=(1, 2, 3)),
+        masks.mean(dim=(1, 2)),
+    )
+    return [PairScores(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def judge(scores: PairScores, rule: PairRule) -> str:
+    """Why a pair is rejected, in a few words without numbers; empty = accepted."""
+    if scores.change < rule.min_change:
+        return "nothing changed"
+    if scores.mask_share < rule.min_mask_share:
+        return "mask is empty"
+    if math.isnan(scores.direction_similarity):
+        return "direction cannot be scored"
+    if scores.source_text < rule.min_text_similarity:
+        return "source does not show its caption"
+    if scores.target_text < rule.min_text_similarity:
+        return "edited picture does not show its caption"
+    if scores.image_similarity < rule.min_image_similarity:
+        return "pictures are too different"
+    if scores.direction_similarity < rule.min_direction_similarity:
+        return "change is not the one asked for"
+    return ""
