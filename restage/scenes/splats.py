@@ -81,15 +81,16 @@ def rotation_matrices(rotations: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]
     return torch.stack(rows, dim=1).reshape(-1, 3, 3)
 
 
-def evaluate_sh(sh: Float[Tensor, "n k 3"], directions: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+def evaluate_sh(sh: Float[Tensor, "n k 3"], directions: Float[Tensor, "n 3"] | None = None) -> Float[Tensor, "n 3"]:
     """Colour of each splat seen along a direction, at least 0; the sign convention of the 3DGS files.
 
     Args:
         sh: Coefficients, k = 1, 4 or 9.
-        directions: Unit vectors from the camera to the splats, world axes.
+        directions: Unit vectors from the camera to the splats, world axes; not needed for k = 1.
     """
     color = 0.5 + SH_C0 * sh[:, 0]
     if sh.shape[1] >= 4:
+        assert directions is not None
         x, y, z = directions[:, :1], directions[:, 1:2], directions[:, 2:]
         color = color + SH_C1 * (-y * sh[:, 1] + z * sh[:, 2] - x * sh[:, 3])
         if sh.shape[1] >= 9:

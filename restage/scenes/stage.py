@@ -6,7 +6,6 @@ Writes `<run>/scenes`. A user's own capture goes through `fit_capture` too; only
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,15 +24,12 @@ from restage.records import (
     content_id,
     derive_seed,
     file_sha256,
-    read_json,
-    to_plain,
     write_atomically,
     write_json,
 )
-from restage.scenes.capture import Capture
-from restage.scenes.fit import FitConfig, fit_splats, render_views
+from restage.scenes.fit import FitConfig
+from restage.scenes.fitted import fit_capture
 from restage.scenes.io.nerfstudio import read_capture, write_capture
-from restage.scenes.io.ply import read_splats, write_splats
 
 __all__ = ["ScenesConfig", "WorldEdit", "WorldScene", "edit_name", "fit_capture", "run_scenes"]
 
@@ -152,57 +148,6 @@ def _make_world(folder: Path, world: WorldScene, config: ScenesConfig) -> None:
         request = request_of(edit, derive_seed("request", world.seed, wanted.seed))
         case = EditCase(scene=world.name, kind=edit.kind, request=request, has_truth=True)
         write_json(truth_folder / "edit.json", case)
-
-
-def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[Progress]:
-    """Fit splats to a capture's training views, unless that is done; writes `splats.ply`, `held_out/`, then `fit.json`.
-
-    Args:
-        capture: The scene's views.
-        folder: The scene's folder, `<run>/scenes/<scene>`.
-        config: How to fit.
-
-    Raises:
-        InputError: the folder holds a fit with another config.
-    """
-    fit_id = content_id("fit", config)
-    if (folder / "fit.json").exists():
-        if read_json(folder / "fit.json").get("id") != fit_id:
-            raise InputError(f"{folder} was fitted with another config; choose another folder with --out")
-        yield Progress(stage="scenes", done=config.steps, total=config.steps, note="fitted before")
-        return
-    started_s = time.perf_counter()
-    last = None
-    for last in fit_splats(capture, config):
-        yield Progress(stage="scenes", done=last.step, total=last.num_steps, note=f"fit, loss {last.loss:.4f}")
-    if last is None:
-        raise InputError(f"{capture.name}: expected at least one fit step, got {config.steps}")
-    seconds = time.perf_counter() - started_s
-    write_splats(last.splats, folder / "splats.ply")
-    splats = read_splats(folder / "splats.ply")
-    record = {
-        "id": fit_id,
-        "config": to_plain(config),
-        "num_views": len(capture.cameras),
-        "num_held_out": len(capture.held_out_indices),
-        "width": capture.cameras.width,
-        "height": capture.cameras.height,
-        "num_splats": len(splats),
-        "loss": last.loss,
-        "seconds": seconds,
-    }
-    held_out = list(capture.held_out_indices)
-    if held_out:
-        renders = render_views(splats, capture.cameras[held_out])
-        for index, image in zip(held_out, renders, strict=True):
-            _write_png(folder / "held_out" / Path(capture.file_names[index]).with_suffix(".png").name, image)
-        record["held_out_psnr_db"] = _mean_psnr_db(renders, capture.images[held_out])
-    write_json(folder / "fit.json", record)
-
-
-def _mean_psnr_db(renders: Float[Tensor, "n 3 h w"], images: Float[Tensor, "n 3 h w"]) -> float:
-    errors = (renders - images).double().square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
-    return float((-10 * torch.log10(errors)).mean())
 
 
 def _write_png(path: Path, picture: Float[Tensor, "*channels h w"]) -> None:

@@ -63,11 +63,7 @@ def capture() -> Capture:
 
 
 def run(steps):
-    last = None
-    for last in steps:
-        pass
-    assert last is not None
-    return last
+    return list(steps)[-1]
 
 
 def equal(first: Splats, second: Splats) -> bool:

@@ -46,7 +46,7 @@ E6 = np.float32(0.0009830236222696746)
 @numba.njit(cache=True, inline="always")
 @no_type_check
 def _exp(power):
-    """exp on [-5.6, 0]: Chebyshev fit of degree 6 on an eighth of the range (3e-9), squared three times."""
+    """Exponential on [-5.6, 0]: Chebyshev fit of degree 6 on an eighth of the range (3e-9), squared three times."""
     x = max(power, LEAST_POWER) * EIGHTH
     y = E0 + x * (E1 + x * (E2 + x * (E3 + x * (E4 + x * (E5 + x * E6)))))
     y = y * y

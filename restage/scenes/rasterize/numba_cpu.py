@@ -45,7 +45,7 @@ def rasterize_numba(
     view = _view_of(cameras, in_camera, opacities)
     geometry, extents = _Project.apply(in_camera, splats.log_scales, splats.rotations, opacities, view)
 
-    directions = splats.means[:, :0]
+    directions = None
     if splats.degree:
         directions = torch.nn.functional.normalize(splats.means - cameras.positions[0], dim=1)
     values = [evaluate_sh(splats.sh, directions), in_camera[:, 2:]]
