@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +89,7 @@ class Description:
             raise InputError(f"unknown ground or time: '{self.ground}', '{self.time}'; known: {GROUNDS}, {TIMES}")
 
     @classmethod
-    def from_plain(cls, value: Mapping[str, Any]) -> Self:
+    def from_plain(cls, value: Mapping[str, Any]) -> Description:
         """Read it back from its JSON form."""
         return cls(**{**value, "objects": tuple(SceneObject(**item) for item in value["objects"])})
 
@@ -108,7 +108,7 @@ class Edit:
         return to_plain(self)
 
     @classmethod
-    def from_plain(cls, value: Mapping[str, Any]) -> Self:
+    def from_plain(cls, value: Mapping[str, Any]) -> Edit:
         """Read it back from its JSON form."""
         return cls(
             kind=value["kind"],

@@ -1,7 +1,7 @@
 """What things look like: the shapes, paints and lights of the world, and a scene laid out as arrays for tracing.
 
 The tables are in object space: one unit is the size of a normal object, which stands on z = 0 around the z axis.
-`pack_scene` and `pack_light` turn a description into what the kernels of `trace.py` and `shade.py` read.
+`pack_scene` and `pack_light` turn a description into what the kernels read.
 """
 
 from __future__ import annotations
@@ -14,42 +14,9 @@ from jaxtyping import Float64
 from numpy import ndarray as Array
 
 from restage.world.grammar import Description
+from restage.world.kernels import BALL, BOX, COS, ELLIPSOID, FRUSTUM, NUM_SUN_RAYS, ROOF, SIN
 
-__all__ = [
-    "BALL",
-    "BLUE",
-    "COS",
-    "DIMMER",
-    "GREEN",
-    "KIND",
-    "ORIGIN_X",
-    "ORIGIN_Y",
-    "ORIGIN_Z",
-    "OWNER",
-    "RED",
-    "SIN",
-    "SIZE_0",
-    "SIZE_1",
-    "SIZE_2",
-    "START",
-    "STOP",
-    "BOX",
-    "ELLIPSOID",
-    "FRUSTUM",
-    "NUM_SUN_RAYS",
-    "PAINT",
-    "ROOF",
-    "Light",
-    "PackedScene",
-    "pack_light",
-    "pack_scene",
-]
-
-ELLIPSOID, BOX, FRUSTUM, ROOF = 0, 1, 2, 3
-"""Kinds of primitive, all of them convex."""
-
-NUM_SUN_RAYS = 16
-"""Places on the sun that a soft shadow is made of."""
+__all__ = ["PAINT", "Light", "PackedScene", "pack_light", "pack_scene"]
 
 PAINT = {
     "red": (0.80, 0.05, 0.05),
@@ -135,25 +102,11 @@ _LIGHTS = {
 }  # fmt: skip
 
 
-# Columns of `PackedScene.primitives`. The frame of a primitive is turned around z and not scaled.
-KIND, OWNER = 0, 1
-ORIGIN_X, ORIGIN_Y, ORIGIN_Z, COS, SIN = 2, 3, 4, 5, 6
-SIZE_0, SIZE_1, SIZE_2 = 7, 8, 9
-RED, GREEN, BLUE = 10, 11, 12
-BALL = 13
-"""First of four columns, in either table: centre and radius of a ball around it, in world space."""
-
-# Columns of `PackedScene.objects`.
-START, STOP = 0, 1
-"""First primitive, and the one after the last."""
-DIMMER = 2
-"""First of four columns: the ball that stands for an object where it takes light of the sky from its surroundings."""
-
-
 class PackedScene(NamedTuple):
     """The shapes of a scene in world space, as few arrays as can be: each costs time in every call of a kernel."""
 
     primitives: Float64[Array, "primitives 17"]
+    """Columns as named in `kernels.py`, as those of `objects`."""
     objects: Float64[Array, "objects 17"]
     sun_rays: Float64[Array, "primitives_and_one rays 3"]
     """Unit directions towards places on the sun in the frame of each primitive, and, last, in world space."""

@@ -22,7 +22,6 @@ from restage.records import (
     content_id,
     derive_seed,
     read_json,
-    to_plain,
     write_atomically,
     write_json,
 )
@@ -142,7 +141,7 @@ def make_scene(
     config = config or CaptureConfig()
     if any(edit.before != description for edit in edits):
         raise InputError(f"{name}: expected edits of this scene, got one that starts from another description")
-    _claim_folder(folder, description, seed, config)
+    _claim_folder(folder, description)
     missing = [edit for edit in edits if not (folder / "truth" / edit_name(edit) / "edit.json").exists()]
     has_capture = (folder / "capture" / "transforms.json").exists()
     capture = None
@@ -165,13 +164,12 @@ def make_scene(
         yield f"{name}: {edit.instruction}"
 
 
-def _claim_folder(folder: Path, description: Description, seed: int, config: CaptureConfig) -> None:
+def _claim_folder(folder: Path, description: Description) -> None:
     """Write `description.json`, or see that the one that is there says the same."""
     path = folder / "description.json"
-    expected = to_plain({"description": description, "seed": seed, "capture": config})
     if not path.exists():
-        write_json(path, expected)
-    elif read_json(path) != expected:
+        write_json(path, description)
+    elif Description.from_plain(read_json(path)) != description:
         raise InputError(f"{path} describes another scene; choose another folder")
 
 
