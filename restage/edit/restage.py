@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.edit.job import EditJob, EditStep
-from restage.edit.lift import lift_masks
+from restage.edit.lift import lift_masks, render_masks
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras
 from restage.scenes.fit import FitStep, RefineConfig, Targets, refine_splats, render_views
@@ -32,7 +32,8 @@ class Restage:
     2. The editor's soft masks say where. Outside, the target is the render of the unedited splats, pixel by pixel,
        so nothing there has a reason to move.
     3. The masks are lifted to the splats by blending weight (`lift_masks`); splats below a threshold are frozen
-       and stay bit for bit what they were.
+       and stay bit for bit what they were. What the moving splats show is rendered back and joined with the 2D
+       masks, since it is sharper than the coarse grid that an editor's mask lives on.
     4. The others are fitted to the targets, colours first, then shape too. Pixels that the views do not agree on
        weigh less and less (`robust_weights`), as do pixels at which the mask is undecided.
     5. The key views are refreshed: rendered, edited again from less noise, and fitted to once more.
@@ -52,11 +53,13 @@ class Restage:
     """Fit steps per round that move everything."""
     is_noise_shared: bool = True
     """Whether all key views start from the same noise, or each from its own."""
-    mask_low: float = 0.25
-    mask_high: float = 0.6
+    mask_low: float = 0.2
+    mask_high: float = 0.5
     """Mask values up to the first count as 0, from the second on as 1."""
     lift_threshold: float = 0.3
     """Splats move whose lifted mask is above this."""
+    is_mask_joined: bool = True
+    """Whether the masks also cover all that the moving splats show, which is sharper than the editor's grid."""
     robust_scale: float = 0.2
     """Colour difference, in [0, 1], at which a pixel weighs half."""
 
@@ -95,6 +98,8 @@ class Restage:
             masks = sharpen(edited.masks, self.mask_low, self.mask_high)
             lifted = lift_masks(job.splats, cameras, masks)
             trainable = torch.where(lifted > self.lift_threshold, lifted, 0.0)
+            if self.is_mask_joined:
+                masks = torch.maximum(masks, render_masks(job.splats, cameras, (trainable > 0).float()))
             targets = composite(cameras, edited.images, unedited=unedited, masks=masks)
             note = f"fitting {int((trainable > 0).sum())} of {len(splats)} splats to {len(keys)} key views"
             for step in self._fit(splats, targets, trainable=trainable, seed=derive_seed(job.seed, "fit", number)):

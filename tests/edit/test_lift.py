@@ -1,6 +1,6 @@
 import torch
 
-from restage.edit.lift import lift_masks
+from restage.edit.lift import lift_masks, render_masks
 
 
 def test_masks_of_an_object_lift_to_its_splats_and_not_to_those_behind(tiny_scene):
@@ -32,3 +32,16 @@ def test_half_a_mask_value_lifts_to_half(tiny_scene):
     cameras = tiny_scene.capture.cameras
     lifted = lift_masks(tiny_scene.splats, cameras, torch.full((len(cameras), 32, 32), 0.5))
     assert torch.allclose(lifted[lifted > 0], torch.tensor(0.5), atol=1e-5)
+
+
+def test_lifted_masks_render_back_to_about_the_masks(tiny_scene):
+    cameras = tiny_scene.capture.cameras
+    rendered = render_masks(tiny_scene.splats, cameras, tiny_scene.is_ball.float())
+    assert rendered[tiny_scene.truth_masks == 1].mean() > 0.6
+    assert rendered[tiny_scene.truth_masks == 0].max() < 0.05
+
+
+def test_values_of_zero_render_to_nothing_and_of_one_to_the_whole_scene(tiny_scene):
+    cameras, num_splats = tiny_scene.capture.cameras[0], len(tiny_scene.splats)
+    assert render_masks(tiny_scene.splats, cameras, torch.zeros(num_splats)).max() == 0
+    assert render_masks(tiny_scene.splats, cameras, torch.ones(num_splats)).max() > 0.9
