@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -189,10 +189,10 @@ def sample_images(
 
 def latent_shape(backbone: Backbone) -> tuple[int, int, int]:
     """Channels, height and width of the latents that the UNet was trained on."""
-    config = backbone.unet.config
-    size = config.sample_size
+    config: Any = backbone.unet.config
+    size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    return config.in_channels, height, width
+    return config["in_channels"], height, width
 
 
 @dataclass(frozen=True, kw_only=True)

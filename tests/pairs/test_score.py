@@ -42,9 +42,10 @@ def test_an_edit_the_wrong_way_scores_below_zero_and_is_rejected():
     assert judge(GOOD._replace(direction_similarity=-0.9), PairRule()) == "change is not the one asked for"
 
 
-@pytest.mark.parametrize(
-    "embeddings", [([1.0, 0.0],) * 2 + ([0.0, 1.0], [1.0, 0.0]), ([1.0, 0.0], [0.0, 1.0]) * 1 + ([0.0, 1.0],) * 2]
-)
+EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
+
+
+@pytest.mark.parametrize("embeddings", [(EAST, EAST, NORTH, EAST), (EAST, NORTH, NORTH, NORTH)])
 def test_direction_is_nan_when_either_step_is_zero_and_the_pair_rejected(embeddings):
     found = score(*embeddings)
     assert math.isnan(found.direction_similarity)
