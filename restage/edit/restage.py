@@ -19,7 +19,7 @@ from restage.scenes.splats import Splats
 
 __all__ = ["Restage", "choose_key_views", "composite", "robust_weights", "sharpen"]
 
-COLOR_RATES = LearningRates(means=0, log_scales=0, rotations=0, opacity_logits=0, sh=4e-2)
+COLOR_RATES = LearningRates(means=0.0, log_scales=0.0, rotations=0.0, opacity_logits=0.0, sh=4e-2)
 SHAPE_RATES = LearningRates(means=5e-4, log_scales=5e-3, sh=1e-2)
 
 
