@@ -61,9 +61,8 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     if isinstance(value, Path):
         return value.as_posix()
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        return value.item()
-    return value
+    item = getattr(value, "item", None)
+    return item() if item is not None and getattr(value, "ndim", 0) == 0 else value
 
 
 def canonical_json(value: Any) -> str:

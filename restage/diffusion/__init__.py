@@ -1,1 +1,1 @@
-"""Diffusion models as Restage uses them: loading, the noise schedule, sampling, attention control, editing, training."""
+"""Diffusion models as Restage uses them: loading, noise schedule, sampling, attention control, editing, training."""

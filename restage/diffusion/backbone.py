@@ -6,6 +6,7 @@ The miniature and Stable Diffusion load through the same code. Everything that g
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import diffusers
 import torch
 from diffusers.models import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from restage.diffusion.attention import StepControl, controlled
@@ -72,7 +73,7 @@ class Backbone:
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h8 w8"]:
         """Encode pictures in [0, 1], deterministically, to latents of unit variance."""
         with torch.no_grad(), self.precision():
-            encoded = self.vae.encode((images.to(self.device) * 2 - 1).to(memory_format=torch.channels_last))
+            encoded: Any = self.vae.encode((images.to(self.device) * 2 - 1).to(memory_format=torch.channels_last))
         latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
         return latents.float() * self.vae.config["scaling_factor"]
 
@@ -80,8 +81,8 @@ class Backbone:
         """Decode latents to pictures in [0, 1]."""
         scaled = (latents / self.vae.config["scaling_factor"]).to(memory_format=torch.channels_last)
         with torch.no_grad(), self.precision():
-            images = self.vae.decode(scaled).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+            decoded: Any = self.vae.decode(scaled)
+        return (decoded.sample.float() / 2 + 0.5).clamp(0, 1)
 
     def predict_noise(
         self,
@@ -144,13 +145,12 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
             f"{folder}: the text encoder's width {width} is not the UNet's cross attention width {expected}"
         )
     if vae.config["latent_channels"] not in (unet.config["in_channels"], unet.config["in_channels"] // 2):
-        raise InputError(
-            f"{folder}: the VAE has {vae.config['latent_channels']} channels, the UNet takes {unet.config['in_channels']}"
-        )
+        found = f"the VAE has {vae.config['latent_channels']} channels, the UNet takes {unet.config['in_channels']}"
+        raise InputError(f"{folder}: {found}")
     for part in (unet, text_encoder, vae):
         part.to(device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
-    unet.to(memory_format=torch.channels_last)
-    vae.to(memory_format=torch.channels_last)
+    for part in (unet, vae):
+        part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return Backbone(
         tokenizer=load_part(CLIPTokenizer.from_pretrained, folder / "tokenizer"),
         text_encoder=text_encoder,
@@ -162,12 +162,9 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
     )
 
 
-def save_half(model: nn.Module, folder: Path) -> None:
+def save_half(model: Any, folder: Path) -> None:
     """Save a diffusers or transformers model in half precision; the model itself stays as it is."""
-    dtype = next(model.parameters()).dtype
-    model.half()
-    model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
-    model.to(dtype)
+    copy.deepcopy(model).half().save_pretrained(folder)
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:

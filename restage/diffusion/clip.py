@@ -33,7 +33,8 @@ class Clip:
 
     def normalise(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 size size"]:
         """Bring pictures in [0, 1] to the size and range that the model takes."""
-        size = self.model.config.vision_config.image_size
+        vision: Any = self.model.config.vision_config
+        size = vision.image_size
         if images.shape[-2:] != (size, size):
             images = functional.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
         shape = (1, 3, 1, 1)
@@ -53,7 +54,8 @@ class Clip:
             InputError: a text has more tokens than the model takes.
         """
         device = next(self.model.parameters()).device
-        longest = self.model.config.text_config.max_position_embeddings
+        text_config: Any = self.model.config.text_config
+        longest = text_config.max_position_embeddings
         ids = self.tokenizer(list(texts), padding="max_length", max_length=longest)["input_ids"]
         for text, row in zip(texts, ids, strict=True):
             if len(row) > longest:

@@ -77,7 +77,7 @@ def _save(folder: Path, state: dict[str, Any]) -> None:
         torch.save(state, temporary)
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[dict[str, float | int]]:
     """Read the metrics of a training folder, oldest first; empty where there are none."""
     path = folder / METRICS_NAME
     if not path.exists():
@@ -104,8 +104,8 @@ def _resume(
 
 @torch.no_grad()
 def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    targets, sources = list(average.parameters()), list(model.parameters())
-    torch._foreach_lerp_(targets, sources, 1 - decay)
+    for target, source in zip(average.parameters(), model.parameters(), strict=True):
+        target.lerp_(source, 1 - decay)
     for target, source in zip(average.buffers(), model.buffers(), strict=True):
         target.copy_(source)
 

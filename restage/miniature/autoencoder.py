@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models import AutoencoderDC
@@ -52,7 +53,8 @@ def train_autoencoder(folder: Path, pictures: Pictures, config: TrainingConfig =
     Command: `restage miniature train autoencoder`. Figures and cost: docs/log.md.
     """
     torch.manual_seed(config.seed)  # initial weights only
-    model = build_autoencoder().to(memory_format=torch.channels_last)
+    model: Any = build_autoencoder()
+    model.to(memory_format=torch.channels_last)
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         indices = torch.randint(len(pictures), (config.batch_size,), generator=generator).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,18 +25,18 @@ TRAIN_SIZE = 64
 """Side, in pixels, that pictures are brought to: enough to tell kinds and colours, a quarter of the cost."""
 
 
-def build_clip(tokenizer: object) -> CLIPModel:
+def build_clip(tokenizer: Any) -> CLIPModel:
     """Build it untrained: 2.4 M weights, 64 patches of 8x8 at 64x64."""
     text = {
-        "vocab_size": len(tokenizer),  # pyright: ignore[reportArgumentType]
+        "vocab_size": len(tokenizer),
         "hidden_size": 128,
         "intermediate_size": 512,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "max_position_embeddings": MAX_TOKENS,
-        "bos_token_id": tokenizer.bos_token_id,  # pyright: ignore[reportAttributeAccessIssue]
-        "eos_token_id": tokenizer.eos_token_id,  # pyright: ignore[reportAttributeAccessIssue]
-        "pad_token_id": tokenizer.pad_token_id,  # pyright: ignore[reportAttributeAccessIssue]
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {
         "hidden_size": 160,

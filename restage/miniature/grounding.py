@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from restage.diffusion.alignment import token_mask
 from restage.world.grammar import Description
@@ -47,13 +47,13 @@ class _WatchingProcessor(AttnProcessor2_0):
 
 
 @contextlib.contextmanager
-def watched(unet: nn.Module, size: int) -> Iterator[AttentionShares]:
+def watched(unet: Any, size: int) -> Iterator[AttentionShares]:
     """Within it, the cross attention of the layers whose pictures are `size` pixels a side is gathered.
 
     Those are the layers of the first down block and the last up block.
     """
     shares = AttentionShares()
-    outer = [unet.down_blocks[0], unet.up_blocks[-1]]  # pyright: ignore[reportIndexIssue]
+    outer = [unet.down_blocks[0], unet.up_blocks[-1]]
     layers = [m for block in outer for m in block.modules() if isinstance(m, Attention) and m.is_cross_attention]
     before = [layer.processor for layer in layers]
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,24 +51,24 @@ def build_unet(channels: int) -> UNet2DConditionModel:
         block_out_channels=(96, 160),
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=(3, 5),
+        attention_head_dim=(3, 5),  # pyright: ignore[reportArgumentType]  (diffusers takes one a block)
         norm_num_groups=16,
     )
 
 
-def build_text_encoder(tokenizer: object) -> CLIPTextModel:
+def build_text_encoder(tokenizer: Any) -> CLIPTextModel:
     """Build it untrained: a CLIP text transformer of four layers."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer),  # pyright: ignore[reportArgumentType]
+            vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
             intermediate_size=4 * TEXT_WIDTH,
             num_hidden_layers=4,
             num_attention_heads=6,
             max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,  # pyright: ignore[reportAttributeAccessIssue]
-            eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportAttributeAccessIssue]
-            pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportAttributeAccessIssue]
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -50,7 +51,7 @@ def build_tokenizer(*, seed: int = 0) -> CLIPTokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_world_texts(seed), trainer)
-    merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]][:NUM_MERGES]
+    merges: Any = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]][:NUM_MERGES]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     tokens = list(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))
     vocab = {token: index for index, token in enumerate(tokens)}
