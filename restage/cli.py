@@ -25,6 +25,8 @@ SUMMARIES = {
     "prompts": "write prompt pairs: two captions that differ by one edit",
     "pairs": "make image pairs of the prompt pairs with Prompt-to-Prompt, score and keep or reject them",
     "train": "train the edit model on the kept pairs",
+    "world": "make scenes of the miniature world with the exact truth of edits",
+    "scenes": "fit every capture of a run",
     "fit": "fit Gaussian splats to a capture (a nerfstudio folder)",
     "edit": "edit a fitted scene by an instruction",
     "compare": "score every edit of a run on held-out views",

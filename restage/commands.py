@@ -149,7 +149,7 @@ def _edit() -> Callable[..., None]:
 def _miniature() -> Callable[..., None]:
     def miniature(
         action: Positional[Literal["train"]],
-        part: Positional[Literal["pictures", "autoencoder", "text-to-image", "clip"]],
+        part: Positional[Literal["pictures", "autoencoder", "text-to-image", "clip", "edit-model"]],
         *,
         folder: Path = Path("training"),
         num_pictures: int = 13_000,
@@ -163,7 +163,7 @@ def _miniature() -> Callable[..., None]:
 
         Args:
             action: What to do.
-            part: Which part; each needs those named before it, clip needs the pictures only.
+            part: Which part; each needs those named before it.
             folder: Where pictures (`pictures/`) and models (`miniature/`) lie.
             num_pictures: Size of the training set.
             num_steps: Of training; default: the recipe's.
@@ -210,12 +210,17 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
         "Make image pairs of the run's prompt pairs with Prompt-to-Prompt; score them, keep or reject them.\n\n"
         "Example: restage pairs runs/mine",
     ),
+    "world": _stage(
+        "world",
+        "Make scenes of the miniature world: captures, and the exact truth of edits.\n\nExample: restage world runs/mine",
+    ),
     "train": _stage(
         "train",
         "Train the edit model on the run's kept pairs.\n\nExample: restage train runs/mine --training.num-steps 200",
     ),
     "fit": _fit,
     "edit": _edit,
+    "scenes": _stage("scenes", "Fit every capture of the run.\n\nExample: restage scenes runs/mine"),
     "compare": _stage(
         "compare", "Score every edit of the run on held-out views.\n\nExample: restage compare runs/mine"
     ),

@@ -6,6 +6,7 @@ A recipe composes stages; what each stage does, and what it leaves in the run fo
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -36,11 +37,14 @@ from restage.records import (
 )
 from restage.report.page import ReportConfig, run_report
 from restage.scenes.fit import FitConfig
+from restage.scenes.fitted import fit_capture
 from restage.scenes.io.nerfstudio import read_capture, write_capture
 from restage.scenes.io.ply import read_splats
-from restage.scenes.stage import ScenesConfig, edit_name, fit_capture, run_scenes
+from restage.scenes.stage import ScenesConfig, run_scenes
 from restage.train.edit_model import TrainConfig
 from restage.train.stage import run_train
+from restage.world.stage import ScenesConfig as WorldConfig
+from restage.world.stage import run_world
 
 __all__ = [
     "DemoConfig",
@@ -114,6 +118,7 @@ STAGES: dict[str, Stage] = {
     "prompts": Stage(PromptsConfig, lambda run, config, models: run_prompts(run, config)),
     "pairs": Stage(PairsConfig, _run_pairs),
     "train": Stage(TrainConfig, lambda run, config, models: run_train(run, config, start=models.edit_model)),
+    "world": Stage(WorldConfig, lambda run, config, models: run_world(run, config)),
     "scenes": Stage(ScenesConfig, lambda run, config, models: run_scenes(run, config)),
     "edit": Stage(EditConfig, lambda run, config, models: run_edit(run, config)),
     "compare": Stage(CompareConfig, lambda run, config, models: run_compare(run, config)),
@@ -168,6 +173,7 @@ class DemoConfig:
     prompts: PromptsConfig
     pairs: PairsConfig
     train: TrainConfig
+    world: WorldConfig
     scenes: ScenesConfig
     edit: EditConfig
     compare: CompareConfig
@@ -190,6 +196,7 @@ def demo_config(models: Models) -> DemoConfig:
                 num_steps=60, batch_size=16, learning_rate=2e-5, num_warmup_steps=10, ema_decay=0.95
             )
         ),
+        world=WorldConfig(num_objects=1),
         scenes=ScenesConfig(),
         edit=EditConfig(),
         compare=CompareConfig(),
@@ -311,7 +318,8 @@ def edit_folder(scene: Path, request: EditRequest, choice: EditChoice) -> Iterat
 
 def _case_name(scene_folder: Path, case: EditCase) -> str:
     """Name of an edit case in its scene, written there if it is new; another case of that name gets a longer one."""
-    name = edit_name(case.request.instruction)
+    text = re.sub(r"[^a-z0-9]+", "-", case.request.instruction.lower()).strip("-")[:60].rstrip("-")
+    name = text or case.id
     path = scene_folder / "truth" / name / "edit.json"
     if path.exists() and EditCase.from_plain(read_json(path)).id != case.id:
         name = f"{name}-{case.id[-8:]}"
@@ -334,7 +342,7 @@ def train_miniature(
     """Train one part of the miniature; see `restage.miniature`.
 
     Args:
-        part: `pictures`, `autoencoder`, `text-to-image` or `clip`.
+        part: `pictures`, `autoencoder`, `text-to-image`, `clip` or `edit-model`.
         folder: Holds `pictures/`, the training set, and `miniature/`, the models with their training state.
         num_pictures: Size of the training set.
         num_steps: Of training; None for the recipe's.
@@ -342,7 +350,7 @@ def train_miniature(
     Raises:
         InputError: there is no such part, or what it needs has not been made yet.
     """
-    from restage.miniature import autoencoder, clip, pictures, text_to_image
+    from restage.miniature import autoencoder, clip, edit_model, pictures, text_to_image
 
     recipes = {
         "autoencoder": (autoencoder.train_autoencoder, autoencoder.RECIPE),
@@ -351,11 +359,17 @@ def train_miniature(
     }
     if part == "pictures":
         yield from pictures.make_pictures(folder / "pictures", num_pictures)
-        return
-    if part not in recipes:
-        raise InputError(f"unknown part {part!r}; choose from pictures, {', '.join(recipes)}")
-    if not (folder / "pictures").is_dir():
-        raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")
-    train, recipe = recipes[part]
-    config = recipe if num_steps is None else replace(recipe, num_steps=num_steps)
-    yield from train(folder / "miniature", pictures.Pictures(folder / "pictures", num_pictures), config)
+    elif part == "edit-model":
+        recipe = edit_model.RECIPE
+        if num_steps is not None:
+            training = replace(recipe.train.training, num_steps=num_steps)
+            recipe = replace(recipe, train=replace(recipe.train, training=training))
+        yield from edit_model.train_edit(folder / "miniature", recipe)
+    elif part in recipes:
+        if not (folder / "pictures").is_dir():
+            raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")
+        train, training = recipes[part]
+        training = training if num_steps is None else replace(training, num_steps=num_steps)
+        yield from train(folder / "miniature", pictures.Pictures(folder / "pictures", num_pictures), training)
+    else:
+        raise InputError(f"unknown part {part!r}; choose from pictures, edit-model, {', '.join(recipes)}")

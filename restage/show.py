@@ -15,7 +15,7 @@ from restage.records import InputError, Progress, read_json
 
 __all__ = ["STAGES", "describe_run", "find_runs", "list_runs", "show_progress"]
 
-STAGES = ("prompts", "pairs", "train", "scenes", "edit", "compare", "report")
+STAGES = ("prompts", "pairs", "train", "world", "scenes", "edit", "compare", "report")
 """Stages in the order data flows."""
 
 PLAIN_LINES_PER_STAGE = 10

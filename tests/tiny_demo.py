@@ -1,11 +1,9 @@
-"""The whole demo in miniature: random models, few steps; run as a program, it can be killed.
-
-Usage: python -m tests.tiny_demo RUN_FOLDER MODELS_FOLDER
-"""
+"""The whole demo in miniature: random models, few steps; and a process of it that kills itself at a given file."""
 
 from __future__ import annotations
 
-import sys
+import os
+import signal
 from pathlib import Path
 
 from restage.compare.protocol import CompareConfig
@@ -17,11 +15,14 @@ from restage.pairs.generate import GenerateConfig
 from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig
 from restage.prompts.stage import PromptsConfig
-from restage.recipes import DemoConfig, Models, demo
+from restage.recipes import DemoConfig, Models, demo, models_in
+from restage.records import Progress
 from restage.report.page import ReportConfig
 from restage.scenes.fit import FitConfig
-from restage.scenes.stage import ScenesConfig, WorldEdit, WorldScene
+from restage.scenes.stage import ScenesConfig
 from restage.train.edit_model import TrainConfig
+from restage.world.stage import CaptureConfig
+from restage.world.stage import ScenesConfig as WorldConfig
 
 # Random models make pictures that no rule would accept.
 ACCEPT_ALL = PairRule(
@@ -37,12 +38,12 @@ def tiny_demo_config(models: Models) -> DemoConfig:
             generate=GenerateConfig(num_steps=2, batch_size=2, blend=LocalBlend()), rule=ACCEPT_ALL, pairs_per_shard=2
         ),
         train=TrainConfig(training=TrainingConfig(num_steps=4, batch_size=2, num_warmup_steps=1, checkpoint_every_s=0)),
-        scenes=ScenesConfig(
-            worlds=(WorldScene(seed=0, edits=(WorldEdit(kind="recolour"),)),),
-            num_views=6,
-            num_points=400,
-            fit=FitConfig(steps=20, num_splats=300),
+        world=WorldConfig(
+            num_objects=1,
+            edit_kinds=("recolour",),
+            capture=CaptureConfig(num_views=6, held_out_every=5, num_points=400),
         ),
+        scenes=ScenesConfig(fit=FitConfig(steps=20, num_splats=300)),
         edit=EditConfig(
             settings={
                 "replace_once": ReplaceOnce(num_steps=3),
@@ -56,13 +57,25 @@ def tiny_demo_config(models: Models) -> DemoConfig:
     )
 
 
-def main() -> None:
-    from restage.recipes import models_in
-
-    folder, models = Path(sys.argv[1]), models_in(Path(sys.argv[2]))
-    for step in demo(folder, tiny_demo_config(models), models):
-        print(step.stage, step.done, step.total, step.note, flush=True)
+def run_tiny_demo(folder: Path, models_folder: Path) -> list[Progress]:
+    """Run it to its end, or go on with one that was killed."""
+    models = models_in(models_folder)
+    return list(demo(folder, tiny_demo_config(models), models))
 
 
-if __name__ == "__main__":
-    main()
+def run_until(folder: Path, models_folder: Path, pattern: str, count: int) -> None:
+    """Run it until the `count`-th file that matches the pattern has got its name, then die as by `kill -9`.
+
+    Every file of a run gets its name by `os.replace`, so this hits the moment right after it, every time.
+    """
+    replace, left = os.replace, count
+
+    def replace_and_die(source: str | Path, target: str | Path) -> None:
+        nonlocal left
+        replace(source, target)
+        left -= Path(target).match(pattern)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace_and_die
+    run_tiny_demo(folder, models_folder)
