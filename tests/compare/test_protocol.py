@@ -134,7 +134,7 @@ def test_an_edit_the_wrong_way_is_flagged():
 def test_scores_survive_a_round_trip(tmp_path):
     rows = [
         Score(scene="a", edit="e", kind="k", method="m", editor="x", seed=3, metric="progress", value=0.25),
-        Score(scene="a", edit="e", kind="k", method="m", editor="x", seed=3, metric="s", value=1, is_cost=True),
+        Score(scene="a", edit="e", kind="k", method="m", editor="x", seed=3, metric="s", value=1.0, is_cost=True),
     ]
     write_scores(tmp_path / "scores.parquet", rows)
     assert read_scores(tmp_path / "scores.parquet") == rows
