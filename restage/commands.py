@@ -212,7 +212,8 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     ),
     "world": _stage(
         "world",
-        "Make scenes of the miniature world: captures, and the exact truth of edits.\n\nExample: restage world runs/mine",
+        "Make scenes of the miniature world: captures, and the exact truth of edits.\n\n"
+        "Example: restage world runs/mine --edit-kinds recolour time",
     ),
     "train": _stage(
         "train",
