@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from restage.records import InputError, PromptPair
 __all__ = ["ImageTextModel", "PairRule", "PairScores", "judge", "score_pairs"]
 
 
+@runtime_checkable
 class ImageTextModel(Protocol):
     """What scoring asks of a CLIP: unit-norm embeddings in one space (`diffusion.clip.Clip` is one)."""
 
