@@ -54,7 +54,11 @@ class WordlessClip:
 
 
 LENIENT = PairRule(
-    min_image_similarity=-1, min_direction_similarity=0.0, min_text_similarity=-1, min_change=0, min_mask_share=0
+    min_image_similarity=-1.0,
+    min_direction_similarity=0.0,
+    min_text_similarity=-1.0,
+    min_change=0.0,
+    min_mask_share=0.0,
 )
 
 
