@@ -41,10 +41,10 @@ EDIT_KINDS = ("recolour", "reshape", "add", "remove", "ground", "time", "resize"
 HELD_OUT_COMBINATIONS = frozenset((kind, COLORS[(3 * i + 1) % len(COLORS)]) for i, kind in enumerate(KINDS))
 """One colour a kind that no training scene shows, so that composition can be told from memory."""
 
-FOOTPRINT_RADIUS = 0.56
+FOOTPRINT_RADIUS = 0.64
 """Radius, in world units, of the circle on the ground that an object of normal size keeps free when it is placed."""
 
-TOUCH_RADIUS = 0.5
+TOUCH_RADIUS = 0.63
 """Radius inside which the objects of normal size themselves lie."""
 
 
