@@ -324,6 +324,9 @@ class RunFolder:
         }
         record.update(status=status, sessions=[*record.get("sessions", []), session])
         write_json(self.path / "run.json", record)
+        if status == "done":
+            for leftover in self.path.rglob(".*.tmp*"):  # of sessions that were killed while they wrote
+                leftover.unlink(missing_ok=True)
 
     def folder(self, stage: str) -> Path:
         """The stage's folder, made if missing."""

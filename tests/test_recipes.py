@@ -14,11 +14,10 @@ from restage.records import InputError, read_json
 from tests.tiny_demo import run_tiny_demo, run_until, tiny_demo_config
 from tests.tiny_models import write_tiny_models
 
-# What differs from run to run: times, memory, what wrote the record. And `padding` of a tokenizer, which is that of its
-# last call: training that goes on from encoded pairs makes no call.
+# What differs from run to run: times, memory, what wrote the record.
 VOLATILE = {
     *("seconds", "wall_s", "started_s", "sessions", "cost", "peak_memory_mb", "elapsed_s", "time_s"),
-    *("command", "git_commit", "machine", "padding"),
+    *("command", "git_commit", "machine"),
 }
 # Five moments, spread over the stages: in the middle of a shard, of training, of a capture, of an edit's pictures, and
 # after the scores were written but before the stage was marked.

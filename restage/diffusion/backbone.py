@@ -167,13 +167,19 @@ def save_half(model: Any, folder: Path) -> None:
     copy.deepcopy(model).half().save_pretrained(folder)
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer, without the padding that its last call happened to ask for."""
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
+
+
 def save_backbone(backbone: Backbone, folder: Path) -> None:
     """Save all parts as a diffusers folder, weights in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
     save_half(backbone.unet, folder / "unet")
     save_half(backbone.text_encoder, folder / "text_encoder")
     save_half(backbone.vae, folder / "vae")
-    backbone.tokenizer.save_pretrained(folder / "tokenizer")
+    save_tokenizer(backbone.tokenizer, folder / "tokenizer")
     write_json(folder / "scheduler" / "scheduler_config.json", backbone.scheduler_config)
     parts = {
         "tokenizer": ["transformers", type(backbone.tokenizer).__name__],

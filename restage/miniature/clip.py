@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
-from restage.diffusion.backbone import save_half
+from restage.diffusion.backbone import save_half, save_tokenizer
 from restage.diffusion.training import TrainingConfig, train
 from restage.miniature.pictures import Pictures
 from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer
@@ -77,6 +77,6 @@ def train_clip(folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE
     for step in train(model, loss_of, folder=folder / "state" / "clip", config=config):
         yield Progress(stage="clip", done=step.step, total=step.num_steps, note=f"loss {step.losses['loss']:.4f}")
     save_half(model, folder / "clip")
-    tokenizer.save_pretrained(folder / "clip")
+    save_tokenizer(tokenizer, folder / "clip")
     preprocessor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": TRAIN_SIZE}}
     write_json(folder / "clip" / "preprocessor_config.json", preprocessor)
