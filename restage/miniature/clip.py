@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 from restage.diffusion.backbone import save_half, save_tokenizer
 from restage.diffusion.training import TrainingConfig, train
 from restage.miniature.pictures import Pictures
-from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer
+from restage.miniature.tokenizer import MAX_TOKENS, shared_tokenizer
 from restage.records import Progress, derive_seed, write_json
 
 __all__ = ["RECIPE", "build_clip", "train_clip"]
@@ -62,7 +62,7 @@ def train_clip(folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE
     Command: `restage miniature train clip`. Figures and cost: docs/log.md.
     """
     torch.manual_seed(config.seed)  # initial weights only
-    tokenizer = build_tokenizer()
+    tokenizer = shared_tokenizer(folder)
     model = build_clip(tokenizer)
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import TrainingConfig, train
 from restage.miniature.grounding import grounding_loss, watched, word_targets
 from restage.miniature.pictures import Pictures
-from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer
+from restage.miniature.tokenizer import MAX_TOKENS, shared_tokenizer
 from restage.records import Progress, derive_seed, write_atomically
 
 __all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "train_text_to_image"]
@@ -107,7 +107,7 @@ def train_text_to_image(folder: Path, pictures: Pictures, config: TrainingConfig
     Command: `restage miniature train text-to-image`. Figures and cost: docs/log.md.
     """
     torch.manual_seed(config.seed)  # initial weights only
-    tokenizer = build_tokenizer()
+    tokenizer = shared_tokenizer(folder)
     schedule = Schedule.from_config(SCHEDULER_CONFIG)
     vae = load_vae(folder / "text_to_image" / "vae").eval().requires_grad_(False)
     unet, text_encoder = build_unet(vae.config["latent_channels"]), build_text_encoder(tokenizer)

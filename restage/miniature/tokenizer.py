@@ -16,10 +16,11 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
+from restage.diffusion.backbone import load_part, save_tokenizer
 from restage.records import derive_seed
 from restage.world.grammar import caption_of, sample_description, sample_edit
 
-__all__ = ["MAX_TOKENS", "build_tokenizer"]
+__all__ = ["MAX_TOKENS", "build_tokenizer", "shared_tokenizer"]
 
 MAX_TOKENS = 48
 NUM_MERGES = 104
@@ -59,3 +60,14 @@ def build_tokenizer(*, seed: int = 0) -> CLIPTokenizer:
         built = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
         built.save_pretrained(folder)
         return CLIPTokenizer.from_pretrained(Path(folder))
+
+
+def shared_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer of all models that are trained in a folder: built once, kept in `<folder>/tokenizer`.
+
+    A later change of the world's texts would build another one, which a half-trained model could not read.
+    """
+    path = folder / "tokenizer"
+    if not (path / "tokenizer.json").exists():
+        save_tokenizer(build_tokenizer(), path)
+    return load_part(CLIPTokenizer.from_pretrained, path)
