@@ -152,7 +152,7 @@ def _miniature() -> Callable[..., None]:
         part: Positional[Literal["pictures", "autoencoder", "text-to-image", "clip", "edit-model"]],
         *,
         folder: Path = Path("training"),
-        num_pictures: int = 13_000,
+        num_pictures: int = 12_500,
         num_steps: int | None = None,
     ) -> None:
         """Make the models of the miniature world from nothing, one part after the other.

@@ -21,6 +21,7 @@ from restage.edit import METHODS
 from restage.edit.editors import EDITORS, EditorSource
 from restage.edit.results import edit_scene
 from restage.edit.stage import EditConfig, EditUnit, run_edit
+from restage.miniature.edit_model import PAIRS
 from restage.pairs.stage import PairsConfig, run_pairs
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import (
@@ -190,7 +191,7 @@ def demo_config(models: Models) -> DemoConfig:
     """
     return DemoConfig(
         prompts=PromptsConfig(num_prompts=64),
-        pairs=PairsConfig(),
+        pairs=PAIRS,
         train=TrainConfig(
             training=TrainingConfig(
                 num_steps=60, batch_size=16, learning_rate=2e-5, num_warmup_steps=10, ema_decay=0.95
@@ -337,7 +338,7 @@ def _model_folder(run: RunFolder, choice: EditChoice) -> Path:
 
 
 def train_miniature(
-    part: str, folder: Path, *, num_pictures: int = 13_000, num_steps: int | None = None
+    part: str, folder: Path, *, num_pictures: int = 12_500, num_steps: int | None = None
 ) -> Iterator[Progress]:
     """Train one part of the miniature; see `restage.miniature`.
 

@@ -210,9 +210,9 @@ def test_stopped_run_says_so_and_goes_on(tmp_path: Path, number: signal.Signals)
 
 def test_unexpected_error_keeps_its_traceback_and_marks_the_run_failed(tmp_path: Path) -> None:
     program = (
-        "import sys, restage.scenes.stage as stage\n"
+        "import sys, restage.scenes.fitted as fitted\n"
         "def broken(*_): raise RuntimeError('a bug')\n"
-        "stage.fit_splats = broken\n"
+        "fitted.SplatFit = broken\n"
         "sys.argv = ['restage', 'fit', sys.argv[1], '--out', sys.argv[2]]\n"
         "from restage.cli import main; main()\n"
     )

@@ -26,7 +26,11 @@ from restage.world.stage import ScenesConfig as WorldConfig
 
 # Random models make pictures that no rule would accept.
 ACCEPT_ALL = PairRule(
-    min_image_similarity=-2, min_direction_similarity=-2, min_text_similarity=-2, min_change=0, min_mask_share=0
+    min_image_similarity=-2.0,
+    min_direction_similarity=-2.0,
+    min_text_similarity=-2.0,
+    min_change=0.0,
+    min_mask_share=0.0,
 )
 
 
@@ -37,7 +41,9 @@ def tiny_demo_config(models: Models) -> DemoConfig:
         pairs=PairsConfig(
             generate=GenerateConfig(num_steps=2, batch_size=2, blend=LocalBlend()), rule=ACCEPT_ALL, pairs_per_shard=2
         ),
-        train=TrainConfig(training=TrainingConfig(num_steps=4, batch_size=2, num_warmup_steps=1, checkpoint_every_s=0)),
+        train=TrainConfig(
+            training=TrainingConfig(num_steps=4, batch_size=2, num_warmup_steps=1, checkpoint_every_s=0.0)
+        ),
         world=WorldConfig(
             num_objects=1,
             edit_kinds=("recolour",),

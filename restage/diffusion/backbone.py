@@ -15,6 +15,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers.models import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -107,6 +108,7 @@ def load_part(load: Callable[..., Any], folder: Path) -> Any:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; expected a part of a diffusers model folder there")
+    transformers.utils.logging.disable_progress_bar()  # the bars of small parts are noise among ours
     try:
         return load(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:

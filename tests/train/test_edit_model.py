@@ -97,7 +97,7 @@ def test_training_leaves_metrics_a_curve_and_a_model_that_edits(backbone, pairs,
 def test_training_learns_where_the_edit_is(backbone, pairs, tmp_path: Path):
     mix = ExampleMix(drop_text=0.0, drop_image=0.0, drop_both=0.0, mirror_share=0.0, identity_share=0.0)
     config = dataclasses.replace(
-        make_config(60, learning_rate=2e-2, ema_decay=0.9, checkpoint_every_s=1e9, batch_size=6),
+        make_config(100, learning_rate=2e-2, ema_decay=0.9, checkpoint_every_s=1e9, batch_size=6),
         mix=mix,
         weights=LossWeights(mask=1.0),
     )
