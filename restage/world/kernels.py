@@ -15,6 +15,8 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
+from restage.world.grammar import GROUNDS
+
 __all__ = ["DOME_RADIUS", "FIRST_OBJECT_ID", "GROUND_ID", "SKY_ID", "count_pixels", "render_pixels"]
 
 SKY_ID, GROUND_ID = 0, 1
@@ -23,6 +25,7 @@ SKY_ID, GROUND_ID = 0, 1
 FIRST_OBJECT_ID = 2
 _GROUND, _SKY = GROUND_ID - FIRST_OBJECT_ID, SKY_ID - FIRST_OBJECT_ID
 """Where a kernel names a primitive, ground and sky are negative."""
+_PLANKS = GROUNDS.index("wood")
 
 NUM_SAMPLES = 4
 """Rays a pixel that find out which surfaces it shows, on a grid of 2x2."""
@@ -307,7 +310,7 @@ def _noise(x, y):
 @no_type_check
 def _ground_paint(ground, x, y):
     """Reflectance of the ground at a place; `ground` counts in the order of `GROUNDS`."""
-    if ground == 3:
+    if ground == _PLANKS:
         width = 0.55
         plank = math.floor(y / width)
         inside = y / width - plank
@@ -470,7 +473,7 @@ def _add_sample(table, ground, surfaces, parts, num_surfaces, part, x, y, z, nx,
     surfaces[k, _NY] += ny
     surfaces[k, _NZ] += nz
     surfaces[k, _COUNT] += 1.0
-    if part == _GROUND:
+    if part == _GROUND and ground == _PLANKS:  # gaps between planks are thinner than a pixel: paint each sample
         r, g, b = _ground_paint(ground, x, y)
         surfaces[k, _RED] += r
         surfaces[k, _GREEN] += g
@@ -484,16 +487,20 @@ def _add_sample(table, ground, surfaces, parts, num_surfaces, part, x, y, z, nx,
 
 @njit(cache=True, fastmath=True, forceinline=True)
 @no_type_check
-def _shade_surface(scene, light, part, surfaces, k):
+def _shade_surface(scene, light, ground, part, surfaces, k):
     """Shade a surface once, at the mean place of its samples: linear RGB."""
     share = 1 / surfaces[k, _COUNT]
     x, y, z = surfaces[k, _X] * share, surfaces[k, _Y] * share, surfaces[k, _Z] * share
     if part == _SKY:
         return _sky_color(light, x, y, z)
+    if part == _GROUND and ground != _PLANKS:
+        red, green, blue = _ground_paint(ground, x, y)
+    else:
+        red, green, blue = surfaces[k, _RED] * share, surfaces[k, _GREEN] * share, surfaces[k, _BLUE] * share
     norm = 1 / math.sqrt(surfaces[k, _NX] ** 2 + surfaces[k, _NY] ** 2 + surfaces[k, _NZ] ** 2)
     return _surface_color(
         scene, light, part, x, y, z, surfaces[k, _NX] * norm, surfaces[k, _NY] * norm, surfaces[k, _NZ] * norm,
-        surfaces[k, _RED] * share, surfaces[k, _GREEN] * share, surfaces[k, _BLUE] * share,
+        red, green, blue,
     )  # fmt: skip
 
 
@@ -559,7 +566,7 @@ def render_pixels(scene, light, ground, boxes, camera_to_world, intrinsics, imag
                     )  # fmt: skip
             red = green = blue = 0.0
             for k in range(num_surfaces):
-                r, g, b = _shade_surface(scene, light, parts[k], surfaces, k)
+                r, g, b = _shade_surface(scene, light, ground, parts[k], surfaces, k)
                 share = surfaces[k, _COUNT] / NUM_SAMPLES
                 red, green, blue = red + share * r, green + share * g, blue + share * b
             image[0, v, u], image[1, v, u], image[2, v, u] = _to_srgb(red), _to_srgb(green), _to_srgb(blue)
