@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from restage.records import InputError, derive_seed
@@ -116,7 +116,7 @@ def _shell_points(
 def _round_splats(points: Tensor, colors: Tensor, sh_degree: int, scene_size: float) -> Splats:
     count = len(points)
     neighbours = min(4, count)
-    distances = np.asarray(cKDTree(points.numpy()).query(points.numpy(), k=neighbours)[0]).reshape(count, neighbours)
+    distances = np.asarray(KDTree(points.numpy()).query(points.numpy(), k=neighbours)[0]).reshape(count, neighbours)
     spacing = torch.from_numpy(distances[:, 1:].mean(1) if neighbours > 1 else np.full(count, 0.1 * scene_size))
     log_scales = spacing.float().clamp(1e-4 * scene_size, scene_size).log()
     sh = torch.zeros(count, (sh_degree + 1) ** 2, 3)

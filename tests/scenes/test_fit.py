@@ -1,11 +1,13 @@
 """Fitting and refining: it learns, repeats itself, resumes, and leaves alone what it must."""
 
 import math
+from collections.abc import Generator
+from typing import cast
 
 import pytest
 import torch
 
-from restage.records import InputError, read_json
+from restage.records import InputError, Progress, read_json
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.capture import Capture
 from restage.scenes.fit import (
@@ -180,7 +182,7 @@ def test_psnr_has_its_closed_form():
 def test_a_stopped_fit_ends_like_an_undisturbed_one(capture, tmp_path, monkeypatch):
     monkeypatch.setattr("restage.scenes.fitted.SAVE_EVERY_S", 0.0)
     run(fit_capture(capture, tmp_path / "whole", SMALL))
-    steps = fit_capture(capture, tmp_path / "stopped", SMALL)
+    steps = cast(Generator[Progress], fit_capture(capture, tmp_path / "stopped", SMALL))
     for _ in range(14):
         next(steps)
     steps.close()

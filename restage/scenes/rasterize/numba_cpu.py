@@ -1,5 +1,7 @@
 """The rasterizer that runs everywhere: numba kernels for projection and blending, with gradients through both."""
 
+# pyright: reportCallIssue=false
+# (numba's decorators hide the signatures of compiled functions)
 from __future__ import annotations
 
 from typing import Any, NamedTuple
