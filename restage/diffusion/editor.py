@@ -87,8 +87,8 @@ class Guidance:
     interval (limited interval guidance: Kynkaanniemi et al. 2024, arXiv 2404.07724).
     """
 
-    text: float = 5.0
-    """s_T; 1 is the plain prediction. The paper uses 7.5 on photographs; less saturates less."""
+    text: float = 7.5
+    """s_T; 1 is the plain prediction. Default of the paper, for photographs; a model may name its own."""
     image: float = 1.5
     """s_I; 1 is the plain prediction. Default of the paper."""
     lowest_noise: float = 0.0
@@ -109,7 +109,8 @@ class EditSettings:
 
     steps: int = 10
     """Sampling steps from pure noise (DPM-Solver++ 2M); from less noise in proportion fewer, rounded up."""
-    guidance: Guidance = dataclasses.field(default_factory=Guidance)
+    guidance: Guidance | None = None
+    """None for what the model names as its own."""
     keep_outside: bool = False
     """Hold latents and pixels outside the predicted mask to the original's."""
     batch_size: int = 16
@@ -132,6 +133,8 @@ class EditModel:
     """2c inputs (noisy | original), c or c + 1 outputs (prediction | mask logit), c the VAE's latent channels."""
     condition_scale: float = 1.0
     """Factor on the original's unit-variance latents at the input; published models expect them unscaled."""
+    guidance: Guidance = dataclasses.field(default_factory=Guidance)
+    """What it is best used with where the caller names no other."""
 
     def __post_init__(self) -> None:
         c = self.latent_channels
@@ -240,11 +243,10 @@ class EditModel:
         noise_level: float,
         seeds: Sequence[int],
         steps: int = 10,
-        text_guidance: float = 5.0,
-        image_guidance: float = 1.5,
+        guidance: Guidance | None = None,
     ) -> Edited:
         """Edit pictures with plain settings; see the function `edit_images`, which has all of them."""
-        settings = EditSettings(steps=steps, guidance=Guidance(text=text_guidance, image=image_guidance))
+        settings = EditSettings(steps=steps, guidance=guidance)
         return edit_images(self, views, originals, instruction, noise_level=noise_level, seeds=seeds, settings=settings)
 
 
@@ -264,18 +266,18 @@ def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
         raise InputError(f"{folder} holds no edit model: unet/config.json is missing")
     record_path = folder / "edit_model.json"
     record = read_json(record_path) if record_path.exists() else {}
-    shared = record.get("text_to_image")
+    shared, guidance = record.get("text_to_image"), Guidance(**record.get("guidance", {}))
     if shared is None:
         backbone = load_backbone(folder, device)
         default_scale = 1.0 / backbone.vae.config.get("scaling_factor", 1.0)
-        return EditModel(backbone, backbone.unet, record.get("condition_scale", default_scale))
+        return EditModel(backbone, backbone.unet, record.get("condition_scale", default_scale), guidance)
     backbone = load_backbone(folder / shared, device)
     unet = load_part(
         lambda path, **options: UNet2DConditionModel.from_pretrained(path, torch_dtype=torch.float32, **options),
         folder / "unet",
     )
     unet = unet.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return EditModel(backbone, unet, record.get("condition_scale", 1.0))
+    return EditModel(backbone, unet, record.get("condition_scale", 1.0), guidance)
 
 
 def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None = None) -> None:
@@ -298,6 +300,7 @@ def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None =
     record = {
         "text_to_image": shared,
         "condition_scale": model.condition_scale,
+        "guidance": dataclasses.asdict(model.guidance),
         "latent_channels": model.latent_channels,
         "has_mask_output": model.has_mask_output,
     }
@@ -349,7 +352,7 @@ def _edit_batch(
 
     def predict(noisy: Tensor, t: Tensor, step: int) -> Tensor:
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=settings.use_bfloat16):
-            predicted = model.predict_guided(noisy, t, condition, settings.guidance)
+            predicted = model.predict_guided(noisy, t, condition, settings.guidance or model.guidance)
         masks.add(predicted.mask)
         if not settings.keep_outside:
             return predicted.epsilon

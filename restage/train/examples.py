@@ -28,6 +28,8 @@ __all__ = ["Examples", "ExactPair", "TrainingPair", "can_be_mirrored", "encode_e
 CHUNK_SIZE = 128
 """Pairs per cache file: what a kill costs at most."""
 ENCODE_BATCH_SIZE = 16
+CHANGE_THRESHOLD = 0.03
+"""Mean absolute difference of pictures, over channels, from which on a place counts as changed."""
 TEXT_BATCH_SIZE = 64
 
 LEAVE_ALONE = ("leave it as it is", "change nothing", "keep everything as it is", "do not change anything")
@@ -139,6 +141,16 @@ def _check(pair: TrainingPair) -> None:
         )
 
 
+def changed_mask(pair: TrainingPair) -> Float[Tensor, "h w"]:
+    """The part of a pair's mask in which its pictures really differ, smoothed over 5x5 pixels.
+
+    A mask made from attention says where a pair was allowed to change, and reaches beyond the object that did.
+    """
+    change = (pair.edited - pair.source).abs().mean(dim=0)
+    smooth = functional.avg_pool2d(change[None, None], kernel_size=5, stride=1, padding=2)[0, 0]
+    return pair.mask * (smooth > CHANGE_THRESHOLD)
+
+
 def _with_mirror_images(images: Tensor, is_mirrored: list[bool]) -> Tensor:
     return torch.cat([images, images[is_mirrored].flip(-1)])
 
@@ -151,7 +163,8 @@ def _encode_images(pairs: Sequence[TrainingPair], is_mirrored: list[bool], backb
     with torch.no_grad():
         source = encode(_with_mirror_images(torch.stack([pair.source for pair in pairs]), is_mirrored))
         edited = encode(_with_mirror_images(torch.stack([pair.edited for pair in pairs]), is_mirrored))
-    masks = _with_mirror_images(torch.stack([pair.mask for pair in pairs]), is_mirrored)
+    masks = torch.stack([changed_mask(pair) for pair in pairs])
+    masks = _with_mirror_images(masks, is_mirrored)
     height, width = source.shape[-2:]
     masks = functional.adaptive_avg_pool2d(masks[:, None], (height, width))[:, 0].to(torch.float16)
     return {"source": source, "edited": edited, "masks": masks}

@@ -167,7 +167,7 @@ def test_a_unet_without_mask_output_tells_the_mask_from_its_guidance(backbone: B
 
 def test_the_method_is_the_function_with_plain_settings(model: EditModel, pictures):
     found = model.edit_images(
-        pictures, pictures, "a cat", noise_level=0.7, seeds=[0, 1, 2], steps=2, text_guidance=3.0, image_guidance=1.2
+        pictures, pictures, "a cat", noise_level=0.7, seeds=[0, 1, 2], steps=2, guidance=Guidance(text=3.0, image=1.2)
     )
     settings = EditSettings(steps=2, guidance=Guidance(text=3.0, image=1.2))
     expected = edit_images(model, pictures, pictures, "a cat", noise_level=0.7, seeds=[0, 1, 2], settings=settings)
