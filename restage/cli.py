@@ -49,15 +49,13 @@ def _overview() -> str:
 
 
 def _prepare_environment() -> None:
-    """Settings that libraries read when they are imported: nothing is downloaded, and idle threads sleep."""
+    """Settings that libraries read when they are imported: no downloads, and no progress bars but our own."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("MPLBACKEND", "Agg")
-    # torch and numba have a thread pool each; one that spins while it waits takes the cores from the other.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _stop(signal_number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,17 +20,24 @@ from restage.records import Progress, RunFolder
 from restage.train.batches import LossWeights
 from restage.train.edit_model import TrainConfig, train_edit_model
 
-__all__ = ["PAIRS", "RECIPE", "RULE", "EditModelRecipe", "train_edit"]
+__all__ = ["PAIRS", "RECIPE", "RULE", "EditModelRecipe", "PairSet", "train_edit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSet:
+    """One set of pairs to train on."""
+
+    prompts: PromptsConfig
+    pairs: PairsConfig
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditModelRecipe:
-    """From how many pairs, and how long."""
+    """From which pairs, and how long."""
 
-    prompts: PromptsConfig
-    pairs: PairsConfig
+    sets: tuple[PairSet, ...]
     train: TrainConfig
-    seed: int = 0
 
 
 RULE = PairRule(min_image_similarity=0.25, min_direction_similarity=0.3, min_text_similarity=0.5)
@@ -37,17 +45,21 @@ RULE = PairRule(min_image_similarity=0.25, min_direction_similarity=0.3, min_tex
 texts at least 0.75; directions at least 0.5, but for reshape and resize, which it hardly sees. Published CLIPs need
 other thresholds."""
 
-PAIRS = PairsConfig(generate=GenerateConfig(num_steps=14), rule=RULE, pairs_per_shard=32)
+PAIRS = PairsConfig(generate=GenerateConfig(num_steps=14, guidance=2.5), rule=RULE, pairs_per_shard=32)
 """How the miniature's pairs are made, here and in the demo."""
+
+_STRONG_PAIRS = replace(PAIRS, generate=GenerateConfig(num_steps=14, guidance=4.0))
 
 GUIDANCE = Guidance(text=1.5, image=1.5)
 """Best of nine settings by progress on single rendered views; more text guidance makes colours too strong."""
 
 RECIPE = EditModelRecipe(
-    prompts=PromptsConfig(num_prompts=720),
-    pairs=PAIRS,
+    sets=(
+        PairSet(prompts=PromptsConfig(num_prompts=720), pairs=_STRONG_PAIRS, seed=0),
+        PairSet(prompts=PromptsConfig(num_prompts=720), pairs=PAIRS, seed=1),
+    ),
     train=TrainConfig(
-        training=TrainingConfig(num_steps=700, batch_size=32, learning_rate=3e-4, num_warmup_steps=60, ema_decay=0.99),
+        training=TrainingConfig(num_steps=1150, batch_size=32, learning_rate=3e-4, num_warmup_steps=60, ema_decay=0.99),
         weights=LossWeights(mask=0.1, changed=1.0),
     ),
 )
@@ -59,14 +71,16 @@ def train_edit(folder: Path, recipe: EditModelRecipe = RECIPE) -> Iterator[Progr
     Its `edit_model.json` names the text-to-image folder beside it for the parts that both share.
     Command: `restage miniature train edit-model`. Figures and cost: docs/log.md.
     """
-    made_from = {"prompts": recipe.prompts, "pairs": recipe.pairs}
-    run = RunFolder.open(folder / "state" / "edit_model_pairs", made_from, seed=recipe.seed)
-    yield from run_prompts(run, recipe.prompts)
-    backbone = load_backbone(folder / "text_to_image")
-    yield from run_pairs(run, recipe.pairs, backbone, load_clip(folder / "clip"))
+    backbone, clip = load_backbone(folder / "text_to_image"), load_clip(folder / "clip")
+    folders = []
+    for number, pair_set in enumerate(recipe.sets):
+        run = RunFolder.open(folder / "state" / f"edit_model_pairs_{number}", pair_set, seed=pair_set.seed)
+        yield from run_prompts(run, pair_set.prompts)
+        yield from run_pairs(run, pair_set.pairs, backbone, clip)
+        run.close("done")
+        folders.append(run.path / "pairs")
     state = folder / "state" / "edit_model"
-    pairs = read_pairs(run.path / "pairs")
+    pairs = itertools.chain.from_iterable(read_pairs(path) for path in folders)
     yield from train_edit_model(pairs, backbone, state, recipe.train, text_to_image=folder / "text_to_image")
     model = replace(load_edit_model(state), guidance=GUIDANCE)
     save_edit_model(model, folder / "edit_model", text_to_image=folder / "text_to_image")
-    run.close("done")

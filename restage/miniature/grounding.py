@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from restage.diffusion.alignment import token_mask
@@ -68,7 +68,10 @@ def watched(unet: Any, size: int) -> Iterator[AttentionShares]:
 
 
 def word_targets(
-    tokenizer: Any, captions: Sequence[str], descriptions: Sequence[Description], object_ids: Int[Tensor, "b size size"]
+    tokenizer: Any,
+    captions: Sequence[str],
+    descriptions: Sequence[Description],
+    object_ids: Integer[Tensor, "b size size"],
 ) -> tuple[Int[Tensor, " words"], Float[Tensor, "words tokens"], Float[Tensor, "words pixels"]]:
     """Find the words of each object (its colour and its kind) and of the ground, and where they should look.
 

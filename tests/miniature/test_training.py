@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from restage.diffusion.backbone import load_backbone
+from restage.diffusion.clip import load_clip
+from restage.diffusion.editor import load_edit_model
+from restage.diffusion.training import read_metrics
+from restage.miniature import autoencoder, clip, pictures, text_to_image
+from restage.miniature.grounding import AttentionShares, grounding_loss, watched, word_targets
+from restage.miniature.pictures import Pictures, make_pictures
+from restage.miniature.text_to_image import build_unet
+from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
+from restage.recipes import models_in
+from restage.world.grammar import Description, SceneObject, caption_of, sample_description
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "SHARD_SIZE", 6)
+        list(make_pictures(folder / "pictures", 12))
+    return folder
+
+
+@pytest.fixture
+def small_set(training_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pictures:
+    monkeypatch.setattr(pictures, "SHARD_SIZE", 6)
+    return Pictures(training_folder / "pictures")
+
+
+def test_captions_of_three_objects_fit_the_tokenizer(tokenizer) -> None:
+    captions = [caption_of(sample_description(seed, num_objects=3), seed) for seed in range(300)]
+    assert max(len(ids) for ids in tokenizer(captions)["input_ids"]) <= MAX_TOKENS
+
+
+def test_some_words_of_the_world_are_several_tokens(tokenizer) -> None:
+    lengths = {len(tokenizer(word)["input_ids"]) - 2 for word in ("photo", "red", "snowman", "evening", "cylinder")}
+    assert 1 in lengths and max(lengths) > 1
+
+
+def test_folder_keeps_its_tokenizer_when_the_world_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = shared_tokenizer(tmp_path).get_vocab()
+    monkeypatch.setattr("restage.miniature.tokenizer._world_texts", lambda seed: ["another world altogether"] * 4)
+    assert build_tokenizer().get_vocab() != before
+    assert shared_tokenizer(tmp_path).get_vocab() == before
+
+
+def test_pictures_made_in_two_sessions_are_those_of_one(
+    training_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "SHARD_SIZE", 6)
+    next(make_pictures(tmp_path, 12))
+    list(make_pictures(tmp_path, 12))
+    for path in sorted((training_folder / "pictures").iterdir()):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_attention_on_the_object_costs_nothing_and_beside_it_one() -> None:
+    shares, pixels = AttentionShares(), torch.zeros(1, 16)
+    pixels[0, :4] = 1
+    tokens = torch.tensor([[0.0, 1.0]])
+    for inside in (True, False):
+        attention = torch.zeros(1, 16, 2)
+        attention[0, slice(0, 4) if inside else slice(4, 16), 1] = 0.5
+        shares.maps = [attention]
+        loss = grounding_loss(shares, torch.tensor([0]), tokens, pixels, torch.ones(1))
+        assert float(loss) == pytest.approx(0.0 if inside else 1.0)
+
+
+def test_words_look_at_their_own_object(tokenizer) -> None:
+    objects = (SceneObject(kind="cube", color="red"), SceneObject(kind="ball", color="blue", x=1.0))
+    description = Description(objects=objects, ground="sand", time="noon")
+    ids = torch.ones(1, 4, 4, dtype=torch.uint8)
+    ids[0, 0], ids[0, 1] = 2, 3
+    caption = "a red cube and a blue ball on sand at noon"
+    rows, tokens, regions = word_targets(tokenizer, [caption, ""], [description] * 2, torch.cat([ids, ids]))
+    assert rows.tolist() == [0] * 5
+    assert regions[:, :4].sum(1).tolist() == [4, 4, 0, 0, 0]
+    assert regions[2].reshape(4, 4)[1].sum() == 4 and regions[4].reshape(4, 4)[2:].sum() == 8
+    assert torch.allclose(tokens.sum(1), torch.ones(5))
+
+
+def test_watching_a_unet_does_not_change_what_it_predicts_and_ends() -> None:
+    torch.manual_seed(0)
+    unet = build_unet(4).eval()
+    before = unet.attn_processors
+    inputs, text = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 192)
+    with torch.no_grad():
+        plain = unet(inputs, 10, encoder_hidden_states=text).sample
+        with watched(unet, 16) as shares:
+            seen = unet(inputs, 10, encoder_hidden_states=text).sample
+    torch.testing.assert_close(plain, seen)
+    assert all(torch.allclose(maps.sum(-1), torch.ones(1, 256)) for maps in shares.maps)
+    assert unet.attn_processors == before
+
+
+def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(small_set: Pictures, tmp_path: Path) -> None:
+    def run(folder: Path, *, stop: bool) -> None:
+        for train, recipe in (
+            (autoencoder.train_autoencoder, autoencoder.RECIPE),
+            (text_to_image.train_text_to_image, text_to_image.RECIPE),
+            (clip.train_clip, clip.RECIPE),
+        ):
+            config = replace(recipe, num_steps=3, batch_size=3, checkpoint_every_s=0.0)
+            if stop:
+                list(itertools.islice(train(folder, small_set, config), 2))
+            list(train(folder, small_set, config))
+
+    run(tmp_path / "whole", stop=False)
+    run(tmp_path / "stopped", stop=True)
+    for part in ("autoencoder", "text_to_image", "clip"):
+        whole, stopped = (read_metrics(tmp_path / name / "state" / part) for name in ("whole", "stopped"))
+        assert len(whole) == 3 and whole == stopped
+    assert load_backbone(tmp_path / "whole" / "text_to_image").encode_text(["a cube"]).shape == (1, MAX_TOKENS, 192)
+
+
+def test_shipped_models_load_and_keep_within_their_size() -> None:
+    models = models_in()
+    root = models.text_to_image.parent
+    assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) <= 48e6
+    assert load_edit_model(models.edit_model).has_mask_output
+    image = torch.from_numpy(np.full((1, 3, 128, 128), 0.5, np.float32))
+    assert load_clip(models.clip).encode_images(image).norm() == pytest.approx(1.0, abs=1e-5)
