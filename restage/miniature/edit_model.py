@@ -59,7 +59,7 @@ RECIPE = EditModelRecipe(
         PairSet(prompts=PromptsConfig(num_prompts=720), pairs=PAIRS, seed=1),
     ),
     train=TrainConfig(
-        training=TrainingConfig(num_steps=1150, batch_size=32, learning_rate=3e-4, num_warmup_steps=60, ema_decay=0.99),
+        training=TrainingConfig(num_steps=1000, batch_size=32, learning_rate=3e-4, num_warmup_steps=60, ema_decay=0.99),
         weights=LossWeights(mask=0.1, changed=1.0),
     ),
 )
