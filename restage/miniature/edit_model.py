@@ -45,21 +45,16 @@ RULE = PairRule(min_image_similarity=0.25, min_direction_similarity=0.3, min_tex
 texts at least 0.75; directions at least 0.5, but for reshape and resize, which it hardly sees. Published CLIPs need
 other thresholds."""
 
-PAIRS = PairsConfig(generate=GenerateConfig(num_steps=14, guidance=2.5), rule=RULE, pairs_per_shard=32)
+PAIRS = PairsConfig(generate=GenerateConfig(num_steps=14), rule=RULE, pairs_per_shard=32)
 """How the miniature's pairs are made, here and in the demo."""
-
-_STRONG_PAIRS = replace(PAIRS, generate=GenerateConfig(num_steps=14, guidance=4.0))
 
 GUIDANCE = Guidance(text=1.5, image=1.5)
 """Best of nine settings by progress on single rendered views; more text guidance makes colours too strong."""
 
 RECIPE = EditModelRecipe(
-    sets=(
-        PairSet(prompts=PromptsConfig(num_prompts=720), pairs=_STRONG_PAIRS, seed=0),
-        PairSet(prompts=PromptsConfig(num_prompts=720), pairs=PAIRS, seed=1),
-    ),
+    sets=(PairSet(prompts=PromptsConfig(num_prompts=720), pairs=PAIRS, seed=0),),
     train=TrainConfig(
-        training=TrainingConfig(num_steps=1000, batch_size=32, learning_rate=3e-4, num_warmup_steps=60, ema_decay=0.99),
+        training=TrainingConfig(num_steps=700, batch_size=32, learning_rate=3e-4, num_warmup_steps=60, ema_decay=0.99),
         weights=LossWeights(mask=0.1, changed=1.0),
     ),
 )
