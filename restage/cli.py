@@ -112,7 +112,8 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of `restage`."""
     _prepare_environment()
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with Ctrl-C ignored
+        signal.signal(number, _stop)
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
