@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "Restage needs Python 3.11 or newer; found: $$("$(or $(PYTHON),python3)" --version 2>&1)." \
 			"Name one with: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.11" >&2; exit 1; fi
 	@echo "Installing into $(VENV) (some minutes the first time)"
-	@install() { $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'; }; \
+	@install() { $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,view]'; }; \
 	if $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		install && touch $@ && exit 0; \
 		echo "The environment in $(VENV) cannot be mended; making it anew" >&2; \
