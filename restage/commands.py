@@ -149,7 +149,7 @@ def _edit() -> Callable[..., None]:
 def _miniature() -> Callable[..., None]:
     def miniature(
         action: Positional[Literal["train"]],
-        part: Positional[Literal["pictures", "autoencoder", "text-to-image", "clip", "edit-model"]],
+        part: Positional[Literal["pictures", "autoencoder", "text-to-image", "clip", "edit-model", "probe"]],
         *,
         folder: Path = Path("training"),
         num_pictures: int = 12_500,

@@ -6,7 +6,6 @@ A recipe composes stages; what each stage does, and what it leaves in the run fo
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,30 +16,24 @@ from restage.compare.protocol import CompareConfig, run_compare
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.training import TrainingConfig
-from restage.edit import METHODS
-from restage.edit.editors import EDITORS, EditorSource
-from restage.edit.results import edit_scene
-from restage.edit.stage import EditConfig, EditUnit, run_edit
+from restage.edit.single import EditChoice, open_edit
+from restage.edit.stage import EditConfig, run_edit
 from restage.miniature.edit_model import PAIRS
 from restage.pairs.stage import PairsConfig, run_pairs
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import (
-    EditCase,
     EditRequest,
     InputError,
     Progress,
     RunFolder,
     canonical_json,
-    derive_seed,
     file_sha256,
     read_json,
-    write_json,
 )
 from restage.report.page import ReportConfig, run_report
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io.nerfstudio import read_capture, write_capture
-from restage.scenes.io.ply import read_splats
 from restage.scenes.stage import ScenesConfig, run_scenes
 from restage.train.edit_model import TrainConfig
 from restage.train.stage import run_train
@@ -258,24 +251,6 @@ def find_scene(folder: Path) -> Path:
     return found[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EditChoice:
-    """How a user's scene is edited."""
-
-    method: str = "restage"
-    """A name on the menu `METHODS`."""
-    editor: str = "edit_model"
-    """A name on the menu `EDITORS`."""
-    model: Path | None = None
-    """Folder of the edit model; None for the run's own, or else the one of the package."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for kind, name, menu in (("method", self.method, METHODS), ("editor", self.editor, EDITORS)):
-            if name not in menu:
-                raise InputError(f"unknown {kind} {name!r}; choose from {', '.join(menu)}")
-
-
 def edit_folder(scene: Path, request: EditRequest, choice: EditChoice) -> Iterator[Progress]:
     """Edit a fitted scene by one request, as `restage edit` does; the last note is the result's folder.
 
@@ -290,51 +265,11 @@ def edit_folder(scene: Path, request: EditRequest, choice: EditChoice) -> Iterat
         InputError: there is no fitted scene, or the method needs what this scene does not have.
     """
     scene_folder = find_scene(scene)
-    run_path = scene_folder.parent.parent
-    with working(open_run(run_path)) as run:
-        case = EditCase(scene=scene_folder.name, kind="free", request=request, has_truth=False)
-        name = _case_name(scene_folder, case)
-        unit = EditUnit(
-            scene=scene_folder.name, edit=name, method=choice.method, editor=choice.editor, seed=choice.seed
-        )
-        folder = unit.folder(run.path)
-        if not (folder / "record.json").exists():
-            capture = read_capture(scene_folder / "capture")
-            truth = scene_folder / "truth" / name
-            source = EditorSource(file_names=capture.file_names, truth=truth, model=_model_folder(run, choice))
-            steps = edit_scene(
-                read_splats(scene_folder / "splats.ply"),
-                capture,
-                request=request,
-                method=METHODS[choice.method](),
-                editor=EDITORS[choice.editor](source),
-                seed=derive_seed(run.seed, case.id, choice.seed),
-                folder=folder,
-                facts={**asdict(unit), "kind": case.kind, "inputs": {"edit_id": case.id}},
-            )
-            for step in steps:
-                yield Progress(stage="edit", done=step.step, total=step.num_steps, note=step.note)
-        yield Progress(stage="edit", done=1, total=1, note=str(folder))
-
-
-def _case_name(scene_folder: Path, case: EditCase) -> str:
-    """Name of an edit case in its scene, written there if it is new; another case of that name gets a longer one."""
-    text = re.sub(r"[^a-z0-9]+", "-", case.request.instruction.lower()).strip("-")[:60].rstrip("-")
-    name = text or case.id
-    path = scene_folder / "truth" / name / "edit.json"
-    if path.exists() and EditCase.from_plain(read_json(path)).id != case.id:
-        name = f"{name}-{case.id[-8:]}"
-        path = scene_folder / "truth" / name / "edit.json"
-    if not path.exists():
-        write_json(path, case)
-    return name
-
-
-def _model_folder(run: RunFolder, choice: EditChoice) -> Path:
-    trained = run.path / "train"
-    if choice.model is None and (trained / "stage.json").exists():
-        return trained
-    return choice.model or models_in().edit_model
+    with working(open_run(scene_folder.parent.parent)) as run:
+        opened = open_edit(run, scene_folder, request=request, choice=choice)
+        for step in opened.steps:
+            yield Progress(stage="edit", done=step.step, total=step.num_steps, note=step.note)
+        yield Progress(stage="edit", done=1, total=1, note=str(opened.folder))
 
 
 def train_miniature(
@@ -343,7 +278,7 @@ def train_miniature(
     """Train one part of the miniature; see `restage.miniature`.
 
     Args:
-        part: `pictures`, `autoencoder`, `text-to-image`, `clip` or `edit-model`.
+        part: `pictures`, `autoencoder`, `text-to-image`, `clip`, `edit-model` or `probe`.
         folder: Holds `pictures/`, the training set, and `miniature/`, the models with their training state.
         num_pictures: Size of the training set.
         num_steps: Of training; None for the recipe's.
@@ -351,12 +286,13 @@ def train_miniature(
     Raises:
         InputError: there is no such part, or what it needs has not been made yet.
     """
-    from restage.miniature import autoencoder, clip, edit_model, pictures, text_to_image
+    from restage.miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
 
     recipes = {
         "autoencoder": (autoencoder.train_autoencoder, autoencoder.RECIPE),
         "text-to-image": (text_to_image.train_text_to_image, text_to_image.RECIPE),
         "clip": (clip.train_clip, clip.RECIPE),
+        "probe": (probe.train_probe, probe.RECIPE),
     }
     if part == "pictures":
         yield from pictures.make_pictures(folder / "pictures", num_pictures)

@@ -1,0 +1,239 @@
+"""The probe: a small convolutional net that reads what a picture of the miniature world shows.
+
+An instrument for the benchmark and no part of any method: it is trained on rendered truth only, so what it says of a
+generated picture owes nothing to the models that are measured. Called by `restage miniature train probe` and
+`benchmarks/miniature`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from restage.diffusion.backbone import load_backbone
+from restage.diffusion.training import TrainingConfig, train
+from restage.miniature.pictures import Pictures
+from restage.miniature.probe_pictures import (
+    FIRST_KIND_CLASS,
+    IGNORED,
+    MAX_COUNT,
+    NUM_CLASSES,
+    Labels,
+    ProbePictures,
+    concatenate_labels,
+    label_of,
+    make_probe_pictures,
+    to_unit,
+)
+from restage.records import InputError, Progress, write_atomically
+from restage.world.grammar import COLORS, GROUNDS, KINDS, TIMES
+
+__all__ = [
+    "NUM_PROBE_PICTURES",
+    "RECIPE",
+    "Probe",
+    "ProbeOutput",
+    "Readings",
+    "load_probe",
+    "probe_losses",
+    "read_pictures",
+    "save_probe",
+    "train_probe",
+]
+
+RECIPE = TrainingConfig(num_steps=900, batch_size=48, learning_rate=2e-3, num_warmup_steps=50, ema_decay=0.99)
+NUM_PROBE_PICTURES = 1500
+"""Free scenes that are rendered for it, each once as it is and once as the autoencoder gives it back."""
+FILE_NAME = "probe.safetensors"
+
+
+class ProbeOutput(NamedTuple):
+    """Logits."""
+
+    classes: Float[Tensor, "b classes 16 16"]
+    """Of each cell: sky, ground, the kinds."""
+    colors: Float[Tensor, "b kinds colors"]
+    """Of each kind's object: the mean of its cells' colour logits, weighted by how much they are of that kind."""
+    present: Float[Tensor, "b kinds"]
+    count: Float[Tensor, "b counts"]
+    ground: Float[Tensor, "b grounds"]
+    time: Float[Tensor, "b times"]
+
+
+class _Block(nn.Module):
+    """Residual block of two 3x3 convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(functional.silu(self.norm1(x)))
+        return x + self.conv2(functional.silu(self.norm2(hidden)))
+
+
+class Probe(nn.Module):
+    """Cells of 8x8 pixels say what they show and in which colour; heads over all cells say the rest."""
+
+    def __init__(self, widths: tuple[int, int] = (48, 96)) -> None:
+        """Build it untrained; `widths` are the channels at 32x32 and at 16x16."""
+        super().__init__()
+        fine, coarse = widths
+        self.fine = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, fine, 3, padding=1), _Block(fine), _Block(fine))
+        self.coarse = nn.Sequential(
+            nn.PixelUnshuffle(2), nn.Conv2d(4 * fine, coarse, 1), _Block(coarse), _Block(coarse)
+        )
+        self.context = nn.Sequential(nn.AvgPool2d(2), _Block(coarse), nn.Upsample(scale_factor=2))
+        self.last = nn.Sequential(_Block(coarse), nn.GroupNorm(8, coarse), nn.SiLU())
+        self.cells = nn.Conv2d(coarse, NUM_CLASSES + len(COLORS), 1)
+        self.sizes = (len(KINDS), MAX_COUNT + 1, len(GROUNDS), len(TIMES))
+        self.heads = nn.Sequential(
+            nn.Linear(2 * coarse + 2 * NUM_CLASSES, 96), nn.SiLU(), nn.Linear(96, sum(self.sizes))
+        )
+
+    def forward(self, images: Float[Tensor, "b 3 128 128"]) -> ProbeOutput:
+        """Read pictures in [0, 1]."""
+        coarse = self.coarse(self.fine((images * 2 - 1).contiguous(memory_format=torch.channels_last)))
+        features = self.last(coarse + self.context(coarse))
+        classes, colors = self.cells(features).float().split((NUM_CLASSES, len(COLORS)), dim=1)
+        shares = classes.softmax(1)
+        weights = shares[:, FIRST_KIND_CLASS:]
+        weights = weights / weights.sum((2, 3), keepdim=True).clamp(min=1e-6)
+        summary = [features.mean((2, 3)), features.amax((2, 3)), shares.mean((2, 3)), shares.amax((2, 3))]
+        heads = self.heads(torch.cat([part.float() for part in summary], dim=1)).float().split(self.sizes, dim=1)
+        return ProbeOutput(classes, torch.einsum("bkij,bcij->bkc", weights, colors), *heads)
+
+
+def _to_tensors(labels: Labels) -> dict[str, Int64[Tensor, ...]]:
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in labels._asdict().items()}
+
+
+def probe_losses(output: ProbeOutput, labels: Labels) -> dict[str, Float[Tensor, ""]]:
+    """Cross entropies of all that is read; what is `IGNORED` counts for nothing."""
+    truth = _to_tensors(labels)
+    present = functional.binary_cross_entropy_with_logits(
+        output.present, truth["present"].clamp(min=0).float(), weight=(truth["present"] != IGNORED).float()
+    )
+    return {
+        "classes": functional.cross_entropy(output.classes, truth["classes"]),
+        "colors": functional.cross_entropy(output.colors.flatten(0, 1), truth["colors"].flatten()),
+        "present": 2 * present,
+        "count": 0.5 * functional.cross_entropy(output.count, truth["count"]),
+        "ground": 0.3 * functional.cross_entropy(output.ground, truth["ground"]),
+        "time": 0.3 * functional.cross_entropy(output.time, truth["time"]),
+    }
+
+
+def _blurred(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    kernel = torch.tensor([1.0, 2.0, 1.0]) / 4
+    kernel = (kernel[:, None] * kernel)[None, None].expand(3, 1, 3, 3)
+    return functional.conv2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+
+
+def augment(
+    images: Float[Tensor, "b 3 h w"], labels: Labels, generator: torch.Generator
+) -> tuple[Float[Tensor, "b 3 h w"], Labels]:
+    """Blur some pictures, add a little noise and brightness to all, mirror half of them with their cells."""
+
+    def chosen(share: float) -> Tensor:
+        return torch.rand(len(images), generator=generator)[:, None, None, None] < share
+
+    images = torch.where(chosen(0.3), _blurred(images), images)
+    level = torch.rand(len(images), generator=generator)[:, None, None, None]
+    images = images + 0.03 * level * torch.randn(images.shape, generator=generator)
+    images = images * (1 + 0.06 * (torch.rand(len(images), generator=generator)[:, None, None, None] - 0.5))
+    mirrored = chosen(0.5)
+    images = torch.where(mirrored, images.flip(3), images).clamp(0, 1)
+    is_mirrored = mirrored[:, 0, 0].numpy()[:, :, None]
+    return images, labels._replace(classes=np.where(is_mirrored, labels.classes[:, :, ::-1], labels.classes))
+
+
+def _training_labels(pictures: Pictures, indices: list[int]) -> Labels:
+    return concatenate_labels([label_of(pictures.descriptions[i], pictures.object_ids[i]) for i in indices])
+
+
+def train_probe(folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE) -> Iterator[Progress]:
+    """Train it, and save `<folder>/probe/probe.safetensors` in half precision.
+
+    Half of each batch is from the training set of the models, a quarter are free scenes (any combination, any number
+    of objects), a quarter such scenes as the autoencoder in `<folder>/text_to_image` gives them back. Free scenes
+    are rendered first, to `<folder>/state/probe_pictures`.
+    Command: `restage miniature train probe`. Figures and cost: docs/log.md.
+    """
+    made = folder / "state" / "probe_pictures"
+    yield from make_probe_pictures(made, NUM_PROBE_PICTURES, load_backbone(folder / "text_to_image"))
+    free = ProbePictures(made, NUM_PROBE_PICTURES)
+    torch.manual_seed(config.seed)  # initial weights only
+    probe = Probe()
+    probe.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        num_free = config.batch_size // 2
+        indices = torch.randint(len(pictures), (config.batch_size - num_free,), generator=generator).tolist()
+        others = torch.randint(len(free), (num_free,), generator=generator).tolist()
+        drawn = to_unit(free.images(others, is_soft=[i % 2 == 0 for i in range(num_free)]))
+        labels = concatenate_labels([_training_labels(pictures, indices), free.labels.take(others)])
+        images, labels = augment(torch.cat([pictures.images(indices), drawn]), labels, generator)
+        return probe_losses(probe(images), labels)
+
+    for step in train(probe, loss_of, folder=folder / "state" / "probe", config=config):
+        note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
+        yield Progress(stage="probe", done=step.step, total=step.num_steps, note=note)
+    save_probe(probe, folder / "probe" / FILE_NAME)
+
+
+def save_probe(probe: Probe, path: Path) -> None:
+    """Save the weights in half precision."""
+    with write_atomically(path) as temporary:
+        save_file({name: value.half().contiguous() for name, value in probe.state_dict().items()}, temporary)
+
+
+def load_probe(path: Path) -> Probe:
+    """Load a probe, ready to read.
+
+    Raises:
+        InputError: there is none, or the file holds other weights.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; expected a probe; run: restage miniature train probe")
+    probe = Probe()
+    try:
+        probe.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} holds no probe of this shape: {str(error).splitlines()[0]}") from None
+    return probe.eval().requires_grad_(False)
+
+
+class Readings(NamedTuple):
+    """What the probe reads in a batch of pictures; the same fields as `Labels`, without anything ignored."""
+
+    present: Int64[Tensor, "n kinds"]
+    """1 where the kind is there."""
+    colors: Int64[Tensor, "n kinds"]
+    """The colour of the kind's object; meaningless where the kind is not there."""
+    count: Int64[Tensor, " n"]
+    ground: Int64[Tensor, " n"]
+    time: Int64[Tensor, " n"]
+    classes: Int64[Tensor, "n 16 16"]
+
+
+def read_pictures(probe: Probe, images: Float[Tensor, "n 3 128 128"], *, batch_size: int = 64) -> Readings:
+    """Read pictures in [0, 1]."""
+    parts = []
+    for part in images.split(batch_size):
+        with torch.no_grad():
+            output = probe(part)
+        heads = [output.colors.argmax(2), *(head.argmax(1) for head in output[3:])]
+        parts.append(((output.present > 0).long(), *heads, output.classes.argmax(1)))
+    return Readings(*(torch.cat(column) for column in zip(*parts, strict=True)))
