@@ -1,0 +1,182 @@
+"""One edit of one fitted scene by a request that somebody typed; `restage edit` and the viewer share it.
+
+The request becomes an edit case of the scene, so that `compare` and `report` see the result like any other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import restage
+from restage.edit import METHODS
+from restage.edit.editors import EDITORS, EditorSource
+from restage.edit.job import EditStep, Method
+from restage.edit.results import edit_scene
+from restage.edit.stage import EditUnit
+from restage.records import (
+    EditCase,
+    EditRequest,
+    InputError,
+    RunFolder,
+    content_id,
+    derive_seed,
+    read_json,
+    write_json,
+)
+from restage.scenes.capture import Capture
+from restage.scenes.fit import render_views
+from restage.scenes.io.nerfstudio import read_capture
+from restage.scenes.io.ply import read_splats
+from restage.scenes.splats import Splats
+
+__all__ = ["EditChoice", "OpenedEdit", "StartingPoint", "find_case", "open_edit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditChoice:
+    """How a user's scene is edited."""
+
+    method: str = "restage"
+    """A name on the menu `METHODS`."""
+    editor: str = "edit_model"
+    """A name on the menu `EDITORS`."""
+    model: Path | None = None
+    """Folder of the edit model; None for the run's own, or else the one of the package."""
+    seed: int = 0
+    settings: Method | None = None
+    """Of the method; None for its defaults."""
+
+    def __post_init__(self) -> None:
+        for kind, name, menu in (("method", self.method, METHODS), ("editor", self.editor, EDITORS)):
+            if name not in menu:
+                raise InputError(f"unknown {kind} {name!r}; choose from {', '.join(menu)}")
+        if self.settings is not None and not isinstance(self.settings, METHODS[self.method]):
+            raise InputError(f"expected settings of {self.method}, got {type(self.settings).__name__}")
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """An edited scene that is to be edited further."""
+
+    splats: Splats
+    record_id: str
+    """Of the record of the edit that it came from."""
+
+
+class OpenedEdit(NamedTuple):
+    """An edit that can begin, or was made before."""
+
+    folder: Path
+    """Where the result lies once the steps are through."""
+    steps: Iterator[EditStep]
+    """Without any if the result is there already."""
+
+
+def open_edit(
+    run: RunFolder,
+    scene_folder: Path,
+    *,
+    request: EditRequest,
+    choice: EditChoice,
+    start: StartingPoint | None = None,
+) -> OpenedEdit:
+    """Find out where a result belongs, and prepare the steps that lead to it; an earlier failure is tried again.
+
+    Args:
+        run: The run that the scene is part of.
+        scene_folder: `<run>/scenes/<scene>`, fitted.
+        request: What to do; an instruction that the scene has a case for means that case, with its truth.
+        choice: How.
+        start: None for the fitted scene. Else its renders stand for the photographs, and the result's name says so.
+
+    Raises:
+        InputError: there is no fitted scene, or the method needs what this scene does not have.
+    """
+    method = choice.settings or METHODS[choice.method]()
+    known = find_case(scene_folder, request) if start is None else None
+    name, case = _name_case(scene_folder, request, known=known, suffix=_suffix(choice, method, start))
+    unit = EditUnit(scene=scene_folder.name, edit=name, method=choice.method, editor=choice.editor, seed=choice.seed)
+    folder = unit.folder(run.path)
+    if (folder / "record.json").exists() and read_json(folder / "record.json").get("status") != "failed":
+        return OpenedEdit(folder, iter(()))
+    capture = read_capture(scene_folder / "capture")
+    splats = read_splats(scene_folder / "splats.ply") if start is None else start.splats
+    source = EditorSource(
+        file_names=capture.file_names,
+        truth=scene_folder / "truth" / known if known else None,
+        model=_model_folder(run, choice),
+    )
+    inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
+    steps = edit_scene(
+        splats,
+        capture if start is None else _with_renders(capture, splats),
+        request=case.request,
+        method=method,
+        editor=EDITORS[choice.editor](source),
+        seed=derive_seed(run.seed, case.id, choice.seed),
+        folder=folder,
+        facts={**asdict(unit), "kind": case.kind, "inputs": inputs},
+    )
+    return OpenedEdit(folder, steps)
+
+
+def find_case(scene_folder: Path, request: EditRequest) -> str | None:
+    """Name of the scene's case with truth that a request means: the same instruction, captions the same or not given.
+
+    Raises:
+        InputError: a case in the scene's truth folder is not readable.
+    """
+    for path in sorted((scene_folder / "truth").glob("*/edit.json")):
+        case = EditCase.from_plain(read_json(path))
+        asked = replace(
+            request,
+            source_caption=request.source_caption or case.request.source_caption,
+            target_caption=request.target_caption or case.request.target_caption,
+        )
+        if case.has_truth and asked == case.request:
+            return path.parent.name
+    return None
+
+
+def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str:
+    """What tells a result from the plain one of this instruction; empty for default settings on the fitted scene."""
+    marks = []
+    if method != METHODS[choice.method]():
+        marks.append(content_id("settings", method)[-8:])
+    if start is not None:
+        marks.append(f"on-{start.record_id[-8:]}")
+    return "".join(f"-{mark}" for mark in marks)
+
+
+def _name_case(scene_folder: Path, request: EditRequest, *, known: str | None, suffix: str) -> tuple[str, EditCase]:
+    """Name of an edit case in its scene, written there if it is new; another case of that name gets a longer one."""
+    if known is not None:
+        case = EditCase.from_plain(read_json(scene_folder / "truth" / known / "edit.json"))
+        if not suffix:
+            return known, case
+        request = case.request
+    case = EditCase(scene=scene_folder.name, kind="free", request=request, has_truth=False)
+    text = re.sub(r"[^a-z0-9]+", "-", request.instruction.lower()).strip("-")[:60].rstrip("-")
+    name = (text or case.id) + suffix
+    path = scene_folder / "truth" / name / "edit.json"
+    if path.exists() and EditCase.from_plain(read_json(path)).id != case.id:
+        name = f"{name}-{case.id[-8:]}"
+        path = scene_folder / "truth" / name / "edit.json"
+    if not path.exists():
+        write_json(path, case)
+    return name, case
+
+
+def _with_renders(capture: Capture, splats: Splats) -> Capture:
+    return replace(capture, images=render_views(splats, capture.cameras))
+
+
+def _model_folder(run: RunFolder, choice: EditChoice) -> Path:
+    trained = run.path / "train"
+    if choice.model is None and (trained / "stage.json").exists():
+        return trained
+    return choice.model or Path(restage.__file__).parent / "assets" / "edit_model"
