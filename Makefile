@@ -1,6 +1,6 @@
 # Everything runs inside .venv, which each target makes or mends by itself.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check clean nerfstudio test-nerfstudio
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,9 +10,11 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 python; do \
 	$$candidate -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $$candidate && break; done)
 DEMO_FOLDER ?= runs/demo
+NERF_VENV := .venv-nerfstudio
+NERF_STAMP := $(NERF_VENV)/restage-installed
 
 help:  ## What can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
 
 demo: $(STAMP)  ## From prompts to the report page of an edited 3D scene, about 10 minutes on two cores
 	@$(BIN)/restage demo --out $(DEMO_FOLDER)
@@ -25,8 +27,14 @@ check: $(STAMP)  ## Lint, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
+nerfstudio: $(NERF_STAMP)  ## nerfstudio with Restage's methods, in an environment of its own (about 3.5 GB)
+	@echo "Ready: $(NERF_VENV)/bin/ns-train restage -h (docs/nerfstudio.md)"
+
+test-nerfstudio: $(NERF_STAMP)  ## Train and edit a small nerfacto on the CPU, some minutes
+	@$(NERF_VENV)/bin/python -m pytest -q tests/nerfstudio
+
 clean:  ## Remove the environment and caches; runs stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NERF_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find restage tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that was stopped half-way has no stamp: it is completed, and made anew where that fails.
@@ -41,3 +49,15 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "The environment in $(VENV) cannot be mended; making it anew" >&2; \
 	fi; \
 	rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV) && install && touch $@
+
+# Apart from the main environment, since nerfstudio needs numpy < 2.
+$(NERF_STAMP): pyproject.toml constraints-nerfstudio.txt
+	@echo "Installing nerfstudio into $(NERF_VENV) (about 3.5 GB, some minutes)"
+	@install() { $(NERF_VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints-nerfstudio.txt \
+		torch torchvision nerfstudio beartype hypothesis pytest -e . && \
+		$(NERF_VENV)/bin/python -c 'from restage.nerfstudio import torchvision_ops as ops; ops.leave_startup_file()'; }; \
+	if $(NERF_VENV)/bin/python -m pip --version >/dev/null 2>&1; then \
+		install && touch $@ && exit 0; \
+		echo "The environment in $(NERF_VENV) cannot be mended; making it anew" >&2; \
+	fi; \
+	rm -rf $(NERF_VENV) && "$(PYTHON)" -m venv $(NERF_VENV) && install && touch $@

@@ -12,8 +12,10 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if "assets" not in path.parts
 )
-# Needs a package that only an environment of its own has.
-NEEDS_EXTRA = {"restage.nerfstudio_methods"}
+# Need a package that only an environment of its own has.
+NEEDS_EXTRA = {"restage.nerfstudio_methods"} | {
+    f"restage.nerfstudio.{name}" for name in ("export", "pipelines", "scene", "splatfacto", "trainer", "views")
+}
 
 
 def _path(module: str) -> Path:
