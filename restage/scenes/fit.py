@@ -5,20 +5,26 @@ Both are generators that yield a `FitStep` after every step; the caller shows, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tyro.conf import arg
 
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras, project_points
 from restage.scenes.capture import Capture
+from restage.scenes.densify import MonteCarlo
+from restage.scenes.exposure import Exposures
 from restage.scenes.initial import Surroundings, initial_splats, surroundings_of
+from restage.scenes.losses import PhotometricLoss
 from restage.scenes.optimizer import LearningRates, SplatOptimizer, Targets
 from restage.scenes.rasterize import rasterize_numba
+from restage.scenes.schedule import Schedule
 from restage.scenes.splats import Splats
 
 __all__ = [
@@ -34,9 +40,6 @@ __all__ = [
     "view_at",
 ]
 
-LAST_DECAY = 0.01
-"""Share of the means' learning rate at the last step."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
@@ -45,28 +48,54 @@ class FitConfig:
     steps: int = 1500
     """One view a step."""
     num_splats: int = 6000
-    """Upper bound; unseen and floating splats are dropped on the way."""
+    """Upper bound; unseen and floating splats are dropped on the way, or moved if the strategy is mcmc."""
     sh_degree: int = 0
     """Of the spherical harmonics, 0 to 2; 0 gives colours that do not depend on the direction."""
+    loss: PhotometricLoss = field(default_factory=PhotometricLoss)
+    """What a render is compared by."""
     rates: LearningRates = field(default_factory=LearningRates)
-    l2_share: float = 0.2
-    """Share of squared error (times 10) in the loss; the rest is absolute error."""
+    """Learning rates at the start."""
+    means_decay: float = 0.01
+    """Share of the means' learning rate that is left at the end, in (0, 1]; as in 3D Gaussian splatting."""
+    other_decay: float = 1.0
+    """Share of all other learning rates that is left at the end, in (0, 1]."""
+    coarse_share: float = 0.0
+    """Share of the fit, its beginning, that is done at half the size, where a step costs a third; in [0, 1]."""
+    strategy: Literal["fixed", "mcmc"] = "fixed"
+    """What is done about splats that are missing or of no use: nothing, or `densify.MonteCarlo`."""
+    mcmc: MonteCarlo = field(default_factory=MonteCarlo)
+    """Settings of the strategy mcmc."""
+    initial_share: float = 0.5
+    """Share of `num_splats` that the strategy mcmc starts with."""
     shell_share: float = 0.15
     """Share of splats put on a far shell, for sky and background."""
     near_share: float = 0.25
     """Splats in front of a training camera and nearer to it than this share of the scene's size are dropped."""
     cull_every: int = 100
     """Steps between looks for splats to drop."""
+    fits_exposure: bool = False
+    """Whether each training view gets a colour transform of its own, for captures whose brightness changes."""
+    stop_gain: float = 0.0
+    """Stop early when three passes through the training views are not better than the three before by this share of
+    the training loss; 0 for never."""
+    time_budget_s: Annotated[float | None, arg(name="time-budget")] = None
+    """Seconds that fitting may take; learning rates have fallen by then. Such a fit does not repeat bit for bit."""
     seed: int = 0
+    """Of the initial splats, the order of views, and the strategy's draws."""
 
     def __post_init__(self) -> None:
         if not (1 <= self.steps <= 1_000_000 and 1 <= self.num_splats <= 5_000_000 and self.cull_every >= 1):
             raise InputError(f"expected positive steps, splats and cull_every, got {self}")
         if self.sh_degree not in (0, 1, 2):
             raise InputError(f"expected sh_degree 0, 1 or 2, got {self.sh_degree}")
-        for name in ("l2_share", "shell_share", "near_share"):
+        for name in ("coarse_share", "shell_share", "near_share", "stop_gain"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"expected {name} in [0, 1], got {getattr(self, name)}")
+        for name in ("means_decay", "other_decay", "initial_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(f"expected {name} above 0 and at most 1, got {getattr(self, name)}")
+        if self.time_budget_s is not None and not 0 < self.time_budget_s < math.inf:
+            raise InputError(f"expected a time budget above 0 s, got {self.time_budget_s}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +104,7 @@ class RefineConfig:
 
     steps: int = 500
     rates: LearningRates = field(default_factory=lambda: LearningRates(means=5e-4, log_scales=5e-3))
-    l2_share: float = 0.2
+    loss: PhotometricLoss = field(default_factory=PhotometricLoss)
     seed: int = 0
 
 
@@ -102,39 +131,78 @@ class SplatFit:
     def __init__(self, capture: Capture, config: FitConfig, *, initial: Splats | None = None) -> None:
         """Prepare a fit to the training views of a capture, from sparse points unless `initial` is given."""
         if initial is None:
+            share = config.initial_share if config.strategy == "mcmc" else 1.0
             initial = initial_splats(
                 capture,
-                config.num_splats,
+                max(1, round(share * config.num_splats)),
                 sh_degree=config.sh_degree,
                 shell_share=config.shell_share,
                 seed=config.seed,
             )
         train = capture.select(capture.train_indices)
         self.config = config
-        self.targets = Targets(train.cameras, train.images)
+        self.targets = Targets(train.cameras, train.images, train.masks)
+        self.coarse_targets = self.targets.halved() if config.coarse_share else None
         self.surroundings = surroundings_of(train.cameras)
-        self.optimizer = SplatOptimizer(
-            initial, config.rates, scene_size=self.surroundings.size, l2_share=config.l2_share
+        self.optimizer = SplatOptimizer(initial, config.rates, scene_size=self.surroundings.size, loss=config.loss)
+        if config.fits_exposure:
+            self.optimizer.exposures = Exposures(len(train.cameras))
+        self.schedule = Schedule(
+            config.steps, len(train.cameras), budget_s=config.time_budget_s, min_gain=config.stop_gain
         )
         self._drop_floaters()
 
     def step(self) -> FitStep:
         """Do one step."""
-        done = self.optimizer.num_updates
-        decay = LAST_DECAY ** (done / self.config.steps)
-        view = view_at(self.config.seed, done, len(self.targets))
-        loss = self.optimizer.step(self.targets, view, decay=decay)
-        if (done + 1) % self.config.cull_every == 0:
+        config, share, done = self.config, self.schedule.share, self.schedule.step
+        decay = config.means_decay**share
+        is_coarse = self.coarse_targets is not None and share < config.coarse_share
+        loss = self.optimizer.step(
+            self.coarse_targets if is_coarse and self.coarse_targets is not None else self.targets,
+            view_at(config.seed, done, len(self.targets)),
+            decay=decay,
+            other_decay=config.other_decay**share,
+            penalty=self._penalty if config.strategy == "mcmc" else None,
+        )
+        self.schedule.advance(loss)
+        if config.strategy == "mcmc":
+            self._densify(done + 1, decay)
+        elif (done + 1) % config.cull_every == 0:
             self._drop_floaters()
-        return FitStep(done + 1, self.config.steps, loss, self.optimizer.splats)
+        return FitStep(done + 1, config.steps, loss, self.optimizer.splats)
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are done."""
-        return self.optimizer.num_updates >= self.config.steps
+        """Whether all steps are done, time is up, or the loss has levelled off."""
+        return self.schedule.is_over
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes, for `torch.save`."""
+        return {"optimizer": self.optimizer.state(), "schedule": self.schedule.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.optimizer.load_state(state["optimizer"])
+        self.schedule.load_state(state["schedule"])
+
+    def _penalty(self, splats: Splats) -> Tensor:
+        return self.config.mcmc.penalty(splats, self.surroundings.size)
+
+    def _densify(self, step: int, decay: float) -> None:
+        mcmc, config = self.config.mcmc, self.config
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, "mcmc", step))
+        if mcmc.is_due(step, self.schedule.share):
+            mcmc.relocate(self.optimizer, self._is_floating(), max_splats=config.num_splats, generator=generator)
+        elif step % config.cull_every == 0:
+            self._drop_floaters()
+        rate = config.rates.means * self.surroundings.size * decay
+        mcmc.shake(self.optimizer.splats, rate, generator=generator)
+
+    def _is_floating(self) -> Tensor:
+        return is_floating(self.optimizer.splats, self.targets.cameras, self.surroundings, self.config.near_share)
 
     def _drop_floaters(self) -> None:
-        floats = is_floating(self.optimizer.splats, self.targets.cameras, self.surroundings, self.config.near_share)
+        floats = self._is_floating()
         if floats.any() and not floats.all():
             self.optimizer.keep(~floats)
 
@@ -187,7 +255,7 @@ def refine_splats(
     """
     if optimizer is None:
         size = surroundings_of(targets.cameras).size
-        optimizer = SplatOptimizer(splats, config.rates, scene_size=size, l2_share=config.l2_share, trainable=trainable)
+        optimizer = SplatOptimizer(splats, config.rates, scene_size=size, loss=config.loss, trainable=trainable)
     for step in range(config.steps):
         loss = optimizer.step(targets, view_at(config.seed, optimizer.num_updates, len(targets)))
         yield FitStep(step + 1, config.steps, loss, optimizer.splats)
@@ -200,6 +268,18 @@ def render_views(splats: Splats, cameras: Cameras) -> Float[Tensor, "n 3 h w"]:
     return torch.stack(images) if images else torch.zeros(0, 3, cameras.height, cameras.width)
 
 
-def psnr(images: Float[Tensor, "n 3 h w"], truth: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """Peak signal-to-noise ratio of each image in dB, for values in [0, 1]; infinite for equal images."""
-    return -10 * torch.log10((images.double() - truth.double()).square().mean(dim=(1, 2, 3))).float()
+def psnr(
+    images: Float[Tensor, "n 3 h w"], truth: Float[Tensor, "n 3 h w"], weights: Float[Tensor, "n h w"] | None = None
+) -> Float[Tensor, " n"]:
+    """Peak signal-to-noise ratio of each image in dB, for values in [0, 1]; infinite for equal images.
+
+    Args:
+        images: What is measured.
+        truth: What it should be.
+        weights: How much each pixel counts, >= 0; NaN comes out for an image without any weight.
+    """
+    squares = (images.double() - truth.double()).square().mean(dim=1)
+    if weights is None:
+        return -10 * torch.log10(squares.mean(dim=(1, 2))).float()
+    shares = weights.double() / weights.double().sum(dim=(1, 2), keepdim=True)
+    return -10 * torch.log10((squares * shares).sum(dim=(1, 2))).float()

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,26 +17,60 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from restage.records import InputError, Progress, content_id, read_json, to_plain, write_atomically, write_json
+from restage.records import (
+    InputError,
+    Progress,
+    canonical_json,
+    content_id,
+    read_json,
+    to_plain,
+    write_atomically,
+    write_json,
+)
 from restage.scenes.capture import Capture
-from restage.scenes.fit import FitConfig, SplatFit, psnr, render_views
+from restage.scenes.fit import FitConfig, FitStep, SplatFit, psnr, render_views
 from restage.scenes.io.ply import read_splats, write_splats
 from restage.scenes.splats import Splats
 
-__all__ = ["fit_capture"]
+__all__ = ["capture_sha256", "fit_capture"]
 
 SAVE_EVERY_S = 10.0
 """Seconds of work that a stop may cost."""
+PEEKS = 5
+"""How often in a fit held-out views are measured, to be shown; nothing depends on it."""
+PEEK_VIEWS = 4
+"""Held-out views that are measured then."""
 MAX_STRIP_VIEWS = 8
 """Held-out views in the picture strip."""
-STATE_VERSION = 1
+STATE_VERSION = 2
+
+
+class _Spent(NamedTuple):
+    """What a fit has cost and come to, over all sessions."""
+
+    seconds: float
+    loss: float
+
+
+def capture_sha256(capture: Capture) -> str:
+    """Hash of all that a fit and its measures depend on: pixels, masks, cameras, points, names, split; as hex."""
+    found = hashlib.sha256()
+    cameras = capture.cameras
+    tensors = [capture.images, cameras.camera_to_world, cameras.intrinsics, capture.points, capture.point_colors]
+    for tensor in [*tensors, *([] if capture.masks is None else [capture.masks])]:
+        found.update(canonical_json([list(tensor.shape), str(tensor.dtype)]).encode())
+        found.update(tensor.detach().contiguous().numpy().tobytes())
+    names = [capture.file_names, capture.train_indices, capture.held_out_indices, cameras.width, cameras.height]
+    found.update(canonical_json(names).encode())
+    return found.hexdigest()
 
 
 def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[Progress]:
     """Fit splats to a capture's training views, unless that is done.
 
     Writes `splats.ply`, `held_out/<file name>.png`, `held_out.png` (renders above, truth below), and `fit.json` last.
-    After a stop, work goes on from `fit_state.pt`, and the splats are the same as without the stop.
+    A checkpoint, `fit_state.pt`, is written every ten seconds; after a stop or a kill, work goes on from there. Without
+    a time budget the splats are then the same bit for bit as without the stop.
 
     Args:
         capture: The scene's views; held-out ones are only measured.
@@ -43,58 +78,92 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
         config: How to fit.
 
     Raises:
-        InputError: the folder holds a fit with another config.
+        InputError: the folder holds a finished fit with another config or of another capture, or a broken checkpoint.
     """
-    fit_id = content_id("fit", config)
+    identity = {"id": content_id("fit", config), "capture_sha256": capture_sha256(capture)}
     if (folder / "fit.json").exists():
-        found = read_json(folder / "fit.json").get("id")
-        if found != fit_id:
-            raise InputError(f"{folder} was fitted with another config ({found}); choose another folder with --out")
+        _check_same(read_json(folder / "fit.json"), identity, folder)
         yield Progress(stage="scenes", done=config.steps, total=config.steps, note="fitted before")
         return
     fit = SplatFit(capture, config)
     state_path = folder / "fit_state.pt"
-    seconds, loss = _load_state(state_path, fit, fit_id)
+    spent = _load_state(state_path, fit, identity)
     started_s = saved_s = time.perf_counter()
+    peek = ""
     while not fit.is_done:
         step = fit.step()
-        loss = step.loss
         now_s = time.perf_counter()
         if now_s - saved_s > SAVE_EVERY_S or fit.is_done:
-            _save_state(state_path, fit, fit_id, seconds=seconds + now_s - started_s, loss=loss)
+            now = _Spent(spent.seconds + now_s - started_s, step.loss)
+            _save_state(state_path, fit, identity, now)
             saved_s = now_s
-        yield Progress(stage="scenes", done=step.step, total=step.num_steps, note=f"fit, loss {loss:.4f}")
-    seconds += time.perf_counter() - started_s
+        peek = _peek(capture, step) or peek
+        yield Progress(stage="scenes", done=step.step, total=step.num_steps, note=f"fit, loss {step.loss:.4f}{peek}")
+        spent = spent._replace(loss=step.loss)
+    spent = spent._replace(seconds=spent.seconds + time.perf_counter() - started_s)
     write_splats(fit.optimizer.splats, folder / "splats.ply")
     record = _measure(capture, folder, read_splats(folder / "splats.ply"))
     write_json(
         folder / "fit.json",
-        {"id": fit_id, "config": to_plain(config), "loss": loss, "seconds": seconds, **record},
+        {
+            **identity,
+            "config": to_plain(config),
+            "steps": fit.schedule.step,
+            "levelled_off": fit.schedule.has_levelled_off,
+            **spent._asdict(),
+            **record,
+        },
     )
     state_path.unlink(missing_ok=True)
 
 
-def _save_state(path: Path, fit: SplatFit, fit_id: str, *, seconds: float, loss: float) -> None:
-    state = {"version": STATE_VERSION, "id": fit_id, "seconds": seconds, "loss": loss, "fit": fit.optimizer.state()}
+def _check_same(found: dict[str, Any], identity: dict[str, str], folder: Path) -> None:
+    """Refuse a folder whose finished fit is not the one that is asked for."""
+    if found.get("id") != identity["id"]:
+        raise InputError(
+            f"{folder} was fitted with another config ({found.get('id')}); choose another folder with --out"
+        )
+    if found.get("capture_sha256") != identity["capture_sha256"]:
+        raise InputError(
+            f"{folder} was fitted to other views, points or cameras than it holds now; choose another folder with --out"
+        )
+
+
+def _peek(capture: Capture, step: FitStep) -> str:
+    """Held-out PSNR of a few views now and then, for whoever watches; otherwise nothing."""
+    views = list(capture.held_out_indices[:PEEK_VIEWS])
+    if not views or step.step % max(1, step.num_steps // PEEKS):
+        return ""
+    value = float(_psnr_of(capture, views, render_views(step.splats, capture.cameras[views])).mean())
+    return f", held-out views {value:.1f} dB"
+
+
+def _psnr_of(capture: Capture, views: list[int], renders: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """PSNR of renders of some views against the capture, over the pixels that count, in dB."""
+    return psnr(renders, capture.images[views], None if capture.masks is None else capture.masks[views])
+
+
+def _save_state(path: Path, fit: SplatFit, identity: dict[str, str], spent: _Spent) -> None:
+    state = {"version": STATE_VERSION, **identity, **spent._asdict(), "fit": fit.state()}
     with write_atomically(path) as temporary:
         torch.save(state, temporary)
 
 
-def _load_state(path: Path, fit: SplatFit, fit_id: str) -> tuple[float, float]:
-    """Bring a fit to where a stop left it; returns seconds spent so far and the last loss.
+def _load_state(path: Path, fit: SplatFit, identity: dict[str, str]) -> _Spent:
+    """Bring a fit to where a stop left it; returns what it has cost so far.
 
-    The state of a fit with another config is not of use and gets overwritten; it was never finished.
+    The state of a fit with another config or capture is not of use and gets overwritten; it was never finished.
     """
     if not path.exists():
-        return 0.0, 0.0
+        return _Spent(0.0, 0.0)
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
-        if state["version"] != STATE_VERSION or state["id"] != fit_id:
-            return 0.0, 0.0
-        fit.optimizer.load_state(state["fit"])
+        if state["version"] != STATE_VERSION or any(state[name] != value for name, value in identity.items()):
+            return _Spent(0.0, 0.0)
+        fit.load_state(state["fit"])
     except Exception as error:  # noqa: BLE001 - torch.load raises whatever the broken file brings about
         raise InputError(f"{path} is not readable as the state of a fit; delete it: {error}") from None
-    return float(state["seconds"]), float(state["loss"])
+    return _Spent(float(state["seconds"]), float(state["loss"]))
 
 
 def _measure(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
@@ -107,13 +176,13 @@ def _measure(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
         "width": capture.cameras.width,
         "height": capture.cameras.height,
         "num_splats": len(splats),
-        "train_psnr_db": float(psnr(train_renders, capture.images[train]).mean()),
+        "train_psnr_db": float(_psnr_of(capture, train, train_renders).mean()),
         "held_out_psnr_db": None,
         "held_out_psnr_db_by_view": {},
     }
     if held_out:
         renders, truth = render_views(splats, capture.cameras[held_out]), capture.images[held_out]
-        values = psnr(renders, truth).clamp_max(100.0).tolist()
+        values = _psnr_of(capture, held_out, renders).clamp_max(100.0).tolist()
         names = [Path(capture.file_names[index]).with_suffix(".png").name for index in held_out]
         for name, image in zip(names, renders, strict=True):
             _write_png(folder / "held_out" / name, image)

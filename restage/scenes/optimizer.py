@@ -6,7 +6,7 @@ splats and which parameters may move. `Targets` is what views are compared with;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
+from restage.scenes.exposure import Exposures
+from restage.scenes.losses import PhotometricLoss
 from restage.scenes.rasterize import Rasterizer, rasterize_numba
 from restage.scenes.splats import Splats
 
@@ -67,6 +69,15 @@ class Targets:
     def __len__(self) -> int:
         return len(self.cameras)
 
+    def halved(self) -> Targets:
+        """The same views at half the size, at least 1 pixel; each pixel is the mean of those it covers."""
+        size = (max(1, self.cameras.height // 2), max(1, self.cameras.width // 2))
+        images = torch.nn.functional.interpolate(self.images, size=size, mode="area")
+        weights = self.weights
+        if weights is not None:
+            weights = torch.nn.functional.interpolate(weights[:, None], size=size, mode="area")[:, 0]
+        return Targets(self.cameras.to_size(width=size[1], height=size[0]), images, weights)
+
     def replace(
         self, index: int, image: Float[Tensor, "3 h w"], *, weights: Float[Tensor, "h w"] | None = None
     ) -> None:
@@ -86,11 +97,12 @@ class SplatOptimizer:
     rates: LearningRates
     scene_size: float = 1.0
     """World units that the learning rate of the means is given in."""
-    l2_share: float = 0.2
-    """Share of squared error (times 10) in the loss; the rest is absolute error."""
+    loss: PhotometricLoss = field(default_factory=PhotometricLoss)
     trainable: Float[Tensor, " n"] | None = None
     """Factor on each splat's step in [0, 1]; where it is 0 a splat stays bit for bit the same."""
     rasterizer: Rasterizer = rasterize_numba
+    exposures: Exposures | None = None
+    """Of the targets' views, moved along with the splats; None leaves renders as they are."""
     num_updates: int = 0
     moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -104,31 +116,47 @@ class SplatOptimizer:
                 for name, tensor in self.splats.parameters().items()
             }
 
-    def step(self, targets: Targets, view: int, *, decay: float = 1.0) -> float:
-        """Render a view, compare it with its target, move the splats once; returns the loss.
+    def step(
+        self,
+        targets: Targets,
+        view: int,
+        *,
+        decay: float = 1.0,
+        other_decay: float = 1.0,
+        penalty: Callable[[Splats], Tensor] | None = None,
+    ) -> float:
+        """Render a view, compare it with its target, move the splats once; returns how far the view was off.
 
         Args:
             targets: What to compare with.
             view: Index into the targets.
             decay: Factor on the learning rate of the means.
+            other_decay: Factor on all other learning rates.
+            penalty: Of the splats, added to the loss, not to what is returned.
         """
         splats = Splats(**{n: p.detach().requires_grad_() for n, p in self.splats.parameters().items()})
+        inputs = list(splats.parameters().values())
         with torch.enable_grad():
             color = self.rasterizer(splats, targets.cameras[view]).color
+            transform = None
+            if self.exposures is not None:
+                transform = self.exposures.transform_of(view)
+                color = self.exposures.apply(transform, color)
+                inputs.append(transform)
             weights = None if targets.weights is None else targets.weights[view]
-            loss = self._loss(color, targets.images[view], weights)
-            parameters = splats.parameters()
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        self._update(dict(zip(parameters, gradients, strict=True)), decay)
+            loss = total = self.loss(color, targets.images[view], weights)
+            if self.exposures is not None and transform is not None:
+                total = total + self.exposures.penalty(transform)
+            if penalty is not None:
+                total = total + penalty(splats)
+            gradients = torch.autograd.grad(total, inputs, allow_unused=True)
+        if self.exposures is not None:
+            self.exposures.update(view, gradients[-1], decay=other_decay)
+        self._update(dict(zip(splats.parameters(), gradients, strict=False)), decay, other_decay)
         return float(loss.detach())
 
-    def _loss(self, color: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-        difference = color - target
-        error = (1 - self.l2_share) * difference.abs() + 10 * self.l2_share * difference.square()
-        return error.mean() if weights is None else (error * weights).mean()
-
     @torch.no_grad()
-    def _update(self, gradients: Mapping[str, Tensor | None], decay: float) -> None:
+    def _update(self, gradients: Mapping[str, Tensor | None], decay: float, other_decay: float) -> None:
         self.num_updates += 1
         first_correction = 1 - BETAS[0] ** self.num_updates
         second_correction = 1 - BETAS[1] ** self.num_updates
@@ -136,7 +164,7 @@ class SplatOptimizer:
             rate, gradient = getattr(self.rates, name), gradients[name]
             if not rate or gradient is None:
                 continue
-            rate *= self.scene_size * decay if name == "means" else 1.0
+            rate *= self.scene_size * decay if name == "means" else other_decay
             first, second = self.moments[name]
             first.lerp_(gradient, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
@@ -155,6 +183,22 @@ class SplatOptimizer:
         self.moments = {name: (first[kept], second[kept]) for name, (first, second) in self.moments.items()}
         self.trainable = None if self.trainable is None else self.trainable[kept]
 
+    def append(self, splats: Splats) -> None:
+        """Add splats at the end, with zero moments, free to move."""
+        ours, added = self.splats.parameters(), splats.parameters()
+        self.splats = Splats(**{name: torch.cat([ours[name], added[name]]) for name in ours})
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in added.items()}
+        for name, (first, second) in self.moments.items():
+            self.moments[name] = (torch.cat([first, zeros[name]]), torch.cat([second, zeros[name]]))
+        if self.trainable is not None:
+            self.trainable = torch.cat([self.trainable, torch.ones(len(splats))])
+
+    def zero_moments(self, indices: Tensor) -> None:
+        """Forget how the splats at these indices were moving."""
+        for first, second in self.moments.values():
+            first[indices] = 0.0
+            second[indices] = 0.0
+
     def state(self) -> dict[str, Any]:
         """Everything that changes, for `torch.save`."""
         return {
@@ -162,6 +206,7 @@ class SplatOptimizer:
             "moments": self.moments,
             "trainable": self.trainable,
             "num_updates": self.num_updates,
+            "exposures": None if self.exposures is None else self.exposures.state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -170,3 +215,5 @@ class SplatOptimizer:
         self.moments = dict(state["moments"])
         self.trainable = state["trainable"]
         self.num_updates = state["num_updates"]
+        if self.exposures is not None:
+            self.exposures.load_state(state["exposures"])

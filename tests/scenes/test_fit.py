@@ -1,15 +1,15 @@
 """Fitting and refining: it learns, repeats itself, resumes, and leaves alone what it must."""
 
 import math
-from collections.abc import Generator
-from typing import cast
+from dataclasses import replace
 
 import pytest
 import torch
 
-from restage.records import InputError, Progress, read_json
-from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
+from restage.records import InputError
+from restage.scenes.cameras import project_points
 from restage.scenes.capture import Capture
+from restage.scenes.densify import MonteCarlo
 from restage.scenes.fit import (
     FitConfig,
     RefineConfig,
@@ -22,55 +22,21 @@ from restage.scenes.fit import (
     render_views,
     view_at,
 )
-from restage.scenes.fitted import fit_capture
 from restage.scenes.initial import initial_splats, surroundings_of
-from restage.scenes.io.ply import read_splats
 from restage.scenes.optimizer import LearningRates, SplatOptimizer
 from restage.scenes.splats import Splats
+from tests.scenes.ball import SIZE, ball_capture, ball_of_splats, equal, ring
 
-SIZE = 24
 SMALL = FitConfig(steps=30, num_splats=150, cull_every=10, seed=3)
-
-
-def ball_of_splats(count: int = 80) -> Splats:
-    generator = torch.Generator().manual_seed(0)
-    means = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1) * 0.6
-    return Splats(
-        means,
-        torch.full((count, 3), -1.9),
-        torch.tensor([1.0, 0, 0, 0]).repeat(count, 1),
-        torch.full((count,), 2.0),
-        means[:, None, :] * 1.5,
-    )
-
-
-def ring(count: int) -> Cameras:
-    intrinsics = intrinsics_from_fov(0.9, SIZE, SIZE).expand(count, 3, 3)
-    return Cameras(orbit(count, 2.2, height=0.8), intrinsics, SIZE, SIZE)
 
 
 @pytest.fixture(scope="module")
 def capture() -> Capture:
-    splats, cameras = ball_of_splats(), ring(8)
-    return Capture(
-        name="ball",
-        cameras=cameras,
-        images=render_views(splats, cameras),
-        file_names=tuple(f"{index}.png" for index in range(8)),
-        points=splats.means + 0.02,
-        point_colors=torch.full_like(splats.means, 0.5),
-        train_indices=(0, 1, 2, 4, 5, 6),
-        held_out_indices=(3, 7),
-    )
+    return ball_capture()
 
 
 def run(steps):
     return list(steps)[-1]
-
-
-def equal(first: Splats, second: Splats) -> bool:
-    pairs = zip(first.parameters().values(), second.parameters().values(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_fit_gets_closer_on_held_out_views(capture):
@@ -179,34 +145,6 @@ def test_psnr_has_its_closed_form():
     assert math.isinf(float(psnr(truth, truth)[0]))
 
 
-def test_a_stopped_fit_ends_like_an_undisturbed_one(capture, tmp_path, monkeypatch):
-    monkeypatch.setattr("restage.scenes.fitted.SAVE_EVERY_S", 0.0)
-    run(fit_capture(capture, tmp_path / "whole", SMALL))
-    steps = cast(Generator[Progress], fit_capture(capture, tmp_path / "stopped", SMALL))
-    for _ in range(14):
-        next(steps)
-    steps.close()
-    assert (tmp_path / "stopped" / "fit_state.pt").exists()
-    assert not (tmp_path / "stopped" / "fit.json").exists()
-    resumed = list(fit_capture(capture, tmp_path / "stopped", SMALL))
-    assert resumed[0].done in (14, 15)
-    assert equal(read_splats(tmp_path / "whole" / "splats.ply"), read_splats(tmp_path / "stopped" / "splats.ply"))
-    whole, stopped = (read_json(tmp_path / name / "fit.json") for name in ("whole", "stopped"))
-    assert {**whole, "seconds": 0} == {**stopped, "seconds": 0}
-    assert len(whole["held_out_psnr_db_by_view"]) == 2
-    assert (tmp_path / "whole" / "held_out.png").exists()
-    assert not list(tmp_path.glob("*/*.pt"))
-    assert [step.note for step in fit_capture(capture, tmp_path / "whole", SMALL)] == ["fitted before"]
-    with pytest.raises(InputError, match="another config"):
-        next(fit_capture(capture, tmp_path / "whole", FitConfig(steps=31)))
-
-
-def test_a_broken_state_is_named(capture, tmp_path):
-    (tmp_path / "fit_state.pt").write_bytes(b"not a state")
-    with pytest.raises(InputError, match="delete it"):
-        next(fit_capture(capture, tmp_path, SMALL))
-
-
 def test_a_saved_fit_goes_on_with_its_moments(capture):
     whole = SplatFit(capture, SMALL)
     for _ in range(6):
@@ -215,13 +153,94 @@ def test_a_saved_fit_goes_on_with_its_moments(capture):
     for _ in range(3):
         half.step()
     resumed = SplatFit(capture, SMALL)
-    resumed.optimizer.load_state(half.optimizer.state())
+    resumed.load_state(half.state())
     for _ in range(3):
         resumed.step()
     assert equal(whole.optimizer.splats, resumed.optimizer.splats)
 
 
-@pytest.mark.parametrize("settings", [{"steps": 0}, {"sh_degree": 3}, {"near_share": 2.0}, {"num_splats": -1}])
+def test_weights_choose_what_psnr_is_taken_of():
+    truth = torch.zeros(1, 3, 4, 4)
+    images = truth.clone()
+    images[..., 2:] = 0.1
+    weights = torch.zeros(1, 4, 4)
+    weights[..., 2:] = 0.5
+    assert psnr(images, truth, weights).tolist() == pytest.approx([20.0], abs=1e-4)
+    assert math.isinf(float(psnr(images, truth, 0.5 - weights)[0]))
+
+
+def test_pixels_that_a_mask_leaves_out_do_not_influence_a_fit(capture):
+    masks = torch.ones(8, SIZE, SIZE)
+    masks[:, :, :10] = 0.0
+    spoilt = capture.images.clone()
+    spoilt[:, :, :, :10] = 1.0
+    bare = {"points": torch.zeros(0, 3), "point_colors": torch.zeros(0, 3)}
+    start = initial_splats(Capture(**{**vars(capture), **bare}), 100, sh_degree=0, shell_share=0.0, seed=0)
+    config = FitConfig(steps=8)
+    first, second, unmasked = (
+        run(fit_splats(Capture(**{**vars(capture), "images": images, "masks": chosen}), config, start)).splats
+        for images, chosen in ((capture.images, masks), (spoilt, masks), (spoilt, None))
+    )
+    assert equal(first, second)
+    assert not equal(first, unmasked)
+
+
+def test_half_size_targets_show_the_same_through_the_same_cameras(capture):
+    targets = Targets(capture.cameras, capture.images, torch.ones(8, SIZE, SIZE)).halved()
+    assert tuple(targets.images.shape) == (8, 3, 12, 12)
+    torch.testing.assert_close(targets.images[0, :, 3, 4], capture.images[0, :, 6:8, 8:10].mean(dim=(1, 2)))
+    point = torch.tensor([[0.3, -0.2, 0.4]])
+    whole = project_points(point, capture.cameras[2]).pixels
+    torch.testing.assert_close(project_points(point, targets.cameras[2]).pixels, whole / 2)
+
+
+def test_a_fit_that_starts_at_half_the_size_gets_as_close(capture):
+    held_out = list(capture.held_out_indices)
+    config = FitConfig(steps=120, num_splats=120, shell_share=0.0)
+    plain, coarse = (
+        psnr(render_views(run(fit_splats(capture, chosen)).splats, capture.cameras[held_out]), capture.images[held_out])
+        for chosen in (config, replace(config, coarse_share=0.4))
+    )
+    assert not torch.equal(plain, coarse)
+    assert float(coarse.mean()) > float(plain.mean()) - 1.5
+
+
+def test_the_strategy_mcmc_grows_to_its_bound_and_repeats_itself(capture):
+    config = FitConfig(steps=60, num_splats=140, strategy="mcmc", mcmc=MonteCarlo(every=5), seed=2)
+    counts = [len(step.splats) for step in fit_splats(capture, config)]
+    assert counts[0] <= 70 < counts[-1] <= 140
+    assert max(counts) == 140
+    assert equal(run(fit_splats(capture, config)).splats, run(fit_splats(capture, config)).splats)
+
+
+def test_a_fit_whose_loss_has_levelled_off_ends_early(capture):
+    still = LearningRates(means=0.0, log_scales=0.0, rotations=0.0, opacity_logits=0.0, sh=0.0)
+    steps = list(fit_splats(capture, FitConfig(steps=200, num_splats=50, rates=still, stop_gain=0.01)))
+    assert len(steps) == 36  # two times three passes through six views
+    assert len(list(fit_splats(capture, FitConfig(steps=40, num_splats=50, rates=still)))) == 40
+
+
+def test_a_time_budget_ends_a_fit_with_its_learning_rates_fallen(capture):
+    fit = SplatFit(capture, FitConfig(steps=1_000_000, num_splats=50, time_budget_s=5.0))
+    seconds = iter(range(100))
+    fit.schedule.clock = lambda: float(next(seconds))
+    while not fit.is_done:
+        last = fit.step()
+    assert last.step == 6  # the first one, which may compile kernels, is free
+    assert fit.schedule.share == 1.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 0},
+        {"sh_degree": 3},
+        {"near_share": 2.0},
+        {"num_splats": -1},
+        {"time_budget_s": 0.0},
+        {"other_decay": 0.0},
+    ],
+)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InputError):
         FitConfig(**settings)

@@ -1,0 +1,139 @@
+"""A fit as files: what is written, what is recognised, and that a stop or a kill costs nothing but time."""
+
+import subprocess
+import sys
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+from restage.records import InputError, Progress, read_json
+from restage.scenes.capture import Capture
+from restage.scenes.densify import MonteCarlo
+from restage.scenes.fit import FitConfig
+from restage.scenes.fitted import capture_sha256, fit_capture
+from restage.scenes.io.ply import read_splats
+from tests.scenes.ball import ball_capture, equal
+
+SMALL = FitConfig(steps=30, num_splats=150, cull_every=10, seed=3)
+EVERYTHING = replace(
+    SMALL,
+    strategy="mcmc",
+    mcmc=MonteCarlo(every=4),
+    fits_exposure=True,
+    stop_gain=1e-6,
+    coarse_share=0.3,
+    other_decay=0.1,
+)
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from restage.scenes import fitted
+from tests.scenes.ball import ball_capture
+from tests.scenes.test_fitted import EVERYTHING
+
+fitted.SAVE_EVERY_S = 0.0
+whole_save, saves = torch.save, []
+
+def save(state, path):
+    saves.append(path)
+    if len(saves) == 17:
+        Path(path).write_bytes(b"half a checkpoint")
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole_save(state, path)
+
+torch.save = save
+list(fitted.fit_capture(ball_capture(), Path(sys.argv[1]), EVERYTHING))
+"""
+
+
+@pytest.fixture(scope="module")
+def capture() -> Capture:
+    return ball_capture()
+
+
+def run(steps):
+    return list(steps)[-1]
+
+
+def test_a_stopped_fit_ends_like_an_undisturbed_one(capture, tmp_path, monkeypatch):
+    monkeypatch.setattr("restage.scenes.fitted.SAVE_EVERY_S", 0.0)
+    run(fit_capture(capture, tmp_path / "whole", SMALL))
+    steps = cast(Generator[Progress], fit_capture(capture, tmp_path / "stopped", SMALL))
+    for _ in range(14):
+        next(steps)
+    steps.close()
+    assert (tmp_path / "stopped" / "fit_state.pt").exists()
+    assert not (tmp_path / "stopped" / "fit.json").exists()
+    resumed = list(fit_capture(capture, tmp_path / "stopped", SMALL))
+    assert resumed[0].done in (14, 15)
+    assert equal(read_splats(tmp_path / "whole" / "splats.ply"), read_splats(tmp_path / "stopped" / "splats.ply"))
+    whole, stopped = (read_json(tmp_path / name / "fit.json") for name in ("whole", "stopped"))
+    assert {**whole, "seconds": 0} == {**stopped, "seconds": 0}
+    assert len(whole["held_out_psnr_db_by_view"]) == 2
+    assert (tmp_path / "whole" / "held_out.png").exists()
+    assert not list(tmp_path.glob("*/*.pt"))
+    assert [step.note for step in fit_capture(capture, tmp_path / "whole", SMALL)] == ["fitted before"]
+
+
+def test_a_fit_killed_while_it_wrote_a_checkpoint_ends_like_an_undisturbed_one(capture, tmp_path):
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed")], cwd=Path(__file__).parents[2], timeout=300
+    )
+    assert child.returncode == -9
+    resumed = list(fit_capture(capture, tmp_path / "killed", EVERYTHING))
+    assert resumed[0].done == 17
+    run(fit_capture(capture, tmp_path / "whole", EVERYTHING))
+    assert equal(read_splats(tmp_path / "whole" / "splats.ply"), read_splats(tmp_path / "killed" / "splats.ply"))
+    whole, killed = (read_json(tmp_path / name / "fit.json") for name in ("whole", "killed"))
+    assert {**whole, "seconds": 0} == {**killed, "seconds": 0}
+
+
+def test_a_finished_fit_is_recognised_by_its_config_and_its_capture(capture, tmp_path):
+    run(fit_capture(capture, tmp_path, replace(SMALL, steps=2)))
+    with pytest.raises(InputError, match="another config"):
+        next(iter(fit_capture(capture, tmp_path, replace(SMALL, steps=3))))
+    other = replace(capture, images=1 - capture.images)
+    with pytest.raises(InputError, match="other views"):
+        next(iter(fit_capture(other, tmp_path, replace(SMALL, steps=2))))
+    assert run(fit_capture(ball_capture(), tmp_path, replace(SMALL, steps=2))).note == "fitted before"
+
+
+def test_whatever_a_fit_depends_on_is_in_the_hash_of_its_capture(capture):
+    cameras = replace(capture.cameras, camera_to_world=capture.cameras.camera_to_world + 0.01)
+    changes = [
+        {"images": capture.images + 0.001},
+        {"cameras": cameras},
+        {"points": capture.points[:-1], "point_colors": capture.point_colors[:-1]},
+        {"train_indices": (0, 1), "held_out_indices": (2, 3)},
+        {"masks": torch.ones(8, 24, 24)},
+    ]
+    hashes = {capture_sha256(replace(capture, **change)) for change in changes}
+    assert len(hashes | {capture_sha256(capture)}) == 6
+    assert capture_sha256(ball_capture()) == capture_sha256(capture)
+
+
+def test_a_checkpoint_of_another_capture_is_not_used(capture, tmp_path, monkeypatch):
+    monkeypatch.setattr("restage.scenes.fitted.SAVE_EVERY_S", 0.0)
+    steps = cast(Generator[Progress], fit_capture(capture, tmp_path, SMALL))
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    other = replace(capture, images=1 - capture.images)
+    assert next(iter(fit_capture(other, tmp_path, SMALL))).done == 1
+
+
+def test_held_out_views_are_shown_now_and_then(capture, tmp_path):
+    notes = [step.note for step in fit_capture(capture, tmp_path, SMALL)]
+    assert "held-out" not in notes[0]
+    assert len({note.split("held-out")[1] for note in notes if "held-out" in note}) == 5
+
+
+def test_a_broken_state_is_named(capture, tmp_path):
+    (tmp_path / "fit_state.pt").write_bytes(b"not a state")
+    with pytest.raises(InputError, match="delete it"):
+        next(iter(fit_capture(capture, tmp_path, SMALL)))
