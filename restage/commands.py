@@ -89,14 +89,15 @@ def _fit() -> Callable[..., None]:
         Example: restage fit path/to/capture --size 160 --out runs/mine
 
         Args:
-            capture: A nerfstudio folder: transforms.json, images, sparse points.
+            capture: A nerfstudio folder, a COLMAP project, or a folder of photographs (needs restage[colmap]).
             size: Longer side of the views in pixels; default: as they are.
             out: Folder of the run; default: runs/ and the capture's name.
             config: How to fit.
         """
         from restage.recipes import fit_folder
+        from restage.scenes.io import capture_name
 
-        out = out or Path("runs") / capture.resolve().name
+        out = out or Path("runs") / capture_name(capture)
         show_progress(fit_folder(capture, out, config, size=size))
         print("\n".join(describe_run(out)))
 
@@ -133,11 +134,12 @@ def _edit() -> Callable[..., None]:
         """
         from restage.recipes import EditChoice, edit_folder, fit_folder
         from restage.scenes.fit import FitConfig
+        from restage.scenes.io import capture_name, is_capture
 
         request = EditRequest(instruction=instruction, source_caption=source_caption, target_caption=target_caption)
         choice = EditChoice(method=method, editor=editor, model=model, seed=seed)
-        if (scene / "transforms.json").exists():
-            out = Path("runs") / scene.resolve().name
+        if is_capture(scene):
+            out = Path("runs") / capture_name(scene)
             show_progress(fit_folder(scene, out, FitConfig(steps=1200, num_splats=25_000), size=size))
             scene = out
         last = show_progress(edit_folder(scene, request, choice))

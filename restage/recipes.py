@@ -33,7 +33,7 @@ from restage.records import (
 from restage.report.page import ReportConfig, run_report
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture
-from restage.scenes.io.nerfstudio import read_capture, write_capture
+from restage.scenes.io import capture_name, read_capture, write_capture
 from restage.scenes.stage import ScenesConfig, run_scenes
 from restage.train.edit_model import TrainConfig
 from restage.train.stage import run_train
@@ -220,7 +220,7 @@ def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: i
     """Fit a user's capture as the only scene of a run.
 
     Args:
-        capture_folder: A nerfstudio folder.
+        capture_folder: A capture of any form that `restage.scenes.io.read_capture` reads.
         folder: Of the run; made if it is missing.
         config: How to fit.
         size: Longer side of the views in pixels; None leaves them as they are.
@@ -228,10 +228,11 @@ def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: i
     Raises:
         InputError: the capture cannot be read, or the run holds a scene of this name with another config.
     """
-    capture = read_capture(capture_folder, size)
-    with working(open_run(folder)) as run:
-        scene_folder = run.path / "scenes" / capture.name
-        if not (scene_folder / "capture" / "transforms.json").exists():
+    scene_folder = folder / "scenes" / capture_name(capture_folder)
+    is_new = not (scene_folder / "capture" / "transforms.json").exists()
+    capture = read_capture(capture_folder, size) if is_new else None  # before the run's folder is made
+    with working(open_run(folder)):
+        if capture is not None:
             write_capture(capture, scene_folder / "capture")
         yield from fit_capture(read_capture(scene_folder / "capture"), scene_folder, config)
 

@@ -20,7 +20,7 @@ from restage.compare.metrics import Measured, mask_iou, progress, psnr_db, spill
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.records import InputError, Progress, RunFolder, Score, write_atomically
 from restage.scenes.fit import render_views
-from restage.scenes.io.nerfstudio import read_capture
+from restage.scenes.io import read_capture
 from restage.scenes.io.ply import read_splats
 
 __all__ = ["CompareConfig", "HeldOut", "measure", "read_scores", "run_compare", "write_scores"]

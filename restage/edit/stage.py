@@ -27,7 +27,7 @@ from restage.records import (
     read_json,
 )
 from restage.scenes.capture import Capture
-from restage.scenes.io.nerfstudio import read_capture
+from restage.scenes.io import read_capture
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import Splats
 

@@ -17,9 +17,19 @@ from torch import Tensor
 
 from restage.records import InputError
 
-__all__ = ["Cameras", "Projected", "intrinsics_from_fov", "look_at", "orbit", "project_points", "unproject_depth"]
+__all__ = [
+    "MAX_SIDE",
+    "Cameras",
+    "Projected",
+    "intrinsics_from_fov",
+    "look_at",
+    "orbit",
+    "project_points",
+    "unproject_depth",
+]
 
-MAX_SIDE = 16_384
+MAX_SIDE = 20_000
+"""Longest side of an image in pixels; what claims to be larger is taken for a mistake."""
 
 
 @dataclass(frozen=True)

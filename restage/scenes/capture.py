@@ -1,6 +1,6 @@
 """A capture: posed photographs of one scene, sparse points, and which views are held out.
 
-`scenes/io/nerfstudio.py` reads and writes it; the miniature world makes it; fitting and editing take it.
+`scenes/io` reads it from what people have and writes it; the miniature world makes it; fitting and editing take it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,19 @@ class Capture:
     """Views that fitting and editing may see."""
     held_out_indices: tuple[int, ...]
     """Views kept for measuring; shares no view with `train_indices`."""
+    masks: Float[Tensor, "n h w"] | None = None
+    """Weight of each pixel in [0, 1]: 0 where a photograph shows nothing of the scene, such as outside of an
+    undistorted picture or what a mask file leaves out; None where all pixels count."""
 
     def __post_init__(self) -> None:
         num_views = len(self.cameras)
         expected = (num_views, 3, self.cameras.height, self.cameras.width)
         if tuple(self.images.shape) != expected:
             raise InputError(f"{self.name}: expected images of shape {expected}, got {tuple(self.images.shape)}")
+        if self.masks is not None and tuple(self.masks.shape) != (expected[0], *expected[2:]):
+            raise InputError(
+                f"{self.name}: expected masks of shape {(expected[0], *expected[2:])}, got {tuple(self.masks.shape)}"
+            )
         if len(self.file_names) != num_views or len(set(self.file_names)) != num_views:
             raise InputError(f"{self.name}: expected {num_views} different file names, got {len(set(self.file_names))}")
         if self.points.shape[0] != self.point_colors.shape[0]:
@@ -67,4 +74,5 @@ class Capture:
             point_colors=self.point_colors,
             train_indices=tuple(range(len(chosen))),
             held_out_indices=(),
+            masks=None if self.masks is None else self.masks[chosen],
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from restage.records import InputError, Progress, RunFolder, file_sha256
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture
-from restage.scenes.io.nerfstudio import read_capture
+from restage.scenes.io import read_capture
 
 __all__ = ["ScenesConfig", "run_scenes"]
 

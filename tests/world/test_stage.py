@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from restage.records import EditCase, InputError, RunFolder, read_json
-from restage.scenes.io.nerfstudio import read_capture
+from restage.scenes.io import read_capture
 from restage.world.grammar import HELD_OUT_COMBINATIONS, Description, sample_description, sample_edit
 from restage.world.render import render_view
 from restage.world.stage import CaptureConfig, ScenesConfig, edit_name, make_scene, run_world, sample_scene

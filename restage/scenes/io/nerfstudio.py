@@ -1,104 +1,80 @@
-"""nerfstudio captures: a folder with transforms.json, images and sparse points, read into a `Capture` and written.
+"""nerfstudio captures: a folder with transforms.json, images, masks and sparse points, read and written.
 
-The only place where OpenGL camera axes (x right, y up, z back) meet our OpenCV ones.
+The only place where OpenGL camera axes (x right, y up, z back) meet our OpenCV ones. The fields are those of
+nerfstudio 1.1 (`nerfstudio/data/dataparsers/nerfstudio_dataparser.py`); unknown ones are ignored.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from restage.records import InputError, read_json, write_atomically, write_json
-from restage.scenes.cameras import Cameras
 from restage.scenes.capture import Capture
+from restage.scenes.io.colmap import find_model, read_colmap_points
+from restage.scenes.io.distortion import Lens
+from restage.scenes.io.images import path_inside, read_image_size
 from restage.scenes.io.ply import Points, read_points, write_points
+from restage.scenes.io.views import MAX_FRAMES, Photo, ReadOptions, check_rigid, make_capture, split_every
 
-__all__ = ["read_capture", "write_capture"]
+__all__ = ["read_nerfstudio", "write_capture"]
 
-HOLD_OUT_EVERY = 8
-"""Without a split in the file, every 8th view by name is held out, as in the 3D Gaussian splatting benchmarks."""
-MIN_SIDE = 8
-MAX_FRAMES = 20_000
-MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+"""nerfstudio takes all of them for a perspective camera with whatever of k1 k2 k3 p1 p2 is given."""
+FISHEYE_MODELS = ("OPENCV_FISHEYE",)
 AXES = torch.tensor([1.0, -1.0, -1.0, 1.0])
 """Column factors between OpenGL and OpenCV cameras, both ways."""
+DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+"""In the order of the field `distortion_params`."""
+OLD_APPLIED_TRANSFORM = ((0, 1, 0, 0), (1, 0, 0, 0), (0, 0, -1, 0))
+"""From COLMAP's world to that of folders from before the field `applied_transform`, as nerfstudio takes it."""
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """One frame of the file, checked."""
-
-    file_path: str
-    image_path: Path
-    camera_to_world: Tensor
-    lens: dict[str, float]
-    """fl_x, fl_y, cx, cy in pixels of w x h, and distortion k1 k2 k3 k4 p1 p2; NaN where the file is silent."""
-
-
-def read_capture(folder: Path, size: int | None = None) -> Capture:
-    """Read a nerfstudio folder; the world stays as it is, lens distortion is taken out of the images.
+def read_nerfstudio(path: Path, name: str, options: ReadOptions) -> Capture:
+    """Read a nerfstudio folder; the world stays as it is, lens distortion is taken out of images and masks.
 
     Args:
-        folder: Holds `transforms.json`; all paths in it must stay inside.
-        size: Longer side of the images in pixels; they are only ever made smaller. Default: as they are.
+        path: The JSON file; all paths in it must stay inside its folder.
+        name: Of the capture.
+        options: Size, and what is held out if the file has no split.
 
     Raises:
         InputError: anything that is missing, broken or absurd, naming the file and the frame.
     """
-    meta, frames = _read_frames(folder)
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        views = list(pool.map(lambda frame: _read_view(frame, size), frames))
-    sizes = {tuple(image.shape[1:]) for image, _ in views}
-    if len(sizes) > 1:
-        raise InputError(f"{folder}: expected images of one size, got {sorted(sizes)}; give a size or crop them alike")
-    (height, width) = sizes.pop()
-    train, held_out = _split(meta, [frame.file_path for frame in frames], folder)
-    points = _read_sparse(meta, folder)
-    return Capture(
-        name=folder.resolve().name if folder.resolve().name != "capture" else folder.resolve().parent.name,
-        cameras=Cameras(
-            torch.stack([frame.camera_to_world for frame in frames]),
-            torch.stack([intrinsics for _, intrinsics in views]),
-            width,
-            height,
-        ),
-        images=torch.stack([image for image, _ in views]),
-        file_names=_file_names([frame.file_path for frame in frames]),
-        points=points.positions,
-        point_colors=points.colors,
-        train_indices=train,
-        held_out_indices=held_out,
-    )
+    meta = _read_meta(path)
+    photos = _read_photos(meta, path)
+    split = _split(meta, [photo.name for photo in photos], path, options)
+    return make_capture(name, photos, points=_read_sparse(meta, path), split=split, options=options)
 
 
 def write_capture(capture: Capture, folder: Path) -> None:
-    """Write a capture as a nerfstudio folder: PNG images, sparse points, and `transforms.json` last."""
-    paths = [f"images/{Path(name).stem}.png" for name in capture.file_names]
-    if len(set(paths)) != len(paths):
+    """Write a capture as a nerfstudio folder: PNG images, masks if any, sparse points, `transforms.json` last."""
+    stems = [Path(name).stem for name in capture.file_names]
+    if len(set(stems)) != len(stems):
         raise InputError(f"{capture.name}: expected file names that differ without their ending")
+    paths = [f"images/{stem}.png" for stem in stems]
+    mask_paths = [f"masks/{stem}.png" for stem in stems] if capture.masks is not None else []
     for path, image in zip(paths, capture.images, strict=True):
-        pixels = (image.permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-        with write_atomically(folder / path) as temporary:
-            Image.fromarray(pixels).save(temporary)
+        _write_png(folder / path, image.permute(1, 2, 0))
+    for path, mask in zip(mask_paths, capture.masks if capture.masks is not None else (), strict=True):
+        _write_png(folder / path, mask)
     if len(capture.points):
         write_points(capture.points, folder / "sparse_pc.ply", colors=capture.point_colors)
-    frames = [
+    frames: list[dict[str, Any]] = [
         {"file_path": path, "transform_matrix": (camera_to_world * AXES).tolist(), **_intrinsics_entries(intrinsics)}
         for path, camera_to_world, intrinsics in zip(
             paths, capture.cameras.camera_to_world, capture.cameras.intrinsics, strict=True
         )
     ]
+    for frame, mask_path in zip(frames, mask_paths, strict=False):
+        frame["mask_path"] = mask_path
     held_out = [paths[index] for index in capture.held_out_indices]
     meta = {
         "camera_model": "PINHOLE",
@@ -113,6 +89,11 @@ def write_capture(capture: Capture, folder: Path) -> None:
     write_json(folder / "transforms.json", meta)
 
 
+def _write_png(path: Path, pixels: Tensor) -> None:
+    with write_atomically(path) as temporary:
+        Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()).save(temporary)
+
+
 def _intrinsics_entries(intrinsics: Float[Tensor, "3 3"]) -> dict[str, float]:
     return {
         "fl_x": float(intrinsics[0, 0]),
@@ -122,177 +103,178 @@ def _intrinsics_entries(intrinsics: Float[Tensor, "3 3"]) -> dict[str, float]:
     }
 
 
-def _read_frames(folder: Path) -> tuple[Mapping[str, Any], list[_Frame]]:
-    """The file's top level and its frames, sorted by path."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give the folder that holds transforms.json")
-    path = folder / "transforms.json"
+def _read_meta(path: Path) -> Mapping[str, Any]:
+    """The file's top level, with its list of frames checked for length."""
     meta = read_json(path)
-    frames = meta.get("frames") if isinstance(meta, Mapping) else None
+    if not isinstance(meta, Mapping):
+        raise InputError(f"{path}: expected a JSON object with a list 'frames', got {str(meta)[:40]}")
+    frames = meta.get("frames")
     if not isinstance(frames, list) or not frames:
         raise InputError(f"{path}: expected a list 'frames' with at least one frame, got {str(frames)[:40]}")
     if len(frames) > MAX_FRAMES:
         raise InputError(f"{path}: expected at most {MAX_FRAMES} frames, got {len(frames)}")
-    model = meta.get("camera_model", "OPENCV")
-    if model not in MODELS:
-        raise InputError(f"{path}: expected camera_model to be one of {', '.join(MODELS)}, got {str(model)[:40]!r}")
-    checked = [_check_frame(frame, meta, folder, index) for index, frame in enumerate(frames)]
-    checked.sort(key=lambda frame: frame.file_path)
-    for first, second in zip(checked, checked[1:], strict=False):
-        if first.file_path == second.file_path:
-            raise InputError(f"{path}: expected each image once, got {first.file_path} twice")
-    return meta, checked
+    return meta
 
 
-def _check_frame(frame: Any, meta: Mapping[str, Any], folder: Path, index: int) -> _Frame:
-    where = f"{folder / 'transforms.json'}, frame {index}"
+def _read_photos(meta: Mapping[str, Any], path: Path) -> list[Photo]:
+    """All frames, sorted by path."""
+    photos = [_read_photo(frame, meta, path, index) for index, frame in enumerate(meta["frames"])]
+    photos.sort(key=lambda photo: photo.name)
+    for first, second in zip(photos, photos[1:], strict=False):
+        if first.name == second.name:
+            raise InputError(f"{path}: expected each image once, got {first.name} twice")
+    return photos
+
+
+def _read_photo(frame: Any, meta: Mapping[str, Any], path: Path, index: int) -> Photo:
+    where = f"{path}, frame {index}"
     if not isinstance(frame, Mapping) or not isinstance(frame.get("file_path"), str):
         raise InputError(f"{where}: expected an object with a file_path, got {str(frame)[:40]}")
-    try:
-        matrix = torch.tensor(frame.get("transform_matrix"), dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        matrix = torch.zeros(0)
-    if tuple(matrix.shape) not in ((4, 4), (3, 4)):
-        raise InputError(f"{where}: expected a 4x4 transform_matrix, got shape {tuple(matrix.shape)}")
-    if not torch.isfinite(matrix).all():
-        raise InputError(f"{where}: expected a finite transform_matrix, got NaN or infinity")
-    rotation = matrix[:3, :3]
-    if not torch.allclose(rotation @ rotation.T, torch.eye(3, dtype=torch.float64), atol=1e-2):
-        raise InputError(f"{where}: expected a rotation in transform_matrix, got one that scales or shears")
-    if float(torch.linalg.det(rotation)) < 0:
-        raise InputError(f"{where}: expected a rotation in transform_matrix, got a reflection")
-    camera_to_world = torch.eye(4, dtype=torch.float64)
-    camera_to_world[:3] = matrix[:3]
-    left, _, right = torch.linalg.svd(rotation)
-    camera_to_world[:3, :3] = left @ right
-    names = ("w", "h", "fl_x", "fl_y", "cx", "cy", "k1", "k2", "k3", "k4", "p1", "p2", "camera_angle_x")
-    lens = {name: _number(frame.get(name, meta.get(name)), name, where) for name in names}
-    return _Frame(
-        file_path=frame["file_path"],
-        image_path=_inside(folder, frame["file_path"], where),
-        camera_to_world=(camera_to_world * AXES).float(),
-        lens=lens,
+    image_path = path_inside(path.parent, frame["file_path"], where)
+    # Synthetic captures from Blender name their images without an ending.
+    image_path = image_path if image_path.suffix else image_path.with_suffix(".png")
+    width, height = read_image_size(image_path)
+    mask = frame.get("mask_path")
+    if not isinstance(mask, str | None):
+        raise InputError(f"{where}: expected mask_path to be a path, got {str(mask)[:40]}")
+    return Photo(
+        name=_normal(frame["file_path"]),
+        path=image_path,
+        width=width,
+        height=height,
+        lens=_read_lens({**meta, **frame}, width, height, where),
+        camera_to_world=check_rigid(_read_matrix(frame.get("transform_matrix"), where), where) * AXES,
+        mask_path=None if mask is None else path_inside(path.parent, mask, where),
     )
+
+
+def _read_matrix(value: Any, where: str, name: str = "transform_matrix") -> Tensor:
+    """The 4x4 matrix of a 3x4 or 4x4 list, float64."""
+    try:
+        matrix = torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        matrix = torch.zeros(0, dtype=torch.float64)
+    if tuple(matrix.shape) not in ((4, 4), (3, 4)):
+        raise InputError(f"{where}: expected a 4x4 {name}, got shape {tuple(matrix.shape)}")
+    whole = torch.eye(4, dtype=torch.float64)
+    whole[:3] = matrix[:3]
+    return whole
+
+
+def _read_lens(values: Mapping[str, Any], width: int, height: int, where: str) -> Lens:
+    """The lens for the image as it is, out of a frame's values with those of the top level behind them."""
+    model = values.get("camera_model", "OPENCV")
+    if model not in (*PINHOLE_MODELS, *FISHEYE_MODELS):
+        known = ", ".join((*PINHOLE_MODELS, *FISHEYE_MODELS))
+        raise InputError(f"{where}: expected camera_model to be one of {known}, got {str(model)[:40]!r}")
+    is_fisheye = model in FISHEYE_MODELS or values.get("is_fisheye") is True
+    names = ("w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y", "fisheye_crop_radius")
+    found = {name: _number(values.get(name), name, where) for name in names}
+    lens_width = _first(found["w"], float(width))
+    lens_height = _first(found["h"], float(height))
+    if not (lens_width >= 1 and lens_height >= 1):
+        raise InputError(f"{where}: expected w and h above 0, got {lens_width:g} and {lens_height:g}")
+    focal_x = _first(found["fl_x"], _focal_of_angle(found["camera_angle_x"], lens_width))
+    focal_y = _first(found["fl_y"], _focal_of_angle(found["camera_angle_y"], lens_height))
+    focal_x, focal_y = _first(focal_x, focal_y), _first(focal_y, focal_x)
+    if not (focal_x > 0 and focal_y > 0):
+        raise InputError(f"{where}: expected fl_x above 0 or camera_angle_x, got {found['fl_x']:g}")
+    crop = found["fisheye_crop_radius"]
+    try:
+        return Lens(
+            width=round(lens_width),
+            height=round(lens_height),
+            focal_x_px=focal_x,
+            focal_y_px=focal_y,
+            center_x_px=_first(found["cx"], lens_width / 2),
+            center_y_px=_first(found["cy"], lens_height / 2),
+            coefficients=_read_distortion(values, where, is_fisheye=is_fisheye),
+            is_fisheye=is_fisheye,
+            crop_radius_px=crop if is_fisheye and not math.isnan(crop) else math.inf,
+        ).to_size(width, height)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _read_distortion(values: Mapping[str, Any], where: str, *, is_fisheye: bool) -> tuple[float, ...]:
+    """Coefficients in the order of `Lens`, from k1 ... p2 or the list `distortion_params`."""
+    listed = values.get("distortion_params")
+    if listed is not None:
+        if not isinstance(listed, list) or len(listed) != len(DISTORTION):
+            raise InputError(f"{where}: expected distortion_params to be {DISTORTION}, got {str(listed)[:60]}")
+        values = dict(zip(DISTORTION, listed, strict=True))
+    numbers = (_first(_number(values.get(name), name, where), 0.0) for name in DISTORTION)
+    k1, k2, k3, k4, p1, p2 = numbers
+    if is_fisheye:
+        if p1 or p2:
+            raise InputError(f"{where}: expected no p1 and p2 with a fisheye, got {p1:g} and {p2:g}")
+        return (k1, k2, k3, k4)
+    if k4:
+        raise InputError(f"{where}: expected no k4 with a perspective camera_model, got {k4:g}")
+    return (k1, k2, p1, p2, k3)
 
 
 def _number(value: Any, name: str, where: str) -> float:
     """The value as a finite number; NaN for None."""
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
         raise InputError(f"{where}: expected {name} to be a finite number, got {str(value)[:40]!r}")
     return float(value)
 
 
-def _inside(folder: Path, file_path: str, where: str) -> Path:
-    """The path below the folder, with .png put to a name that has no ending.
-
-    Raises:
-        InputError: it leaves the folder.
-    """
-    path = folder / file_path
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{where}: expected a path inside the capture, got {file_path!r}")
-    return path if path.suffix else path.with_suffix(".png")
+def _first(value: float, other: float) -> float:
+    return other if math.isnan(value) else value
 
 
-def _read_view(frame: _Frame, size: int | None) -> tuple[Tensor, Tensor]:
-    """Image "3 h w" without distortion at the wanted size, and its intrinsics."""
-    pixels = _read_image(frame.image_path)
-    height, width = pixels.shape[:2]
-    intrinsics, distortion = _lens_of(frame, width, height)
-    if np.any(distortion):
-        pixels, intrinsics = _undistort(pixels, intrinsics, distortion)
-    longer = max(width, height)
-    if size is not None and not MIN_SIDE <= size <= longer:
-        raise InputError(f"{frame.image_path}: expected a size from {MIN_SIDE} to {longer} (the image), got {size}")
-    scale = 1.0 if size is None else size / longer
-    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
-    if (new_width, new_height) != (width, height):
-        pixels = cv2.resize(pixels, (new_width, new_height), interpolation=cv2.INTER_AREA)
-        intrinsics = intrinsics * np.array([[new_width / width], [new_height / height], [1.0]])
-    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    return image.clamp(0, 1), torch.from_numpy(intrinsics).float()
+def _focal_of_angle(angle_rad: float, side: float) -> float:
+    return 0.5 * side / math.tan(0.5 * angle_rad) if 0 < angle_rad < math.pi else math.nan
 
 
-def _read_image(path: Path) -> np.ndarray:
-    """RGB "h w 3" float32 in [0, 1]; what is transparent is black."""
-    try:
-        with Image.open(path) as image:
-            rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist, though transforms.json names it") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not readable as an image: {error}") from None
-    return rgba[..., :3] * rgba[..., 3:]
+def _normal(path: str) -> str:
+    """The same path without `./` and double slashes."""
+    return str(PurePosixPath(path))
 
 
-def _lens_of(frame: _Frame, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Intrinsics in pixels of the image as it is, and OpenCV's distortion k1 k2 p1 p2 k3."""
-    lens = dict(frame.lens)
-    scale_x = 1.0 if math.isnan(lens["w"]) else width / lens["w"] if lens["w"] > 0 else math.nan
-    scale_y = 1.0 if math.isnan(lens["h"]) else height / lens["h"] if lens["h"] > 0 else math.nan
-    if math.isnan(scale_x) or math.isnan(scale_y) or abs(scale_x / scale_y - 1) > 0.02:
-        raise InputError(
-            f"{frame.image_path}: expected an image of the shape {lens['w']:g}x{lens['h']:g}, got {width}x{height}"
-        )
-    focal_x = lens["fl_x"] * scale_x
-    if math.isnan(focal_x) and 0 < lens["camera_angle_x"] < math.pi:
-        focal_x = 0.5 * width / math.tan(0.5 * lens["camera_angle_x"])
-    focal_y = focal_x if math.isnan(lens["fl_y"]) else lens["fl_y"] * scale_y
-    if not (focal_x > 0 and focal_y > 0):
-        raise InputError(f"{frame.image_path}: expected fl_x above 0 or camera_angle_x in transforms.json, got neither")
-    center_x = width / 2 if math.isnan(lens["cx"]) else lens["cx"] * scale_x
-    center_y = height / 2 if math.isnan(lens["cy"]) else lens["cy"] * scale_y
-    intrinsics = np.array([[focal_x, 0, center_x], [0, focal_y, center_y], [0, 0, 1]], dtype=np.float64)
-    if lens["k4"] not in (0.0,) and not math.isnan(lens["k4"]):
-        raise InputError(f"{frame.image_path}: expected no k4 with camera_model OPENCV, got {lens['k4']}")
-    distortion = np.nan_to_num(np.array([lens[name] for name in ("k1", "k2", "p1", "p2", "k3")]))
-    return intrinsics, distortion
-
-
-def _undistort(pixels: np.ndarray, intrinsics: np.ndarray, distortion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Take lens distortion out; the view narrows so that every pixel is seen. OpenCV's pixel centres are integers."""
-    height, width = pixels.shape[:2]
-    shift = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
-    integer_centers = intrinsics - shift
-    straight, _ = cv2.getOptimalNewCameraMatrix(integer_centers, distortion, (width, height), 0)
-    maps = cv2.initUndistortRectifyMap(integer_centers, distortion, np.eye(3), straight, (width, height), cv2.CV_32FC1)
-    remapped = cv2.remap(pixels, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return remapped, np.asarray(straight, dtype=np.float64) + shift
-
-
-def _split(meta: Mapping[str, Any], paths: list[str], folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Training and held-out views: as the file says, else every 8th by name is held out."""
-    lists = {name: meta.get(f"{name}_filenames") for name in ("train", "val", "test")}
-    if lists["train"] is None:
-        held_out = tuple(range(0, len(paths), HOLD_OUT_EVERY)) if len(paths) > 1 else ()
-        return tuple(index for index in range(len(paths)) if index not in held_out), held_out
-    index_of = {path: index for index, path in enumerate(paths)}
-    chosen: dict[str, list[int]] = {}
-    for name, files in lists.items():
-        unknown = [file for file in files or () if file not in index_of] if isinstance(files, list | None) else [files]
+def _split(
+    meta: Mapping[str, Any], names: list[str], path: Path, options: ReadOptions
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Training and held-out views: as the file says, else every so many-th by name is held out."""
+    index_of = {name: index for index, name in enumerate(names)}
+    chosen: dict[str, list[int] | None] = {}
+    for kind in ("train", "val", "test"):
+        files = meta.get(f"{kind}_filenames")
+        if not isinstance(files, list | None):
+            raise InputError(f"{path}: expected {kind}_filenames to be a list, got {str(files)[:80]!r}")
+        unknown = [file for file in files or () if not isinstance(file, str) or _normal(file) not in index_of]
         if unknown:
-            raise InputError(f"{folder / 'transforms.json'}: {name}_filenames names no frame: {str(unknown[0])[:80]!r}")
-        chosen[name] = sorted({index_of[file] for file in files or ()})
-    held_out = sorted({*chosen["val"], *chosen["test"]} - set(chosen["train"]))
-    if not chosen["train"]:
-        raise InputError(f"{folder / 'transforms.json'}: expected at least one view in train_filenames, got none")
-    return tuple(chosen["train"]), tuple(held_out)
+            raise InputError(f"{path}: {kind}_filenames names no frame: {str(unknown[0])[:80]!r}")
+        chosen[kind] = None if files is None else sorted({index_of[_normal(file)] for file in files})
+    if all(indices is None for indices in chosen.values()):
+        return split_every(len(names), options.hold_out_every)
+    named_held_out = {*(chosen["val"] or ()), *(chosen["test"] or ())}
+    train = [index for index in range(len(names)) if index not in named_held_out]
+    train = train if chosen["train"] is None else chosen["train"]
+    if not train:
+        raise InputError(f"{path}: expected at least one view in train_filenames, got none")
+    return tuple(train), tuple(sorted(named_held_out - set(train)))
 
 
-def _read_sparse(meta: Mapping[str, Any], folder: Path) -> Points:
-    """Sparse points if the file names some; they lie in the same frame as the cameras."""
+def _read_sparse(meta: Mapping[str, Any], path: Path) -> Points:
+    """Sparse points in the frame of the cameras: of the named PLY, else of a COLMAP model in the folder, else none."""
     name = meta.get("ply_file_path")
-    if name is None:
+    if name is not None:
+        if not isinstance(name, str):
+            raise InputError(f"{path}: expected ply_file_path to be a path, got {str(name)[:40]}")
+        return read_points(path_inside(path.parent, name, str(path)))
+    model = find_model(path.parent / "colmap")
+    if model is None:
         return Points(torch.zeros(0, 3), torch.zeros(0, 3))
-    if not isinstance(name, str):
-        raise InputError(f"{folder / 'transforms.json'}: expected ply_file_path to be a path, got {str(name)[:40]}")
-    return read_points(_inside(folder, name, str(folder / "transforms.json")))
-
-
-def _file_names(paths: list[str]) -> tuple[str, ...]:
-    """Names without folders; with them, joined by underscores, where that would make two alike."""
-    names = [Path(path).name for path in paths]
-    stems = {Path(name).stem for name in names}
-    return tuple(names) if len(stems) == len(names) else tuple(path.lstrip("./").replace("/", "_") for path in paths)
+    where = f"{path}: applied_transform"
+    applied = _read_matrix(meta.get("applied_transform", OLD_APPLIED_TRANSFORM), where, "applied_transform")
+    scale = _first(_number(meta.get("applied_scale"), "applied_scale", str(path)), 1.0)
+    if not (torch.isfinite(applied).all() and scale > 0):
+        raise InputError(f"{where}: expected finite numbers and an applied_scale above 0")
+    points = read_colmap_points(model)
+    positions = (points.positions.double() @ applied[:3, :3].T + applied[:3, 3]) * scale
+    return Points(positions.float(), points.colors)

@@ -1,0 +1,251 @@
+"""The three files of a COLMAP model, binary (little endian) and text, as plain records.
+
+Formats: https://colmap.github.io/format.html and, for the ids of camera models, `src/colmap/sensor/models.h`.
+`colmap.py` makes a capture of them. Counts are checked against the file's length before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from restage.records import InputError
+
+__all__ = ["ModelCamera", "ModelImage", "PointArrays", "read_cameras", "read_images", "read_points"]
+
+NUM_PARAMS = {
+    "SIMPLE_PINHOLE": 3,
+    "PINHOLE": 4,
+    "SIMPLE_RADIAL": 4,
+    "RADIAL": 5,
+    "OPENCV": 8,
+    "OPENCV_FISHEYE": 8,
+    "FULL_OPENCV": 12,
+    "SIMPLE_RADIAL_FISHEYE": 4,
+    "RADIAL_FISHEYE": 5,
+}
+MODEL_OF_ID = {
+    0: "SIMPLE_PINHOLE",
+    1: "PINHOLE",
+    2: "SIMPLE_RADIAL",
+    3: "RADIAL",
+    4: "OPENCV",
+    5: "OPENCV_FISHEYE",
+    6: "FULL_OPENCV",
+    8: "SIMPLE_RADIAL_FISHEYE",
+    9: "RADIAL_FISHEYE",
+}
+POINT_COLUMNS = np.dtype([("id", "u8"), *((name, "f8") for name in "xyz"), *((name, "i8") for name in "rgb")])
+MAX_NAME_BYTES = 4096
+
+
+class ModelCamera(NamedTuple):
+    """A lens as COLMAP has it."""
+
+    model: str
+    """A key of `NUM_PARAMS`."""
+    width: int
+    height: int
+    params: tuple[float, ...]
+
+
+class ModelImage(NamedTuple):
+    """A posed image as COLMAP has it."""
+
+    name: str
+    camera_id: int
+    rotation_wxyz: tuple[float, ...]
+    """World to camera, OpenCV axes."""
+    translation: tuple[float, ...]
+
+
+class PointArrays(NamedTuple):
+    """Sparse points with colours."""
+
+    positions: Float64[np.ndarray, "m 3"]
+    colors_uint8: UInt8[np.ndarray, "m 3"]
+
+
+def read_cameras(path: Path) -> dict[int, ModelCamera]:
+    """Cameras by id, from `cameras.bin` or `cameras.txt`.
+
+    Raises:
+        InputError: the file ends too early, has broken lines, or a model of camera that is not in `NUM_PARAMS`.
+    """
+    cameras: dict[int, ModelCamera] = {}
+    for camera_id, model, width, height, params in _binary_cameras(path) if _is_binary(path) else _text_cameras(path):
+        if not 0 < width < 1_000_000 or not 0 < height < 1_000_000:
+            raise InputError(f"{path}: expected camera {camera_id} with a size in pixels, got {width}x{height}")
+        cameras[camera_id] = ModelCamera(model, width, height, params)
+    return cameras
+
+
+def read_images(path: Path) -> list[ModelImage]:
+    """Images that have a pose, from `images.bin` or `images.txt`; observations of points are passed over.
+
+    Raises:
+        InputError: the file ends too early or has broken lines.
+    """
+    return list(_binary_images(path) if _is_binary(path) else _text_images(path))
+
+
+def read_points(path: Path) -> PointArrays:
+    """Points of `points3D.bin` or `points3D.txt`, by id; tracks are passed over.
+
+    Raises:
+        InputError: the file ends too early, has broken lines, or positions that are not finite.
+    """
+    rows = _binary_points(path) if _is_binary(path) else _text_points(path)
+    try:
+        table = np.sort(np.fromiter(rows, dtype=POINT_COLUMNS), order="id")
+    except OverflowError:
+        raise InputError(f"{path}: expected ids and colors in their ranges, got a number that is too large") from None
+    positions = np.stack([table[name] for name in "xyz"], axis=1)
+    colors = np.stack([table[name] for name in "rgb"], axis=1)
+    if not np.isfinite(positions).all():
+        raise InputError(f"{path}: expected finite positions, got NaN or infinity")
+    if len(colors) and not 0 <= colors.min() <= colors.max() <= 255:
+        raise InputError(f"{path}: expected colors from 0 to 255, got {colors.min()} to {colors.max()}")
+    return PointArrays(positions, colors.astype(np.uint8))
+
+
+def _is_binary(path: Path) -> bool:
+    return path.suffix == ".bin"
+
+
+class _Reader:
+    """Reads a binary file from front to back, with one clear error where it ends too early."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = path.read_bytes()
+        self.offset = 0
+
+    def take(self, layout: struct.Struct) -> tuple[Any, ...]:
+        self.need(layout.size)
+        values = layout.unpack_from(self.data, self.offset)
+        self.offset += layout.size
+        return values
+
+    def count(self, min_bytes: int) -> int:
+        """A count of records of at least so many bytes each, which the rest of the file must have room for."""
+        (number,) = self.take(struct.Struct("<Q"))
+        self.need(number * min_bytes)
+        return number
+
+    def skip(self, num_bytes: int) -> None:
+        self.need(num_bytes)
+        self.offset += num_bytes
+
+    def text(self) -> str:
+        end = self.data.find(b"\0", self.offset, self.offset + MAX_NAME_BYTES)
+        if end < 0:
+            raise InputError(f"{self.path}: expected a name that ends with a null byte at byte {self.offset}, got none")
+        raw, self.offset = self.data[self.offset : end], end + 1
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{self.path}: expected a name in UTF-8, got {raw[:40]!r}") from None
+
+    def need(self, num_bytes: int) -> None:
+        if self.offset + num_bytes > len(self.data):
+            raise InputError(
+                f"{self.path}: expected {num_bytes} bytes after byte {self.offset}, "
+                f"got {len(self.data) - self.offset}; the file is cut off or not a COLMAP model"
+            )
+
+    def end(self) -> None:
+        if self.offset != len(self.data):
+            extra = len(self.data) - self.offset
+            raise InputError(f"{self.path}: expected the end at byte {self.offset}, got {extra} more; no COLMAP model")
+
+
+def _binary_cameras(path: Path) -> Iterator[tuple[int, str, int, int, tuple[float, ...]]]:
+    reader, head = _Reader(path), struct.Struct("<iiQQ")
+    for _ in range(reader.count(head.size)):
+        camera_id, model_id, width, height = reader.take(head)
+        if model_id not in MODEL_OF_ID:
+            raise InputError(f"{path}: expected a camera of {', '.join(NUM_PARAMS)}, got model number {model_id}")
+        model = MODEL_OF_ID[model_id]
+        yield camera_id, model, width, height, reader.take(struct.Struct(f"<{NUM_PARAMS[model]}d"))
+    reader.end()
+
+
+def _binary_images(path: Path) -> Iterator[ModelImage]:
+    reader, head, observation = _Reader(path), struct.Struct("<i7di"), struct.Struct("<ddq")
+    for _ in range(reader.count(head.size + 1 + 8)):
+        _, *pose, camera_id = reader.take(head)
+        name = reader.text()
+        yield ModelImage(name, camera_id, tuple(pose[:4]), tuple(pose[4:]))
+        reader.skip(reader.count(observation.size) * observation.size)
+    reader.end()
+
+
+def _binary_points(path: Path) -> Iterator[tuple[float, ...]]:
+    reader, head, element = _Reader(path), struct.Struct("<Q3d3Bd"), struct.Struct("<ii")
+    for _ in range(reader.count(head.size + 8)):
+        yield reader.take(head)[:7]
+        reader.skip(reader.count(element.size) * element.size)
+    reader.end()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines without comments; empty ones are kept, since an image without observations has one."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.startswith("#"):
+                    yield number, line.strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected text in UTF-8, got {error}") from None
+
+
+def _broken(path: Path, number: int, expected: str, line: str) -> InputError:
+    return InputError(f"{path}, line {number}: expected {expected}, got {line[:60]!r}")
+
+
+def _text_cameras(path: Path) -> Iterator[tuple[int, str, int, int, tuple[float, ...]]]:
+    for number, line in _lines(path):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            camera_id, model, width, height = int(words[0]), words[1], int(words[2]), int(words[3])
+            params = tuple(float(word) for word in words[4:])
+        except (ValueError, IndexError):
+            raise _broken(path, number, "CAMERA_ID MODEL WIDTH HEIGHT PARAMS", line) from None
+        if model not in NUM_PARAMS:
+            raise _broken(path, number, f"a camera of {', '.join(NUM_PARAMS)}", line)
+        if len(params) != NUM_PARAMS[model]:
+            raise _broken(path, number, f"{NUM_PARAMS[model]} parameters of {model}", line)
+        yield camera_id, model, width, height, params
+
+
+def _text_images(path: Path) -> Iterator[ModelImage]:
+    lines = _lines(path)
+    for number, line in lines:
+        if not line:
+            continue
+        words = line.split(maxsplit=9)
+        try:
+            pose, camera_id, name = tuple(float(word) for word in words[1:8]), int(words[8]), words[9]
+        except (ValueError, IndexError):
+            raise _broken(path, number, "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME", line) from None
+        yield ModelImage(name, camera_id, pose[:4], pose[4:])
+        next(lines, None)  # the observations: often empty, and then missing at the end of a file that was trimmed
+
+
+def _text_points(path: Path) -> Iterator[tuple[float, ...]]:
+    for number, line in _lines(path):
+        words = line.split(maxsplit=8)
+        if not words:
+            continue
+        try:
+            yield (int(words[0]), *(float(word) for word in words[1:4]), *(int(word) for word in words[4:7]))
+        except (ValueError, IndexError):
+            raise _broken(path, number, "POINT3D_ID X Y Z R G B ERROR TRACK", line) from None

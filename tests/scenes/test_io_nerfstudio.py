@@ -1,0 +1,291 @@
+"""nerfstudio folders: what is written reads back, all fields count, broken folders give one clear line."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from restage.records import InputError
+from restage.scenes.capture import Capture
+from restage.scenes.io import read_capture, write_capture
+from tests.scenes.tiny_captures import ColmapModel, change, small_capture
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_capture(small_capture(), tmp_path / "small")
+    return tmp_path / "small"
+
+
+def test_a_written_capture_reads_back_bit_for_bit(folder):
+    written, found = small_capture(), read_capture(folder)
+    assert torch.equal(found.images, written.images)
+    assert torch.equal(found.cameras.camera_to_world, written.cameras.camera_to_world)
+    assert torch.equal(found.cameras.intrinsics, written.cameras.intrinsics)
+    assert torch.equal(found.points, written.points)
+    assert torch.equal(found.point_colors, written.point_colors)
+    assert found.masks is None
+    assert found.train_indices == written.train_indices
+    assert found.held_out_indices == written.held_out_indices
+    assert found.file_names == written.file_names
+    assert found.name == "small"
+
+
+def test_the_file_has_opengl_axes(folder):
+    meta = json.loads((folder / "transforms.json").read_text())
+    matrix = torch.tensor(meta["frames"][0]["transform_matrix"])
+    backward = matrix[:3, 3] / matrix[:3, 3].norm()
+    assert float(matrix[:3, 2] @ backward) > 0.9
+    assert float(matrix[2, 1]) > 0.5
+
+
+def test_without_a_split_every_eighth_view_is_held_out(folder):
+    change(folder, lambda meta: [meta.pop(f"{name}_filenames") for name in ("train", "val", "test")])
+    assert read_capture(folder).held_out_indices == (0, 8)
+
+
+def test_a_smaller_size_keeps_the_view_and_the_mean(folder):
+    whole, small = read_capture(folder), read_capture(folder, 10)
+    assert tuple(small.images.shape) == (9, 3, 8, 10)
+    torch.testing.assert_close(small.cameras.intrinsics[:, :2], whole.cameras.intrinsics[:, :2] / 2)
+    torch.testing.assert_close(small.images.mean(dim=(2, 3)), whole.images.mean(dim=(2, 3)), atol=1e-4, rtol=0)
+
+
+def test_global_intrinsics_of_another_size_are_scaled(folder):
+    def edit(meta):
+        for frame in meta["frames"]:
+            for name in ("fl_x", "fl_y", "cx", "cy"):
+                frame.pop(name)
+        meta.update(w=40, h=32, fl_x=50.0, fl_y=48.0, cx=20.0, cy=15.0)
+
+    change(folder, edit)
+    intrinsics = read_capture(folder).cameras.intrinsics[0]
+    torch.testing.assert_close(intrinsics[:2], torch.tensor([[25.0, 0, 10.0], [0, 24.0, 7.5]]))
+
+
+def _first_frame(**values):
+    return lambda meta: meta["frames"][0].update(values)
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda meta: meta.pop("frames"), "frames"),
+        (lambda meta: meta.update(test_filenames="images/view_00.png"), "to be a list"),
+        (lambda meta: meta.update(train_filenames=[]), "at least one view"),
+        (lambda meta: meta.update(ply_file_path=7), "ply_file_path"),
+        (_first_frame(mask_path="../mask.png"), "inside"),
+        (_first_frame(mask_path="images/none.png"), "does not exist"),
+        (_first_frame(mask_path=["a"]), "mask_path"),
+        (_first_frame(file_path="/etc/passwd"), "inside"),
+        (_first_frame(file_path="images/nu\0ll.png"), "inside"),
+        (_first_frame(file_path="images"), "does not exist"),
+        (_first_frame(transform_matrix="none"), "4x4"),
+        (_first_frame(transform_matrix=[[float("inf")] * 4] * 4), "finite"),
+        (_first_frame(fl_x=0, fl_y=0), "fl_x"),
+        (_first_frame(fl_x=float("nan")), "fl_x"),
+        (_first_frame(fl_x=10**400), "fl_x"),
+        (_first_frame(w=0, h=0), "above 0"),
+        (_first_frame(k1=float("inf")), "k1"),
+        (_first_frame(k4=0.1), "k4"),
+        (_first_frame(k1=1e9), "distortion"),
+        (_first_frame(camera_model="OPENCV_FISHEYE", p1=0.1), "p1"),
+        (_first_frame(distortion_params=[0.1]), "distortion_params"),
+        (lambda meta: meta.update(frames=[]), "frames"),
+        (lambda meta: meta.update(camera_model="EQUIRECTANGULAR"), "camera_model"),
+        (lambda meta: meta.update(ply_file_path="../other.ply"), "inside"),
+        (lambda meta: meta.update(ply_file_path="none.ply"), "exist"),
+        (lambda meta: meta.update(train_filenames=["images/none.png"]), "none.png"),
+        (lambda meta: meta["frames"].append(meta["frames"][0]), "twice"),
+        (_first_frame(file_path="../../etc/passwd"), "inside"),
+        (_first_frame(file_path="images/none.png"), "does not exist"),
+        (_first_frame(file_path=3), "file_path"),
+        (_first_frame(transform_matrix=[[1, 2], [3, 4]]), "4x4"),
+        (_first_frame(transform_matrix=[[float("nan")] * 4] * 4), "finite"),
+        (_first_frame(transform_matrix=(2 * np.eye(4)).tolist()), "rotation"),
+        (_first_frame(transform_matrix=np.diag([1.0, 1, -1, 1]).tolist()), "reflection"),
+        (_first_frame(fl_x="wide"), "fl_x"),
+        (_first_frame(fl_x=-3.0), "fl_x"),
+        (_first_frame(w=1000, h=20), "shape"),
+    ],
+)
+def test_broken_transforms_give_one_clear_line(folder, edit, expected):
+    change(folder, edit)
+    with pytest.raises(InputError, match=expected) as error:
+        read_capture(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_masks_survive_and_are_weights(tmp_path):
+    masks = torch.zeros(9, 16, 20)
+    masks[:, :, 5:] = 1
+    masks[:, 3] = 128 / 255
+    capture = Capture(**{**vars(small_capture()), "masks": masks})
+    write_capture(capture, tmp_path / "masked")
+    found = read_capture(tmp_path / "masked").masks
+    assert found is not None
+    assert torch.equal(found, masks)
+    halved = read_capture(tmp_path / "masked", 10).masks
+    assert halved is not None
+    torch.testing.assert_close(halved[0, 4], torch.tensor([0, 0, 0.5, *[1.0] * 7]))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kept", "size"), [("L", 1, (20, 16)), ("L", 255, (20, 16)), ("1", 1, (20, 16)), ("I;16", 65535, (10, 8))]
+)
+def test_masks_of_labels_of_two_colors_and_of_other_sizes_mean_the_same(folder, mode, kept, size):
+    pixels = np.zeros((size[1], size[0]), np.uint16 if mode == "I;16" else np.uint8)
+    pixels[:, size[0] // 2 :] = kept
+    image = Image.fromarray(pixels)
+    (image.point(lambda value: 255 * value).convert("1") if mode == "1" else image).save(folder / "mask.png")
+    change(folder, _first_frame(mask_path="mask.png"))
+    masks = read_capture(folder).masks
+    assert masks is not None
+    assert masks[0, :, :9].max() == 0
+    assert masks[0, :, 11:].min() == 1
+    assert masks[1:].min() == 1
+
+
+def test_every_kind_of_split_list_is_followed(folder):
+    names = [f"images/view_{index:02d}.png" for index in range(9)]
+
+    def only(**lists):
+        def edit(meta):
+            for kind in ("train", "val", "test"):
+                meta.pop(f"{kind}_filenames", None)
+            meta.update({f"{kind}_filenames": files for kind, files in lists.items()})
+
+        change(folder, edit)
+        found = read_capture(folder)
+        return found.train_indices, found.held_out_indices
+
+    assert only(train=names[:4]) == ((0, 1, 2, 3), ())
+    assert only(test=["./" + names[2]]) == ((0, 1, 3, 4, 5, 6, 7, 8), (2,))
+    assert only(train=names[:3], val=[names[5]], test=[names[4], names[0]]) == ((0, 1, 2), (4, 5))
+
+
+def test_numbers_may_stand_in_a_frame_or_on_top_and_unknown_fields_are_ignored(folder):
+    expected = read_capture(folder)
+
+    def edit(meta):
+        meta.update(fl_x=1.0, fl_y=1.0, orientation_override="none", aabb_scale=16, k1=0.0, distortion_params=[0.0] * 6)
+        for frame in meta["frames"]:
+            frame.update(colmap_im_id=3, sharpness=1.5, depth_file_path="../no/matter.png", w=meta["w"], h=meta["h"])
+        meta.pop("w")
+        meta.pop("camera_model")
+
+    change(folder, edit)
+    found = read_capture(folder)
+    assert torch.equal(found.cameras.intrinsics, expected.cameras.intrinsics)
+    assert torch.equal(found.images, expected.images)
+
+
+def test_an_angle_of_view_stands_in_for_a_focal_length(folder):
+    def edit(meta):
+        meta["camera_angle_x"] = float(2 * np.arctan(0.5))
+        for frame in meta["frames"]:
+            frame.pop("fl_x")
+            frame.pop("fl_y")
+
+    change(folder, edit)
+    intrinsics = read_capture(folder).cameras.intrinsics[0]
+    assert float(intrinsics[0, 0]) == pytest.approx(20)
+    assert float(intrinsics[1, 1]) == pytest.approx(20)
+
+
+def test_points_of_a_colmap_model_in_the_folder_go_through_the_applied_transform(folder):
+    points = small_capture().points
+    capture = Capture(**{**vars(small_capture()), "points": points[:, [0, 2, 1]] * torch.tensor([1.0, -1.0, 1.0]) / 2})
+    ColmapModel.of_capture(capture).write_binary(folder / "colmap/sparse/0")
+    (folder / "sparse_pc.ply").unlink()
+    change(folder, lambda meta: meta.pop("ply_file_path"))
+    applied = [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]]
+    change(folder, lambda meta: meta.update(applied_transform=applied, applied_scale=2.0))
+    assert torch.equal(read_capture(folder).points, points)
+    change(folder, lambda meta: meta.update(applied_transform=[[1, 0], [0, 1]]))
+    with pytest.raises(InputError, match="applied_transform"):
+        read_capture(folder)
+
+
+def test_images_of_one_shape_come_to_one_size_with_a_warning_and_of_several_are_refused(folder):
+    path = folder / "images" / "view_04.png"
+    with Image.open(path) as image:
+        image.resize((40, 32), Image.Resampling.NEAREST).save(path)
+    with pytest.warns(UserWarning, match="brought to one of 20x16"):
+        found = read_capture(folder)
+    torch.testing.assert_close(found.images[4], small_capture().images[4])
+    torch.testing.assert_close(found.cameras.intrinsics[4], small_capture().cameras.intrinsics[4])
+    Image.new("RGB", (16, 20)).save(path)
+    change(folder, lambda meta: [meta.pop("w"), meta.pop("h")])
+    with pytest.raises(InputError, match="one shape, got 16x20, 20x16"):
+        read_capture(folder)
+
+
+def test_deep_grey_transparent_and_palette_images_are_read(folder):
+    images = folder / "images"
+    Image.fromarray(np.full((16, 20), 32768, np.uint16)).save(images / "view_00.png")
+    Image.new("RGBA", (20, 16), (255, 255, 255, 51)).save(images / "view_01.png")
+    Image.new("L", (20, 16), 51).save(images / "view_02.png")
+    Image.new("RGB", (20, 16), (0, 51, 255)).quantize().save(images / "view_03.png")
+    found = read_capture(folder).images[:4, :, 5, 5]
+    expected = torch.tensor([[0.5] * 3, [0.2] * 3, [0.2] * 3, [0.0, 0.2, 1.0]])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_links_out_of_the_folder_are_refused_and_links_inside_followed(folder, tmp_path):
+    path = folder / "images" / "view_00.png"
+    shutil.move(path, folder / "moved.png")
+    os.symlink(folder / "moved.png", path)
+    read_capture(folder)
+    shutil.move(folder / "moved.png", tmp_path / "moved.png")
+    path.unlink()
+    os.symlink(tmp_path / "moved.png", path)
+    with pytest.raises(InputError, match="inside"):
+        read_capture(folder)
+
+
+def test_more_than_memory_holds_is_refused_before_anything_is_decoded(folder, monkeypatch):
+    class NoMemory:
+        available = 1000
+
+    monkeypatch.setattr("restage.scenes.io.views.psutil.virtual_memory", NoMemory)
+    monkeypatch.setattr("restage.scenes.io.views.read_image", lambda path: pytest.fail("an image was decoded"))
+    with pytest.raises(InputError, match="memory.*smaller size"):
+        read_capture(folder)
+
+
+def test_absurdly_large_images_are_refused_by_their_header(folder):
+    path = folder / "images" / "view_02.png"
+    data = bytearray(path.read_bytes())
+    data[16:24] = (20_001).to_bytes(4, "big") + (10).to_bytes(4, "big")
+    import zlib
+
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="view_02.png: expected an image of at most 20000 px"):
+        read_capture(folder)
+
+
+def test_too_many_frames_are_refused(folder):
+    change(folder, lambda meta: meta.update(frames=[{}] * 100_001))
+    with pytest.raises(InputError, match="at most 100000 frames"):
+        read_capture(folder)
+
+
+def test_missing_and_corrupt_files_give_one_clear_line(folder, tmp_path):
+    with pytest.raises(InputError, match="not a folder"):
+        read_capture(tmp_path / "none")
+    with pytest.raises(InputError, match="size"):
+        read_capture(folder, 100_000)
+    image = folder / "images" / "view_03.png"
+    image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(InputError, match="view_03"):
+        read_capture(folder)
+    for text in ("{", "[1]", "3", "null", "\xff"):
+        (folder / "transforms.json").write_text(text, encoding="latin-1")
+        with pytest.raises(InputError, match=r"transforms\.json.*JSON"):
+            read_capture(folder)
