@@ -1,0 +1,264 @@
+"""The controls of the viewer's page: what to show, what to edit, the history, and what to take along."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from restage.edit import METHODS, EditStep
+from restage.edit.editors import EDITORS
+from restage.edit.single import EditChoice
+from restage.records import EditRequest, InputError
+from restage.view.background import PICTURE_LAYERS, SPLAT_LAYERS
+from restage.view.pictures import view_picture
+from restage.view.settings import SettingsForm
+from restage.view.video import FRAMES_PER_SECOND, MAX_FRAMES, PATHS, path_cameras, render_clip
+
+__all__ = ["Controls"]
+
+OWN_WORDS = "my own words"
+NOTHING_KEPT = "none yet"
+
+
+class Controls:
+    """The panel; its methods are called in the threads of viser and of the running edit."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        gui = page.server.gui
+        self.header = gui.add_markdown("")
+        scenes = tuple(page.session.scenes)
+        self.scene = gui.add_dropdown("Scene", scenes, initial_value=page.session.scene.name, visible=len(scenes) > 1)
+        self.scene.on_update(self._handler(self._choose_scene))
+        self.layer = gui.add_dropdown("Show", (*SPLAT_LAYERS, *PICTURE_LAYERS), initial_value=page.layer)
+        self.layer.on_update(self._handler(lambda _: page.show_layer(self.layer.value)))
+        self.said = gui.add_markdown("", visible=False)
+        tabs = gui.add_tab_group()
+        with tabs.add_tab("Edit"):
+            self._add_edit(gui)
+        self.views_tab = tabs.add_tab("Views")
+        with self.views_tab:
+            self._add_views(gui)
+        with tabs.add_tab("History"):
+            self._add_history(gui)
+        with tabs.add_tab("Save"):
+            self._add_save(gui)
+
+    def _handler(self, act: Callable[[Any], None]) -> Callable[[Any], None]:
+        return self.page.handler(act)
+
+    def _add_edit(self, gui: Any) -> None:
+        self.why_not = gui.add_markdown("", visible=False)
+        self.example = gui.add_dropdown("Example", (OWN_WORDS,), visible=False, hint="Edits whose truth is known.")
+        self.example.on_update(self._handler(lambda _: self._fill_example()))
+        self.instruction = gui.add_text("Instruction", "", hint="Such as: make the cube blue")
+        self.method = gui.add_dropdown(
+            "Method", tuple(name for name in METHODS if name != "nothing"), initial_value="restage"
+        )
+        self.method.on_update(self._handler(lambda _: self.settings.load(self.method.value)))
+        self.editor = gui.add_dropdown("Editor", tuple(EDITORS), initial_value="edit_model")
+        self.seed = gui.add_number("Seed", 0, min=0, step=1)
+        self.is_chained = gui.add_checkbox(
+            "On top of what is shown", False, hint="Else from the scene before any edit."
+        )
+        with gui.add_folder("Captions and settings", expand_by_default=False) as more:
+            self.source_caption = gui.add_text("Before", "", hint="What is to be seen before; some editors use it.")
+            self.target_caption = gui.add_text("After", "", hint="What is to be seen after.")
+        self.settings = SettingsForm(gui, more)
+        self.settings.load(self.method.value)
+        self.start = gui.add_button("Edit", icon="player-play")
+        self.start.on_click(self._handler(lambda _: self._start()))
+        self.stop = gui.add_button("Stop", icon="player-stop", color="red", disabled=True)
+        self.stop.on_click(self._handler(lambda _: self._stop()))
+        self.bar = gui.add_progress_bar(0.0, visible=False)
+        self.status = gui.add_markdown("")
+
+    def _add_views(self, gui: Any) -> None:
+        self.are_cameras_shown = gui.add_checkbox("Show cameras", True)
+        self.are_cameras_shown.on_update(
+            self._handler(lambda _: self.page.nodes.show_frustums(self.are_cameras_shown.value))
+        )
+        self.view = gui.add_dropdown("Go to", ("none",))
+        self.view.on_update(self._handler(self._choose_view))
+        self.photograph: Any = None
+        self.views_note = gui.add_markdown("Click a camera in the scene, or choose one here, to see from there.")
+
+    def _add_history(self, gui: Any) -> None:
+        self.history = gui.add_markdown("")
+        self.undo = gui.add_button("Undo", icon="arrow-back-up")
+        self.undo.on_click(self._handler(lambda _: self._travel(self.page.session.undo)))
+        self.redo = gui.add_button("Redo", icon="arrow-forward-up")
+        self.redo.on_click(self._handler(lambda _: self._travel(self.page.session.redo)))
+        self.kept = gui.add_dropdown("Kept", (NOTHING_KEPT,), hint="Finished edits of this scene in the run folder.")
+        self.open = gui.add_button("Open", icon="folder-open")
+        self.open.on_click(self._handler(lambda _: self._open_kept()))
+
+    def _add_save(self, gui: Any) -> None:
+        save = gui.add_button("Save splats (PLY)", icon="download")
+        save.on_click(self._handler(self._save_ply))
+        self.path = gui.add_dropdown("Path", tuple(PATHS))
+        self.seconds = gui.add_number("Seconds", 4.0, min=1, max=MAX_FRAMES // FRAMES_PER_SECOND, step=0.5)
+        self.clip = gui.add_button("Save clip (mp4)", icon="movie")
+        self.clip.on_click(self._handler(self._save_clip))
+        self.clip_bar = gui.add_progress_bar(0.0, visible=False)
+
+    def load(self) -> None:
+        """Fit the controls to the scene that the session has chosen."""
+        session, scene = self.page.session, self.page.session.scene
+        facts = [f"{len(scene.splats):,} splats"]
+        if scene.capture is not None:
+            facts.append(f"{len(scene.capture.cameras)} views")
+        held_out_db = scene.fit.get("held_out_psnr_db")
+        if isinstance(held_out_db, float):
+            facts.append(f"{held_out_db:.1f} dB on held-out views")
+        self.header.content = f"**{scene.name}**: {', '.join(facts)}"
+        self.why_not.content, self.why_not.visible = session.why_not_edit, bool(session.why_not_edit)
+        self.start.disabled = bool(session.why_not_edit)
+        instructions = tuple(dict.fromkeys(case.request.instruction for case in scene.cases.values()))
+        self.example.options, self.example.visible = (OWN_WORDS, *instructions), bool(instructions)
+        self.layer.options = (*SPLAT_LAYERS, *(layer for layer in PICTURE_LAYERS if self._has_layer(layer)))
+        names = () if scene.capture is None else scene.capture.file_names
+        self.view.options = ("none", *names)
+        self.path.options = tuple(PATHS) if scene.capture is not None else ("orbit",)
+        self.is_chained.value = False
+
+    def _has_layer(self, layer: str) -> bool:
+        scene = self.page.session.scene
+        return {"photograph": scene.capture is not None, "truth": bool(scene.cases)}.get(layer, True)
+
+    def refresh(self) -> None:
+        """Show the session's history."""
+        session = self.page.session
+        lines = [
+            f"{number + 1}. {'**' + version.label + '**' if number == session.position else version.label}"
+            for number, version in enumerate(session.versions)
+        ]
+        self.history.content = "\n".join(lines)
+        is_busy = session.is_running
+        self.undo.disabled, self.redo.disabled = is_busy or not session.can_undo, is_busy or not session.can_redo
+        labels = tuple(kept.label for kept in session.kept_edits()) or (NOTHING_KEPT,)
+        if labels != self.kept.options:
+            self.kept.options = labels
+        self.open.disabled = is_busy or labels == (NOTHING_KEPT,)
+
+    def say(self, text: str) -> None:
+        """Say what the layer shows; empty for nothing."""
+        if text != self.said.content:
+            self.said.content, self.said.visible = text, bool(text)
+
+    def choose_layer(self, layer: str) -> None:
+        """Switch the layer as if the user had."""
+        self.layer.value = layer
+
+    def show_view(self, index: int) -> None:
+        """Show the photograph of a view in the panel."""
+        capture = self.page.session.scene.capture
+        name = capture.file_names[index]
+        kind = "held out: no method sees it" if index in capture.held_out_indices else "training view"
+        picture = view_picture(self.page.session.scene, index)
+        if self.photograph is None:
+            with self.views_tab:
+                self.photograph = self.page.server.gui.add_image(picture, label="Photograph", format="png")
+        else:
+            self.photograph.image = picture
+        self.views_note.content = f"{name}, {kind}"
+        if self.view.value != name:
+            self.view.value = name
+
+    def _choose_scene(self, event: Any) -> None:
+        if self.scene.value == self.page.session.scene.name:
+            return
+        try:
+            self.page.session.choose_scene(self.scene.value)
+        finally:
+            self.scene.value = self.page.session.scene.name
+        self.page.load_scene()
+
+    def _choose_view(self, event: Any) -> None:
+        capture = self.page.session.scene.capture
+        if event.client is not None and capture is not None and self.view.value in capture.file_names:
+            self.page.go_to_view(capture.file_names.index(self.view.value), event.client)
+
+    def _fill_example(self) -> None:
+        for case in self.page.session.scene.cases.values():
+            if case.request.instruction == self.example.value:
+                self.instruction.value = case.request.instruction
+                self.source_caption.value = case.request.source_caption
+                self.target_caption.value = case.request.target_caption
+
+    def _start(self) -> None:
+        request = EditRequest(
+            instruction=self.instruction.value,
+            source_caption=self.source_caption.value,
+            target_caption=self.target_caption.value,
+        )
+        choice = EditChoice(
+            method=self.method.value,
+            editor=self.editor.value,
+            seed=int(self.seed.value),
+            settings=self.settings.read(),
+        )
+        self.page.start_edit(request, choice, is_chained=self.is_chained.value)
+
+    def begin_edit(self) -> None:
+        """Show that an edit begins."""
+        self.start.label = "Editing"
+        self.stop.disabled = False
+        self.bar.value, self.bar.animated, self.bar.visible = 0.0, True, True
+        self.status.content = "Opening scene and editor."
+        self.undo.disabled = self.redo.disabled = self.open.disabled = True
+
+    def show_step(self, step: EditStep) -> None:
+        """Show where an edit stands."""
+        self.bar.value = 100.0 * step.step / max(step.num_steps, 1)
+        loss = f", loss {step.loss:.4f}" if step.loss else ""
+        self.status.content = f"Step {step.step} of {step.num_steps}: {step.note}{loss}"
+
+    def end_edit(self, end: str) -> None:
+        """Show how an edit ended."""
+        self.start.label = "Edit"
+        self.stop.disabled = True
+        self.bar.visible = False
+        self.status.content = end
+
+    def _stop(self) -> None:
+        self.page.session.stop()
+        self.status.content = "Stopping."
+
+    def _travel(self, move: Callable[[], Any]) -> None:
+        move()
+        self.page.refresh()
+
+    def _open_kept(self) -> None:
+        kept = next((kept for kept in self.page.session.kept_edits() if kept.label == self.kept.value), None)
+        if kept is None:
+            raise InputError("there is no finished edit of this scene yet; make one under Edit")
+        self.page.session.open_kept(kept.folder)
+        self.page.refresh()
+
+    def _file_name(self, suffix: str) -> str:
+        kept = self.page.session.shown.kept
+        return f"{self.page.session.scene.name}-{kept.edit if kept else 'before'}{suffix}"
+
+    def _save_ply(self, event: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "splats.ply"
+            self.page.session.save_ply(path)
+            event.client.send_file_download(self._file_name(".ply"), path.read_bytes(), save_immediately=True)
+
+    def _save_clip(self, event: Any) -> None:
+        session = self.page.session
+        num_frames = round(self.seconds.value * FRAMES_PER_SECOND)
+        cameras = path_cameras(session.scene, self.path.value, num_frames=num_frames)
+        name, splats = self._file_name(f"-{self.path.value.replace(' ', '-')}.mp4"), session.shown.splats
+        self.clip.disabled, self.clip_bar.visible = True, True
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "clip.mp4"
+                for step in render_clip(splats, cameras, path, computing=session.computing):
+                    self.clip_bar.value = 100.0 * step.done / step.total
+                event.client.send_file_download(name, path.read_bytes(), save_immediately=True)
+        finally:
+            self.clip.disabled, self.clip_bar.visible = False, False

@@ -1,0 +1,169 @@
+"""Pictures of the viewer: what it shows as an image, from the camera of whoever looks, and splats as it sends them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from restage.compare.metrics import CHANGE_THRESHOLD
+from restage.edit.pictures import read_image, read_mask
+from restage.report.pictures import change_map, colour_map, mask_overlay
+from restage.scenes.cameras import Cameras, intrinsics_from_fov
+from restage.scenes.fit import render_views
+from restage.scenes.splats import SH_C0, Splats, rotation_matrices
+from restage.view.scene import ViewScene
+
+__all__ = [
+    "SplatArrays",
+    "camera_at",
+    "letterbox",
+    "nearest_view",
+    "render_difference",
+    "render_mask",
+    "splat_arrays",
+    "standing_at",
+    "to_uint8",
+    "vertical_fov_rad",
+    "view_camera",
+    "view_picture",
+]
+
+Picture = UInt8[np.ndarray, "height width 3"]
+
+
+class SplatArrays(NamedTuple):
+    """Splats as viser takes them."""
+
+    centers: Float[np.ndarray, "n 3"]
+    covariances: Float[np.ndarray, "n 3 3"]
+    rgbs: Float[np.ndarray, "n 3"]
+    opacities: Float[np.ndarray, "n 1"]
+
+
+def splat_arrays(splats: Splats) -> SplatArrays:
+    """Turn splats into what the browser draws: colours in [0, 1], those of the harmonics' degree 0."""
+    axes = rotation_matrices(splats.rotations.detach()) * splats.log_scales.detach().exp()[:, None]
+    return SplatArrays(
+        splats.means.detach().numpy(),
+        (axes @ axes.transpose(1, 2)).numpy(),
+        (0.5 + SH_C0 * splats.sh.detach()[:, 0]).clamp(0, 1).numpy(),
+        splats.opacity_logits.detach().sigmoid()[:, None].numpy(),
+    )
+
+
+def to_uint8(image: Float[Tensor, "3 h w"]) -> Picture:
+    """RGB in [0, 1] to bytes, channels last."""
+    return np.ascontiguousarray((image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def camera_at(
+    wxyz: Sequence[float], position: Sequence[float], *, fov_rad: float, aspect: float, height: int
+) -> Cameras:
+    """The camera of a browser window.
+
+    Args:
+        wxyz: Its rotation to world axes; camera axes are OpenCV's.
+        position: Where it stands.
+        fov_rad: Vertical field of view.
+        aspect: Width over height.
+        height: Of the picture, in pixels.
+    """
+    width = max(1, round(height * aspect))
+    camera_to_world = torch.eye(4)
+    camera_to_world[:3, :3] = rotation_matrices(torch.tensor([list(wxyz)], dtype=torch.float32))[0]
+    camera_to_world[:3, 3] = torch.tensor(list(position), dtype=torch.float32)
+    horizontal_rad = 2 * math.atan(math.tan(fov_rad / 2) * width / height)
+    return Cameras(camera_to_world[None], intrinsics_from_fov(horizontal_rad, width, height)[None], width, height)
+
+
+def vertical_fov_rad(cameras: Cameras, index: int) -> float:
+    """Angle that the height of a view spans."""
+    return 2 * math.atan(cameras.height / (2 * float(cameras.intrinsics[index, 1, 1])))
+
+
+def view_camera(cameras: Cameras, index: int, aspect: float) -> float:
+    """Vertical field of view in radians at which a window of this aspect shows all of a view."""
+    fov_rad, own_aspect = vertical_fov_rad(cameras, index), cameras.width / cameras.height
+    return fov_rad if aspect >= own_aspect else 2 * math.atan(math.tan(fov_rad / 2) * own_aspect / aspect)
+
+
+def nearest_view(cameras: Cameras, camera: Cameras) -> int:
+    """Index of the view that stands and looks most like a camera (n = 1)."""
+    spread = (cameras.positions - cameras.positions.mean(dim=0)).norm(dim=1).mean().clamp_min(1e-6)
+    distances = (cameras.positions - camera.positions).norm(dim=1) / spread
+    turned = 1 - (cameras.camera_to_world[:, :3, 2] * camera.camera_to_world[:, :3, 2]).sum(dim=1)
+    return int((distances + turned).argmin())
+
+
+def standing_at(cameras: Cameras, camera: Cameras) -> int | None:
+    """Index of the view that a camera stands at, within 1 % of the cameras' spread and one degree; None if at none."""
+    index = nearest_view(cameras, camera)
+    spread = float((cameras.positions - cameras.positions.mean(dim=0)).norm(dim=1).mean())
+    is_here = float((cameras.positions[index] - camera.positions[0]).norm()) <= 0.01 * max(spread, 1e-6)
+    axes, own = cameras.camera_to_world[index, :3, :3], camera.camera_to_world[0, :3, :3]
+    is_turned_alike = bool(((axes * own).sum(dim=0) > math.cos(math.radians(1.0))).all())
+    return index if is_here and is_turned_alike else None
+
+
+def letterbox(picture: Picture, aspect: float) -> Picture:
+    """Put a picture in the middle of a black one of another aspect (width over height), as large as it fits."""
+    height, width = picture.shape[:2]
+    full_height = max(height, round(width / aspect))
+    full_width = max(width, round(height * aspect))
+    full = np.zeros((full_height, full_width, 3), np.uint8)
+    top, left = (full_height - height) // 2, (full_width - width) // 2
+    full[top : top + height, left : left + width] = picture
+    return full
+
+
+def view_picture(scene: ViewScene, index: int, case: str | None = None) -> Picture:
+    """The photograph of a view, or its true picture after an edit.
+
+    Raises:
+        InputError: the picture of the truth is missing or broken.
+    """
+    assert scene.capture is not None
+    if case is None:
+        return to_uint8(scene.capture.images[index])
+    return to_uint8(read_image(_truth_path(scene, case, "images", index)))
+
+
+def render_difference(before: Splats, edited: Splats, camera: Cameras) -> Picture:
+    """How much each pixel changes, from black (not at all) to bright (by half of the range or more)."""
+    return colour_map(change_map(*_render_both(before, edited, camera)))
+
+
+def render_mask(scene: ViewScene, edited: Splats, camera: Cameras, *, case: str | None = None) -> Picture:
+    """Which pixels change, over the scene in grey; where truth is known at this camera, also where that is right.
+
+    Args:
+        scene: The scene before.
+        edited: The scene after.
+        camera: Of the picture; one of the capture's own if it is to be compared with truth.
+        case: The edit whose truth is known.
+    """
+    before_uint8, edited_uint8 = _render_both(scene.splats, edited, camera)
+    should_change = None
+    if case is not None and scene.capture is not None:
+        index = standing_at(scene.capture.cameras, camera)
+        if index is not None and (camera.width, camera.height) == scene.capture.images.shape[:1:-1]:
+            should_change = (read_mask(_truth_path(scene, case, "masks", index)) > 0.5).numpy()
+    return mask_overlay(
+        before_uint8, change_map(before_uint8, edited_uint8) > CHANGE_THRESHOLD, should_change=should_change
+    )
+
+
+def _render_both(before: Splats, edited: Splats, camera: Cameras) -> tuple[Picture, Picture]:
+    return to_uint8(render_views(before, camera)[0]), to_uint8(render_views(edited, camera)[0])
+
+
+def _truth_path(scene: ViewScene, case: str, kind: str, index: int) -> Path:
+    assert scene.folder is not None and scene.capture is not None
+    return scene.folder / "truth" / case / kind / Path(scene.capture.file_names[index]).with_suffix(".png").name

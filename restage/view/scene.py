@@ -1,0 +1,146 @@
+"""What a path stands for in the viewer: the scenes of a run, one fitted scene, a capture with a fit, or a PLY."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from restage.records import EditCase, InputError, read_json
+from restage.scenes.capture import Capture
+from restage.scenes.io.nerfstudio import read_capture
+from restage.scenes.io.ply import read_splats
+from restage.scenes.splats import Splats
+
+__all__ = ["KeptEdit", "ViewScene", "list_kept", "open_scenes"]
+
+
+@dataclass(frozen=True)
+class KeptEdit:
+    """A finished edit that lies in a run folder."""
+
+    folder: Path
+    """Its result folder."""
+    edit: str
+    """Name of the edit case."""
+    instruction: str
+    method: str
+    editor: str
+    seed: int
+    record_id: str
+
+    @property
+    def label(self) -> str:
+        """What the user reads in lists; tells edits of one scene apart."""
+        text = f"{self.instruction} | {self.method}, {self.editor}, seed {self.seed}"
+        mark = self.edit.rpartition("-on-")[1:]
+        return f"{text} | {''.join(mark).lstrip('-')}" if mark[0] else text
+
+
+@dataclass(frozen=True)
+class ViewScene:
+    """A scene as it was before any edit."""
+
+    name: str
+    splats: Splats
+    capture: Capture | None = None
+    """None for a PLY alone."""
+    folder: Path | None = None
+    """`<run>/scenes/<scene>`; None for a scene that is in no run, which cannot be edited."""
+    fit: Mapping[str, object] = field(default_factory=dict)
+    """What `fit.json` says."""
+    cases: Mapping[str, EditCase] = field(default_factory=dict)
+    """Edit cases with truth by name."""
+
+    @property
+    def run_folder(self) -> Path | None:
+        """The run that the scene is part of."""
+        return None if self.folder is None else self.folder.parent.parent
+
+
+def open_scenes(path: Path) -> dict[str, Path]:
+    """Find the scenes that a path stands for: the file or folder to load each from, by name.
+
+    Args:
+        path: A run folder, a fitted scene's folder, the folder of a capture that has a fit, or a 3DGS PLY.
+
+    Raises:
+        InputError: there is nothing to show; says what to do.
+    """
+    if path.is_file() and path.suffix.lower() == ".ply":
+        return {path.stem: path}
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a run folder, a fitted scene, a capture with a fit, or a PLY")
+    if (path / "splats.ply").is_file():
+        return {path.resolve().name: path}
+    if (path / "transforms.json").is_file():
+        return _scenes_of_capture(path)
+    scenes = {found.parent.name: found.parent for found in sorted(path.glob("scenes/*/splats.ply"))}
+    if not scenes:
+        what = "a run without a fitted scene" if (path / "run.json").exists() else "neither a run nor a scene nor a PLY"
+        raise InputError(f"{path} is {what}; run: restage fit CAPTURE, then: restage view RUN")
+    return scenes
+
+
+def _scenes_of_capture(path: Path) -> dict[str, Path]:
+    """The fit of a capture: around it in a run, or where `restage fit` puts it by default."""
+    resolved = path.resolve()
+    for folder in (resolved.parent, Path("runs") / resolved.name / "scenes" / resolved.name):
+        if (folder / "splats.ply").is_file():
+            return {resolved.name if resolved.name != "capture" else resolved.parent.name: folder}
+    raise InputError(f"{path} is a capture without a fit; run: restage fit {path}")
+
+
+def load_scene(name: str, path: Path) -> ViewScene:
+    """Load one of the scenes that `open_scenes` found.
+
+    Raises:
+        InputError: splats, capture or a record of it are broken.
+    """
+    if path.is_file():
+        return ViewScene(name, read_splats(path))
+    splats = read_splats(path / "splats.ply")
+    capture = read_capture(path / "capture") if (path / "capture" / "transforms.json").is_file() else None
+    fit = read_json(path / "fit.json") if (path / "fit.json").is_file() else {}
+    folder = path.resolve()
+    is_in_run = capture is not None and folder.parent.name == "scenes" and (folder.parents[1] / "run.json").is_file()
+    cases = {found.parent.name: EditCase.from_plain(read_json(found)) for found in path.glob("truth/*/edit.json")}
+    with_truth = {edit: case for edit, case in sorted(cases.items()) if case.has_truth}
+    return ViewScene(name, splats, capture, path if is_in_run else None, fit, with_truth)
+
+
+def list_kept(scene: ViewScene) -> list[KeptEdit]:
+    """Finished edits of a scene in its run, by name.
+
+    Raises:
+        InputError: a record is not readable.
+    """
+    if scene.folder is None or scene.run_folder is None:
+        return []
+    kept = []
+    for path in sorted((scene.run_folder / "edit" / scene.folder.name).glob("*/*/*/record.json")):
+        record = read_json(path)
+        if record.get("status") == "done" and record.get("method") != "nothing":
+            kept.append(read_kept(path.parent))
+    return kept
+
+
+def read_kept(folder: Path) -> KeptEdit:
+    """Read the record of a finished edit.
+
+    Raises:
+        InputError: there is none, or it lacks something.
+    """
+    record = read_json(folder / "record.json")
+    try:
+        return KeptEdit(
+            folder=folder,
+            edit=str(record["edit"]),
+            instruction=str(record["request"]["instruction"]),
+            method=str(record["method"]),
+            editor=str(record["editor"]),
+            seed=int(record["seed"]),
+            record_id=str(record["id"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'record.json'} is not the record of a finished edit: no {error}") from None

@@ -1,0 +1,103 @@
+"""Serves the viewer's page until Ctrl-C: chooses a port, says where the page is, closes cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import io
+import ipaddress
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from restage.records import InputError, MissingExtra
+from restage.view.page import ViewerPage
+from restage.view.session import ViewSession
+
+__all__ = ["find_port", "is_loopback", "serve", "serving"]
+
+PORTS_TRIED = 100
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host's address."""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def find_port(host: str, port: int) -> int:
+    """The port if it is free, or else the next one that is.
+
+    Raises:
+        InputError: the host is not an address of this machine, the port is no port, or none is free.
+    """
+    if not 0 < port < 65536:
+        raise InputError(f"expected a port from 1 to 65535, got {port}")
+    for candidate in range(port, min(port + PORTS_TRIED, 65536)):
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+            return candidate
+        except socket.gaierror as error:
+            raise InputError(f"{host!r} is not a host name or address: {error}; leave --host out") from None
+        except PermissionError:
+            raise InputError(f"this user may not open port {candidate}; choose one above 1023") from None
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise InputError(f"cannot listen on {host}: {error}; leave --host out") from None
+    raise InputError(f"no free port from {port} to {port + PORTS_TRIED - 1}; choose another with --port")
+
+
+@contextlib.contextmanager
+def serving(session: ViewSession, *, host: str = "127.0.0.1", port: int = 8080) -> Iterator[str]:
+    """Serve the page while the context lasts; gives its address.
+
+    Raises:
+        MissingExtra: viser is not installed.
+        InputError: the host cannot be used, or no port is free.
+    """
+    if importlib.util.find_spec("viser") is None:
+        raise MissingExtra("viser", "view")
+    import viser
+
+    free = find_port(host, port)
+    with contextlib.redirect_stdout(io.StringIO()):  # its own banner
+        server = viser.ViserServer(host=host, port=free, verbose=False)
+    # A page could else ask for a tunnel that opens this server to the internet.
+    server.request_share_url = lambda verbose=True: None
+    page = ViewerPage(server, session)
+    try:
+        yield f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}"
+    finally:
+        page.close()
+        with contextlib.redirect_stdout(io.StringIO()):
+            server.stop()
+
+
+def serve(path: Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
+    """Show a path in the browser until Ctrl-C.
+
+    Args:
+        path: What to show; see `open_scenes`.
+        host: Address to listen on; anything but a loopback address lets others in, and that is said.
+        port: Port to listen on; the next free one if it is taken.
+
+    Raises:
+        InputError: there is nothing to show, or the host cannot be used.
+        MissingExtra: viser is not installed.
+    """
+    session = ViewSession(path)
+    if not is_loopback(host):
+        print(f"view: whoever reaches {host} can see and edit this scene; there is no password", file=sys.stderr)
+    with serving(session, host=host, port=port) as address:
+        print(f"view: Ctrl-C ends it\n{address}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()

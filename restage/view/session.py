@@ -1,0 +1,218 @@
+"""The viewer's state without a browser: scenes, versions with undo and redo, and the one edit that may run.
+
+`page.py` shows it; anything else, such as a test or a notebook, can drive it the same way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from restage.edit.job import EditStep
+from restage.edit.single import EditChoice, StartingPoint, find_case, open_edit
+from restage.recipes import open_run, working
+from restage.records import EditRequest, InputError
+from restage.scenes.io.ply import read_splats, write_splats
+from restage.scenes.splats import Splats
+from restage.view.scene import KeptEdit, ViewScene, list_kept, load_scene, open_scenes, read_kept
+from restage.view.stopping import EditStopped, stop_between_layers
+
+__all__ = ["EditStopped", "Version", "ViewSession"]
+
+BEFORE = "before"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One state of the scene in the history; never changed once it is there."""
+
+    label: str
+    splats: Splats
+    kept: KeptEdit | None = None
+    """The edit that made it; None for the scene before any edit."""
+
+    @property
+    def start(self) -> StartingPoint | None:
+        """What an edit of this version starts from."""
+        return None if self.kept is None else StartingPoint(self.splats, self.kept.record_id)
+
+
+class ViewSession:
+    """What one `restage view` holds.
+
+    Reading and rendering may happen in any thread; `computing` is held while the rasterizer or a step of an edit
+    runs, so that two threads never share its pool.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a path; see `open_scenes`.
+
+        Raises:
+            InputError: there is nothing to show.
+        """
+        self.scenes = open_scenes(path)
+        self.computing = threading.RLock()
+        self._running = threading.Lock()
+        self._stop = threading.Event()
+        self.choose_scene(next(iter(self.scenes)))
+
+    def choose_scene(self, name: str) -> None:
+        """Show another scene of the run; the history starts anew.
+
+        Raises:
+            InputError: there is no such scene, it is broken, or an edit is running.
+        """
+        self._refuse_while_running("choose a scene")
+        if name not in self.scenes:
+            raise InputError(f"no scene {name!r}; there are: {', '.join(self.scenes)}")
+        self.scene: ViewScene = load_scene(name, self.scenes[name])
+        self.versions = [Version(BEFORE, self.scene.splats)]
+        self.position = 0
+        self._asked_case: str | None = None
+
+    @property
+    def before(self) -> Splats:
+        """The scene before any edit."""
+        return self.scene.splats
+
+    @property
+    def shown(self) -> Version:
+        """The version that is shown."""
+        return self.versions[self.position]
+
+    @property
+    def case(self) -> str | None:
+        """Name of the edit whose truth goes with what is shown: what was made or asked for, or else the first."""
+        kept = self.shown.kept
+        for name in (kept.edit if kept else None, self._asked_case, *self.scene.cases):
+            if name in self.scene.cases:
+                return name
+        return None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether an edit is running."""
+        return self._running.locked()
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is an earlier version."""
+        return self.position > 0
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a later version."""
+        return self.position + 1 < len(self.versions)
+
+    @property
+    def why_not_edit(self) -> str:
+        """Why this scene cannot be edited; empty if it can."""
+        if self.scene.capture is None:
+            return "These splats have no training views, which an edit needs: restage fit CAPTURE makes a scene."
+        if self.scene.folder is None:
+            return "This scene is in no run folder, which edits are kept in: restage fit CAPTURE makes one."
+        return ""
+
+    def undo(self) -> Version:
+        """Go back to the version before this one.
+
+        Raises:
+            InputError: there is none, or an edit is running.
+        """
+        return self._move(-1, "undo")
+
+    def redo(self) -> Version:
+        """Go forward again.
+
+        Raises:
+            InputError: there is nothing to redo, or an edit is running.
+        """
+        return self._move(1, "redo")
+
+    def _move(self, by: int, what: str) -> Version:
+        self._refuse_while_running(what)
+        if not 0 <= self.position + by < len(self.versions):
+            raise InputError(f"there is nothing to {what}")
+        self.position += by
+        return self.shown
+
+    def kept_edits(self) -> list[KeptEdit]:
+        """Finished edits of the scene in its run folder, also those that `restage edit` or a demo made."""
+        return list_kept(self.scene)
+
+    def open_kept(self, folder: Path) -> Version:
+        """Show a finished edit of the run folder; it becomes the next version.
+
+        Raises:
+            InputError: it has no finished record, its splats are broken, or an edit is running.
+        """
+        self._refuse_while_running("open another edit")
+        kept = read_kept(folder)
+        return self._add(Version(kept.label, read_splats(folder / "splats.ply"), kept))
+
+    def edit(self, request: EditRequest, choice: EditChoice, *, is_chained: bool = False) -> Iterator[EditStep]:
+        """Edit the scene and keep the result in the run folder, as `restage edit` does; it becomes the next version.
+
+        An edit that was made before is opened instead, without a step.
+
+        Args:
+            request: What to do.
+            choice: How.
+            is_chained: Start from the version that is shown instead of the scene before any edit.
+
+        Yields:
+            Every step of the method; its splats can be shown.
+
+        Raises:
+            InputError: another edit is running, this scene cannot be edited, or the method lacks what it needs.
+            EditStopped: `stop` was called; nothing is kept.
+        """
+        if self.why_not_edit:
+            raise InputError(self.why_not_edit)
+        if not self._running.acquire(blocking=False):
+            raise InputError("an edit is running; wait for its end or stop it")
+        try:
+            self._stop.clear()
+            start = self.shown.start if is_chained else None
+            kept = read_kept((yield from self._run(request, choice, start)))
+            self._add(Version(kept.label, read_splats(kept.folder / "splats.ply"), kept))
+        finally:
+            self._running.release()
+
+    def _run(
+        self, request: EditRequest, choice: EditChoice, start: StartingPoint | None
+    ) -> Generator[EditStep, None, Path]:
+        assert self.scene.folder is not None and self.scene.run_folder is not None
+        self._asked_case = find_case(self.scene.folder, request)
+        with working(open_run(self.scene.run_folder)) as run, stop_between_layers(self._stop):
+            with self.computing:
+                opened = open_edit(run, self.scene.folder, request=request, choice=choice, start=start)
+            while True:
+                with self.computing:
+                    step = next(opened.steps, None)
+                if step is None:
+                    return opened.folder
+                if self._stop.is_set():
+                    raise EditStopped("stopped by the user")
+                yield step
+
+    def stop(self) -> None:
+        """Ask the running edit to stop; it does so at its next step, or between two layers of its model."""
+        self._stop.set()
+
+    def save_ply(self, path: Path) -> None:
+        """Write the version that is shown as a PLY in the 3DGS layout."""
+        write_splats(self.shown.splats, path)
+
+    def _add(self, version: Version) -> Version:
+        """Put a version after the one that is shown; what could have been redone is dropped from the history."""
+        del self.versions[self.position + 1 :]
+        self.versions.append(version)
+        self.position += 1
+        return version
+
+    def _refuse_while_running(self, what: str) -> None:
+        if self.is_running:
+            raise InputError(f"cannot {what} while an edit is running; wait for its end or stop it")
