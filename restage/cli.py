@@ -32,6 +32,7 @@ SUMMARIES = {
     "compare": "score every edit of a run on held-out views",
     "report": "write the page, figures and clips of a run",
     "miniature": "train the models of the miniature world",
+    "view": "look at scenes in the browser and edit them there",
     "show": "print what a run holds: stages, edits, scores",
     "ls": "list runs",
 }

@@ -22,6 +22,9 @@ ModelsArgument = Annotated[
 RunSeedArgument = Annotated[int, arg(help="Of the run, if this makes it; a run keeps the seed it has.")]
 SceneArgument = Annotated[Path, arg(metavar="SCENE")]
 CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
+ShownArgument = Annotated[
+    Path, arg(metavar="PATH", help="A run, a fitted scene, a capture with a fit, or splats as PLY (3DGS layout).")
+]
 InstructionArgument = Annotated[str, arg(metavar="INSTRUCTION")]
 
 
@@ -202,6 +205,24 @@ def _ls() -> Callable[..., None]:
     return ls
 
 
+def _view() -> Callable[..., None]:
+    def view(path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int = 8080) -> None:
+        """Show scenes in the browser; type edits there and watch them happen. Ctrl-C ends it.
+
+        Example: restage view runs/demo
+
+        Args:
+            path: What to show.
+            host: Address to listen on. Anything but this machine's own lets others see and edit.
+            port: Port to listen on; the next free one if it is taken.
+        """
+        from restage.view.serve import serve
+
+        serve(path, host=host, port=port)
+
+    return view
+
+
 COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "demo": _demo,
     "prompts": _stage(
@@ -229,6 +250,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     ),
     "report": _stage("report", "Write the run's page, which opens from disk.\n\nExample: restage report runs/mine"),
     "miniature": _miniature,
+    "view": _view,
     "show": _show,
     "ls": _ls,
 }
