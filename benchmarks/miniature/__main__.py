@@ -1,0 +1,225 @@
+"""Measure the miniature's models on worlds that no training has seen.
+
+    python -m benchmarks.miniature [--models FOLDER] [--world-seed N] [--parts text_to_image clip ...] [--page FOLDER]
+
+A probe, trained on rendered truth only, reads what sampled pictures show. The last line is JSON; `--page` holds the
+pictures. The table of figures and what they should be: `WANTED`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from PIL import Image
+
+from benchmarks.miniature import edits, held_out, page, parts, text_to_image, verdicts
+from restage.diffusion.backbone import load_backbone
+from restage.diffusion.clip import load_clip
+from restage.diffusion.editor import load_edit_model
+from restage.miniature.probe import load_probe
+
+__all__ = ["PARTS", "WANTED", "Figures", "main"]
+
+PartName = Literal["probe", "autoencoder", "text_to_image", "unseen", "clip", "sampling", "edit_model", "assets"]
+PARTS: tuple[PartName, ...] = (
+    "probe", "autoencoder", "text_to_image", "unseen", "clip", "sampling", "edit_model", "assets",
+)  # fmt: skip
+
+WANTED: dict[str, tuple[str, float]] = {
+    "vae_psnr_db": (">=", 34),
+    "color_accuracy": (">=", 0.97),
+    "kind_accuracy": (">=", 0.95),
+    "ground_accuracy": (">=", 0.99),
+    "time_accuracy": (">=", 0.99),
+    "count_accuracy": (">=", 0.95),
+    "all_accuracy": (">=", 0.88),
+    "unseen_accuracy": (">=", 0.80),
+    "word_iou": (">=", 0.5),
+    "clip_top1_of_256": (">=", 0.90),
+    "clip_direction_auc": (">=", 0.97),
+    "edit_progress_appearance": (">=", 0.75),
+    "edit_progress_shape": (">=", 0.5),
+    "edit_spill": ("<=", 0.01),
+    "edit_mask_iou": (">=", 0.75),
+    "sample16_s": ("<=", 4.0),
+    "assets_mb": ("<=", 48.0),
+}
+"""The figures, in the order in which they are reported, and what they should at least (or at most) be."""
+
+
+@dataclass
+class Figures:
+    """What was measured: the wanted figures at the top, all others as details."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Image.Image] = field(default_factory=dict)
+
+    def add(self, found: dict[str, float]) -> None:
+        """Sort figures to where they belong."""
+        for name, value in found.items():
+            (self.values if name in WANTED else self.details)[name] = value
+
+    def falls_short(self, name: str) -> bool:
+        """Whether a figure misses what is wanted; NaN does."""
+        direction, bound = WANTED[name]
+        value = self.values[name]
+        return not (value >= bound if direction == ">=" else value <= bound)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to measure."""
+
+    models: Path | None = None
+    """Folder with `text_to_image`, `clip` and `edit_model`; default: those of the package."""
+    state: Path | None = None
+    """A `state.pt` of a text-to-image training in progress, whose averaged weights are measured in place of the
+    model's own."""
+    probe: Path = Path(__file__).parent / "probe.safetensors"
+    """The probe's weights."""
+    parts: tuple[PartName, ...] = PARTS
+    """Which parts to measure."""
+    world_seed: int = 0
+    """Moves all worlds, captions and edits."""
+    captions: int = 240
+    """Captions to sample pictures of; as many again with unseen combinations, divided by two."""
+    cases: int = 70
+    """Edits to score, kinds in turn."""
+    probe_pictures: int = 1000
+    """Unseen renders that the probe is measured on."""
+    sampling: text_to_image.Sampling = field(default_factory=text_to_image.Sampling)
+    """How pictures are sampled."""
+    page: Path = Path("runs/benchmark-miniature")
+    """Where the pictures go."""
+
+
+class Benchmark:
+    """The parts, each a method that fills in its figures; models and worlds are loaded when first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        from restage.recipes import models_in
+
+        self.settings = settings
+        self.folders = models_in(settings.models)
+        self.backbone = load_backbone(self.folders.text_to_image)
+        self.figures = Figures()
+        if settings.state is not None:
+            self.figures.details["state_step"] = text_to_image.load_training_state(self.backbone, settings.state)
+
+    def run(self) -> Figures:
+        """Measure the chosen parts, in order."""
+        for name in PARTS:
+            if name in self.settings.parts:
+                start_s = time.perf_counter()
+                getattr(self, name)()
+                print(f"{name}: {time.perf_counter() - start_s:.0f} s", flush=True)
+        return self.figures
+
+    def captions(self, count: int, split: str = "train") -> list[held_out.Captioned]:
+        """Captions of the held-out split."""
+        return held_out.captions(self.settings.world_seed, count, split=split)
+
+    def probe(self) -> None:
+        """What the probe reads in renders, and in renders that went through the autoencoder."""
+        half = self.settings.probe_pictures // 2
+        items = self.captions(half) + self.captions(half, "unseen")
+        rendered = held_out.render_captioned(items)
+        probe = load_probe(self.settings.probe)
+        softened = parts.round_trip(self.backbone, rendered.images)
+        self.figures.details["probe_on_renders"] = parts.measure_probe(probe, rendered, rendered.images)
+        self.figures.details["probe_on_reconstructions"] = parts.measure_probe(probe, rendered, softened)
+
+    def autoencoder(self) -> None:
+        """PSNR."""
+        rendered = held_out.render_captioned(self.captions(64))
+        self.figures.add(parts.measure_autoencoder(self.backbone, rendered.images))
+
+    def _sample(self, items: list[held_out.Captioned]) -> list[text_to_image.Sample]:
+        return text_to_image.sample(self.backbone, items, load_probe(self.settings.probe), self.settings.sampling)
+
+    def text_to_image(self) -> None:
+        """What pictures of held-out captions show."""
+        samples = self._sample(self.captions(self.settings.captions))
+        found = [sample.verdict for sample in samples]
+        self.figures.add(verdicts.accuracies(found) | text_to_image.word_iou(samples))
+        self.figures.details["by_number_of_objects"] = verdicts.accuracies_by_count(found)
+        self.figures.details["by_word"] = verdicts.shares_by_word(found, [s.item.description for s in samples])
+        self.figures.pictures["samples"] = page.draw_cards([page.card_of(sample) for sample in samples[:36]])
+        word_masks = page.draw_word_masks(samples)
+        if word_masks is not None:
+            self.figures.pictures["word masks"] = word_masks
+        failed = [page.card_of(sample) for sample in samples if not sample.verdict.is_all_right]
+        if failed:
+            self.figures.pictures["failures"] = page.draw_cards(failed[:36])
+
+    def unseen(self) -> None:
+        """What pictures of unseen combinations of kind and colour show."""
+        samples = self._sample(self.captions(self.settings.captions // 2, "unseen"))
+        found = [sample.verdict for sample in samples]
+        self.figures.values["unseen_accuracy"] = verdicts.accuracies(found)["all_accuracy"]
+        self.figures.details["unseen"] = verdicts.accuracies(found)
+        self.figures.details["unseen_by_number_of_objects"] = verdicts.accuracies_by_count(found)
+        self.figures.pictures["unseen"] = page.draw_cards([page.card_of(sample) for sample in samples[:24]])
+
+    def clip(self) -> None:
+        """Retrieval, and what direction similarity separates."""
+        cases = list(held_out.edit_cases(self.settings.world_seed, max(2, self.settings.cases)))
+        rendered = held_out.render_captioned(self.captions(256))
+        self.figures.add(parts.measure_clip(load_clip(self.folders.clip), rendered, cases, self.backbone))
+
+    def sampling(self) -> None:
+        """Seconds for 16 pictures, with the threads that torch has."""
+        self.figures.add(parts.measure_sampling(self.backbone, self.captions(16)))
+        self.figures.details["num_threads"] = torch.get_num_threads()
+
+    def edit_model(self) -> None:
+        """Edits of single rendered views against their truth."""
+        cases = list(held_out.edit_cases(self.settings.world_seed, self.settings.cases))
+        edited = edits.run_edits(load_edit_model(self.folders.edit_model), cases)
+        self.figures.add(edits.edit_figures(edited))
+        self.figures.pictures["edits"] = page.draw_edits(edited)
+
+    def assets(self) -> None:
+        """Size of the models' folder."""
+        root = self.folders.text_to_image.parent
+        folders = (self.folders.text_to_image, self.folders.clip, self.folders.edit_model)
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        assert all(root in path.parents for path in files)
+        self.figures.values["assets_mb"] = sum(path.stat().st_size for path in files) / 1e6
+
+
+def main(settings: Settings) -> None:
+    """Measure, write the page, print the table and, last, the JSON."""
+    figures = Benchmark(settings).run()
+    table = {
+        name: (figures.values[name], f"{direction} {bound:g}", figures.falls_short(name))
+        for name, (direction, bound) in WANTED.items()
+        if name in figures.values
+    }
+    for name, (value, wanted, is_short) in table.items():
+        print(f"{name:26} {value:8.3f}   {wanted:8}{'  falls short' if is_short else ''}")
+    what = f"World seed {settings.world_seed}; models: {settings.models or 'those of the package'}."
+    page.write_page(settings.page, table, figures.pictures, what=what)
+    print(f"page: {settings.page / 'index.html'}")
+    facts = {"world_seed": settings.world_seed, "captions": settings.captions, "cases": settings.cases}
+    print(json.dumps(_rounded({**facts, **figures.values, "details": figures.details})))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(tyro.conf.OmitArgPrefixes[Settings], description=__doc__))
