@@ -9,6 +9,7 @@ never does.
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,7 +20,7 @@ from typing import Any
 
 __all__ = ["declare_operators", "leave_startup_file", "watch_imports"]
 
-STARTUP_NAME = "restage_torchvision.pth"
+STARTUP_NAME = "torchvision_without_operators"
 OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -74,12 +75,15 @@ def leave_startup_file() -> bool:
     Raises:
         RuntimeError: torchvision cannot be imported with it either.
     """
-    path = Path(sysconfig.get_path("purelib")) / STARTUP_NAME
-    path.unlink(missing_ok=True)
+    folder = Path(sysconfig.get_path("purelib"))
+    module, startup = folder / f"{STARTUP_NAME}.py", folder / f"{STARTUP_NAME}.pth"
+    startup.unlink(missing_ok=True)
     command = [sys.executable, "-c", "import torchvision"]
     if subprocess.run(command, capture_output=True).returncode == 0:
         return False
-    path.write_text("import restage.nerfstudio.torchvision_ops as _ops; _ops.watch_imports()\n")
+    # A copy under a name of its own: Restage itself is not to be imported at each start of Python.
+    shutil.copyfile(__file__, module)
+    startup.write_text(f"import {STARTUP_NAME}; {STARTUP_NAME}.watch_imports()\n")
     after = subprocess.run(command, capture_output=True, text=True)
     if after.returncode:
         raise RuntimeError(f"torchvision cannot be imported: {after.stderr.strip().splitlines()[-1]}")

@@ -9,7 +9,7 @@ One class for rays (`VanillaDataManager`, nerfacto) and one for whole images (`F
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatama
 __all__ = ["EditableFullImageDatamanager", "ImageViews", "RayViews", "TrainingViews", "open_views", "soften"]
 
 
+@runtime_checkable
 class TrainingViews(Protocol):
     """Training views by their index in the training set."""
 
