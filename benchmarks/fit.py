@@ -1,6 +1,15 @@
-"""Fits splats to a capture and scores held-out views; the last line is JSON: psnr_db, s, peak_mb.
+"""Fits splats to captures and measures held-out views; the last line is JSON.
 
-python benchmarks/fit.py --capture FOLDER --size 160 --num-splats 25000 --steps 1200 --strip held_out.png
+    python benchmarks/fit.py                             # the bear at 160 and 256, an unseen miniature world
+    python benchmarks/fit.py --picture docs/pictures/bear_fit.png
+    python benchmarks/fit.py --capture FOLDER --size 160 --time-budget 60
+    python benchmarks/fit.py --capture FOLDER --size 160 --table
+    python benchmarks/fit.py --miniature --table
+
+Without --capture: bear160_psnr_db, bear160_s, bear256_psnr_db, bear256_s, miniature_psnr_db, miniature_s, peak_mb.
+With it: psnr_db, s, peak_mb. Seconds are wall time of fitting, after a step that compiles the kernels; cpu_s is what
+the process used of it. With --table, every setting of ABLATIONS is fitted one after the other: compare cpu_s, which
+depends less on what else the machine does.
 """
 
 from __future__ import annotations
@@ -9,47 +18,179 @@ import argparse
 import json
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
-from restage.scenes.fit import FitConfig, fit_splats, psnr, render_views
+from restage.scenes.capture import Capture
+from restage.scenes.fit import PHOTOGRAPHS, FitConfig, fit_splats, psnr, render_views
 from restage.scenes.io import read_capture
+from restage.scenes.losses import PhotometricLoss
+from restage.scenes.splats import Splats
+from restage.world.capture import make_capture
+from restage.world.grammar import sample_description
+
+BEAR = Path(__file__).parents[2] / "shared" / "data" / "captures" / "bear"
+MINIATURE = FitConfig()
+MINIATURE_SEEDS = (901, 902, 903)
+"""Of worlds that no default was found on."""
+PICTURE_VIEWS = 3
+PICTURE_SIDE = 192
+MAX_PICTURE_BYTES = 200_000
+ABLATIONS = {
+    "default": {},
+    "mcmc": {"strategy": "mcmc"},
+    "ssim 0.2": {"loss": PhotometricLoss(ssim_share=0.2)},
+    "half size first": {"coarse_share": 0.4},
+    "exposure": {"fits_exposure": True},
+    "early stop": {"stop_gain": 0.01},
+}
+"""What is changed of the default, by name."""
+
+
+class Measured(NamedTuple):
+    """What a fit has come to."""
+
+    psnr_db: float
+    train_psnr_db: float
+    s: float
+    cpu_s: float
+    steps: int
+    num_splats: int
+    peak_mb: float
+
+
+def fit_and_measure(capture: Capture, config: FitConfig) -> tuple[Measured, Splats]:
+    """Fit, then render training and held-out views; only fitting is timed."""
+    list(fit_splats(capture, replace(config, steps=1, num_splats=100)))  # compiles the kernels
+    started_s, started_cpu_s = time.perf_counter(), time.process_time()
+    last = None
+    for last in fit_splats(capture, config):
+        if last.step % 200 == 0:
+            print(f"step {last.step} of {last.num_steps}, loss {last.loss:.4f}", flush=True)
+    assert last is not None
+    seconds, cpu_seconds = time.perf_counter() - started_s, time.process_time() - started_cpu_s
+    measured = Measured(
+        psnr_db=_psnr(capture, capture.held_out_indices, last.splats),
+        train_psnr_db=_psnr(capture, capture.train_indices, last.splats),
+        s=seconds,
+        cpu_s=cpu_seconds,
+        steps=last.step,
+        num_splats=len(last.splats),
+        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
+    return measured, last.splats
+
+
+def _psnr(capture: Capture, indices: tuple[int, ...], splats: Splats) -> float:
+    views = list(indices)
+    masks = None if capture.masks is None else capture.masks[views]
+    return float(psnr(render_views(splats, capture.cameras[views]), capture.images[views], masks).mean())
+
+
+def miniature_captures() -> list[Capture]:
+    """Unseen worlds, 36 views at 128 x 128 each."""
+    return [
+        make_capture(sample_description(seed), name=f"world {seed}", seed=seed, num_views=36, size=128)
+        for seed in MINIATURE_SEEDS
+    ]
+
+
+def write_picture(path: Path, capture: Capture, splats: Splats) -> None:
+    """Held-out renders above the truth, in a palette and small enough for a repository."""
+    chosen = capture.held_out_indices[:: max(1, len(capture.held_out_indices) // PICTURE_VIEWS)][:PICTURE_VIEWS]
+    views = list(chosen)
+    rows = [render_views(splats, capture.cameras[views]), capture.images[views]]
+    picture = _to_image(torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1))
+    scale = PICTURE_SIDE / max(capture.cameras.width, capture.cameras.height)
+    small = picture.resize((round(scale * picture.width), round(scale * picture.height)), Image.Resampling.BOX)
+    small.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    size = path.stat().st_size
+    print(f"{path}: {size} bytes" + (", TOO LARGE" if size > MAX_PICTURE_BYTES else ""))
+
+
+def _to_image(image: Float[Tensor, "3 h w"]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray((image.permute(1, 2, 0) * 255).round().byte().numpy()))
+
+
+def measure_table(captures: list[Capture], config: FitConfig) -> dict[str, float]:
+    """Fit every capture with every setting; prints a row each as Markdown."""
+    result = {}
+    print("| setting | held-out dB | training dB | CPU s | steps | splats |\n| --- | --- | --- | --- | --- | --- |")
+    for name, change in ABLATIONS.items():
+        found = [fit_and_measure(capture, replace(config, **change))[0] for capture in captures]
+        means = {field: sum(getattr(measured, field) for measured in found) / len(found) for field in Measured._fields}
+        print(
+            f"| {name} | {means['psnr_db']:.2f} | {means['train_psnr_db']:.2f} | {means['cpu_s']:.0f} "
+            f"| {means['steps']:.0f} | {means['num_splats']:.0f} |",
+            flush=True,
+        )
+        result |= {f"{name.replace(' ', '_')}_{field}": means[field] for field in ("psnr_db", "cpu_s")}
+    return result
+
+
+def measure_all(bear: Path, picture: Path | None) -> dict[str, float]:
+    """The figures that the project promises; NaN with a line that says so where there is no bear."""
+    result: dict[str, float] = {}
+    for size in (160, 256):
+        if not bear.exists():
+            print(f"{bear} does not exist: the bear is not measured; name it with --bear")
+            result |= {f"bear{size}_psnr_db": float("nan"), f"bear{size}_s": float("nan")}
+            continue
+        capture = read_capture(bear, size)
+        measured, splats = fit_and_measure(capture, PHOTOGRAPHS)
+        print(f"bear at {size}: {measured}", flush=True)
+        result |= {f"bear{size}_psnr_db": measured.psnr_db, f"bear{size}_s": measured.s}
+        if size == 256 and picture is not None:
+            write_picture(picture, capture, splats)
+    found = [fit_and_measure(capture, MINIATURE)[0] for capture in miniature_captures()]
+    for seed, measured in zip(MINIATURE_SEEDS, found, strict=True):
+        print(f"miniature world {seed}: {measured}", flush=True)
+    result["miniature_psnr_db"] = sum(measured.psnr_db for measured in found) / len(found)
+    result["miniature_s"] = sum(measured.s for measured in found) / len(found)
+    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--capture", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=None)
-    parser.add_argument("--steps", type=int, default=FitConfig().steps)
-    parser.add_argument("--num-splats", type=int, default=FitConfig().num_splats)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bear", type=Path, default=BEAR, help="folder of the bear capture")
+    parser.add_argument("--capture", type=Path, help="any capture, in place of the bear and the miniature")
+    parser.add_argument("--size", type=int, help="longer side in pixels; default: as the images are")
+    parser.add_argument("--time-budget", type=float, help="seconds that fitting may take")
+    parser.add_argument("--steps", type=int, default=PHOTOGRAPHS.steps)
+    parser.add_argument("--num-splats", type=int, default=PHOTOGRAPHS.num_splats)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--strip", type=Path, default=None, help="picture: held-out renders above the truth")
+    parser.add_argument("--picture", type=Path, help="PNG of held-out renders above the truth, at most 200 kB")
+    parser.add_argument("--table", action="store_true", help="fit with every setting of ABLATIONS")
+    parser.add_argument("--miniature", action="store_true", help="with --table: of the miniature worlds")
     options = parser.parse_args()
-    capture = read_capture(options.capture, options.size)
-    config = FitConfig(steps=options.steps, num_splats=options.num_splats, seed=options.seed)
-    held_out = list(capture.held_out_indices)
-    start_s, start_cpu_s = time.perf_counter(), time.process_time()
-    splats = None
-    for step in fit_splats(capture, config):
-        splats = step.splats
-        if step.step % 100 == 0:
-            print(f"step {step.step} of {step.num_steps}, loss {step.loss:.4f}", flush=True)
-    seconds, cpu_seconds = time.perf_counter() - start_s, time.process_time() - start_cpu_s
-    assert splats is not None
-    renders, truth = render_views(splats, capture.cameras[held_out]), capture.images[held_out]
-    if options.strip is not None:
-        strip = torch.cat([torch.cat(list(rows[:6]), dim=2) for rows in (renders, truth)], dim=1)
-        Image.fromarray((strip.permute(1, 2, 0) * 255).round().byte().numpy()).save(options.strip)
-    result = {
-        "psnr_db": float(psnr(renders, truth).mean()),
-        "s": seconds,
-        "cpu_s": cpu_seconds,
-        "num_splats": len(splats),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-    print(json.dumps(result))
+    if options.capture is None and not options.table:
+        print(json.dumps(measure_all(options.bear, options.picture)))
+        return
+    folder = options.capture or options.bear
+    config = replace(
+        PHOTOGRAPHS,
+        steps=options.steps,
+        num_splats=options.num_splats,
+        time_budget_s=options.time_budget,
+        seed=options.seed,
+    )
+    if options.table:
+        captures = miniature_captures() if options.miniature else [read_capture(folder, options.size)]
+        print(json.dumps(measure_table(captures, MINIATURE if options.miniature else config)))
+        return
+    capture = read_capture(folder, options.size)
+    measured, splats = fit_and_measure(capture, config)
+    if options.picture is not None:
+        write_picture(options.picture, capture, splats)
+    print(json.dumps(measured._asdict()))
 
 
 if __name__ == "__main__":

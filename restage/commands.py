@@ -78,14 +78,14 @@ def _stage(stage: str, description: str) -> Callable[[], Callable[..., None]]:
 
 
 def _fit() -> Callable[..., None]:
-    from restage.scenes.fit import FitConfig
+    from restage.scenes.fit import PHOTOGRAPHS, FitConfig
 
     def fit(
         capture: Positional[CaptureArgument],
         *,
         size: int | None = None,
         out: Path | None = None,
-        config: Annotated[FitConfig, arg(name="")] = FitConfig(steps=1200, num_splats=25_000),  # noqa: B008  (frozen)
+        config: Annotated[FitConfig, arg(name="")] = PHOTOGRAPHS,
     ) -> None:
         """Fit Gaussian splats to a capture and say how well held-out views come out.
 
@@ -136,14 +136,14 @@ def _edit() -> Callable[..., None]:
             seed: Of the edit's noise.
         """
         from restage.recipes import EditChoice, edit_folder, fit_folder
-        from restage.scenes.fit import FitConfig
+        from restage.scenes.fit import PHOTOGRAPHS
         from restage.scenes.io import capture_name, is_capture
 
         request = EditRequest(instruction=instruction, source_caption=source_caption, target_caption=target_caption)
         choice = EditChoice(method=method, editor=editor, model=model, seed=seed)
         if is_capture(scene):
             out = Path("runs") / capture_name(scene)
-            show_progress(fit_folder(scene, out, FitConfig(steps=1200, num_splats=25_000), size=size))
+            show_progress(fit_folder(scene, out, PHOTOGRAPHS, size=size))
             scene = out
         last = show_progress(edit_folder(scene, request, choice))
         print(f"edited: {last.note if last else scene}")

@@ -28,6 +28,7 @@ from restage.scenes.schedule import Schedule
 from restage.scenes.splats import Splats
 
 __all__ = [
+    "PHOTOGRAPHS",
     "FitConfig",
     "FitStep",
     "RefineConfig",
@@ -96,6 +97,10 @@ class FitConfig:
                 raise InputError(f"expected {name} above 0 and at most 1, got {getattr(self, name)}")
         if self.time_budget_s is not None and not 0 < self.time_budget_s < math.inf:
             raise InputError(f"expected a time budget above 0 s, got {self.time_budget_s}")
+
+
+PHOTOGRAPHS = FitConfig(steps=1200, num_splats=25_000)
+"""For captures of photographs, which show more than the miniature world, whose fit is the plain `FitConfig()`."""
 
 
 @dataclass(frozen=True, kw_only=True)
