@@ -1,65 +1,19 @@
 """How far a rendered view is from what it should be: absolute and squared error, and structural similarity.
 
-The step that fitting and editing share (`optimizer.py`) calls a `PhotometricLoss`; `ssim_map` is of use alone too.
+The step that fitting and editing share (`optimizer.py`) calls a `PhotometricLoss`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import InputError
+from restage.scenes.ssim import MARGIN, ssim_map
 
-__all__ = ["PhotometricLoss", "ssim_map"]
-
-WINDOW = 11
-"""Side of the Gaussian window in pixels, as in Wang et al. 2004 and in 3D Gaussian splatting."""
-MARGIN = WINDOW // 2
-"""The outermost pixels have no whole window, and so no similarity."""
-SIGMA = 1.5
-STABILISERS = (0.01**2, 0.03**2)
-"""C1 and C2 for values in [0, 1]."""
-
-
-def _taps() -> Tensor:
-    weights = [math.exp(-((index - MARGIN) ** 2) / (2 * SIGMA**2)) for index in range(WINDOW)]
-    return torch.tensor(weights) / sum(weights)
-
-
-def _blur(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n h-10 w-10"]:
-    """Weighted mean over the window around each pixel that has a whole one; both directions one after the other."""
-    count = len(maps)
-    taps = _taps().to(maps).expand(count, 1, WINDOW)
-    columns = torch.nn.functional.conv2d(maps[None], taps[:, :, :, None], groups=count)
-    return torch.nn.functional.conv2d(columns, taps[:, :, None, :], groups=count)[0]
-
-
-def ssim_map(image: Float[Tensor, "c h w"], target: Float[Tensor, "c h w"]) -> Float[Tensor, "c h-10 w-10"]:
-    """Structural similarity at each pixel whose window lies in the image; 1 where both are the same.
-
-    Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity"
-    (2004), equation 13, for values in [0, 1]; differentiable in both.
-
-    Raises:
-        InputError: the image is smaller than the window.
-    """
-    count, height, width = image.shape
-    if min(height, width) < WINDOW:
-        raise InputError(
-            f"expected images of at least {WINDOW} x {WINDOW} pixels for structural similarity, got {width} x {height};"
-            " choose a greater --size, or an ssim_share of 0"
-        )
-    mean, square, product = _blur(torch.cat([image, image * image, image * target])).split(count)
-    mean_target, square_target = _blur(torch.cat([target, target * target])).split(count)
-    c1, c2 = STABILISERS
-    covariance = product - mean * mean_target
-    variances = square - mean * mean + square_target - mean_target * mean_target
-    luminance = (2 * mean * mean_target + c1) / (mean * mean + mean_target * mean_target + c1)
-    return luminance * (2 * covariance + c2) / (variances + c2)
+__all__ = ["PhotometricLoss"]
 
 
 @dataclass(frozen=True, kw_only=True)

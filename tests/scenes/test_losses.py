@@ -5,7 +5,8 @@ import torch
 from skimage.metrics import structural_similarity
 
 from restage.records import InputError
-from restage.scenes.losses import PhotometricLoss, ssim_map
+from restage.scenes.losses import PhotometricLoss
+from restage.scenes.ssim import ssim_map
 
 
 def pictures(height: int = 19, width: int = 26) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +35,7 @@ def test_structural_similarity_is_that_of_scikit_image():
 
 def test_structural_similarity_has_the_right_gradients():
     image, target = pictures(12, 13)
-    torch.autograd.gradcheck(ssim_map, (image.double().requires_grad_(), target.double().requires_grad_()))
+    torch.autograd.gradcheck(ssim_map, (image.double().requires_grad_(), target.double()))
 
 
 def test_equal_pictures_are_wholly_similar_and_cost_nothing():
