@@ -13,6 +13,12 @@ DEMO_FOLDER ?= runs/demo
 NERF_VENV := .venv-nerfstudio
 NERF_STAMP := $(NERF_VENV)/restage-installed
 
+define CHECK_PYTHON
+	@if ! "$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null; then \
+		echo "Restage needs Python 3.11 or newer; found: $$("$(or $(PYTHON),python3)" --version 2>&1)." \
+			"Name one with: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.11" >&2; exit 1; fi
+endef
+
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
 
@@ -39,9 +45,7 @@ clean:  ## Remove the environment and caches; runs stay
 
 # An environment that was stopped half-way has no stamp: it is completed, and made anew where that fails.
 $(STAMP): pyproject.toml constraints.txt
-	@if ! "$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null; then \
-		echo "Restage needs Python 3.11 or newer; found: $$("$(or $(PYTHON),python3)" --version 2>&1)." \
-			"Name one with: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	$(CHECK_PYTHON)
 	@echo "Installing into $(VENV) (some minutes the first time)"
 	@install() { $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,view]'; }; \
 	if $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1; then \
@@ -52,6 +56,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Apart from the main environment, since nerfstudio needs numpy < 2.
 $(NERF_STAMP): pyproject.toml constraints-nerfstudio.txt
+	$(CHECK_PYTHON)
 	@echo "Installing nerfstudio into $(NERF_VENV) (about 3.5 GB, some minutes)"
 	@install() { $(NERF_VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints-nerfstudio.txt \
 		torch torchvision nerfstudio beartype hypothesis pytest -e . && \
