@@ -10,6 +10,8 @@ from torch import Tensor
 
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
+from restage.scenes.rasterize.kernels import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from restage.scenes.rasterize.projection import DILATION
 from restage.scenes.splats import Splats
 
 __all__ = [
@@ -30,11 +32,6 @@ __all__ = [
 
 NEAR = 0.05
 """Splats nearer than this to the camera plane, in world units, are not drawn."""
-DILATION = 0.3
-"""Added to the variance of each splat on the image, in square pixels, so that none falls between pixels."""
-MAX_ALPHA = 0.99
-MIN_ALPHA = 1.0 / 255.0
-MIN_TRANSMITTANCE = 1e-4
 CLAMP_MARGIN = 0.15
 """The slopes x/z and y/z in the Jacobian are clamped to the image plus this share of its side on each side."""
 CULL_MARGIN = 0.25

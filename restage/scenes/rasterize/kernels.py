@@ -1,30 +1,40 @@
 """Numba kernels of `numba_cpu`: bin splats into tiles, blend each tile front to back, and the way back.
 
 Every loop over the pixels of a tile runs over flat arrays of at most 256 floats, which LLVM turns into vector code.
+No fast-math flag is set: with one LLVM rounds as it likes, and a kernel that was just compiled gives other bits than
+the same kernel from numba's cache. Fused multiply-adds and sums over 16 lanes (`_dot`) are written out instead.
 Each (tile, splat) pair is an entry; the backward pass writes the gradient of an entry to its own row, and a second
 pass sums the rows of each splat in a fixed order: no atomics, and the result does not depend on the threads.
-`no_type_check` keeps the test suite's run-time type checks out of compiled functions.
+Constants stand here since numba's cache does not see changes in other files. `no_type_check` keeps the test suite's
+run-time type checks out of compiled functions.
 """
 
 from __future__ import annotations
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
-from restage.scenes.rasterize.blending import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+__all__ = ["MAX_ALPHA", "MIN_ALPHA", "MIN_TRANSMITTANCE", "NUM_GEOMETRY", "TILE", "bin_splats", "blend_backward"]
+__all__ += ["blend_forward", "sum_entries"]
 
-__all__ = ["NUM_GEOMETRY", "TILE", "bin_splats", "blend_backward", "blend_forward", "sum_entries"]
-
+MAX_ALPHA = 0.99
+MIN_ALPHA = 1.0 / 255.0
+MIN_TRANSMITTANCE = 1e-4
 TILE = 16
 """Side of a tile in pixels."""
+AREA = TILE * TILE
 NUM_GEOMETRY = 6
 """Gradient columns before those of the channels: x, y, conic xx, xy, yy, opacity."""
+REACH_MARGIN = 2e-3
+"""Added to where the log falloff, doubled, ends, so that rounding cuts off no pixel."""
 CHECK_EVERY = 8
 """After how many splats a tile looks whether all its pixels are opaque."""
 
-FLAGS = {"reassoc", "contract", "nsz", "arcp"}
 CEILING = np.float32(MAX_ALPHA)
 FLOOR = np.float32(MIN_ALPHA)
 OPAQUE = np.float32(MIN_TRANSMITTANCE)
@@ -43,90 +53,202 @@ E5 = np.float32(0.007966789717962684)
 E6 = np.float32(0.0009830236222696746)
 
 
+@intrinsic
+def _fma(typing_context: Any, first: Any, second: Any, third: Any) -> Any:
+    """Compute first * second + third in one rounding, float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+LANES = ir.VectorType(ir.FloatType(), 16)
+
+
+def _fold(builder: Any, lanes: Any) -> Any:
+    """Sum of 16 lanes: the upper half is added to the lower, four times."""
+    undefined = ir.Constant(lanes.type, ir.Undefined)
+    for half in (8, 4, 2, 1):
+        places = [ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(s, s + half))) for s in (0, half)]
+        lanes = builder.fadd(*(builder.shuffle_vector(lanes, undefined, place) for place in places))
+        undefined = ir.Constant(lanes.type, ir.Undefined)
+    return builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
+
+
+@intrinsic
+def _dot(typing_context: Any, first: Any, second: Any) -> Any:
+    """Dot product of two float32 arrays of equal length, a multiple of 16: in 16 lanes, folded at the end."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = [context.make_array(t)(context, builder, a) for t, a in zip(signature.args, arguments, strict=True)]
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(LANES, [LANES] * 3), "llvm.fma.v16f32")
+        total = cgutils.alloca_once_value(builder, ir.Constant(LANES, [0.0] * 16))
+        sixteen = ir.Constant(arrays[0].nitems.type, 16)
+        with cgutils.for_range(builder, builder.udiv(arrays[0].nitems, sixteen)) as loop:
+            start = builder.mul(loop.index, sixteen)
+            places = [builder.bitcast(builder.gep(a.data, [start]), LANES.as_pointer()) for a in arrays]
+            rows = [builder.load(place, align=4) for place in places]
+            builder.store(builder.call(fma, [*rows, builder.load(total)]), total)
+        return _fold(builder, builder.load(total))
+
+    return types.float32(first, second), generate
+
+
 @numba.njit(cache=True, inline="always")
 @no_type_check
 def _exp(power):
     """Exponential on [-5.6, 0]: Chebyshev fit of degree 6 on an eighth of the range (3e-9), squared three times."""
     x = max(power, LEAST_POWER) * EIGHTH
-    y = E0 + x * (E1 + x * (E2 + x * (E3 + x * (E4 + x * (E5 + x * E6)))))
+    y = _fma(x, _fma(x, _fma(x, _fma(x, _fma(x, _fma(x, E6, E5), E4), E3), E2), E1), E0)
     y = y * y
     y = y * y
     return y * y
 
 
+@numba.njit(cache=True, error_model="numpy")
+@no_type_check
+def _ellipse_of(row):
+    """Where a splat is drawn: a u^2 + 2 b u v + c v^2 <= reach about its centre; a, b, c, reach and largest u and v."""
+    a, b, c = np.float64(row[2]), np.float64(row[3]), np.float64(row[4])
+    reach = 2.0 * np.log(max(np.float64(row[5]) / MIN_ALPHA, 1.0)) + REACH_MARGIN
+    by_determinant = reach / max(a * c - b * b, 1e-30)
+    return a, b, c, reach, np.sqrt(c * by_determinant), np.sqrt(a * by_determinant)
+
+
+@numba.njit(cache=True, error_model="numpy")
+@no_type_check
+def _across(a, b, c, reach, largest_u, largest_v, low, high):
+    """Least and greatest u of the ellipse where v is in [low, high]; the least is greater where there is none."""
+    low, high = max(low, -largest_v), min(high, largest_v)
+    if low > high:
+        return 1.0, -1.0
+    # The ellipse is widest at the v of its rightmost point, or as near to it as the band allows.
+    rightmost = -b * largest_u / c
+    at_right, at_left = min(max(rightmost, low), high), min(max(-rightmost, low), high)
+    determinant = a * c - b * b
+    right = (-b * at_right + np.sqrt(max(a * reach - determinant * at_right * at_right, 0.0))) / a
+    left = (-b * at_left - np.sqrt(max(a * reach - determinant * at_left * at_left, 0.0))) / a
+    return left, right
+
+
+@numba.njit(cache=True, error_model="numpy")
+@no_type_check
+def _find_tiles(row, tiles_x, tiles_y, tiles, spans, start):
+    """Write the tiles that a splat is drawn in, with its first and one past its last pixel row there, from `start` on.
+
+    Returns where the next splat's begin. Pixels count by their centres.
+    """
+    x, y = np.float64(row[0]), np.float64(row[1])
+    a, b, c, reach, largest_u, largest_v = _ellipse_of(row)
+    first_y = min(max(np.int64(np.floor((y - largest_v) / TILE)), 0), tiles_y)
+    stop_y = min(max(np.int64(np.floor((y + largest_v) / TILE)) + 1, 0), tiles_y)
+    for tile_y in range(first_y, stop_y):
+        top = tile_y * TILE + 0.5 - y
+        left, right = _across(a, b, c, reach, largest_u, largest_v, top, top + TILE - 1.0)
+        if left > right:
+            continue
+        first_x = min(max(np.int64(np.floor((x + left) / TILE)), 0), tiles_x)
+        stop_x = min(max(np.int64(np.floor((x + right) / TILE)) + 1, 0), tiles_x)
+        for tile_x in range(first_x, stop_x):
+            side = tile_x * TILE + 0.5 - x
+            upper, lower = _across(c, b, a, reach, largest_v, largest_u, side, side + TILE - 1.0)
+            first_row = max(np.int64(np.ceil(upper - top)), 0)
+            stop_row = min(np.int64(np.floor(lower - top)) + 1, TILE)
+            if first_row < stop_row:
+                tiles[start] = tile_y * tiles_x + tile_x
+                spans[start, 0], spans[start, 1] = first_row, stop_row
+                start += 1
+    return start
+
+
+@numba.njit(cache=True, error_model="numpy")
+@no_type_check
+def _count_tiles(row, tiles_x, tiles_y):
+    """Count the tiles of a splat's bounding box: at least as many as `_find_tiles` writes."""
+    _, _, _, _, half_x, half_y = _ellipse_of(row)
+    x, y = np.float64(row[0]), np.float64(row[1])
+    columns = min(np.floor((x + half_x) / TILE), tiles_x - 1.0) - max(np.floor((x - half_x) / TILE), 0.0) + 1.0
+    rows = min(np.floor((y + half_y) / TILE), tiles_y - 1.0) - max(np.floor((y - half_y) / TILE), 0.0) + 1.0
+    return np.int64(max(columns, 0.0)) * np.int64(max(rows, 0.0))
+
+
 @numba.njit(cache=True)
 @no_type_check
-def bin_splats(order, centers, extents, width, height):
+def bin_splats(order, geometry, width, height):
     """Sort splats into tiles.
 
     Args:
         order: Indices of the drawn splats, near to far.
-        centers: Centres in pixels, "n 2".
-        extents: Half width and half height of what is drawn of a splat in pixels, "n 2".
+        geometry: x, y, conic xx, xy, yy, opacity of each splat, "n 6" float32.
         width: Image width.
         height: Image height.
 
     Returns:
-        Start of each tile's entries ("tiles + 1"), splat of each entry, start of each splat's entries in the next
-        array ("n + 1"), entries sorted by splat.
+        Start of each tile's entries ("tiles + 1"), splat of each entry, first and one past the last pixel row of its
+        tile that it reaches ("entries 2"), start of each splat's entries in the next array ("n + 1"), entries sorted
+        by splat.
     """
     tiles_x = (width + TILE - 1) // TILE
     tiles_y = (height + TILE - 1) // TILE
-    num_splats = centers.shape[0]
-    rectangles = np.zeros((num_splats, 4), np.int64)
-    tile_starts = np.zeros(tiles_x * tiles_y + 1, np.int64)
-    splat_starts = np.zeros(num_splats + 1, np.int64)
+    bound = 0
     for splat in order:
-        x, y, half_x, half_y = centers[splat, 0], centers[splat, 1], extents[splat, 0], extents[splat, 1]
-        x0 = min(max(np.int64(np.floor((x - half_x) / TILE)), 0), tiles_x)
-        x1 = min(max(np.int64(np.floor((x + half_x) / TILE)) + 1, 0), tiles_x)
-        y0 = min(max(np.int64(np.floor((y - half_y) / TILE)), 0), tiles_y)
-        y1 = min(max(np.int64(np.floor((y + half_y) / TILE)) + 1, 0), tiles_y)
-        rectangles[splat, 0], rectangles[splat, 1], rectangles[splat, 2], rectangles[splat, 3] = x0, x1, y0, y1
-        splat_starts[splat + 1] = max(x1 - x0, 0) * max(y1 - y0, 0)
-        for tile_y in range(y0, y1):
-            for tile_x in range(x0, x1):
-                tile_starts[tile_y * tiles_x + tile_x + 1] += 1
+        bound += _count_tiles(geometry[splat], tiles_x, tiles_y)
+    tiles = np.empty(bound, np.int32)
+    spans = np.empty((bound, 2), np.uint8)
+    stops = np.empty(len(order), np.int64)
+    splat_starts = np.zeros(len(geometry) + 1, np.int64)
+    stop = 0
+    for position in range(len(order)):
+        start = stop
+        stop = _find_tiles(geometry[order[position]], tiles_x, tiles_y, tiles, spans, start)
+        stops[position] = stop
+        splat_starts[order[position] + 1] = stop - start
+    tile_starts = np.zeros(tiles_x * tiles_y + 1, np.int64)
+    for index in range(stop):
+        tile_starts[tiles[index] + 1] += 1
     for tile in range(tiles_x * tiles_y):
         tile_starts[tile + 1] += tile_starts[tile]
-    for splat in range(num_splats):
+    for splat in range(len(geometry)):
         splat_starts[splat + 1] += splat_starts[splat]
     next_of_tile = tile_starts[:-1].copy()
-    entry_splats = np.empty(tile_starts[-1], np.int64)
-    splat_entries = np.empty(tile_starts[-1], np.int64)
-    for splat in order:
+    entry_splats = np.empty(stop, np.int32)
+    entry_rows = np.empty((stop, 2), np.uint8)
+    splat_entries = np.empty(stop, np.int32)
+    index = 0
+    for position in range(len(order)):
+        splat = order[position]
         next_of_splat = splat_starts[splat]
-        for tile_y in range(rectangles[splat, 2], rectangles[splat, 3]):
-            for tile_x in range(rectangles[splat, 0], rectangles[splat, 1]):
-                tile = tile_y * tiles_x + tile_x
-                entry = next_of_tile[tile]
-                entry_splats[entry] = splat
-                splat_entries[next_of_splat] = entry
-                next_of_tile[tile] = entry + 1
-                next_of_splat += 1
-    return tile_starts, entry_splats, splat_starts, splat_entries
+        while index < stops[position]:
+            entry = next_of_tile[tiles[index]]
+            next_of_tile[tiles[index]] = entry + 1
+            entry_splats[entry] = splat
+            entry_rows[entry, 0], entry_rows[entry, 1] = spans[index, 0], spans[index, 1]
+            splat_entries[next_of_splat] = entry
+            next_of_splat += 1
+            index += 1
+    return tile_starts, entry_splats, entry_rows, splat_starts, splat_entries
 
 
 @numba.njit(cache=True, inline="always")
 @no_type_check
-def _pixel_grid(tile_x, tile_y):
-    """Pixel centres of a tile, flat, row by row."""
-    grid_x = np.empty(TILE * TILE, np.float32)
-    grid_y = np.empty(TILE * TILE, np.float32)
+def _pixel_grid():
+    """Pixel centres of a tile from its corner, flat, row by row."""
+    grid_x = np.empty(AREA, np.float32)
+    grid_y = np.empty(AREA, np.float32)
     for row in range(TILE):
         for column in range(TILE):
-            grid_x[row * TILE + column] = np.float32(tile_x * TILE + column) + HALF
-            grid_y[row * TILE + column] = np.float32(tile_y * TILE + row) + HALF
+            grid_x[row * TILE + column] = np.float32(column) + HALF
+            grid_y[row * TILE + column] = np.float32(row) + HALF
     return grid_x, grid_y
 
 
 @numba.njit(cache=True, inline="always")
 @no_type_check
-def _pixel_span(center_y, half_y, tile_y):
-    """First and one past the last flat pixel of the tile's rows that a splat reaches."""
-    top = np.int64(np.floor(center_y - half_y)) - tile_y * TILE
-    bottom = np.int64(np.floor(center_y + half_y)) + 1 - tile_y * TILE
-    return min(max(top, 0), TILE) * TILE, min(max(bottom, 0), TILE) * TILE
+def _place(row, tile_x, tile_y):
+    """A splat's row of geometry with the centre seen from the tile's corner."""
+    x, y = row[0] - np.float32(tile_x * TILE), row[1] - np.float32(tile_y * TILE)
+    return (x, y, row[2], row[3], row[4], row[5])
 
 
 @numba.njit(cache=True, inline="always")
@@ -137,18 +259,18 @@ def _interleaved(index, num_tiles, num_threads):
     return (index % share) * num_threads + index // share
 
 
-@numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
+@numba.njit(cache=True, error_model="numpy")
 @no_type_check
-def _weigh_tile(grid_x, grid_y, splat, last_entry, transmittance, weights, last):
+def _weigh_tile(grid_x, grid_y, splat, number, transmittance, weights, last):
     """Update transmittance and last entry of the given pixels by one splat, and give its weights there.
 
-    `last` is -1 - entry once a pixel is opaque.
+    `last` is the number of the last entry drawn at a pixel, and -1 - number once the pixel is opaque.
     """
     x, y, xx, xy, yy, opacity = splat
     for pixel in range(len(weights)):
         offset_x = grid_x[pixel] - x
         offset_y = grid_y[pixel] - y
-        power = -(HALF * (xx * offset_x * offset_x + yy * offset_y * offset_y) + xy * offset_x * offset_y)
+        power = _fma(offset_x, _fma(offset_x, -HALF * xx, -xy * offset_y), -HALF * yy * offset_y * offset_y)
         alpha = min(CEILING, opacity * _exp(power))
         before = transmittance[pixel]
         after = before * (ONE - alpha)
@@ -156,37 +278,37 @@ def _weigh_tile(grid_x, grid_y, splat, last_entry, transmittance, weights, last)
         is_drawn = is_open & (after >= OPAQUE)
         weights[pixel] = before * alpha if is_drawn else ZERO
         transmittance[pixel] = after if is_drawn else before
-        latest = last_entry if is_drawn else last[pixel]
+        latest = number if is_drawn else last[pixel]
         last[pixel] = -latest - np.int32(1) if is_open & (after < OPAQUE) else latest
 
 
-@numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
+@numba.njit(cache=True, error_model="numpy")
 @no_type_check
 def _add_scaled(total, weights, scale):
     for pixel in range(len(weights)):
-        total[pixel] += weights[pixel] * scale
+        total[pixel] = _fma(weights[pixel], scale, total[pixel])
 
 
 @numba.njit(cache=True)
 @no_type_check
 def _is_opaque(last):
     largest = np.int32(-1)
-    for pixel in range(len(last)):
+    for pixel in range(AREA):
         largest = max(largest, last[pixel])
     return largest < 0
 
 
 @numba.njit(cache=True, parallel=True)
 @no_type_check
-def blend_forward(tile_starts, entry_splats, geometry, values, half_heights, width, height, num_threads):
+def blend_forward(tile_starts, entry_splats, entry_rows, geometry, values, width, height, num_threads):
     """Blend all tiles.
 
     Args:
         tile_starts: From `bin_splats`.
         entry_splats: From `bin_splats`.
+        entry_rows: From `bin_splats`.
         geometry: x, y, conic xx, xy, yy, opacity of each splat, "n 6" float32.
         values: Channels of each splat, "n c" float32.
-        half_heights: Half height of what is drawn of each splat, in pixels.
         width: Image width.
         height: Image height.
         num_threads: Over how many threads the tiles are spread; changes no result.
@@ -206,21 +328,20 @@ def blend_forward(tile_starts, entry_splats, geometry, values, half_heights, wid
         tile = _interleaved(index, num_tiles, num_threads)
         if tile < num_tiles:
             tile_x, tile_y = tile % tiles_x, tile // tiles_x
-            grid_x, grid_y = _pixel_grid(tile_x, tile_y)
-            transmittance = np.ones(TILE * TILE, np.float32)
-            weights = np.empty(TILE * TILE, np.float32)
-            last = np.zeros(TILE * TILE, np.int32)
-            sums = np.zeros((num_channels, TILE * TILE), np.float32)
+            grid_x, grid_y = _pixel_grid()
+            transmittance = np.ones(AREA, np.float32)
+            last = np.zeros(AREA, np.int32)
+            weights = np.empty(AREA, np.float32)
+            sums = np.zeros((num_channels, AREA), np.float32)
             first = tile_starts[tile]
             for entry in range(first, tile_starts[tile + 1]):
                 splat = entry_splats[entry]
                 row = geometry[splat]
-                start, stop = _pixel_span(row[1], half_heights[splat], tile_y)
-                parameters = (row[0], row[1], row[2], row[3], row[4], row[5])
+                start, stop = np.int64(entry_rows[entry, 0]) * TILE, np.int64(entry_rows[entry, 1]) * TILE
                 _weigh_tile(
                     grid_x[start:stop],
                     grid_y[start:stop],
-                    parameters,
+                    _place(row, tile_x, tile_y),
                     np.int32(entry - first + 1),
                     transmittance[start:stop],
                     weights[start:stop],
@@ -230,10 +351,8 @@ def blend_forward(tile_starts, entry_splats, geometry, values, half_heights, wid
                     _add_scaled(sums[channel, start:stop], weights[start:stop], values[splat, channel])
                 if (entry - first) % CHECK_EVERY == CHECK_EVERY - 1 and _is_opaque(last):
                     break
-            rows = min(TILE, height - tile_y * TILE)
-            columns = min(TILE, width - tile_x * TILE)
-            for row_index in range(rows):
-                for column in range(columns):
+            for row_index in range(min(TILE, height - tile_y * TILE)):
+                for column in range(min(TILE, width - tile_x * TILE)):
                     pixel = row_index * TILE + column
                     y, x = tile_y * TILE + row_index, tile_x * TILE + column
                     left[y, x] = transmittance[pixel]
@@ -243,68 +362,66 @@ def blend_forward(tile_starts, entry_splats, geometry, values, half_heights, wid
     return blended, left, counts
 
 
-@numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
+@numba.njit(cache=True, error_model="numpy")
 @no_type_check
-def _dot_channels(products, gradients, start, stop, values):
-    """Per pixel: sum over channels of the gradient of the image times the splat's value."""
-    for pixel in range(stop - start):
-        products[pixel] = ZERO
-    for channel in range(len(values)):
-        _add_scaled(products[: stop - start], gradients[channel, start:stop], values[channel])
+def _unweigh_tile(grid_x, grid_y, splat, number, transmittance, behind, counts, products, weights, by_power):
+    """Take one splat off the given pixels again.
 
-
-@numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
-@no_type_check
-def _unweigh_tile(grid_x, grid_y, splat, entry, transmittance, behind, products, weights, counts, out):
-    """Take one splat off the given pixels again, and sum its gradients over them into out[:6]."""
+    Args:
+        grid_x: x of the pixels from the tile's corner.
+        grid_y: y of them.
+        splat: From `_place`.
+        number: Of the entry in its tile.
+        transmittance: After the splat; before it when this returns.
+        behind: What lies behind the splat times the gradient of the image; with the splat when this returns.
+        counts: Number of the last entry drawn.
+        products: The splat's values times the gradient of the image.
+        weights: For the result.
+        by_power: For the result: gradient of the exponent, and it times the offsets in x and y: three arrays.
+    """
     x, y, xx, xy, yy, opacity = splat
-    sum_x, sum_y, sum_xx, sum_xy, sum_yy, sum_opacity = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+    plain, times_x, times_y = by_power
     for pixel in range(len(weights)):
         offset_x = grid_x[pixel] - x
         offset_y = grid_y[pixel] - y
-        power = -(HALF * (xx * offset_x * offset_x + yy * offset_y * offset_y) + xy * offset_x * offset_y)
-        falloff = _exp(power)
-        uncapped = opacity * falloff
+        power = _fma(offset_x, _fma(offset_x, -HALF * xx, -xy * offset_y), -HALF * yy * offset_y * offset_y)
+        uncapped = opacity * _exp(power)
         alpha = min(CEILING, uncapped)
-        is_drawn = (alpha >= FLOOR) & (entry <= counts[pixel])
+        is_drawn = (alpha >= FLOOR) & (number <= counts[pixel])
         alpha = alpha if is_drawn else ZERO
-        after = transmittance[pixel]
         inverse = ONE / (ONE - alpha)
-        before = after * inverse
+        before = transmittance[pixel] * inverse
         weight = before * alpha
-        by_alpha = before * products[pixel] - behind[pixel] * inverse
-        by_alpha = by_alpha if is_drawn & (uncapped <= CEILING) else ZERO
+        product = products[pixel]
+        gradient = (before * product - behind[pixel] * inverse) * alpha
+        gradient = gradient if uncapped <= CEILING else ZERO
         weights[pixel] = weight
         transmittance[pixel] = before
-        behind[pixel] += weight * products[pixel]
-        by_power = by_alpha * alpha
-        sum_opacity += by_alpha * falloff
-        sum_x += by_power * offset_x
-        sum_y += by_power * offset_y
-        sum_xx += by_power * offset_x * offset_x
-        sum_xy += by_power * offset_x * offset_y
-        sum_yy += by_power * offset_y * offset_y
+        behind[pixel] = _fma(weight, product, behind[pixel])
+        plain[pixel] = gradient
+        times_x[pixel] = gradient * offset_x
+        times_y[pixel] = gradient * offset_y
+
+
+@numba.njit(cache=True, inline="always")
+@no_type_check
+def _write_geometry(grid_x, grid_y, ones, splat, by_power, out):
+    """Sum the gradient of the exponent over the pixels into that of x, y, conic xx, xy, yy and opacity."""
+    x, y, xx, xy, yy, opacity = splat
+    plain, times_x, times_y = by_power
+    sum_x, sum_y = _dot(times_x, ones), _dot(times_y, ones)
     out[0] = xx * sum_x + xy * sum_y
     out[1] = yy * sum_y + xy * sum_x
-    out[2] = -HALF * sum_xx
-    out[3] = -sum_xy
-    out[4] = -HALF * sum_yy
-    out[5] = sum_opacity
-
-
-@numba.njit(cache=True, fastmath=FLAGS, error_model="numpy")
-@no_type_check
-def _dot(first, second):
-    total = ZERO
-    for pixel in range(len(first)):
-        total += first[pixel] * second[pixel]
-    return total
+    out[2] = -HALF * (_dot(times_x, grid_x) - x * sum_x)
+    out[3] = -(_dot(times_x, grid_y) - y * sum_x)
+    out[4] = -HALF * (_dot(times_y, grid_y) - y * sum_y)
+    out[5] = _dot(plain, ones) / opacity
 
 
 @numba.njit(cache=True, parallel=True)
 @no_type_check
 def blend_backward(
-    tile_starts, entry_splats, geometry, values, half_heights, left, counts, by_blended, by_left, num_threads
+    tile_starts, entry_splats, entry_rows, geometry, values, left, counts, by_blended, by_left, num_threads
 ):
     """Gradient of each entry, "entries (6 + c)": columns of `geometry`, then of `values`.
 
@@ -320,13 +437,15 @@ def blend_backward(
         tile = _interleaved(index, num_tiles, num_threads)
         if tile < num_tiles:
             tile_x, tile_y = tile % tiles_x, tile // tiles_x
-            grid_x, grid_y = _pixel_grid(tile_x, tile_y)
-            transmittance = np.ones(TILE * TILE, np.float32)
-            behind = np.zeros(TILE * TILE, np.float32)
-            products = np.zeros(TILE * TILE, np.float32)
-            weights = np.empty(TILE * TILE, np.float32)
-            tile_counts = np.zeros(TILE * TILE, np.int32)
-            gradients = np.zeros((num_channels, TILE * TILE), np.float32)
+            grid_x, grid_y = _pixel_grid()
+            ones = np.ones(AREA, np.float32)
+            transmittance = np.ones(AREA, np.float32)
+            behind = np.zeros(AREA, np.float32)
+            tile_counts = np.zeros(AREA, np.int32)
+            gradients = np.zeros((num_channels, AREA), np.float32)
+            products = np.empty(AREA, np.float32)
+            weights = np.empty(AREA, np.float32)
+            powers = np.empty((3, AREA), np.float32)
             deepest = 0
             for row_index in range(min(TILE, height - tile_y * TILE)):
                 for column in range(min(TILE, width - tile_x * TILE)):
@@ -342,21 +461,25 @@ def blend_backward(
                 entry = tile_starts[tile] + deepest - 1 - step
                 splat = entry_splats[entry]
                 row = geometry[splat]
-                start, stop = _pixel_span(row[1], half_heights[splat], tile_y)
-                _dot_channels(products, gradients, start, stop, values[splat])
-                parameters = (row[0], row[1], row[2], row[3], row[4], row[5])
+                start, stop = np.int64(entry_rows[entry, 0]) * TILE, np.int64(entry_rows[entry, 1]) * TILE
+                placed = _place(row, tile_x, tile_y)
+                by_power = (powers[0, start:stop], powers[1, start:stop], powers[2, start:stop])
+                products[start:stop] = ZERO
+                for channel in range(num_channels):
+                    _add_scaled(products[start:stop], gradients[channel, start:stop], values[splat, channel])
                 _unweigh_tile(
                     grid_x[start:stop],
                     grid_y[start:stop],
-                    parameters,
+                    placed,
                     np.int32(deepest - step),
                     transmittance[start:stop],
                     behind[start:stop],
-                    products[: stop - start],
-                    weights[start:stop],
                     tile_counts[start:stop],
-                    rows_out[entry],
+                    products[start:stop],
+                    weights[start:stop],
+                    by_power,
                 )
+                _write_geometry(grid_x[start:stop], grid_y[start:stop], ones, placed, by_power, rows_out[entry])
                 for channel in range(num_channels):
                     rows_out[entry, NUM_GEOMETRY + channel] = _dot(weights[start:stop], gradients[channel, start:stop])
     return rows_out

@@ -45,7 +45,7 @@ def rasterize_numba(
     in_camera = splats.means @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
     opacities = torch.sigmoid(splats.opacity_logits)
     view = _view_of(cameras, in_camera, opacities)
-    geometry, extents = _Project.apply(in_camera, splats.log_scales, splats.rotations, opacities, view)
+    geometry = _Project.apply(in_camera, splats.log_scales, splats.rotations, opacities, view)
 
     directions = None
     if splats.degree:
@@ -53,7 +53,7 @@ def rasterize_numba(
     values = [evaluate_sh(splats.sh, directions), in_camera[:, 2:]]
     if features is not None:
         values.append(features)
-    blended, alpha = _Blend.apply(geometry, torch.cat(values, dim=1), extents, view)
+    blended, alpha = _Blend.apply(geometry, torch.cat(values, dim=1), view)
     return assemble(blended, alpha, background)
 
 
@@ -92,18 +92,17 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 class _Project(torch.autograd.Function):
-    """(centres in camera axes, log scales, rotations, opacities) -> (geometry "n 6", extents "n 2")."""
+    """(centres in camera axes, log scales, rotations, opacities) -> geometry "n 6"."""
 
     @staticmethod
     def forward(
         ctx: Any, in_camera: Tensor, log_scales: Tensor, rotations: Tensor, opacities: Tensor, view: _View
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         arrays = (_array(in_camera), _array(log_scales), _array(rotations))
         camera = (view.is_seen, view.world_to_camera, view.lens, view.clamps)
-        geometry, extents = (torch.from_numpy(a) for a in project_forward(*arrays, _array(opacities), *camera))
-        ctx.inputs = (*arrays, geometry.numpy(), *camera)
-        ctx.mark_non_differentiable(extents)
-        return geometry, extents
+        geometry = project_forward(*arrays, _array(opacities), *camera)
+        ctx.inputs = (*arrays, geometry, *camera)
+        return torch.from_numpy(geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -115,14 +114,13 @@ class _Blend(torch.autograd.Function):
     """(geometry "n 6", values "n c") -> (channels "c h w", alpha "h w")."""
 
     @staticmethod
-    def forward(ctx: Any, geometry: Tensor, values: Tensor, extents: Tensor, view: _View) -> tuple[Tensor, Tensor]:
-        arrays = (_array(geometry), _array(values), _array(extents[:, 1]))
-        bins = kernels.bin_splats(view.order, arrays[0][:, :2], extents.numpy(), view.width, view.height)
-        tile_starts, entry_splats, splat_starts, splat_entries = bins
+    def forward(ctx: Any, geometry: Tensor, values: Tensor, view: _View) -> tuple[Tensor, Tensor]:
+        arrays = (_array(geometry), _array(values))
+        *entries, splat_starts, splat_entries = kernels.bin_splats(view.order, arrays[0], view.width, view.height)
         blended, left, counts = kernels.blend_forward(
-            tile_starts, entry_splats, *arrays, view.width, view.height, numba.get_num_threads()
+            *entries, *arrays, view.width, view.height, numba.get_num_threads()
         )
-        ctx.inputs = (tile_starts, entry_splats, *arrays, left, counts)
+        ctx.inputs = (*entries, *arrays, left, counts)
         ctx.splat_entries = (splat_starts, splat_entries)
         return torch.from_numpy(blended), torch.from_numpy(1.0 - left)
 
@@ -131,4 +129,4 @@ class _Blend(torch.autograd.Function):
         by_blended, by_alpha = (_array(gradient) for gradient in gradients)
         rows = kernels.blend_backward(*ctx.inputs, by_blended, -by_alpha, numba.get_num_threads())
         sums = torch.from_numpy(kernels.sum_entries(*ctx.splat_entries, rows))
-        return sums[:, : kernels.NUM_GEOMETRY], sums[:, kernels.NUM_GEOMETRY :], None, None
+        return sums[:, : kernels.NUM_GEOMETRY], sums[:, kernels.NUM_GEOMETRY :], None

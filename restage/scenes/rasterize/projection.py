@@ -12,12 +12,11 @@ from typing import no_type_check
 import numba
 import numpy as np
 
-from restage.scenes.rasterize.blending import DILATION, MIN_ALPHA
+__all__ = ["DILATION", "project_backward", "project_forward"]
 
-__all__ = ["project_backward", "project_forward"]
-
+DILATION = 0.3
+"""Added to the variance of each splat on the image, in square pixels, so that none falls between pixels."""
 DILATION_32 = np.float32(DILATION)
-MIN_ALPHA_32 = np.float32(MIN_ALPHA)
 ONE = np.float32(1.0)
 TWO = np.float32(2.0)
 ZERO = np.float32(0.0)
@@ -100,7 +99,7 @@ def _spread(log_scales, rotation, row_x, row_y):
 
 @numba.njit(cache=True, error_model="numpy")
 @no_type_check
-def _project_one(splat, in_camera, log_scales, rotations, opacities, world_to_camera, lens, clamps, geometry, extents):
+def _project_one(splat, in_camera, log_scales, rotations, opacities, world_to_camera, lens, clamps, geometry):
     center = _row(in_camera, splat)
     quaternion = rotations[splat, 0], rotations[splat, 1], rotations[splat, 2], rotations[splat, 3]
     _, _, rotation = _rotation(quaternion)
@@ -117,9 +116,6 @@ def _project_one(splat, in_camera, log_scales, rotations, opacities, world_to_ca
     geometry[splat, 3] = -xy * inverse
     geometry[splat, 4] = xx * inverse
     geometry[splat, 5] = opacities[splat]
-    reach = TWO * np.log(max(opacities[splat], MIN_ALPHA_32) / MIN_ALPHA_32)
-    extents[splat, 0] = np.sqrt(xx * reach) * np.float32(1.0001) + np.float32(1e-3)
-    extents[splat, 1] = np.sqrt(yy * reach) * np.float32(1.0001) + np.float32(1e-3)
 
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
@@ -138,18 +134,14 @@ def project_forward(in_camera, log_scales, rotations, opacities, is_seen, world_
         clamps: Least and greatest x/z and y/z in the Jacobian.
 
     Returns:
-        Geometry "n 6" (x, y, conic xx, xy, yy, opacity), and half width and half height in pixels of where alpha
-        reaches what is drawn, "n 2".
+        Geometry "n 6": x, y, conic xx, xy, yy, opacity.
     """
     count = len(in_camera)
     geometry = np.zeros((count, 6), np.float32)
-    extents = np.zeros((count, 2), np.float32)
     for splat in numba.prange(count):
         if is_seen[splat]:
-            _project_one(
-                splat, in_camera, log_scales, rotations, opacities, world_to_camera, lens, clamps, geometry, extents
-            )
-    return geometry, extents
+            _project_one(splat, in_camera, log_scales, rotations, opacities, world_to_camera, lens, clamps, geometry)
+    return geometry
 
 
 @numba.njit(cache=True, error_model="numpy")
