@@ -18,6 +18,9 @@ from restage.scenes.splats import SH_C0, Splats
 __all__ = ["Surroundings", "initial_splats", "surroundings_of"]
 
 INITIAL_OPACITY = 0.3
+MIN_POINTS_SHARE = 0.05
+"""Sparse points, as a share of the splats, from which on splats are put between them rather than anywhere in space."""
+NEIGHBOURS = 4
 SHELL_RADIUS = 4.0
 """Radius of the far shell, in scene sizes."""
 
@@ -50,7 +53,8 @@ def initial_splats(capture: Capture, num_splats: int, *, sh_degree: int, shell_s
 
     Args:
         capture: Its training views and sparse points are used, nothing else.
-        num_splats: How many; without enough sparse points the rest is spread over the space that the cameras see.
+        num_splats: How many. If there are not as many sparse points, the rest lies between neighbouring points; with
+            hardly any points, it is spread over the space that the cameras see.
         sh_degree: 0 to 2.
         shell_share: Share of the splats that are put far away, where sky and background are.
         seed: Of all random choices.
@@ -63,9 +67,11 @@ def initial_splats(capture: Capture, num_splats: int, *, sh_degree: int, shell_s
     num_shell = round(shell_share * num_splats)
     num_sparse = min(len(capture.points), num_splats - num_shell)
     chosen = torch.randperm(len(capture.points), generator=generator)[:num_sparse]
+    num_between = num_splats - num_shell - num_sparse if len(capture.points) >= MIN_POINTS_SHARE * num_splats else 0
     groups = [
         (capture.points[chosen], capture.point_colors[chosen]),
-        _seen_points(train, surroundings, num_splats - num_shell - num_sparse, generator=generator),
+        _points_between(capture.points, capture.point_colors, num_between, generator=generator),
+        _seen_points(train, surroundings, num_splats - num_shell - num_sparse - num_between, generator=generator),
         _shell_points(train, surroundings, num_shell, generator=generator),
     ]
     splats = [_round_splats(points, colors, sh_degree, surroundings.size) for points, colors in groups if len(points)]
@@ -84,6 +90,22 @@ def _random_rays(train: Capture, count: int, generator: torch.Generator) -> tupl
     rays = (train.cameras.camera_to_world[views, :3, :3] @ in_camera[:, :, None])[:, :, 0]
     directions = torch.nn.functional.normalize(rays, dim=1)
     return views, directions, torch.rand(count, generator=generator), train.images[views, :, rows, columns]
+
+
+def _points_between(points: Tensor, colors: Tensor, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Points on the way from a random sparse point to one of its nearest, coloured like what they lie between.
+
+    Splats at random depths, as without points, hide the scene: the bear came out 5 dB worse with a third of them.
+    """
+    if not count:
+        return points[:0], colors[:0]
+    neighbours = min(NEIGHBOURS, len(points) - 1)
+    sources = torch.randint(len(points), (count,), generator=generator)
+    ranks = torch.randint(1, neighbours + 1, (count,), generator=generator) if neighbours else torch.zeros_like(sources)
+    nearest = KDTree(points.numpy()).query(points[sources].numpy(), k=neighbours + 1)[1]
+    ends = torch.from_numpy(np.asarray(nearest).reshape(count, -1)).gather(1, ranks[:, None])[:, 0]
+    shares = torch.rand(count, 1, generator=generator)
+    return points[sources].lerp(points[ends], shares), colors[sources].lerp(colors[ends], shares)
 
 
 def _seen_points(

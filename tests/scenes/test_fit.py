@@ -75,6 +75,16 @@ def test_a_fit_without_points_starts_where_the_cameras_look(capture):
     assert float(distances[30:].min()) > 8
 
 
+def test_splats_beyond_the_sparse_points_lie_between_them(capture):
+    splats = initial_splats(capture, 300, sh_degree=0, shell_share=0.0, seed=0)
+    distances = torch.cdist(splats.means, capture.points)
+    assert len(splats) == 300
+    assert float(distances[:80].min(dim=1).values.max()) < 1e-3
+    assert float(distances[80:].min(dim=1).values.max()) < 0.25
+    assert 0.02 < float(distances[80:].min(dim=1).values.mean())
+    assert equal(splats, initial_splats(capture, 300, sh_degree=0, shell_share=0.0, seed=0))
+
+
 def test_the_surroundings_of_a_ring_are_its_middle():
     found = surroundings_of(ring(6))
     torch.testing.assert_close(found.center, torch.zeros(3), atol=0.05, rtol=0)
