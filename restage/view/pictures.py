@@ -112,7 +112,7 @@ def standing_at(cameras: Cameras, camera: Cameras) -> int | None:
     return index if is_here and is_turned_alike else None
 
 
-def letterbox(picture: Picture, aspect: float) -> Picture:
+def letterbox(picture: Picture, aspect: float) -> UInt8[np.ndarray, "full_height full_width 3"]:
     """Put a picture in the middle of a black one of another aspect (width over height), as large as it fits."""
     height, width = picture.shape[:2]
     full_height = max(height, round(width / aspect))

@@ -1,0 +1,243 @@
+"""Checks of the machine: processor, memory, GPUs, threads, and how fast bf16 is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from restage.doctor.findings import Finding
+
+__all__ = ["Gpu", "check_bf16", "check_gpus", "check_memory", "check_processor", "check_threads", "query_gpus"]
+
+ENOUGH_MEMORY_GIB = 4.0
+BUSY_SHARE = 0.1
+"""A GPU of which more memory than this is taken counts as in use."""
+BF16_CAPABILITY = 8.0
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class Gpu(NamedTuple):
+    """An NVIDIA GPU as its driver reports it."""
+
+    index: int
+    name: str
+    total_mib: float
+    used_mib: float
+    busy_percent: float
+    capability: float
+
+
+class Processor(NamedTuple):
+    """What this process may compute on."""
+
+    model: str
+    num_logical: int
+    num_allowed: int
+    """Of the logical cores, by affinity."""
+    quota: float | None
+    """Cores that the container's share of time amounts to; None for no limit."""
+    flags: frozenset[str]
+    """Instruction sets as Linux names them; empty elsewhere."""
+
+
+def query_processor() -> Processor:
+    """Ask the system about the processor."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    model = re.search(r"model name\s*:\s*(.+)", text)
+    flags = re.search(r"^flags\s*:\s*(.+)", text, re.MULTILINE)
+    num_logical = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_logical
+    return Processor(
+        model.group(1) if model else platform.processor() or platform.machine(),
+        num_logical,
+        allowed,
+        _read_quota(Path("/sys/fs/cgroup/cpu.max")),
+        frozenset(flags.group(1).split() if flags else ()),
+    )
+
+
+def _read_quota(path: Path) -> float | None:
+    try:
+        quota, period = path.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def query_gpus() -> list[Gpu]:
+    """Ask the NVIDIA driver; nothing without one. It starts no work on the GPU."""
+    fields = "index,name,memory.total,memory.used,utilization.gpu,compute_cap"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    gpus = []
+    for line in answer.strip().splitlines():
+        index, name, *numbers = (part.strip() for part in line.split(","))
+        gpus.append(Gpu(int(index), name, *(_number(number) for number in numbers)))
+    return gpus
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0  # "[N/A]", as shares of a GPU report it
+
+
+def query_torch_cuda() -> str:
+    """CUDA version that the installed torch was built for; empty for none."""
+    import torch
+
+    return torch.version.cuda or ""
+
+
+def check_processor() -> Iterator[Finding]:
+    """Model, cores, and how many of them this process gets."""
+    processor = query_processor()
+    usable = min(float(processor.num_allowed), processor.quota or processor.num_allowed)
+    limits = [f"{processor.num_allowed} of {processor.num_logical} cores by affinity"]
+    if processor.quota is not None:
+        limits.append(f"time of {processor.quota:.1f} cores by quota")
+    yield Finding(
+        group="Machine",
+        name="processor",
+        status="note" if usable < 2 else "ok",
+        found=f"{processor.model}; {', '.join(limits)}",
+        advice="The demo takes about 20 minutes with one core; give it two or more if you can." if usable < 2 else "",
+    )
+
+
+def check_memory() -> Iterator[Finding]:
+    """Memory in all and what is free."""
+    memory = psutil.virtual_memory()
+    total_gib, free_gib = memory.total / 2**30, memory.available / 2**30
+    is_enough = free_gib >= ENOUGH_MEMORY_GIB
+    yield Finding(
+        group="Machine",
+        name="memory",
+        status="ok" if is_enough else "note",
+        found=f"{free_gib:.1f} of {total_gib:.1f} GiB are free",
+        advice="" if is_enough else f"The demo wants about {ENOUGH_MEMORY_GIB:.0f} GiB; end other programs first.",
+    )
+
+
+def check_bf16() -> Iterator[Finding]:
+    """Whether the processor computes in bf16 by itself, which training on it relies on to be fast."""
+    flags = query_processor().flags
+    known = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
+    if known:
+        yield Finding(group="Machine", name="bf16", status="ok", found=f"in hardware ({', '.join(known)})")
+    else:
+        yield Finding(
+            group="Machine",
+            name="bf16",
+            status="note",
+            found="not in hardware, as far as can be told",
+            advice="Training on this processor works, two to three times slower; editing hardly changes.",
+        )
+
+
+def check_gpus() -> Iterator[Finding]:
+    """Every GPU with memory and whether somebody uses it, and whether torch can."""
+    gpus, cuda = query_gpus(), query_torch_cuda()
+    if not gpus:
+        yield Finding(group="Machine", name="GPU", status="ok", found="none; everything runs on the processor")
+    for gpu in gpus:
+        is_busy = gpu.used_mib > BUSY_SHARE * max(gpu.total_mib, 1.0) or gpu.busy_percent > 0
+        bf16 = "bf16" if gpu.capability >= BF16_CAPABILITY else "no bf16"
+        yield Finding(
+            group="Machine",
+            name=f"GPU {gpu.index}",
+            status="note" if is_busy else "ok",
+            found=f"{gpu.name}, {gpu.used_mib / 1024:.1f} of {gpu.total_mib / 1024:.1f} GiB taken, "
+            f"{gpu.busy_percent:.0f} % busy, {bf16}",
+            advice=f"Somebody uses it; choose another with CUDA_VISIBLE_DEVICES, or wait: nvidia-smi -i {gpu.index}"
+            if is_busy
+            else "",
+        )
+    if gpus and not cuda:
+        yield Finding(
+            group="Machine",
+            name="torch and GPU",
+            status="note",
+            found="this torch was built without CUDA, so the GPU is not used",
+            advice="Install the CUDA build of the same version from https://download.pytorch.org/whl",
+        )
+
+
+def query_openmp_pools() -> list[str]:
+    """OpenMP runtimes that this process has loaded after torch and numba started their threads."""
+    import torch
+
+    torch.get_num_threads()
+    _start_numba_threads()
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return []
+    paths = set(re.findall(r"/\S*/lib(?:gomp|omp|iomp5)[^/\s]*\.so[^\s]*", maps.read_text()))
+    return sorted({os.path.realpath(path) for path in paths})
+
+
+def _start_numba_threads() -> None:
+    import numba.np.ufunc.parallel as parallel
+
+    parallel._launch_threads()
+
+
+def query_numba_layers() -> list[str]:
+    """Threading layers that numba can load here, the one that it prefers first."""
+    found = [name for name in ("tbb", "omp") if importlib.util.find_spec(f"numba.np.ufunc.{name}pool")]
+    usable = []
+    for name in found:
+        try:
+            importlib.import_module(f"numba.np.ufunc.{name}pool")
+            usable.append(name)
+        except ImportError:
+            continue  # its runtime library is not on this machine
+    return [*usable, "workqueue"]
+
+
+def check_threads(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Thread counts against cores, OpenMP runtimes against each other, and numba's threading layer."""
+    allowed = query_processor().num_allowed
+    settings = {name: environment[name] for name in THREAD_VARIABLES if name in environment}
+    too_many = [name for name, value in settings.items() if not value.isdigit() or not 0 < int(value) <= allowed]
+    yield Finding(
+        group="Threads",
+        name="settings",
+        status="note" if too_many else "ok",
+        found=", ".join(f"{name}={value}" for name, value in settings.items()) or f"none set; {allowed} threads each",
+        advice=f"Only {allowed} cores are there: unset {' '.join(too_many)}" if too_many else "",
+    )
+    pools = query_openmp_pools()
+    waits = environment.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+    is_single = "1" in (environment.get("OMP_NUM_THREADS"), str(allowed))
+    is_conflict = len(pools) > 1 and not waits and not is_single
+    yield Finding(
+        group="Threads",
+        name="OpenMP",
+        status="note" if is_conflict else "ok",
+        found=", ".join(Path(pool).name for pool in pools) or "no runtime found",
+        advice="Two pools on the same cores stall each other, up to ten times slower: export OMP_WAIT_POLICY=PASSIVE"
+        if is_conflict
+        else "",
+    )
+    layers = query_numba_layers()
+    has_safe_layer = layers != ["workqueue"]
+    yield Finding(
+        group="Threads",
+        name="numba",
+        status="ok" if has_safe_layer else "note",
+        found=f"threading layer {layers[0]}",
+        advice="" if has_safe_layer else "It must not be used from two threads at once; install libgomp1 (or libomp).",
+    )
