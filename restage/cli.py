@@ -35,7 +35,11 @@ SUMMARIES = {
     "view": "look at scenes in the browser and edit them there",
     "show": "print what a run holds: stages, edits, scores",
     "ls": "list runs",
+    "doctor": "say what this machine can do, and what to install for what",
 }
+
+SWITCHES = ("doctor",)
+"""Commands whose booleans are switches, such as --json; all others take a value: --is-bf16 False."""
 
 
 def _overview() -> str:
@@ -74,7 +78,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
         args=list(arguments),
         prog=f"restage {name}",
         description=inspect.cleandoc(command.__doc__ or "").split("\n\nArgs:")[0],
-        config=(tyro.conf.FlagConversionOff,),
+        config=(tyro.conf.FlagCreatePairsOff if name in SWITCHES else tyro.conf.FlagConversionOff,),
     )
 
 

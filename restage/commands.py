@@ -223,6 +223,32 @@ def _view() -> Callable[..., None]:
     return view
 
 
+def _doctor() -> Callable[..., None]:
+    def doctor(*, runs: Path = Path("runs"), online: bool = False, json: bool = False) -> None:
+        """Say what this machine can do, what is missing, and what to do about it. It changes nothing.
+
+        Example: restage doctor
+
+        The exit code is 1 if something that is needed is broken.
+
+        Args:
+            runs: Folder that runs go to.
+            online: Also ask whether the model hub answers; else the network is not touched.
+            json: Print JSON instead of a table.
+        """
+        from restage import doctor as checks
+
+        findings = list(checks.examine(runs=runs, is_online=online))
+        if json:
+            print(checks.to_json(findings))
+        else:
+            checks.show_table(findings)
+        if not checks.is_healthy(findings):
+            raise SystemExit(1)
+
+    return doctor
+
+
 COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "demo": _demo,
     "prompts": _stage(
@@ -253,4 +279,5 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "view": _view,
     "show": _show,
     "ls": _ls,
+    "doctor": _doctor,
 }
