@@ -8,7 +8,7 @@ from pathlib import Path
 
 from restage.records import EditCase, InputError, read_json
 from restage.scenes.capture import Capture
-from restage.scenes.io.nerfstudio import read_capture
+from restage.scenes.io import capture_name, is_capture, read_capture
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import Splats
 
@@ -73,9 +73,9 @@ def open_scenes(path: Path) -> dict[str, Path]:
         raise InputError(f"{path} does not exist; give a run folder, a fitted scene, a capture with a fit, or a PLY")
     if (path / "splats.ply").is_file():
         return {path.resolve().name: path}
-    if (path / "transforms.json").is_file():
-        return _scenes_of_capture(path)
     scenes = {found.parent.name: found.parent for found in sorted(path.glob("scenes/*/splats.ply"))}
+    if not scenes and is_capture(path):
+        return _scenes_of_capture(path)
     if not scenes:
         what = "a run without a fitted scene" if (path / "run.json").exists() else "neither a run nor a scene nor a PLY"
         raise InputError(f"{path} is {what}; run: restage fit CAPTURE, then: restage view RUN")
@@ -84,10 +84,10 @@ def open_scenes(path: Path) -> dict[str, Path]:
 
 def _scenes_of_capture(path: Path) -> dict[str, Path]:
     """The fit of a capture: around it in a run, or where `restage fit` puts it by default."""
-    resolved = path.resolve()
-    for folder in (resolved.parent, Path("runs") / resolved.name / "scenes" / resolved.name):
+    name = capture_name(path)
+    for folder in (path.resolve().parent, Path("runs") / name / "scenes" / name):
         if (folder / "splats.ply").is_file():
-            return {resolved.name if resolved.name != "capture" else resolved.parent.name: folder}
+            return {name: folder}
     raise InputError(f"{path} is a capture without a fit; run: restage fit {path}")
 
 
