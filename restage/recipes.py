@@ -31,10 +31,12 @@ from restage.records import (
     read_json,
 )
 from restage.report.page import ReportConfig, run_report
+from restage.scenes.capture import turn_upright
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io import capture_name, read_capture, write_capture
 from restage.scenes.stage import ScenesConfig, run_scenes
+from restage.stopping import is_stop_requested
 from restage.train.edit_model import TrainConfig
 from restage.train.stage import run_train
 from restage.world.stage import ScenesConfig as WorldConfig
@@ -156,6 +158,9 @@ def working(run: RunFolder) -> Iterator[RunFolder]:
         # What the user mistyped does not undo what was done before.
         status = "done" if before == "done" else "failed"
         raise
+    except Exception:
+        status = "stopped" if is_stop_requested() else "failed"
+        raise
     finally:
         run.close(status)
 
@@ -217,7 +222,7 @@ def demo(folder: Path, config: DemoConfig, models: Models, *, seed: int = 0) -> 
 
 
 def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: int | None = None) -> Iterator[Progress]:
-    """Fit a user's capture as the only scene of a run.
+    """Fit a user's capture as the only scene of a run, its world turned upright.
 
     Args:
         capture_folder: A capture of any form that `restage.scenes.io.read_capture` reads.
@@ -230,7 +235,8 @@ def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: i
     """
     scene_folder = folder / "scenes" / capture_name(capture_folder)
     is_new = not (scene_folder / "capture" / "transforms.json").exists()
-    capture = read_capture(capture_folder, size) if is_new else None  # before the run's folder is made
+    # Before the run's folder is made, so that a capture that cannot be read leaves nothing behind.
+    capture = turn_upright(read_capture(capture_folder, size)) if is_new else None
     with working(open_run(folder)):
         if capture is not None:
             write_capture(capture, scene_folder / "capture")

@@ -5,16 +5,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
 
-__all__ = ["Capture"]
+__all__ = ["Capture", "turn_upright", "upright_turn"]
+
+LEVEL_TOLERANCE_RAD = math.radians(10.0)
+"""A world whose axis is this near to up is taken for upright; cameras are seldom held more level."""
+MIN_SPREAD = 0.02
+"""Share of the horizontal directions' spread across their main one, below which all cameras look the same way."""
 
 
 @dataclass(frozen=True)
@@ -76,3 +83,46 @@ class Capture:
             held_out_indices=(),
             masks=None if self.masks is None else self.masks[chosen],
         )
+
+
+def turn_upright(capture: Capture) -> Capture:
+    """The same capture in a world with z up, as `upright_turn` says; an upright one is returned as it is."""
+    turn = upright_turn(capture.cameras)
+    if torch.equal(turn, torch.eye(3, dtype=turn.dtype)):
+        return capture
+    camera_to_world = capture.cameras.camera_to_world.double().clone()
+    camera_to_world[:, :3] = turn @ camera_to_world[:, :3]
+    return replace(
+        capture,
+        cameras=replace(capture.cameras, camera_to_world=camera_to_world.float()),
+        points=(capture.points.double() @ turn.T).to(capture.points),
+    )
+
+
+def upright_turn(cameras: Cameras) -> Float[Tensor, "3 3"]:
+    """Rotation of the world, float64, after which z is up, as photographers hold their cameras.
+
+    Up is the direction that the images' rows are all perpendicular to, for cameras are tilted but seldom rolled; where
+    all look the same way, the mean of the images' own up. If an axis of the world is within 10 degrees of it, that axis
+    becomes z by turns of a quarter, so that numbers keep their bits; the usual world of COLMAP, with y down, goes to
+    (x, z, -y) as in nerfstudio's `ns-process-data`.
+    """
+    rotations = cameras.camera_to_world[:, :3, :3].double()
+    mean_up = -rotations[:, :, 1].mean(dim=0)
+    spread, directions = torch.linalg.eigh(rotations[:, :, 0].T @ rotations[:, :, 0])
+    up = directions[:, 0] if float(spread[1]) > MIN_SPREAD * float(spread[2]) else mean_up
+    up = up * (1.0 if float(up @ mean_up) >= 0 else -1.0) / up.norm().clamp_min(1e-12)
+    axis = int(up.abs().argmax())
+    if float(up[axis].abs()) >= math.cos(LEVEL_TOLERANCE_RAD):
+        up = torch.zeros(3, dtype=torch.float64).index_fill_(0, torch.tensor(axis), float(up[axis].sign()))
+    return _least_rotation(up, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+
+
+def _least_rotation(start: Float[Tensor, " 3"], end: Float[Tensor, " 3"]) -> Float[Tensor, "3 3"]:
+    """The rotation by the smallest angle from one unit vector to another (Rodrigues); about x if they are opposite."""
+    cosine = float(start @ end)
+    if cosine < -1 + 1e-9:
+        return torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=start.dtype))
+    x, y, z = torch.linalg.cross(start, end).tolist()
+    cross = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=start.dtype)
+    return torch.eye(3, dtype=start.dtype) + cross + cross @ cross / (1 + cosine)

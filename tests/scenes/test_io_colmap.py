@@ -10,12 +10,8 @@ from PIL import Image
 from restage.records import InputError
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture, write_capture
-from restage.scenes.io.colmap import upright_turn
 from restage.scenes.io.colmap_files import read_cameras, read_images, read_points
 from tests.scenes.tiny_captures import ColmapModel, change, save_images, small_capture
-
-Y_DOWN = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
-"""From a world with z up to COLMAP's usual one: x, -z, y."""
 
 
 def assert_same(found: Capture, expected: Capture) -> None:
@@ -74,36 +70,6 @@ def test_every_model_of_camera_gives_what_nerfstudio_gives(tmp_path, model, extr
     torch.testing.assert_close(found.images, expected.images, atol=1e-4, rtol=0)
     torch.testing.assert_close(found.cameras.intrinsics, expected.cameras.intrinsics, atol=1e-4, rtol=0)
     assert extra == () or not torch.equal(found.images, small_capture().images)
-
-
-def test_a_world_with_y_down_is_turned_as_nerfstudio_turns_it(tmp_path):
-    model = ColmapModel.of_capture(small_capture())
-    turned = small_capture().cameras.camera_to_world.clone().double()
-    turned[:, :3] = torch.from_numpy(Y_DOWN) @ turned[:, :3]
-    capture = small_capture()
-    shown = Capture(
-        **{
-            **vars(capture),
-            "cameras": type(capture.cameras)(turned.float(), capture.cameras.intrinsics, 20, 16),
-            "points": (capture.points.double() @ torch.from_numpy(Y_DOWN).T).float(),
-        }
-    )
-    model = ColmapModel.of_capture(shown)
-    found = read_capture(write_project(model, tmp_path / "scene", "text"))
-    torch.testing.assert_close(found.cameras.camera_to_world, capture.cameras.camera_to_world, atol=2e-6, rtol=0)
-    assert torch.equal(found.points, capture.points)
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_any_axis_that_is_up_comes_to_lie_along_z_by_a_rotation(axis, sign):
-    matrices = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
-    matrices[:, :3, 1] = 0
-    matrices[:, axis, 1] = -sign
-    turn = upright_turn(matrices)
-    up = -(turn @ matrices)[0, :3, 1]
-    assert up.tolist() == [0, 0, 1]
-    assert float(torch.linalg.det(turn)) == 1
 
 
 def test_one_shared_camera_a_smaller_size_and_sub_folders_work(tmp_path):

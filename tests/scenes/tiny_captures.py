@@ -111,17 +111,17 @@ class ColmapModel:
 
     def write_binary(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        data = struct.pack("<Q", len(self.cameras))
+        data = bytearray(struct.pack("<Q", len(self.cameras)))
         for number, (model, width, height, params) in self.cameras.items():
             data += struct.pack("<iiQQ", number, COLMAP_IDS[model], width, height)
             data += struct.pack(f"<{len(params)}d", *params)
         (folder / "cameras.bin").write_bytes(data)
-        data = struct.pack("<Q", len(self.images))
+        data = bytearray(struct.pack("<Q", len(self.images)))
         for number, rotation, translation, camera, name in self.images:
             data += struct.pack("<i7di", number, *rotation, *translation, camera) + name.encode() + b"\0"
             data += struct.pack("<Q", number % 2) + struct.pack("<ddq", 1.5, 2.5, -1) * (number % 2)
         (folder / "images.bin").write_bytes(data)
-        data = struct.pack("<Q", len(self.points))
+        data = bytearray(struct.pack("<Q", len(self.points)))
         for number, position, color in self.points:
             data += struct.pack("<Q3d3Bd", number, *position, *color, 0.5)
             data += struct.pack("<Q", 2) + struct.pack("<iiii", 10, 0, 11, 1)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import InputError
@@ -51,7 +50,7 @@ def find_model(folder: Path) -> ModelFiles | None:
 def read_colmap(model: ModelFiles, name: str, options: ReadOptions, *, image_folder: Path | None = None) -> Capture:
     """Read a COLMAP model and its images; masks too, where `masks/<image name>.png` lies beside them.
 
-    The world is turned by quarters so that z is the axis nearest to up, as the cameras stand; nothing else moves.
+    The world stays as it is, which with COLMAP is seldom upright; `turn_upright` of `scenes/capture.py` makes it so.
 
     Args:
         model: Its files.
@@ -72,12 +71,8 @@ def read_colmap(model: ModelFiles, name: str, options: ReadOptions, *, image_fol
             raise InputError(f"{path}: expected each image once, got {first.name} twice")
     folder = image_folder or _find_images(model.folder, images[0].name)
     photos = [_make_photo(image, cameras, folder, path) for image in images]
-    turn = upright_turn(torch.stack([photo.camera_to_world for photo in photos]))
-    photos = [Photo(**{**vars(photo), "camera_to_world": turn @ photo.camera_to_world}) for photo in photos]
-    points = read_colmap_points(model)
-    points = Points((points.positions.double() @ turn[:3, :3].T).float(), points.colors)
     split = split_every(len(photos), options.hold_out_every)
-    return make_capture(name, photos, points=points, split=split, options=options)
+    return make_capture(name, photos, points=read_colmap_points(model), split=split, options=options)
 
 
 def read_colmap_points(model: ModelFiles) -> Points:
@@ -87,27 +82,6 @@ def read_colmap_points(model: ModelFiles) -> Points:
         return Points(torch.zeros(0, 3), torch.zeros(0, 3))
     found: PointArrays = read_points(path)
     return Points(torch.from_numpy(found.positions).float(), torch.from_numpy(found.colors_uint8).float() / 255)
-
-
-def upright_turn(camera_to_world: Float[Tensor, "n 4 4"]) -> Float[Tensor, "4 4"]:
-    """The turn by quarters after which z is the axis nearest to the cameras' mean up; its entries are 0, 1 and -1.
-
-    COLMAP's own worlds have y down as a rule, and go to (x, z, -y) as with nerfstudio's `ns-process-data`.
-    """
-    up = -camera_to_world[:, :3, 1].mean(dim=0)
-    axis = int(up.abs().argmax())
-    sign = 1.0 if float(up[axis]) > 0 else -1.0
-    rows = {
-        (0, 1.0): [[0, 1, 0], [0, 0, 1], [1, 0, 0]],
-        (0, -1.0): [[0, -1, 0], [0, 0, 1], [-1, 0, 0]],
-        (1, 1.0): [[1, 0, 0], [0, 0, -1], [0, 1, 0]],
-        (1, -1.0): [[1, 0, 0], [0, 0, 1], [0, -1, 0]],
-        (2, 1.0): [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-        (2, -1.0): [[1, 0, 0], [0, -1, 0], [0, 0, -1]],
-    }[axis, sign]
-    turn = torch.eye(4, dtype=camera_to_world.dtype)
-    turn[:3, :3] = torch.tensor(rows, dtype=camera_to_world.dtype)
-    return turn
 
 
 def _find_images(folder: Path, name: str) -> Path:
