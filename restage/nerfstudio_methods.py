@@ -25,6 +25,7 @@ from nerfstudio.models.nerfacto import NerfactoModelConfig  # noqa: E402
 from nerfstudio.models.splatfacto import SplatfactoModelConfig  # noqa: E402
 from nerfstudio.plugins.types import MethodSpecification  # noqa: E402
 
+from restage.nerfstudio.checkpoints import allow_checkpoints  # noqa: E402
 from restage.nerfstudio.pipelines import (  # noqa: E402
     FitPipelineConfig,
     IduPipelineConfig,
@@ -41,6 +42,8 @@ __all__ = [
     "restage_idu_splatfacto",
     "restage_splatfacto",
 ]
+
+allow_checkpoints()  # here, since every command of nerfstudio loads this module before it loads a checkpoint
 
 FIT_RATE = 1e-2
 """Learning rate of a nerfacto, nerfstudio's own default."""
@@ -91,10 +94,10 @@ def _nerfacto_optimizers(rate: float) -> dict[str, object]:
     }
 
 
-def _splatfacto_optimizers() -> dict[str, object]:
+def _splatfacto_optimizers(color: dict[str, object]) -> dict[str, object]:
     return {
         "means": _adam(1.6e-4, 1.6e-6),
-        "features_dc": _adam(2.5e-3),
+        "features_dc": color,
         "features_rest": _adam(2.5e-3 / 20),
         "opacities": _adam(5e-2),
         "scales": _adam(5e-3),
@@ -147,7 +150,8 @@ restage_fit = MethodSpecification(
 restage_splatfacto = MethodSpecification(
     config=EditTrainerConfig(
         pipeline=RestagePipelineConfig(datamanager=_images(), model=_splatfacto()),
-        optimizers=_splatfacto_optimizers(),
+        # Only what is to change moves, so its colours may go fast: a new colour is 1 to 3 units away.
+        optimizers=_splatfacto_optimizers(_adam(2e-2, 2.5e-3, 2000)),
         **_shared("restage-splatfacto", 2000),
     ),
     description="Edit a trained splatfacto by text: as restage, and only the splats under the masks move (CUDA).",
@@ -156,7 +160,7 @@ restage_splatfacto = MethodSpecification(
 restage_idu_splatfacto = MethodSpecification(
     config=EditTrainerConfig(
         pipeline=IduPipelineConfig(datamanager=_images(), model=_splatfacto()),
-        optimizers=_splatfacto_optimizers(),
+        optimizers=_splatfacto_optimizers(_adam(2.5e-3)),
         **_shared("restage-idu-splatfacto", 7500),
     ),
     description="Edit a trained splatfacto by text: iterative dataset update with a Restage editor (CUDA).",
@@ -165,7 +169,7 @@ restage_idu_splatfacto = MethodSpecification(
 restage_fit_splatfacto = MethodSpecification(
     config=TrainerConfig(
         pipeline=FitPipelineConfig(datamanager=_images(), model=_splatfacto()),
-        optimizers=_splatfacto_optimizers(),
+        optimizers=_splatfacto_optimizers(_adam(2.5e-3)),
         **_shared("restage-fit-splatfacto", 30_000),
     ),
     description="Train a splatfacto on a Restage capture; its splats can be read back by Restage (CUDA).",

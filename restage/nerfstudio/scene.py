@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from restage.nerfstudio.checkpoints import latest_checkpoint, read_checkpoint
 from restage.nerfstudio.frames import (
     Similarity,
     from_nerfstudio_cameras,
@@ -20,7 +21,7 @@ from restage.nerfstudio.frames import (
 )
 from restage.nerfstudio.installed import require_nerfstudio
 from restage.nerfstudio.splatfacto import splats_of
-from restage.nerfstudio.trainer import latest_checkpoint, read_config
+from restage.nerfstudio.trainer import read_config
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.scenes.capture import Capture
@@ -82,7 +83,7 @@ def load_trained_scene(config_path: Path, *, checkpoint: Path | None = None, dat
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = config.pipeline.setup(device=device, test_mode="test")
     path = checkpoint or latest_checkpoint(config_path.parent / config.relative_model_dir)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_checkpoint(path)
     pipeline.load_pipeline(state["pipeline"], state["step"])
     pipeline.eval()
     trained = from_nerfstudio_cameras(pipeline.datamanager.train_dataset.cameras)

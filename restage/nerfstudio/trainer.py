@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
+from restage.nerfstudio.checkpoints import latest_checkpoint, read_checkpoint
 from restage.nerfstudio.installed import require_nerfstudio
 from restage.records import InputError
 
 require_nerfstudio()
 from nerfstudio.engine.trainer import Trainer, TrainerConfig  # noqa: E402
 
-__all__ = ["EditTrainer", "EditTrainerConfig", "latest_checkpoint", "read_config"]
+__all__ = ["EditTrainer", "EditTrainerConfig", "read_config"]
 
 
 @dataclass
@@ -78,24 +78,10 @@ class EditTrainer(Trainer):
             super().train()
 
     def _load_checkpoint(self) -> None:
-        state = torch.load(self._load_path, map_location="cpu", weights_only=True)
+        state = read_checkpoint(self._load_path)
         self._start_step = state["step"] + 1
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
         self.optimizers = self.setup_optimizers()
-
-
-def latest_checkpoint(folder: Path | None, step: int | None = None) -> Path:
-    """Checkpoint of a step in a folder `nerfstudio_models`, the last one by default.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = sorted(folder.glob("step-*.ckpt")) if folder is not None and folder.is_dir() else []
-    if step is not None:
-        found = [path for path in found if int(path.stem.removeprefix("step-")) == step]
-    if not found:
-        raise InputError(f"{folder} holds no checkpoint step-*.ckpt{'' if step is None else f' of step {step}'}")
-    return found[-1]
 
 
 def read_config(path: Path) -> TrainerConfig:

@@ -1,0 +1,53 @@
+"""Reads nerfstudio's checkpoints safely: they hold numbers of numpy, which torch refuses unless it is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from restage.records import InputError
+
+__all__ = ["allow_checkpoints", "latest_checkpoint", "read_checkpoint"]
+
+
+def allow_checkpoints() -> None:
+    """Let `torch.load` read numpy's numbers, here and in nerfstudio's own commands.
+
+    Since 2.6 torch loads weights only; the checkpoints that nerfstudio 1.1.5 writes hold learning rates as numpy
+    scalars, so that with such a torch it cannot read what it wrote. Scalars hold no code.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    torch.serialization.add_safe_globals([scalar, np.dtype, type(np.dtype(np.float64))])
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ns-train onto the CPU, without running code out of it.
+
+    Raises:
+        InputError: it is missing, or is not a checkpoint.
+    """
+    allow_checkpoints()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch.load raises whatever the broken file brings about
+        raise InputError(f"{path} is not readable as a checkpoint: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or not {"step", "pipeline"} <= set(state):
+        raise InputError(f"{path}: expected a checkpoint of ns-train with step and pipeline")
+    return state
+
+
+def latest_checkpoint(folder: Path | None, step: int | None = None) -> Path:
+    """Checkpoint of a step in a folder `nerfstudio_models`, the last one by default.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = sorted(folder.glob("step-*.ckpt")) if folder is not None and folder.is_dir() else []
+    if step is not None:
+        found = [path for path in found if int(path.stem.removeprefix("step-")) == step]
+    if not found:
+        raise InputError(f"{folder} holds no checkpoint step-*.ckpt{'' if step is None else f' of step {step}'}")
+    return found[-1]
