@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from restage.edit.single import EditChoice
 from restage.records import EditRequest, InputError
 from restage.view.background import PICTURE_LAYERS, SPLAT_LAYERS
 from restage.view.pictures import view_picture
+from restage.view.scene import KeptEdit
 from restage.view.settings import SettingsForm
 from restage.view.video import FRAMES_PER_SECOND, MAX_FRAMES, PATHS, path_cameras, render_clip
 
@@ -60,9 +62,7 @@ class Controls:
         self.method.on_update(self._handler(lambda _: self.settings.load(self.method.value)))
         self.editor = gui.add_dropdown("Editor", tuple(EDITORS), initial_value="edit_model")
         self.seed = gui.add_number("Seed", 0, min=0, step=1)
-        self.is_chained = gui.add_checkbox(
-            "On top of what is shown", False, hint="Else from the scene before any edit."
-        )
+        self.is_chained = gui.add_checkbox("On top", False, hint="Else from the scene before any edit.")
         with gui.add_folder("Captions and settings", expand_by_default=False) as more:
             self.source_caption = gui.add_text("Before", "", hint="What is to be seen before; some editors use it.")
             self.target_caption = gui.add_text("After", "", hint="What is to be seen after.")
@@ -138,7 +138,7 @@ class Controls:
         self.history.content = "\n".join(lines)
         is_busy = session.is_running
         self.undo.disabled, self.redo.disabled = is_busy or not session.can_undo, is_busy or not session.can_redo
-        labels = tuple(kept.label for kept in session.kept_edits()) or (NOTHING_KEPT,)
+        labels = tuple(self._kept_by_label()) or (NOTHING_KEPT,)
         if labels != self.kept.options:
             self.kept.options = labels
         self.open.disabled = is_busy or labels == (NOTHING_KEPT,)
@@ -231,8 +231,14 @@ class Controls:
         move()
         self.page.refresh()
 
+    def _kept_by_label(self) -> dict[str, KeptEdit]:
+        """Finished edits by what the user reads; those that read alike have the name of their case added."""
+        kept = self.page.session.kept_edits()
+        counts = Counter(one.label for one in kept)
+        return {one.label if counts[one.label] == 1 else f"{one.label} | {one.edit}": one for one in kept}
+
     def _open_kept(self) -> None:
-        kept = next((kept for kept in self.page.session.kept_edits() if kept.label == self.kept.value), None)
+        kept = self._kept_by_label().get(self.kept.value)
         if kept is None:
             raise InputError("there is no finished edit of this scene yet; make one under Edit")
         self.page.session.open_kept(kept.folder)

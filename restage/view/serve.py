@@ -12,12 +12,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from restage.records import InputError, MissingExtra
 from restage.view.page import ViewerPage
 from restage.view.session import ViewSession
 
-__all__ = ["find_port", "is_loopback", "serve", "serving"]
+__all__ = ["Served", "find_port", "is_loopback", "serve", "serving"]
 
 PORTS_TRIED = 100
 
@@ -56,9 +57,16 @@ def find_port(host: str, port: int) -> int:
     raise InputError(f"no free port from {port} to {port + PORTS_TRIED - 1}; choose another with --port")
 
 
+class Served(NamedTuple):
+    """A page that is being served."""
+
+    address: str
+    page: ViewerPage
+
+
 @contextlib.contextmanager
-def serving(session: ViewSession, *, host: str = "127.0.0.1", port: int = 8080) -> Iterator[str]:
-    """Serve the page while the context lasts; gives its address.
+def serving(session: ViewSession, *, host: str = "127.0.0.1", port: int = 8080) -> Iterator[Served]:
+    """Serve the page while the context lasts.
 
     Raises:
         MissingExtra: viser is not installed.
@@ -75,7 +83,7 @@ def serving(session: ViewSession, *, host: str = "127.0.0.1", port: int = 8080) 
     server.request_share_url = lambda verbose=True: None
     page = ViewerPage(server, session)
     try:
-        yield f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}"
+        yield Served(f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}", page)
     finally:
         page.close()
         with contextlib.redirect_stdout(io.StringIO()):
@@ -97,7 +105,7 @@ def serve(path: Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
     session = ViewSession(path)
     if not is_loopback(host):
         print(f"view: whoever reaches {host} can see and edit this scene; there is no password", file=sys.stderr)
-    with serving(session, host=host, port=port) as address:
-        print(f"view: Ctrl-C ends it\n{address}", flush=True)
+    with serving(session, host=host, port=port) as served:
+        print(f"view: Ctrl-C ends it\n{served.address}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()

@@ -1,0 +1,259 @@
+"""The viewer in a real browser: Debian's Chromium without a window, drawing in software."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from restage.edit import METHODS, EditJob, EditStep
+from restage.recipes import StepByStep
+from restage.records import RunFolder, read_json
+from restage.scenes.cameras import project_points
+from restage.scenes.io.ply import read_splats
+from restage.scenes.splats import SH_C0
+from restage.view import ViewSession
+from restage.view.pictures import camera_at
+from restage.view.serve import serving
+from tests.edit.conftest import TinyScene
+
+pytest.importorskip("viser", reason="needs restage[view]")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, which restage[dev] has")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; tests download no browser")
+
+FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+PATIENCE_S = 200
+VISERS_OWN = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN"
+"""What viser 1.1 itself logs for any scene with splats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paint:
+    """Asks the editor for one view and paints all splats with its mean colour where it changes, step by step."""
+
+    num_steps: int = 4
+
+    def run(self, job: EditJob) -> Iterator[EditStep]:
+        original = job.capture.images[:1]
+        edited = job.editor.edit(
+            original, original, job.request, view_indices=job.view_indices[:1], noise_level=1.0, seed=job.seed
+        )
+        inside = edited.masks[0] > 0.5
+        color = edited.images[0][:, inside].mean(dim=1)
+        splats = job.splats.clone()
+        for step in range(1, self.num_steps + 1):
+            splats.sh = splats.sh + (((color - 0.5) / SH_C0) - splats.sh) * (step / self.num_steps)
+            yield EditStep(step, self.num_steps, 0.1, splats.clone(), "painting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endless:
+    """Never comes to an end by itself; makes the scene a little brighter with each step."""
+
+    def run(self, job: EditJob) -> Iterator[EditStep]:
+        splats = job.splats.clone()
+        for step in range(1, 1_000_000):
+            time.sleep(0.01)
+            splats.sh = splats.sh + 1e-4
+            yield EditStep(step, 1_000_000, 0.5, splats, "going on and on")
+
+
+class Shown:
+    """The page as a user has it."""
+
+    def __init__(self, page: Any, session: ViewSession, viewer: Any, pictures: Path) -> None:
+        self.page, self.session, self.viewer, self.pictures = page, session, viewer, pictures
+
+    def wait_for(self, is_so: Callable[[], bool], what: str) -> None:
+        """Let the browser work until something is so."""
+        end_s = time.monotonic() + PATIENCE_S
+        while not is_so():
+            assert time.monotonic() < end_s, f"waited {PATIENCE_S} s in vain for: {what}"
+            self.page.wait_for_timeout(100)
+
+    def picture(self, name: str) -> np.ndarray:
+        """A screenshot, also kept in the test's folder."""
+        content = self.page.screenshot(path=self.pictures / f"{name}.png", timeout=1000 * PATIENCE_S)
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+
+    def wait_for_color(self, channel: int, name: str) -> None:
+        """Wait until the ball in the middle of the scene has most of this channel."""
+
+        def is_so() -> bool:
+            pixels = self.picture(name)[100:380, 60:420].reshape(-1, 3)
+            vivid = pixels[pixels.max(axis=1) - pixels.min(axis=1) > 60]
+            return len(vivid) > 500 and (vivid.argmax(axis=1) == channel).mean() > 0.8
+
+        self.wait_for(is_so, f"a ball of channel {channel} in {name}.png")
+
+    def type_in(self, label: str, text: str) -> None:
+        self.page.locator(f"label:text-is('{label}')").locator("xpath=ancestor::div[3]").locator("input").fill(text)
+
+    def choose(self, label: str, option: str) -> None:
+        self.page.get_by_label(label, exact=True).click()
+        self.page.get_by_role("option", name=option, exact=True).click()
+
+    def open_tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name).click()
+
+    def press(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def wait_for_text(self, text: str) -> None:
+        self.page.get_by_text(text).first.wait_for()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def open_page(browser: Any, tiny_scene: TinyScene, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    folder = tmp_path_factory.mktemp("view")
+    run = RunFolder.open(folder / "run", StepByStep(), seed=0)
+    tiny_scene.write(run.path / "scenes" / "tiny")
+    run.close("done")
+    session = ViewSession(run.path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METHODS, "restage", Paint)
+        patch.setitem(METHODS, "idu", Endless)
+        with serving(session, port=18_080) as (address, viewer):
+            page = browser.new_page(viewport={"width": 840, "height": 520})
+            page.set_default_timeout(1000 * PATIENCE_S)
+            errors: list[str] = []
+            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.goto(address)
+            shown = Shown(page, session, viewer, folder)
+            shown.wait_for_text("200 splats")
+            page.locator(".mantine-Notification-closeButton").first.click()  # of the note on drawing in software
+            yield shown
+            page.close()
+    assert [error for error in errors if not error.startswith(VISERS_OWN)] == []
+
+
+@pytest.fixture
+def shown(open_page: Shown) -> Shown:
+    """The page as after opening, with nothing edited yet."""
+    session, viewer = open_page.session, open_page.viewer
+    session.stop()
+    open_page.wait_for(lambda: not session.is_running, "the end of the edit of another test")
+    for made in ("edit", "scenes/tiny/truth/make-it-green"):
+        shutil.rmtree(Path(session.scene.run_folder or "") / made, ignore_errors=True)
+    session.choose_scene("tiny")
+    viewer.controls.layer.value = "edited"
+    viewer.load_scene()
+    open_page.open_tab("Edit")
+    return open_page
+
+
+def test_an_edit_that_is_typed_in_is_done_shown_kept_and_undone(shown: Shown) -> None:
+    shown.wait_for_color(0, "before")
+    shown.type_in("Instruction", "make it blue")
+    shown.choose("Editor", "exact")
+    shown.press("Edit")
+    shown.wait_for_text("kept in the run folder")
+    shown.wait_for_color(2, "edited")
+    kept = shown.session.shown.kept
+    assert kept is not None and read_json(kept.folder / "record.json")["status"] == "done"
+    shown.open_tab("History")
+    shown.press("Undo")
+    shown.wait_for_color(0, "undone")
+    shown.press("Redo")
+    shown.wait_for_color(2, "redone")
+
+
+def test_the_stop_button_stops_and_the_scene_is_as_before(shown: Shown) -> None:
+    shown.type_in("Instruction", "make it green")
+    shown.choose("Method", "idu")
+    shown.choose("Editor", "exact")
+    shown.type_in("Instruction", "make it blue")
+    shown.press("Edit")
+    shown.wait_for_text("going on and on")
+    assert shown.session.is_running
+    shown.picture("running")
+    shown.press("Stop")
+    shown.wait_for_text("Stopped; nothing was kept.")
+    assert not shown.session.is_running and shown.session.shown.kept is None
+    shown.choose("Method", "restage")
+
+
+def test_errors_of_an_edit_are_shown_in_the_page(shown: Shown) -> None:
+    shown.type_in("Instruction", "make it green")
+    shown.choose("Editor", "exact")
+    shown.press("Edit")
+    shown.wait_for_text("This cannot be done: the exact editor needs a truth folder")
+    shown.type_in("Instruction", "")
+    shown.press("Edit")
+    shown.wait_for_text("the instruction is empty")
+    assert not shown.session.is_running
+
+
+@pytest.mark.slow
+def test_layers_of_pictures_fill_the_page_and_say_what_they_are(shown: Shown) -> None:
+    shown.choose("Show", "truth")
+    shown.wait_for_text("Truth of “make it blue”")
+    shown.wait_for_color(2, "truth")
+    shown.choose("Show", "photograph")
+    shown.wait_for_text("Photograph, the view nearest to your camera")
+    shown.wait_for_color(0, "photograph")
+    shown.choose("Show", "difference")
+    shown.wait_for_text("How far colours move")
+    shown.choose("Show", "mask")
+    shown.wait_for_text("Green changes.")
+    shown.choose("Show", "edited")
+    shown.wait_for_color(0, "splats again")
+
+
+@pytest.mark.slow
+def test_a_click_at_a_camera_jumps_there_and_shows_its_photograph(shown: Shown) -> None:
+    shown.page.wait_for_timeout(1000)
+    (client,) = shown.viewer.server.get_clients().values()
+    assert shown.session.scene.capture is not None
+    cameras = shown.session.scene.capture.cameras
+    size = shown.page.viewport_size
+    camera = camera_at(
+        client.camera.wxyz.tolist(),
+        client.camera.position.tolist(),
+        fov_rad=client.camera.fov,
+        aspect=client.camera.aspect,
+        height=size["height"],
+    )
+    seen = project_points(cameras.positions + 0.02 * cameras.camera_to_world[:, :3, 2], camera)
+    is_free = (seen.depths > 0) & (seen.pixels > 20).all(1) & (seen.pixels < torch.tensor([480.0, 500.0])).all(1)
+    index = int(is_free.float().argmax())
+    assert is_free[index], seen
+    shown.page.mouse.click(*seen.pixels[index].tolist())
+    shown.open_tab("Views")
+    shown.wait_for_text(f"view_{index}.png, ")
+    shown.wait_for(
+        lambda: np.allclose(client.camera.position, cameras.positions[index].numpy(), atol=1e-3), "the camera to move"
+    )
+    shown.picture("at a view")
+
+
+@pytest.mark.slow
+def test_splats_and_clips_are_saved_as_downloads(shown: Shown) -> None:
+    shown.open_tab("Save")
+    with shown.page.expect_download() as download:
+        shown.press("Save splats (PLY)")
+    assert len(read_splats(Path(download.value.path()).rename(shown.pictures / "saved.ply"))) == 200
+    with shown.page.expect_download() as download:
+        shown.press("Save clip (mp4)")
+    clip = Path(download.value.path()).rename(shown.pictures / "saved.mp4")
+    assert imageio_ffmpeg.count_frames_and_secs(str(clip))[0] == 60
