@@ -14,7 +14,6 @@ from torch import Tensor
 
 from restage.compare.metrics import CHANGE_THRESHOLD
 from restage.edit.pictures import read_image, read_mask
-from restage.report.pictures import change_map, colour_map, mask_overlay
 from restage.scenes.cameras import Cameras, intrinsics_from_fov
 from restage.scenes.fit import render_views
 from restage.scenes.splats import SH_C0, Splats, rotation_matrices
@@ -34,6 +33,10 @@ __all__ = [
     "view_camera",
     "view_picture",
 ]
+
+FOUND_RGB, SPILLED_RGB, MISSED_RGB = (38, 166, 142), (240, 138, 36), (122, 92, 214)
+"""Colours of a mask: changed as it should, changed though it should not, unchanged though it should."""
+BRIGHTEST_CHANGE = 0.5
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -137,7 +140,10 @@ def view_picture(scene: ViewScene, index: int, case: str | None = None) -> Pictu
 
 def render_difference(before: Splats, edited: Splats, camera: Cameras) -> Picture:
     """How much each pixel changes, from black (not at all) to bright (by half of the range or more)."""
-    return colour_map(change_map(*_render_both(before, edited, camera)))
+    import matplotlib  # takes half a second, which only this layer should cost
+
+    change = _change(*_render_both(before, edited, camera))
+    return np.asarray(matplotlib.colormaps["magma"](change / BRIGHTEST_CHANGE, bytes=True)[..., :3])
 
 
 def render_mask(scene: ViewScene, edited: Splats, camera: Cameras, *, case: str | None = None) -> Picture:
@@ -155,9 +161,23 @@ def render_mask(scene: ViewScene, edited: Splats, camera: Cameras, *, case: str 
         index = standing_at(scene.capture.cameras, camera)
         if index is not None and (camera.width, camera.height) == scene.capture.images.shape[:1:-1]:
             should_change = (read_mask(_truth_path(scene, case, "masks", index)) > 0.5).numpy()
-    return mask_overlay(
-        before_uint8, change_map(before_uint8, edited_uint8) > CHANGE_THRESHOLD, should_change=should_change
-    )
+    return _overlay(before_uint8, _change(before_uint8, edited_uint8) > CHANGE_THRESHOLD, should_change)
+
+
+def _change(first_uint8: np.ndarray, second_uint8: np.ndarray) -> np.ndarray:
+    """Absolute difference of two pictures, mean over channels, in [0, 1]."""
+    return np.abs(first_uint8.astype(np.float32) - second_uint8.astype(np.float32)).mean(axis=-1) / 255
+
+
+def _overlay(picture_uint8: np.ndarray, changed: np.ndarray, should_change: np.ndarray | None) -> np.ndarray:
+    """A pale grey picture with what changed in colour; where truth is known, whether it should."""
+    grey = picture_uint8.astype(np.float32).mean(axis=-1, keepdims=True)
+    canvas = np.repeat(40 + 0.75 * grey, 3, axis=-1)
+    expected = changed if should_change is None else should_change
+    regions = ((changed & expected, FOUND_RGB), (changed & ~expected, SPILLED_RGB), (~changed & expected, MISSED_RGB))
+    for region, color in regions:
+        canvas[region] = 0.3 * canvas[region] + 0.7 * np.array(color, np.float32)
+    return np.round(canvas).astype(np.uint8)
 
 
 def _render_both(before: Splats, edited: Splats, camera: Cameras) -> tuple[Picture, Picture]:

@@ -8,9 +8,9 @@ from scipy.spatial.transform import Rotation
 
 from restage.edit import Idu, Restage
 from restage.records import InputError
-from restage.report.pictures import FOUND_RGB
 from restage.scenes.fit import render_views
 from restage.view.pictures import (
+    FOUND_RGB,
     camera_at,
     letterbox,
     nearest_view,
