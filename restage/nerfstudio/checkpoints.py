@@ -19,8 +19,9 @@ def allow_checkpoints() -> None:
     Since 2.6 torch loads weights only; the checkpoints that nerfstudio 1.1.5 writes hold learning rates as numpy
     scalars, so that with such a torch it cannot read what it wrote. Scalars hold no code.
     """
-    scalar = np.float64(0).__reduce__()[0]
-    torch.serialization.add_safe_globals([scalar, np.dtype, type(np.dtype(np.float64))])
+    scalar: Any = np.float64(0).__reduce__()[0]
+    types: list[Any] = [scalar, np.dtype, type(np.dtype(np.float64))]
+    torch.serialization.add_safe_globals(types)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -88,6 +88,9 @@ class EditPipeline(FitPipeline):
         self._request: EditRequest | None = None
         if is_training:
             self._request = EditRequest(instruction=config.instruction, source_caption="", target_caption="")
+            if config.editor not in EDITORS:
+                expected = ", ".join(EDITORS)
+                raise InputError(f"expected --pipeline.editor to be one of {expected}, got {config.editor!r}")
             if options.get("world_size", 1) > 1:
                 raise InputError("an edit runs on one device; leave --machine.num-devices at 1")
         super().__init__(config, device, test_mode, **options)
@@ -166,8 +169,6 @@ class EditPipeline(FitPipeline):
 
 
 def _open_editor(config: EditPipelineConfig, file_names: tuple[str, ...]) -> Editor:
-    if config.editor not in EDITORS:
-        raise InputError(f"expected --pipeline.editor to be one of {', '.join(EDITORS)}, got {config.editor!r}")
     model = config.edit_model or Path(restage.__file__).parent / "assets" / "edit_model"
     return EDITORS[config.editor](EditorSource(file_names=file_names, truth=config.truth, model=model))
 

@@ -19,7 +19,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nerfstudio compiles a 4x4 i
 
 SMALL = (
     *("--machine.device-type", "cpu"),
-    *("--pipeline.datamanager.train-num-rays-per-batch", "512"),
+    *("--pipeline.datamanager.train-num-rays-per-batch", "256"),
     *("--steps-per-eval-image", "0"),
     *("--steps-per-eval-batch", "0"),
     *("--steps-per-eval-all-images", "0"),
@@ -27,11 +27,11 @@ SMALL = (
 )
 SMALL_MODEL = (
     *("--pipeline.model.implementation", "torch"),
-    *("--pipeline.model.num-levels", "8"),
-    *("--pipeline.model.max-res", "256"),
+    *("--pipeline.model.num-levels", "6"),
+    *("--pipeline.model.max-res", "192"),
     *("--pipeline.model.log2-hashmap-size", "15"),
-    *("--pipeline.model.num-nerf-samples-per-ray", "24"),
-    *("--pipeline.model.num-proposal-samples-per-ray", "48", "24"),
+    *("--pipeline.model.num-nerf-samples-per-ray", "20"),
+    *("--pipeline.model.num-proposal-samples-per-ray", "32", "20"),
     *("--pipeline.model.use-appearance-embedding", "False"),
 )
 
