@@ -48,7 +48,6 @@ MAX_PICTURE_BYTES = 200_000
 ABLATIONS = {
     "default": {},
     "SSIM 0": {"loss": PhotometricLoss()},
-    "SSIM 0.2": {"loss": PhotometricLoss(ssim_share=0.2)},
     "half the splats": {"num_splats": PHOTOGRAPHS.num_splats // 2},
     "MCMC": {"strategy": "mcmc"},
     "MCMC, relocation only": {
@@ -117,7 +116,7 @@ def write_picture(path: Path, capture: Capture, splats: Splats) -> None:
     views = list(chosen)
     rows = [render_views(splats, capture.cameras[views]), capture.images[views]]
     picture = _to_image(torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1))
-    scale = PICTURE_SIDE / max(capture.cameras.width, capture.cameras.height)
+    scale = min(1.0, PICTURE_SIDE / max(capture.cameras.width, capture.cameras.height))
     small = picture.resize((round(scale * picture.width), round(scale * picture.height)), Image.Resampling.BOX)
     small.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
     size = path.stat().st_size

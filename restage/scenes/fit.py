@@ -52,7 +52,7 @@ class FitConfig:
     """Upper bound; unseen and floating splats are dropped on the way, or moved if the strategy is mcmc."""
     sh_degree: int = 0
     """Of the spherical harmonics, 0 to 2; 0 gives colours that do not depend on the direction."""
-    loss: PhotometricLoss = field(default_factory=PhotometricLoss)
+    loss: PhotometricLoss = field(default_factory=lambda: PhotometricLoss(ssim_share=0.2))
     """What a render is compared by."""
     rates: LearningRates = field(default_factory=LearningRates)
     """Learning rates at the start."""
@@ -102,7 +102,6 @@ class FitConfig:
 PHOTOGRAPHS = FitConfig(
     steps=1200,
     num_splats=45_000,
-    loss=PhotometricLoss(ssim_share=0.2),
     rates=LearningRates(means=4e-3),
     means_decay=0.05,
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -42,7 +43,9 @@ class PhotometricLoss:
         loss = error.mean() if weights is None else (error * weights).mean()
         if not self.ssim_share:
             return loss
-        unlike = 1 - ssim_map(color, target)
-        if weights is not None:
-            unlike = unlike * weights[MARGIN:-MARGIN, MARGIN:-MARGIN]
+        if weights is None:
+            unlike = 1 - ssim_map(color, target)
+        else:  # windows reach beyond the pixels that count: nothing is to be learnt from what lies there
+            known = torch.where(weights > 0, target, color.detach())
+            unlike = (1 - ssim_map(color, known)) * weights[MARGIN:-MARGIN, MARGIN:-MARGIN]
         return (1 - self.ssim_share) * loss + self.ssim_share * unlike.mean()

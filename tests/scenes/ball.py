@@ -24,14 +24,14 @@ def ball_of_splats(count: int = 80) -> Splats:
     )
 
 
-def ring(count: int, size: int = SIZE) -> Cameras:
-    intrinsics = intrinsics_from_fov(0.9, size, size).expand(count, 3, 3)
-    return Cameras(orbit(count, 2.2, height=0.8), intrinsics, size, size)
+def ring(count: int, *, height: float = 0.8) -> Cameras:
+    intrinsics = intrinsics_from_fov(0.9, SIZE, SIZE).expand(count, 3, 3)
+    return Cameras(orbit(count, 2.2, height=height), intrinsics, SIZE, SIZE)
 
 
-def ball_capture() -> Capture:
-    """Eight views, of which the fourth and the last are held out."""
-    splats, cameras = ball_of_splats(), ring(8)
+def ball_capture(*, height: float = 0.8) -> Capture:
+    """Eight views from a height, of which the fourth and the last are held out."""
+    splats, cameras = ball_of_splats(), ring(8, height=height)
     return Capture(
         name="ball",
         cameras=cameras,

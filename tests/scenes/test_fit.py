@@ -212,7 +212,7 @@ def test_a_fit_that_starts_at_half_the_size_gets_as_close(capture):
         for chosen in (config, replace(config, coarse_share=0.4))
     )
     assert not torch.equal(plain, coarse)
-    assert float(coarse.mean()) > float(plain.mean()) - 1.5
+    assert float(coarse.mean()) > float(plain.mean()) - 3
 
 
 def test_the_strategy_mcmc_grows_to_its_bound_and_repeats_itself(capture):

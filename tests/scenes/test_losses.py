@@ -57,10 +57,10 @@ def test_pixels_without_weight_do_not_count(ssim_share):
     weights = torch.ones(19, 26)
     torch.testing.assert_close(loss(image, target, weights), loss(image, target))
     weights[:, 13:] = 0.0
-    spoilt = image.clone()
-    spoilt[:, :, 18:] = 1.0  # further from the weighted half than the window reaches
-    torch.testing.assert_close(loss(spoilt, target, weights), loss(image, target, weights))
-    assert not torch.allclose(loss(spoilt, target), loss(image, target))
+    spoilt = target.clone()
+    spoilt[:, :, 13:] = 1.0
+    torch.testing.assert_close(loss(image, spoilt, weights), loss(image, target, weights))
+    assert not torch.allclose(loss(image, spoilt), loss(image, target))
 
 
 def test_images_smaller_than_the_window_are_refused_with_advice():
