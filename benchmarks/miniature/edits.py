@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +14,11 @@ from torch import Tensor
 from benchmarks.miniature.held_out import Case
 from restage.compare.metrics import mask_iou, progress, spill
 from restage.diffusion.editor import EditModel, edit_images
-from restage.world.grammar import EDIT_KINDS
+from restage.records import derive_seed
+from restage.world.grammar import EDIT_KINDS, SceneObject, sample_edit
+from restage.world.render import render_view
 
-__all__ = ["APPEARANCE", "SHAPE", "EditedCase", "edit_figures", "run_edits"]
+__all__ = ["APPEARANCE", "SHAPE", "EditedCase", "edit_figures", "progress_of_adding_elsewhere", "run_edits"]
 
 APPEARANCE, SHAPE = ("recolour", "ground", "time"), ("reshape", "add", "remove")
 BATCH_SIZE = 14
@@ -68,3 +71,29 @@ def edit_figures(edits: Sequence[EditedCase]) -> dict[str, float]:
         "edit_mask_iou": mean(EDIT_KINDS, "mask_iou"),
         **{f"edit_progress_{kind}": mean((kind,), "progress") for kind in EDIT_KINDS},
     }
+
+
+def _another_place(case: Case, index: int) -> SceneObject:
+    """The added object, where another edit of the same scene would have put one of its size."""
+    added = case.edit.after.objects[-1]
+    for attempt in range(100):
+        seed = derive_seed("another place", index, attempt)
+        other = sample_edit(case.edit.before, seed, kind="add").after.objects[-1]
+        if other.size == added.size:
+            return replace(added, x=other.x, y=other.y, yaw_rad=other.yaw_rad)
+    raise RuntimeError(f"no place found for {added}")
+
+
+def progress_of_adding_elsewhere(cases: Sequence[Case]) -> float:
+    """Progress of exact pictures in which the right object was added in another free place; NaN without such cases.
+
+    An instruction does not say where an object is to go, but truth has put it somewhere: this is what an editor that
+    adds perfectly, and cannot guess, is scored.
+    """
+    values = []
+    for index, case in enumerate(cases):
+        if case.edit.kind == "add":
+            scene = replace(case.edit.after, objects=(*case.edit.before.objects, _another_place(case, index)))
+            view = torch.from_numpy(render_view(scene, case.camera).image)[None]
+            values.append(progress(view, case.before[None], case.after[None], case.mask[None]).mean)
+    return float(np.mean(values)) if values else float("nan")

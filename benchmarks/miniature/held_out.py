@@ -15,6 +15,7 @@ from torch import Tensor
 
 from restage.miniature.probe_pictures import Labels, concatenate_labels, label_of
 from restage.records import PromptPair, derive_seed
+from restage.scenes.cameras import Cameras
 from restage.world.capture import change_mask, sample_camera
 from restage.world.grammar import (
     EDIT_KINDS,
@@ -58,6 +59,7 @@ class Case:
     before: Float[Tensor, "3 128 128"]
     after: Float[Tensor, "3 128 128"]
     mask: Float[Tensor, "128 128"]
+    camera: Cameras
 
 
 def captions(world_seed: int, count: int, *, split: str = "train") -> list[Captioned]:
@@ -100,4 +102,5 @@ def edit_cases(world_seed: int, count: int) -> Iterator[Case]:
         camera = sample_camera(description, seed)
         before, after = render_view(edit.before, camera).image, render_view(edit.after, camera).image
         mask = torch.from_numpy(change_mask(before, after))
-        yield Case(edit, prompt_pair_of(edit, seed), torch.from_numpy(before), torch.from_numpy(after), mask)
+        prompt = prompt_pair_of(edit, seed)
+        yield Case(edit, prompt, torch.from_numpy(before), torch.from_numpy(after), mask, camera)

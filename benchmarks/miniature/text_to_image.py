@@ -44,7 +44,7 @@ class WordMask(NamedTuple):
     attention: Float[Tensor, "16 16"]
     """Mean over steps, heads and layers."""
     mask: Bool[Tensor, "16 16"]
-    """The attention, thresholded as local blend does it."""
+    """The mask that local blend makes of it."""
     truth: Bool[Tensor, "16 16"] | None
     """The object as the probe segments the picture; None where it sees no such object."""
 
@@ -125,25 +125,22 @@ def word_iou(samples: Sequence[Sample]) -> dict[str, float]:
     """How well the words of the objects that are there point at them, mean over objects.
 
     Returns:
-        `word_iou` with the mask as local blend makes it (3x3 max-pool, then 0.3 of the maximum); `word_iou_unpooled`
-        without the max-pool, which local blend has to leave room around an object; `word_iou_limit`, what the mask
-        of local blend would score if the attention were the true mask itself; `words_scored`, the share of the
-        captions' objects that are there to be scored.
+        `word_iou`, of the cells where the attention is above local blend's share of its maximum; `word_iou_blend`, of
+        the whole mask of local blend, whose 3x3 max-pool leaves room around an object; `word_iou_blend_limit`, what
+        that mask would score if the attention were the true mask itself (with objects of five cells a side it is
+        well below 1); `words_scored`, the share of the captions' objects that are there to be scored.
     """
     words = [word for item in samples for word in item.words]
     scored = [(word, word.truth) for word in words if word.truth is not None]
-    unpooled = [word.attention / word.attention.amax() > LocalBlend().threshold for word, _ in scored]
-    limits = [local_blend_mask(truth[None].float())[0] for _, truth in scored]
-    return {
-        "word_iou": float(np.mean([mask_iou_of(word.mask, truth) for word, truth in scored])),
-        "word_iou_unpooled": float(
-            np.mean([mask_iou_of(mask, truth) for mask, (_, truth) in zip(unpooled, scored, strict=True)])
-        ),
-        "word_iou_limit": float(
-            np.mean([mask_iou_of(mask, truth) for mask, (_, truth) in zip(limits, scored, strict=True)])
-        ),
-        "words_scored": len(scored) / len(words),
+    masks = {
+        "word_iou": [word.attention / word.attention.amax() > LocalBlend().threshold for word, _ in scored],
+        "word_iou_blend": [word.mask for word, _ in scored],
+        "word_iou_blend_limit": [local_blend_mask(truth[None].float())[0] for _, truth in scored],
     }
+    truths = [truth for _, truth in scored]
+    ious = {name: [mask_iou_of(*pair) for pair in zip(found, truths, strict=True)] for name, found in masks.items()}
+    means = {name: float(np.mean(values)) if values else float("nan") for name, values in ious.items()}
+    return {**means, "words_scored": len(scored) / len(words)}
 
 
 def load_training_state(backbone: Backbone, path: Path) -> int:

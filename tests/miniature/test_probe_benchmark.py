@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.miniature.__main__ import WANTED, Figures
+from benchmarks.miniature.held_out import Captioned, captions, edit_cases, is_in_training, render_captioned
+from benchmarks.miniature.page import WRONG, Card, card_of, draw_cards, write_page, wrong_words
+from benchmarks.miniature.parts import roc_auc
+from benchmarks.miniature.text_to_image import (
+    Sample,
+    Sampling,
+    WordMask,
+    load_training_state,
+    local_blend_mask,
+    mask_iou_of,
+    sample,
+    word_iou,
+)
+from benchmarks.miniature.verdicts import Seen, accuracies, accuracies_by_count, judge, seen_in, shares_by_word
+from restage.diffusion.backbone import load_backbone
+from restage.diffusion.sampler import sample_images
+from restage.miniature.probe import Probe, Readings
+from restage.records import InputError
+from restage.world.grammar import COLORS, HELD_OUT_COMBINATIONS, KINDS, Description, SceneObject
+from tests.tiny_models import write_tiny_models
+
+SCENE = Description(
+    objects=(SceneObject(kind="cube", color="red"), SceneObject(kind="ball", color="blue", x=1.5)),
+    ground="sand",
+    time="night",
+)
+RIGHT = Seen({"cube": "red", "ball": "blue"}, 2, "sand", "night")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory):
+    return load_backbone(write_tiny_models(tmp_path_factory.mktemp("models")) / "text_to_image")
+
+
+def test_a_picture_that_follows_its_caption_is_all_right() -> None:
+    assert judge(RIGHT, SCENE).is_all_right
+
+
+@pytest.mark.parametrize(
+    ("seen", "wrong"),
+    [
+        (RIGHT._replace(colors={"cube": "blue", "ball": "red"}), {"color"}),
+        (RIGHT._replace(colors={"cube": "red", "cone": "blue"}), {"kind"}),
+        (RIGHT._replace(colors={"cube": "red", "ball": "blue", "tree": "green"}), {"kind"}),
+        (RIGHT._replace(count=3), {"count"}),
+        (RIGHT._replace(ground="snow"), {"ground"}),
+        (RIGHT._replace(time="fog"), {"time"}),
+    ],
+)
+def test_each_way_to_be_wrong_is_counted_where_it_belongs(seen: Seen, wrong: set[str]) -> None:
+    shares = accuracies([judge(seen, SCENE)])
+    assert {name.removesuffix("_accuracy") for name, share in shares.items() if share < 1} == wrong | {"all"}
+
+
+def test_what_is_not_there_has_no_colour_to_be_wrong() -> None:
+    verdicts = [judge(RIGHT._replace(colors={"cube": "green"}), SCENE), judge(RIGHT, SCENE)]
+    assert accuracies(verdicts)["color_accuracy"] == pytest.approx(2 / 3)
+    assert np.isnan(accuracies([judge(RIGHT._replace(colors={}), SCENE)])["color_accuracy"])
+
+
+def test_verdicts_are_told_apart_by_number_of_objects_and_by_word() -> None:
+    single = Description(objects=SCENE.objects[:1], ground="snow", time="fog")
+    verdicts = [judge(RIGHT, SCENE), judge(RIGHT, single)]
+    table = accuracies_by_count(verdicts)
+    assert (table["1"]["all_accuracy"], table["2"]["all_accuracy"], table["1"]["captions"]) == (0.0, 1.0, 1.0)
+    words = shares_by_word(verdicts, [SCENE, single])
+    assert words["ground"] == {"sand": 1.0, "snow": 0.0} and words["kind"] == {"ball": 1.0, "cube": 1.0}
+
+
+def test_readings_are_named_in_the_words_of_the_world() -> None:
+    present, colors = torch.zeros(1, len(KINDS)).long(), torch.zeros(1, len(KINDS)).long()
+    present[0, KINDS.index("tree")], colors[0, KINDS.index("tree")] = 1, COLORS.index("pink")
+    one, classes = torch.tensor([1]), torch.zeros(1, 16, 16).long()
+    assert seen_in(Readings(present, colors, one, one, one, classes)) == [Seen({"tree": "pink"}, 1, "sand", "sunset")]
+
+
+def test_auc_is_the_share_of_pairs_in_the_right_order() -> None:
+    assert roc_auc([2.0, 3.0], [0.0, 1.0]) == 1.0
+    assert roc_auc([1.0], [1.0]) == 0.5
+    assert roc_auc([0.0, 3.0], [1.0, 2.0]) == 0.5
+
+
+def test_mask_iou_is_that_of_sets() -> None:
+    mask, truth = torch.zeros(4, 4, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.bool)
+    assert np.isnan(mask_iou_of(mask, truth))
+    mask[:2], truth[1:3] = True, True
+    assert mask_iou_of(mask, truth) == pytest.approx(4 / 12)
+
+
+def test_word_iou_takes_only_objects_that_are_there() -> None:
+    truth = torch.zeros(16, 16, dtype=torch.bool)
+    truth[4:10, 4:10] = True
+    attention = truth.float()
+    words = (
+        WordMask("cube", attention, local_blend_mask(attention[None])[0], truth),
+        WordMask("ball", attention, local_blend_mask(attention[None])[0], None),
+    )
+    item = Captioned(SCENE, "a red cube and a blue ball", 0)
+    found = word_iou([Sample(item, torch.zeros(3, 128, 128), RIGHT, judge(RIGHT, SCENE), words)])
+    # Local blend's max-pool widens the mask by one cell all around.
+    assert found["word_iou_blend"] == found["word_iou_blend_limit"] == pytest.approx(36 / 64)
+    assert found["word_iou"] == 1.0 and found["words_scored"] == 0.5
+
+
+def test_held_out_scenes_are_in_no_training_set_and_move_with_the_seed() -> None:
+    items = captions(0, 40)
+    assert not any(is_in_training(items, num_pictures=2000))
+    assert captions(0, 10) == items[:10]
+    assert not {item.description for item in captions(1, 40)} & {item.description for item in items}
+    pairs = {(o.kind, o.color) for item in captions(0, 40, split="unseen") for o in item.description.objects}
+    assert pairs <= HELD_OUT_COMBINATIONS
+    assert not {(o.kind, o.color) for item in items for o in item.description.objects} & HELD_OUT_COMBINATIONS
+
+
+def test_a_training_scene_is_recognised() -> None:
+    from restage.records import derive_seed
+    from restage.world.grammar import sample_description
+
+    known = Captioned(sample_description(derive_seed("picture", 0, 5)), "", 0)
+    assert is_in_training([known], num_pictures=6) == [True]
+    assert is_in_training([known], num_pictures=5) == [False]
+
+
+def test_renders_of_captions_have_the_labels_of_their_scenes() -> None:
+    rendered = render_captioned(captions(0, 3))
+    for index, item in enumerate(rendered.items):
+        there = {KINDS[i] for i in range(len(KINDS)) if rendered.labels.present[index, i] == 1}
+        assert there == {o.kind for o in item.description.objects}
+
+
+def test_edit_cases_go_through_the_kinds_and_their_masks_hold_the_change() -> None:
+    cases = list(edit_cases(0, 7))
+    assert len({case.edit.kind for case in cases}) == 7
+    for case in cases:
+        difference = (case.after - case.before).abs().amax(0)
+        assert bool(((difference > 3 / 255) == (case.mask == 1)).all()) and bool(case.mask.any())
+
+
+def test_samples_are_those_of_the_plain_sampler(backbone) -> None:
+    items = captions(0, 3)
+    samples = sample(backbone, items, Probe().eval(), Sampling(steps=3, guidance=2.0, batch_size=3))
+    plain = sample_images(
+        backbone, [item.caption for item in items], seeds=[item.seed for item in items], steps=3, guidance=2.0
+    )
+    torch.testing.assert_close(torch.stack([item.image for item in samples]), plain, atol=0.02, rtol=0.02)
+    for item, drawn in zip(items, samples, strict=True):
+        assert [word.kind for word in drawn.words] == [o.kind for o in item.description.objects]
+        assert all(word.attention.shape == (16, 16) and float(word.attention.min()) >= 0 for word in drawn.words)
+
+
+def test_averaged_weights_of_a_training_take_the_place_of_the_models(backbone, tmp_path: Path) -> None:
+    average = {f"unet.{k}": v + 1 for k, v in backbone.unet.state_dict().items()}
+    average |= {f"text_encoder.{k}": v for k, v in backbone.text_encoder.state_dict().items()}
+    torch.save({"step": 7, "average": average}, tmp_path / "state.pt")
+    before = backbone.unet.conv_in.bias.clone()
+    assert load_training_state(backbone, tmp_path / "state.pt") == 7
+    assert torch.allclose(backbone.unet.conv_in.bias, before + 1)
+    torch.save({"step": 7, "average": {"unet.other": torch.zeros(1)}}, tmp_path / "state.pt")
+    with pytest.raises(InputError, match="does not fit"):
+        load_training_state(backbone, tmp_path / "state.pt")
+    with pytest.raises(InputError, match="does not exist"):
+        load_training_state(backbone, tmp_path / "none.pt")
+
+
+def test_words_that_a_picture_does_not_follow_are_marked() -> None:
+    seen = Seen({"cube": "green"}, 1, "sand", "fog")
+    assert {"red", "ball", "night"} <= wrong_words(judge(seen, SCENE), SCENE)
+    assert not {"cube", "blue", "sand"} & wrong_words(judge(seen, SCENE), SCENE)
+    item = Captioned(SCENE, "at night, a red cube and a blue ball on sand", 0)
+    card = card_of(Sample(item, torch.zeros(3, 128, 128), seen, judge(seen, SCENE), ()))
+    assert [word for word, is_wrong in card.words if is_wrong] == ["night,", "red", "ball"]
+    assert card.note == "reads: green cube; sand, fog; 1 objects"
+    assert card_of(Sample(item, torch.zeros(3, 128, 128), RIGHT, judge(RIGHT, SCENE), ())).note == ""
+
+
+def test_only_cards_with_something_wrong_have_a_red_edge() -> None:
+    red = tuple(int(WRONG[i : i + 2], 16) for i in (1, 3, 5))
+    picture = Image.new("RGB", (128, 128), "blue")
+    for note, has_edge in (("reads: nothing", True), ("", False)):
+        sheet = np.asarray(draw_cards([Card(picture, (("a", False), ("cube", False)), note)], columns=1))
+        assert bool((sheet == red).all(2).any()) == has_edge
+
+
+def test_page_names_what_falls_short(tmp_path: Path) -> None:
+    figures = Figures()
+    figures.add({"kind_accuracy": 0.9, "edit_spill": 0.001, "word_iou": float("nan"), "extra": 1.0})
+    assert figures.falls_short("kind_accuracy") and not figures.falls_short("edit_spill")
+    assert figures.falls_short("word_iou") and figures.details == {"extra": 1.0}
+    table = {"kind_accuracy": (0.9, ">= 0.95", True), "edit_spill": (0.001, "<= 0.01", False)}
+    write_page(tmp_path, table, {"two words": Image.new("RGB", (4, 4))}, what="a <test>")
+    text = (tmp_path / "index.html").read_text()
+    assert text.count("class=short") == 1 and "a &lt;test&gt;" in text and "&gt;= 0.95" in text
+    assert (tmp_path / "two_words.png").exists()
+
+
+def test_wanted_figures_are_those_of_the_issue() -> None:
+    assert list(WANTED) == [
+        "vae_psnr_db", "color_accuracy", "kind_accuracy", "ground_accuracy", "time_accuracy", "count_accuracy",
+        "all_accuracy", "unseen_accuracy", "word_iou", "clip_top1_of_256", "clip_direction_auc",
+        "edit_progress_appearance", "edit_progress_shape", "edit_spill", "edit_mask_iou", "sample16_s", "assets_mb",
+    ]  # fmt: skip
