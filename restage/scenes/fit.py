@@ -61,9 +61,10 @@ class FitConfig:
     other_decay: float = 1.0
     """Share of all other learning rates that is left at the end, in (0, 1]."""
     coarse_share: float = 0.0
-    """Share of the fit, its beginning, that is done at half the size, where a step costs a third; in [0, 1]."""
+    """Share of the fit, its beginning, that is done at half the size, where a step costs less; in [0, 1]."""
     strategy: Literal["fixed", "mcmc"] = "fixed"
-    """What is done about splats that are missing or of no use: nothing, or `densify.MonteCarlo`."""
+    """What is done about splats that are missing or of no use: they are dropped, or they are relocated and new ones
+    added as in gsplat's MCMC strategy, which gained nothing within a few thousand steps."""
     mcmc: MonteCarlo = field(default_factory=MonteCarlo)
     """Settings of the strategy mcmc."""
     initial_share: float = 0.5
@@ -75,12 +76,14 @@ class FitConfig:
     cull_every: int = 100
     """Steps between looks for splats to drop."""
     fits_exposure: bool = False
-    """Whether each training view gets a colour transform of its own, for captures whose brightness changes."""
+    """Whether each training view gets a colour transform of its own, for captures whose brightness changes; held-out
+    views are rendered at the mean exposure."""
     stop_gain: float = 0.0
     """Stop early when three passes through the training views are not better than the three before by this share of
     the training loss; 0 for never."""
     time_budget_s: Annotated[float | None, arg(name="time-budget")] = None
-    """Seconds that fitting may take; learning rates have fallen by then. Such a fit does not repeat bit for bit."""
+    """Seconds that fitting may take at most; learning rates have fallen by then. Such a fit does not repeat bit for
+    bit."""
     seed: int = 0
     """Of the initial splats, the order of views, and the strategy's draws."""
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import tyro
 
 from restage.records import InputError
 from restage.scenes.cameras import project_points
@@ -23,6 +24,7 @@ from restage.scenes.fit import (
     view_at,
 )
 from restage.scenes.initial import initial_splats, surroundings_of
+from restage.scenes.losses import PhotometricLoss
 from restage.scenes.optimizer import LearningRates, SplatOptimizer
 from restage.scenes.splats import Splats
 from tests.scenes.ball import SIZE, ball_capture, ball_of_splats, equal, ring
@@ -238,6 +240,30 @@ def test_a_time_budget_ends_a_fit_with_its_learning_rates_fallen(capture):
         last = fit.step()
     assert last.step == 6  # the first one, which may compile kernels, is free
     assert fit.schedule.share == 1.0
+
+
+def test_every_choice_of_a_fit_is_a_flag_of_the_command_line():
+    flags = [
+        "--time-budget",
+        "5",
+        "--strategy",
+        "mcmc",
+        "--mcmc.every",
+        "7",
+        "--loss.ssim-share",
+        "0",
+        "--fits-exposure",
+    ]
+    config = tyro.cli(FitConfig, args=[*flags, "True", "--stop-gain", "0.01", "--rates.means", "0.001"])
+    assert config == FitConfig(
+        time_budget_s=5.0,
+        strategy="mcmc",
+        mcmc=MonteCarlo(every=7),
+        loss=PhotometricLoss(ssim_share=0.0),
+        fits_exposure=True,
+        stop_gain=0.01,
+        rates=LearningRates(means=1e-3),
+    )
 
 
 @pytest.mark.parametrize(
