@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from restage.cli import run
+from restage.recipes import fit_folder
 from restage.records import InputError, MissingExtra
+from restage.scenes.fit import FitConfig
 from restage.scenes.io import (
     capture_name,
     is_capture,
@@ -194,3 +198,26 @@ def test_sixteen_bit_and_eight_bit_photographs_agree(folder):
     expected = read_capture(folder).images[0]
     Image.fromarray(grey.astype(np.uint16) * 257).save(path)
     torch.testing.assert_close(read_capture(folder).images[0], expected, atol=1e-6, rtol=0)
+
+
+def test_a_colmap_project_comes_into_a_run_upright_and_with_its_masks(tmp_path, monkeypatch, capsys):
+    turn = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    cameras = small_capture().cameras
+    capture = replace(small_capture(), cameras=replace(cameras, camera_to_world=turn @ cameras.camera_to_world))
+    ColmapModel.of_capture(capture).write_text(tmp_path / "statue/sparse/0")
+    save_images(capture.images, tmp_path / "statue/images", capture.file_names)
+    pixels = np.full((16, 20), 255, np.uint8)
+    pixels[:4] = 0
+    (tmp_path / "statue/masks").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "statue/masks/view_03.png.png")
+    fitted = []
+    monkeypatch.setattr("restage.recipes.fit_capture", lambda capture, *_: fitted.append(capture) or iter(()))
+    list(fit_folder(tmp_path / "statue", tmp_path / "run", FitConfig()))
+    (kept,) = fitted
+    assert kept.masks is not None
+    assert float(kept.masks[3, :4].max()) == 0
+    torch.testing.assert_close(kept.cameras.camera_to_world, cameras.camera_to_world, atol=2e-6, rtol=0)
+    (tmp_path / "statue/sparse/0/images.txt").write_text("broken\n")
+    assert run(["fit", str(tmp_path / "statue"), "--out", str(tmp_path / "other")]) == 2
+    assert "images.txt, line 1" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

@@ -28,7 +28,16 @@ from restage.scenes.io.distortion import Lens, undistortion_of
 from restage.scenes.io.images import read_image, read_mask
 from restage.scenes.io.ply import Points
 
-__all__ = ["HOLD_OUT_EVERY", "MAX_FRAMES", "Photo", "ReadOptions", "check_rigid", "make_capture", "split_every"]
+__all__ = [
+    "HOLD_OUT_EVERY",
+    "MAX_FRAMES",
+    "Photo",
+    "ReadOptions",
+    "check_rigid",
+    "common_size",
+    "make_capture",
+    "split_every",
+]
 
 HOLD_OUT_EVERY = 8
 """Without a split in the files, every 8th view by name is held out, as in the 3D Gaussian splatting benchmarks."""
@@ -104,7 +113,7 @@ def make_capture(
     Raises:
         InputError: a photograph cannot be read, the sizes do not go together, or memory does not suffice.
     """
-    width, height = _common_size(name, photos, options.size)
+    width, height = common_size(name, [(photo.width, photo.height) for photo in photos], options.size)
     _check_memory(name, photos, width, height)
     images = torch.empty(len(photos), 3, height, width)
     intrinsics = torch.empty(len(photos), 3, 3)
@@ -129,6 +138,36 @@ def make_capture(
         held_out_indices=split[1],
         masks=_stack_masks(masks, height, width),
     )
+
+
+def common_size(name: str, sizes: Sequence[tuple[int, int]], size: int | None) -> tuple[int, int]:
+    """Width and height of all views: of the smallest photograph, or less.
+
+    Args:
+        name: Of the capture; opens error messages.
+        sizes: Width and height of each photograph. If they differ, there is a warning, for all come to one size.
+        size: Longer side that is asked for.
+
+    Raises:
+        InputError: the shapes (width to height) differ by more than rounding, or the size is out of range.
+    """
+    found = sorted(set(sizes))
+    if not found:
+        raise InputError(f"{name}: expected at least one image, got none")
+    width, height = min(found, key=lambda pair: pair[0] * pair[1])
+    if len(found) > 1:
+        shown = ", ".join(f"{w}x{h}" for w, h in found[:4]) + (", ..." if len(found) > 4 else "")
+        aspects = [w / h for w, h in found]
+        if max(aspects) / min(aspects) > 1.02:
+            raise InputError(f"{name}: expected images of one shape, got {shown}; crop or leave out the odd ones")
+        message = f"{name}: images of {len(found)} sizes ({shown}) are brought to one of {width}x{height} or smaller"
+        warnings.warn(message, stacklevel=3)
+    longer = max(width, height)
+    if size is None:
+        return width, height
+    if not MIN_SIDE <= size <= longer:
+        raise InputError(f"{name}: expected a size from {MIN_SIDE} to {longer} (of the images), got {size}")
+    return max(1, round(width * size / longer)), max(1, round(height * size / longer))
 
 
 def split_every(num_views: int, hold_out_every: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -157,25 +196,6 @@ def check_rigid(matrix: Float[Tensor, "4 4"], where: str) -> Float[Tensor, "4 4"
     nearest = matrix.clone()
     nearest[:3, :3] = left @ right
     return nearest
-
-
-def _common_size(name: str, photos: Sequence[Photo], size: int | None) -> tuple[int, int]:
-    """Width and height of all views: of the smallest photograph, or less; shapes may differ by rounding only."""
-    sizes = sorted({(photo.width, photo.height) for photo in photos})
-    width, height = min(sizes, key=lambda pair: pair[0] * pair[1])
-    if len(sizes) > 1:
-        shown = ", ".join(f"{w}x{h}" for w, h in sizes[:4]) + (", ..." if len(sizes) > 4 else "")
-        aspects = [w / h for w, h in sizes]
-        if max(aspects) / min(aspects) > 1.02:
-            raise InputError(f"{name}: expected images of one shape, got {shown}; crop or leave out the odd ones")
-        message = f"{name}: images of {len(sizes)} sizes ({shown}) are brought to one of {width}x{height} or smaller"
-        warnings.warn(message, stacklevel=3)
-    longer = max(width, height)
-    if size is None:
-        return width, height
-    if not MIN_SIDE <= size <= longer:
-        raise InputError(f"{name}: expected a size from {MIN_SIDE} to {longer} (of the images), got {size}")
-    return max(1, round(width * size / longer)), max(1, round(height * size / longer))
 
 
 def _check_memory(name: str, photos: Sequence[Photo], width: int, height: int) -> None:
