@@ -243,18 +243,8 @@ def test_a_time_budget_ends_a_fit_with_its_learning_rates_fallen(capture):
 
 
 def test_every_choice_of_a_fit_is_a_flag_of_the_command_line():
-    flags = [
-        "--time-budget",
-        "5",
-        "--strategy",
-        "mcmc",
-        "--mcmc.every",
-        "7",
-        "--loss.ssim-share",
-        "0",
-        "--fits-exposure",
-    ]
-    config = tyro.cli(FitConfig, args=[*flags, "True", "--stop-gain", "0.01", "--rates.means", "0.001"])
+    flags = "--time-budget 5 --strategy mcmc --mcmc.every 7 --loss.ssim-share 0 --fits-exposure --stop-gain 0.01"
+    config = tyro.cli(FitConfig, args=[*flags.split(), "--rates.means", "0.001"])
     assert config == FitConfig(
         time_budget_s=5.0,
         strategy="mcmc",
