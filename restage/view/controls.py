@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from restage.edit import METHODS, EditStep
 from restage.edit.editors import EDITORS
 from restage.edit.single import EditChoice
@@ -40,8 +42,7 @@ class Controls:
         tabs = gui.add_tab_group()
         with tabs.add_tab("Edit"):
             self._add_edit(gui)
-        self.views_tab = tabs.add_tab("Views")
-        with self.views_tab:
+        with tabs.add_tab("Views"):
             self._add_views(gui)
         with tabs.add_tab("History"):
             self._add_history(gui)
@@ -82,7 +83,7 @@ class Controls:
         )
         self.view = gui.add_dropdown("Go to", ("none",))
         self.view.on_update(self._handler(self._choose_view))
-        self.photograph: Any = None
+        self.photograph = gui.add_image(np.zeros((2, 2, 3), np.uint8), label="Photograph", format="png", visible=False)
         self.views_note = gui.add_markdown("Click a camera in the scene, or choose one here, to see from there.")
 
     def _add_history(self, gui: Any) -> None:
@@ -121,6 +122,7 @@ class Controls:
         self.layer.options = (*SPLAT_LAYERS, *(layer for layer in PICTURE_LAYERS if self._has_layer(layer)))
         names = () if scene.capture is None else scene.capture.file_names
         self.view.options = ("none", *names)
+        self.photograph.visible = False
         self.path.options = tuple(PATHS) if scene.capture is not None else ("orbit",)
         self.is_chained.value = False
 
@@ -158,11 +160,7 @@ class Controls:
         name = capture.file_names[index]
         kind = "held out: no method sees it" if index in capture.held_out_indices else "training view"
         picture = view_picture(self.page.session.scene, index)
-        if self.photograph is None:
-            with self.views_tab:
-                self.photograph = self.page.server.gui.add_image(picture, label="Photograph", format="png")
-        else:
-            self.photograph.image = picture
+        self.photograph.image, self.photograph.visible = picture, True
         self.views_note.content = f"{name}, {kind}"
         if self.view.value != name:
             self.view.value = name

@@ -93,17 +93,16 @@ class SceneNodes:
         return HELD_OUT_RGB if index in self.page.session.scene.capture.held_out_indices else TRAIN_RGB
 
     def show_frustums(self, is_visible: bool) -> None:
-        """Show or hide the cameras."""
+        """Show or hide the cameras; over pictures they are always hidden."""
         self._are_frustums_shown = is_visible
+        is_now_visible = is_visible and any(node.visible for node in self.splats.values())
         for index, frustum in self.frustums.items():
-            frustum.visible = is_visible and index != self._stood_at
+            frustum.visible = is_now_visible and index != self._stood_at
 
     def stand_at(self, index: int) -> None:
         """Take the frustum of the view that is stood at out of the way, and bring back the one before."""
-        if self._stood_at is not None:
-            self.frustums[self._stood_at].visible = self._are_frustums_shown
-        self.frustums[index].visible = False
         self._stood_at = index
+        self.show_frustums(self._are_frustums_shown)
 
     def show_splats(self, splats: Splats) -> None:
         """Send splats to the layer `edited`."""
@@ -115,6 +114,7 @@ class SceneNodes:
         """Show the splats of a layer, or none for a layer of pictures."""
         for name, node in self.splats.items():
             node.visible = name == layer
+        self.show_frustums(self._are_frustums_shown)
 
     def move_camera(self, client: Any, index: int) -> None:
         """Put a browser's camera where a view was taken, so that the window shows all of it."""
