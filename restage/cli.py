@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import inspect
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from restage.records import InputError
+from restage.stopping import is_stop_requested, stop_on_signals
 
 __all__ = ["main"]
 
@@ -63,10 +62,6 @@ def _prepare_environment() -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
 
 
-def _stop(signal_number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def _run_command(name: str, arguments: Sequence[str]) -> None:
     import tyro
 
@@ -108,7 +103,9 @@ def run(arguments: Sequence[str]) -> int:
     except InputError as error:
         print(f"restage {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not (isinstance(error, KeyboardInterrupt) or is_stop_requested()):
+            raise
         print("stopped; the same command goes on from here", file=sys.stderr)
         return EXIT_STOPPED
     return 0
@@ -117,8 +114,7 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of `restage`."""
     _prepare_environment()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with Ctrl-C ignored
-        signal.signal(number, _stop)
+    stop_on_signals()
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from restage.records import InputError, Progress, read_json
+from restage.stopping import is_stop_requested
 
 __all__ = ["STAGES", "describe_run", "find_runs", "list_runs", "show_progress"]
 
@@ -48,6 +49,8 @@ class _Last:
         for step in self.steps:
             self.step = step
             yield step
+            if is_stop_requested():  # the interrupt was swallowed by compiled code
+                raise KeyboardInterrupt
 
 
 def plain_lines(steps: Iterable[Progress]) -> Iterator[str]:

@@ -208,6 +208,30 @@ def test_stopped_run_says_so_and_goes_on(tmp_path: Path, number: signal.Signals)
     assert read_json(tmp_path / "run" / "run.json")["status"] == "done"
 
 
+@pytest.mark.parametrize("answer", ["raise SystemError('returned a result with an exception set')", "pass"])
+def test_stop_that_compiled_code_turns_into_an_error_or_swallows_is_still_a_stop(tmp_path: Path, answer: str) -> None:
+    program = (
+        "import os, signal, sys, time\n"
+        "import restage.scenes.fit as fit\n"
+        "step = fit.SplatFit.step\n"
+        "def interrupted_step(self):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(5)\n"
+        "    except KeyboardInterrupt:\n"
+        f"        {answer}\n"
+        "    return step(self)\n"
+        "fit.SplatFit.step = interrupted_step\n"
+        "sys.argv = ['restage', 'fit', sys.argv[1], '--out', sys.argv[2], '--num-splats', '200', '--steps', '100000']\n"
+        "from restage.cli import main; main()\n"
+    )
+    capture = write_capture_folder(tmp_path / "mine")
+    command = [sys.executable, "-c", program, str(capture), str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert (result.returncode, result.stderr.strip()) == (130, "stopped; the same command goes on from here")
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "stopped"
+
+
 def test_unexpected_error_keeps_its_traceback_and_marks_the_run_failed(tmp_path: Path) -> None:
     program = (
         "import sys, restage.scenes.fitted as fitted\n"
