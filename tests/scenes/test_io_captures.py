@@ -166,6 +166,7 @@ def test_the_bear_as_a_colmap_model_is_the_same_capture(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*photographs find no place")
 @needs_bear
 def test_the_cameras_of_the_bears_photographs_are_found(tmp_path):
     pytest.importorskip("pycolmap", reason="needs restage[colmap]")
