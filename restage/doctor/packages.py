@@ -110,7 +110,8 @@ def check_python() -> Iterator[Finding]:
 def check_restage() -> Iterator[Finding]:
     """Version, commit, and where it is imported from."""
     versions = installed_versions()
-    found = f"{restage.__version__}, commit {git_commit()[:18]}, {REPOSITORY / 'restage'}"
+    commit, plus, changes = git_commit().partition("+")
+    found = f"{restage.__version__}, commit {commit[:12]}{plus}{changes}, {REPOSITORY / 'restage'}"
     is_installed = "restage" in versions
     yield Finding(
         group="Python",
