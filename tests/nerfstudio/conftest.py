@@ -83,7 +83,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
 @pytest.fixture(scope="session")
 def fitted(scene: Scene, train: Train) -> Path:
     """A small nerfacto, trained on the miniature scene."""
-    return train("restage-fit", *SMALL, *SMALL_MODEL, "--max-num-iterations", 400, "--data", scene.capture, name="fit")
+    return train("restage-fit", *SMALL, *SMALL_MODEL, "--max-num-iterations", 300, "--data", scene.capture, name="fit")
 
 
 @pytest.fixture(scope="session")

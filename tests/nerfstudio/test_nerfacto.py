@@ -50,7 +50,7 @@ def _measure(scene, fitted: Path, edited: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def restaged(scene, fitted, train, small) -> Path:
-    rounds = ("--pipeline.steps-per-round", 150, "--pipeline.noise-levels", 1.0, 0.6, "--max-num-iterations", 300)
+    rounds = ("--pipeline.steps-per-round", 100, "--pipeline.noise-levels", 1.0, 0.6, "--max-num-iterations", 200)
     return _edit("restage", scene, fitted, train, small, *rounds, name="restaged")
 
 
@@ -63,7 +63,7 @@ def test_restage_brings_a_nerfacto_to_the_true_edit_and_leaves_the_rest(scene, f
 
 
 def test_iterative_dataset_update_brings_a_nerfacto_towards_the_true_edit(scene, fitted, train, small) -> None:
-    turns = ("--pipeline.edit-every", 8, "--max-num-iterations", 300)
+    turns = ("--pipeline.edit-every", 5, "--max-num-iterations", 200)
     figures = _measure(scene, fitted, _edit("restage-idu", scene, fitted, train, small, *turns, name="idu"))
     assert figures["progress"] > 0.4
     assert figures["spill"] < 0.05
@@ -93,11 +93,9 @@ def test_ns_train_lists_the_methods(ns_train) -> None:
     assert [name for name in METHODS if name not in shown.split()] == []
 
 
-def test_ns_train_asks_for_an_instruction_in_one_line(ns_train, scene, fitted, tmp_path) -> None:
+def test_ns_train_asks_for_an_instruction_in_one_line(ns_train, scene, tmp_path) -> None:
     command = [ns_train, "restage", "--data", str(scene.capture), "--output-dir", str(tmp_path)]
-    done = subprocess.run(
-        [*command, "--load-dir", str(fitted / "nerfstudio_models")], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "the instruction is empty" in done.stderr
     assert "Traceback" not in done.stderr
