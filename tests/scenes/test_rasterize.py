@@ -1,9 +1,15 @@
 """The numba rasterizer against the dense one, and what holds for both."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from restage.records import InputError
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
@@ -67,6 +73,35 @@ def test_numba_equals_the_dense_twin_in_values_and_gradients(count, width, heigh
     for first, second in zip(fast_gradients, dense_gradients, strict=True):
         assert float((first - second).norm()) <= 1e-4 * float(second.norm()) + 1e-7
     assert float(dense_gradients[0].norm()) > 0 or count == 1
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_gradient_of_the_camera_equals_that_of_the_dense_twin(k):
+    splats, camera = random_splats(60, k=k), one_camera()
+    weights = torch.rand(3, 30, 40, generator=torch.Generator().manual_seed(3))
+    gradients = []
+    for rasterizer in (rasterize_numba, rasterize_reference):
+        pose = camera.camera_to_world.clone().requires_grad_()
+        color = rasterizer(splats, Cameras(pose, camera.intrinsics, camera.width, camera.height)).color
+        gradients.append(torch.autograd.grad((color * weights).sum(), pose)[0])
+    assert float(gradients[1].norm()) > 0
+    assert float((gradients[0] - gradients[1]).norm()) <= 1e-4 * float(gradients[1].norm())
+
+
+def test_a_moved_camera_finds_back_by_its_gradient():
+    splats, camera = random_splats(150), one_camera()
+    target = rasterize_numba(splats, camera).color
+    shift = torch.tensor([0.05, -0.04, 0.03], requires_grad=True)
+    optimizer = torch.optim.Adam([shift], lr=0.01)
+    for _ in range(60):
+        pose = camera.camera_to_world.clone()
+        pose[0, :3, 3] += shift
+        moved = Cameras(pose, camera.intrinsics, camera.width, camera.height)
+        loss = (rasterize_numba(splats, moved).color - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(shift.detach().norm()) < 0.01
 
 
 def test_opaque_splats_stop_both_rasterizers_at_the_same_splat():
@@ -142,6 +177,72 @@ def test_numba_gives_the_same_bits_every_time():
     second, second_gradients = rendering_and_gradients(rasterize_numba, random_splats(200), one_camera())
     assert torch.equal(first.color, second.color)
     assert all(torch.equal(a, b) for a, b in zip(first_gradients, second_gradients, strict=True))
+
+
+def test_numba_gives_the_same_bits_with_any_number_of_threads():
+    program = (
+        "import hashlib, numba, sys, torch\n"
+        "from tests.scenes.test_rasterize import one_camera, random_splats, rendering_and_gradients\n"
+        "from restage.scenes.rasterize import rasterize_numba\n"
+        "for threads in (1, 2, 3):\n"
+        "    numba.set_num_threads(threads)\n"
+        "    found = rendering_and_gradients(rasterize_numba, random_splats(200), one_camera(70, 50))\n"
+        "    bits = b''.join(t.detach().numpy().tobytes() for part in found for t in part)\n"
+        "    print(hashlib.sha256(bits).hexdigest())\n"
+    )
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "3"}
+    command = [sys.executable, "-c", program]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+    assert len(lines) == 3 and len(set(lines)) == 1
+
+
+@pytest.mark.slow
+def test_freshly_compiled_and_cached_kernels_give_the_same_bits(tmp_path: Path):
+    program = (
+        "import hashlib, torch\n"
+        "from tests.scenes.test_rasterize import one_camera, random_splats, rendering_and_gradients\n"
+        "from restage.scenes.rasterize import rasterize_numba\n"
+        "found = rendering_and_gradients(rasterize_numba, random_splats(200), one_camera())\n"
+        "print(hashlib.sha256(b''.join(t.detach().numpy().tobytes() for part in found for t in part)).hexdigest())\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True, env=environment) for _ in range(2)]
+    assert runs[0].stdout == runs[1].stdout
+
+
+@given(
+    count=st.integers(0, 40),
+    width=st.integers(1, 70),
+    height=st.integers(1, 70),
+    log_scale=st.floats(-9.0, 1.5),
+    seed=st.integers(0, 10_000),
+)
+@settings(max_examples=40, deadline=None)
+def test_both_rasterizers_agree_on_any_splats(count: int, width: int, height: int, log_scale: float, seed: int):
+    splats, camera = random_splats(count, seed=seed), one_camera(width, height)
+    splats.log_scales = splats.log_scales + 3 + log_scale
+    fast, dense = rasterize_numba(splats, camera), rasterize_reference(splats, camera)
+    # A splat whose alpha is within rounding of the least that is drawn may be drawn by one and not by the other.
+    close = torch.isclose(fast.color, dense.color, rtol=1e-4, atol=1e-4)
+    assert float((~close).float().mean()) <= 0.01
+    assert float((fast.color - dense.color).abs().max() if close.numel() else 0.0) <= 2.5 / 255 * 3
+
+
+def test_a_million_tiny_splats_are_drawn():
+    generator = torch.Generator().manual_seed(0)
+    count = 1_000_000
+    splats = Splats(
+        torch.rand(count, 3, generator=generator) - 0.5,
+        torch.full((count, 3), -7.0),
+        torch.tensor([[1.0, 0, 0, 0]]).expand(count, 4).clone(),
+        torch.full((count,), -2.0),
+        torch.full((count, 1, 3), 0.3 / SH_C0),
+    )
+    rendering = rasterize_numba(splats, one_camera(64, 48))
+    assert torch.isfinite(rendering.color).all()
+    assert float(rendering.alpha.max()) > 0.99
+    assert float(rendering.color.max()) == pytest.approx(0.8, abs=0.01)
 
 
 def test_splat_weights_sum_to_alpha_and_follow_the_map():

@@ -1,6 +1,7 @@
 """Rasterizers: splats and one camera to colour, alpha, depth and features, differentiable in the splats.
 
-The menu `RASTERIZERS` holds the fast one (`numba_cpu`) and the dense plain one it is tested against (`reference`).
+The menu `RASTERIZERS` holds the fast one (`numba_cpu`) and the dense plain one it is tested against (`reference`);
+`rasterize_gsplat` needs a CUDA device.
 """
 
 from __future__ import annotations
@@ -12,11 +13,20 @@ from torch import Tensor
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.scenes.rasterize.blending import Rasterizer, Rendering
+from restage.scenes.rasterize.gsplat_cuda import rasterize_gsplat
 from restage.scenes.rasterize.numba_cpu import rasterize_numba
 from restage.scenes.rasterize.reference import rasterize_reference
 from restage.scenes.splats import Splats
 
-__all__ = ["RASTERIZERS", "Rasterizer", "Rendering", "rasterize_numba", "rasterize_reference", "splat_weights"]
+__all__ = [
+    "RASTERIZERS",
+    "Rasterizer",
+    "Rendering",
+    "rasterize_gsplat",
+    "rasterize_numba",
+    "rasterize_reference",
+    "splat_weights",
+]
 
 RASTERIZERS: dict[str, Rasterizer] = {"numba_cpu": rasterize_numba, "reference": rasterize_reference}
 

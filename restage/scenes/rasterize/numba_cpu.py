@@ -38,14 +38,16 @@ def rasterize_numba(
 ) -> Rendering:
     """Draw splats as one camera sees them; see `Rasterizer`.
 
-    Deterministic, also in its gradients, whatever the number of threads; float32 whatever comes in.
+    Differentiable in the camera's pose, too. Deterministic, also in its gradients, whatever the number of threads;
+    float32 whatever comes in.
     """
     check_inputs(splats, cameras, features)
     world_to_camera = cameras.world_to_camera[0]
     in_camera = splats.means @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
     opacities = torch.sigmoid(splats.opacity_logits)
     view = _view_of(cameras, in_camera, opacities)
-    geometry = _Project.apply(in_camera, splats.log_scales, splats.rotations, opacities, view)
+    axes = world_to_camera[:3, :3]
+    geometry = _Project.apply(in_camera, splats.log_scales, splats.rotations, opacities, axes, view)
 
     directions = None
     if splats.degree:
@@ -92,11 +94,17 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 class _Project(torch.autograd.Function):
-    """(centres in camera axes, log scales, rotations, opacities) -> geometry "n 6"."""
+    """(centres in camera axes, log scales, rotations, opacities, camera's axes "3 3") -> geometry "n 6"."""
 
     @staticmethod
     def forward(
-        ctx: Any, in_camera: Tensor, log_scales: Tensor, rotations: Tensor, opacities: Tensor, view: _View
+        ctx: Any,
+        in_camera: Tensor,
+        log_scales: Tensor,
+        rotations: Tensor,
+        opacities: Tensor,
+        axes: Tensor,
+        view: _View,
     ) -> Tensor:
         arrays = (_array(in_camera), _array(log_scales), _array(rotations))
         camera = (view.is_seen, view.world_to_camera, view.lens, view.clamps)
@@ -106,8 +114,10 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        by_parameters = project_backward(*ctx.inputs, _array(gradients[0]))
-        return *(torch.from_numpy(array) for array in by_parameters), gradients[0][:, 5], None
+        has_axes = ctx.needs_input_grad[4]
+        found = project_backward(*ctx.inputs, _array(gradients[0]), has_axes)
+        *by_parameters, by_axes = (torch.from_numpy(array) for array in found)
+        return *by_parameters, gradients[0][:, 5], by_axes.sum(0) if has_axes else None, None
 
 
 class _Blend(torch.autograd.Function):

@@ -185,7 +185,7 @@ def _by_quaternion(length, unit, row_x, row_y, by_x, by_y):
 @numba.njit(cache=True, error_model="numpy")
 @no_type_check
 def _unproject_one(splat, in_camera, log_scales, rotations, geometry, world_to_camera, lens, clamps, by_geometry, outs):
-    by_centers, by_log_scales, by_rotations = outs
+    by_centers, by_log_scales, by_rotations, by_axes = outs
     center = _row(in_camera, splat)
     quaternion = rotations[splat, 0], rotations[splat, 1], rotations[splat, 2], rotations[splat, 3]
     length, unit, rotation = _rotation(quaternion)
@@ -209,6 +209,12 @@ def _unproject_one(splat, in_camera, log_scales, rotations, geometry, world_to_c
     by_plain_x = _combine(lens[0], by_row_x, ZERO, by_row_y)
     by_plain_y = _combine(lens[1], by_row_x, lens[3], by_row_y)
     inverse_z = ONE / center[2]
+    if len(by_axes):
+        by_forward = _combine(-slope_x * inverse_z, by_plain_x, -slope_y * inverse_z, by_plain_y)
+        for axis in range(3):
+            by_axes[splat, 0, axis] = inverse_z * by_plain_x[axis]
+            by_axes[splat, 1, axis] = inverse_z * by_plain_y[axis]
+            by_axes[splat, 2, axis] = by_forward[axis]
     forward = _row(world_to_camera, 2)
     true_x, true_y = center[0] * inverse_z, center[1] * inverse_z
     by_slope_x = lens[0] * by_geometry[splat, 0]
@@ -225,16 +231,22 @@ def _unproject_one(splat, in_camera, log_scales, rotations, geometry, world_to_c
 
 @numba.njit(cache=True, parallel=True, error_model="numpy")
 @no_type_check
-def project_backward(in_camera, log_scales, rotations, geometry, is_seen, world_to_camera, lens, clamps, by_geometry):
-    """Gradients of `project_forward` in its first three arguments, for the gradient of its geometry."""
+def project_backward(
+    in_camera, log_scales, rotations, geometry, is_seen, world_to_camera, lens, clamps, by_geometry, has_axes
+):
+    """Gradients of `project_forward` in its first three arguments, for the gradient of its geometry.
+
+    With `has_axes` also each splat's gradient in the rotation of `world_to_camera`, "n 3 3"; else "0 3 3".
+    """
     count = len(in_camera)
     by_centers = np.zeros((count, 3), np.float32)
     by_log_scales = np.zeros((count, 3), np.float32)
     by_rotations = np.zeros((count, 4), np.float32)
-    outs = (by_centers, by_log_scales, by_rotations)
+    by_axes = np.zeros((count if has_axes else 0, 3, 3), np.float32)
+    outs = (by_centers, by_log_scales, by_rotations, by_axes)
     for splat in numba.prange(count):
         if is_seen[splat]:
             _unproject_one(
                 splat, in_camera, log_scales, rotations, geometry, world_to_camera, lens, clamps, by_geometry, outs
             )
-    return by_centers, by_log_scales, by_rotations
+    return outs
