@@ -39,7 +39,7 @@ from restage.world.capture import make_capture
 from restage.world.grammar import sample_description
 
 BEAR = Path(__file__).parents[2] / "shared" / "data" / "captures" / "bear"
-BEAR_CONFIGS = {160: PHOTOGRAPHS, 256: replace(PHOTOGRAPHS, steps=2400, num_splats=60_000)}
+BEAR_CONFIGS = {160: replace(PHOTOGRAPHS, steps=900), 256: replace(PHOTOGRAPHS, steps=2400, num_splats=60_000)}
 """By the longer side in pixels: more pixels take more splats, and more steps to place them."""
 MINIATURE = FitConfig()
 MINIATURE_SEEDS = (101, 102, 103, 901)
