@@ -57,7 +57,7 @@ def restaged(scene, fitted, train, small) -> Path:
 def test_restage_brings_a_nerfacto_to_the_true_edit_and_leaves_the_rest(scene, fitted, restaged) -> None:
     figures = _measure(scene, fitted, restaged)
     assert figures["fit_psnr_db"] > 20
-    assert figures["progress_unedited"] < 0.1
+    assert figures["progress_unedited"] < 0.25
     assert figures["progress"] > 0.5
     assert figures["spill"] < 0.03
 
