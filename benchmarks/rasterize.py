@@ -1,6 +1,10 @@
-"""Times the numba rasterizer, forward and backward, against the dense PyTorch twin; the last line is JSON.
+"""Times the numba rasterizer, forward and backward, against dense PyTorch and, where installed, Mitsuba.
 
-Run with NUMBA_NUM_THREADS set to the cores that are free; `thread_speedup` compares all of them with one.
+    python benchmarks/rasterize.py [--repeats N] [--dense-splats N]
+
+Run it on a quiet machine with NUMBA_NUM_THREADS set to the cores that are free (default: all). Dense PyTorch needs
+splats x pixels of memory, so it runs at `--dense-splats` on 64x64 and the ratio is taken there and, scaled by splats x
+pixels, at 5,000 splats on 128x128. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -8,13 +12,22 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Callable
 
 import numba
+import numpy as np
 import torch
+import tyro
 
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
-from restage.scenes.rasterize import RASTERIZERS
+from restage.scenes.rasterize import RASTERIZERS, kernels, numba_cpu
 from restage.scenes.splats import Splats
+
+FLOPS_FORWARD = 31 + 2
+"""Per pixel of an entry's rows: exponent and blending, and a fused multiply-add (2) for each channel beyond that."""
+FLOPS_BACKWARD = 46 + 12
+"""The same, with six sums of two operations."""
+NUM_CHANNELS = 4
 
 
 def random_splats(count: int, log_scale: float) -> Splats:
@@ -28,34 +41,141 @@ def random_splats(count: int, log_scale: float) -> Splats:
     )
 
 
-def step_ms(name: str, splats: Splats, size: int, *, repeats: int) -> float:
-    """Median time of rendering and of the gradient of all parameters, in milliseconds; the first run is left out."""
-    camera = Cameras(orbit(1, 3.0, height=2.0), intrinsics_from_fov(0.8, size, size)[None], size, size)
-    parameters = [tensor.requires_grad_() for tensor in splats.clone().parameters().values()]
+def camera_of(size: int) -> Cameras:
+    return Cameras(orbit(1, 3.0, height=2.0), intrinsics_from_fov(0.8, size, size)[None], size, size)
+
+
+def median_ms(work: Callable[[], object], repeats: int) -> float:
+    """Median time in milliseconds; the first run is left out."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        color = RASTERIZERS[name](Splats(*parameters), camera).color
-        torch.autograd.grad(color.square().sum(), parameters)
+        work()
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[1:])
 
 
-def main() -> None:
-    small, large, few = random_splats(5000, -3.6), random_splats(20_000, -4.0), random_splats(500, -3.0)
+def step_ms(name: str, splats: Splats, size: int, *, repeats: int) -> float:
+    """Time of rendering and of the gradient of all parameters."""
+    camera = camera_of(size)
+    parameters = [tensor.requires_grad_() for tensor in splats.clone().parameters().values()]
+
+    def step() -> None:
+        color = RASTERIZERS[name](Splats(*parameters), camera).color
+        torch.autograd.grad(color.square().sum(), parameters)
+
+    return median_ms(step, repeats)
+
+
+@numba.njit(error_model="numpy")
+def _multiply_add(values, count):
+    total = np.zeros(256, np.float32)
+    for _ in range(count):
+        for i in range(256):
+            total[i] = kernels._fma(values[i], total[i], values[i])
+    return total
+
+
+def peak_gflops() -> float:
+    """Fused multiply-adds of one thread on 256 floats that stay in the first cache, in 10^9 operations a second."""
+    values, count = np.full(256, 0.5, np.float32), 200_000
+    return 2 * 256 * count / (median_ms(lambda: _multiply_add(values, count), 5) * 1e6)
+
+
+def blending_gflop(splats: Splats, size: int) -> float:
+    """Arithmetic of blending forward and backward over the rows that entries reach, in 10^9 operations."""
+    camera = camera_of(size)
+    world_to_camera = camera.world_to_camera[0]
+    in_camera = splats.means @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
+    opacities = torch.sigmoid(splats.opacity_logits)
+    view = numba_cpu._view_of(camera, in_camera, opacities)
+    arrays = [numba_cpu._array(t) for t in (in_camera, splats.log_scales, splats.rotations, opacities)]
+    geometry = numba_cpu.project_forward(*arrays, view.is_seen, view.world_to_camera, view.lens, view.clamps)
+    _, _, entry_rows, _, _ = kernels.bin_splats(view.order, geometry, size, size)
+    pixels = 16 * float((entry_rows[:, 1].astype(int) - entry_rows[:, 0]).sum())
+    return pixels * (FLOPS_FORWARD + FLOPS_BACKWARD + 3 * 2 * NUM_CHANNELS) / 1e9
+
+
+def mitsuba_ms(splats: Splats, size: int) -> float | None:
+    """Time of Mitsuba's volumetric primitives, forward and backward; None where it is not installed."""
+    try:
+        import mitsuba as mi
+    except ImportError:
+        return None
+    mi.set_variant("llvm_ad_rgb")
+    camera = camera_of(size)
+    pose = camera.camera_to_world[0].numpy() @ np.diag([-1, -1, 1, 1])
+    primitives = mi.load_dict(
+        {
+            "type": "ellipsoids",
+            "centers": mi.TensorXf(splats.means.numpy()),
+            "scales": mi.TensorXf(splats.log_scales.exp().numpy()),
+            "quaternions": mi.TensorXf(splats.rotations.roll(-1, 1).numpy()),
+            "opacities": mi.TensorXf(torch.sigmoid(splats.opacity_logits)[:, None].numpy()),
+            "sh_coeffs": mi.TensorXf(splats.sh[:, 0].numpy()),
+        }
+    )
+    scene = mi.load_dict(
+        {
+            "type": "scene",
+            "integrator": {"type": "volprim_rf_basic", "max_depth": 64},
+            "primitives": primitives,
+            "sensor": {
+                "type": "perspective",
+                "fov": float(np.degrees(0.8)),
+                "to_world": mi.ScalarTransform4f(pose),
+                "film": {"type": "hdrfilm", "width": size, "height": size},
+                "sampler": {"type": "independent", "sample_count": 1},
+            },
+        }
+    )
+    import drjit as dr
+
+    parameters = mi.traverse(scene)
+    key = next(name for name in parameters.keys() if name.endswith("sh_coeffs"))
+
+    def step() -> None:
+        dr.enable_grad(parameters[key])
+        image = mi.render(scene, parameters, spp=1)
+        dr.backward(dr.sum(image * image))
+        np.array(image)
+
+    return median_ms(step, 2)
+
+
+def main(repeats: int = 15, dense_splats: int = 500) -> None:
+    """Time it.
+
+    Args:
+        repeats: Measured runs of each kind; medians are shown.
+        dense_splats: How many splats dense PyTorch draws on 64x64.
+    """
+    torch.set_num_threads(numba.get_num_threads())
     num_threads = numba.get_num_threads()
-    result = {
-        "ms_5k_128": step_ms("numba_cpu", small, 128, repeats=15),
-        "ms_20k_256": step_ms("numba_cpu", large, 256, repeats=7),
+    small, large, few = random_splats(5000, -3.6), random_splats(20_000, -4.0), random_splats(dense_splats, -3.0)
+    result: dict[str, float | None] = {
+        "ms_5k_128": step_ms("numba_cpu", small, 128, repeats=repeats),
+        "ms_20k_256": step_ms("numba_cpu", large, 256, repeats=repeats),
         "num_threads": num_threads,
     }
-    fast, dense = (step_ms(name, few, 64, repeats=5) for name in ("numba_cpu", "reference"))
-    result["dense_ratio_500_64"] = dense / fast
+    dense_ms = step_ms("reference", few, 64, repeats=max(3, repeats // 3))
+    result["dense_ratio_few_64"] = dense_ms / step_ms("numba_cpu", few, 64, repeats=repeats)
+    scaled_ms = dense_ms * (5000 * 128**2) / (dense_splats * 64**2)
+    result["ratio_to_dense"] = scaled_ms / result["ms_5k_128"]
+    mitsuba = mitsuba_ms(small, 128)
+    result["ratio_to_mitsuba"] = mitsuba and mitsuba / result["ms_5k_128"]
+    for count in (1250, 5000, 20_000):
+        result[f"ms_{count}_splats_128"] = step_ms("numba_cpu", random_splats(count, -3.6), 128, repeats=repeats)
+    for size in (64, 256):
+        result[f"ms_5k_{size}"] = step_ms("numba_cpu", small, size, repeats=repeats)
     numba.set_num_threads(1)
-    result["thread_speedup"] = step_ms("numba_cpu", large, 256, repeats=7) / result["ms_20k_256"]
-    numba.set_num_threads(num_threads)
-    print(json.dumps(result))
+    torch.set_num_threads(1)
+    one_ms = step_ms("numba_cpu", large, 256, repeats=repeats)
+    result["thread_speedup"] = one_ms / result["ms_20k_256"]
+    result["peak_gflops_one_thread"] = peak_gflops()
+    result["share_of_limit"] = blending_gflop(large, 256) / result["peak_gflops_one_thread"] * 1000 / one_ms
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)
