@@ -80,6 +80,7 @@ class SceneNodes:
                 scale=max(size, 1e-3),
                 thickness=1.5,
                 thickness_units="screen",
+                variant="filled",  # all of it can be clicked at, not the lines alone
                 color=self._color(index),
                 wxyz=Rotation.from_matrix(matrix[:3, :3]).as_quat(scalar_first=True),
                 position=matrix[:3, 3],

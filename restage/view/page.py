@@ -118,8 +118,10 @@ class ViewerPage:
         """Go through an edit, showing it as it goes; whatever its end is, the page says so."""
         started_s = time.monotonic()
         try:
-            self._show_steps(steps)
+            num_steps = self._show_steps(steps)
             end = f"Done in {time.monotonic() - started_s:.0f} s and kept in the run folder."
+            if not num_steps:
+                end = "Made before, and opened from the run folder."
         except EditStopped:
             end = "Stopped; nothing was kept."
         except InputError as error:
@@ -133,14 +135,17 @@ class ViewerPage:
             self.controls.end_edit(end)
             self.refresh()
 
-    def _show_steps(self, steps: Iterator[EditStep]) -> None:
-        shown_s = -1e9
+    def _show_steps(self, steps: Iterator[EditStep]) -> int:
+        """Show the steps, not faster than a browser can follow; gives their number."""
+        shown_s, num_steps = -1e9, 0
         for step in steps:
+            num_steps += 1
             pause_s = max(SHORTEST_UPDATE_S, len(step.splats) * BYTES_PER_SPLAT / BYTES_PER_SECOND)
             if time.monotonic() - shown_s >= pause_s or step.step == step.num_steps:
                 shown_s = time.monotonic()
                 self.controls.show_step(step)
                 self.show_running(step.splats)
+        return num_steps
 
     def show_running(self, splats: Splats) -> None:
         """Show the splats of an edit that is under way."""
