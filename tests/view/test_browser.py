@@ -246,7 +246,7 @@ def test_a_click_at_a_camera_jumps_there_and_shows_its_photograph(shown: Shown) 
     shown.wait_for(
         lambda: np.allclose(client.camera.position, cameras.positions[index].numpy(), atol=1e-3), "the camera to move"
     )
-    shown.page.locator("img").first.wait_for()
+    shown.page.get_by_text("Photograph", exact=True).wait_for()
     shown.picture("at a view")
 
 
