@@ -17,7 +17,7 @@ def pictures(height: int = 19, width: int = 26) -> tuple[torch.Tensor, torch.Ten
 
 def test_structural_similarity_is_that_of_scikit_image():
     image, target = pictures()
-    mean, full = structural_similarity(
+    mean, full = structural_similarity(  # pyright: ignore[reportAssignmentType]  (three with gradient=True)
         image.numpy(),
         target.numpy(),
         data_range=1.0,
