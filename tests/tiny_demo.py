@@ -49,7 +49,7 @@ def tiny_demo_config(models: Models) -> DemoConfig:
             edit_kinds=("recolour",),
             capture=CaptureConfig(num_views=6, held_out_every=5, num_points=400),
         ),
-        scenes=ScenesConfig(fit=FitConfig(steps=20, num_splats=300)),
+        scenes=ScenesConfig(fit=FitConfig(steps=40, num_splats=300)),
         edit=EditConfig(
             settings={
                 "replace_once": ReplaceOnce(num_steps=3),
