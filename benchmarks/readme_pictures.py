@@ -6,10 +6,11 @@ python -m benchmarks.readme_pictures runs/demo docs/pictures
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.sampler import sample_images
@@ -55,12 +56,27 @@ def draw_world() -> Image.Image:
     return compose_grid([images[:9], images[9:]], cell_px=128, gap_px=4)
 
 
+def with_caption(image: Image.Image, caption: str) -> Image.Image:
+    """The picture with its caption below, three lines at most."""
+    sheet = Image.new("RGB", (image.width, image.height + 44), "white")
+    sheet.paste(image)
+    lines = textwrap.wrap(caption, width=image.width // 6)[:3]
+    ImageDraw.Draw(sheet).multiline_text((2, image.height + 3), "\n".join(lines), fill="black", font_size=11, spacing=2)
+    return sheet
+
+
 def draw_samples() -> Image.Image:
-    """Pictures of the text-to-image model, each above what it was asked for."""
+    """Pictures of the text-to-image model, each above what it was asked for: six of one object, six of two."""
     captions = [caption_of(sample_description(5000 + i, num_objects=1 + i // 6), i) for i in range(12)]
     images = sample_images(load_backbone(models_in().text_to_image), captions, seeds=list(range(12)))
-    rows = [[to_pil(image.numpy()) for image in images[i : i + 1]] for i in range(12)]
-    return compose_grid(rows, row_labels=captions, cell_px=128)
+    cells = [
+        with_caption(to_pil(image.numpy()).resize((192, 192)), caption)
+        for image, caption in zip(images, captions, strict=True)
+    ]
+    sheet = Image.new("RGB", (6 * 200 - 8, 2 * (cells[0].height + 8) - 8), "white")
+    for number, cell in enumerate(cells):
+        sheet.paste(cell, (number % 6 * 200, number // 6 * (cell.height + 8)))
+    return sheet
 
 
 def main(run: Path, folder: Path) -> None:
