@@ -157,7 +157,7 @@ def _miniature() -> Callable[..., None]:
         part: Positional[Literal["pictures", "autoencoder", "text-to-image", "clip", "edit-model", "probe"]],
         *,
         folder: Path = Path("training"),
-        num_pictures: int = 12_500,
+        num_pictures: int = 25_000,
         num_steps: int | None = None,
     ) -> None:
         """Make the models of the miniature world from nothing, one part after the other.

@@ -280,7 +280,7 @@ def edit_folder(scene: Path, request: EditRequest, choice: EditChoice) -> Iterat
 
 
 def train_miniature(
-    part: str, folder: Path, *, num_pictures: int = 12_500, num_steps: int | None = None
+    part: str, folder: Path, *, num_pictures: int = 25_000, num_steps: int | None = None
 ) -> Iterator[Progress]:
     """Train one part of the miniature; see `restage.miniature`.
 

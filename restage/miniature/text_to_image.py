@@ -23,7 +23,7 @@ from restage.records import Progress, derive_seed, write_atomically
 
 __all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "train_text_to_image"]
 
-RECIPE = TrainingConfig(num_steps=2600, batch_size=32, learning_rate=5e-4, num_warmup_steps=80, ema_decay=0.996)
+RECIPE = TrainingConfig(num_steps=6500, batch_size=32, learning_rate=5e-4, num_warmup_steps=80, ema_decay=0.996)
 TEXT_WIDTH = 192
 DROP_TEXT = 0.1
 """Share of captions left out in training, for classifier-free guidance."""
