@@ -21,12 +21,26 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from restage.pairs.left_out import mark_left_out, read_left_out
+from restage.pairs.seals import seal
 from restage.records import InputError, PromptPair, canonical_json, file_sha256, read_json, write_atomically, write_json
 
-__all__ = ["ImagePair", "done_shards", "read_pairs", "read_rows", "rebuild_manifest", "write_shard"]
+__all__ = [
+    "ImagePair",
+    "done_shards",
+    "read_members",
+    "read_pairs",
+    "read_rows",
+    "rebuild_manifest",
+    "write_manifest",
+    "write_shard",
+]
 
 PREVIEW = "preview"
 """Column of the sidecar with a small picture of the pair as PNG; not in the manifest."""
+
+MANIFEST_GROUP_SIZE = 65_536
+"""Rows of the manifest that are held in memory at once, and stand in one row group."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,7 +103,8 @@ def write_shard(
     with write_atomically(folder / f"{stem}.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), temporary)
     hashes = {suffix: file_sha256(folder / f"{stem}.{suffix}") for suffix in ("tar", "parquet")}
-    write_json(folder / f"{stem}.done", {**facts, "sha256": hashes, "num_accepted": len(pairs), "num_pairs": len(rows)})
+    mark = {**facts, "sha256": hashes, "num_accepted": len(pairs), "num_pairs": len(rows)}
+    write_json(folder / f"{stem}.done", seal(mark))
 
 
 def done_shards(folder: Path) -> dict[int, Mapping[str, Any]]:
@@ -123,8 +138,41 @@ def _read_pair(parts: Mapping[str, bytes]) -> ImagePair:
     )
 
 
+def _read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    parts: dict[str, bytes] = {}
+    key = ""
+    with tarfile.open(path) as tar:
+        for member in tar:
+            next_key, _, name = member.name.partition(".")
+            if parts and next_key != key:
+                yield key, parts
+                parts = {}
+            key, content = next_key, tar.extractfile(member)
+            assert content is not None
+            parts[name] = content.read()
+    if parts:
+        yield key, parts
+
+
+def read_members(folder: Path, index: int, mark: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Read the files of a shard's accepted pairs as they are: id, and bytes by name such as `source.png`.
+
+    Args:
+        folder: `<run>/pairs`.
+        index: number of the shard.
+        mark: its mark, of `done_shards`.
+
+    Raises:
+        InputError: the shard was changed since.
+    """
+    left_out = read_left_out(folder)
+    for key, parts in _read_tar(_checked(folder, index, "tar", mark)):
+        if key not in left_out:
+            yield key, parts
+
+
 def read_pairs(folder: Path) -> Iterator[ImagePair]:
-    """Read the accepted pairs of all finished shards, in order.
+    """Read the accepted pairs of all finished shards, in order; those of the list of `left_out` are passed over.
 
     Raises:
         InputError: there is no finished shard, or one was changed since.
@@ -133,15 +181,8 @@ def read_pairs(folder: Path) -> Iterator[ImagePair]:
     if not marks:
         raise InputError(f"{folder} holds no finished shard of image pairs; run the pairs stage first")
     for index, mark in marks.items():
-        with tarfile.open(_checked(folder, index, "tar", mark)) as tar:
-            parts: dict[str, dict[str, bytes]] = {}
-            for member in tar:
-                key, _, name = member.name.partition(".")
-                content = tar.extractfile(member)
-                assert content is not None
-                parts.setdefault(key, {})[name] = content.read()
-        for pair_parts in parts.values():
-            yield _read_pair(pair_parts)
+        for _, parts in read_members(folder, index, mark):
+            yield _read_pair(parts)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -150,18 +191,55 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: a sidecar was changed since its shard was finished.
     """
+    left_out = read_left_out(folder)
     rows = []
     for index, mark in done_shards(folder).items():
-        rows += pq.ParquetFile(_checked(folder, index, "parquet", mark)).read().to_pylist()
+        found = pq.ParquetFile(_checked(folder, index, "parquet", mark)).read().to_pylist()
+        rows += [mark_left_out(row, left_out) for row in found]
     return rows
+
+
+def _manifest_tables(folder: Path) -> Iterator[pa.Table]:
+    """Rows of all finished shards without previews, as readers see them; a table is a row group of the manifest."""
+    left_out = read_left_out(folder)
+    waiting: list[pa.Table] = []
+    for index, mark in done_shards(folder).items():
+        table = pq.ParquetFile(_checked(folder, index, "parquet", mark)).read().drop_columns([PREVIEW])
+        if left_out:
+            rows = [mark_left_out(row, left_out) for row in table.to_pylist()]
+            table = pa.Table.from_pylist(rows, schema=table.schema)
+        waiting.append(table)
+        if sum(table.num_rows for table in waiting) >= MANIFEST_GROUP_SIZE:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def write_manifest(folder: Path, path: Path) -> int:
+    """Write the rows of all finished shards, without previews, as one parquet file; returns how many.
+
+    Equal shards give equal bytes, with one version of pyarrow.
+
+    Args:
+        folder: `<run>/pairs`.
+        path: where to.
+
+    Raises:
+        InputError: there is no finished shard, or a sidecar was changed since its shard was finished.
+    """
+    num_rows, writer = 0, None
+    with write_atomically(path) as temporary:
+        for table in _manifest_tables(folder):
+            writer = writer or pq.ParquetWriter(temporary, table.schema)
+            writer.write_table(table)
+            num_rows += table.num_rows
+        if writer is None:
+            raise InputError(f"{folder} holds no finished shard of image pairs; run the pairs stage first")
+        writer.close()
+    return num_rows
 
 
 def rebuild_manifest(folder: Path) -> int:
     """Write `manifest.parquet` from the sidecars of all finished shards; returns its number of rows."""
-    marks = done_shards(folder)
-    paths = [_checked(folder, index, "parquet", mark) for index, mark in marks.items()]
-    tables = [pq.ParquetFile(path).read().drop_columns([PREVIEW]) for path in paths]
-    with write_atomically(folder / "manifest.parquet") as temporary:
-        table = pa.concat_tables(tables)
-        pq.write_table(table, temporary)
-    return table.num_rows
+    return write_manifest(folder, folder / "manifest.parquet")
