@@ -13,7 +13,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from restage.pairs.store import PREVIEW, to_uint8
+from restage.pairs.encoding import to_uint8
+from restage.pairs.store import PREVIEW
 from restage.records import write_atomically
 
 __all__ = ["make_preview", "write_contact_sheet"]

@@ -1,33 +1,39 @@
 """Image pairs on disk: tar shards that WebDataset reads, a parquet sidecar each, and a mark that is written last.
 
-A shard counts when its `.done` is there and its hashes are right. Equal pairs give equal bytes.
+A shard counts when its `.done` is there and its hashes are right. Equal pairs give equal bytes. Every `folder` may be
+the pairs folder of a run or the URL of an object store (see `files`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
 
+from restage.pairs.encoding import EncodedPair, ImagePair, decode_pair, encode_pair, read_tar, write_tar
+from restage.pairs.files import Files, LocalFiles, open_files
 from restage.pairs.left_out import mark_left_out, read_left_out
+from restage.pairs.score import PairRule
 from restage.pairs.seals import seal
-from restage.records import InputError, PromptPair, canonical_json, file_sha256, read_json, write_atomically, write_json
+from restage.pairs.verdicts import current_rule, rule_id, verdict_of
+from restage.records import InputError, write_atomically
 
 __all__ = [
     "ImagePair",
+    "done_indices",
     "done_shards",
+    "drop_shard",
+    "has_shard",
+    "iter_rows",
     "read_members",
     "read_pairs",
     "read_rows",
@@ -42,119 +48,175 @@ PREVIEW = "preview"
 MANIFEST_GROUP_SIZE = 65_536
 """Rows of the manifest that are held in memory at once, and stand in one row group."""
 
+NUM_READERS = 16
+"""Marks that are read from an object store at the same time."""
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ImagePair:
-    """A picture before and after an edit, and where it may differ."""
-
-    id: str
-    source: Float[Tensor, "3 height width"]
-    edited: Float[Tensor, "3 height width"]
-    mask: Float[Tensor, "height width"]
-    """1 where the pictures may differ, else 0."""
-    prompt: PromptPair
-    facts: Mapping[str, Any]
-    """How it was made and scored, as JSON values."""
+WRITE_ATTEMPTS = 5
+"""Times a shard is written again because another machine has written it differently meanwhile."""
 
 
-def _png(array: np.ndarray, mode: str | None = None) -> bytes:
+def _sidecar(pairs: Sequence[EncodedPair], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    stored = {pair.id: pair for pair in pairs}
+    full = []
+    for row in rows:
+        pair = stored.get(row["id"])
+        pixels = pair.pixel_sha256 if pair else row.get("pixel_sha256", "")
+        full.append({**row, "pixel_sha256": pixels, "bytes_sha256": pair.bytes_sha256 if pair else ""})
     buffer = io.BytesIO()
-    image = Image.fromarray(array)
-    (image.convert(mode, dither=Image.Dither.NONE) if mode else image).save(buffer, format="PNG")
+    pq.write_table(pa.Table.from_pylist(full), buffer)
     return buffer.getvalue()
 
 
-def to_uint8(image: Float[Tensor, "3 height width"]) -> np.ndarray:
-    """A picture in [0, 1] as rounded bytes, (height, width, 3)."""
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-def _members(pair: ImagePair) -> Iterator[tuple[str, bytes]]:
-    yield "source.png", _png(to_uint8(pair.source))
-    yield "edited.png", _png(to_uint8(pair.edited))
-    yield "mask.png", _png(((pair.mask > 0.5).numpy() * np.uint8(255)), "1")
-    yield "json", canonical_json({"id": pair.id, "prompt": pair.prompt, "facts": dict(pair.facts)}).encode()
-
-
-def _write_tar(path: Path, pairs: Sequence[ImagePair]) -> None:
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for pair in pairs:
-            for name, content in _members(pair):
-                member = tarfile.TarInfo(f"{pair.id}.{name}")  # its time and owner are 0 by default
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+def shard_name(index: int, suffix: str) -> str:
+    """Name of a shard's file."""
+    return f"shard-{index:05d}.{suffix}"
 
 
 def write_shard(
-    folder: Path, index: int, *, pairs: Sequence[ImagePair], rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
-) -> None:
+    folder: Path | str,
+    index: int,
+    *,
+    pairs: Sequence[ImagePair | EncodedPair],
+    rows: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
     """Write a shard: the tar of accepted pairs, the sidecar with a row for every pair, then the mark.
 
+    Two machines may write the same shard at once: the last thing that each does is to read back that mark, tar and
+    sidecar belong together. Where both make equal bytes nothing can be seen of it.
+
     Args:
-        folder: `<run>/pairs`.
+        folder: `<run>/pairs`, or a URL.
         index: number of the shard.
         pairs: the accepted pairs.
-        rows: columns of accepted and rejected pairs, the same in all shards.
+        rows: columns of accepted and rejected pairs, the same in all shards; the hashes of pixels and of bytes are
+            added here (a rejected pair brings `pixel_sha256`, if at all).
         facts: what else the mark holds, such as what the shard was made from.
+
+    Returns:
+        The mark.
+
+    Raises:
+        OSError: it could not be written; what is there does not count.
     """
-    stem = f"shard-{index:05d}"
-    with write_atomically(folder / f"{stem}.tar") as temporary:
-        _write_tar(temporary, pairs)
-    with write_atomically(folder / f"{stem}.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), temporary)
-    hashes = {suffix: file_sha256(folder / f"{stem}.{suffix}") for suffix in ("tar", "parquet")}
-    mark = {**facts, "sha256": hashes, "num_accepted": len(pairs), "num_pairs": len(rows)}
-    write_json(folder / f"{stem}.done", seal(mark))
+    files = open_files(folder)
+    encoded = [encode_pair(pair) if isinstance(pair, ImagePair) else pair for pair in pairs]
+    contents = {"tar": write_tar(encoded), "parquet": _sidecar(encoded, rows)}
+    hashes = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in contents.items()}
+    sizes = {suffix: len(content) for suffix, content in contents.items()}
+    mark = seal({**facts, "sha256": hashes, "num_bytes": sizes, "num_accepted": len(encoded), "num_pairs": len(rows)})
+    for _ in range(WRITE_ATTEMPTS):
+        files.remove(shard_name(index, "done"))
+        for suffix, content in contents.items():
+            files.write(shard_name(index, suffix), content)
+        files.sync()  # so that no power cut leaves a mark without its shard
+        files.write(shard_name(index, "done"), (json.dumps(mark, indent=1, sort_keys=True) + "\n").encode())
+        if has_shard(folder, index, mark):
+            return mark
+    raise OSError(f"{files.where(shard_name(index, 'tar'))} is written differently by someone else at the same time")
 
 
-def done_shards(folder: Path) -> dict[int, Mapping[str, Any]]:
-    """Marks of the finished shards by number, in order."""
-    return {int(path.stem.split("-")[1]): read_json(path) for path in sorted(folder.glob("shard-*.done"))}
-
-
-def _checked(folder: Path, index: int, suffix: str, mark: Mapping[str, Any]) -> Path:
-    path = folder / f"shard-{index:05d}.{suffix}"
-    if not path.exists() or file_sha256(path) != mark["sha256"][suffix]:
-        raise InputError(
-            f"{path} is missing or was changed; delete {path.with_suffix('.done').name} and run pairs again"
+def has_shard(folder: Path | str, index: int, mark: Mapping[str, Any]) -> bool:
+    """Whether a shard lies there whole, with this mark."""
+    files = open_files(folder)
+    with contextlib.suppress(FileNotFoundError, InputError):
+        return _read_mark(files, index) == mark and all(
+            hashlib.sha256(files.read(shard_name(index, suffix))).hexdigest() == mark["sha256"][suffix]
+            for suffix in ("tar", "parquet")
         )
-    return path
+    return False
 
 
-def _read_image(content: bytes) -> Tensor:
-    array = np.array(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+def drop_shard(folder: Path | str, index: int) -> None:
+    """Take a shard away, its mark first: the next run of the stage makes it again."""
+    files = open_files(folder)
+    for suffix in ("done", "tar", "parquet"):
+        files.remove(shard_name(index, suffix))
 
 
-def _read_pair(parts: Mapping[str, bytes]) -> ImagePair:
-    record = json.loads(parts["json"])
-    return ImagePair(
-        id=record["id"],
-        source=_read_image(parts["source.png"]),
-        edited=_read_image(parts["edited.png"]),
-        mask=_read_image(parts["mask.png"])[0],
-        prompt=PromptPair.from_plain(record["prompt"]),
-        facts=record["facts"],
+def _read_mark(files: Files, index: int) -> dict[str, Any]:
+    name = shard_name(index, "done")
+    try:
+        mark = json.loads(files.read(name))
+    except ValueError as error:
+        raise InputError(f"{files.where(name)} is not readable as JSON: {error}") from None
+    if not isinstance(mark, dict):
+        raise InputError(f"{files.where(name)} is not a mark; expected a JSON object")
+    return mark
+
+
+def done_indices(folder: Path | str) -> list[int]:
+    """Numbers of the finished shards, in order: one listing, no file is opened."""
+    names = open_files(folder).names()
+    return sorted(int(name[6:-5]) for name in names if name.startswith("shard-") and name.endswith(".done"))
+
+
+def done_shards(folder: Path | str) -> dict[int, Mapping[str, Any]]:
+    """Marks of the finished shards by number, in order.
+
+    Raises:
+        InputError: a mark cannot be read.
+    """
+    files, indices = open_files(folder), done_indices(folder)
+    if isinstance(files, LocalFiles):
+        return {index: _read_mark(files, index) for index in indices}
+    with ThreadPoolExecutor(NUM_READERS) as readers:
+        return dict(zip(indices, readers.map(lambda index: _read_mark(files, index), indices), strict=True))
+
+
+def _checked(files: Files, index: int, suffix: str, mark: Mapping[str, Any]) -> bytes:
+    name = shard_name(index, suffix)
+    with contextlib.suppress(FileNotFoundError):
+        content = files.read(name)
+        if hashlib.sha256(content).hexdigest() == mark["sha256"][suffix]:
+            return content
+    raise InputError(
+        f"{files.where(name)} is missing or was changed; delete {shard_name(index, 'done')} and run pairs again"
     )
 
 
-def _read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    parts: dict[str, bytes] = {}
-    key = ""
-    with tarfile.open(path) as tar:
-        for member in tar:
-            next_key, _, name = member.name.partition(".")
-            if parts and next_key != key:
+@dataclass(frozen=True)
+class _Reader:
+    """How readers see a folder: by the rule that holds now, without what is left out."""
+
+    files: Files
+    rule: PairRule | None
+    left_out: Mapping[str, str]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> _Reader:
+        files = open_files(folder)
+        return cls(files, current_rule(files), read_left_out(folder) if isinstance(folder, Path) else {})
+
+    def is_judged_anew(self, mark: Mapping[str, Any]) -> bool:
+        """Whether the shard's verdicts are those of another rule."""
+        return self.rule is not None and "rule" in mark and mark["rule"] != rule_id(self.rule)
+
+    def rows(self, index: int, mark: Mapping[str, Any], *, has_previews: bool) -> pa.Table:
+        """The rows of a shard, as readers see them."""
+        content = io.BytesIO(_checked(self.files, index, "parquet", mark))
+        table = pq.ParquetFile(content).read()
+        if not has_previews and PREVIEW in table.column_names:
+            table = table.drop_columns([PREVIEW])
+        if not (self.is_judged_anew(mark) or self.left_out):
+            return table
+        rows = table.to_pylist()
+        if self.rule is not None and self.is_judged_anew(mark):
+            rows = [verdict_of(row, self.rule) for row in rows]
+        return pa.Table.from_pylist([mark_left_out(row, self.left_out) for row in rows], schema=table.schema)
+
+    def members(self, index: int, mark: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """The files of a shard's accepted pairs."""
+        hidden: set[str] = set(self.left_out)
+        if self.is_judged_anew(mark):
+            rows = self.rows(index, mark, has_previews=False)
+            hidden |= {row["id"] for row in rows.to_pylist() if not row["accepted"]}
+        for key, parts in read_tar(_checked(self.files, index, "tar", mark)):
+            if key not in hidden:
                 yield key, parts
-                parts = {}
-            key, content = next_key, tar.extractfile(member)
-            assert content is not None
-            parts[name] = content.read()
-    if parts:
-        yield key, parts
 
 
-def read_members(folder: Path, index: int, mark: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_members(folder: Path | str, index: int, mark: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Read the files of a shard's accepted pairs as they are: id, and bytes by name such as `source.png`.
 
     Args:
@@ -165,58 +227,57 @@ def read_members(folder: Path, index: int, mark: Mapping[str, Any]) -> Iterator[
     Raises:
         InputError: the shard was changed since.
     """
-    left_out = read_left_out(folder)
-    for key, parts in _read_tar(_checked(folder, index, "tar", mark)):
-        if key not in left_out:
-            yield key, parts
+    return _Reader.open(folder).members(index, mark)
 
 
-def read_pairs(folder: Path) -> Iterator[ImagePair]:
-    """Read the accepted pairs of all finished shards, in order; those of the list of `left_out` are passed over.
+def read_pairs(folder: Path | str) -> Iterator[ImagePair]:
+    """Read the accepted pairs of all finished shards, in order.
+
+    Accepted is what the rule of `rule.json` accepts now; those of the list of `left_out` are passed over.
 
     Raises:
         InputError: there is no finished shard, or one was changed since.
     """
-    marks = done_shards(folder)
+    reader, marks = _Reader.open(folder), done_shards(folder)
     if not marks:
         raise InputError(f"{folder} holds no finished shard of image pairs; run the pairs stage first")
     for index, mark in marks.items():
-        for _, parts in read_members(folder, index, mark):
-            yield _read_pair(parts)
+        for _, parts in reader.members(index, mark):
+            yield decode_pair(parts)
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Rows of accepted and rejected pairs of all finished shards, previews included, in order.
+def iter_rows(folder: Path | str) -> Iterator[dict[str, Any]]:
+    """Rows of accepted and rejected pairs of all finished shards, previews included, in order, a shard in memory.
 
     Raises:
         InputError: a sidecar was changed since its shard was finished.
     """
-    left_out = read_left_out(folder)
-    rows = []
+    reader = _Reader.open(folder)
     for index, mark in done_shards(folder).items():
-        found = pq.ParquetFile(_checked(folder, index, "parquet", mark)).read().to_pylist()
-        rows += [mark_left_out(row, left_out) for row in found]
-    return rows
+        yield from reader.rows(index, mark, has_previews=True).to_pylist()
 
 
-def _manifest_tables(folder: Path) -> Iterator[pa.Table]:
+def read_rows(folder: Path | str) -> list[dict[str, Any]]:
+    """All rows of `iter_rows`, for small sets: previews take some 10 KB a pair."""
+    return list(iter_rows(folder))
+
+
+def _manifest_tables(folder: Path | str) -> Iterator[pa.Table]:
     """Rows of all finished shards without previews, as readers see them; a table is a row group of the manifest."""
-    left_out = read_left_out(folder)
+    reader = _Reader.open(folder)
     waiting: list[pa.Table] = []
+    num_waiting = 0
     for index, mark in done_shards(folder).items():
-        table = pq.ParquetFile(_checked(folder, index, "parquet", mark)).read().drop_columns([PREVIEW])
-        if left_out:
-            rows = [mark_left_out(row, left_out) for row in table.to_pylist()]
-            table = pa.Table.from_pylist(rows, schema=table.schema)
-        waiting.append(table)
-        if sum(table.num_rows for table in waiting) >= MANIFEST_GROUP_SIZE:
+        waiting.append(reader.rows(index, mark, has_previews=False))
+        num_waiting += waiting[-1].num_rows
+        if num_waiting >= MANIFEST_GROUP_SIZE:
             yield pa.concat_tables(waiting).combine_chunks()
-            waiting = []
+            waiting, num_waiting = [], 0
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def write_manifest(folder: Path, path: Path) -> int:
+def write_manifest(folder: Path | str, path: Path) -> int:
     """Write the rows of all finished shards, without previews, as one parquet file; returns how many.
 
     Equal shards give equal bytes, with one version of pyarrow.

@@ -1,0 +1,155 @@
+"""An image pair, and the bytes it is stored as: PNG files that lose nothing, a JSON record, hashes of both.
+
+`store` keeps what is made here in shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from restage.records import PromptPair, canonical_json
+
+__all__ = [
+    "EncodedPair",
+    "ImagePair",
+    "bytes_sha256",
+    "decode_pair",
+    "encode_pair",
+    "pixel_sha256",
+    "read_tar",
+    "to_uint8",
+    "write_tar",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImagePair:
+    """A picture before and after an edit, and where it may differ."""
+
+    id: str
+    source: Float[Tensor, "3 height width"]
+    edited: Float[Tensor, "3 height width"]
+    mask: Float[Tensor, "height width"]
+    """1 where the pictures may differ, else 0."""
+    prompt: PromptPair
+    facts: Mapping[str, Any]
+    """How it was made and scored, as JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPair:
+    """The files of a pair, as they stand in the tar."""
+
+    id: str
+    members: tuple[tuple[str, bytes], ...]
+    pixel_sha256: str
+    bytes_sha256: str
+
+
+def _png(array: np.ndarray, mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(array)
+    (image.convert(mode, dither=Image.Dither.NONE) if mode else image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def to_uint8(image: Float[Tensor, "3 height width"]) -> np.ndarray:
+    """A picture in [0, 1] as rounded bytes, (height, width, 3)."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def pixel_sha256(
+    source: Float[Tensor, "3 height width"],
+    edited: Float[Tensor, "3 height width"],
+    mask: Float[Tensor, "height width"],
+) -> str:
+    """Hash of a pair's pixels as they are stored: sizes and bytes of source, edited picture and 0 / 1 mask."""
+    digest = hashlib.sha256()
+    for array in (to_uint8(source), to_uint8(edited), (mask > 0.5).numpy().astype(np.uint8)):
+        digest.update(f"{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def bytes_sha256(members: Sequence[tuple[str, bytes]]) -> str:
+    """Hash of a pair's files in the tar: their names, sizes and bytes, in order."""
+    digest = hashlib.sha256()
+    for name, content in members:
+        digest.update(f"{name} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def encode_pair(pair: ImagePair) -> EncodedPair:
+    """Turn a pair into its files, losslessly; the mask has one bit a pixel."""
+    members = (
+        ("source.png", _png(to_uint8(pair.source))),
+        ("edited.png", _png(to_uint8(pair.edited))),
+        ("mask.png", _png(((pair.mask > 0.5).numpy() * np.uint8(255)), "1")),
+        ("json", canonical_json({"id": pair.id, "prompt": pair.prompt, "facts": dict(pair.facts)}).encode()),
+    )
+    return EncodedPair(
+        id=pair.id,
+        members=members,
+        pixel_sha256=pixel_sha256(pair.source, pair.edited, pair.mask),
+        bytes_sha256=bytes_sha256(members),
+    )
+
+
+def write_tar(pairs: Sequence[EncodedPair]) -> bytes:
+    """A tar of the pairs' files that WebDataset reads; equal pairs give equal bytes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for pair in pairs:
+            for name, content in pair.members:
+                member = tarfile.TarInfo(f"{pair.id}.{name}")  # its time and owner are 0 by default
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _read_image(content: bytes) -> Tensor:
+    array = np.array(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def decode_pair(parts: Mapping[str, bytes]) -> ImagePair:
+    """Turn the files of a pair back into it."""
+    record = json.loads(parts["json"])
+    return ImagePair(
+        id=record["id"],
+        source=_read_image(parts["source.png"]),
+        edited=_read_image(parts["edited.png"]),
+        mask=_read_image(parts["mask.png"])[0],
+        prompt=PromptPair.from_plain(record["prompt"]),
+        facts=record["facts"],
+    )
+
+
+def read_tar(content: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The files of each pair in a tar: id, and bytes by name."""
+    parts: dict[str, bytes] = {}
+    key = ""
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        for member in tar:
+            next_key, _, name = member.name.partition(".")
+            if parts and next_key != key:
+                yield key, parts
+                parts = {}
+            key, file = next_key, tar.extractfile(member)
+            assert file is not None
+            parts[name] = file.read()
+    if parts:
+        yield key, parts

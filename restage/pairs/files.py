@@ -1,0 +1,229 @@
+"""Named files in one folder, on a disk or in an object store: each is there as a whole or not at all.
+
+`store` keeps shards in it. A disk is written by tmp -> fsync -> hash read back -> rename; an object store, which has no
+rename, puts a whole object at once. `open_files` chooses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from restage.records import InputError, MissingExtra, read_json, write_json
+
+__all__ = ["Files", "LocalFiles", "RemoteFiles", "is_url", "open_files", "point_to_store"]
+
+POINTER = "store.json"
+"""In a run's pairs folder if its shards lie elsewhere: names the URL."""
+
+
+@runtime_checkable
+class Files(Protocol):
+    """What the store asks of a place; names have no folders in them, but for `failures/`."""
+
+    def where(self, name: str = "") -> str:
+        """A file as a person would write it."""
+        ...
+
+    def names(self) -> list[str]:
+        """Names of all whole files, sorted; one listing."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """All of a file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a file there, in place of one of that name; when it returns, the file outlives a power cut."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Take a file away, if it is there."""
+        ...
+
+    def sync(self) -> None:
+        """Make all that was written outlive a power cut, names included."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Room left; None where there is no limit to be known."""
+        ...
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether a place is named by a URL, such as `s3://bucket/run`."""
+    return "://" in str(place)
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files in a folder of a disk, also one that several machines share."""
+
+    path: Path
+
+    def where(self, name: str = "") -> str:
+        """The path."""
+        return str(self.path / name)
+
+    def names(self) -> list[str]:
+        """Names of all whole files, sorted."""
+        try:
+            with os.scandir(self.path) as entries:
+                return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.path / name).exists()
+
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write beside, sync, read back, rename.
+
+        Raises:
+            OSError: the disk is full, or what was written reads differently.
+        """
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Unique on all machines that share the folder: two that write the same shard do not touch each other's file.
+        unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = path.with_name(f".{path.stem}.{unique}.tmp{path.suffix}")
+        try:
+            with temporary.open("wb+") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                file.seek(0)
+                if hashlib.file_digest(file, "sha256").digest() != hashlib.sha256(content).digest():
+                    raise OSError(f"{temporary} reads differently from what was written; check the disk")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Take a file away, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
+    def sync(self) -> None:
+        """Sync the folder's names."""
+        number = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+    def free_bytes(self) -> int | None:
+        """Room left on the disk for this user."""
+        path = self.path
+        while not path.exists():
+            path = path.parent
+        return shutil.disk_usage(path).free
+
+
+class RemoteFiles:
+    """Files below any URL that fsspec knows: `s3://`, `gs://`, `memory://`, `sftp://`."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec.core
+
+        self.url = url.rstrip("/")
+        try:
+            self.system, self.root = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:
+            raise MissingExtra(f"the package that fsspec needs for {self.url} ({error})", "cluster") from None
+        except ValueError as error:
+            raise InputError(f"{self.url} cannot be opened: {error}; expected a URL such as s3://bucket/run") from None
+
+    def where(self, name: str = "") -> str:
+        """The URL."""
+        return f"{self.url}/{name}".rstrip("/")
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def names(self) -> list[str]:
+        """Names of all files, sorted; asked of the store anew each time."""
+        self.system.invalidate_cache()
+        with contextlib.suppress(FileNotFoundError):
+            entries: list[Any] = self.system.ls(self.root, detail=False)
+            return sorted(Path(entry).name for entry in entries)
+        return []
+
+    def exists(self, name: str) -> bool:
+        """Whether the object is there."""
+        self.system.invalidate_cache()
+        return bool(self.system.exists(self._path(name)))
+
+    def read(self, name: str) -> bytes:
+        """All of an object."""
+        return bytes(self.system.cat_file(self._path(name)))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put an object, whole or not at all; no rename."""
+        with contextlib.suppress(FileExistsError, NotImplementedError):
+            self.system.makedirs(self._path(name).rsplit("/", 1)[0], exist_ok=True)
+        self.system.pipe_file(self._path(name), content)
+
+    def remove(self, name: str) -> None:
+        """Take an object away, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.system.rm_file(self._path(name))
+
+    def sync(self) -> None:
+        """Nothing to do: a put that has returned is kept."""
+
+    def free_bytes(self) -> int | None:
+        """Not to be known."""
+        return None
+
+
+def open_files(place: str | Path) -> Files:
+    """Open a folder, a URL, or what a run's pairs folder points to.
+
+    Raises:
+        InputError: a URL that fsspec cannot open.
+    """
+    if is_url(place):
+        if str(place).startswith("file://"):
+            return LocalFiles(Path(str(place).removeprefix("file://")))
+        return RemoteFiles(str(place))
+    path = Path(place)
+    if (path / POINTER).exists():
+        return open_files(read_json(path / POINTER)["url"])
+    return LocalFiles(path)
+
+
+def point_to_store(folder: Path, url: str) -> None:
+    """Let a run's pairs folder say that its shards lie at a URL.
+
+    Raises:
+        InputError: it holds shards, or points elsewhere.
+    """
+    if (folder / POINTER).exists():
+        found = read_json(folder / POINTER)["url"]
+        if found != url:
+            raise InputError(f"the shards of {folder} lie at {found}; got --store {url}; leave it out, or move them")
+        return
+    if any(folder.glob("shard-*.done")):
+        raise InputError(f"{folder} holds shards already; --store can only be chosen at the start")
+    open_files(url)
+    write_json(folder / POINTER, {"url": url})

@@ -1,0 +1,55 @@
+"""The rule that a set of pairs is judged by: a record beside the shards, and what it says of stored scores.
+
+A rule can be changed without making a picture: `restage pairs RUN --rejudge` (see `rejudge`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from restage.pairs.files import Files
+from restage.pairs.score import PairRule, PairScores, judge
+from restage.records import InputError, canonical_json, content_id, to_plain
+
+__all__ = ["NOT_STORED", "current_rule", "rule_id", "set_rule", "verdict_of"]
+
+RULE_FILE = "rule.json"
+
+NOT_STORED = "accepted by the rule, but its pictures were not stored"
+"""Reason of a pair that waits for `rejudge` to have its shard made again."""
+
+
+def rule_id(rule: PairRule) -> str:
+    """Content id of a rule: of its thresholds and its version."""
+    return content_id("rule", rule)
+
+
+def current_rule(files: Files) -> PairRule | None:
+    """The rule that holds for these pairs; None where none is recorded, and verdicts stand as stored.
+
+    Raises:
+        InputError: the record cannot be read.
+    """
+    if not files.exists(RULE_FILE):
+        return None
+    try:
+        return PairRule(**json.loads(files.read(RULE_FILE))["rule"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{files.where(RULE_FILE)} is not the record of a rule: {error}; run pairs again") from None
+
+
+def set_rule(files: Files, rule: PairRule) -> None:
+    """Record the rule that holds from now on."""
+    record = {"id": rule_id(rule), "rule": to_plain(rule)}
+    files.write(RULE_FILE, (canonical_json(record) + "\n").encode())
+
+
+def verdict_of(row: Mapping[str, Any], rule: PairRule) -> dict[str, Any]:
+    """A sidecar row with the verdict of a rule on its scores in place of the one that it was stored with."""
+    scores = PairScores(**{name: float("nan") if row[name] is None else row[name] for name in PairScores._fields})
+    reason = judge(scores, rule)
+    if not reason and not row["accepted"]:
+        reason = NOT_STORED
+    return {**row, "accepted": not reason, "reason": reason, "rule_version": rule.version}
