@@ -21,6 +21,8 @@ import tyro
 
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.rasterize import RASTERIZERS, kernels, numba_cpu
+from restage.scenes.rasterize.binning import bin_splats
+from restage.scenes.rasterize.blending import MIN_ALPHA
 from restage.scenes.splats import Splats
 
 FLOPS_FORWARD = 31 + 2
@@ -91,7 +93,7 @@ def blending_gflop(splats: Splats, size: int) -> float:
     view = numba_cpu._view_of(camera, in_camera, opacities)
     arrays = [numba_cpu._array(t) for t in (in_camera, splats.log_scales, splats.rotations, opacities)]
     geometry = numba_cpu.project_forward(*arrays, view.is_seen, view.world_to_camera, view.lens, view.clamps)
-    _, _, entry_rows, _, _ = kernels.bin_splats(view.order, geometry, size, size)
+    _, _, entry_rows, _, _ = bin_splats(view.order, geometry, size, size, kernels.TILE, MIN_ALPHA, 1)
     pixels = 16 * float((entry_rows[:, 1].astype(int) - entry_rows[:, 0]).sum())
     return pixels * (FLOPS_FORWARD + FLOPS_BACKWARD + 3 * 2 * NUM_CHANNELS) / 1e9
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from restage.records import InputError
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.rasterize import RASTERIZERS, rasterize_numba, rasterize_reference, splat_weights
+from restage.scenes.rasterize.binning import bin_splats, order_by_depth
+from restage.scenes.rasterize.kernels import MIN_ALPHA, TILE
 from restage.scenes.splats import SH_C0, Splats
 
 
@@ -282,3 +285,25 @@ def test_rendering_turns_with_the_world():
     torch.testing.assert_close(
         rasterize_numba(splats, camera).color, rasterize_numba(turned, other).color, rtol=1e-3, atol=1e-3
     )
+
+
+def test_many_splats_get_the_same_bits_however_many_threads_sort_them_into_tiles():
+    splats, camera = random_splats(9000), one_camera(90, 70)
+    in_camera = splats.means @ camera.world_to_camera[0, :3, :3].T + camera.world_to_camera[0, :3, 3]
+    order = order_by_depth(in_camera[:, 2].numpy().copy(), (in_camera[:, 2] > 0.05).numpy())
+    geometry = np.random.default_rng(0).random((9000, 6), np.float32)
+    geometry[:, :2] *= (90, 70)
+    geometry[:, 3] *= 0.1
+    found = [bin_splats(order, geometry, 90, 70, TILE, MIN_ALPHA, threads) for threads in (1, 2, 3, 4)]
+    assert len(found[0][1]) > 9000
+    assert all(np.array_equal(*pair) for other in found[1:] for pair in zip(found[0], other, strict=True))
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(0, 300))
+@settings(max_examples=40, deadline=None)
+def test_splats_are_ordered_near_to_far_and_equal_depths_keep_their_order(seed: int, count: int):
+    generator = np.random.default_rng(seed)
+    depths = np.round(generator.lognormal(0, 4, count), 1).astype(np.float32) + np.float32(0.05)
+    is_seen = generator.random(count) < 0.7
+    expected = np.nonzero(is_seen)[0][np.argsort(depths[is_seen], kind="stable")]
+    assert np.array_equal(order_by_depth(depths, is_seen), expected)

@@ -1,4 +1,4 @@
-"""Numba kernels of `numba_cpu`: bin splats into tiles, blend each tile front to back, and the way back.
+"""Numba kernels of `numba_cpu`: blend the splats of each tile (`binning.py`) front to back, and the way back.
 
 Every loop over the pixels of a tile runs over flat arrays of at most 256 floats, which LLVM turns into vector code.
 No fast-math flag is set: with one LLVM rounds as it likes, and a kernel that was just compiled gives other bits than
@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-__all__ = ["MAX_ALPHA", "MIN_ALPHA", "MIN_TRANSMITTANCE", "NUM_GEOMETRY", "TILE", "bin_splats", "blend_backward"]
+__all__ = ["MAX_ALPHA", "MIN_ALPHA", "MIN_TRANSMITTANCE", "NUM_GEOMETRY", "TILE", "blend_backward"]
 __all__ += ["blend_forward", "sum_entries"]
 
 MAX_ALPHA = 0.99
@@ -30,8 +30,6 @@ TILE = 16
 AREA = TILE * TILE
 NUM_GEOMETRY = 6
 """Gradient columns before those of the channels: x, y, conic xx, xy, yy, opacity."""
-REACH_MARGIN = 2e-3
-"""Added to where the log falloff, doubled, ends, so that rounding cuts off no pixel."""
 CHECK_EVERY = 8
 """After how many splats a tile looks whether all its pixels are opaque."""
 
@@ -104,130 +102,6 @@ def _exp(power):
     y = y * y
     y = y * y
     return y * y
-
-
-@numba.njit(cache=True, error_model="numpy")
-@no_type_check
-def _ellipse_of(row):
-    """Where a splat is drawn: a u^2 + 2 b u v + c v^2 <= reach about its centre; a, b, c, reach and largest u and v."""
-    a, b, c = np.float64(row[2]), np.float64(row[3]), np.float64(row[4])
-    reach = 2.0 * np.log(max(np.float64(row[5]) / MIN_ALPHA, 1.0)) + REACH_MARGIN
-    by_determinant = reach / max(a * c - b * b, 1e-30)
-    return a, b, c, reach, np.sqrt(c * by_determinant), np.sqrt(a * by_determinant)
-
-
-@numba.njit(cache=True, error_model="numpy")
-@no_type_check
-def _across(a, b, c, reach, largest_u, largest_v, low, high):
-    """Least and greatest u of the ellipse where v is in [low, high]; the least is greater where there is none."""
-    low, high = max(low, -largest_v), min(high, largest_v)
-    if low > high:
-        return 1.0, -1.0
-    # The ellipse is widest at the v of its rightmost point, or as near to it as the band allows.
-    rightmost = -b * largest_u / c
-    at_right, at_left = min(max(rightmost, low), high), min(max(-rightmost, low), high)
-    determinant = a * c - b * b
-    right = (-b * at_right + np.sqrt(max(a * reach - determinant * at_right * at_right, 0.0))) / a
-    left = (-b * at_left - np.sqrt(max(a * reach - determinant * at_left * at_left, 0.0))) / a
-    return left, right
-
-
-@numba.njit(cache=True, error_model="numpy")
-@no_type_check
-def _find_tiles(row, tiles_x, tiles_y, tiles, spans, start):
-    """Write the tiles that a splat is drawn in, with its first and one past its last pixel row there, from `start` on.
-
-    Returns where the next splat's begin. Pixels count by their centres.
-    """
-    x, y = np.float64(row[0]), np.float64(row[1])
-    a, b, c, reach, largest_u, largest_v = _ellipse_of(row)
-    first_y = min(max(np.int64(np.floor((y - largest_v) / TILE)), 0), tiles_y)
-    stop_y = min(max(np.int64(np.floor((y + largest_v) / TILE)) + 1, 0), tiles_y)
-    for tile_y in range(first_y, stop_y):
-        top = tile_y * TILE + 0.5 - y
-        left, right = _across(a, b, c, reach, largest_u, largest_v, top, top + TILE - 1.0)
-        if left > right:
-            continue
-        first_x = min(max(np.int64(np.floor((x + left) / TILE)), 0), tiles_x)
-        stop_x = min(max(np.int64(np.floor((x + right) / TILE)) + 1, 0), tiles_x)
-        for tile_x in range(first_x, stop_x):
-            side = tile_x * TILE + 0.5 - x
-            upper, lower = _across(c, b, a, reach, largest_v, largest_u, side, side + TILE - 1.0)
-            first_row = max(np.int64(np.ceil(upper - top)), 0)
-            stop_row = min(np.int64(np.floor(lower - top)) + 1, TILE)
-            if first_row < stop_row:
-                tiles[start] = tile_y * tiles_x + tile_x
-                spans[start, 0], spans[start, 1] = first_row, stop_row
-                start += 1
-    return start
-
-
-@numba.njit(cache=True, error_model="numpy")
-@no_type_check
-def _count_tiles(row, tiles_x, tiles_y):
-    """Count the tiles of a splat's bounding box: at least as many as `_find_tiles` writes."""
-    _, _, _, _, half_x, half_y = _ellipse_of(row)
-    x, y = np.float64(row[0]), np.float64(row[1])
-    columns = min(np.floor((x + half_x) / TILE), tiles_x - 1.0) - max(np.floor((x - half_x) / TILE), 0.0) + 1.0
-    rows = min(np.floor((y + half_y) / TILE), tiles_y - 1.0) - max(np.floor((y - half_y) / TILE), 0.0) + 1.0
-    return np.int64(max(columns, 0.0)) * np.int64(max(rows, 0.0))
-
-
-@numba.njit(cache=True)
-@no_type_check
-def bin_splats(order, geometry, width, height):
-    """Sort splats into tiles.
-
-    Args:
-        order: Indices of the drawn splats, near to far.
-        geometry: x, y, conic xx, xy, yy, opacity of each splat, "n 6" float32.
-        width: Image width.
-        height: Image height.
-
-    Returns:
-        Start of each tile's entries ("tiles + 1"), splat of each entry, first and one past the last pixel row of its
-        tile that it reaches ("entries 2"), start of each splat's entries in the next array ("n + 1"), entries sorted
-        by splat.
-    """
-    tiles_x = (width + TILE - 1) // TILE
-    tiles_y = (height + TILE - 1) // TILE
-    bound = 0
-    for splat in order:
-        bound += _count_tiles(geometry[splat], tiles_x, tiles_y)
-    tiles = np.empty(bound, np.int32)
-    spans = np.empty((bound, 2), np.uint8)
-    stops = np.empty(len(order), np.int64)
-    splat_starts = np.zeros(len(geometry) + 1, np.int64)
-    stop = 0
-    for position in range(len(order)):
-        start = stop
-        stop = _find_tiles(geometry[order[position]], tiles_x, tiles_y, tiles, spans, start)
-        stops[position] = stop
-        splat_starts[order[position] + 1] = stop - start
-    tile_starts = np.zeros(tiles_x * tiles_y + 1, np.int64)
-    for index in range(stop):
-        tile_starts[tiles[index] + 1] += 1
-    for tile in range(tiles_x * tiles_y):
-        tile_starts[tile + 1] += tile_starts[tile]
-    for splat in range(len(geometry)):
-        splat_starts[splat + 1] += splat_starts[splat]
-    next_of_tile = tile_starts[:-1].copy()
-    entry_splats = np.empty(stop, np.int32)
-    entry_rows = np.empty((stop, 2), np.uint8)
-    splat_entries = np.empty(stop, np.int32)
-    index = 0
-    for position in range(len(order)):
-        splat = order[position]
-        next_of_splat = splat_starts[splat]
-        while index < stops[position]:
-            entry = next_of_tile[tiles[index]]
-            next_of_tile[tiles[index]] = entry + 1
-            entry_splats[entry] = splat
-            entry_rows[entry, 0], entry_rows[entry, 1] = spans[index, 0], spans[index, 1]
-            splat_entries[next_of_splat] = entry
-            next_of_splat += 1
-            index += 1
-    return tile_starts, entry_splats, entry_rows, splat_starts, splat_entries
 
 
 @numba.njit(cache=True, inline="always")

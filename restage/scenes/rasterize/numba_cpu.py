@@ -14,6 +14,7 @@ from torch import Tensor
 
 from restage.scenes.cameras import Cameras
 from restage.scenes.rasterize import kernels
+from restage.scenes.rasterize.binning import bin_splats, order_by_depth
 from restage.scenes.rasterize.blending import (
     CLAMP_MARGIN,
     MIN_ALPHA,
@@ -76,16 +77,15 @@ class _View(NamedTuple):
 
 def _view_of(cameras: Cameras, in_camera: Float[Tensor, "n 3"], opacities: Float[Tensor, " n"]) -> _View:
     is_seen = is_in_view(in_camera, cameras) & (opacities.detach() >= MIN_ALPHA)
-    indices = is_seen.nonzero()[:, 0]
-    order = indices[torch.argsort(in_camera.detach()[indices, 2], stable=True)]
+    seen = is_seen.numpy()
     return _View(
         width=cameras.width,
         height=cameras.height,
         world_to_camera=_array(cameras.world_to_camera[0]),
         lens=_array(cameras.intrinsics[0].flatten()[[0, 1, 2, 4, 5]]),
         clamps=np.array(slope_range(cameras, CLAMP_MARGIN), dtype=np.float32),
-        is_seen=is_seen.numpy(),
-        order=order.numpy(),
+        is_seen=seen,
+        order=order_by_depth(np.ascontiguousarray(_array(in_camera)[:, 2]), seen),
     )
 
 
@@ -126,10 +126,10 @@ class _Blend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, geometry: Tensor, values: Tensor, view: _View) -> tuple[Tensor, Tensor]:
         arrays = (_array(geometry), _array(values))
-        *entries, splat_starts, splat_entries = kernels.bin_splats(view.order, arrays[0], view.width, view.height)
-        blended, left, counts = kernels.blend_forward(
-            *entries, *arrays, view.width, view.height, numba.get_num_threads()
-        )
+        size, num_threads = (view.width, view.height), numba.get_num_threads()
+        found = bin_splats(view.order, arrays[0], *size, kernels.TILE, MIN_ALPHA, num_threads)
+        *entries, splat_starts, splat_entries = found
+        blended, left, counts = kernels.blend_forward(*entries, *arrays, *size, num_threads)
         ctx.inputs = (*entries, *arrays, left, counts)
         ctx.splat_entries = (splat_starts, splat_entries)
         return torch.from_numpy(blended), torch.from_numpy(1.0 - left)
