@@ -24,6 +24,7 @@ from restage.records import PromptPair, canonical_json
 __all__ = [
     "EncodedPair",
     "ImagePair",
+    "array_sha256",
     "bytes_sha256",
     "decode_pair",
     "encode_pair",
@@ -76,8 +77,13 @@ def pixel_sha256(
     mask: Float[Tensor, "height width"],
 ) -> str:
     """Hash of a pair's pixels as they are stored: sizes and bytes of source, edited picture and 0 / 1 mask."""
+    return array_sha256(to_uint8(source), to_uint8(edited), (mask > 0.5).numpy().astype(np.uint8))
+
+
+def array_sha256(*arrays: np.ndarray) -> str:
+    """Hash of arrays of bytes, with their sizes."""
     digest = hashlib.sha256()
-    for array in (to_uint8(source), to_uint8(edited), (mask > 0.5).numpy().astype(np.uint8)):
+    for array in arrays:
         digest.update(f"{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -6,42 +6,52 @@ list, `left-out-<version>.json`, which holds all of the one before; readers foll
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from restage.pairs.files import Files
 from restage.pairs.seals import seal
-from restage.records import InputError, read_json, write_json
+from restage.records import InputError
 
-__all__ = ["add_left_out", "mark_left_out", "read_left_out"]
+__all__ = ["add_left_out", "is_left_out_list", "mark_left_out", "read_left_out"]
 
-
-def _versions(folder: Path) -> list[Path]:
-    return sorted(folder.glob("left-out-*.json"))
+PREFIX, SUFFIX = "left-out-", ".json"
 
 
-def read_left_out(folder: Path) -> dict[str, str]:
+def is_left_out_list(name: str) -> bool:
+    """Whether a file of this name is a version of the list."""
+    return name.startswith(PREFIX) and name.endswith(SUFFIX) and name[len(PREFIX) : -len(SUFFIX)].isdigit()
+
+
+def _versions(files: Files) -> list[str]:
+    return [name for name in files.names() if is_left_out_list(name)]
+
+
+def read_left_out(files: Files) -> dict[str, str]:
     """The pairs to leave out, by id, with the reason; empty if there is no list.
 
     Raises:
         InputError: the list cannot be read.
     """
-    versions = _versions(folder)
+    versions = _versions(files)
     if not versions:
         return {}
-    pairs = read_json(versions[-1]).get("pairs")
-    if not isinstance(pairs, dict):
-        raise InputError(f"{versions[-1]} holds no pairs; delete it to follow the version before")
-    return pairs
+    try:
+        return dict(json.loads(files.read(versions[-1]))["pairs"])
+    except (ValueError, KeyError, TypeError) as error:
+        where = files.where(versions[-1])
+        raise InputError(f"{where} is not a list of pairs: {error}; run: restage verify RUN --repair") from None
 
 
-def add_left_out(folder: Path, pairs: Mapping[str, str]) -> Path:
-    """Write the next version of the list: what it held, and these pairs with their reasons."""
-    versions = _versions(folder)
-    number = int(versions[-1].stem.removeprefix("left-out-")) + 1 if versions else 1
-    path = folder / f"left-out-{number:04d}.json"
-    write_json(path, seal({"version": number, "pairs": {**read_left_out(folder), **pairs}}))
-    return path
+def add_left_out(files: Files, pairs: Mapping[str, str]) -> str:
+    """Write the next version of the list: what it held, and these pairs with their reasons; returns its name."""
+    versions = _versions(files)
+    number = int(versions[-1].removeprefix(PREFIX).removesuffix(SUFFIX)) + 1 if versions else 1
+    name = f"{PREFIX}{number:04d}{SUFFIX}"
+    record = seal({"version": number, "pairs": {**read_left_out(files), **pairs}})
+    files.write(name, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    return name
 
 
 def mark_left_out(row: Mapping[str, Any], left_out: Mapping[str, str]) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class _Reader:
     @classmethod
     def open(cls, folder: Path | str) -> _Reader:
         files = open_files(folder)
-        return cls(files, current_rule(files), read_left_out(folder) if isinstance(folder, Path) else {})
+        return cls(files, current_rule(files), read_left_out(files))
 
     def is_judged_anew(self, mark: Mapping[str, Any]) -> bool:
         """Whether the shard's verdicts are those of another rule."""
