@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -98,13 +99,27 @@ def blending_gflop(splats: Splats, size: int) -> float:
     return pixels * (FLOPS_FORWARD + FLOPS_BACKWARD + 3 * 2 * NUM_CHANNELS) / 1e9
 
 
-def mitsuba_ms(splats: Splats, size: int) -> float | None:
-    """Time of Mitsuba's volumetric primitives, forward and backward; None where it is not installed."""
+class MitsubaFound(NamedTuple):
+    """What Mitsuba's volumetric primitives take for the same step, or why that was not measured."""
+
+    ms: float | None
+    difference: float | None
+    """Mean absolute difference of its picture from ours, of values in [0, 1]: whether both draw the same scene."""
+    reason: str
+
+
+def measure_mitsuba(splats: Splats, size: int) -> MitsubaFound:
+    """Time Mitsuba's `volprim_rf_basic`, one sample a pixel, forward and the gradient of all parameters."""
     try:
-        import mitsuba as mi
+        import drjit as dr  # pyright: ignore[reportMissingImports]
+        import mitsuba as mi  # pyright: ignore[reportMissingImports]
     except ImportError:
-        return None
-    mi.set_variant("llvm_ad_rgb")
+        return MitsubaFound(None, None, "mitsuba is not installed: pip install mitsuba")
+    try:
+        mi.set_variant("llvm_ad_rgb")
+    except ImportError as error:
+        return MitsubaFound(None, None, f"Mitsuba finds no LLVM of its own, set DRJIT_LIBLLVM_PATH: {error}")
+    dr.set_thread_count(numba.get_num_threads() - 1)  # beside the thread that calls
     camera = camera_of(size)
     pose = camera.camera_to_world[0].numpy() @ np.diag([-1, -1, 1, 1])
     primitives = mi.load_dict(
@@ -112,7 +127,7 @@ def mitsuba_ms(splats: Splats, size: int) -> float | None:
             "type": "ellipsoids",
             "centers": mi.TensorXf(splats.means.numpy()),
             "scales": mi.TensorXf(splats.log_scales.exp().numpy()),
-            "quaternions": mi.TensorXf(splats.rotations.roll(-1, 1).numpy()),
+            "quaternions": mi.TensorXf(torch.nn.functional.normalize(splats.rotations, dim=1).roll(-1, 1).numpy()),
             "opacities": mi.TensorXf(torch.sigmoid(splats.opacity_logits)[:, None].numpy()),
             "sh_coeffs": mi.TensorXf(splats.sh[:, 0].numpy()),
         }
@@ -120,29 +135,33 @@ def mitsuba_ms(splats: Splats, size: int) -> float | None:
     scene = mi.load_dict(
         {
             "type": "scene",
-            "integrator": {"type": "volprim_rf_basic", "max_depth": 64},
+            "integrator": {"type": "volprim_rf_basic", "max_depth": 512, "srgb_primitives": False},
             "primitives": primitives,
             "sensor": {
                 "type": "perspective",
                 "fov": float(np.degrees(0.8)),
                 "to_world": mi.ScalarTransform4f(pose),
-                "film": {"type": "hdrfilm", "width": size, "height": size},
+                "film": {"type": "hdrfilm", "width": size, "height": size, "rfilter": {"type": "box"}},
                 "sampler": {"type": "independent", "sample_count": 1},
             },
         }
     )
-    import drjit as dr
-
     parameters = mi.traverse(scene)
-    key = next(name for name in parameters.keys() if name.endswith("sh_coeffs"))
+    keys = [key for key in parameters.keys() if key.endswith((".data", ".sh_coeffs", ".opacities"))]
+    assert len(keys) == 3, f"expected three arrays of parameters, got {keys}"
 
     def step() -> None:
-        dr.enable_grad(parameters[key])
+        for key in keys:
+            dr.enable_grad(parameters[key])
         image = mi.render(scene, parameters, spp=1)
         dr.backward(dr.sum(image * image))
-        np.array(image)
+        for key in keys:
+            np.array(dr.grad(parameters[key]))
 
-    return median_ms(step, 2)
+    ours = RASTERIZERS["numba_cpu"](splats, camera).color.permute(1, 2, 0).numpy()
+    theirs = np.array(mi.render(scene, spp=16))[..., :3]
+    difference = float(np.abs(np.clip(ours, 0, 1) - np.clip(theirs, 0, 1)).mean())
+    return MitsubaFound(median_ms(step, 3), difference, "")
 
 
 def main(repeats: int = 15, dense_splats: int = 500) -> None:
@@ -155,17 +174,18 @@ def main(repeats: int = 15, dense_splats: int = 500) -> None:
     torch.set_num_threads(numba.get_num_threads())
     num_threads = numba.get_num_threads()
     small, large, few = random_splats(5000, -3.6), random_splats(20_000, -4.0), random_splats(dense_splats, -3.0)
-    result: dict[str, float | None] = {
-        "ms_5k_128": step_ms("numba_cpu", small, 128, repeats=repeats),
-        "ms_20k_256": step_ms("numba_cpu", large, 256, repeats=repeats),
-        "num_threads": num_threads,
-    }
+    small_ms = step_ms("numba_cpu", small, 128, repeats=repeats)
+    large_ms = step_ms("numba_cpu", large, 256, repeats=repeats)
+    result: dict[str, float | None] = {"ms_5k_128": small_ms, "ms_20k_256": large_ms, "num_threads": num_threads}
     dense_ms = step_ms("reference", few, 64, repeats=max(3, repeats // 3))
     result["dense_ratio_few_64"] = dense_ms / step_ms("numba_cpu", few, 64, repeats=repeats)
     scaled_ms = dense_ms * (5000 * 128**2) / (dense_splats * 64**2)
-    result["ratio_to_dense"] = scaled_ms / result["ms_5k_128"]
-    mitsuba = mitsuba_ms(small, 128)
-    result["ratio_to_mitsuba"] = mitsuba and mitsuba / result["ms_5k_128"]
+    result["ratio_to_dense"] = scaled_ms / small_ms
+    mitsuba = measure_mitsuba(small, 128)
+    result["mitsuba_ms"], result["mitsuba_difference"] = mitsuba.ms, mitsuba.difference
+    result["ratio_to_mitsuba"] = None if mitsuba.ms is None else mitsuba.ms / small_ms
+    if mitsuba.reason:
+        print(f"ratio_to_mitsuba is null: {mitsuba.reason}")
     for count in (1250, 5000, 20_000):
         result[f"ms_{count}_splats_128"] = step_ms("numba_cpu", random_splats(count, -3.6), 128, repeats=repeats)
     for size in (64, 256):
@@ -173,9 +193,9 @@ def main(repeats: int = 15, dense_splats: int = 500) -> None:
     numba.set_num_threads(1)
     torch.set_num_threads(1)
     one_ms = step_ms("numba_cpu", large, 256, repeats=repeats)
-    result["thread_speedup"] = one_ms / result["ms_20k_256"]
-    result["peak_gflops_one_thread"] = peak_gflops()
-    result["share_of_limit"] = blending_gflop(large, 256) / result["peak_gflops_one_thread"] * 1000 / one_ms
+    result["thread_speedup"] = one_ms / large_ms
+    limit = result["peak_gflops_one_thread"] = peak_gflops()
+    result["share_of_limit"] = blending_gflop(large, 256) / limit * 1000 / one_ms
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}))
 
 
