@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from restage.prompts.grammar import write_grammar_pair
+from restage.prompts.grammar import GrammarWriter
+from restage.prompts.llm import LlmWriter
 
 __all__ = ["WRITERS"]
 
-WRITERS = {"grammar": write_grammar_pair}
-"""Writers by name: (kind of edit, seed) -> PromptPair."""
+WRITERS = {"grammar": GrammarWriter, "llm": LlmWriter}
+"""Writers by name."""

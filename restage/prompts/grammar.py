@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from restage.records import InputError, PromptPair, derive_seed
-from restage.world.grammar import EDIT_KINDS, possible_kinds, prompt_pair_of, sample_description, sample_edit
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-__all__ = ["write_grammar_pair"]
+from restage.prompts.captions import features_of_edit, parse_caption
+from restage.prompts.form import Form
+from restage.prompts.orders import Answer, Order, WriterSettings
+from restage.records import InputError, PromptPair, content_id, derive_seed
+from restage.world.grammar import (
+    EDIT_KINDS,
+    Edit,
+    SceneObject,
+    possible_kinds,
+    prompt_pair_of,
+    sample_description,
+    sample_edit,
+)
+
+__all__ = ["GrammarWriter", "write_caption_pair", "write_form_pair", "write_grammar_pair"]
+
+EDITS_PER_SCENE = 8
+"""Edits tried of a scene that a form fits, before another scene is drawn."""
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in EDIT_KINDS:
+        raise InputError(f"unknown kind of edit {kind!r}; known: {', '.join(EDIT_KINDS)}")
 
 
 def write_grammar_pair(kind: str, seed: int) -> PromptPair:
@@ -14,8 +37,7 @@ def write_grammar_pair(kind: str, seed: int) -> PromptPair:
     Raises:
         InputError: the world has no such kind of edit.
     """
-    if kind not in EDIT_KINDS:
-        raise InputError(f"unknown kind of edit {kind!r}; known: {', '.join(EDIT_KINDS)}")
+    _check_kind(kind)
     draw = 0
     while True:
         description = sample_description(derive_seed(seed, "scene", draw))
@@ -23,3 +45,92 @@ def write_grammar_pair(kind: str, seed: int) -> PromptPair:
             edit = sample_edit(description, derive_seed(seed, "edit", draw), kind=kind)
             return prompt_pair_of(edit, derive_seed(seed, "caption"))
         draw += 1
+
+
+def _fits_object(item: SceneObject, fixed: dict[str, str]) -> bool:
+    size = item.size or "normal"
+    return fixed.get("noun", item.kind) == item.kind and fixed.get("size", size) == size
+
+
+def _sample_form_edit(form: Form, seed: int) -> Edit:
+    """Draw scenes and edits until one has the form's features, so that it is a fair draw among those that have."""
+    fixed = form.as_dict
+    num_objects = int(fixed["objects"]) if "objects" in fixed else None
+    draw = 0
+    while True:
+        scene = sample_description(derive_seed(seed, "scene", draw), num_objects=num_objects)
+        scene = replace(scene, time=fixed.get("time", scene.time))
+        if form.kind in possible_kinds(scene) and (
+            form.kind == "add" or any(_fits_object(item, fixed) for item in scene.objects)
+        ):
+            for attempt in range(EDITS_PER_SCENE):
+                edit = sample_edit(scene, derive_seed(seed, "edit", draw, attempt), kind=form.kind)
+                if form.fits(features_of_edit(edit)):
+                    return edit
+        draw += 1
+
+
+def write_form_pair(form: Form, seed: int, *, form_text: str = "") -> PromptPair:
+    """Write the pair of one seed with a form of `GRAMMAR_SPACE`.
+
+    Args:
+        form: what is fixed.
+        seed: chooses the rest.
+        form_text: the pair's `form` field; default: the form.
+
+    Raises:
+        InputError: the world has no such kind of edit.
+    """
+    _check_kind(form.kind)
+    return prompt_pair_of(_sample_form_edit(form, seed), derive_seed(seed, "caption"), form=form_text or str(form))
+
+
+def write_caption_pair(caption: str, kind: str, seed: int) -> PromptPair | None:
+    """Write an edit of a user's caption, in the caption's own wording.
+
+    Returns:
+        The pair, its `parent` the id of the caption; None where the grammar cannot read the caption, or what it tells
+        of does not allow this kind of edit.
+
+    Raises:
+        InputError: the world has no such kind of edit.
+    """
+    _check_kind(kind)
+    found = parse_caption(caption)
+    if found is None or kind not in possible_kinds(found.description):
+        return None
+    edit = sample_edit(found.description, seed, kind=kind, split="all")
+    return replace(prompt_pair_of(edit, found.wording_seed), parent=content_id("caption", caption))
+
+
+class GrammarWriter:
+    """Answers every order by itself, at once."""
+
+    chunk_size = 1
+    num_parallel = 1
+    max_draws = 200
+    """After this many repeats in a row it is taken to have no new pair."""
+
+    def __init__(self, settings: WriterSettings) -> None:
+        """It needs nothing."""
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def write(self, chunks: Sequence[Sequence[Order]]) -> Iterator[Answer]:
+        """Answer the orders one by one."""
+        for order in (order for chunk in chunks for order in chunk):
+            yield self._answer(order)
+
+    def _answer(self, order: Order) -> Answer:
+        if order.caption:
+            pair = write_caption_pair(order.caption, order.kind, order.seed)
+            if pair is None:
+                is_read = parse_caption(order.caption) is not None
+                reason = f"its scene allows no {order.kind}" if is_read else "the grammar cannot read this caption"
+                return Answer(order, reason=reason, raw=order.caption, is_final=True)
+            return Answer(order, pair)
+        if order.form is not None:
+            return Answer(order, write_form_pair(order.form, order.seed, form_text=order.form_text))
+        return Answer(order, write_grammar_pair(order.kind, order.seed))

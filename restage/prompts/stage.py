@@ -1,20 +1,32 @@
-"""The prompts stage: fills `<run>/prompts/prompts.jsonl` from a writer, or from a file of the user's."""
+"""The prompts stage: fills `<run>/prompts/prompts.jsonl` from a writer, or from a file of the user's.
+
+Beside it lie `rejects.jsonl` (what was written and not kept, each with its reason), `forms.jsonl` (what is known of
+each prompt form, where forms learn), and `llm/` (the answers of a language model).
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from restage.prompts import WRITERS
-from restage.prompts.store import read_prompts, write_prompts
-from restage.records import InputError, Progress, PromptPair, RunFolder, derive_seed
+from restage.prompts.captions import read_captions
+from restage.prompts.collect import CaptionPlan, FormPlan, KindPlan, NounQuota, Plan, collect
+from restage.prompts.duplicates import Duplicates
+from restage.prompts.form import FORM_SPACES
+from restage.prompts.forms import Arm, FormChooser, FormsConfig, make_arms
+from restage.prompts.llm_config import LlmConfig
+from restage.prompts.orders import Answer, Writer, WriterSettings, WritingStopped
+from restage.prompts.store import prompt_line, read_prompts, write_prompts
+from restage.prompts.trials import Learned, measure_yield, read_trials
+from restage.records import InputError, Progress, PromptPair, RunFolder, canonical_json, to_plain, write_atomically
 from restage.world.grammar import EDIT_KINDS
 
-__all__ = ["PromptsConfig", "run_prompts"]
-
-MAX_DRAWS_PER_PAIR = 200
-"""After this many repeats in a row, a writer is taken to have no new pair of a kind."""
+__all__ = ["PromptsConfig", "run_prompts", "write_answers", "write_pairs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +34,28 @@ class PromptsConfig:
     """Which prompt pairs a run works with."""
 
     num_prompts: int = 120
-    """How many pairs to write; those of the kinds differ by at most one."""
+    """How many pairs to write; those of the kinds differ by at most one, unless forms learn."""
     writer: str = "grammar"
-    """Who writes them: a name of the menu `WRITERS`."""
+    """Who writes them: `grammar` (the miniature world's), or `llm` (any OpenAI-compatible endpoint; restage[llm])."""
     kinds: tuple[str, ...] = EDIT_KINDS
     """Kinds of edit to write, in turn."""
     path: Path | None = None
-    """Take the pairs from this JSON Lines file instead; all of the above is then unused."""
+    """Take the pairs from this JSON Lines file instead; all else is then unused."""
+    captions: Path | None = None
+    """Edit the user's own captions: a text file with one a line. The grammar leaves out those that it cannot read."""
+    near_duplicates: float = 0.92
+    """Share of content words, above 0 and up to 1, from which on two pairs with the same change are duplicates; in
+    captions of up to 12 content words that takes the same ones."""
+    max_noun_share: float = 0.25
+    """Greatest share of the pairs whose edit is about the same noun (at least 4 pairs; captions have no such quota)."""
+    use_forms: bool = False
+    """Choose each pair's form by what was accepted before, instead of kinds in turn."""
+    learn_from: tuple[Path, ...] = ()
+    """Runs whose finished pairs forms are learned from; implies --use-forms True."""
+    forms: FormsConfig = FormsConfig()
+    """How forms are chosen."""
+    llm: LlmConfig = LlmConfig()
+    """The language model, for the writer `llm`."""
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
@@ -37,50 +64,200 @@ class PromptsConfig:
             raise InputError(f"unknown writer {self.writer!r}; known: {', '.join(WRITERS)}")
         if unknown := [kind for kind in self.kinds if kind not in EDIT_KINDS] or ([] if self.kinds else ["(none)"]):
             raise InputError(f"unknown kind of edit {unknown[0]!r}; known: {', '.join(EDIT_KINDS)}")
+        if not (0 < self.near_duplicates <= 1 and 0 < self.max_noun_share <= 1):
+            raise InputError("near_duplicates and max_noun_share must lie above 0 and up to 1")
+        if self.is_learning and (self.captions or self.path):
+            raise InputError(
+                "forms choose what is written; leave out --captions and --path, or --use-forms/--learn-from"
+            )
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether forms are chosen by what was accepted."""
+        return self.use_forms or bool(self.learn_from)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides what is written; rates and limits of a language model do not."""
+        return {**to_plain(self), "llm": self.llm.identity() if self.writer == "llm" else {}}
 
 
-def _key(pair: PromptPair) -> tuple[str, ...]:
-    return tuple(" ".join(text.casefold().split()) for text in (pair.source, pair.target, pair.instruction))
+@dataclass(frozen=True)
+class _Job:
+    """The work of the stage, made ready."""
+
+    config: PromptsConfig
+    writer: Writer
+    plan: Plan
+    arms: tuple[Arm, ...] = ()
+    learned: Learned = Learned((), {})
+
+    def answers(self) -> Iterator[Answer]:
+        config = self.config
+        quota = None if config.captions else NounQuota(config.max_noun_share, config.num_prompts)
+        duplicates = Duplicates(config.near_duplicates)
+        return collect(self.writer, self.plan, num_pairs=config.num_prompts, duplicates=duplicates, quota=quota)
+
+
+def _prepare(config: PromptsConfig, seed: int, cache: Path) -> _Job:
+    captions = read_captions(config.captions) if config.captions else ()
+    learned = read_trials(config.learn_from)
+    settings = WriterSettings(llm=config.llm, cache=config.llm.cache or cache, examples=learned.examples)
+    writer: Writer = WRITERS[config.writer](settings)
+    if captions:
+        return _Job(config, writer, CaptionPlan(captions, config.kinds, seed))
+    if not config.is_learning:
+        plan = KindPlan(config.kinds, config.writer, seed, is_strict=config.writer == "grammar")
+        return _Job(config, writer, plan)
+    space = FORM_SPACES[config.writer]
+    arms = make_arms(space, config.kinds, learned.trials, config=config.forms, seed=seed)
+    return _Job(config, writer, FormPlan(FormChooser(arms, config.forms, seed), seed), arms, learned)
+
+
+def write_answers(config: PromptsConfig, seed: int, *, cache: Path = Path("llm")) -> Iterator[Answer]:
+    """Everything that is written for a config: pairs that are kept (without a reason), and rejects.
+
+    Raises:
+        InputError: the config cannot be used, the writer has no more new pairs, or its endpoint fails.
+        WritingStopped: a limit of the user's was reached.
+    """
+    return _prepare(config, seed, cache).answers()
 
 
 def write_pairs(config: PromptsConfig, seed: int) -> Iterator[PromptPair]:
-    """Write the pairs of a config, kinds in turn; texts that differ in case or spaces alone are repeats.
+    """Write the pairs of a config, kinds in turn or by forms; none says what another says.
 
     Raises:
-        InputError: the writer has no more new pairs of a kind.
+        InputError: as `write_answers`.
     """
-    write = WRITERS[config.writer]
-    known: set[tuple[str, ...]] = set()
-    for index in range(config.num_prompts):
-        kind = config.kinds[index % len(config.kinds)]
-        for draw in range(MAX_DRAWS_PER_PAIR):
-            pair = write(kind, derive_seed(seed, "prompt", config.writer, index, draw))
-            if _key(pair) not in known:
-                break
+    for answer in write_answers(config, seed):
+        if answer.pair is not None and not answer.reason:
+            yield answer.pair
+
+
+def _reject_line(answer: Answer) -> str:
+    pair = None if answer.pair is None else to_plain(answer.pair)
+    row = {
+        "reason": answer.reason,
+        "kind": answer.order.kind,
+        "form": answer.order.form_text,
+        "caption": answer.order.caption,
+        "request": answer.request,
+        "raw": answer.raw,
+        "pair": pair,
+    }
+    return canonical_json({key: value for key, value in row.items() if value}) + "\n"
+
+
+@dataclass
+class _Tally:
+    """What became of the answers."""
+
+    kinds: Counter[str]
+    reasons: Counter[str]
+    forms: Counter[str]
+
+    @property
+    def num_pairs(self) -> int:
+        return self.kinds.total()
+
+    def count(self, answer: Answer) -> None:
+        if answer.reason:
+            self.reasons[answer.reason] += 1
         else:
-            raise InputError(f"writer {config.writer!r} has no new pair of kind {kind!r} after {index}; ask for fewer")
-        known.add(_key(pair))
-        yield pair
+            self.kinds[answer.order.kind] += 1
+            self.forms[answer.order.form_text] += 1
+
+
+def _write_files(folder: Path, job: _Job, tally: _Tally) -> Iterator[Progress | WritingStopped]:
+    """Write pairs and rejects as they come; both files appear at the end, or neither."""
+    config, stopped = job.config, None
+    every = max(20, config.num_prompts // 500)
+    with ExitStack() as stack:
+        paths = [stack.enter_context(write_atomically(folder / name)) for name in ("prompts.jsonl", "rejects.jsonl")]
+        kept, rejected = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
+        try:
+            for number, answer in enumerate(job.answers(), start=1):
+                tally.count(answer)
+                if answer.reason or answer.pair is None:
+                    rejected.write(_reject_line(answer))
+                else:
+                    kept.write(prompt_line(answer.pair))
+                if number % every == 0:
+                    note = answer.pair.instruction if answer.pair and not answer.reason else answer.reason
+                    yield Progress(stage="prompts", done=tally.num_pairs, total=config.num_prompts, note=note)
+        except WritingStopped as error:
+            stopped = error
+        if not tally.num_pairs:
+            common = ", ".join(f"{reason} ({count})" for reason, count in tally.reasons.most_common(3))
+            raise InputError(f"no prompt pair was written: {stopped or common}")
+    if stopped is not None:
+        yield stopped
+
+
+def _write_forms(path: Path, job: _Job, tally: _Tally) -> None:
+    """One line a form: its lineage, what is known of it, and how many pairs of this run have it."""
+    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for arm in job.arms:
+            row = {
+                "form": str(arm.form),
+                "parent": "" if arm.is_original else str(arm.form.parent),
+                "is_original": arm.is_original,
+                "accepted": arm.num_accepted,
+                "rejected": arm.num_rejected,
+                "mean": round(arm.mean, 6),
+                "lower": round(arm.lower, 6),
+                "pairs": tally.forms[str(arm.form)],
+                "control_pairs": tally.forms[f"control {arm.form}"],
+            }
+            file.write(canonical_json(row) + "\n")
+
+
+def _control_facts(job: _Job) -> dict[str, Any]:
+    found = measure_yield([trial for trial in job.learned.trials if trial.is_control])
+    facts = {"learned_from_pairs": len(job.learned.trials), "control_pairs": found.num_pairs}
+    if found.num_pairs:
+        facts |= {
+            "control_yield": round(found.share, 4),
+            "control_interval": [round(found.low, 4), round(found.high, 4)],
+        }
+    return facts
+
+
+def _copy(run: RunFolder, config: PromptsConfig, path: Path) -> Iterator[Progress]:
+    pairs = read_prompts(path)
+    write_prompts(run.folder("prompts") / "prompts.jsonl", pairs)
+    run.mark_done(
+        "prompts", config.identity(), num_prompts=len(pairs), by_kind=dict(Counter(pair.kind for pair in pairs))
+    )
+    yield Progress(stage="prompts", done=len(pairs), total=len(pairs), note=f"{len(pairs)} prompt pairs")
 
 
 def run_prompts(run: RunFolder, config: PromptsConfig) -> Iterator[Progress]:
     """Write the prompt pairs of a run; the same run seed and config give the same file.
 
+    Where a limit of cost stops it, the pairs so far are written and the stage is not marked as done: the same command
+    with a higher limit goes on, and pays for nothing twice.
+
     Raises:
-        InputError: the stage was finished with another config, or the user's file cannot be used.
+        InputError: the stage was finished with another config, the user's file cannot be used, or no pair was written.
     """
-    if run.is_done("prompts", config):
+    if run.is_done("prompts", config.identity()):
         yield Progress(stage="prompts", done=1, total=1, note="already done")
         return
     if config.path is not None:
-        pairs = list(read_prompts(config.path))
-    else:
-        pairs = []
-        for pair in write_pairs(config, run.seed):
-            pairs.append(pair)
-            if len(pairs) % 20 == 0:
-                yield Progress(stage="prompts", done=len(pairs), total=config.num_prompts, note=pair.instruction)
-    write_prompts(run.folder("prompts") / "prompts.jsonl", pairs)
-    counts = {kind: sum(pair.kind == kind for pair in pairs) for kind in dict.fromkeys(pair.kind for pair in pairs)}
-    run.mark_done("prompts", config, num_prompts=len(pairs), by_kind=counts)
-    yield Progress(stage="prompts", done=len(pairs), total=len(pairs), note=f"{len(pairs)} prompt pairs")
+        yield from _copy(run, config, config.path)
+        return
+    folder = run.folder("prompts")
+    job, tally = _prepare(config, run.seed, folder / "llm"), _Tally(Counter(), Counter(), Counter())
+    for step in _write_files(folder, job, tally):
+        if isinstance(step, WritingStopped):
+            note = f"stopped with {tally.num_pairs} of {config.num_prompts} pairs: {step}"
+            yield Progress(stage="prompts", done=tally.num_pairs, total=config.num_prompts, note=note)
+            return
+        yield step
+    facts = {"num_prompts": tally.num_pairs, "by_kind": dict(tally.kinds), "rejects": dict(tally.reasons)}
+    if config.is_learning:
+        _write_forms(folder / "forms.jsonl", job, tally)
+        facts |= _control_facts(job)
+    run.mark_done("prompts", config.identity(), **facts, **job.writer.facts())
+    yield Progress(stage="prompts", done=tally.num_pairs, total=tally.num_pairs, note=f"{tally.num_pairs} prompt pairs")

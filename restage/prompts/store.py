@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from restage.records import InputError, PromptPair, canonical_json, to_plain, write_atomically
 
-__all__ = ["read_prompts", "write_prompts"]
+__all__ = ["iterate_prompts", "prompt_line", "read_prompts", "write_prompts"]
 
 _FIELDS = {field.name: field for field in fields(PromptPair)}
 _REQUIRED = [name for name, field in _FIELDS.items() if field.default is MISSING]
@@ -57,33 +57,47 @@ def _read_line(line: str) -> PromptPair:
     return pair
 
 
+def iterate_prompts(path: Path) -> Iterator[PromptPair]:
+    """Read prompt pairs one by one, in flat memory; blank lines are passed over, equal pairs all come.
+
+    Raises:
+        InputError: the file is missing, or has a line that is not a pair; the message names the line.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    pair = _read_line(line) if line.strip() else None
+                except InputError as error:
+                    raise InputError(f"{path}, line {number}: {error}") from None
+                if pair is not None:
+                    yield pair
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; expected prompt pairs there, one JSON object a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable as text: {error}") from None
+
+
 def read_prompts(path: Path) -> tuple[PromptPair, ...]:
     """Read prompt pairs; blank lines are passed over, and of equal pairs the first stays.
 
     Raises:
         InputError: the file is missing, holds no pair, or has a line that is not one; the message names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; expected prompt pairs there, one JSON object a line") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable as text: {error}") from None
     pairs: dict[str, PromptPair] = {}
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                pair = _read_line(line)
-            except InputError as error:
-                raise InputError(f"{path}, line {number}: {error}") from None
-            pairs.setdefault(pair.id, pair)
+    for pair in iterate_prompts(path):
+        pairs.setdefault(pair.id, pair)
     if not pairs:
         raise InputError(f"{path} holds no prompt pair; expected one JSON object a line")
     return tuple(pairs.values())
 
 
-def write_prompts(path: Path, pairs: Sequence[PromptPair]) -> None:
+def prompt_line(pair: PromptPair) -> str:
+    """A prompt pair with its id as a line of the file, its end included."""
+    return canonical_json({"id": pair.id, **to_plain(pair)}) + "\n"
+
+
+def write_prompts(path: Path, pairs: Iterable[PromptPair]) -> None:
     """Write prompt pairs, each with its id, atomically; equal pairs give equal bytes."""
-    with write_atomically(path) as temporary:
-        lines = (canonical_json({"id": pair.id, **to_plain(pair)}) for pair in pairs)
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(prompt_line(pair) for pair in pairs)

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from restage.prompts import WRITERS
 from restage.prompts.stage import PromptsConfig, run_prompts, write_pairs
 from restage.prompts.store import read_prompts, write_prompts
 from restage.records import InputError, PromptPair, RunFolder
@@ -56,7 +55,7 @@ def test_swaps_and_words_stand_in_the_captions():
 
 
 def test_a_writer_that_only_repeats_itself_is_an_error(monkeypatch):
-    monkeypatch.setitem(WRITERS, "grammar", lambda kind, seed: PromptPair(**PAIR))
+    monkeypatch.setattr("restage.prompts.grammar.write_grammar_pair", lambda kind, seed: PromptPair(**PAIR))
     with pytest.raises(InputError, match="no new pair"):
         list(write_pairs(PromptsConfig(num_prompts=2), 0))
 

@@ -1,0 +1,132 @@
+"""Captions of the miniature world, read back: from text to the scene it tells of, and edits of that scene.
+
+Called by the grammar writer for a user's captions, and by `forms` to see which features a finished pair has.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from restage.records import InputError, PromptPair
+from restage.world.grammar import COLORS, GROUNDS, KINDS, SIZES, Description, Edit, SceneObject, caption_of
+
+__all__ = ["ReadCaption", "features_of_edit", "features_of_pair", "parse_caption", "read_captions"]
+
+_SIZES = "|".join(size for size in SIZES if size)
+_OBJECT = re.compile(rf"\ban? (?:({_SIZES}) )?({'|'.join(COLORS)}) ({'|'.join(KINDS)})\b")
+_GROUND = re.compile(rf"\b({'|'.join(GROUNDS)})\b")
+_TIME_WORDS = {"noon": "noon", "sunny": "noon", "sunset": "sunset", "golden": "sunset", "night": "night", "fog": "fog"}
+_TIME = re.compile(rf"\b({'|'.join(_TIME_WORDS)}|foggy)\b")
+_WHOLE_SCENE = ("ground", "time")
+MAX_OBJECTS = 3
+SPACING = 2.0
+"""World units between the objects of a scene that is known by its caption only: far enough for any size."""
+
+
+class ReadCaption(NamedTuple):
+    """What a caption says, and how."""
+
+    description: Description
+    """Its objects stand in a row, since a caption names no places."""
+    wording_seed: int
+    """`caption_of(description, wording_seed)` is the caption."""
+
+
+@functools.cache
+def _wording_seeds() -> tuple[int, ...]:
+    """One caption seed for each of the grammar's wordings."""
+    probe = Description(objects=(SceneObject(kind="cube", color="red"),), ground="grass", time="noon")
+    seeds: dict[str, int] = {}
+    for seed in range(3000):
+        seeds.setdefault(caption_of(probe, seed), seed)
+    return tuple(seeds.values())
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.casefold().split()).removesuffix(".")
+
+
+def _describe(text: str) -> Description | None:
+    """The scene that a caption names; None if it lacks objects, ground or time."""
+    found = _OBJECT.findall(text)
+    ground, time = _GROUND.search(text), _TIME.search(text)
+    if not 1 <= len(found) <= MAX_OBJECTS or ground is None or time is None:
+        return None
+    middle = (len(found) - 1) / 2
+    objects = tuple(
+        SceneObject(kind=kind, color=color, size=size, x=SPACING * (index - middle))
+        for index, (size, color, kind) in enumerate(found)
+    )
+    return Description(objects=objects, ground=ground[1], time=_TIME_WORDS.get(time[1], "fog"))
+
+
+def parse_caption(caption: str) -> ReadCaption | None:
+    """Read a caption that the grammar could have written (whatever its case, spaces and full stop); else None."""
+    text = _normalise(caption)
+    description = _describe(text)
+    if description is None:
+        return None
+    for seed in _wording_seeds():
+        if caption_of(description, seed) == text:
+            return ReadCaption(description, seed)
+    return None
+
+
+def _features(kind: str, before: Description, after: Description) -> dict[str, str]:
+    features = {"kind": kind, "objects": str(len(before.objects)), "time": before.time}
+    if kind in _WHOLE_SCENE:
+        return features
+    old = [_words(item) for item in before.objects]
+    new = [_words(item) for item in after.objects]
+    edited = [item for item in old if item not in new] or [item for item in new if item not in old]
+    if edited:
+        size, _, noun = edited[0]
+        features |= {"noun": noun, "size": size or "normal"}
+    return features
+
+
+def _words(item: SceneObject) -> tuple[str, str, str]:
+    return item.size, item.color, item.kind
+
+
+def features_of_edit(edit: Edit) -> dict[str, str]:
+    """All features of an edit that forms can fix; `noun` and `size` are those of the edited object before the edit."""
+    return _features(edit.kind, edit.before, edit.after)
+
+
+def features_of_pair(pair: PromptPair | Mapping[str, str]) -> dict[str, str]:
+    """The same from two captions; only the kind where the grammar could not have written them.
+
+    Args:
+        pair: a prompt pair, or a row of the pairs' manifest.
+    """
+    if isinstance(pair, PromptPair):
+        kind, source, target = pair.kind, pair.source, pair.target
+    else:
+        kind, source, target = pair["kind"], pair["source_caption"], pair["target_caption"]
+    before, after = _describe(source), _describe(target)
+    if before is None or after is None:
+        return {"kind": kind}
+    return _features(kind, before, after)
+
+
+def read_captions(path: Path) -> tuple[str, ...]:
+    """Read a user's captions: one a line; blank lines, lines that start with # and repeats are passed over.
+
+    Raises:
+        InputError: the file is missing, is not text, or holds no caption.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; expected a file with one caption a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable as text: {error}") from None
+    captions = dict.fromkeys(" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#"))
+    if not captions:
+        raise InputError(f"{path} holds no caption; expected one a line")
+    return tuple(captions)

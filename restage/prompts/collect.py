@@ -1,0 +1,247 @@
+"""The loop of the prompts stage: order pairs from a writer, and keep what is new and within the quotas.
+
+Plans say what is ordered: kinds of edit in turn, a user's captions, or the forms that learn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from restage.prompts.duplicates import Duplicates
+from restage.prompts.forms import Choice, FormChooser
+from restage.prompts.orders import Answer, Order, Writer
+from restage.records import InputError, PromptPair, derive_seed
+
+__all__ = ["CaptionPlan", "FormPlan", "KindPlan", "NounQuota", "Plan", "collect"]
+
+LOOKAHEAD = 8
+"""Chunks that are gathered for each one that is written next, so that chunks of one form fill up."""
+
+
+@dataclass
+class _Slot:
+    """A place for one pair."""
+
+    index: int
+    order: Order
+    draw: int = 0
+
+
+@runtime_checkable
+class Plan(Protocol):
+    """What to order for each place."""
+
+    @property
+    def max_draws(self) -> int:
+        """How often a place is ordered for before it is given up."""
+        ...
+
+    def first(self, index: int) -> Order:
+        """The order for a place; asked for place after place."""
+        ...
+
+    def again(self, index: int, draw: int, last: Order) -> Order:
+        """The order for a place after `draw` others came to nothing."""
+        ...
+
+    def instead(self, index: int, last: Order) -> Order | None:
+        """Something else to order for a place that is given up; None leaves it empty.
+
+        Raises:
+            InputError: the whole plan cannot be filled.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class KindPlan:
+    """Kinds of edit in turn."""
+
+    kinds: Sequence[str]
+    writer: str
+    seed: int
+    max_draws: int = 200
+    """After this many repeats in a row, a writer is taken to have no new pair of a kind."""
+    is_strict: bool = True
+    """An empty place is an error (for a writer that can always write), not left out."""
+
+    def first(self, index: int) -> Order:
+        """The kind follows from the place."""
+        return self._order(index, 0)
+
+    def again(self, index: int, draw: int, last: Order) -> Order:
+        """The same kind."""
+        return self._order(index, draw)
+
+    def _order(self, index: int, draw: int) -> Order:
+        kind = self.kinds[index % len(self.kinds)]
+        return Order(kind=kind, seed=derive_seed(self.seed, "prompt", self.writer, index, draw))
+
+    def instead(self, index: int, last: Order) -> Order | None:
+        """See `Plan`."""
+        if self.is_strict:
+            raise InputError(
+                f"writer {self.writer!r} has no new pair of kind {last.kind!r} after {index}; ask for fewer"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class CaptionPlan:
+    """A user's captions in turn, each with another kind of edit every time round."""
+
+    captions: Sequence[str]
+    kinds: Sequence[str]
+    seed: int
+    max_draws: int = 20
+
+    def first(self, index: int) -> Order:
+        """Caption and kind follow from the place."""
+        return self._order(index, 0)
+
+    def again(self, index: int, draw: int, last: Order) -> Order:
+        """The same caption and kind."""
+        return self._order(index, draw)
+
+    def _order(self, index: int, draw: int) -> Order:
+        turn, number = divmod(index, len(self.captions))
+        return Order(
+            kind=self.kinds[(turn + number) % len(self.kinds)],
+            seed=derive_seed(self.seed, "caption", index, draw),
+            caption=self.captions[number],
+        )
+
+    def instead(self, index: int, last: Order) -> Order | None:
+        """A caption that allows no such edit is left out."""
+        return None
+
+
+@dataclass(frozen=True)
+class FormPlan:
+    """The form of each place is chosen once, in order."""
+
+    chooser: FormChooser
+    seed: int
+    max_draws: int = 60
+
+    def first(self, index: int) -> Order:
+        """A form for this place."""
+        return self._order(self.chooser.choose(), index, 0)
+
+    def again(self, index: int, draw: int, last: Order) -> Order:
+        """The same form."""
+        return self._order(_choice_of(last), index, draw)
+
+    def instead(self, index: int, last: Order) -> Order | None:
+        """Another form, which has new pairs still."""
+        return self._order(self.chooser.exhaust(_choice_of(last)), index, 0)
+
+    def _order(self, choice: Choice, index: int, draw: int) -> Order:
+        form, is_control = choice
+        seed = derive_seed(self.seed, "form", str(form), index, draw)
+        return Order(kind=form.kind, seed=seed, form=form, is_control=is_control)
+
+
+def _choice_of(order: Order) -> Choice:
+    if order.form is None:
+        raise ValueError("an order of a FormPlan has a form")
+    return Choice(order.form, order.is_control)
+
+
+class NounQuota:
+    """At most so many pairs whose edit is about the same noun: the first of the pair's words."""
+
+    LEAST = 4
+    """Pairs of a noun that are always allowed, however few pairs there are in all."""
+
+    def __init__(self, max_share: float, num_pairs: int) -> None:
+        self.limit = max(self.LEAST, math.ceil(max_share * num_pairs))
+        self._counts: Counter[str] = Counter()
+
+    def find(self, pair: PromptPair) -> str:
+        """Why a pair is too many, in a few words; empty = it is not."""
+        noun = self._noun(pair)
+        return f"enough pairs about {noun!r}" if noun and self._counts[noun] >= self.limit else ""
+
+    def count(self, pair: PromptPair) -> None:
+        """Count a pair that is kept."""
+        self._counts[self._noun(pair)] += 1
+
+    @staticmethod
+    def _noun(pair: PromptPair) -> str:
+        return "" if pair.kind in ("ground", "time") or not pair.words else pair.words[0].casefold()
+
+
+def _chunks(slots: Iterable[_Slot], size: int, count: int) -> list[list[Order]]:
+    """Group the orders by kind and form, in order of their first."""
+    groups: dict[tuple[str, str], list[list[Order]]] = {}
+    chunks: list[list[Order]] = []
+    for slot in slots:
+        found = groups.setdefault((slot.order.kind, slot.order.form_text), [])
+        if not found or len(found[-1]) == size:
+            found.append([])
+            chunks.append(found[-1])
+        found[-1].append(slot.order)
+    return chunks[:count]
+
+
+@dataclass
+class _Judge:
+    duplicates: Duplicates
+    quota: NounQuota | None
+
+    def judge(self, answer: Answer) -> Answer:
+        """The answer, without its pair and with a reason where that is not to be kept."""
+        pair = answer.pair
+        if pair is None:
+            return answer
+        reason = (self.quota.find(pair) if self.quota else "") or self.duplicates.find(pair)
+        if reason:
+            return answer._replace(reason=reason)
+        if self.quota:
+            self.quota.count(pair)
+        return answer
+
+
+def collect(
+    writer: Writer, plan: Plan, *, num_pairs: int, duplicates: Duplicates, quota: NounQuota | None
+) -> Iterator[Answer]:
+    """Order pairs until every place is filled or given up; yields each answer, with a reason where it is not kept.
+
+    Raises:
+        WritingStopped: the writer reached a limit.
+        InputError: the writer or the plan cannot go on.
+    """
+    judge = _Judge(duplicates, quota)
+    max_draws = min(writer.max_draws, plan.max_draws)
+    window = writer.chunk_size * writer.num_parallel * (LOOKAHEAD if writer.chunk_size > 1 else 1)
+    open_slots: dict[int, _Slot] = {}
+    next_index = 0
+    while open_slots or next_index < num_pairs:
+        while next_index < num_pairs and len(open_slots) < window:
+            open_slots[next_index] = _Slot(next_index, plan.first(next_index))
+            next_index += 1
+        slots = {slot.order: slot for slot in open_slots.values()}
+        for answer in writer.write(_chunks(open_slots.values(), writer.chunk_size, writer.num_parallel)):
+            judged, slot = judge.judge(answer), slots[answer.order]
+            is_closed = not judged.reason or judged.is_final or not _order_again(slot, plan, max_draws)
+            if is_closed:
+                del open_slots[slot.index]
+            yield judged
+
+
+def _order_again(slot: _Slot, plan: Plan, max_draws: int) -> bool:
+    """Put another order on a place; False where it stays empty."""
+    slot.draw += 1
+    if slot.draw < max_draws:
+        slot.order = plan.again(slot.index, slot.draw, slot.order)
+        return True
+    other = plan.instead(slot.index, slot.order)
+    if other is None:
+        return False
+    slot.draw, slot.order = 0, other
+    return True

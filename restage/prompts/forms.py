@@ -1,0 +1,253 @@
+"""Forms that learn: each prompt form is an arm with a Beta posterior on the acceptance of its pairs.
+
+Trials are read back from the rows of earlier runs; arms, posteriors and new arms follow from them and a seed, so there
+is no other state to lose. The prompts stage asks `FormChooser` for the form of every pair.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import beta as beta_distribution
+
+from restage.prompts.form import Form, FormSpace
+from restage.records import InputError, derive_seed
+
+__all__ = ["Arm", "Choice", "FormChooser", "FormsConfig", "Trial", "make_arms"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormsConfig:
+    """How forms are chosen from what is known of them."""
+
+    control_share: float = 0.2
+    """Share of the pairs whose form is drawn evenly among the original forms, whatever was learned: their acceptance
+    is the unbiased yield."""
+    min_kind_share: float = 0.5
+    """Least share of a kind of edit among the other pairs, as a factor of an even share."""
+    max_kind_share: float = 2.0
+    """Greatest share of a kind of edit among them, as a factor of an even share."""
+    children_per_round: int = 3
+    """New forms for each kind of edit, made from its form with the highest lower bound."""
+    max_forms_per_kind: int = 16
+    """Forms of a kind from which on no new ones are made."""
+    min_trials: int = 6
+    """Pairs a form must have been tried with before it has children."""
+    lower_quantile: float = 0.1
+    """Quantile of the posterior that is its lower bound."""
+    prior_strength: float = 2.0
+    """Pairs that a parent's acceptance counts for in its child's prior."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.control_share <= 1:
+            raise InputError(f"control_share must lie in [0, 1], got {self.control_share}")
+        if not 0 <= self.min_kind_share <= 1 <= self.max_kind_share:
+            raise InputError(
+                f"expected min_kind_share <= 1 <= max_kind_share, got {self.min_kind_share}, {self.max_kind_share}"
+            )
+        if not 0 < self.lower_quantile < 1 or self.prior_strength <= 0:
+            raise InputError("lower_quantile must lie between 0 and 1, and prior_strength must be above 0")
+
+
+class Trial(NamedTuple):
+    """One finished pair: what it was written with, what it shows, and whether it was accepted."""
+
+    form: Form
+    features: frozenset[tuple[str, str]]
+    is_accepted: bool
+    is_control: bool
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A form and what is known of its acceptance."""
+
+    form: Form
+    is_original: bool
+    num_accepted: int
+    num_rejected: int
+    alpha: float
+    beta: float
+    lower: float
+    """Lower bound of its acceptance: a quantile of the posterior."""
+
+    @property
+    def mean(self) -> float:
+        """Of the posterior."""
+        return self.alpha / (self.alpha + self.beta)
+
+    @property
+    def num_trials(self) -> int:
+        """Pairs that say something about it."""
+        return self.num_accepted + self.num_rejected
+
+
+class _Evidence:
+    """Counts of what all trials say about any form.
+
+    A pair counts for the form it was written with, and for every narrower form that it happens to fit: among the pairs
+    of the wider form those are a fair draw. It does not count for wider forms than its own, which it would bias.
+    """
+
+    def __init__(self, trials: Iterable[Trial]) -> None:
+        self._counts = Counter(
+            (frozenset(trial.form.features), trial.features, trial.is_accepted) for trial in trials
+        ).items()
+
+    def of(self, form: Form) -> tuple[int, int]:
+        """Accepted and rejected pairs that count for a form."""
+        features = frozenset(form.features)
+        found = [0, 0]
+        for (written, shown, is_accepted), count in self._counts:
+            if written <= features <= shown:
+                found[not is_accepted] += count
+        return found[0], found[1]
+
+
+def _arm(form: Form, evidence: _Evidence, config: FormsConfig, originals: frozenset[Form]) -> Arm:
+    prior_mean, strength = 0.5, 2.0
+    if form not in originals and form.parent is not None:
+        parent = _arm(form.parent, evidence, config, originals)
+        prior_mean, strength = parent.mean, config.prior_strength
+    accepted, rejected = evidence.of(form)
+    alpha, beta = strength * prior_mean + accepted, strength * (1 - prior_mean) + rejected
+    lower = float(beta_distribution.ppf(config.lower_quantile, alpha, beta))
+    return Arm(form, form in originals, accepted, rejected, alpha, beta, lower)
+
+
+def _new_forms(
+    arms: Sequence[Arm], space: FormSpace, evidence: _Evidence, config: FormsConfig, seed: int
+) -> list[Form]:
+    """Children of the arm of one kind that is surest to be good: those that promise most in one draw of each."""
+    grown = [arm for arm in arms if arm.num_trials >= config.min_trials]
+    if not grown or len(arms) >= config.max_forms_per_kind:
+        return []
+    known = {frozenset(arm.form.features) for arm in arms}
+    rng = np.random.default_rng(seed)
+    for parent in sorted(grown, key=lambda arm: (-arm.lower, str(arm.form))):
+        drawn = []
+        for child in space.children(parent.form):
+            if frozenset(child.features) not in known:
+                arm = _arm(child, evidence, config, frozenset(arm.form for arm in arms if arm.is_original))
+                drawn.append((float(rng.beta(arm.alpha, arm.beta)), child))
+        # No better than the parent is no reason to give up its variety.
+        better = [child for promise, child in sorted(drawn, key=lambda item: -item[0]) if promise > parent.mean]
+        if better:
+            return better[: min(config.children_per_round, config.max_forms_per_kind - len(arms))]
+    return []
+
+
+def make_arms(
+    space: FormSpace, kinds: Sequence[str], trials: Sequence[Trial], *, config: FormsConfig, seed: int
+) -> tuple[Arm, ...]:
+    """All arms that follow from the trials: the original forms, those already written with, and new children.
+
+    Args:
+        space: the writer's forms.
+        kinds: kinds of edit to write.
+        trials: all finished pairs, in any order.
+        config: how.
+        seed: of the new children.
+    """
+    originals = frozenset(space.originals(kinds))
+    forms = dict.fromkeys(space.originals(kinds))
+    written = {trial.form for trial in trials if len(trial.form.features) > 2}
+    written = {form for form in written if form.kind in kinds and space.has(form)}
+    forms |= dict.fromkeys(sorted(written, key=str))
+    evidence = _Evidence(trials)
+    arms = [_arm(form, evidence, config, originals) for form in forms]
+    for kind in kinds:
+        of_kind = [arm for arm in arms if arm.form.kind == kind]
+        new = _new_forms(of_kind, space, evidence, config, derive_seed(seed, "children", kind))
+        arms += [_arm(form, evidence, config, originals) for form in new]
+    return tuple(arms)
+
+
+class Choice(NamedTuple):
+    """The form of one pair."""
+
+    form: Form
+    is_control: bool
+
+
+class FormChooser:
+    """Chooses the form of one pair after the other: control slice, quotas of kinds, Thompson sampling."""
+
+    def __init__(self, arms: Sequence[Arm], config: FormsConfig, seed: int) -> None:
+        """Start a round.
+
+        Args:
+            arms: from `make_arms`.
+            config: how.
+            seed: of all draws; the same gives the same forms.
+        """
+        self.config = config
+        self.arms = tuple(arms)
+        self._originals = [arm.form for arm in arms if arm.is_original]
+        self._kinds = tuple(dict.fromkeys(arm.form.kind for arm in arms))
+        self._alpha = np.array([arm.alpha for arm in arms])
+        self._beta = np.array([arm.beta for arm in arms])
+        self._kind_of_arm = np.array([self._kinds.index(arm.form.kind) for arm in arms])
+        self._is_open = np.ones(len(arms), dtype=bool)
+        self._counts = np.zeros(len(self._kinds))
+        self._num_asked = 0
+        self._control_cycle: list[Form] = []
+        self._rng = np.random.default_rng(derive_seed(seed, "forms"))
+        self._control_rng = np.random.default_rng(derive_seed(seed, "control"))
+
+    def choose(self) -> Choice:
+        """The form of the next pair.
+
+        Raises:
+            InputError: every form is exhausted.
+        """
+        share, asked = self.config.control_share, self._num_asked
+        self._num_asked += 1
+        if int((asked + 1) * share + 1e-9) > int(asked * share + 1e-9):
+            return Choice(self._next_control(), True)
+        return self._sample()
+
+    def exhaust(self, choice: Choice) -> Choice:
+        """A form in place of one that the writer has no more new pairs of; that one is not chosen again.
+
+        Raises:
+            InputError: every form is exhausted.
+        """
+        if choice.is_control:
+            self._originals = [form for form in self._originals if form != choice.form]
+            self._control_cycle = [form for form in self._control_cycle if form != choice.form]
+            return Choice(self._next_control(), True) if self._originals else self._sample()
+        for index, arm in enumerate(self.arms):
+            if arm.form == choice.form:
+                self._is_open[index] = False
+                self._counts[self._kind_of_arm[index]] -= 1
+        return self._sample()
+
+    def _next_control(self) -> Form:
+        """Every original form comes once in each shuffled cycle: uniform, with less noise than drawing anew."""
+        if not self._control_cycle:
+            order = self._control_rng.permutation(len(self._originals))
+            self._control_cycle = [self._originals[index] for index in order]
+        return self._control_cycle.pop()
+
+    def _allowed_kinds(self) -> np.ndarray:
+        """Kinds that are behind their least share; else those below their greatest."""
+        has_open = np.array([bool(self._is_open[self._kind_of_arm == kind].any()) for kind in range(len(self._kinds))])
+        expected = (self._counts.sum() + 1) / len(self._kinds)
+        behind = has_open & (self._counts < self.config.min_kind_share * expected)
+        below = has_open & (self._counts + 1 <= np.maximum(self.config.max_kind_share * expected, 1))
+        for allowed in (behind, below, has_open):
+            if allowed.any():
+                return allowed
+        raise InputError("no form has new pairs left; ask for fewer pairs or more kinds of edit")
+
+    def _sample(self) -> Choice:
+        drawn = self._rng.beta(self._alpha, self._beta)
+        drawn[~(self._is_open & self._allowed_kinds()[self._kind_of_arm])] = -1
+        best = int(drawn.argmax())
+        self._counts[self._kind_of_arm[best]] += 1
+        return Choice(self.arms[best].form, False)

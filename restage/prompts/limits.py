@@ -1,0 +1,88 @@
+"""How fast and how far requests may go: a rate limit by the minute, and a budget that is never overspent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from restage.prompts.answers import Usage
+from restage.prompts.llm_config import LlmLimits
+from restage.prompts.orders import WritingStopped
+
+__all__ = ["Budget", "RateLimit"]
+
+
+class RateLimit:
+    """A bucket that fills evenly and holds a sixth of a minute's worth: bursts are short, the rate holds."""
+
+    def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start full.
+
+        Args:
+            per_minute: units a minute; 0 = no limit.
+            clock: seconds.
+        """
+        self._per_second = per_minute / 60
+        self._room = max(per_minute / 6, 1.0)
+        self._level = self._room
+        self._clock = clock
+        self._filled_s = clock()
+        self._lock = threading.Lock()
+
+    def take(self, units: float) -> float:
+        """Take units, and say how many seconds to wait before they are used; they are taken from the future then.
+
+        Fewer than none gives units back that were taken and not used.
+        """
+        if not self._per_second:
+            return 0.0
+        with self._lock:
+            now = self._clock()
+            self._level = min(self._room, self._level + (now - self._filled_s) * self._per_second)
+            self._filled_s = now
+            self._level -= units
+            return max(0.0, -self._level / self._per_second)
+
+
+class Budget:
+    """Adds up what was spent and what requests under way may still cost; refuses what could go past the limit."""
+
+    def __init__(self, limits: LlmLimits, past: Usage) -> None:
+        """Start with what was spent before."""
+        self._limits = limits
+        self._reserved = Usage()
+        self._lock = threading.Lock()
+        self.spent = past
+
+    def cost(self, usage: Usage) -> float:
+        """Of some usage."""
+        return usage.cost(self._limits.input_price, self._limits.output_price)
+
+    def reserve(self, usage: Usage) -> None:
+        """Set aside what a request may cost at most.
+
+        Raises:
+            WritingStopped: it could go past a limit.
+        """
+        limits = self._limits
+        with self._lock:
+            total = self.spent + self._reserved + usage
+            if limits.max_cost is not None and self.cost(total) > limits.max_cost:
+                raise WritingStopped(
+                    f"the cost limit of {limits.max_cost:g} is reached: {self.cost(self.spent):.4g} is spent and the "
+                    f"next request may cost {self.cost(usage):.4g}; raise --llm.limits.max-cost to go on"
+                )
+            if limits.max_tokens is not None and total.num_input + total.num_output > limits.max_tokens:
+                used = self.spent.num_input + self.spent.num_output
+                raise WritingStopped(
+                    f"the limit of {limits.max_tokens} tokens is reached: {used} are used; "
+                    "raise --llm.limits.max-tokens to go on"
+                )
+            self._reserved += usage
+
+    def settle(self, reserved: Usage, spent: Usage) -> None:
+        """Put what a request did cost in the place of what was set aside."""
+        with self._lock:
+            self._reserved += Usage(-reserved.num_requests, -reserved.num_input, -reserved.num_output)
+            self.spent += spent

@@ -1,0 +1,203 @@
+"""The writer that asks a language model, through any OpenAI-compatible endpoint, for many pairs a request.
+
+What it answers is data: it is checked text by text, and whatever is not a prompt pair becomes a reject with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from restage.prompts.answers import Reply, Usage
+from restage.prompts.endpoint import Asked, Endpoint
+from restage.prompts.llm_messages import SCHEMA, write_messages
+from restage.prompts.orders import Answer, Order, WriterSettings
+from restage.records import PromptPair, content_id, derive_seed
+
+__all__ = ["LlmWriter", "pair_of_item", "parse_items"]
+
+MAX_INSTRUCTION_WORDS = 30
+MAX_SWAPS = 3
+"""Captions that differ by more words than this are aligned by what they have in common instead."""
+_ARTICLES = frozenset(("a", "an", "the"))
+_WORD = re.compile(r"[\w'-]+")
+
+
+class _Malformed(Exception):
+    """An answer, or an item of it, is not what was asked for; the message says why."""
+
+
+def parse_items(reply: Reply) -> list[Any]:
+    """The items of an answer.
+
+    Raises:
+        _Malformed: the model refused, or its answer is not of the schema.
+    """
+    if reply.refusal:
+        raise _Malformed("the model refused")
+    if reply.finish_reason == "content_filter":
+        raise _Malformed("the server's content filter stopped it")
+    if not reply.content.strip():
+        raise _Malformed("the answer is empty")
+    # Servers without structured output wrap JSON in a code block or a sentence.
+    text = reply.content[reply.content.find("{") : reply.content.rfind("}") + 1]
+    try:
+        found = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        is_cut = reply.finish_reason == "length"
+        raise _Malformed("the answer was cut off" if is_cut else "the answer is not JSON") from None
+    items = found.get("pairs") if isinstance(found, dict) else None
+    if not isinstance(items, list):
+        raise _Malformed("the answer has no list 'pairs'")
+    return items
+
+
+def _text(item: dict[str, Any], name: str, max_words: int) -> str:
+    value = item.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise _Malformed(f"{name!r} is missing or no text")
+    text = " ".join(value.split())
+    if any(unicodedata.category(character)[0] == "C" for character in text):
+        raise _Malformed(f"{name!r} holds control characters")
+    if len(text.split()) > max_words or len(text) > 12 * max_words:
+        raise _Malformed(f"{name!r} is longer than {max_words} words")
+    return text
+
+
+def _swaps(source: str, target: str) -> tuple[tuple[str, str], ...]:
+    """The words that differ, where the captions have the same number of words and few differ."""
+    old, new = source.replace(",", "").split(), target.replace(",", "").split()
+    if len(old) != len(new):
+        return ()
+    swaps = tuple(
+        (a.strip(".;:!?"), b.strip(".;:!?"))
+        for a, b in zip(old, new, strict=True)
+        if a != b and not {a.casefold(), b.casefold()} <= _ARTICLES
+    )
+    return swaps if len(swaps) <= MAX_SWAPS and all(a and b for a, b in swaps) else ()
+
+
+def _words(item: dict[str, Any], kind: str, source: str, target: str) -> tuple[str, ...]:
+    """The words that name what changes: the model's where they stand in a caption, else those that differ."""
+    given = item.get("words", [])
+    if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
+        raise _Malformed("'words' is no list of texts")
+    if kind == "time":
+        return ()
+    stand = [
+        " ".join(word.split())
+        for word in given
+        if word.strip() and re.search(rf"(?<!\w){re.escape(' '.join(word.split()))}(?!\w)", f"{source}\n{target}", re.I)
+    ]
+    if not stand:
+        old, new = _WORD.findall(source), _WORD.findall(target)
+        changed = [word for word in old if word not in new] + [word for word in new if word not in old]
+        stand = [word for word in changed if word.casefold() not in _ARTICLES]
+    return tuple(dict.fromkeys(stand))
+
+
+def pair_of_item(item: Any, order: Order, *, max_words: int, writer: str) -> PromptPair:
+    """Make a prompt pair of one item of an answer.
+
+    Raises:
+        _Malformed: it is not one.
+    """
+    if not isinstance(item, dict):
+        raise _Malformed("an item is no object")
+    source, target = _text(item, "source", max_words), _text(item, "target", max_words)
+    instruction = _text(item, "instruction", MAX_INSTRUCTION_WORDS)
+    if order.caption and source.casefold().rstrip(".") != order.caption.casefold().rstrip("."):
+        raise _Malformed("it changed the user's caption")
+    source = order.caption or source
+    if source.casefold() == target.casefold():
+        raise _Malformed("source and target are the same")
+    if instruction.casefold() in (source.casefold(), target.casefold()):
+        raise _Malformed("the instruction is a caption")
+    return PromptPair(
+        source=source,
+        target=target,
+        instruction=instruction,
+        kind=order.kind,
+        swaps=_swaps(source, target),
+        words=_words(item, order.kind, source, target),
+        form=order.form_text or "llm",
+        parent=content_id("caption", order.caption) if order.caption else "",
+        writer=writer,
+    )
+
+
+class LlmWriter:
+    """Asks for chunks of pairs, several at a time; answers come in the order of the chunks whatever comes first."""
+
+    max_draws = 4
+
+    def __init__(self, settings: WriterSettings) -> None:
+        """Make the client.
+
+        Raises:
+            MissingExtra: the `openai` package is not installed.
+            InputError: no model is named, or there is no key.
+        """
+        self.chunk_size = settings.llm.pairs_per_request
+        self.num_parallel = settings.llm.limits.num_parallel
+        self.endpoint = Endpoint(settings.llm, settings.cache)
+        self._settings = settings
+        self._name = f"llm {self.endpoint.model}"
+        self._used = Usage()
+
+    def facts(self) -> dict[str, Any]:
+        """Requests, tokens and cost of the answers that were used, whenever they were paid."""
+        return {
+            "requests": self._used.num_requests,
+            "input_tokens": self._used.num_input,
+            "output_tokens": self._used.num_output,
+            "cost": round(self.endpoint.budget.cost(self._used), 6),
+        }
+
+    def write(self, chunks: Sequence[Sequence[Order]]) -> Iterator[Answer]:
+        """Ask for all chunks at once.
+
+        Raises:
+            WritingStopped: a limit of cost or tokens was reached.
+            InputError: the endpoint cannot be used.
+        """
+        pool = ThreadPoolExecutor(max_workers=self.num_parallel, thread_name_prefix="llm")
+        try:
+            for chunk, asked in zip(chunks, pool.map(self._ask, chunks), strict=True):
+                self._used += asked.reply.usage
+                yield from self._answers(chunk, asked)
+        except BaseException:
+            self.endpoint.close()
+            raise
+        finally:
+            # Requests under way are waited for: they are paid, so their answers are to be kept.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _ask(self, chunk: Sequence[Order]) -> Asked:
+        messages = write_messages(chunk, self._settings.examples)
+        return self.endpoint.ask(messages, schema=SCHEMA, seed=derive_seed("request", chunk[0].seed))
+
+    def _answers(self, chunk: Sequence[Order], asked: Asked) -> Iterator[Answer]:
+        try:
+            items = parse_items(asked.reply)
+        except _Malformed as error:
+            raw = asked.reply.refusal or asked.reply.content
+            for index, order in enumerate(chunk):
+                yield Answer(order, reason=str(error), raw="" if index else raw, request=asked.request_id)
+            return
+        for index, order in enumerate(chunk):
+            if index >= len(items):
+                reason = "the answer has fewer pairs than asked for"
+                yield Answer(order, reason=reason, request=asked.request_id)
+                continue
+            item, request = items[index], asked.request_id
+            try:
+                pair = pair_of_item(item, order, max_words=self._settings.llm.max_words, writer=self._name)
+                yield Answer(order, pair, request=request)
+            except _Malformed as error:
+                raw = json.dumps(item, ensure_ascii=False)
+                yield Answer(order, reason=str(error), raw=raw, request=request)

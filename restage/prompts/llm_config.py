@@ -1,0 +1,118 @@
+"""Settings of the writer that asks a language model: where it is, how it is asked, and what it may cost."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from restage.records import InputError
+
+__all__ = ["Access", "LlmConfig", "LlmLimits", "find_access"]
+
+DEFAULT_URL = "https://api.openai.com/v1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlmLimits:
+    """How fast a model is asked, and when to stop; none of it changes what is written, only how much."""
+
+    num_parallel: int = 4
+    """Requests under way at the same time."""
+    timeout_s: float = 120.0
+    """For one answer."""
+    max_tries: int = 6
+    """Times a request is sent, with growing pauses, when the server is busy, fails or does not answer."""
+    requests_per_minute: int = 0
+    """0 = no limit."""
+    tokens_per_minute: int = 0
+    """In and out together; 0 = no limit."""
+    input_price: float = 0.0
+    """Of a million tokens that are sent, in whatever currency `max_cost` is in."""
+    output_price: float = 0.0
+    """Of a million tokens that are answered."""
+    max_cost: float | None = None
+    """Stop before a request that could go past this; all requests of the cache folder count. Needs the prices."""
+    max_tokens: int | None = None
+    """The same, in tokens in and out."""
+
+    def __post_init__(self) -> None:
+        if self.num_parallel < 1 or self.max_tries < 1 or self.timeout_s <= 0:
+            raise InputError("num_parallel and max_tries must be at least 1, and timeout_s above 0")
+        if min(self.requests_per_minute, self.tokens_per_minute, self.input_price, self.output_price) < 0:
+            raise InputError("rates and prices must not be negative")
+        if self.max_cost is not None and not (self.input_price or self.output_price):
+            raise InputError("max_cost needs prices; add --llm.limits.input-price and --llm.limits.output-price")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlmConfig:
+    """Which model writes, and how it is asked."""
+
+    base_url: str = ""
+    """Of any OpenAI-compatible endpoint; default: OPENAI_BASE_URL, else OpenAI's own."""
+    model: str = ""
+    """Its name there; default: RESTAGE_LLM_MODEL."""
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key. The key itself is never a flag, since flags are recorded."""
+    pairs_per_request: int = 10
+    """Prompt pairs asked for at once."""
+    temperature: float = 1.0
+    """Of its sampling."""
+    max_output_tokens: int = 4000
+    """Of one answer; also what the cost limit expects of an answer that is under way."""
+    max_words: int = 50
+    """Of a caption; longer ones are rejected (77 tokens fit a CLIP text encoder)."""
+    cache: Path | None = None
+    """Where answers are kept, so that nothing is paid twice; default: `prompts/llm` of the run."""
+    limits: LlmLimits = LlmLimits()
+    """Rates and costs."""
+
+    def __post_init__(self) -> None:
+        if self.pairs_per_request < 1 or self.max_output_tokens < 1 or self.max_words < 3:
+            raise InputError("pairs_per_request and max_output_tokens must be at least 1, max_words at least 3")
+        parts = urlsplit(self.base_url)
+        if parts.username or parts.password or parts.query:
+            raise InputError("base_url must hold no user, password or query, since it is recorded; use key_variable")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides what is written; a change of anything else goes on with the same work."""
+        return {
+            "model": self.model or os.environ.get("RESTAGE_LLM_MODEL", ""),
+            "pairs_per_request": self.pairs_per_request,
+            "temperature": self.temperature,
+            "max_output_tokens": self.max_output_tokens,
+            "max_words": self.max_words,
+        }
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where to ask, with which key. Never recorded; its text form hides the key."""
+
+    base_url: str
+    model: str
+    key: str
+
+    def __repr__(self) -> str:
+        return f"Access({self.base_url!r}, {self.model!r}, key hidden)"
+
+
+def find_access(config: LlmConfig) -> Access:
+    """Take from the environment what the config leaves open.
+
+    Raises:
+        InputError: no model is named, or OpenAI itself is asked without a key.
+    """
+    url = config.base_url or os.environ.get("OPENAI_BASE_URL", "")
+    model = config.model or os.environ.get("RESTAGE_LLM_MODEL", "")
+    key = os.environ.get(config.key_variable, "")
+    if not model:
+        raise InputError("no model is named; set RESTAGE_LLM_MODEL or --llm.model")
+    if not key and not url:
+        raise InputError(
+            f"{config.key_variable} is not set; set it, or name a server that needs no key by --llm.base-url"
+        )
+    return Access(url or DEFAULT_URL, model, key)

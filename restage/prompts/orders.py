@@ -1,0 +1,96 @@
+"""What the prompts stage asks of a writer, and what it gets back; every writer imports this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from restage.prompts.form import Form, write_form
+from restage.prompts.llm_config import LlmConfig
+from restage.records import PromptPair
+
+__all__ = ["Answer", "Example", "Order", "Writer", "WriterSettings", "WritingStopped"]
+
+
+class WritingStopped(Exception):
+    """A limit of the user's was reached; what was written before stands. The message says which limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One prompt pair to write."""
+
+    kind: str
+    """Kind of edit."""
+    seed: int
+    """Chooses among what can be written."""
+    form: Form | None = None
+    """What else is fixed; None leaves it to the writer."""
+    is_control: bool = False
+    """Whether the form was drawn without regard to what was learned."""
+    caption: str = ""
+    """The source caption, where it is the user's."""
+
+    @property
+    def form_text(self) -> str:
+        """The `form` field of the pair; empty where the writer names it."""
+        return write_form(self.form, is_control=self.is_control) if self.form else ""
+
+
+class Answer(NamedTuple):
+    """What became of an order: a pair, or a reason why there is none and what there is instead."""
+
+    order: Order
+    pair: PromptPair | None = None
+    reason: str = ""
+    raw: str = ""
+    is_final: bool = False
+    """Whether ordering the same again is of no use."""
+    request: str = ""
+    """Id of the request that it came from, for writers that make requests."""
+
+
+class Example(NamedTuple):
+    """An accepted pair, to show a writer what works."""
+
+    source: str
+    target: str
+    instruction: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterSettings:
+    """What a writer is made from; each takes what it needs."""
+
+    llm: LlmConfig = LlmConfig()
+    cache: Path = Path("llm")
+    """Where answers that cost something are kept."""
+    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    """Accepted pairs of earlier runs, by form, best first."""
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """Writes prompt pairs; one file each, listed in the menu `WRITERS`."""
+
+    chunk_size: int
+    """Orders of one kind and form that it takes at once."""
+    num_parallel: int
+    """Such chunks that it works on at the same time."""
+    max_draws: int
+    """How often one pair is ordered before the order is given up."""
+
+    def write(self, chunks: Sequence[Sequence[Order]]) -> Iterator[Answer]:
+        """Answer every order, in order; the same orders get the same answers.
+
+        Raises:
+            WritingStopped: a limit was reached.
+            InputError: it cannot go on.
+        """
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What the stage's record says of its work; nothing that depends on kills and restarts."""
+        ...

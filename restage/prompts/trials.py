@@ -1,0 +1,91 @@
+"""Finished pairs of earlier runs as trials of prompt forms, read from the manifests of their pairs stage."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from restage.prompts.captions import features_of_pair
+from restage.prompts.form import Form, read_form
+from restage.prompts.forms import Trial
+from restage.prompts.orders import Example
+from restage.records import InputError
+
+__all__ = ["Learned", "Yield", "measure_yield", "read_trials"]
+
+COLUMNS = ("kind", "form", "instruction", "source_caption", "target_caption", "direction_similarity", "accepted")
+EXAMPLES_PER_FORM = 4
+
+
+class Learned(NamedTuple):
+    """What earlier runs say."""
+
+    trials: tuple[Trial, ...]
+    examples: dict[str, tuple[Example, ...]]
+    """By form, best first."""
+
+
+class Yield(NamedTuple):
+    """Share of pairs that were accepted, with the interval that holds it with 95 % (Wilson's)."""
+
+    share: float
+    """NaN without pairs."""
+    low: float
+    high: float
+    num_pairs: int
+
+
+def measure_yield(trials: Sequence[Trial]) -> Yield:
+    """Yield of some trials; the control slice's is the unbiased one."""
+    count, z = len(trials), 1.96
+    if not count:
+        return Yield(float("nan"), 0.0, 1.0, 0)
+    share = sum(trial.is_accepted for trial in trials) / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
+    return Yield(share, float(middle - half), float(middle + half), count)
+
+
+def _rows(run: Path) -> Iterator[dict[str, Any]]:
+    path = run / "pairs" / "manifest.parquet"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; learn_from takes runs whose pairs are made: restage pairs {run}")
+    file = pq.ParquetFile(path)
+    if missing := [name for name in COLUMNS if name not in file.schema_arrow.names]:
+        raise InputError(f"{path} has no column {missing[0]!r}; expected the manifest of a pairs stage")
+    for batch in file.iter_batches(columns=list(COLUMNS)):
+        yield from batch.to_pylist()
+
+
+def _trial(row: dict[str, Any]) -> Trial:
+    found = read_form(row["form"])
+    # A pair of unlearned writing is a fair draw of all that its kind of edit allows.
+    form = found.form if found else Form((("kind", row["kind"]),))
+    features = frozenset({**features_of_pair(row), **form.as_dict}.items())
+    return Trial(form, features, bool(row["accepted"]), found is not None and found.is_control)
+
+
+def read_trials(runs: Sequence[Path]) -> Learned:
+    """Read every finished pair of some runs.
+
+    Raises:
+        InputError: a run has no manifest of pairs.
+    """
+    trials: list[Trial] = []
+    best: dict[str, list[tuple[float, Example]]] = defaultdict(list)
+    for run in runs:
+        for row in _rows(run):
+            trial = _trial(row)
+            trials.append(trial)
+            if trial.is_accepted:
+                example = Example(row["source_caption"], row["target_caption"], row["instruction"])
+                found = best[str(trial.form)]
+                found.append((-float(row["direction_similarity"]), example))
+                found.sort()
+                del found[EXAMPLES_PER_FORM:]
+    return Learned(tuple(trials), {form: tuple(example for _, example in found) for form, found in best.items()})
