@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from restage.compare.protocol import CompareConfig
-from restage.diffusion.sampler import LocalBlend
+from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
 from restage.edit import Idu, ReplaceOnce, Restage
 from restage.edit.stage import EditConfig
@@ -39,7 +39,9 @@ def tiny_demo_config(models: Models) -> DemoConfig:
     return DemoConfig(
         prompts=PromptsConfig(num_prompts=6),
         pairs=PairsConfig(
-            generate=GenerateConfig(num_steps=2, batch_size=2, blend=LocalBlend()), rule=ACCEPT_ALL, pairs_per_shard=2
+            generate=GenerateConfig(sampler=SamplerConfig(num_steps=2), batch_size=2),
+            rule=ACCEPT_ALL,
+            pairs_per_shard=2,
         ),
         train=TrainConfig(
             training=TrainingConfig(num_steps=4, batch_size=2, num_warmup_steps=1, checkpoint_every_s=0.0)

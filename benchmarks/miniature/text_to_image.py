@@ -15,9 +15,12 @@ from torch import Tensor
 from benchmarks.miniature.held_out import Captioned
 from benchmarks.miniature.verdicts import Seen, Verdict, judge, seen_in
 from restage.diffusion.alignment import token_mask
-from restage.diffusion.attention import PairControl
 from restage.diffusion.backbone import Backbone
-from restage.diffusion.sampler import LocalBlend, blend_masks, denoise, initial_noise, latent_shape
+from restage.diffusion.control import BlendControl
+from restage.diffusion.control_options import LocalBlend
+from restage.diffusion.sampler import initial_noise, latent_shape
+from restage.diffusion.solvers import denoise
+from restage.diffusion.word_maps import blend_masks
 from restage.miniature.grounding import watched
 from restage.miniature.probe import Probe, read_pictures
 from restage.miniature.probe_pictures import FIRST_KIND_CLASS
@@ -81,10 +84,19 @@ def _sample_batch(backbone: Backbone, items: Sequence[Captioned], sampling: Samp
 
 def local_blend_mask(attention: Float[Tensor, "words 16 16"]) -> Bool[Tensor, "words 16 16"]:
     """Threshold word maps with the code and the settings of local blend."""
-    num_words, nothing = len(attention), torch.zeros(len(attention), 1)
-    control = PairControl(nothing[:, None], nothing, nothing[:, 0], torch.ones(num_words, 1), torch.ones(num_words, 1))
-    size = (attention.shape[1], attention.shape[2])
-    return blend_masks(attention.repeat(2, 1, 1), control, size=size, threshold=LocalBlend().threshold) > 0.5
+    one, none = torch.ones(len(attention), 1), torch.zeros(len(attention), 1)
+    settings, ones = LocalBlend(), torch.ones(len(attention))
+    blend = BlendControl(
+        source_words=one,
+        edit_words=one,
+        source_kept=none,
+        edit_kept=none,
+        start=settings.start * ones,
+        threshold=settings.threshold * ones,
+        kept_threshold=settings.kept_threshold * ones,
+    )
+    maps = attention[:, None].repeat(2, 2, 1, 1)
+    return blend_masks(maps, blend, size=(attention.shape[1], attention.shape[2])) > 0.5
 
 
 def _word_masks(

@@ -1,203 +1,148 @@
 """Attention control as algebra on the values: what the edit branch attends to is taken from the source branch.
 
-Replacing, refining and injecting attention are all linear in the probabilities along the key axis, so each is a change
-of queries, keys or values before the usual fused attention; no probability map is ever in memory. Every pair brings its
-own small tensors, so unlike pairs go through one batched UNet call. The sampler makes a `StepControl` for each step and
-hands it to the backbone, which installs it with `controlled`.
+Replacing, refining, reweighting and injecting attention are all linear in the probabilities along the key axis, so
+each is a change of queries, keys or values before the usual fused attention; no probability map is ever in memory. A
+batch is [sources | edits], for guidance twice, [unconditional | conditional]; several edits may share a source. The
+control of a step is an argument of the UNet call: one set of processors, and one compiled UNet, serve all steps.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from restage.diffusion.control import INJECT, MUTUAL, StepControl
 from restage.records import InputError
 
-__all__ = ["PairControl", "StepControl", "WordMaps", "controlled", "merge_controls"]
+__all__ = ["attention_layers", "controlled"]
 
 
-class WordMaps:
-    """Running mean, over heads, layers and steps, of where the chosen words of each branch attend in the picture.
-
-    These are the branch's own maps: where control replaces the attention of the edit branch, what it would have
-    attended to is recorded, since what replaces it is in the source branch's map already.
-    """
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        """Record at cross-attention layers whose queries are `size` x `size` for one of `sizes`."""
-        self.sizes = tuple(sizes)
-        self._sums: dict[int, Tensor] = {}
-        self._counts: dict[int, int] = {}
-
-    def add(self, maps: Float[Tensor, "items pixels"]) -> None:
-        """Add one layer's maps (mean over its heads); layers of other sizes must not be added."""
-        size = round(maps.shape[-1] ** 0.5)
-        added = maps.detach().float()
-        self._sums[size] = self._sums[size] + added if size in self._sums else added
-        self._counts[size] = self._counts.get(size, 0) + 1
-
-    def mean(self) -> Float[Tensor, "items size size"]:
-        """The mean map of each item at the largest recorded size; smaller ones are resized to it (bilinear).
-
-        Raises:
-            RuntimeError: nothing was recorded, which means that no layer has one of the asked sizes.
-        """
-        if not self._sums:
-            raise RuntimeError(f"no cross-attention layer has queries at any of the sizes {self.sizes}")
-        largest = max(self._sums)
-        total = torch.zeros(())
-        for size, maps in self._sums.items():
-            square = maps.unflatten(-1, (1, size, size))
-            total = total.to(maps) + F.interpolate(square, (largest, largest), mode="bilinear")[:, 0]
-        return total / sum(self._counts.values())
-
-
-_PAIR_TENSORS = ("word_map", "cross_until", "self_until", "source_words", "edit_words")
-
-
-@dataclass(frozen=True, eq=False)
-class PairControl:
-    """What ties the edit branch to the source branch, for a batch of pairs; token axes are the padded prompt."""
-
-    word_map: Float[Tensor, "pairs tokens tokens"]
-    """M[source token, edit token]: where the attention of a source token goes (see `alignment`)."""
-    cross_until: Float[Tensor, "pairs tokens"]
-    """Share of the steps, in [0, 1], for which an edit token takes the source's attention; 0 = never (a new word)."""
-    self_until: Float[Tensor, " pairs"]
-    """Share of the steps, in [0, 1], for which the self attention is that of the source branch."""
-    source_words: Float[Tensor, "pairs tokens"]
-    """1 for the source prompt's tokens whose maps are recorded, 0 elsewhere; all 0 = record none."""
-    edit_words: Float[Tensor, "pairs tokens"]
-    """The same for the edit prompt."""
-    self_max_size: int | None = None
-    """Inject self attention at layers of at most this many pixels a side (Prompt-to-Prompt: 16); None = all layers."""
-    self_unconditional: bool = True
-    """Whether the unconditional half gets the injection too (the pair maker of InstructPix2Pix: yes)."""
-
-    def __len__(self) -> int:
-        """Number of pairs."""
-        return self.word_map.shape[0]
-
-    @property
-    def has_words(self) -> Bool[Tensor, " pairs"]:
-        """Which pairs have words to record."""
-        return (self.source_words.sum(-1) + self.edit_words.sum(-1)) > 0
-
-    def to(self, device: torch.device | str) -> PairControl:
-        """The same with its tensors on `device`."""
-        moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in _PAIR_TENSORS}
-        return dataclasses.replace(self, **moved)
-
-    def at_step(self, step: int, num_steps: int, maps: WordMaps | None = None) -> StepControl:
-        """The control of step `step` (from 0) of `num_steps`; with `maps`, word maps are recorded into it."""
-        share = step / num_steps
-        return StepControl(
-            pairs=self,
-            cross_gate=(self.cross_until > share).to(self.cross_until.dtype),
-            self_gate=self.self_until > share,
-            maps=maps,
-        )
-
-
-def merge_controls(controls: Sequence[PairControl]) -> PairControl:
-    """Batch the pairs of several controls, in order; their layer settings must be the same.
-
-    Raises:
-        InputError: none is given, or their settings differ.
-    """
-    settings = {(control.self_max_size, control.self_unconditional) for control in controls}
-    if len(settings) != 1:
-        raise InputError(f"controls to batch need the same layer settings, got {sorted(settings, key=str)}")
-    merged: dict[str, Any] = {
-        name: torch.cat([getattr(control, name) for control in controls]) for name in _PAIR_TENSORS
-    }
-    return dataclasses.replace(controls[0], **merged)
-
-
-@dataclass(frozen=True, eq=False)
-class StepControl:
-    """A `PairControl` at one step: which of it is on."""
-
-    pairs: PairControl
-    cross_gate: Float[Tensor, "pairs tokens"]
-    """1 where an edit token takes the source's attention at this step; fractions mix."""
-    self_gate: Bool[Tensor, " pairs"]
-    """Which pairs take the source's self attention at this step."""
-    maps: WordMaps | None = None
-
-    @functools.cached_property
-    def is_cross_on(self) -> bool:
-        """Whether any pair takes cross attention from its source at this step."""
-        return bool(self.cross_gate.any())
-
-    @functools.cached_property
-    def is_self_on(self) -> bool:
-        """Whether any pair takes self attention from its source at this step."""
-        return bool(self.self_gate.any())
-
-
-def _conditional_branches(num_pairs: int, batch: int) -> tuple[slice, slice]:
-    """Rows of the source and of the edit items of the conditional half, which comes last in a batch."""
-    if batch not in (2 * num_pairs, 4 * num_pairs):
+def _num_halves(control: StepControl, rows: int) -> int:
+    """1, or 2 with guidance: how many times the batch holds all branches."""
+    branches = control.num_sources + len(control)
+    if rows not in (branches, 2 * branches):
         raise InputError(
-            f"{num_pairs} controlled pairs need a batch of {2 * num_pairs} or {4 * num_pairs}, got {batch}"
+            f"{len(control)} controlled pairs of {control.num_sources} sources need a batch of {branches} or "
+            f"{2 * branches}, got {rows}"
         )
-    return slice(batch - 2 * num_pairs, batch - num_pairs), slice(batch - num_pairs, batch)
+    return rows // branches
 
 
-def _inject_self(x: Tensor, gate: Tensor, *, unconditional: bool) -> Tensor:
-    """Give edit items the queries (or keys) of their source items where the gate is on: SDPA(Q_s, K_s, V_e)."""
-    num_pairs = gate.shape[0]
-    branches = x.unflatten(0, (-1, 2, num_pairs))
-    on = gate.view(1, -1, *(1 for _ in x.shape[1:])).expand(branches.shape[0], -1, *(-1 for _ in x.shape[1:]))
-    if not unconditional and branches.shape[0] == 2:
-        on = on & torch.tensor([False, True], device=x.device).view(2, *(1 for _ in x.shape))
-    edit = torch.where(on, branches[:, 0], branches[:, 1])
-    return torch.stack([branches[:, 0], edit], dim=1).flatten(0, 2)
+def _row_shaped(gate: Tensor, x: Tensor) -> Tensor:
+    """A gate of (halves, edits), shaped to choose among rows of (halves, edits, ...)."""
+    return gate.view(*gate.shape, *(1 for _ in x.shape[2:]))
+
+
+class _Halves:
+    """A batch taken apart: halves x [sources | edits]."""
+
+    def __init__(self, control: StepControl, rows: int) -> None:
+        self.control = control
+        self.halves = _num_halves(control, rows)
+
+    def edits(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "halves edits ..."]:
+        return x.unflatten(0, (self.halves, -1))[:, self.control.num_sources :]
+
+    def sources(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "halves edits ..."]:
+        """The source row of each edit."""
+        return x.unflatten(0, (self.halves, -1))[:, self.control.source_of]
+
+    def take(self, x: Float[Tensor, "rows ..."], gate: Tensor) -> Float[Tensor, "rows ..."]:
+        """`x`, with the rows of edits whose gate (halves, edits) is on replaced by those of their sources."""
+        edits = torch.where(_row_shaped(gate, self.edits(x)), self.sources(x), self.edits(x))
+        return torch.cat([x.unflatten(0, (self.halves, -1))[:, : self.control.num_sources], edits], dim=1).flatten(0, 1)
+
+
+def _self_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, control: StepControl, layer: float
+) -> Tensor:
+    """`SDPA(Q_s, K_s, V_e)` for edits that take the source's probabilities, `SDPA(Q_e, K_s, V_s)` for MasaCtrl's."""
+    size_squared = query.shape[2]
+    halves = _Halves(control, query.shape[0])
+    is_here = (control.max_size * control.max_size >= size_squared) & (control.first_layer <= layer)
+    is_here = is_here.expand(halves.halves, -1)
+    if halves.halves == 2:
+        is_here = torch.stack([is_here[0] & control.has_unconditional, is_here[1]])
+    is_inject, is_mutual = (control.self_kind == INJECT) & is_here, (control.self_kind == MUTUAL) & is_here
+    if control.is_inject_on:
+        query = halves.take(query, is_inject)
+    key = halves.take(key, is_inject | is_mutual)
+    if not control.is_mutual_on:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    value = halves.take(value, is_mutual)
+    if control.regions is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return _attention_by_region(query, key, value, halves, is_mutual)
+
+
+def _attention_by_region(query: Tensor, key: Tensor, value: Tensor, halves: _Halves, is_mutual: Tensor) -> Tensor:
+    """Mutual attention in which the thing attends to the thing and the rest to the rest (MasaCtrl with masks)."""
+    control, side = halves.control, round(query.shape[2] ** 0.5)
+    assert control.regions is not None
+    of_source, of_edit = (F.interpolate(x[:, None].float(), (side, side)).flatten(1) > 0.5 for x in control.regions)
+    out = []
+    for keys in (of_source, ~of_source):
+        allowed = torch.where(is_mutual[:, :, None], keys, True)
+        everything = torch.ones(halves.halves, control.num_sources, side * side, dtype=torch.bool, device=keys.device)
+        bias = torch.zeros((), dtype=query.dtype, device=query.device).masked_fill(
+            ~torch.cat([everything, allowed], dim=1).flatten(0, 1)[:, None, None], torch.finfo(query.dtype).min
+        )
+        out.append(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
+    is_thing = torch.where(is_mutual[:, :, None], of_edit, True)[:, :, None, :, None]
+    edits = torch.where(is_thing, halves.edits(out[0]), halves.edits(out[1]))
+    sources = out[0].unflatten(0, (halves.halves, -1))[:, : control.num_sources]
+    return torch.cat([sources, edits], dim=1).flatten(0, 1)
 
 
 def _cross_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, control: StepControl) -> Tensor:
-    """`SDPA(Q_s, K_s, M diag(g) V_e) + SDPA(Q_e, K_e, diag(1-g) V_e)` for conditional edit items."""
-    source, edit = _conditional_branches(len(control.pairs), query.shape[0])
-    gate = control.cross_gate[:, None, :, None].to(value.dtype)
-    from_source = control.pairs.word_map[:, None].to(value.dtype) @ (gate * value[edit])
-    own = (1 - gate) * value[edit]
+    """`SDPA(Q_s, K_s, M diag(g_s) V_e) + SDPA(Q_e, K_e, diag(g_e) V_e)` for the edits of the conditional half."""
+    if key.shape[2] != control.source_gain.shape[1]:
+        raise InputError(f"control is for {control.source_gain.shape[1]} tokens, the text has {key.shape[2]}")
+    _num_halves(control, query.shape[0])
+    edit = slice(query.shape[0] - len(control), query.shape[0])
+    source = control.source_of + (edit.start - control.num_sources)
+    source_gain, own_gain = (g[:, None, :, None].to(value.dtype) for g in (control.source_gain, control.own_gain))
+    from_source = control.word_map[:, None].to(value.dtype) @ (source_gain * value[edit])
     out = F.scaled_dot_product_attention(
         torch.cat([query, query[source]]),
         torch.cat([key, key[source]]),
-        torch.cat([value[: edit.start], own, from_source]),
+        torch.cat([value[: edit.start], own_gain * value[edit], from_source]),
         attn_mask=None if mask is None else torch.cat([mask, mask[source]]),
     )
     batch = query.shape[0]
     return torch.cat([out[: edit.start], out[edit] + out[batch:]])
 
 
-def _record(query: Tensor, key: Tensor, mask: Tensor | None, control: StepControl, maps: WordMaps) -> None:
-    """Sum the probabilities of the chosen words, as attention over an indicator of them in place of the values."""
-    rows = slice(query.shape[0] - 2 * len(control.pairs), query.shape[0])
-    words = torch.cat([control.pairs.source_words, control.pairs.edit_words])
-    indicator = torch.zeros_like(key[rows])
-    indicator[..., 0] = words[:, None].to(key.dtype)
-    mask = None if mask is None else mask[rows]
-    out = F.scaled_dot_product_attention(query[rows], key[rows], indicator, attn_mask=mask)
-    maps.add(out[..., 0].mean(dim=1))
+def _record(query: Tensor, key: Tensor, mask: Tensor | None, control: StepControl) -> None:
+    """Sum the probabilities of the chosen words, as attention over indicators of them in place of the values."""
+    assert control.words is not None and control.maps is not None
+    edit = torch.arange(query.shape[0] - len(control), query.shape[0], device=query.device)
+    rows = torch.cat([control.source_of + (query.shape[0] - len(control) - control.num_sources), edit])
+    indicator = torch.zeros(len(rows), 1, *key.shape[2:], dtype=key.dtype, device=key.device)
+    indicator[:, 0, :, :2] = control.words.transpose(1, 2).to(key.dtype)
+    out = F.scaled_dot_product_attention(
+        query[rows],
+        key[rows],
+        indicator.expand(-1, key.shape[1], -1, -1),
+        attn_mask=None if mask is None else mask[rows],
+    )
+    control.maps.add(out[..., :2].mean(dim=1).transpose(1, 2))
 
 
-class _ControlledProcessor:
-    """An attention processor of diffusers that applies a `StepControl`; otherwise does what `AttnProcessor2_0` does."""
+class ControlledProcessor:
+    """An attention processor of diffusers that applies a `StepControl`; without one it does what the usual one does."""
 
-    def __init__(self, control: StepControl) -> None:
-        self.control = control
+    def __init__(self, layer: float) -> None:
+        """Make that of a layer: the share of the layers of its kind that are called before it."""
+        self.layer = layer
         self.num_calls = 0
 
     def __call__(
@@ -207,8 +152,11 @@ class _ControlledProcessor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
+        control: StepControl | None = None,
     ) -> Tensor:
-        self.num_calls += 1
+        """Attend; `control` comes from the `cross_attention_kwargs` of the UNet call."""
+        if control is not None and not torch.compiler.is_compiling():
+            self.num_calls += 1
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         batch, context_length, _ = context.shape
         to_q, to_k, to_v, (to_out, dropout) = attn.to_q, attn.to_k, attn.to_v, cast(nn.ModuleList, attn.to_out)
@@ -221,39 +169,37 @@ class _ControlledProcessor:
         key = key if attn.norm_k is None else attn.norm_k(key)
         mask = attn.prepare_attention_mask(attention_mask, context_length, batch)  # pyright: ignore[reportArgumentType]
         mask = None if mask is None else mask.view(batch, attn.heads, -1, mask.shape[-1])
-        if encoder_hidden_states is None:
-            out = self._self_attention(query, key, value, mask)
+        if control is None:
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        elif encoder_hidden_states is None:
+            out = self._self(query, key, value, mask, control)
         else:
-            out = self._cross_attention(query, key, value, mask)
+            out = self._cross(query, key, value, mask, control)
         return dropout(to_out(out.transpose(1, 2).flatten(2))) / attn.rescale_output_factor
 
-    def _self_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        control, pairs = self.control, self.control.pairs
-        is_small = pairs.self_max_size is None or query.shape[2] <= pairs.self_max_size**2
-        if control.is_self_on and is_small:
-            _conditional_branches(len(pairs), query.shape[0])
-            query = _inject_self(query, control.self_gate, unconditional=pairs.self_unconditional)
-            key = _inject_self(key, control.self_gate, unconditional=pairs.self_unconditional)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    def _self(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, control: StepControl) -> Tensor:
+        if query.shape[2] > control.largest_size**2 or self.layer < control.earliest_layer:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return _self_attention(query, key, value, mask, control=control, layer=self.layer)
 
-    def _cross_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        control = self.control
-        if control.maps is not None and query.shape[2] in {size**2 for size in control.maps.sizes}:
-            _record(query, key, mask, control, control.maps)
+    def _cross(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, control: StepControl) -> Tensor:
+        if control.maps is not None and query.shape[2] == control.maps.size**2:
+            _record(query, key, mask, control)
         if not control.is_cross_on:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        if key.shape[2] != control.cross_gate.shape[1]:
-            raise InputError(f"control is for {control.cross_gate.shape[1]} tokens, the text has {key.shape[2]}")
         return _cross_attention(query, key, value, mask, control)
 
 
-def _attention_layers(unet: nn.Module) -> list[Attention]:
-    """All attention layers, found by type.
+def attention_layers(unet: nn.Module) -> list[Attention]:
+    """All attention layers in the order of their calls (down, middle, up), found by type.
 
     Raises:
-        InputError: there are not as many as processors, not as many cross as self layers, or none.
+        InputError: there are not as many as processors, not as many cross as self layers, or none; or some are of a
+            kind that Stable Diffusion does not have.
     """
-    layers = [module for module in unet.modules() if isinstance(module, Attention)]
+    blocks = [getattr(unet, name, None) for name in ("down_blocks", "mid_block", "up_blocks")]
+    parts = [block for block in blocks if block is not None] or [unet]
+    layers = [module for part in parts for module in part.modules() if isinstance(module, Attention)]
     num_cross = sum(layer.is_cross_attention for layer in layers)
     num_expected = len(getattr(unet, "attn_processors", layers))
     if not layers or len(layers) != num_expected or 2 * num_cross != len(layers):
@@ -269,22 +215,37 @@ def _attention_layers(unet: nn.Module) -> list[Attention]:
     return layers
 
 
-@contextlib.contextmanager
-def controlled(unet: nn.Module, control: StepControl) -> Iterator[None]:
-    """Within it, calls of the UNet are under `control`; afterwards the layers are as they were.
+_PROCESSORS: WeakKeyDictionary[nn.Module, list[ControlledProcessor]] = WeakKeyDictionary()
 
-    The batch of a call is [source x n | edit x n], once or, for guidance, twice: [unconditional | conditional].
+
+def _processors_of(unet: nn.Module, layers: list[Attention]) -> list[ControlledProcessor]:
+    """Those of a UNet, always the same objects, so that a compiled UNet need not be compiled again."""
+    if unet not in _PROCESSORS:
+        num_called = {True: 0, False: 0}
+        made = []
+        for layer in layers:
+            made.append(ControlledProcessor(2 * num_called[layer.is_cross_attention] / len(layers)))
+            num_called[layer.is_cross_attention] += 1
+        _PROCESSORS[unet] = made
+    return _PROCESSORS[unet]
+
+
+@contextlib.contextmanager
+def controlled(unet: nn.Module) -> Iterator[None]:
+    """Within it, the UNet takes `cross_attention_kwargs={"control": StepControl}`; afterwards it is as it was.
 
     Raises:
-        InputError: the UNet's layers are not those that control knows, or the batch does not fit the pairs.
-        RuntimeError: some layers were called and others were not.
+        InputError: the UNet's layers are not those that control knows.
+        RuntimeError: control reached some layers and others not.
     """
-    layers = _attention_layers(unet)
-    before = [layer.processor for layer in layers]
-    processors = [_ControlledProcessor(control) for _ in layers]
+    unet = getattr(unet, "_orig_mod", unet)  # of a compiled module
+    layers = attention_layers(unet)
+    processors = _processors_of(unet, layers)
+    before: list[Any] = [layer.processor for layer in layers]
     try:
         for layer, processor in zip(layers, processors, strict=True):
             layer.processor = processor  # pyright: ignore[reportAttributeAccessIssue]  (it is called, no more)
+            processor.num_calls = 0
         yield
     finally:
         for layer, processor in zip(layers, before, strict=True):

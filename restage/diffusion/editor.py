@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone, load_backbone, load_part, save_backbone, save_half
-from restage.diffusion.sampler import denoise, initial_noise
+from restage.diffusion.sampler import initial_noise
 from restage.diffusion.schedule import Schedule
+from restage.diffusion.solvers import denoise
 from restage.records import InputError, read_json, write_json
 
 __all__ = [

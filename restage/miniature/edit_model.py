@@ -11,6 +11,7 @@ from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.editor import Guidance, load_edit_model, save_edit_model
 from restage.diffusion.training import TrainingConfig
+from restage.diffusion.pair_sampler import SamplerConfig
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig, run_pairs
@@ -45,7 +46,7 @@ RULE = PairRule(min_image_similarity=0.25, min_direction_similarity=0.3, min_tex
 texts at least 0.75; directions at least 0.5, but for reshape and resize, which it hardly sees. Published CLIPs need
 other thresholds."""
 
-PAIRS = PairsConfig(generate=GenerateConfig(num_steps=14, guidance=3.0), rule=RULE, pairs_per_shard=32)
+PAIRS = PairsConfig(generate=GenerateConfig(sampler=SamplerConfig(num_steps=14), guidance=3.0), rule=RULE, pairs_per_shard=32)
 """How the miniature's pairs are made, here and in the demo; more guidance makes colours too strong."""
 
 GUIDANCE = Guidance(text=1.5, image=1.5)

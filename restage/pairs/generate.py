@@ -5,50 +5,52 @@ Everything that depends on a pair (alignment, words, seed, strengths) becomes a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from restage.diffusion.alignment import Alignment, CaptionsDiffer, align_phrases, align_swaps, token_mask
-from restage.diffusion.attention import PairControl, merge_controls
 from restage.diffusion.backbone import Backbone
-from restage.diffusion.sampler import LocalBlend, blend_masks, sample_pairs
+from restage.diffusion.control import PairControl
+from restage.diffusion.control_options import ControlOptions, build_control
+from restage.diffusion.pair_sampler import PairBatch, PairStep, SamplerConfig, sample_pairs
+from restage.diffusion.word_maps import blend_masks
 from restage.records import InputError, PromptPair, content_id, derive_seed
 
-__all__ = ["GenerateConfig", "GeneratedPairs", "PairJob", "generate_pairs", "make_control", "make_jobs"]
+__all__ = ["GenerateConfig", "GeneratedPairs", "IsHopeless", "PairJob", "generate_pairs", "make_control", "make_jobs"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
     """How pairs are sampled."""
 
-    num_steps: int = 18
-    """Sampling steps (DPM-Solver++ 2M)."""
+    sampler: SamplerConfig = SamplerConfig()
+    """Solver, steps, where guidance is on."""
     guidance: float = 4.0
     """Strength of classifier-free guidance; 1 = none."""
-    cross_share: float = 0.8
-    """Share of the steps with the source's cross attention (0.8 in Prompt-to-Prompt's own code)."""
+    control: ControlOptions = ControlOptions()
+    """How edits are held to their sources; the end of `self_window` is drawn for each pair, see `self_share`."""
     self_share: tuple[float, float] = (0.3, 0.7)
     """Lowest and highest share of the steps with the source's self attention; each pair draws its own in between,
     as the pair maker of InstructPix2Pix does (there 0.1 to 0.9)."""
-    self_max_size: int | None = None
-    """Inject self attention at layers of at most this many pixels a side; None = all layers."""
-    blend: LocalBlend = LocalBlend()
-    """Local blend, for pairs that name words."""
+    check_after: float = 0.5
+    """Share of the steps after which pairs that have no chance are given up, where the caller says which; 1 = never."""
     batch_size: int = 16
-    """Pairs per UNet call (times four: two branches, two guidance halves)."""
+    """Pairs per UNet call; pairs of one source caption and sample share their source."""
 
     def __post_init__(self) -> None:
         low, high = self.self_share
-        if not (0 <= low <= high <= 1 and 0 <= self.cross_share <= 1):
+        if not 0 <= low <= high <= 1:
             raise InputError(f"shares of steps must lie in [0, 1], low before high; got {self.self_share}")
-        if self.num_steps < 1 or self.batch_size < 1:
-            raise InputError(f"num_steps and batch_size must be at least 1, got {self.num_steps}, {self.batch_size}")
+        if not 0 < self.check_after <= 1:
+            raise InputError(f"check_after must be a share of the steps in (0, 1], got {self.check_after}")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class PairJob:
     sample: int
     """Number of the sample of this prompt pair, from 0."""
     seed: int
-    """Of the initial noise, which both branches share."""
+    """Of the noise, which both branches share; the same for all prompt pairs with this source caption."""
     self_share: float
     """Share of the steps with the source's self attention."""
 
@@ -75,30 +77,29 @@ class GeneratedPairs(NamedTuple):
     """1 where the pair may differ, else 0."""
     controls: tuple[str, ...]
     """How cross attention was controlled: `replace` or `refine`."""
+    steps: tuple[int, ...]
+    """How many steps each was sampled for; one that was given up early is shown as it was predicted then."""
+
+
+IsHopeless = Callable[[Sequence[PairJob], GeneratedPairs], Sequence[bool]]
+"""Says of jobs, from their pictures as predicted half-way, which are not worth finishing."""
 
 
 def make_jobs(
     prompts: Sequence[PromptPair], config: GenerateConfig, *, samples_per_prompt: int, run_seed: int
 ) -> list[PairJob]:
-    """List the pairs to make; each depends on its own prompt pair, sample number, run seed and config only."""
+    """List the pairs to make; each depends on its own prompt pair, sample number, run seed and config only.
+
+    Prompt pairs with the same source caption get the same noise, so that one sampled source serves them all.
+    """
     jobs = []
     for prompt in prompts:
         for sample in range(samples_per_prompt):
             pair_id = content_id("pair", {"prompt": prompt.id, "sample": sample, "seed": run_seed, "config": config})
-            seed = derive_seed(run_seed, prompt.id, sample)
-            share = np.random.default_rng(derive_seed(seed, "self_share")).uniform(*config.self_share)
+            seed = derive_seed(run_seed, prompt.source, sample)
+            share = np.random.default_rng(derive_seed(seed, prompt.id, "self_share")).uniform(*config.self_share)
             jobs.append(PairJob(id=pair_id, prompt=prompt, sample=sample, seed=seed, self_share=round(share, 4)))
     return jobs
-
-
-def _align(backbone: Backbone, prompt: PromptPair) -> tuple[str, Alignment]:
-    """Word replacement if the captions differ by their swaps alone, else what they have in common."""
-    if prompt.swaps:
-        try:
-            return "replace", align_swaps(backbone.tokenizer, prompt.source, prompt.target, prompt.swaps)
-        except CaptionsDiffer:
-            pass  # "refine" says so in the pair's facts
-    return "refine", align_phrases(backbone.tokenizer, prompt.source, prompt.target)
 
 
 def make_control(backbone: Backbone, job: PairJob, config: GenerateConfig) -> tuple[str, PairControl]:
@@ -107,47 +108,76 @@ def make_control(backbone: Backbone, job: PairJob, config: GenerateConfig) -> tu
     Raises:
         InputError: a caption is too long, or none of the pair's words stands in either caption.
     """
-    prompt, tokenizer = job.prompt, backbone.tokenizer
-    name, alignment = _align(backbone, prompt)
-    control = PairControl(
-        word_map=alignment.word_map[None],
-        cross_until=config.cross_share * alignment.gate[None],
-        self_until=torch.tensor([job.self_share]),
-        source_words=token_mask(tokenizer, prompt.source, prompt.words)[None],
-        edit_words=token_mask(tokenizer, prompt.target, prompt.words)[None],
-        self_max_size=config.self_max_size,
+    prompt, options = job.prompt, config.control
+    options = dataclasses.replace(options, self_window=(min(options.self_window[0], job.self_share), job.self_share))
+    return build_control(
+        backbone.tokenizer, prompt.source, prompt.target, swaps=prompt.swaps, words=prompt.words, options=options
     )
-    if prompt.words and not bool(control.has_words.any()):
-        raise InputError(f"none of the words {list(prompt.words)} stands in {prompt.source!r} or {prompt.target!r}")
-    return name, control
 
 
-def generate_pairs(backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig) -> GeneratedPairs:
+def _batch(backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig) -> tuple[tuple[str, ...], PairBatch]:
+    """Names of the controls, and the tensors of all jobs; jobs of one source caption and seed share their source."""
+    names, controls = zip(*(make_control(backbone, job, config) for job in jobs), strict=True)
+    sources = list(dict.fromkeys((job.prompt.source, job.seed) for job in jobs))
+    return names, PairBatch(
+        control=PairControl.merge(controls),
+        source_of=torch.tensor([sources.index((job.prompt.source, job.seed)) for job in jobs]),
+        source_text=backbone.encode_prompts([caption for caption, _ in sources]),
+        edit_text=backbone.encode_prompts([job.prompt.target for job in jobs]),
+        seeds=tuple(seed for _, seed in sources),
+        guidance=torch.full((len(sources),), float(config.guidance)),
+    )
+
+
+def _pictures(
+    backbone: Backbone, state: PairStep, *, control: PairControl, is_final: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sources, edited pictures and masks of the edits of a step: of its latents, or of the clean ones it predicts."""
+    latents = (state.source_latents, state.edit_latents) if is_final else (state.source_x0, state.edit_x0)
+    sources, edited = backbone.decode_latents(torch.cat(latents)).cpu().split([len(part) for part in latents])
+    size = (sources.shape[2], sources.shape[3])
+    masks = torch.ones(len(edited), *size)
+    if state.maps is not None:
+        masks = blend_masks(state.maps.cpu(), control.select(state.edits).blend, size=size)
+    return sources[state.source_of], edited, masks
+
+
+def generate_pairs(
+    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, *, is_hopeless: IsHopeless | None = None
+) -> GeneratedPairs:
     """Make one batch of pairs; the same jobs in the same batch give the same pictures.
+
+    Args:
+        backbone: the text-to-image model.
+        jobs: the pairs.
+        config: how.
+        is_hopeless: asked once, after `config.check_after` of the steps; what it names is not sampled further.
 
     Raises:
         InputError: as `make_control`.
     """
-    names, controls = zip(*(make_control(backbone, job, config) for job in jobs), strict=True)
-    control = merge_controls(controls)
-    text = backbone.encode_text([job.prompt.source for job in jobs] + [job.prompt.target for job in jobs])
-    source_text, edit_text = text.chunk(2)
-    states = sample_pairs(
-        backbone,
-        control,
-        source_text=source_text,
-        edit_text=edit_text,
-        seeds=[job.seed for job in jobs],
-        guidance=torch.full((len(jobs),), config.guidance),
-        num_steps=config.num_steps,
-        blend=config.blend,
-    )
-    *_, last = states
-    latents = torch.cat([last.source_latents, last.edit_latents])
-    sources, edited = backbone.decode_latents(latents).float().cpu().clamp(0, 1).chunk(2)
-    size = (sources.shape[2], sources.shape[3])
-    if last.maps is None:
-        masks = torch.ones(len(jobs), *size)
-    else:
-        masks = blend_masks(last.maps.cpu(), control, size=size, threshold=config.blend.threshold)
-    return GeneratedPairs(sources, edited, masks, names)
+    names, batch = _batch(backbone, jobs, config)
+    num_steps = config.sampler.num_steps
+    check_step = round(config.check_after * num_steps) if is_hopeless is not None else num_steps
+    made: list[list[Tensor]] = [[] for _ in jobs]
+    steps = [0] * len(jobs)
+
+    def store(state: PairStep, *, is_final: bool) -> tuple[Tensor, Tensor, Tensor]:
+        pictures = _pictures(backbone, state, control=batch.control, is_final=is_final)
+        for row, job in enumerate(state.edits.tolist()):
+            made[job], steps[job] = [part[row] for part in pictures], state.step
+        return pictures
+
+    def keep(state: PairStep) -> Bool[Tensor, " edits"] | None:
+        if is_hopeless is None or state.step != check_step:
+            return None
+        chosen = state.edits.tolist()
+        pictures = store(state, is_final=False)
+        predicted = GeneratedPairs(*pictures, tuple(names[i] for i in chosen), (state.step,) * len(chosen))
+        return ~torch.tensor(list(is_hopeless([jobs[i] for i in chosen], predicted)))
+
+    for state in sample_pairs(backbone, batch, config.sampler, keep=keep):
+        if state.step == num_steps:
+            store(state, is_final=True)
+    sources, edited, masks = (torch.stack(parts) for parts in zip(*made, strict=True))
+    return GeneratedPairs(sources, edited, masks, names, tuple(steps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from restage.diffusion.attention import controlled
+from restage.diffusion.backbone import TextCondition
+from restage.diffusion.control import StepControl
 from restage.diffusion.schedule import Schedule
 
 TEXTS = [
@@ -82,17 +85,27 @@ class TinyBackbone:
     unet: UNet2DConditionModel
     schedule: Schedule
     table: Tensor
+    device: torch.device = torch.device("cpu")
 
-    def encode_text(self, prompts: list[str]) -> Tensor:
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
         ids = self.tokenizer(
-            prompts, padding="max_length", max_length=self.tokenizer.model_max_length, return_tensors="pt"
+            list(prompts), padding="max_length", max_length=self.tokenizer.model_max_length, return_tensors="pt"
         )["input_ids"]
         places = torch.sin(torch.arange(ids.shape[1])[:, None] * torch.arange(1, 33) / 8)
         return self.table[ids] + 0.5 * places
 
-    def predict_noise(self, latents: Tensor, timesteps: Tensor, text: Tensor, *, control=None) -> Tensor:
-        with controlled(self.unet, control) if control is not None else contextlib.nullcontext():
-            prediction = self.unet(latents, timesteps, encoder_hidden_states=text).sample
+    def encode_prompts(self, prompts: Sequence[str]) -> TextCondition:
+        return TextCondition(self.encode_text(prompts))
+
+    def predict_noise(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor | TextCondition, *, control: StepControl | None = None
+    ) -> Tensor:
+        tokens = text if isinstance(text, Tensor) else text.tokens
+        kwargs = None if control is None else {"control": control}
+        with torch.no_grad(), controlled(self.unet) if control is not None else contextlib.nullcontext():
+            prediction = self.unet(
+                latents, timesteps, encoder_hidden_states=tokens, cross_attention_kwargs=kwargs
+            ).sample
         return self.schedule.to_epsilon(prediction, latents, timesteps)
 
     def decode_latents(self, latents: Tensor) -> Tensor:

@@ -3,11 +3,12 @@ import dataclasses
 import pytest
 import torch
 
+from restage.diffusion.pair_sampler import SamplerConfig
 from restage.pairs.generate import GenerateConfig, generate_pairs, make_control, make_jobs
 from restage.records import InputError
 from tests.pairs.tiny import PROMPTS, tiny_model
 
-CONFIG = GenerateConfig(num_steps=2)
+CONFIG = GenerateConfig(sampler=SamplerConfig(num_steps=2))
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,8 @@ def test_control_is_chosen_by_what_the_pair_says(backbone):
     jobs = make_jobs(PROMPTS, CONFIG, samples_per_prompt=1, run_seed=0)
     made = [make_control(backbone, job, CONFIG) for job in jobs]
     assert [name for name, _ in made] == ["replace", "replace", "replace", "refine", "refine"]
-    assert [bool(control.has_words) for _, control in made] == [True, True, True, False, True]
-    assert all(0.3 <= float(control.self_until) <= 0.7 for _, control in made)
+    assert [bool(control.blend.has_words) for _, control in made] == [True, True, True, False, True]
+    assert all(0.3 <= float(control.self_attention.window[0, 1]) <= 0.7 for _, control in made)
 
 
 def test_swaps_that_do_not_align_are_refined_and_missing_words_refused(backbone):
@@ -42,7 +43,7 @@ def test_samples_of_a_prompt_differ_and_ids_depend_on_all_that_matters():
     def ids(config=CONFIG, seed=0):
         return [job.id for job in make_jobs(PROMPTS[:2], config, samples_per_prompt=2, run_seed=seed)]
 
-    assert len({*ids(), *ids(seed=1), *ids(GenerateConfig(num_steps=3))}) == 12
+    assert len({*ids(), *ids(seed=1), *ids(GenerateConfig(sampler=SamplerConfig(num_steps=3)))}) == 12
     assert ids() == ids()
 
 
@@ -56,9 +57,7 @@ def test_pairs_are_pictures_with_masks_and_repeat_bit_for_bit(backbone):
     assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
 
 
-@pytest.mark.parametrize(
-    "settings", [{"self_share": (0.7, 0.3)}, {"cross_share": 1.2}, {"num_steps": 0}, {"batch_size": 0}]
-)
+@pytest.mark.parametrize("settings", [{"self_share": (0.7, 0.3)}, {"check_after": 0.0}, {"batch_size": 0}])
 def test_bad_settings_are_refused(settings):
     with pytest.raises(InputError):
         GenerateConfig(**settings)

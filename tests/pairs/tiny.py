@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restage.diffusion.backbone import Backbone
+from restage.diffusion.pair_sampler import SamplerConfig
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig
@@ -63,7 +64,7 @@ LENIENT = PairRule(
 
 
 def tiny_config(**changes) -> PairsConfig:
-    generate = GenerateConfig(num_steps=2, batch_size=2)
+    generate = GenerateConfig(sampler=SamplerConfig(num_steps=2), batch_size=2)
     return PairsConfig(**{"generate": generate, "rule": LENIENT, "pairs_per_shard": 2, **changes})
 
 

@@ -1,0 +1,221 @@
+"""Attention control as data: what ties the edit branch of each pair to its source branch, and when.
+
+`CrossControl`, `SelfControl` and `BlendControl` hold small tensors with one row for each pair, so that pairs of any
+kinds (replaced words, added phrases, MasaCtrl, none at all) go through one batch. `controls.build_control` makes them
+from captions, `PairControl.at_step` says what of them is on at a step, and `attention` applies it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from restage.diffusion.word_maps import WordMaps
+
+__all__ = ["INJECT", "MUTUAL", "NO_SELF", "BlendControl", "CrossControl", "PairControl", "SelfControl", "StepControl"]
+
+NO_SELF, INJECT, MUTUAL = 0, 1, 2
+"""Kinds of self-attention control: none, the source's probabilities, the source's keys and values."""
+ANY_SIZE = 2**15
+
+
+def _is_open(window: Float[Tensor, "*rows 2"], step: int, num_steps: int) -> Bool[Tensor, "*rows"]:
+    """Whether windows [from, until), in shares of the steps rounded down as Prompt-to-Prompt does, hold a step."""
+    edges = torch.floor(window * num_steps + 1e-4)
+    return (edges[..., 0] <= step) & (step < edges[..., 1])
+
+
+def _select(part: Any, pairs: Int[Tensor, " chosen"]) -> Any:
+    """A dataclass of tensors, or of such dataclasses, with these rows only."""
+    values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    chosen = {name: x[pairs] if isinstance(x, Tensor) else _select(x, pairs) for name, x in values.items()}
+    return type(part)(**chosen)
+
+
+def _merge(parts: Sequence[Any]) -> Any:
+    """The rows of several, in order."""
+    merged: dict[str, Any] = {}
+    for field in dataclasses.fields(parts[0]):
+        values = [getattr(part, field.name) for part in parts]
+        merged[field.name] = torch.cat(values) if isinstance(values[0], Tensor) else _merge(values)
+    return type(parts[0])(**merged)
+
+
+@dataclass(frozen=True, eq=False)
+class CrossControl:
+    """Where the attention that edit tokens get comes from; token axes are the padded prompt."""
+
+    word_map: Float[Tensor, "pairs tokens tokens"]
+    """M[source token, edit token]: where the attention of a source token goes (see `alignment`)."""
+    shared: Float[Tensor, "pairs tokens"]
+    """Share of an edit token's attention that is the source's: 1 where it has a counterpart, 0 for a new word."""
+    window: Float[Tensor, "pairs tokens 2"]
+    """From when until when an edit token is controlled, in shares of the steps; empty = never."""
+    strength: Float[Tensor, "pairs tokens"]
+    """Factor on an edit token's attention while it is controlled (Prompt-to-Prompt's reweighting); 1 = as it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class SelfControl:
+    """What of the source branch's self attention the edit branch uses."""
+
+    kind: Int[Tensor, " pairs"]
+    """`INJECT`: the source's probabilities (keeps layout); `MUTUAL`: its keys and values, MasaCtrl (keeps look)."""
+    window: Float[Tensor, "pairs 2"]
+    """From when until when, in shares of the steps."""
+    max_size: Int[Tensor, " pairs"]
+    """Only at layers of at most this many pixels a side."""
+    first_layer: Float[Tensor, " pairs"]
+    """Only from this share of the self-attention layers on, in the order of their calls."""
+    has_unconditional: Bool[Tensor, " pairs"]
+    """Whether the unconditional half of guidance is controlled, too."""
+    region_threshold: Float[Tensor, " pairs"]
+    """`MUTUAL` only: above 0, the named things of both branches attend to each other and the rest to the rest; a word
+    map, scaled to [0, 1], counts above this."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlendControl:
+    """Which words say what may change (local blend): token axes are the padded prompt; 1 for the words, else 0."""
+
+    source_words: Float[Tensor, "pairs tokens"]
+    edit_words: Float[Tensor, "pairs tokens"]
+    source_kept: Float[Tensor, "pairs tokens"]
+    """Words whose place is never to change, though the others cover it."""
+    edit_kept: Float[Tensor, "pairs tokens"]
+    start: Float[Tensor, " pairs"]
+    """Share of the steps after which latents are blended; 1 = never, the words then only make the pair's mask."""
+    threshold: Float[Tensor, " pairs"]
+    """Share of its maximum above which a word map counts."""
+    kept_threshold: Float[Tensor, " pairs"]
+    """The same for the words that are kept."""
+
+    @property
+    def has_words(self) -> Bool[Tensor, " pairs"]:
+        """Which pairs have words that say what may change."""
+        return (self.source_words.sum(-1) + self.edit_words.sum(-1)) > 0
+
+    @property
+    def has_kept(self) -> Bool[Tensor, " pairs"]:
+        """Which pairs have words to keep."""
+        return (self.source_kept.sum(-1) + self.edit_kept.sum(-1)) > 0
+
+    def words(self) -> Float[Tensor, "branches_pairs 2 tokens"]:
+        """What to record, [source branch x pairs | edit branch x pairs]: words that change, words that are kept."""
+        source = torch.stack([self.source_words, self.source_kept], dim=1)
+        return torch.cat([source, torch.stack([self.edit_words, self.edit_kept], dim=1)])
+
+
+@dataclass(frozen=True, eq=False)
+class PairControl:
+    """All control of a batch of pairs, on the CPU."""
+
+    cross: CrossControl
+    self_attention: SelfControl
+    blend: BlendControl
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return self.cross.word_map.shape[0]
+
+    @classmethod
+    def merge(cls, controls: Sequence[PairControl]) -> PairControl:
+        """The pairs of several controls, in order, whatever their kinds."""
+        return _merge(controls)
+
+    def select(self, pairs: Int[Tensor, " chosen"]) -> PairControl:
+        """These pairs only, in this order."""
+        return _select(self, pairs)
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether any pair has words whose maps are to be recorded."""
+        return bool(self.blend.has_words.any() or self.blend.has_kept.any())
+
+    def at_step(
+        self,
+        step: int,
+        num_steps: int,
+        *,
+        source_of: Int[Tensor, " pairs"] | None = None,
+        maps: WordMaps | None = None,
+        device: torch.device | str = "cpu",
+    ) -> StepControl:
+        """What is on at step `step` (from 0) of `num_steps`.
+
+        Args:
+            step: counted from 0.
+            num_steps: of the whole trajectory.
+            source_of: which source each pair is an edit of; None = each of its own, in order.
+            maps: where word maps are recorded, and taken from where control follows regions.
+            device: where the model is.
+        """
+        cross, own = self.cross, self.self_attention
+        source_of = torch.arange(len(self)) if source_of is None else source_of.cpu()
+        is_open = _is_open(cross.window, step, num_steps).float()
+        source_gain = is_open * cross.strength * cross.shared
+        own_gain = is_open * cross.strength * (1 - cross.shared) + 1 - is_open
+        kind = torch.where(_is_open(own.window, step, num_steps), own.kind, NO_SELF)
+        is_on = kind != NO_SELF
+        regions = None
+        if maps is not None and maps.has_any and bool(((kind == MUTUAL) & (own.region_threshold > 0)).any()):
+            regions = maps.regions(own.region_threshold, self.blend.has_words & (kind == MUTUAL))
+        return StepControl(
+            num_sources=int(source_of.max()) + 1,
+            source_of=source_of.to(device),
+            is_cross_on=bool((source_gain != 0).any() or (own_gain != 1).any()),
+            word_map=cross.word_map.to(device),
+            source_gain=source_gain.to(device),
+            own_gain=own_gain.to(device),
+            is_inject_on=bool((kind == INJECT).any()),
+            is_mutual_on=bool((kind == MUTUAL).any()),
+            self_kind=kind.to(device),
+            max_size=own.max_size.to(device),
+            first_layer=own.first_layer.to(device),
+            has_unconditional=own.has_unconditional.to(device),
+            largest_size=int(own.max_size[is_on].max()) if bool(is_on.any()) else 0,
+            earliest_layer=float(own.first_layer[is_on].min()) if bool(is_on.any()) else math.inf,
+            regions=regions,
+            words=None if maps is None else self.blend.words().to(device),
+            maps=maps,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StepControl:
+    """A `PairControl` at one step, for a UNet call whose batch is [sources | edits], once or (guidance) twice."""
+
+    num_sources: int
+    source_of: Int[Tensor, " pairs"]
+    is_cross_on: bool
+    """Whether any pair's cross attention is controlled at this step; the flags let layers skip what is off."""
+    word_map: Float[Tensor, "pairs tokens tokens"]
+    source_gain: Float[Tensor, "pairs tokens"]
+    """Factor on the source's attention, moved to the edit token."""
+    own_gain: Float[Tensor, "pairs tokens"]
+    """Factor on the edit token's own attention."""
+    is_inject_on: bool
+    is_mutual_on: bool
+    self_kind: Int[Tensor, " pairs"]
+    max_size: Int[Tensor, " pairs"]
+    first_layer: Float[Tensor, " pairs"]
+    has_unconditional: Bool[Tensor, " pairs"]
+    largest_size: int
+    """Of the layers (pixels a side) whose self attention any pair controls at this step; 0 = none."""
+    earliest_layer: float
+    """Share of the self-attention layers before which no pair's is controlled at this step."""
+    regions: tuple[Bool[Tensor, "pairs size size"], Bool[Tensor, "pairs size size"]] | None
+    """Where the named things are in source and edit, for pairs whose mutual attention follows them."""
+    words: Float[Tensor, "branches_pairs 2 tokens"] | None
+    maps: WordMaps | None
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return self.source_of.shape[0]

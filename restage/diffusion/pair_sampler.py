@@ -1,0 +1,243 @@
+"""Source and edit branches side by side from the same noise, under attention control, as a stream of steps.
+
+The batch of a UNet call is [sources | edits]: several edits may share one source, which is then sampled once. Pairs
+that the caller gives up on the way leave the batch, and cost nothing from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from restage.diffusion.control import PairControl
+from restage.diffusion.sampler import initial_noise, latent_shape, step_noise
+from restage.diffusion.solvers import Solver
+from restage.diffusion.word_maps import WordMaps, blend_masks
+from restage.records import InputError
+
+if TYPE_CHECKING:
+    from restage.diffusion.backbone import Backbone, TextCondition
+
+__all__ = ["PairBatch", "PairStep", "SamplerConfig", "map_size_of", "sample_pairs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How trajectories are sampled."""
+
+    num_steps: int = 18
+    """UNet calls of a trajectory."""
+    solver: str = "dpmpp_2m"
+    """One of `solvers.SOLVERS`."""
+    guidance_window: tuple[float, float] = (0.0, 1.0)
+    """When guidance is on, in shares of the steps; a step without it costs half (limited interval guidance,
+    Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
+    map_size: int | None = None
+    """Record word maps at cross-attention layers of this many pixels a side; None = the size nearest to 16 from above
+    that the UNet has."""
+
+    def __post_init__(self) -> None:
+        low, high = self.guidance_window
+        if self.num_steps < 1:
+            raise InputError(f"num_steps must be at least 1, got {self.num_steps}")
+        if not 0 <= low <= high <= 1:
+            raise InputError(f"guidance_window must be two shares in [0, 1], low before high; got {(low, high)}")
+
+
+@dataclass(frozen=True, eq=False)
+class PairBatch:
+    """What one call samples: some sources, and edits that each belong to one of them."""
+
+    control: PairControl
+    """One row for each edit."""
+    source_of: Int[Tensor, " edits"]
+    """Index of each edit's source; every source has an edit."""
+    source_text: TextCondition
+    edit_text: TextCondition
+    seeds: tuple[int, ...]
+    """One for each source: of its initial noise and its step noise, which its edits share."""
+    guidance: Float[Tensor, " sources"]
+    """Strength of classifier-free guidance of each source and its edits; 1 = none."""
+
+    def __post_init__(self) -> None:
+        num_sources, num_edits = len(self.seeds), len(self.control)
+        found = (len(self.source_text), len(self.guidance), len(self.edit_text), len(self.source_of))
+        if found != (num_sources, num_sources, num_edits, num_edits):
+            raise InputError(f"a batch of {num_sources} seeds and {num_edits} controls has other parts of {found}")
+        if sorted(set(self.source_of.tolist())) != list(range(num_sources)):
+            raise InputError(f"source_of must name each of {num_sources} sources, got {self.source_of.tolist()}")
+
+    def select(self, edits: Int[Tensor, " chosen"]) -> tuple[PairBatch, Int[Tensor, " sources"]]:
+        """Only these edits, in order, and the sources that they need; also the old indices of those sources."""
+        sources, source_of = self.source_of[edits].unique(return_inverse=True)
+        chosen = PairBatch(
+            control=self.control.select(edits),
+            source_of=source_of,
+            source_text=self.source_text.select(sources),
+            edit_text=self.edit_text.select(edits),
+            seeds=tuple(self.seeds[i] for i in sources.tolist()),
+            guidance=self.guidance[sources],
+        )
+        return chosen, sources
+
+
+class PairStep(NamedTuple):
+    """A batch of pairs after one step; with early rejection, of the edits that are left."""
+
+    step: int
+    """Counted from 1."""
+    num_steps: int
+    edits: Int[Tensor, " edits"]
+    """Which of the batch's edits the rows are."""
+    source_of: Int[Tensor, " edits"]
+    """The row of `source_latents` that each edit belongs to."""
+    source_latents: Float[Tensor, "sources channels height width"]
+    edit_latents: Float[Tensor, "edits channels height width"]
+    source_x0: Float[Tensor, "sources channels height width"]
+    """The clean latents as predicted at this step."""
+    edit_x0: Float[Tensor, "edits channels height width"]
+    maps: Float[Tensor, "branches_edits 2 size size"] | None
+    """Word maps so far, [source | edit]; None if no pair has words."""
+
+
+KeepEdits = Callable[[PairStep], Bool[Tensor, " edits"] | None]
+"""Says after a step which edits to go on with; None = all."""
+
+
+def map_size_of(unet_config: Any, latent_size: int) -> int:
+    """Pixels a side of the cross-attention layers nearest to 16 from above, else of the largest there are.
+
+    Raises:
+        InputError: the UNet has no cross attention.
+    """
+    kinds = unet_config["down_block_types"]
+    sizes = [latent_size >> level for level, kind in enumerate(kinds) if "CrossAttn" in kind]
+    if not sizes:
+        raise InputError(f"a UNet of {', '.join(kinds)} has no cross attention to control")
+    return min((size for size in sizes if size >= 16), default=max(sizes))
+
+
+class _Trajectory:
+    """The state of a batch while it is sampled."""
+
+    def __init__(self, backbone: Backbone, batch: PairBatch, config: SamplerConfig) -> None:
+        self.backbone, self.config, self.batch = backbone, config, batch
+        self.shape, self.device = latent_shape(backbone), backbone.device
+        self.timesteps = backbone.schedule.timesteps(config.num_steps)
+        self.solver = Solver(backbone.schedule, self.timesteps, config.solver, step_noise=self._step_noise)
+        self.empty = backbone.encode_prompts([""])
+        self.edits = torch.arange(len(batch.control))
+        self.maps: WordMaps | None = None
+        regions = batch.control.self_attention.region_threshold > 0
+        if batch.control.needs_maps or bool(regions.any()):
+            size = config.map_size or map_size_of(backbone.unet.config, self.shape[1])
+            self.maps = WordMaps(size, len(batch.control), self.device)
+        self.latents = self._for_branches(initial_noise(self.shape, batch.seeds).to(self.device))
+        self.x0 = self.latents
+
+    def _for_branches(self, sources: Float[Tensor, "sources ..."]) -> Float[Tensor, "branches ..."]:
+        return torch.cat([sources, sources[self.batch.source_of.to(sources.device)]])
+
+    def _step_noise(self, step: int) -> Tensor:
+        return self._for_branches(step_noise(self.shape, self.batch.seeds, step).to(self.device))
+
+    def _predict(self, step: int) -> Tensor:
+        """Noise prediction of all branches, guided where guidance is on."""
+        backbone, batch = self.backbone, self.batch
+        low, high = (round(share * self.config.num_steps) for share in self.config.guidance_window)
+        is_guided = low <= step < high and bool((batch.guidance != 1).any())
+        control = batch.control.at_step(
+            step, self.config.num_steps, source_of=batch.source_of, maps=self.maps, device=self.device
+        )
+        text = batch.source_text.cat(batch.edit_text)
+        t = torch.full((len(self.latents),), self.timesteps[step], device=self.device)
+        if not is_guided:
+            return backbone.predict_noise(self.latents, t, text, control=control)
+        doubled, both = torch.cat([self.latents, self.latents]), self.empty.expand(len(text)).cat(text)
+        epsilon = backbone.predict_noise(doubled, torch.cat([t, t]), both, control=control)
+        unconditional, conditional = epsilon.chunk(2)
+        scale = self._for_branches(batch.guidance).to(self.device).view(-1, 1, 1, 1)
+        return unconditional + scale * (conditional - unconditional)
+
+    def _blend(self, step: int) -> None:
+        """Local blend: where an edit may not change, its latents are its source's."""
+        blend = self.batch.control.blend
+        is_on = step >= blend.start * self.config.num_steps
+        is_on &= (blend.has_words | blend.has_kept) & (blend.start < 1)
+        if self.maps is None or not bool(is_on.any()):
+            return
+        mask = blend_masks(self.maps.mean(), blend, size=(self.shape[1], self.shape[2]))
+        mask = torch.where(is_on.to(self.device)[:, None, None], mask, 1.0)[:, None]
+        num_sources, source_of = len(self.batch.seeds), self.batch.source_of.to(self.device)
+
+        def blended(latents: Tensor) -> Tensor:
+            source, edit = latents[:num_sources], latents[num_sources:]
+            kept = source[source_of]
+            return torch.cat([source, kept + mask * (edit - kept)])
+
+        self.latents = blended(self.latents)
+        self.solver.adjust(blended)
+
+    def advance(self, step: int) -> PairStep:
+        """Do step `step` (from 0)."""
+        schedule = self.backbone.schedule
+        with torch.no_grad():
+            t = torch.full((len(self.latents),), self.timesteps[step], device=self.device)
+            self.x0 = schedule.to_x0(self._predict(step), self.latents, t)
+            self.latents = self.solver.step(step, self.latents, self.x0)
+            self._blend(step)
+        num_sources = len(self.batch.seeds)
+        return PairStep(
+            step=step + 1,
+            num_steps=self.config.num_steps,
+            edits=self.edits,
+            source_of=self.batch.source_of,
+            source_latents=self.latents[:num_sources],
+            edit_latents=self.latents[num_sources:],
+            source_x0=self.x0[:num_sources],
+            edit_x0=self.x0[num_sources:],
+            maps=None if self.maps is None else self.maps.mean(),
+        )
+
+    def keep(self, chosen: Int[Tensor, " chosen"]) -> None:
+        """Go on with these edits, and the sources that they need."""
+        num_sources = len(self.batch.seeds)
+        self.batch, sources = self.batch.select(chosen)
+        self.edits = self.edits[chosen]
+        rows = torch.cat([sources, num_sources + chosen]).to(self.device)
+        self.latents, self.x0 = self.latents[rows], self.x0[rows]
+        self.solver.select(rows)
+        if self.maps is not None:
+            self.maps.select(chosen)
+
+
+def sample_pairs(
+    backbone: Backbone, batch: PairBatch, config: SamplerConfig | None = None, *, keep: KeepEdits | None = None
+) -> Iterator[PairStep]:
+    """Sample sources and their edits from the same noise, the edits under control.
+
+    Args:
+        backbone: the text-to-image model.
+        batch: what to sample.
+        config: how.
+        keep: asked after every step but the last; edits that it does not keep leave the batch. If none is left, the
+            stream ends early.
+
+    Yields:
+        The state after each step, before `keep` was asked.
+    """
+    config = config or SamplerConfig()
+    trajectory = _Trajectory(backbone, batch, config)
+    for step in range(config.num_steps):
+        state = trajectory.advance(step)
+        yield state
+        chosen = keep(state) if keep is not None and step + 1 < config.num_steps else None
+        if chosen is not None and not bool(chosen.all()):
+            if not bool(chosen.any()):
+                return
+            trajectory.keep(chosen.nonzero()[:, 0].cpu())

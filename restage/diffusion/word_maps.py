@@ -1,0 +1,101 @@
+"""Where the words of a caption are attended from: the few maps that control ever holds in memory.
+
+They say what an edit may change (local blend), give each pair its mask for free, and tell MasaCtrl what is the thing
+and what is around it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from restage.diffusion.control import BlendControl
+
+__all__ = ["WordMaps", "blend_masks"]
+
+
+class WordMaps:
+    """Running mean, over heads, layers and steps, of where the chosen words of each branch attend in the picture.
+
+    These are the branch's own maps: where control replaces the attention of the edit branch, what it would have
+    attended to is recorded, since what replaces it is in the source branch's map already. (Prompt-to-Prompt's public
+    code writes the replaced probabilities back in place and so records those.)
+    """
+
+    def __init__(self, size: int, num_pairs: int, device: torch.device | str = "cpu") -> None:
+        """Record at cross-attention layers whose queries are `size` x `size`, for both branches of so many pairs."""
+        self.size = size
+        self._sum = torch.zeros(2 * num_pairs, 2, size * size, device=device)
+        self._count = torch.zeros((), device=device)
+
+    @property
+    def has_any(self) -> bool:
+        """Whether anything was recorded."""
+        return bool(self._count > 0)
+
+    def add(self, maps: Float[Tensor, "items 2 pixels"]) -> None:
+        """Add one layer's maps (mean over its heads), in place."""
+        self._sum += maps.detach().float()
+        self._count += 1
+
+    def select(self, pairs: Int[Tensor, " chosen"]) -> None:
+        """Go on with these pairs only."""
+        source, edit = self._sum.chunk(2)
+        pairs = pairs.to(self._sum.device)
+        self._sum = torch.cat([source[pairs], edit[pairs]])
+
+    def mean(self) -> Float[Tensor, "items 2 size size"]:
+        """Mean maps, [source branch x pairs | edit branch x pairs]: words that may change, words that are kept.
+
+        Raises:
+            RuntimeError: nothing was recorded, which means that no layer has the asked size.
+        """
+        if not self.has_any:
+            raise RuntimeError(f"no cross-attention layer has queries of {self.size} x {self.size}")
+        return (self._sum / self._count).unflatten(-1, (self.size, self.size))
+
+    def regions(
+        self, threshold: Float[Tensor, " pairs"], is_used: Bool[Tensor, " pairs"]
+    ) -> tuple[Bool[Tensor, "pairs size size"], Bool[Tensor, "pairs size size"]]:
+        """Where the words that may change are in the source and in the edit: maps scaled to [0, 1], above a threshold.
+
+        A pair that does not use them, or whose region in either branch is empty or everything, has both everywhere:
+        attention restricted to it is then unrestricted.
+        """
+        maps = self.mean()[:, 0].flatten(1)
+        low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
+        both = (maps - low) / (high - low).clamp(min=1e-12) > threshold.to(maps.device).repeat(2)[:, None]
+        source, edit = both.chunk(2)
+        some = source.any(1) & edit.any(1) & ~source.all(1) & ~edit.all(1) & is_used.to(maps.device)
+        return tuple((x | ~some[:, None]).unflatten(1, (self.size, self.size)) for x in (source, edit))  # pyright: ignore
+
+
+def blend_masks(
+    maps: Float[Tensor, "items 2 map_size map_size"], blend: BlendControl, *, size: tuple[int, int]
+) -> Float[Tensor, "pairs height width"]:
+    """Where each pair may change, 0 or 1, from the word maps of its source and edit branch (their union).
+
+    Prompt-to-Prompt's recipe: 3x3 max-pool, resize to `size`, divide by the maximum, threshold; then without the words
+    that are kept, found in the same way without the pooling. A pair without words may change everywhere.
+
+    Args:
+        maps: as `WordMaps.mean` gives them, [source x n | edit x n].
+        blend: the pairs.
+        size: height and width of the masks.
+    """
+
+    def found(maps: Tensor, threshold: Tensor) -> Tensor:
+        resized = F.interpolate(maps[:, None].float(), size, mode="bilinear")[:, 0]
+        peak = resized.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+        source, edit = (resized / peak > threshold.to(maps.device).repeat(2)[:, None, None]).chunk(2)
+        return source | edit
+
+    pooled = F.max_pool2d(maps[:, :1].float(), kernel_size=3, stride=1, padding=1)[:, 0]
+    free = ~blend.has_words.to(maps.device)[:, None, None]
+    kept = found(maps[:, 1], blend.kept_threshold) & blend.has_kept.to(maps.device)[:, None, None]
+    return ((found(pooled, blend.threshold) | free) & ~kept).float()

@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from restage.diffusion.control import INJECT, MUTUAL, NO_SELF
+from restage.diffusion.control_options import MASACTRL, ControlOptions, LocalBlend, build_control
+from restage.records import InputError
+from tests.diffusion.tiny import tiny_tokenizer
+
+SOURCE, TARGET, SWAPS = "a red ball on sand", "a blue ball on sand", (("red", "blue"),)
+
+
+def build(source=SOURCE, target=TARGET, swaps=SWAPS, **options):
+    texts = {name: options.pop(name) for name in ("words", "kept_words") if name in options}
+    return build_control(tiny_tokenizer(), source, target, swaps=swaps, **texts, options=ControlOptions(**options))
+
+
+def test_swaps_replace_and_everything_else_refines():
+    assert build()[0] == "replace"
+    assert build(target="a blue ball on sand at night")[0] == "refine"
+    assert build(swaps=())[0] == "refine"
+
+
+@pytest.mark.parametrize(
+    ("window", "on"),
+    [((0.0, 0.8), range(8)), ((0.25, 0.45), range(2, 4)), ((0.0, 1.0), range(10)), ((0.5, 0.5), range(0))],
+)
+def test_windows_are_shares_of_the_steps_rounded_down(window, on):
+    _, control = build(cross_window=window, self_window=window)
+    steps = [control.at_step(step, 10) for step in range(10)]
+    assert [i for i, step in enumerate(steps) if step.is_cross_on] == list(on)
+    assert [i for i, step in enumerate(steps) if step.is_inject_on] == list(on)
+    assert all((step.largest_size > 0) == step.is_inject_on for step in steps)
+
+
+def test_words_have_windows_and_strengths_of_their_own():
+    _, control = build(word_windows={"blue": (0.5, 0.6)}, word_strengths={"sand": 2.0})
+    early, late = control.at_step(0, 10), control.at_step(5, 10)
+    changed = (early.source_gain != late.source_gain)[0].nonzero().flatten().tolist()
+    assert changed and all(float(early.own_gain[0, i]) == 1 and float(late.own_gain[0, i]) == 0 for i in changed)
+    assert float(early.source_gain.max()) == 2
+
+
+def test_controlled_tokens_keep_the_sum_of_attention():
+    _, control = build(target="a big blue ball on sand", swaps=())
+    now = control.at_step(0, 10)
+    torch.testing.assert_close(now.source_gain + now.own_gain, torch.ones_like(now.own_gain))
+
+
+def test_kinds_of_self_attention():
+    kinds = {name: int(build(self_attention=name)[1].self_attention.kind[0]) for name in ("none", "inject", "mutual")}
+    assert kinds == {"none": NO_SELF, "inject": INJECT, "mutual": MUTUAL}
+    _, masactrl = build_control(tiny_tokenizer(), SOURCE, TARGET, options=MASACTRL)
+    assert [masactrl.at_step(step, 50).is_mutual_on for step in (3, 4)] == [False, True]
+    assert masactrl.at_step(4, 50).earliest_layer == 10 / 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cross_window": (0.8, 0.2)}, "cross_window"),
+        ({"self_window": (0.0, 1.2)}, "self_window"),
+        ({"word_windows": {"blue": (0.5, 0.1)}}, "word_windows"),
+        ({"word_windows": {"castle": (0.0, 1.0)}}, "castle"),
+        ({"word_strengths": {"red": 2.0}}, "red"),  # stands in the source only
+        ({"word_strengths": {"blue": 2.0}, "cross_window": (0.0, 0.0)}, "no effect"),
+        ({"self_max_size": 0}, "self_max_size"),
+        ({"region_threshold": 1.0}, "region_threshold"),
+        ({"words": ("castle",)}, "castle"),
+        ({"kept_words": ("castle",)}, "castle"),
+        ({"source": "a red ball " * 20}, "tokens"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_by_name(options, message):
+    with pytest.raises(InputError, match=message):
+        build(**options)
+
+
+@pytest.mark.parametrize("settings", [{"threshold": 0.0}, {"kept_threshold": 1.0}, {"start": 1.5}])
+def test_bad_settings_of_local_blend_are_refused(settings):
+    with pytest.raises(InputError):
+        LocalBlend(**settings)
