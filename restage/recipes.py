@@ -20,6 +20,7 @@ from restage.edit.single import EditChoice, open_edit
 from restage.edit.stage import EditConfig, run_edit
 from restage.miniature.edit_model import PAIRS
 from restage.pairs.stage import PairsConfig, run_pairs
+from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import (
     EditRequest,
@@ -54,6 +55,7 @@ __all__ = [
     "edit_folder",
     "find_scene",
     "fit_folder",
+    "learn_forms",
     "models_in",
     "open_run",
     "train_miniature",
@@ -219,6 +221,25 @@ def demo(folder: Path, config: DemoConfig, models: Models, *, seed: int = 0) -> 
     with working(RunFolder.open(folder, config, seed=seed)) as run:
         for name, stage in STAGES.items():
             yield from stage.run(run, getattr(config, name), models)
+
+
+def learn_forms(
+    folder: Path, config: RoundsConfig, pairs: PairsConfig, models: Models, *, seed: int = 0
+) -> Iterator[Progress]:
+    """Go through rounds of prompts and pairs, the forms of each learned from those before; see `prompts.rounds`.
+
+    Args:
+        folder: Of a run; made if it is missing.
+        config: How many rounds, and what is written in each.
+        pairs: How their pairs are made.
+        models: What makes them.
+        seed: Of the run, if this makes it.
+
+    Raises:
+        InputError: a round was made with another config.
+    """
+    with working(open_run(folder, seed=seed)) as run:
+        yield from run_rounds(run, config, lambda opened: _run_pairs(opened, pairs, models), pairs_config=pairs)
 
 
 def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: int | None = None) -> Iterator[Progress]:

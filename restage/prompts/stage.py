@@ -22,8 +22,17 @@ from restage.prompts.forms import Arm, FormChooser, FormsConfig, make_arms
 from restage.prompts.llm_config import LlmConfig
 from restage.prompts.orders import Answer, Writer, WriterSettings, WritingStopped
 from restage.prompts.store import prompt_line, read_prompts, write_prompts
-from restage.prompts.trials import Learned, measure_yield, read_trials
-from restage.records import InputError, Progress, PromptPair, RunFolder, canonical_json, to_plain, write_atomically
+from restage.prompts.trials import MANIFEST, Learned, measure_yield, read_trials
+from restage.records import (
+    InputError,
+    Progress,
+    PromptPair,
+    RunFolder,
+    canonical_json,
+    file_sha256,
+    to_plain,
+    write_atomically,
+)
 from restage.world.grammar import EDIT_KINDS
 
 __all__ = ["PromptsConfig", "run_prompts", "write_answers", "write_pairs"]
@@ -78,7 +87,23 @@ class PromptsConfig:
 
     def identity(self) -> dict[str, Any]:
         """What decides what is written; rates and limits of a language model do not."""
-        return {**to_plain(self), "llm": self.llm.identity() if self.writer == "llm" else {}}
+        return {
+            **to_plain(self),
+            "llm": self.llm.identity() if self.writer == "llm" else {},
+            "captions": _sha256(self.captions) if self.captions else None,
+            "learn_from": [_sha256(run / MANIFEST) for run in self.learn_from],
+        }
+
+
+def _sha256(path: Path) -> str:
+    """What a file says, wherever it lies.
+
+    Raises:
+        InputError: it does not exist.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; captions are a text file, learn_from takes runs with finished pairs")
+    return file_sha256(path)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from restage.prompts.forms import Trial
 from restage.prompts.orders import Example
 from restage.records import InputError
 
-__all__ = ["Learned", "Yield", "measure_yield", "read_trials"]
+__all__ = ["MANIFEST", "Learned", "Yield", "measure_yield", "read_trials"]
 
+MANIFEST = Path("pairs") / "manifest.parquet"
+"""Of the finished pairs of a run."""
 COLUMNS = ("kind", "form", "instruction", "source_caption", "target_caption", "direction_similarity", "accepted")
 EXAMPLES_PER_FORM = 4
 
@@ -52,7 +54,7 @@ def measure_yield(trials: Sequence[Trial]) -> Yield:
 
 
 def _rows(run: Path) -> Iterator[dict[str, Any]]:
-    path = run / "pairs" / "manifest.parquet"
+    path = run / MANIFEST
     if not path.is_file():
         raise InputError(f"{path} does not exist; learn_from takes runs whose pairs are made: restage pairs {run}")
     file = pq.ParquetFile(path)

@@ -1,0 +1,105 @@
+"""Rounds of prompts -> pairs -> forms: each round is a run of its own, whose forms are learned from those before it.
+
+Lies at `<run>/rounds/00`, `01`, ...; a round that is finished is passed over, so a kill costs what a shard costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.trials import Yield, measure_yield, read_trials
+from restage.records import InputError, Progress, RunFolder, derive_seed
+
+__all__ = ["RoundYield", "RoundsConfig", "round_folders", "run_rounds", "yields_of_rounds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsConfig:
+    """How many rounds, and what is written in each."""
+
+    num_rounds: int = 5
+    """The first knows nothing, unless `prompts.learn_from` names earlier runs."""
+    prompts: PromptsConfig = PromptsConfig(num_prompts=96, use_forms=True)
+    """Of every round."""
+
+    def __post_init__(self) -> None:
+        if self.num_rounds < 1:
+            raise InputError(f"num_rounds must be at least 1, got {self.num_rounds}")
+        if not self.prompts.is_learning:
+            raise InputError("rounds are for forms that learn; leave --prompts.use-forms True")
+
+
+class RoundYield(NamedTuple):
+    """What a round's pairs came to."""
+
+    control: Yield
+    """Of the control slice: what the writer yields with nothing learned."""
+    learned: Yield
+    """Of the pairs whose forms were chosen."""
+
+
+def round_folders(run: Path, num_rounds: int) -> list[Path]:
+    """The run folders of the rounds, in order."""
+    return [run / "rounds" / f"{index:02d}" for index in range(num_rounds)]
+
+
+def yields_of_rounds(folders: list[Path]) -> list[RoundYield]:
+    """The yields of finished rounds.
+
+    Raises:
+        InputError: the pairs of a round are not made.
+    """
+    found = []
+    for folder in folders:
+        trials = read_trials([folder]).trials
+        control = [trial for trial in trials if trial.is_control]
+        learned = [trial for trial in trials if not trial.is_control]
+        found.append(RoundYield(measure_yield(control), measure_yield(learned)))
+    return found
+
+
+def run_rounds(
+    run: RunFolder,
+    config: RoundsConfig,
+    make_pairs: Callable[[RunFolder], Iterator[Progress]],
+    *,
+    pairs_config: Any = None,
+) -> Iterator[Progress]:
+    """Write prompts, make their pairs, learn from them, and again.
+
+    Args:
+        run: holds the rounds.
+        config: how many, of what.
+        make_pairs: the pairs stage, for a run whose prompts are written.
+        pairs_config: its config, which is recorded.
+
+    Raises:
+        InputError: a round was made with another config, or as either stage.
+    """
+    made: list[Path] = []
+    for index, folder in enumerate(round_folders(run.path, config.num_rounds)):
+        prompts = replace(config.prompts, learn_from=(*config.prompts.learn_from, *made))
+        seed = derive_seed(run.seed, "round", index)
+        round_run = RunFolder.open(folder, {"prompts": prompts.identity(), "pairs": pairs_config}, seed=seed)
+        yield from run_prompts(round_run, prompts)
+        if not (folder / "prompts" / "stage.json").exists():
+            return  # a limit was reached, which the last note says
+        yield from make_pairs(round_run)
+        round_run.close("done")
+        made.append(folder)
+        yield Progress(
+            stage="rounds", done=index + 1, total=config.num_rounds, note=_note(yields_of_rounds([folder])[0])
+        )
+
+
+def _note(found: RoundYield) -> str:
+    parts = [
+        f"{name} {part.share:.2f} ({part.low:.2f} to {part.high:.2f}, {part.num_pairs} pairs)"
+        for name, part in (("learned forms", found.learned), ("control", found.control))
+        if part.num_pairs
+    ]
+    return "accepted: " + ", ".join(parts)
