@@ -22,6 +22,7 @@ EXIT_STOPPED = 130
 SUMMARIES = {
     "demo": "the whole path in about ten minutes: prompts to the report page of an edited scene",
     "prompts": "write prompt pairs: two captions that differ by one edit",
+    "rounds": "learn which prompt forms lead to accepted pairs, in rounds of prompts and pairs",
     "pairs": "make image pairs of the prompt pairs with Prompt-to-Prompt, score and keep or reject them",
     "train": "train the edit model on the kept pairs",
     "world": "make scenes of the miniature world with the exact truth of edits",

@@ -77,6 +77,63 @@ def _stage(stage: str, description: str) -> Callable[[], Callable[..., None]]:
     return build
 
 
+PROMPTS_HELP = """Write prompt pairs: two captions that differ by one edit, and the instruction between them.
+
+Example: restage prompts runs/mine --num-prompts 200
+
+Without more, the grammar of the miniature world writes them, kinds of edit in turn.
+
+A language model (pip install 'restage[llm]') writes for any model of pictures. Name it by OPENAI_BASE_URL,
+OPENAI_API_KEY and RESTAGE_LLM_MODEL, or by flags; the key comes from the environment only. Every answer is kept in
+prompts/llm: the same command after a kill pays for nothing twice. Where --llm.limits.max-cost stops it, the pairs so
+far are in prompts.jsonl, and the same command with a higher limit goes on:
+
+  restage prompts runs/mine --writer llm --llm.model NAME --llm.limits.input-price 0.15 --llm.limits.output-price 0.6
+  --llm.limits.max-cost 2
+
+Your own captions, one a line, become the source captions: --captions my.txt
+
+Forms that learn: --learn-from runs/a runs/b chooses what to write by which pairs were accepted there. One pair in five
+is drawn without regard to that, so that its yield stays unbiased. `restage rounds` does it in rounds.
+
+Files: prompts.jsonl, rejects.jsonl (what was not kept, and why), forms.jsonl (what is known of each form)."""
+
+
+def _rounds() -> Callable[..., None]:
+    from restage.miniature.edit_model import PAIRS
+    from restage.pairs.stage import PairsConfig
+    from restage.prompts.rounds import RoundsConfig
+
+    default = RoundsConfig()
+
+    def rounds(
+        run: Positional[RunArgument],
+        *,
+        config: Annotated[RoundsConfig, arg(name="")] = default,
+        pairs: PairsConfig = PAIRS,
+        models: ModelsArgument = None,
+        run_seed: RunSeedArgument = 0,
+    ) -> None:
+        """Learn which prompt forms lead to accepted pairs, in rounds of: write prompts, make pairs, learn.
+
+        Example: restage rounds runs/forms --num-rounds 5 --prompts.num-prompts 96
+
+        A form is what is fixed before a prompt pair is written, such as kind=resize objects=1 size=small. Each has a
+        Beta posterior on the acceptance of its pairs; forms are chosen by Thompson sampling within quotas of kinds, and
+        the surest ones get children with one more thing fixed. A control slice of each round is drawn evenly from the
+        original forms, whatever was learned: the yield beside it says what learning is worth.
+
+        Each round is a run in RUN/rounds. To write in bulk with what was learned:
+        restage prompts runs/big --num-prompts 20000 --learn-from runs/forms/rounds/*
+        """
+        from restage.recipes import learn_forms, models_in
+
+        last = show_progress(learn_forms(run, config, pairs, models_in(models), seed=run_seed))
+        print(f"rounds: {run / 'rounds'}  {last.note if last else ''}")
+
+    return rounds
+
+
 def _fit() -> Callable[..., None]:
     from restage.scenes.fit import PHOTOGRAPHS, FitConfig
 
@@ -251,9 +308,8 @@ def _doctor() -> Callable[..., None]:
 
 COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "demo": _demo,
-    "prompts": _stage(
-        "prompts", "Write prompt pairs: two captions that differ by one edit.\n\nExample: restage prompts runs/mine"
-    ),
+    "prompts": _stage("prompts", PROMPTS_HELP),
+    "rounds": _rounds,
     "pairs": _stage(
         "pairs",
         "Make image pairs of the run's prompt pairs with Prompt-to-Prompt; score them, keep or reject them.\n\n"
