@@ -35,10 +35,11 @@ SUMMARIES = {
     "view": "look at scenes in the browser and edit them there",
     "show": "print what a run holds: stages, edits, scores",
     "ls": "list runs",
+    "verify": "check that a run holds what was written, and that its pictures show what they are said to",
     "doctor": "say what this machine can do, and what to install for what",
 }
 
-SWITCHES = ("doctor",)
+SWITCHES = ("doctor", "verify")
 """Commands whose booleans are switches, such as --json; all others take a value: --is-bf16 False."""
 
 

@@ -25,6 +25,7 @@ CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
 ShownArgument = Annotated[
     Path, arg(metavar="PATH", help="A run, a fitted scene, a capture with a fit, or splats as PLY (3DGS layout).")
 ]
+VerifiedArgument = Annotated[str, arg(metavar="PATH", help="A run, or a folder or URL of shards of image pairs.")]
 InstructionArgument = Annotated[str, arg(metavar="INSTRUCTION")]
 
 
@@ -306,6 +307,38 @@ def _doctor() -> Callable[..., None]:
     return doctor
 
 
+def _verify() -> Callable[..., None]:
+    from restage.verify import VerifyConfig, verify_folder
+
+    def verify(
+        path: Positional[VerifiedArgument],
+        *,
+        config: Annotated[VerifyConfig, arg(name="")] = VerifyConfig(),
+        repair: bool = False,
+        json: bool = False,
+        sheets: Path | None = None,
+        models: ModelsArgument = None,
+    ) -> None:
+        """Check that a run holds what was written, and that its pictures show what they are said to show.
+
+        Example: restage verify runs/demo
+
+        The exit code is 1 if anything was found. Nothing is changed, but for contact sheets, unless --repair is given.
+
+        Args:
+            path: What to check.
+            config: What to look at.
+            repair: Take out exactly what is bad: bad shards are made again by the command that made them, bad single
+                pairs are left out by readers from now on. Nothing is deleted; it moves to a folder `quarantine`.
+            json: Print JSON instead of lines.
+            sheets: Folder for a contact sheet of each reason; default: `verify` in the run.
+        """
+        if verify_folder(path, config, models=models, repairs=repair, is_json=json, sheets=sheets):
+            raise SystemExit(1)
+
+    return verify
+
+
 COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "demo": _demo,
     "prompts": _stage("prompts", PROMPTS_HELP),
@@ -335,5 +368,6 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "view": _view,
     "show": _show,
     "ls": _ls,
+    "verify": _verify,
     "doctor": _doctor,
 }

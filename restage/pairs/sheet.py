@@ -17,7 +17,7 @@ from restage.pairs.encoding import to_uint8
 from restage.pairs.store import PREVIEW
 from restage.records import write_atomically
 
-__all__ = ["make_preview", "write_contact_sheet"]
+__all__ = ["make_preview", "write_contact_sheet", "write_sheet"]
 
 THUMBNAIL_PX = 112
 CELL_PX = (3 * THUMBNAIL_PX + 12, THUMBNAIL_PX + 64)
@@ -59,6 +59,12 @@ def _draw_cell(sheet: Image.Image, row: Mapping[str, Any], at: tuple[int, int]) 
         y += size + 5
 
 
+def _pick_evenly(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """At most `MAX_CELLS` of the rows, from the first to the last."""
+    picks = torch.linspace(0, max(len(rows) - 1, 0), min(MAX_CELLS, len(rows))).round().long().tolist()
+    return [rows[i] for i in picks]
+
+
 def write_contact_sheet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the sheet as PNG, evenly chosen from all pairs of either verdict.
 
@@ -69,8 +75,17 @@ def write_contact_sheet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     groups = []
     for title, is_accepted in (("accepted", True), ("rejected", False)):
         group = [row for row in rows if row["accepted"] == is_accepted]
-        picks = torch.linspace(0, max(len(group) - 1, 0), min(MAX_CELLS, len(group))).round().long().tolist()
-        groups.append((f"{len(group)} {title}", [group[i] for i in picks]))
+        groups.append((f"{len(group)} {title}", _pick_evenly(group)))
+    write_sheet(path, groups)
+
+
+def write_sheet(path: Path, groups: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+    """Write pairs as one picture, group below group.
+
+    Args:
+        path: where to.
+        groups: a title, and sidecar rows with their previews.
+    """
     num_rows = [-(-len(cells) // NUM_COLUMNS) for _, cells in groups]
     height = sum(34 + count * CELL_PX[1] for count in num_rows) + 12
     sheet = Image.new("RGB", (NUM_COLUMNS * CELL_PX[0] + 12, height), PAPER)

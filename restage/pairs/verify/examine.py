@@ -1,0 +1,151 @@
+"""All that can be said of one shard on its own, and what is kept of it to compare it with the others."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, UInt8, UInt64
+
+from restage.pairs.files import Files
+from restage.pairs.store import shard_name
+from restage.pairs.verdicts import current_rule, rule_id, verdict_of
+from restage.pairs.verify.captions import BATCH_SIZE, CaptionBank, judge_captions
+from restage.pairs.verify.findings import Finding
+from restage.pairs.verify.pictures import Look, NotDecodable, find_faults, look_at
+from restage.pairs.verify.shards import BadFile, StoredPair, read_shard
+
+__all__ = ["Described", "Examiner", "Seen", "bits_of"]
+
+
+class Described(NamedTuple):
+    """Short descriptions of the pairs of a shard whose pictures were looked at, some 80 bytes a pair."""
+
+    ids: np.ndarray
+    """As ASCII."""
+    pixels: UInt64[np.ndarray, " n"]
+    shapes: UInt64[np.ndarray, "n 2"]
+    colours: UInt8[np.ndarray, "n 24"]
+    score_gaps: Float32[np.ndarray, " n"]
+    """How far stored scores are from those computed again; NaN = not compared."""
+
+
+class Seen(NamedTuple):
+    """What was seen of one shard."""
+
+    index: int
+    findings: list[Finding]
+    ids: UInt64[np.ndarray, " pairs"]
+    """Bits of the ids of all pairs, accepted or not; none if the shard is bad as a whole."""
+    num_accepted: int
+    num_bytes: int
+    described: Described | None = None
+
+
+def bits_of(pair_id: str) -> int:
+    """64 bits that stand for an id: its own, if it has the form of ours, else those of a hash."""
+    digits = pair_id.rpartition("-")[2]
+    if len(digits) == 16 and set(digits) <= set("0123456789abcdef"):
+        return int(digits, 16)
+    return int.from_bytes(hashlib.blake2b(pair_id.encode(), digest_size=8).digest(), "big")
+
+
+class _Row(NamedTuple):
+    """Description of one pair."""
+
+    id: bytes
+    pixels: int
+    shapes: tuple[int, int]
+    colours: np.ndarray
+    score_gap: float
+
+
+def _describe(rows: Sequence[_Row]) -> Described | None:
+    if not rows:
+        return None
+    return Described(
+        ids=np.array([row.id for row in rows]),
+        pixels=np.array([row.pixels for row in rows], np.uint64),
+        shapes=np.array([row.shapes for row in rows], np.uint64),
+        colours=np.stack([row.colours for row in rows]),
+        score_gaps=np.array([row.score_gap for row in rows], np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Looks at shards; several threads may use one."""
+
+    files: Files
+    left_out: Mapping[str, str]
+    """Pairs whose pictures are not judged again."""
+    bank: CaptionBank | None
+    """To judge captions with; None = captions are not judged."""
+    has_pictures: bool
+    """Whether pictures are decoded at all."""
+
+    def examine(self, index: int) -> Seen:
+        """All checks of one shard."""
+        try:
+            shard = read_shard(self.files, index)
+            pairs = [pair for pair in shard.pairs if pair.id not in self.left_out] if self.has_pictures else []
+            findings: list[Finding] = []
+            described = self._judge(index, pairs, findings)
+        except BadFile as bad:
+            return Seen(index, [bad.finding(index)], np.zeros(0, np.uint64), 0, 0)
+        ids = np.array([bits_of(row["id"]) for row in shard.rows], np.uint64)
+        return Seen(index, findings, ids, self._count_accepted(shard.mark, shard.rows), shard.num_bytes, described)
+
+    def _count_accepted(self, mark: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
+        """By the rule that holds now."""
+        rule = current_rule(self.files)
+        if rule is not None and mark.get("rule", rule_id(rule)) != rule_id(rule):
+            rows = [verdict_of(row, rule) for row in rows]
+        return sum(bool(row.get("accepted")) for row in rows)
+
+    def _judge(self, index: int, pairs: Sequence[StoredPair], findings: list[Finding]) -> Described | None:
+        """Look at the pictures a batch at a time, and add what is wrong to `findings`."""
+        rows: list[_Row] = []
+        for start in range(0, len(pairs), BATCH_SIZE):
+            looks = list(self._decode(index, pairs[start : start + BATCH_SIZE], findings))
+            for _, group in groupby(looks, key=lambda item: item[1].source.shape):
+                for pair, look, gap, faults in self._judge_batch(list(group)):
+                    findings.extend(_finding(index, pair.id, *fault) for fault in faults)
+                    rows.append(_Row(pair.id.encode("ascii", "replace"), look.pixels, look.shapes, look.colours, gap))
+        return _describe(rows)
+
+    def _decode(
+        self, index: int, pairs: Sequence[StoredPair], findings: list[Finding]
+    ) -> Iterator[tuple[StoredPair, Look]]:
+        for pair in pairs:
+            try:
+                look = look_at(pair.parts)
+            except NotDecodable as error:
+                findings.append(_finding(index, pair.id, "unreadable", str(error)))
+                continue
+            if pair.row.get("pixel_sha256", "") not in ("", look.pixel_sha256):
+                detail = f"{pair.id}: its pixels are not those that the sidecar names"
+                raise BadFile("mismatch", shard_name(index, "tar"), detail)
+            yield pair, look
+
+    def _judge_batch(
+        self, batch: Sequence[tuple[StoredPair, Look]]
+    ) -> Iterator[tuple[StoredPair, Look, float, list[tuple[str, str]]]]:
+        faults = [list(find_faults(look, pair.row)) for pair, look in batch]
+        gaps = [math.nan] * len(batch)
+        if self.bank is not None:
+            found, gaps = judge_captions([look for _, look in batch], [pair.row for pair, _ in batch], self.bank)
+            for fault in found:
+                if not faults[fault.position]:  # what a black picture shows need not be said twice
+                    faults[fault.position].append((fault.reason, fault.detail))
+        for (pair, look), gap, of_pair in zip(batch, gaps, faults, strict=True):
+            yield pair, look, math.nan if of_pair else gap, of_pair
+
+
+def _finding(index: int, pair_id: str, reason: str, detail: str) -> Finding:
+    return Finding(reason=reason, file=shard_name(index, "tar"), detail=detail, shard=index, pair=pair_id)

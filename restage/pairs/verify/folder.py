@@ -1,0 +1,144 @@
+"""What belongs to the folder as a whole: which files may lie there, manifest, rule, the stage's mark, contact sheet."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from restage.pairs.files import Files, LocalFiles
+from restage.pairs.left_out import is_left_out_list
+from restage.pairs.store import shard_name, write_manifest
+from restage.pairs.verify.findings import Finding
+from restage.pairs.verify.shards import BadFile, read_canonical_json
+from restage.records import InputError, content_id, file_sha256
+
+__all__ = ["QUARANTINE", "Counts", "check_folder", "check_manifest", "check_stage", "find_shards"]
+
+QUARANTINE = "quarantine"
+"""Folder beside the shards where a repair moves what is bad."""
+SHARD_FILE = re.compile(r"shard-(\d{5,})\.(tar|parquet|done)")
+RECORDS = ("rule.json", "store.json")
+"""Files of the store that are JSON records of ours."""
+VIEWS = ("manifest.parquet", "contact_sheet.png", "stage.json")
+"""What the stage leaves beside the shards when it ends."""
+FOLDERS = (QUARANTINE, "failures")
+
+
+class Counts(NamedTuple):
+    """What the shards hold, as far as they could be read."""
+
+    num_shards: int
+    last_shard: int
+    """The greatest number of a shard; -1 for none."""
+    num_pairs: int
+    num_accepted: int
+    """By the rule that holds now; those left out by the list count as well."""
+
+
+def _shard_number(name: str) -> int | None:
+    match = SHARD_FILE.fullmatch(name)
+    if match is None or shard_name(int(match[1]), match[2]) != name:
+        return None
+    return int(match[1])
+
+
+def find_shards(names: list[str], *, is_finished: bool) -> list[int]:
+    """Numbers of the shards to look at.
+
+    Files of a shard without a mark are what a killed worker leaves: only in a finished stage must all have one.
+    """
+    numbers = {_shard_number(name) for name in names if is_finished or name.endswith(".done")}
+    return sorted(number for number in numbers if number is not None)
+
+
+def _is_ours(name: str) -> bool:
+    known = name in (*RECORDS, *VIEWS, *FOLDERS)
+    return known or _shard_number(name) is not None or is_left_out_list(name)
+
+
+def check_folder(files: Files, names: list[str]) -> Iterator[Finding]:
+    """Files that do not belong here, and small ones that do but are damaged."""
+    for name in names:
+        if not _is_ours(name):
+            yield Finding(reason="foreign", file=name, detail="it does not belong here")
+        elif name in RECORDS or is_left_out_list(name):
+            try:
+                record = read_canonical_json(files, name)
+            except BadFile as bad:
+                yield bad.finding()
+                continue
+            if name == "rule.json" and record.get("id") != content_id("rule", record.get("rule")):
+                yield Finding(reason="flipped", file=name, detail="its id is not that of its rule")
+        elif name == "contact_sheet.png":
+            try:
+                with Image.open(io.BytesIO(files.read(name))) as image:
+                    image.verify()
+            except (OSError, SyntaxError, ValueError) as error:
+                yield Finding(reason="stale", file=name, detail=f"its checksums are wrong: {error}")
+
+
+def check_stage(files: Files, counts: Counts) -> Iterator[Finding]:
+    """The mark of the stage: whether it is whole, and whether all that it names is there."""
+    name = "stage.json"
+    try:
+        mark = read_canonical_json(files, name)
+    except BadFile as bad:
+        yield bad.finding()
+        return
+    facts: dict[str, Any] = mark.get("facts", {})
+    if mark.get("id") != content_id("pairs", mark.get("config")):
+        yield Finding(reason="flipped", file=name, detail="its id is not that of its config")
+    if counts.num_shards != counts.last_shard + 1:
+        detail = f"the last shard is number {counts.last_shard}, and {counts.num_shards} are there"
+        yield Finding(reason="missing", file=name, detail=detail)
+    for fact, found in (("num_pairs", counts.num_pairs), ("num_accepted", counts.num_accepted)):
+        if facts.get(fact, found) != found:
+            yield Finding(reason="mismatch", file=name, detail=f"{fact} is {facts[fact]}, the shards hold {found}")
+
+
+def check_manifest(folder: Path | str, files: Files) -> Iterator[Finding]:
+    """Whether the manifest is what the shards, all of them right, give again, byte by byte.
+
+    Another version of pyarrow may have written it in other bytes; then its rows decide.
+    """
+    name = "manifest.parquet"
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch) / name
+        try:
+            write_manifest(folder, again)
+        except InputError as error:
+            yield Finding(reason="stale", file=name, detail=f"it cannot be made from the shards: {error}")
+            return
+        if _sha256(files, name) == file_sha256(again):
+            return
+        try:
+            is_equal = _is_equal(pq.ParquetFile(io.BytesIO(files.read(name))), pq.ParquetFile(again))
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
+            is_equal = False
+    if not is_equal:
+        yield Finding(reason="stale", file=name, detail="it is not what the shards say")
+
+
+def _sha256(files: Files, name: str) -> str:
+    if isinstance(files, LocalFiles):  # a manifest of millions of pairs need not lie in memory
+        return file_sha256(files.path / name)
+    return hashlib.sha256(files.read(name)).hexdigest()
+
+
+def _is_equal(found: pq.ParquetFile, again: pq.ParquetFile) -> bool:
+    """Whether two parquet files of different versions of pyarrow hold the same rows."""
+    if found.metadata.created_by == again.metadata.created_by:
+        return False
+    if found.schema_arrow != again.schema_arrow or found.metadata.num_rows != again.metadata.num_rows:
+        return False
+    batches = zip(found.iter_batches(), again.iter_batches(), strict=True)
+    return all(repr(one.to_pylist()) == repr(other.to_pylist()) for one, other in batches)

@@ -1,0 +1,178 @@
+"""One shard at a time: its mark, the hashes of its files, and whether mark, tar and sidecar tell the same.
+
+Holds one shard in memory, as `store` does when it writes one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from restage.pairs.encoding import bytes_sha256, read_tar
+from restage.pairs.files import Files
+from restage.pairs.seals import has_right_seal
+from restage.pairs.store import PREVIEW, shard_name
+from restage.pairs.verify.findings import Finding
+
+__all__ = ["BadFile", "StoredPair", "StoredShard", "read_canonical_json", "read_shard"]
+
+MEMBERS = ("source.png", "edited.png", "mask.png", "json")
+
+
+class BadFile(Exception):
+    """A file is not what it must be; becomes a finding."""
+
+    def __init__(self, reason: str, file: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.file, self.detail = reason, file, detail
+
+    def finding(self, shard: int | None = None) -> Finding:
+        """As a finding about a shard, or about none."""
+        return Finding(reason=self.reason, file=self.file, detail=self.detail, shard=shard)
+
+
+class StoredPair(NamedTuple):
+    """An accepted pair as the shard holds it."""
+
+    id: str
+    parts: Mapping[str, bytes]
+    """Files of the tar by name, such as `source.png`."""
+    row: Mapping[str, Any]
+    """Row of the sidecar, without preview."""
+
+
+class StoredShard(NamedTuple):
+    """A shard whose hashes are right."""
+
+    mark: Mapping[str, Any]
+    rows: list[dict[str, Any]]
+    """Of the sidecar, without previews."""
+    pairs: list[StoredPair]
+    num_bytes: int
+
+
+def _read(files: Files, name: str) -> bytes:
+    try:
+        return files.read(name)
+    except FileNotFoundError:
+        raise BadFile("missing", name, "the file is not there") from None
+
+
+def read_canonical_json(files: Files, name: str) -> dict[str, Any]:
+    """Read a JSON record of ours, every byte of which must be as we write it.
+
+    Raises:
+        BadFile: it is missing, torn, or not as it was written.
+    """
+    content = _read(files, name)
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        reason = "flipped" if content.endswith(b"}\n") else "torn"
+        raise BadFile(reason, name, f"{len(content)} bytes that are not readable as JSON") from None
+    if not isinstance(record, dict) or content not in _as_written(record) or not has_right_seal(record):
+        raise BadFile("flipped", name, "it is not as it was written: its seal or its form is broken")
+    return record
+
+
+def _as_written(record: Mapping[str, Any]) -> tuple[bytes, ...]:
+    """The forms that our writers give a record: for people, or on one line."""
+    readable = [json.dumps(record, indent=1, sort_keys=True, ensure_ascii=is_ascii) for is_ascii in (True, False)]
+    line = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return tuple(f"{text}\n".encode("utf-8", "surrogatepass") for text in (*readable, line))
+
+
+def _read_mark(files: Files, index: int) -> dict[str, Any]:
+    name = shard_name(index, "done")
+    mark = read_canonical_json(files, name)
+    hashes = mark.get("sha256")
+    if not isinstance(hashes, dict) or not {"tar", "parquet"} <= set(hashes) or "num_pairs" not in mark:
+        raise BadFile("flipped", name, "it lacks the hashes or the number of pairs")
+    return mark
+
+
+def _read_hashed(files: Files, index: int, suffix: str, mark: Mapping[str, Any]) -> bytes:
+    """A file of a shard, if it is the one that the mark names."""
+    name = shard_name(index, suffix)
+    content = _read(files, name)
+    if hashlib.sha256(content).hexdigest() == mark["sha256"][suffix]:
+        return content
+    expected = mark.get("num_bytes", {}).get(suffix)
+    is_whole = len(content) == expected if expected is not None else _has_end(content, suffix)
+    size = f"{len(content)} bytes" + ("" if is_whole or expected is None else f" instead of {expected}")
+    raise BadFile("flipped" if is_whole else "torn", name, f"{size}, not those that the mark names")
+
+
+def _has_end(content: bytes, suffix: str) -> bool:
+    return content.endswith(bytes(1024)) if suffix == "tar" else content.endswith(b"PAR1")
+
+
+def _read_rows(content: bytes, name: str, mark: Mapping[str, Any]) -> list[dict[str, Any]]:
+    try:
+        parquet = pq.ParquetFile(io.BytesIO(content))
+        columns = [column for column in parquet.schema_arrow.names if column != PREVIEW]
+        rows = parquet.read(columns=columns).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise BadFile("mismatch", name, f"it is as it was written, but not readable: {error}") from None
+    num_accepted = sum(bool(row.get("accepted")) for row in rows)
+    if (len(rows), num_accepted) != (mark["num_pairs"], mark.get("num_accepted")):
+        stated = f"{mark['num_pairs']} pairs, {mark.get('num_accepted')} accepted"
+        raise BadFile("mismatch", name, f"{len(rows)} rows, {num_accepted} accepted; the mark says {stated}")
+    return rows
+
+
+def read_shard(files: Files, index: int) -> StoredShard:
+    """Read a shard and compare all that is stored of it twice.
+
+    Raises:
+        BadFile: a file is missing, torn, changed, or they contradict each other.
+    """
+    mark = _read_mark(files, index)
+    sidecar = _read_hashed(files, index, "parquet", mark)
+    tar = _read_hashed(files, index, "tar", mark)
+    rows = _read_rows(sidecar, shard_name(index, "parquet"), mark)
+    try:
+        pairs = list(_match(tar, rows))
+    except (tarfile.TarError, OSError, ValueError, _Contradiction) as error:
+        raise BadFile("mismatch", shard_name(index, "tar"), str(error)) from None
+    return StoredShard(mark, rows, pairs, len(sidecar) + len(tar))
+
+
+class _Contradiction(Exception):
+    """Tar and sidecar differ."""
+
+
+def _match(tar: bytes, rows: list[dict[str, Any]]) -> Iterator[StoredPair]:
+    """The pairs of a tar with their rows."""
+    accepted = iter([row for row in rows if row.get("accepted")])
+    for key, parts in read_tar(tar):
+        row = next(accepted, None)
+        if row is None or row["id"] != key:
+            raise _Contradiction(f"it holds {key} where the sidecar has {'no more pair' if row is None else row['id']}")
+        _compare(key, parts, row)
+        yield StoredPair(key, parts, row)
+    if row := next(accepted, None):
+        raise _Contradiction(f"{row['id']} is accepted, and its pictures are not there")
+
+
+def _compare(key: str, parts: Mapping[str, bytes], row: Mapping[str, Any]) -> None:
+    if tuple(parts) != MEMBERS:
+        raise _Contradiction(f"{key} has the files {', '.join(parts)}; expected {', '.join(MEMBERS)}")
+    try:
+        record = json.loads(parts["json"])
+        prompt = record["prompt"]
+        texts = (record["id"], prompt["source"], prompt["target"], prompt["instruction"])
+    except (ValueError, KeyError, TypeError):
+        raise _Contradiction(f"{key}.json is not a record of a pair") from None
+    stored = (row["id"], row.get("source_caption"), row.get("target_caption"), row.get("instruction"))
+    if texts != stored:
+        raise _Contradiction(f"{key}: id, captions and instruction are {texts} in the tar, {stored} in the sidecar")
+    if row.get("bytes_sha256", "") not in ("", bytes_sha256(list(parts.items()))):
+        raise _Contradiction(f"{key}: its files are not those that the sidecar names")
