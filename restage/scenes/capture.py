@@ -45,6 +45,8 @@ class Capture:
     masks: Float[Tensor, "n h w"] | None = None
     """Weight of each pixel in [0, 1]: 0 where a photograph shows nothing of the scene, such as outside of an
     undistorted picture or what a mask file leaves out; None where all pixels count."""
+    own_to_world: Float[Tensor, "3 3"] | None = None
+    """Rotation from the frame that the capture came in to this one, float64; None where they are the same."""
 
     def __post_init__(self) -> None:
         num_views = len(self.cameras)
@@ -68,6 +70,9 @@ class Capture:
                 f"{self.name}: expected disjoint training and held-out views out of 0..{num_views - 1}, "
                 f"got {self.train_indices} and {self.held_out_indices}"
             )
+        turn = self.own_to_world
+        if turn is not None and not torch.allclose(turn @ turn.T, torch.eye(3, dtype=turn.dtype), atol=1e-5):
+            raise InputError(f"{self.name}: expected own_to_world to be a rotation, got {turn.tolist()}")
 
     def select(self, indices: Sequence[int]) -> Capture:
         """Only these views, in this order, all of them training views; the points stay."""
@@ -82,11 +87,15 @@ class Capture:
             train_indices=tuple(range(len(chosen))),
             held_out_indices=(),
             masks=None if self.masks is None else self.masks[chosen],
+            own_to_world=self.own_to_world,
         )
 
 
 def turn_upright(capture: Capture) -> Capture:
-    """The same capture in a world with z up, as `upright_turn` says; an upright one is returned as it is."""
+    """The same capture in a world with z up, as `upright_turn` says; an upright one is returned as it is.
+
+    `own_to_world` tells how it was turned, so that splats can be turned back (`turning.py`).
+    """
     turn = upright_turn(capture.cameras)
     if torch.equal(turn, torch.eye(3, dtype=turn.dtype)):
         return capture
@@ -96,6 +105,7 @@ def turn_upright(capture: Capture) -> Capture:
         capture,
         cameras=replace(capture.cameras, camera_to_world=camera_to_world.float()),
         points=(capture.points.double() @ turn.T).to(capture.points),
+        own_to_world=turn if capture.own_to_world is None else turn @ capture.own_to_world,
     )
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -289,3 +291,15 @@ def test_missing_and_corrupt_files_give_one_clear_line(folder, tmp_path):
         (folder / "transforms.json").write_text(text, encoding="latin-1")
         with pytest.raises(InputError, match=r"transforms\.json.*JSON"):
             read_capture(folder)
+
+
+def test_how_a_capture_was_turned_is_written_and_read(tmp_path: Path):
+    turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    write_capture(replace(small_capture(), own_to_world=turn), tmp_path)
+    found = read_capture(tmp_path).own_to_world
+    assert found is not None and torch.equal(found, turn)
+    meta = json.loads((tmp_path / "transforms.json").read_text())
+    meta["restage_own_to_world"][0][0] = 0.7
+    (tmp_path / "transforms.json").write_text(json.dumps(meta))
+    with pytest.raises(InputError, match="restage_own_to_world"):
+        read_capture(tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,6 +37,9 @@ DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 OLD_APPLIED_TRANSFORM = ((0, 1, 0, 0), (1, 0, 0, 0), (0, 0, -1, 0))
 """From COLMAP's world to that of folders from before the field `applied_transform`, as nerfstudio takes it."""
 
+OWN_TO_WORLD = "restage_own_to_world"
+"""Our own field, which nerfstudio ignores: the 3x3 rotation that brought a user's capture into this file's frame."""
+
 
 def read_nerfstudio(path: Path, name: str, options: ReadOptions) -> Capture:
     """Read a nerfstudio folder; the world stays as it is, lens distortion is taken out of images and masks.
@@ -51,7 +55,8 @@ def read_nerfstudio(path: Path, name: str, options: ReadOptions) -> Capture:
     meta = _read_meta(path)
     photos = _read_photos(meta, path)
     split = _split(meta, [photo.name for photo in photos], path, options)
-    return make_capture(name, photos, points=_read_sparse(meta, path), split=split, options=options)
+    capture = make_capture(name, photos, points=_read_sparse(meta, path), split=split, options=options)
+    return replace(capture, own_to_world=_read_own_to_world(meta, path))
 
 
 def write_capture(capture: Capture, folder: Path) -> None:
@@ -85,6 +90,7 @@ def write_capture(capture: Capture, folder: Path) -> None:
         "val_filenames": held_out,
         "test_filenames": held_out,
         **({"ply_file_path": "sparse_pc.ply"} if len(capture.points) else {}),
+        **({} if capture.own_to_world is None else {OWN_TO_WORLD: capture.own_to_world.tolist()}),
     }
     write_json(folder / "transforms.json", meta)
 
@@ -159,6 +165,17 @@ def _read_matrix(value: Any, where: str, name: str = "transform_matrix") -> Tens
     whole = torch.eye(4, dtype=torch.float64)
     whole[:3] = matrix[:3]
     return whole
+
+
+def _read_own_to_world(meta: Mapping[str, Any], path: Path) -> Tensor | None:
+    """What `write_capture` has left of a turn."""
+    rows = meta.get(OWN_TO_WORLD)
+    if rows is None:
+        return None
+    is_square = isinstance(rows, list) and len(rows) == 3 and all(isinstance(row, list) for row in rows)
+    where = f"{path}: {OWN_TO_WORLD}"
+    matrix = _read_matrix([[*row, 0.0] for row in rows] if is_square else rows, where, OWN_TO_WORLD)
+    return check_rigid(matrix, where)[:3, :3]
 
 
 def _read_lens(values: Mapping[str, Any], width: int, height: int, where: str) -> Lens:

@@ -1,0 +1,127 @@
+"""Splats in another frame: every centre, rotation and colour that depends on the direction is turned with the world.
+
+`restage export` brings the splats of a capture that was turned upright back to the capture's own frame.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.records import InputError, read_json
+from restage.scenes.io.ply import read_splats, write_splats
+from restage.scenes.splats import Splats, evaluate_sh
+
+__all__ = ["Frame", "export_splats", "turn_splats"]
+
+Frame = Literal["own", "upright"]
+"""The frame that a capture came in, or the one with z up that Restage works in."""
+
+SMALL = 0.1
+"""Of a coefficient, so that no colour falls below 0, where it would be cut off."""
+
+
+def export_splats(folder: Path, out: Path, *, frame: Frame) -> int:
+    """Write the splats of a fitted or an edited scene as PLY; returns how many.
+
+    Args:
+        folder: Of a run's scene or of one of its edits; holds `splats.ply`.
+        out: The PLY to write.
+        frame: That the splats are to be in.
+
+    Raises:
+        InputError: there are no splats, or nothing says how the capture was turned.
+    """
+    if not (folder / "splats.ply").is_file():
+        raise InputError(f"{folder}: expected a folder with splats.ply, of a scene or an edit; fit a capture first")
+    if out.suffix.lower() != ".ply":
+        raise InputError(f"expected a file name that ends with .ply, got {out}")
+    splats = read_splats(folder / "splats.ply")
+    turn = _own_to_world(folder) if frame == "own" else None
+    write_splats(splats if turn is None else turn_splats(splats, turn.T), out)
+    return len(splats)
+
+
+def _own_to_world(folder: Path) -> Tensor | None:
+    """How the scene's capture was turned, by its `fit.json`: in the folder, or for an edit in that of its scene."""
+    places = [folder, *(above.parent.parent / "scenes" / above.name for above in folder.resolve().parents)]
+    found = next((place / "fit.json" for place in places if (place / "fit.json").is_file()), None)
+    if found is None:
+        raise InputError(f"{folder}: no fit.json tells how its capture was turned; export with --frame upright")
+    record = read_json(found)
+    if "own_to_world" not in record:
+        raise InputError(f"{found} is of a version that stored no turn; fit the capture again, or --frame upright")
+    rows = record["own_to_world"]
+    return None if rows is None else torch.tensor(rows, dtype=torch.float64)
+
+
+def turn_splats(splats: Splats, turn: Float[Tensor, "3 3"]) -> Splats:
+    """The same splats in a world that is turned about its origin: a point x is at turn x then.
+
+    A picture of them by a camera that is turned likewise stays the same but for rounding.
+
+    Args:
+        splats: Not changed.
+        turn: A rotation, float64.
+
+    Raises:
+        InputError: it is not a rotation.
+    """
+    identity = torch.eye(3, dtype=torch.float64)
+    if not (torch.allclose(turn @ turn.T, identity, atol=1e-5) and float(torch.det(turn)) > 0):
+        raise InputError(f"expected a rotation, got {turn.tolist()}")
+    return Splats(
+        means=(splats.means.double() @ turn.T).to(splats.means),
+        log_scales=splats.log_scales.clone(),
+        rotations=_turn_quaternions(splats.rotations, turn),
+        opacity_logits=splats.opacity_logits.clone(),
+        sh=_turn_harmonics(splats.sh, turn),
+    )
+
+
+def _turn_quaternions(rotations: Float[Tensor, "n 4"], turn: Float[Tensor, "3 3"]) -> Float[Tensor, "n 4"]:
+    w, x, y, z = _quaternion_of(turn).tolist()
+    product = [[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]]
+    return (rotations.double() @ torch.tensor(product, dtype=torch.float64).T).to(rotations)
+
+
+def _quaternion_of(turn: Float[Tensor, "3 3"]) -> Float[Tensor, " 4"]:
+    """Unit quaternion wxyz of a rotation matrix, float64: an eigenvector, safe for half turns too.
+
+    Bar-Itzhack, "New method for extracting the quaternion from a rotation matrix" (2000).
+    """
+    (a, b, c), (d, e, f), (g, h, i) = turn.tolist()
+    rows = [
+        [a + e + i, h - f, c - g, d - b],
+        [h - f, a - e - i, b + d, c + g],
+        [c - g, b + d, e - a - i, f + h],
+        [d - b, c + g, f + h, i - a - e],
+    ]
+    vectors = torch.linalg.eigh(torch.tensor(rows, dtype=torch.float64)).eigenvectors
+    return vectors[:, -1]
+
+
+def _turn_harmonics(sh: Float[Tensor, "n k 3"], turn: Float[Tensor, "3 3"]) -> Float[Tensor, "n k 3"]:
+    """Coefficients that give at turn d the colour that was at d: they span the same functions, so this is exact."""
+    count = sh.shape[1]
+    if count == 1:
+        return sh.clone()
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(8 * count, 3, generator=generator, dtype=torch.float64)
+    directions = torch.nn.functional.normalize(random, dim=1)
+    before, after = _basis(directions, count), _basis(directions @ turn.T, count)
+    change = torch.linalg.lstsq(after, before).solution
+    turned = torch.einsum("jk,nkc->njc", change, sh.double()).to(sh)
+    turned[:, 0] = sh[:, 0]
+    return turned
+
+
+def _basis(directions: Float[Tensor, "d 3"], count: int) -> Float[Tensor, "d k"]:
+    """Value of each harmonic along each direction."""
+    coefficients = SMALL * torch.eye(count, dtype=torch.float64)[:, :, None].expand(-1, -1, 3)
+    columns = [evaluate_sh(one.expand(len(directions), -1, -1), directions)[:, 0] for one in coefficients]
+    return (torch.stack(columns, dim=1) - 0.5) / SMALL
