@@ -135,6 +135,45 @@ def _rounds() -> Callable[..., None]:
     return rounds
 
 
+def _pairs() -> Callable[..., None]:
+    from restage.pairs.executors.interface import EngineConfig
+    from restage.pairs.stage import PairsConfig
+
+    def pairs(
+        run: Positional[RunArgument],
+        *,
+        config: Annotated[PairsConfig, arg(name="")] = PairsConfig(),  # noqa: B008
+        engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
+        store: Annotated[str, arg(metavar="URL")] = "",
+        rejudge: bool = False,
+        models: ModelsArgument = None,
+        run_seed: RunSeedArgument = 0,
+    ) -> None:
+        """Make image pairs of the run's prompt pairs with Prompt-to-Prompt; score them, keep or reject them.
+
+        Example: restage pairs runs/mine --engine local --workers 2
+
+        Ctrl-C or SIGTERM stops it, a machine may fail: the same command goes on from there, on any engine.
+
+        Args:
+            run: Folder of the run.
+            config: How pairs are made and judged.
+            engine: Where they are made.
+            store: Where shards go, such as s3://bucket/run; default: the run's folder.
+            rejudge: Judge the pairs that are there by the rule given now; only what needs it is made again.
+            models: Models to start from.
+            run_seed: Of the run.
+        """
+        from restage.recipes import make_pairs, models_in, open_run, working
+
+        with working(open_run(run, seed=run_seed)) as opened:
+            found = models_in(models)
+            show_progress(make_pairs(opened, config, found, engine=engine, store=store, is_rejudging=rejudge))
+        print(f"pairs: {run / 'pairs'}")
+
+    return pairs
+
+
 def _fit() -> Callable[..., None]:
     from restage.scenes.fit import PHOTOGRAPHS, FitConfig
 
@@ -343,11 +382,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "demo": _demo,
     "prompts": _stage("prompts", PROMPTS_HELP),
     "rounds": _rounds,
-    "pairs": _stage(
-        "pairs",
-        "Make image pairs of the run's prompt pairs with Prompt-to-Prompt; score them, keep or reject them.\n\n"
-        "Example: restage pairs runs/mine",
-    ),
+    "pairs": _pairs,
     "world": _stage(
         "world",
         "Make scenes of the miniature world: captures, and the exact truth of edits.\n\n"

@@ -5,7 +5,6 @@ A recipe composes stages; what each stage does, and what it leaves in the run fo
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -13,13 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.compare.protocol import CompareConfig, run_compare
-from restage.diffusion.backbone import load_backbone
-from restage.diffusion.clip import load_clip
 from restage.diffusion.training import TrainingConfig
 from restage.edit.single import EditChoice, open_edit
 from restage.edit.stage import EditConfig, run_edit
 from restage.miniature.edit_model import PAIRS
-from restage.pairs.stage import PairsConfig, run_pairs
+from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.makers import ModelMaker, folder_sha256
+from restage.pairs.stage import PairsConfig, rejudge_pairs, run_campaign
 from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import (
@@ -27,8 +26,6 @@ from restage.records import (
     InputError,
     Progress,
     RunFolder,
-    canonical_json,
-    file_sha256,
     read_json,
 )
 from restage.report.page import ReportConfig, run_report
@@ -80,21 +77,13 @@ class Models:
         Raises:
             InputError: a folder is missing.
         """
-        return {name: _folder_sha256(path) for name, path in asdict(self).items()}
+        return {name: folder_sha256(path) for name, path in asdict(self).items()}
 
 
 def models_in(folder: Path | None = None) -> Models:
     """The models in a folder laid out as `restage/assets`, which is the default."""
     folder = folder or Path(__file__).parent / "assets"
     return Models(text_to_image=folder / "text_to_image", clip=folder / "clip", edit_model=folder / "edit_model")
-
-
-def _folder_sha256(folder: Path) -> str:
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist; name a folder of models with --models")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    content = [(path.relative_to(folder).as_posix(), file_sha256(path)) for path in files]
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 class Stage(NamedTuple):
@@ -104,17 +93,38 @@ class Stage(NamedTuple):
     run: Callable[[RunFolder, Any, Models], Iterator[Progress]]
 
 
-def _run_pairs(run: RunFolder, config: PairsConfig, models: Models) -> Iterator[Progress]:
-    """Load the models for the pairs stage, unless it is done."""
-    if run.is_done("pairs", config):
-        yield Progress(stage="pairs", done=1, total=1, note="already done")
-        return
-    yield from run_pairs(run, config, load_backbone(models.text_to_image), load_clip(models.clip))
+def make_pairs(
+    run: RunFolder,
+    config: PairsConfig,
+    models: Models,
+    *,
+    engine: EngineConfig | None = None,
+    store: str = "",
+    is_rejudging: bool = False,
+) -> Iterator[Progress]:
+    """Make the pairs of a run with models by their folders, so that any machine can.
+
+    Args:
+        run: Its prompts are written.
+        config: How pairs are made and judged.
+        models: What makes them.
+        engine: Where; in this process by default.
+        store: URL where shards go; empty for the run's folder.
+        is_rejudging: Judge pairs that are there by the rule of this config.
+
+    Raises:
+        InputError: as `restage.pairs.stage.run_campaign`.
+    """
+    maker = ModelMaker.of(models.text_to_image, models.clip, config.generate)
+    if is_rejudging:
+        yield from rejudge_pairs(run, config, maker, engine or EngineConfig())
+    else:
+        yield from run_campaign(run, config, maker, engine or EngineConfig(), store=store)
 
 
 STAGES: dict[str, Stage] = {
     "prompts": Stage(PromptsConfig, lambda run, config, models: run_prompts(run, config)),
-    "pairs": Stage(PairsConfig, _run_pairs),
+    "pairs": Stage(PairsConfig, make_pairs),
     "train": Stage(TrainConfig, lambda run, config, models: run_train(run, config, start=models.edit_model)),
     "world": Stage(WorldConfig, lambda run, config, models: run_world(run, config)),
     "scenes": Stage(ScenesConfig, lambda run, config, models: run_scenes(run, config)),

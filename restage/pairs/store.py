@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +28,18 @@ from restage.pairs.verdicts import current_rule, rule_id, verdict_of
 from restage.records import InputError, write_atomically
 
 __all__ = [
+    "PairReader",
     "ImagePair",
     "done_indices",
     "done_shards",
     "drop_shard",
     "has_shard",
     "iter_rows",
+    "read_mark",
     "read_members",
     "read_pairs",
     "read_rows",
+    "read_rows_at",
     "rebuild_manifest",
     "write_manifest",
     "write_shard",
@@ -120,7 +123,7 @@ def has_shard(folder: Path | str, index: int, mark: Mapping[str, Any]) -> bool:
     """Whether a shard lies there whole, with this mark."""
     files = open_files(folder)
     with contextlib.suppress(FileNotFoundError, InputError):
-        return _read_mark(files, index) == mark and all(
+        return read_mark(files, index) == mark and all(
             hashlib.sha256(files.read(shard_name(index, suffix))).hexdigest() == mark["sha256"][suffix]
             for suffix in ("tar", "parquet")
         )
@@ -134,7 +137,13 @@ def drop_shard(folder: Path | str, index: int) -> None:
         files.remove(shard_name(index, suffix))
 
 
-def _read_mark(files: Files, index: int) -> dict[str, Any]:
+def read_mark(files: Files, index: int) -> dict[str, Any]:
+    """The mark of one shard.
+
+    Raises:
+        FileNotFoundError: it is not finished.
+        InputError: the mark cannot be read.
+    """
     name = shard_name(index, "done")
     try:
         mark = json.loads(files.read(name))
@@ -159,9 +168,9 @@ def done_shards(folder: Path | str) -> dict[int, Mapping[str, Any]]:
     """
     files, indices = open_files(folder), done_indices(folder)
     if isinstance(files, LocalFiles):
-        return {index: _read_mark(files, index) for index in indices}
+        return {index: read_mark(files, index) for index in indices}
     with ThreadPoolExecutor(NUM_READERS) as readers:
-        return dict(zip(indices, readers.map(lambda index: _read_mark(files, index), indices), strict=True))
+        return dict(zip(indices, readers.map(lambda index: read_mark(files, index), indices), strict=True))
 
 
 def _checked(files: Files, index: int, suffix: str, mark: Mapping[str, Any]) -> bytes:
@@ -176,7 +185,7 @@ def _checked(files: Files, index: int, suffix: str, mark: Mapping[str, Any]) -> 
 
 
 @dataclass(frozen=True)
-class _Reader:
+class PairReader:
     """How readers see a folder: by the rule that holds now, without what is left out."""
 
     files: Files
@@ -184,7 +193,8 @@ class _Reader:
     left_out: Mapping[str, str]
 
     @classmethod
-    def open(cls, folder: Path | str) -> _Reader:
+    def open(cls, folder: Path | str) -> PairReader:
+        """Read once what holds for all shards."""
         files = open_files(folder)
         return cls(files, current_rule(files), read_left_out(files))
 
@@ -227,7 +237,7 @@ def read_members(folder: Path | str, index: int, mark: Mapping[str, Any]) -> Ite
     Raises:
         InputError: the shard was changed since.
     """
-    return _Reader.open(folder).members(index, mark)
+    return PairReader.open(folder).members(index, mark)
 
 
 def read_pairs(folder: Path | str) -> Iterator[ImagePair]:
@@ -238,7 +248,7 @@ def read_pairs(folder: Path | str) -> Iterator[ImagePair]:
     Raises:
         InputError: there is no finished shard, or one was changed since.
     """
-    reader, marks = _Reader.open(folder), done_shards(folder)
+    reader, marks = PairReader.open(folder), done_shards(folder)
     if not marks:
         raise InputError(f"{folder} holds no finished shard of image pairs; run the pairs stage first")
     for index, mark in marks.items():
@@ -252,9 +262,24 @@ def iter_rows(folder: Path | str) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: a sidecar was changed since its shard was finished.
     """
-    reader = _Reader.open(folder)
+    reader = PairReader.open(folder)
     for index, mark in done_shards(folder).items():
         yield from reader.rows(index, mark, has_previews=True).to_pylist()
+
+
+def read_rows_at(folder: Path, positions: Iterable[int]) -> list[dict[str, Any]]:
+    """Rows by their places in the manifest, previews included; only their shards are opened."""
+    reader, wanted = PairReader.open(folder), sorted(positions)
+    rows: list[dict[str, Any]] = []
+    start = 0
+    for index, mark in done_shards(folder).items():
+        stop = start + mark["num_pairs"]
+        here = [place - start for place in wanted if start <= place < stop]
+        if here:
+            found = reader.rows(index, mark, has_previews=True).to_pylist()
+            rows += [found[place] for place in here]
+        start = stop
+    return rows
 
 
 def read_rows(folder: Path | str) -> list[dict[str, Any]]:
@@ -264,7 +289,7 @@ def read_rows(folder: Path | str) -> list[dict[str, Any]]:
 
 def _manifest_tables(folder: Path | str) -> Iterator[pa.Table]:
     """Rows of all finished shards without previews, as readers see them; a table is a row group of the manifest."""
-    reader = _Reader.open(folder)
+    reader = PairReader.open(folder)
     waiting: list[pa.Table] = []
     num_waiting = 0
     for index, mark in done_shards(folder).items():

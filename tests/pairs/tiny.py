@@ -56,7 +56,7 @@ class WordlessClip:
 
 LENIENT = PairRule(
     min_image_similarity=-1.0,
-    min_direction_similarity=0.0,
+    min_direction_similarity=-0.4,
     min_text_similarity=-1.0,
     min_change=0.0,
     min_mask_share=0.0,

@@ -1,0 +1,239 @@
+"""All pairs of a run, made by any engine: estimate, progress, resume, failures; the driver behind `restage pairs`.
+
+Two drivers on one folder do no harm. Nothing is locked: a task's result depends on the task alone, a shard counts only
+when it is whole, and before it says that it is done a driver looks at what is on disk. The second one notices the
+first by shards that it did not make, and takes the rest in random order, so that they share the work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from restage.pairs.campaign_queue import TaskQueue
+from restage.pairs.campaign_status import Estimate, Tally, bytes_text
+from restage.pairs.executors import EXECUTORS
+from restage.pairs.executors.interface import BatchDone, EngineConfig, Event, Tick, WorkerLost
+from restage.pairs.files import Files, open_files
+from restage.pairs.makers import Maker, OpenMaker
+from restage.pairs.store import done_indices
+from restage.pairs.tasks import TaskPlan
+from restage.pairs.worker import TaskReport, WorkerSettings
+from restage.records import InputError, Progress, canonical_json, to_plain, write_json
+
+__all__ = ["CampaignStopped", "TasksSetAside", "check_prompts", "make_missing"]
+
+MAX_CHECKED = 10_000
+"""Prompt pairs that are checked before the first pair is made (0.8 ms each); later ones when their task comes."""
+STATUS_S = 5.0
+"""Time between two states of `campaign.json`, and between looks at the disk."""
+MIN_FREE_BYTES = 50_000_000
+"""Room without which nothing is begun."""
+
+
+class CampaignStopped(InputError):
+    """The campaign cannot go on; what is made stays."""
+
+
+class TasksSetAside(CampaignStopped):
+    """Some tasks failed again and again; all others are made."""
+
+
+def check_prompts(plan: TaskPlan, maker: OpenMaker) -> None:
+    """Refuse prompt pairs that cannot be made before anything is.
+
+    Raises:
+        InputError: one does not fit the model.
+    """
+    num_checked = 0
+    for index in range(len(plan)):
+        for job in plan[index].jobs:
+            if job.sample == 0 or num_checked == 0:
+                maker.check(job)
+                num_checked += 1
+        if num_checked >= MAX_CHECKED:
+            return
+
+
+def make_missing(folder: Path, plan: TaskPlan, maker: Maker, config: EngineConfig) -> Iterator[Progress]:
+    """Make every shard of the plan that is not there; afterwards all are, whatever else happened meanwhile.
+
+    Args:
+        folder: `<run>/pairs`.
+        plan: what to make.
+        maker: what makes it.
+        config: where.
+
+    Raises:
+        CampaignStopped: tasks failed again and again (all others are made), the disk is full, or no worker works.
+        InputError: the folder holds shards of another plan.
+    """
+    files = open_files(folder)
+    plan.record(files)
+    while True:
+        done = set(done_indices(folder))
+        if done - set(range(len(plan))):
+            raise InputError(f"{files.where()} holds shard {max(done)}, of {len(plan)} planned; choose another --out")
+        missing = [index for index in range(len(plan)) if index not in done]
+        if not missing:
+            return
+        session = _Session(folder, files, plan, config, missing)
+        settings = WorkerSettings(
+            folder=files.where() if _is_remote(files) else str(folder.resolve()),
+            plan_id=plan.id,
+            rule=plan.config.rule,
+            batch_size=plan.config.generate.batch_size,
+            maker=maker,
+            threads=config.threads if config.engine == "inline" else config.threads or 1,
+            is_polite=config.when_idle,
+        )
+        yield from session.run(settings)
+        if config.estimate_only:
+            return
+
+
+def _is_remote(files: Files) -> bool:
+    return "://" in files.where()
+
+
+@dataclass
+class _Session:
+    """One go at the missing tasks."""
+
+    folder: Path
+    files: Files
+    plan: TaskPlan
+    config: EngineConfig
+    missing: Sequence[int]
+
+    def __post_init__(self) -> None:
+        self.queue = TaskQueue(self.plan, self.missing, max_attempts=self.config.max_attempts)
+        num_done = len(self.plan) - len(self.missing)
+        self.tally = Tally(
+            num_tasks=len(self.plan),
+            num_pairs=self.plan.num_pairs,
+            done_tasks=num_done,
+            done_pairs=self.plan.num_pairs - sum(self.plan.num_jobs(index) for index in self.missing),
+        )
+        self.num_workers = 0
+        self.shown_s = time.monotonic()
+        self.free_bytes: int | None = None
+        self.is_shared = False
+
+    def run(self, settings: WorkerSettings) -> Iterator[Progress]:
+        """Make the missing tasks.
+
+        Raises:
+            CampaignStopped: some cannot be made.
+        """
+        self.free_bytes = self.files.free_bytes()
+        if self.free_bytes is not None and self.free_bytes < MIN_FREE_BYTES:
+            raise CampaignStopped(f"{self.files.where()} has {bytes_text(self.free_bytes)} free; make room first")
+        events = EXECUTORS[self.config.engine](self.queue, settings, self.config)
+        try:
+            for event in events:
+                yield from self.hear(event)
+                if self.config.estimate_only and not self.queue.is_probing:
+                    return
+        finally:
+            events.close()  # pyright: ignore[reportAttributeAccessIssue]
+            self.show("stopped" if self.queue.waiting or self.queue.at_work else "ended")
+        if self.queue.set_aside:
+            raise TasksSetAside(self.explain())
+
+    def hear(self, event: Event) -> Iterator[Progress]:
+        """Take in what happened, and say what a user wants to know of it."""
+        if isinstance(event, Tick):
+            self.num_workers = event.num_workers
+        elif isinstance(event, WorkerLost):
+            self.tally.num_lost_workers += 1
+            yield self.progress(f"{event.worker}: {event.reason}")
+        elif isinstance(event, BatchDone):
+            yield self.progress("", num_more=event.num_made)
+        else:
+            yield from self.hear_report(event)
+        if self.config.engine != "inline" and time.monotonic() - self.shown_s >= STATUS_S:
+            self.shown_s = time.monotonic()
+            self.free_bytes = self.files.free_bytes()
+            self.show("running")
+            yield self.progress("")
+
+    def hear_report(self, report: TaskReport) -> Iterator[Progress]:
+        self.tally.add(report)
+        if report.status == "disk full":
+            raise CampaignStopped(
+                f"{self.files.where()} is full ({report.reason}); what is made stays; make room and run this again"
+            )
+        if report.index in self.queue.set_aside:
+            self.write_failure(report)
+            yield self.progress(f"task {report.index} is set aside: {report.reason}")
+        if report.status == "found" and not self.is_shared and not self.tally.num_lost_workers:
+            self.is_shared = True
+            self.queue.shuffle()
+            yield self.progress("another driver works on this folder, too; the two share the work")
+        if report.status in ("done", "found"):
+            if self.queue.is_probing and report.status == "done":
+                self.queue.is_probing = False
+                yield from self.estimate(report)
+            yield self.progress("")
+
+    def estimate(self, probe: TaskReport) -> Iterator[Progress]:
+        """Say what the rest takes, from the first task.
+
+        Raises:
+            CampaignStopped: the disk has not room for it.
+        """
+        self.queue.mean_task_s = probe.seconds
+        num_pairs = self.plan.num_pairs - self.tally.done_pairs
+        num_workers = max(self.num_workers, self.config.workers or 1)
+        self.free_bytes = self.files.free_bytes()
+        found = Estimate(
+            num_tasks=len(self.plan) - self.tally.done_tasks,
+            num_pairs=num_pairs,
+            num_workers=num_workers,
+            seconds=num_pairs * probe.seconds / max(probe.num_pairs, 1) / num_workers,
+            num_bytes=round(num_pairs * probe.num_bytes / max(probe.num_pairs, 1)),
+            free_bytes=self.free_bytes,
+            acceptance=probe.num_accepted / max(probe.num_pairs, 1),
+            cost_per_hour=self.config.cost_per_hour,
+        )
+        self.estimated = found
+        if self.config.engine != "inline" or self.config.estimate_only:
+            yield Progress(stage="estimate", done=1, total=1, note=str(found))
+        if not found.has_room:
+            raise CampaignStopped(
+                f"{self.files.where()} has {bytes_text(found.free_bytes or 0)} free, the {found.num_tasks} tasks left "
+                f"need about {bytes_text(found.num_bytes)} and a tenth to spare; make room or use --store"
+            )
+
+    def progress(self, news: str, *, num_more: int = 0) -> Progress:
+        """Where the campaign stands."""
+        done = self.tally.done_pairs + num_more
+        if self.config.engine == "inline" and not news:
+            news = self.plan.prompts[max(done - 1, 0) // self.plan.config.samples_per_prompt].instruction
+        note = news or self.tally.note(self.num_workers, self.free_bytes)
+        return Progress(stage="pairs", done=done, total=self.plan.num_pairs, note=note)
+
+    def show(self, status: str) -> None:
+        """Write `campaign.json`, which `restage show` reads."""
+        if self.config.engine != "inline":  # which says it all in its progress
+            facts: dict[str, Any] = {"status": status, "workers": self.num_workers, **self.tally.record()}
+            write_json(self.folder / "campaign.json", {**facts, "free_bytes": self.free_bytes})
+
+    def write_failure(self, report: TaskReport) -> None:
+        """Keep the traceback of a task that was set aside."""
+        jobs = [{"id": job.id, "prompt": job.prompt.id} for job in self.plan[report.index].jobs]
+        record = {**to_plain(report), "pairs": jobs}
+        self.files.write(f"failures/task-{report.index:05d}.json", (canonical_json(record) + "\n").encode())
+
+    def explain(self) -> str:
+        """Why not all tasks are made."""
+        failures = sorted(self.queue.set_aside.values(), key=lambda failure: failure.index)
+        return (
+            f"{len(failures)} of {len(self.plan)} tasks are set aside after {self.config.max_attempts} attempts, all "
+            f"others are made; the first: task {failures[0].index}, {failures[0].reason}; tracebacks are in "
+            f"{self.files.where('failures')}; the same command tries them again"
+        )

@@ -1,0 +1,233 @@
+"""One loop for workers in other processes, wherever they run: hand out, collect, replace, rest, retire.
+
+`local` and `ray_cluster` bring the processes; everything that decides anything is here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from restage.pairs.campaign_queue import TaskQueue
+from restage.pairs.executors.interface import EngineConfig, Event, Tick, WorkerLost
+from restage.pairs.tasks import PairTask
+from restage.pairs.worker import TaskReport
+from restage.records import InputError
+
+__all__ = ["Message", "Pool", "WorkerHandle", "run_pool"]
+
+WAIT_S = 0.5
+MAX_BAD_TASKS = 5
+"""Different tasks in a row that a worker may fail, before it is taken for the cause and not replaced."""
+MAX_BACK_OFF_S = 30.0
+"""Longest wait before a worker is replaced that died before it had done anything."""
+
+
+@runtime_checkable
+class WorkerHandle(Protocol):
+    """A worker in another process."""
+
+    name: str
+    place: str
+    """What it stands for and is replaced in: a device, a slot of the cluster."""
+
+    def send(self, tasks: Sequence[PairTask]) -> None:
+        """Let it work through these tasks; only called when it has none."""
+        ...
+
+    def ask_to_stop(self) -> None:
+        """Ask it to give up after its present batch."""
+        ...
+
+    def kill(self) -> None:
+        """End it now."""
+        ...
+
+
+@dataclass(frozen=True)
+class Message:
+    """News of one worker."""
+
+    worker: WorkerHandle
+    is_ready: bool = False
+    reports: tuple[TaskReport, ...] = ()
+    is_idle: bool = False
+    """It will say nothing more of the tasks that it has."""
+    gone: str = ""
+    """Why it is gone, if it is."""
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """Starts workers and hears from them."""
+
+    def places(self) -> list[str]:
+        """Places that there is room for a worker at, now."""
+        ...
+
+    def start(self, place: str) -> WorkerHandle:
+        """Start a worker there; it says when it is ready."""
+        ...
+
+    def wait(self, workers: Sequence[WorkerHandle], timeout_s: float) -> list[Message]:
+        """What these workers have said, or that they are gone."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the pool holds; its workers have ended."""
+        ...
+
+
+@dataclass
+class _Slot:
+    worker: WorkerHandle
+    is_ready: bool = False
+    rests_until_s: float = 0.0
+    at_work: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Place:
+    """What is remembered of a place when its worker changes."""
+
+    num_early_losses: int = 0
+    waits_until_s: float = 0.0
+    bad_tasks: set[int] = field(default_factory=set)
+    is_retired: bool = False
+    reason: str = ""
+
+
+class _Loop:
+    def __init__(self, pool: Pool, queue: TaskQueue, config: EngineConfig) -> None:
+        self.pool, self.queue, self.config = pool, queue, config
+        self.slots: dict[int, _Slot] = {}
+        self.places: dict[str, _Place] = {}
+
+    def workers(self) -> list[WorkerHandle]:
+        return [slot.worker for slot in self.slots.values()]
+
+    def place_of(self, worker: WorkerHandle) -> _Place:
+        return self.places.setdefault(worker.place, _Place())
+
+    def grow(self) -> None:
+        """Start workers where there is room."""
+        now = time.monotonic()
+        names = self.pool.places()
+        taken = {worker.place for worker in self.workers()}
+        room = (self.config.workers or len(names)) - len(taken)
+        for name in names:
+            place = self.places.setdefault(name, _Place())
+            if room > 0 and name not in taken and not place.is_retired and now >= place.waits_until_s:
+                worker = self.pool.start(name)
+                self.slots[id(worker)] = _Slot(worker)
+                room -= 1
+
+    def feed(self) -> None:
+        """Give tasks to those that have none."""
+        now = time.monotonic()
+        for slot in self.slots.values():
+            if slot.is_ready and not slot.at_work and now >= slot.rests_until_s:
+                tasks = self.queue.take(num_workers=len(self.slots))
+                if tasks:
+                    slot.at_work = {task.index for task in tasks}
+                    slot.worker.send(tasks)
+
+    def hear(self, message: Message) -> Iterator[Event]:
+        """Take in what a worker said."""
+        slot = self.slots.get(id(message.worker))
+        if slot is None:
+            return
+        slot.is_ready = slot.is_ready or message.is_ready
+        for report in message.reports:
+            slot.at_work.discard(report.index)
+            self.queue.report(report)
+            yield report
+            yield from self.judge(slot, report)
+        if id(message.worker) not in self.slots:
+            return
+        if message.is_idle:
+            self.queue.give_back(slot.at_work)
+            slot.at_work = set()
+        if message.gone:
+            self.queue.lose(slot.at_work, message.gone)
+            yield self.let_go(slot, message.gone)
+
+    def judge(self, slot: _Slot, report: TaskReport) -> Iterator[Event]:
+        """What a report means for the worker."""
+        place = self.place_of(slot.worker)
+        if report.status in ("done", "found"):
+            place.bad_tasks, place.num_early_losses = set(), 0
+        elif report.status == "busy":
+            slot.rests_until_s = time.monotonic() + self.config.poll_s
+        elif report.status == "gave way":  # its memory on the device is only free when it has ended
+            yield self.let_go(slot, "gave way to someone else", rest_s=self.config.poll_s)
+        elif report.status == "unfit":
+            yield self.retire(slot, report.reason)
+        elif report.status == "failed":
+            place.bad_tasks.add(report.index)
+            if len(place.bad_tasks) >= MAX_BAD_TASKS:
+                yield self.retire(slot, f"failed {MAX_BAD_TASKS} tasks in a row, the last with {report.reason}")
+            elif report.device.startswith("cuda"):  # an error of a GPU may stay with the process
+                yield self.let_go(slot, "started anew after an error")
+
+    def let_go(self, slot: _Slot, reason: str, *, rest_s: float = 0.0) -> WorkerLost:
+        """End a worker; the tasks that it still has go back."""
+        del self.slots[id(slot.worker)]
+        slot.worker.kill()
+        self.queue.give_back(slot.at_work)
+        place = self.place_of(slot.worker)
+        if not slot.is_ready:
+            place.num_early_losses += 1
+            rest_s = max(rest_s, min(MAX_BACK_OFF_S, 2.0**place.num_early_losses))
+        place.waits_until_s = time.monotonic() + rest_s
+        return WorkerLost(slot.worker.name, reason)
+
+    def retire(self, slot: _Slot, reason: str) -> WorkerLost:
+        """Let go of a worker for good."""
+        place = self.place_of(slot.worker)
+        place.is_retired, place.reason = True, reason
+        lost = self.let_go(slot, reason)
+        return WorkerLost(lost.worker, reason, is_for_good=True)
+
+    def check(self) -> None:
+        """Refuse to wait for workers that will not come."""
+        places = [self.places[name] for name in self.pool.places() if name in self.places]
+        if not self.slots and places and all(place.is_retired for place in places):
+            raise InputError(f"no worker is left that can make pairs; the last: {places[-1].reason}")
+        tries = [place.num_early_losses for place in places]
+        if not any(slot.is_ready for slot in self.slots.values()) and tries and min(tries) >= MAX_BAD_TASKS:
+            raise InputError("workers die before they have begun; `restage doctor` says what this machine can do")
+
+    def close(self) -> None:
+        """Ask all to stop, wait a little, end those that have not."""
+        deadline_s = time.monotonic() + self.config.grace_s
+        for worker in self.workers():
+            worker.ask_to_stop()
+        while any(slot.at_work for slot in self.slots.values()) and time.monotonic() < deadline_s:
+            for message in self.pool.wait(self.workers(), 0.1):
+                for _ in self.hear(message):
+                    pass
+        for worker in self.workers():
+            worker.kill()
+        self.pool.close()
+
+
+def run_pool(pool: Pool, queue: TaskQueue, config: EngineConfig) -> Iterator[Event]:
+    """Have all tasks of the queue made by the workers of a pool.
+
+    Raises:
+        InputError: no worker can make any.
+    """
+    loop = _Loop(pool, queue, config)
+    try:
+        while not queue.is_finished:
+            loop.grow()
+            loop.feed()
+            for message in pool.wait(loop.workers(), WAIT_S):
+                yield from loop.hear(message)
+            loop.check()
+            yield Tick(num_workers=sum(slot.is_ready for slot in loop.slots.values()))
+    finally:
+        loop.close()

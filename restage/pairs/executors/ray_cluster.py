@@ -1,0 +1,185 @@
+"""Workers as Ray actors on any number of machines; a node that comes gets workers, one that goes loses its tasks.
+
+Ray places and watches the actors. What is ours: what they do, which are replaced, and that nothing they leave behind
+counts before it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from restage.pairs.campaign_queue import TaskQueue
+from restage.pairs.executors.interface import EngineConfig, Event
+from restage.pairs.executors.pool import Message, WorkerHandle, run_pool
+from restage.pairs.tasks import PairTask
+from restage.pairs.worker import TaskReport, Worker, WorkerSettings
+from restage.records import InputError, MissingExtra
+
+__all__ = ["run_ray"]
+
+OBJECT_STORE_BYTES = 80 * 2**20
+"""Of a cluster that is started here: only tasks and reports pass through it."""
+LOOK_S = 2.0
+"""Time between looks at which nodes are there."""
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtra("ray", "cluster") from None
+    return ray
+
+
+class ActorWorker:
+    """What runs in the actor: a worker, and a flag to stop it by from another thread."""
+
+    def __init__(self, settings: WorkerSettings, device: str) -> None:
+        self.stop_flag = threading.Event()
+        self.worker = Worker(settings, device, is_stopping=self.stop_flag.is_set)
+
+    def ready(self) -> str:
+        """Its name, once it runs."""
+        return self.worker.name
+
+    def work(self, tasks: Sequence[PairTask]) -> list[TaskReport]:
+        """Work through tasks; those that were not begun when it was stopped are not reported."""
+        reports = []
+        for task in tasks:
+            reports.append(self.worker.work(task))
+            if self.stop_flag.is_set() or reports[-1].status not in ("done", "found"):
+                break
+        return reports
+
+    def stop(self) -> None:
+        """Give up after the present batch."""
+        self.stop_flag.set()
+
+
+class _Actor:
+    def __init__(self, ray: Any, actor: Any, place: str) -> None:
+        self.ray, self.actor, self.place = ray, actor, place
+        self.name = f"actor at {place}"
+        self.is_ready = False
+        self.reference = actor.ready.remote()
+        self.sent: list[PairTask] = []
+
+    def send(self, tasks: Sequence[PairTask]) -> None:
+        self.sent = list(tasks)
+        self.reference = self.actor.work.remote(self.sent)
+
+    def ask_to_stop(self) -> None:
+        with contextlib.suppress(Exception):  # of a dead actor nothing is wanted
+            self.actor.stop.remote()
+
+    def kill(self) -> None:
+        with contextlib.suppress(Exception):
+            self.ray.kill(self.actor)
+
+    def hear(self, worker: WorkerHandle) -> Message:
+        try:
+            answer = self.ray.get(self.reference)
+        except self.ray.exceptions.RayError as error:
+            self.reference = None
+            return Message(worker, gone=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        self.reference = None
+        if not self.is_ready:
+            self.is_ready, self.name = True, answer
+            return Message(worker, is_ready=True)
+        return Message(worker, reports=tuple(answer), is_idle=True)
+
+
+class _Cluster:
+    def __init__(self, ray: Any, settings: WorkerSettings) -> None:
+        self.ray, self.settings = ray, settings
+        self.actor_type = ray.remote(ActorWorker)
+        self.looked_s, self.found_places = -LOOK_S, list[str]()
+
+    def places(self) -> list[str]:
+        """A place for each worker that the nodes which are alive have room for."""
+        now = time.monotonic()
+        if now - self.looked_s >= LOOK_S:
+            self.looked_s = now
+            nodes = [node for node in self.ray.nodes() if node["Alive"]]
+            has_gpus = any(node["Resources"].get("GPU", 0) >= 1 for node in nodes)
+            kind, amount = ("GPU", 1) if has_gpus else ("CPU", self.settings.threads or 1)
+            self.found_places = [
+                f"{node['NodeID']}/{kind}#{number}"
+                for node in sorted(nodes, key=lambda node: node["NodeID"])
+                for number in range(int(node["Resources"].get(kind, 0) // amount))
+            ]
+        return self.found_places
+
+    def start(self, place: str) -> WorkerHandle:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node, _, kind = place.partition("/")
+        is_gpu = kind.startswith("GPU")
+        threads = self.settings.threads or 1
+        options = self.actor_type.options(
+            num_cpus=0 if is_gpu else threads,
+            num_gpus=1 if is_gpu else 0,
+            max_restarts=0,
+            max_concurrency=2,  # so that `stop` is heard while `work` works
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}},
+        )
+        return _Actor(self.ray, options.remote(self.settings, "cuda:0" if is_gpu else "cpu"), place)
+
+    def wait(self, workers: Sequence[WorkerHandle], timeout_s: float) -> list[Message]:
+        actors = {worker.reference: worker for worker in workers if isinstance(worker, _Actor) and worker.reference}
+        if not actors:
+            time.sleep(timeout_s)
+            return []
+        done, _ = self.ray.wait(list(actors), num_returns=len(actors), timeout=0)
+        if not done:
+            done, _ = self.ray.wait(list(actors), num_returns=1, timeout=timeout_s)
+        return [actors[reference].hear(actors[reference]) for reference in done]
+
+    def close(self) -> None:
+        pass
+
+
+def _connect(ray: Any, config: EngineConfig) -> bool:
+    """Join the cluster, or start one of this machine.
+
+    Returns:
+        Whether the connection is ours to close.
+    """
+    if ray.is_initialized():
+        return False
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"address": address} if address else {"object_store_memory": OBJECT_STORE_BYTES}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(log_to_driver=False, include_dashboard=None if address else False, logging_level="warning", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"no Ray cluster answers at {address or 'this machine'}: {reason}; run: ray start") from None
+    finally:
+        for number, handler in handlers.items():  # Ray's own would end the driver where it stands
+            with contextlib.suppress(ValueError):
+                signal.signal(number, handler)
+    return True
+
+
+def run_ray(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
+    """Make all tasks of the queue on a Ray cluster.
+
+    Raises:
+        InputError: there is no cluster at the address.
+    """
+    ray = _import_ray()
+    is_ours = _connect(ray, config)
+    try:
+        yield from run_pool(_Cluster(ray, settings), queue, config)
+    finally:
+        if is_ours:
+            ray.shutdown()

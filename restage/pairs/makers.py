@@ -1,0 +1,147 @@
+"""What makes and scores a batch of pairs, and how a worker on another machine opens the same.
+
+A `Maker` is small and can be sent; `open` loads what is heavy on a device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from restage.diffusion.backbone import Backbone
+from restage.pairs.generate import GenerateConfig, GeneratedPairs, PairJob, generate_pairs, make_control
+from restage.pairs.score import ImageTextModel, PairScores, score_pairs
+from restage.records import InputError, canonical_json, content_id, file_sha256
+
+__all__ = ["LoadedMaker", "Made", "Maker", "ModelMaker", "OpenMaker", "folder_sha256"]
+
+PACKAGE = "package:"
+"""Stands before a folder's path within `restage/assets`, wherever a machine has that."""
+
+
+class Made(NamedTuple):
+    """A batch of pairs with their scores, in the order of their jobs."""
+
+    pairs: GeneratedPairs
+    scores: list[PairScores]
+
+
+@runtime_checkable
+class OpenMaker(Protocol):
+    """Makes pairs on one device."""
+
+    def check(self, job: PairJob) -> None:
+        """Refuse a pair that cannot be made.
+
+        Raises:
+            InputError: why.
+        """
+        ...
+
+    def make(self, jobs: Sequence[PairJob]) -> Made:
+        """Make one batch; the same jobs give the same pictures."""
+        ...
+
+
+@runtime_checkable
+class Maker(Protocol):
+    """Describes what makes pairs, and opens it."""
+
+    @property
+    def id(self) -> str:
+        """Content id of all that its pictures depend on, but for the jobs; empty if it is not known."""
+        ...
+
+    def open(self, device: str) -> OpenMaker:
+        """Load it on a device.
+
+        Raises:
+            InputError: it is not on this machine, or is another one here.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedMaker:
+    """Models that are in memory: for work inside this process."""
+
+    backbone: Backbone
+    clip: ImageTextModel
+    generate: GenerateConfig
+    id: str = ""
+
+    def open(self, device: str) -> LoadedMaker:
+        """Itself, where it lies."""
+        return self
+
+    def check(self, job: PairJob) -> None:
+        """Refuse a pair whose attention cannot be controlled."""
+        make_control(self.backbone, job, self.generate)
+
+    def make(self, jobs: Sequence[PairJob]) -> Made:
+        """Make one batch."""
+        made = generate_pairs(self.backbone, jobs, self.generate)
+        prompts = [job.prompt for job in jobs]
+        scores = score_pairs(self.clip, prompts, sources=made.sources, edited=made.edited, masks=made.masks)
+        return Made(made, scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMaker:
+    """Models by their folders, the same on every machine: a worker with other bytes there is turned away."""
+
+    text_to_image: str
+    clip: str
+    generate: GenerateConfig
+    id: str
+
+    @classmethod
+    def of(cls, text_to_image: Path, clip: Path, generate: GenerateConfig) -> ModelMaker:
+        """Describe the models in two folders; folders of the package are found on every machine.
+
+        Raises:
+            InputError: a folder is missing.
+        """
+        models_id = content_id("models", [folder_sha256(text_to_image), folder_sha256(clip)])
+        return cls(text_to_image=_portable(text_to_image), clip=_portable(clip), generate=generate, id=models_id)
+
+    def open(self, device: str) -> OpenMaker:
+        """Load the models on a device, after a look at their bytes."""
+        from restage.diffusion.backbone import load_backbone
+        from restage.diffusion.clip import load_clip
+
+        text_to_image, clip = _here(self.text_to_image), _here(self.clip)
+        found = content_id("models", [folder_sha256(text_to_image), folder_sha256(clip)])
+        if found != self.id:
+            raise InputError(f"the models in {text_to_image} and {clip} are others than the campaign's; copy them here")
+        return LoadedMaker(load_backbone(text_to_image, device), load_clip(clip, device), self.generate, self.id)
+
+
+def _assets() -> Path:
+    return Path(__file__).parents[1] / "assets"
+
+
+def _portable(folder: Path) -> str:
+    if folder.resolve().is_relative_to(_assets()):
+        return PACKAGE + folder.resolve().relative_to(_assets()).as_posix()
+    return str(folder.resolve())
+
+
+def _here(folder: str) -> Path:
+    return _assets() / folder.removeprefix(PACKAGE) if folder.startswith(PACKAGE) else Path(folder)
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hash of a folder: of the names and contents of its files.
+
+    Raises:
+        InputError: it is missing.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; name a folder of models with --models")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    content = [(path.relative_to(folder).as_posix(), file_sha256(path)) for path in files]
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()

@@ -1,0 +1,139 @@
+"""A run's pairs cut into tasks of fixed composition: a task is a shard, whoever makes it.
+
+`TaskPlan` builds a task when it is asked for, so that a plan of a million tasks takes no more memory than its prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from restage.pairs.files import Files
+from restage.pairs.generate import GenerateConfig, PairJob, make_jobs
+from restage.pairs.score import PairRule
+from restage.records import InputError, PromptPair, canonical_json, content_id, to_plain
+
+__all__ = ["PairTask", "PairsConfig", "TaskPlan"]
+
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig:
+    """How a run makes its image pairs."""
+
+    generate: GenerateConfig = GenerateConfig()
+    """How they are sampled."""
+    rule: PairRule = PairRule()
+    """Which are accepted."""
+    samples_per_prompt: int = 1
+    """Pairs of each prompt pair, each from its own noise."""
+    pairs_per_shard: int = 16
+    """Pairs in a shard, accepted or not: what a kill costs at most. In a campaign: a few minutes' worth."""
+
+    def __post_init__(self) -> None:
+        if self.samples_per_prompt < 1 or self.pairs_per_shard < 1:
+            raise InputError(
+                f"samples_per_prompt and pairs_per_shard must be at least 1, got {self.samples_per_prompt}, "
+                f"{self.pairs_per_shard}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTask:
+    """One shard to make."""
+
+    index: int
+    """Number of the shard."""
+    content: str
+    """Content id: of its pairs, how they are sampled, and what makes them; not of the rule that judges them."""
+    jobs: tuple[PairJob, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskPlan(Sequence[PairTask]):
+    """All tasks of a run, built one at a time."""
+
+    prompts: Sequence[PromptPair]
+    config: PairsConfig
+    run_seed: int
+    maker_id: str
+    """Id of what makes the pairs; empty if it is not known."""
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of all tasks."""
+        return len(self.prompts) * self.config.samples_per_prompt
+
+    def __len__(self) -> int:
+        return -(-self.num_pairs // self.config.pairs_per_shard)
+
+    def num_jobs(self, index: int) -> int:
+        """Pairs of one task."""
+        size = self.config.pairs_per_shard
+        return min(size, self.num_pairs - index * size)
+
+    def __getitem__(self, index: int) -> PairTask:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        samples = self.config.samples_per_prompt
+        start = index * self.config.pairs_per_shard
+        stop = start + self.num_jobs(index)
+        first = start // samples
+        jobs = make_jobs(
+            self.prompts[first : -(-stop // samples)],
+            self.config.generate,
+            samples_per_prompt=samples,
+            run_seed=self.run_seed,
+        )[start - first * samples : stop - first * samples]
+        content = {"pairs": [job.id for job in jobs], "maker": self.maker_id}  # a pair's id holds how it is sampled
+        return PairTask(index=index, content=content_id("shard", content), jobs=tuple(jobs))
+
+    @property
+    def id(self) -> str:
+        """Content id of everything but the rule, which may change."""
+        return content_id(
+            "plan",
+            {
+                "prompts": [prompt.id for prompt in self.prompts],
+                "generate": self.config.generate,
+                "samples_per_prompt": self.config.samples_per_prompt,
+                "pairs_per_shard": self.config.pairs_per_shard,
+                "run_seed": self.run_seed,
+                "maker": self.maker_id,
+            },
+        )
+
+    def record(self, files: Files) -> bool:
+        """Write `plan.json` beside the shards, or check that the one there is this one.
+
+        Returns:
+            Whether it was there already.
+
+        Raises:
+            InputError: the shards there are of another plan.
+        """
+        found = read_plan_id(files)
+        if found not in (None, self.id):
+            raise InputError(
+                f"{files.where()} holds shards of other prompts, models or another config; choose another --out"
+            )
+        if found is None:
+            facts = {"num_tasks": len(self), "num_pairs": self.num_pairs, "generate": to_plain(self.config.generate)}
+            files.write(PLAN_FILE, (canonical_json({"id": self.id, "maker": self.maker_id, **facts}) + "\n").encode())
+        return found is not None
+
+
+def read_plan_id(files: Files) -> str | None:
+    """Id of the plan that a folder's shards are made by; None where there is none.
+
+    Raises:
+        InputError: the plan cannot be read.
+    """
+    if not files.exists(PLAN_FILE):
+        return None
+    try:
+        return json.loads(files.read(PLAN_FILE))["id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{files.where(PLAN_FILE)} is not a plan: {error}; delete it and run pairs again") from None
