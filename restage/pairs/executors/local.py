@@ -51,7 +51,9 @@ def _serve(connection: Connection, settings: WorkerSettings, device: str) -> Non
 
 class _Process:
     def __init__(self, settings: WorkerSettings, place: str) -> None:
-        context = multiprocessing.get_context("spawn")
+        # Forked from a small server that has imported everything and used no device: a new worker is there at once.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["restage.pairs.worker"])
         self.place = place
         self.connection, theirs = context.Pipe()
         device = place.rpartition("#")[0]
