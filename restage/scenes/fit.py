@@ -71,6 +71,8 @@ class FitConfig:
     """Share of `num_splats` that the strategy mcmc starts with."""
     shell_share: float = 0.15
     """Share of splats put on a far shell, for sky and background."""
+    scale_share: float = 1.0
+    """Standard deviation of a splat at the start, as a share of the distance to its neighbours."""
     near_share: float = 0.25
     """Splats in front of a training camera and nearer to it than this share of the scene's size are dropped."""
     cull_every: int = 100
@@ -95,7 +97,7 @@ class FitConfig:
         for name in ("coarse_share", "shell_share", "near_share", "stop_gain"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"expected {name} in [0, 1], got {getattr(self, name)}")
-        for name in ("means_decay", "other_decay", "initial_share"):
+        for name in ("means_decay", "other_decay", "initial_share", "scale_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"expected {name} above 0 and at most 1, got {getattr(self, name)}")
         if self.time_budget_s is not None and not 0 < self.time_budget_s < math.inf:
@@ -150,6 +152,7 @@ class SplatFit:
                 max(1, round(share * config.num_splats)),
                 sh_degree=config.sh_degree,
                 shell_share=config.shell_share,
+                scale_share=config.scale_share,
                 seed=config.seed,
             )
         train = capture.select(capture.train_indices)
@@ -157,7 +160,13 @@ class SplatFit:
         self.targets = Targets(train.cameras, train.images, train.masks)
         self.coarse_targets = self.targets.halved() if config.coarse_share else None
         self.surroundings = surroundings_of(train.cameras)
-        self.optimizer = SplatOptimizer(initial, config.rates, scene_size=self.surroundings.size, loss=config.loss)
+        self.optimizer = SplatOptimizer(
+            initial,
+            config.rates,
+            scene_size=self.surroundings.size,
+            center=self.surroundings.center,
+            loss=config.loss,
+        )
         if config.fits_exposure:
             self.optimizer.exposures = Exposures(len(train.cameras))
         self.schedule = Schedule(

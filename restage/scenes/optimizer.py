@@ -26,6 +26,8 @@ __all__ = ["LearningRates", "SplatOptimizer", "Targets"]
 BETAS = (0.9, 0.999)
 EPSILON = 1e-15
 """As in 3D Gaussian splatting, whose gradients are tiny: any step is set by the learning rate alone."""
+REACH = (0.1, 10.0)
+"""Least and greatest factor on the learning rate of the means for the distance from the centre."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class LearningRates:
     """Adam's step for each group of parameters; 0 freezes the group. Found by trial, see docs/log.md."""
 
     means: float = 2e-3
-    """In units of the scene's size."""
+    """In units of the scene's size, or of a splat's distance from its centre: see `SplatOptimizer.center`."""
     log_scales: float = 1e-2
     rotations: float = 5e-3
     opacity_logits: float = 5e-2
@@ -97,6 +99,9 @@ class SplatOptimizer:
     rates: LearningRates
     scene_size: float = 1.0
     """World units that the learning rate of the means is given in."""
+    center: Float[Tensor, " 3"] | None = None
+    """Where given, a splat's centre moves the faster the farther it is from here, in proportion within REACH scene
+    sizes: on the images, near and far splats then move alike. None: all at one rate, as in 3D Gaussian splatting."""
     loss: PhotometricLoss = field(default_factory=PhotometricLoss)
     trainable: Float[Tensor, " n"] | None = None
     """Factor on each splat's step in [0, 1]; where it is 0 a splat stays bit for bit the same."""
@@ -170,6 +175,9 @@ class SplatOptimizer:
             second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             denominator = (second / second_correction).sqrt_().add_(EPSILON)
             change = (first / denominator).mul_(-rate / first_correction)
+            if name == "means" and self.center is not None:
+                distances = (tensor - self.center).norm(dim=1, keepdim=True)
+                change *= (distances / self.scene_size).clamp(*REACH)
             if name == "sh" and tensor.shape[1] > 1:
                 change[:, 1:] *= 0.05
             if self.trainable is not None:

@@ -87,6 +87,38 @@ def test_splats_beyond_the_sparse_points_lie_between_them(capture):
     assert equal(splats, initial_splats(capture, 300, sh_degree=0, shell_share=0.0, seed=0))
 
 
+def test_splats_between_sparse_points_go_where_those_leave_most_of_a_picture_bare(capture):
+    grid = torch.linspace(-0.1, 0.1, 7)
+    dense = torch.cartesian_prod(grid, grid, torch.zeros(1))
+    wide = 4 * torch.cartesian_prod(grid, grid, torch.zeros(1)) + torch.tensor([1.0, 0, 0])
+    points = torch.cat([dense, wide])
+    uneven = replace(capture, points=points, point_colors=torch.full_like(points, 0.5))
+    splats = initial_splats(uneven, 598, sh_degree=0, shell_share=0.0, seed=0)
+    between = splats.means[len(points) :]
+    num_wide = int((between[:, 0] > 0.5).sum())
+    assert len(between) == 500
+    assert num_wide > 0.85 * 500  # spacing is 4 times as wide: 16 in 17
+
+
+def test_the_scale_of_splats_at_the_start_is_a_share_of_their_spacing(capture):
+    wide, narrow = (
+        initial_splats(capture, 80, sh_degree=0, shell_share=0.0, scale_share=share, seed=0) for share in (1.0, 0.5)
+    )
+    torch.testing.assert_close(narrow.log_scales, wide.log_scales + math.log(0.5))
+
+
+def test_far_splats_move_faster_in_proportion_to_their_distance(capture):
+    targets = Targets(capture.cameras, capture.images)
+    start = ball_of_splats()
+    start.means[0] *= 0.5
+    center = torch.zeros(3)
+    optimizer = SplatOptimizer(start, LearningRates(), scene_size=2.0, center=center)
+    optimizer.step(targets, 0)
+    moves = (optimizer.splats.means - start.means).abs().amax(dim=1)
+    assert float(moves[0]) == pytest.approx(2e-3 * 2.0 * 0.3 / 2.0, rel=1e-3)
+    assert float(moves[1:].max()) == pytest.approx(2e-3 * 2.0 * 0.6 / 2.0, rel=1e-3)
+
+
 def test_the_surroundings_of_a_ring_are_its_middle():
     found = surroundings_of(ring(6))
     torch.testing.assert_close(found.center, torch.zeros(3), atol=0.05, rtol=0)
