@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from restage.pairs.files import Files
 from restage.pairs.generate import GenerateConfig, PairJob, make_jobs
 from restage.pairs.score import PairRule
+from restage.pairs.seals import seal
 from restage.records import InputError, PromptPair, canonical_json, content_id, to_plain
 
 __all__ = ["PairTask", "PairsConfig", "TaskPlan"]
@@ -121,7 +122,8 @@ class TaskPlan(Sequence[PairTask]):
             )
         if found is None:
             facts = {"num_tasks": len(self), "num_pairs": self.num_pairs, "generate": to_plain(self.config.generate)}
-            files.write(PLAN_FILE, (canonical_json({"id": self.id, "maker": self.maker_id, **facts}) + "\n").encode())
+            record = seal({"id": self.id, "maker": self.maker_id, **facts})
+            files.write(PLAN_FILE, (canonical_json(record) + "\n").encode())
         return found is not None
 
 

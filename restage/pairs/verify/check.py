@@ -22,7 +22,7 @@ from restage.pairs.store import shard_name
 from restage.pairs.verify.captions import MIN_BANK_SIZE, CaptionBank, make_bank
 from restage.pairs.verify.examine import Examiner, Seen
 from restage.pairs.verify.findings import Finding
-from restage.pairs.verify.folder import check_folder, check_manifest, check_stage, find_shards
+from restage.pairs.verify.folder import check_folder, check_manifest, check_stage, find_shards, read_plan
 from restage.pairs.verify.whole import WholeSet
 from restage.records import InputError, Progress
 
@@ -136,7 +136,8 @@ def check_pairs(
         findings += check_folder(files, files.names())
     bank, note = (None, "pictures were not looked at") if config.fast else _open_bank(files, shards, clip)
     left_out = {} if any(finding.file.startswith("left-out-") for finding in findings) else read_left_out(files)
-    examiner = Examiner(files=files, left_out=left_out, bank=bank, has_pictures=not config.fast)
+    plan = read_plan(files)
+    examiner = Examiner(files=files, left_out=left_out, bank=bank, has_pictures=not config.fast, plan=plan)
     whole = WholeSet()
     for seen in _examine_all(examiner, shards, config.num_threads):
         whole.add(seen)
@@ -148,7 +149,7 @@ def check_pairs(
         notes.append("stored scores are not those of this CLIP: not compared")
     if is_finished:
         has_bad_shard = any(finding.remedy == "remake" for finding in findings)
-        findings += [] if has_bad_shard else check_stage(home, whole.counts)
+        findings += [] if has_bad_shard else check_stage(home, whole.counts, plan)
     findings += _check_view(folder, home, findings, is_finished)
     return VerifyResult(
         findings=tuple(findings),

@@ -17,6 +17,7 @@ from restage.pairs.store import shard_name
 from restage.pairs.verdicts import current_rule, rule_id, verdict_of
 from restage.pairs.verify.captions import BATCH_SIZE, CaptionBank, judge_captions
 from restage.pairs.verify.findings import Finding
+from restage.pairs.verify.folder import Plan
 from restage.pairs.verify.pictures import Look, NotDecodable, find_faults, look_at
 from restage.pairs.verify.shards import BadFile, StoredPair, read_shard
 
@@ -88,11 +89,16 @@ class Examiner:
     """To judge captions with; None = captions are not judged."""
     has_pictures: bool
     """Whether pictures are decoded at all."""
+    plan: Plan = Plan()
+    """That the shards are made by."""
 
     def examine(self, index: int) -> Seen:
         """All checks of one shard."""
         try:
-            shard = read_shard(self.files, index)
+            if index >= (self.plan.num_tasks or index + 1):
+                detail = f"the plan has {self.plan.num_tasks} shards only"
+                raise BadFile("foreign", shard_name(index, "done"), detail)
+            shard = read_shard(self.files, index, maker=self.plan.maker)
             pairs = [pair for pair in shard.pairs if pair.id not in self.left_out] if self.has_pictures else []
             findings: list[Finding] = []
             described = self._judge(index, pairs, findings)

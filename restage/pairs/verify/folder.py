@@ -21,16 +21,43 @@ from restage.pairs.verify.findings import Finding
 from restage.pairs.verify.shards import BadFile, read_canonical_json
 from restage.records import InputError, content_id, file_sha256
 
-__all__ = ["QUARANTINE", "Counts", "check_folder", "check_manifest", "check_stage", "find_shards"]
+__all__ = [
+    "QUARANTINE",
+    "Counts",
+    "Plan",
+    "check_folder",
+    "check_manifest",
+    "check_stage",
+    "find_shards",
+    "read_plan",
+]
 
 QUARANTINE = "quarantine"
 """Folder beside the shards where a repair moves what is bad."""
 SHARD_FILE = re.compile(r"shard-(\d{5,})\.(tar|parquet|done)")
-RECORDS = ("rule.json", "store.json")
+RECORDS = ("rule.json", "store.json", "plan.json", "campaign.json")
 """Files of the store that are JSON records of ours."""
 VIEWS = ("manifest.parquet", "contact_sheet.png", "stage.json")
 """What the stage leaves beside the shards when it ends."""
 FOLDERS = (QUARANTINE, "failures")
+
+
+class Plan(NamedTuple):
+    """What a campaign's `plan.json` says of its shards; nothing where there is none, or it is damaged."""
+
+    maker: str | None = None
+    """Id of what makes the pairs, which each mark's id of its content is derived from."""
+    num_tasks: int | None = None
+    """Number of shards."""
+
+
+def read_plan(files: Files) -> Plan:
+    """Read the plan of the shards, if there is one; damage to it is a finding of `check_folder`."""
+    try:
+        record = read_canonical_json(files, "plan.json")
+    except BadFile:
+        return Plan()
+    return Plan(record.get("maker"), record.get("num_tasks"))
 
 
 class Counts(NamedTuple):
@@ -86,7 +113,7 @@ def check_folder(files: Files, names: list[str]) -> Iterator[Finding]:
                 yield Finding(reason="stale", file=name, detail=f"its checksums are wrong: {error}")
 
 
-def check_stage(files: Files, counts: Counts) -> Iterator[Finding]:
+def check_stage(files: Files, counts: Counts, plan: Plan) -> Iterator[Finding]:
     """The mark of the stage: whether it is whole, and whether all that it names is there."""
     name = "stage.json"
     try:
@@ -97,8 +124,9 @@ def check_stage(files: Files, counts: Counts) -> Iterator[Finding]:
     facts: dict[str, Any] = mark.get("facts", {})
     if mark.get("id") != content_id("pairs", mark.get("config")):
         yield Finding(reason="flipped", file=name, detail="its id is not that of its config")
-    if counts.num_shards != counts.last_shard + 1:
-        detail = f"the last shard is number {counts.last_shard}, and {counts.num_shards} are there"
+    num_expected = plan.num_tasks or counts.last_shard + 1
+    if counts.num_shards != num_expected:
+        detail = f"{num_expected} shards must be there, found {counts.num_shards}"
         yield Finding(reason="missing", file=name, detail=detail)
     for fact, found in (("num_pairs", counts.num_pairs), ("num_accepted", counts.num_accepted)):
         if facts.get(fact, found) != found:

@@ -20,6 +20,7 @@ from restage.pairs.files import Files
 from restage.pairs.seals import has_right_seal
 from restage.pairs.store import PREVIEW, shard_name
 from restage.pairs.verify.findings import Finding
+from restage.records import content_id
 
 __all__ = ["BadFile", "StoredPair", "StoredShard", "read_canonical_json", "read_shard"]
 
@@ -128,8 +129,13 @@ def _read_rows(content: bytes, name: str, mark: Mapping[str, Any]) -> list[dict[
     return rows
 
 
-def read_shard(files: Files, index: int) -> StoredShard:
+def read_shard(files: Files, index: int, *, maker: str | None = None) -> StoredShard:
     """Read a shard and compare all that is stored of it twice.
+
+    Args:
+        files: where it lies.
+        index: its number.
+        maker: id of what makes the pairs by the folder's plan, which the mark's id of its content comes from.
 
     Raises:
         BadFile: a file is missing, torn, changed, or they contradict each other.
@@ -138,6 +144,9 @@ def read_shard(files: Files, index: int) -> StoredShard:
     sidecar = _read_hashed(files, index, "parquet", mark)
     tar = _read_hashed(files, index, "tar", mark)
     rows = _read_rows(sidecar, shard_name(index, "parquet"), mark)
+    content = content_id("shard", {"pairs": [row["id"] for row in rows], "maker": maker})
+    if maker is not None and mark.get("content", content) != content:
+        raise BadFile("mismatch", shard_name(index, "done"), "its pairs are not those of a task of this folder's plan")
     try:
         pairs = list(_match(tar, rows))
     except (tarfile.TarError, OSError, ValueError, _Contradiction) as error:
