@@ -228,8 +228,7 @@ def collect(
         slots = {slot.order: slot for slot in open_slots.values()}
         for answer in writer.write(_chunks(open_slots.values(), writer.chunk_size, writer.num_parallel)):
             judged, slot = judge.judge(answer), slots[answer.order]
-            is_closed = not judged.reason or judged.is_final or not _order_again(slot, plan, max_draws)
-            if is_closed:
+            if not judged.reason or not _order_again(slot, plan, 0 if judged.is_final else max_draws):
                 del open_slots[slot.index]
             yield judged
 

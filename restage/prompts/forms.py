@@ -37,6 +37,8 @@ class FormsConfig:
     """Forms of a kind from which on no new ones are made."""
     min_trials: int = 6
     """Pairs a form must have been tried with before it has children."""
+    good_enough: float = 0.9
+    """Acceptance from which on a form has no children: little is to be gained, and variety to be lost."""
     lower_quantile: float = 0.1
     """Quantile of the posterior that is its lower bound."""
     prior_strength: float = 2.0
@@ -123,7 +125,7 @@ def _new_forms(
     arms: Sequence[Arm], space: FormSpace, evidence: _Evidence, config: FormsConfig, seed: int
 ) -> list[Form]:
     """Children of the arm of one kind that is surest to be good: those that promise most in one draw of each."""
-    grown = [arm for arm in arms if arm.num_trials >= config.min_trials]
+    grown = [arm for arm in arms if arm.num_trials >= config.min_trials and arm.mean < config.good_enough]
     if not grown or len(arms) >= config.max_forms_per_kind:
         return []
     known = {frozenset(arm.form.features) for arm in arms}

@@ -22,6 +22,8 @@ from restage.world.grammar import (
 
 __all__ = ["GrammarWriter", "write_caption_pair", "write_form_pair", "write_grammar_pair"]
 
+MAX_SCENES = 400
+"""Scenes drawn for a form until it is taken to be empty."""
 EDITS_PER_SCENE = 8
 """Edits tried of a scene that a form fits, before another scene is drawn."""
 
@@ -52,12 +54,14 @@ def _fits_object(item: SceneObject, fixed: dict[str, str]) -> bool:
     return fixed.get("noun", item.kind) == item.kind and fixed.get("size", size) == size
 
 
-def _sample_form_edit(form: Form, seed: int) -> Edit:
-    """Draw scenes and edits until one has the form's features, so that it is a fair draw among those that have."""
+def _sample_form_edit(form: Form, seed: int) -> Edit | None:
+    """Draw scenes and edits until one has the form's features, so that it is a fair draw among those that have.
+
+    None after `MAX_SCENES`: some forms hardly exist, such as a small object that has room to grow beside two others.
+    """
     fixed = form.as_dict
     num_objects = int(fixed["objects"]) if "objects" in fixed else None
-    draw = 0
-    while True:
+    for draw in range(MAX_SCENES):
         scene = sample_description(derive_seed(seed, "scene", draw), num_objects=num_objects)
         scene = replace(scene, time=fixed.get("time", scene.time))
         if form.kind in possible_kinds(scene) and (
@@ -67,11 +71,11 @@ def _sample_form_edit(form: Form, seed: int) -> Edit:
                 edit = sample_edit(scene, derive_seed(seed, "edit", draw, attempt), kind=form.kind)
                 if form.fits(features_of_edit(edit)):
                     return edit
-        draw += 1
+    return None
 
 
-def write_form_pair(form: Form, seed: int, *, form_text: str = "") -> PromptPair:
-    """Write the pair of one seed with a form of `GRAMMAR_SPACE`.
+def write_form_pair(form: Form, seed: int, *, form_text: str = "") -> PromptPair | None:
+    """Write the pair of one seed with a form of `GRAMMAR_SPACE`; None where the world hardly has such a pair.
 
     Args:
         form: what is fixed.
@@ -82,7 +86,8 @@ def write_form_pair(form: Form, seed: int, *, form_text: str = "") -> PromptPair
         InputError: the world has no such kind of edit.
     """
     _check_kind(form.kind)
-    return prompt_pair_of(_sample_form_edit(form, seed), derive_seed(seed, "caption"), form=form_text or str(form))
+    edit = _sample_form_edit(form, seed)
+    return prompt_pair_of(edit, derive_seed(seed, "caption"), form=form_text or str(form)) if edit else None
 
 
 def write_caption_pair(caption: str, kind: str, seed: int) -> PromptPair | None:
@@ -132,5 +137,7 @@ class GrammarWriter:
                 return Answer(order, reason=reason, raw=order.caption, is_final=True)
             return Answer(order, pair)
         if order.form is not None:
-            return Answer(order, write_form_pair(order.form, order.seed, form_text=order.form_text))
+            pair = write_form_pair(order.form, order.seed, form_text=order.form_text)
+            reason = "" if pair else "the world has hardly any such pair"
+            return Answer(order, pair, reason, is_final=pair is None)
         return Answer(order, write_grammar_pair(order.kind, order.seed))
