@@ -20,6 +20,13 @@ def seal(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, SEAL: hashlib.sha256(canonical_json(content).encode()).hexdigest()}
 
 
-def has_right_seal(record: Mapping[str, Any]) -> bool:
-    """Whether the record is as it was sealed; one without a seal, as older versions wrote it, counts as right."""
-    return SEAL not in record or seal(record)[SEAL] == record[SEAL]
+def has_right_seal(record: Mapping[str, Any], *, is_required: bool) -> bool:
+    """Whether the record is as it was sealed.
+
+    Args:
+        record: to look at.
+        is_required: whether it must have a seal, or may be of an older version that had none.
+    """
+    if SEAL not in record:
+        return not is_required
+    return seal(record)[SEAL] == record[SEAL]

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from restage.pairs.encoding import bytes_sha256, read_tar
 from restage.pairs.files import Files
+from restage.pairs.left_out import is_left_out_list
 from restage.pairs.seals import has_right_seal
 from restage.pairs.store import PREVIEW, shard_name
 from restage.pairs.verify.findings import Finding
@@ -69,6 +70,8 @@ def _read(files: Files, name: str) -> bytes:
 def read_canonical_json(files: Files, name: str) -> dict[str, Any]:
     """Read a JSON record of ours, every byte of which must be as we write it.
 
+    Plans, lists of pairs to leave out, and marks (of the version that names sizes) must have a seal.
+
     Raises:
         BadFile: it is missing, torn, or not as it was written.
     """
@@ -78,7 +81,13 @@ def read_canonical_json(files: Files, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         reason = "flipped" if content.endswith(b"}\n") else "torn"
         raise BadFile(reason, name, f"{len(content)} bytes that are not readable as JSON") from None
-    if not isinstance(record, dict) or content not in _as_written(record) or not has_right_seal(record):
+    is_required = name == "plan.json" or is_left_out_list(name)
+    if isinstance(record, dict):
+        is_right = content in _as_written(record)
+        is_right = is_right and has_right_seal(record, is_required=is_required or "num_bytes" in record)
+    else:
+        is_right = False
+    if not is_right:
         raise BadFile("flipped", name, "it is not as it was written: its seal or its form is broken")
     return record
 
