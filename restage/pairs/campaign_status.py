@@ -27,7 +27,7 @@ def seconds_text(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
-def bytes_text(count: float) -> str:
+def bytes_text(count: int) -> str:
     """A size as a person says it: `12 MB`, `3.4 GB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
@@ -101,6 +101,7 @@ class Tally:
     by_device: dict[str, list[float]] = field(default_factory=dict)
     """Pairs and seconds by machine and device."""
     started_s: float = field(default_factory=time.monotonic)
+    """When the first task was begun."""
 
     def add(self, report: TaskReport) -> None:
         """Count a report."""
@@ -110,6 +111,8 @@ class Tally:
             self.judged_pairs += report.num_pairs
             self.accepted_pairs += report.num_accepted
         if report.status == "done":
+            if not self.made_tasks:
+                self.started_s = time.monotonic() - report.seconds  # models are loaded: only now is it work
             self.made_tasks += 1
             self.made_pairs += report.num_pairs
             self.made_bytes += report.num_bytes

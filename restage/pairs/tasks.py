@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class TaskPlan(Sequence[PairTask]):
         content = {"pairs": [job.id for job in jobs], "maker": self.maker_id}  # a pair's id holds how it is sampled
         return PairTask(index=index, content=content_id("shard", content), jobs=tuple(jobs))
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Content id of everything but the rule, which may change."""
         return content_id(

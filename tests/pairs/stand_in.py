@@ -1,4 +1,4 @@
-"""A stand-in for the generator: tiny pictures of noise from the pair's seed, at once. For what a campaign is made of."""
+"""A stand-in for the generator: noise from the pair's seed, at once."""
 
 from __future__ import annotations
 

@@ -1,0 +1,182 @@
+"""Tasks per second through Ray, memory of driver and workers, overhead per task, two workers against one."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.campaigns.faults import actors
+from restage.miniature.edit_model import PAIRS
+from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.makers import Maker, ModelMaker
+from restage.pairs.stage import make_plan, run_campaign
+from restage.pairs.store import done_shards, read_rows
+from restage.pairs.tasks import PairsConfig
+from restage.pairs.worker import Worker, WorkerSettings
+from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.recipes import models_in, open_run
+from restage.records import RunFolder
+from tests.pairs.stand_in import StandIn, stand_in_config
+from tests.pairs.stand_in import open_run as open_stand_in_run
+
+__all__ = ["measure"]
+
+PAIRS_PER_TASK = 2
+SAMPLES = 60
+"""Looks at the memory."""
+ROUNDS = 3
+"""Of each timing, of which the best counts: the machine has other work."""
+
+
+def bare_loop(run: RunFolder, config: PairsConfig, maker: Maker, threads: int | None) -> Callable[[], float]:
+    """The work of a campaign and nothing else: each task made and written, one after the other."""
+    plan = make_plan(run, config, maker)
+    folder = run.folder("pairs")
+    settings = WorkerSettings(
+        folder=str(folder),
+        plan_id=plan.id,
+        rule=config.rule,
+        batch_size=config.generate.batch_size,
+        maker=maker,
+        threads=threads,
+    )
+
+    def loop() -> float:
+        from restage.pairs.files import LocalFiles
+
+        plan.record(LocalFiles(folder))
+        worker = Worker(settings)
+        worker.open()
+        started_s = time.perf_counter()
+        for index in range(len(plan)):
+            report = worker.work(plan[index])
+            assert report.status == "done", report
+        return time.perf_counter() - started_s
+
+    return loop
+
+
+def slope(values: list[tuple[int, float]]) -> float:
+    """MB per 100,000 tasks over the second half of the looks, when everything is loaded."""
+    late = np.array(values[len(values) // 2 :])
+    return float(np.polyfit(late[:, 0], late[:, 1], 1)[0] * 1e5)
+
+
+def memory_mb(processes: list[psutil.Process]) -> float:
+    return sum(process.memory_info().rss for process in processes if process.is_running()) / 2**20
+
+
+def many_tasks(folder: Path, num_tasks: int) -> dict[str, Any]:
+    """All tasks through Ray with two workers and the stand-in."""
+    shutil.rmtree(folder, ignore_errors=True)
+    run = open_stand_in_run(folder, PAIRS_PER_TASK * num_tasks)
+    config = stand_in_config(pairs_per_shard=PAIRS_PER_TASK)
+    engine = EngineConfig(engine="ray", workers=2)
+    own = psutil.Process()
+    driver: list[tuple[int, float]] = []
+    workers: list[tuple[int, float]] = []
+    first_s = last_s = None
+    num_first = 0
+    for step in run_campaign(run, config, StandIn(), engine):
+        done = step.done // PAIRS_PER_TASK
+        if step.stage != "pairs" or not done:
+            continue
+        if first_s is None:
+            first_s, num_first = time.perf_counter(), done
+        if done < num_tasks:
+            last_s, num_last = time.perf_counter(), done
+        if done >= len(driver) * num_tasks / SAMPLES:
+            found = actors()
+            driver.append((done, memory_mb([own])))
+            workers.append((done, memory_mb(found) / max(len(found), 1)))
+            print(f"{done} tasks, driver {driver[-1][1]:.0f} MB, worker {workers[-1][1]:.0f} MB", flush=True)
+    assert first_s is not None and last_s is not None
+    seconds = last_s - first_s
+    started_s = time.perf_counter()
+    marks = done_shards(folder / "pairs")
+    listing_s = time.perf_counter() - started_s
+    ids = [row["id"] for row in read_rows(folder / "pairs")] if num_tasks <= 300_000 else []
+    return {
+        "tasks": num_tasks,
+        "lost": num_tasks - len(marks) + PAIRS_PER_TASK * num_tasks - len(set(ids)),
+        "repeated": len(ids) - len(set(ids)),
+        "tasks_per_s": round((num_last - num_first) / seconds, 1),
+        "memory_slope_mb_per_100k_tasks": {
+            "driver": round(slope(driver), 1),
+            "worker": round(slope(workers), 1),
+            "driver_mb_at_end": round(driver[-1][1]),
+        },
+        "seconds_to_read_all_marks": round(listing_s, 2),
+    }
+
+
+def stand_in_overhead(folder: Path, num_tasks: int) -> float:
+    """Seconds that a tiny task takes longer with one Ray worker than in the bare loop."""
+    config = stand_in_config(pairs_per_shard=PAIRS_PER_TASK)
+    shutil.rmtree(folder, ignore_errors=True)
+    bare_s = bare_loop(open_stand_in_run(folder / "bare", PAIRS_PER_TASK * num_tasks), config, StandIn(), 1)()
+    ray_s = timed(
+        lambda: open_stand_in_run(folder / "ray", PAIRS_PER_TASK * num_tasks), config, StandIn(), "ray", workers=1
+    )
+    return (ray_s - bare_s) / num_tasks
+
+
+def timed(open_it: Callable[[], RunFolder], config: PairsConfig, maker: Maker, engine: str, *, workers: int) -> float:
+    """Seconds from the begin of the first task to the end of the last, without imports and loading."""
+    run = open_it()
+    started_s = finished_s = None
+    chosen = EngineConfig(engine=engine, workers=workers, threads=1)  # pyright: ignore[reportArgumentType]
+    num_first, total = 0, 0
+    for step in run_campaign(run, config, maker, chosen):
+        if step.stage == "pairs" and step.done:
+            if started_s is None:
+                started_s, num_first = time.perf_counter(), step.done
+            total = step.total
+            finished_s = finished_s or (time.perf_counter() if step.done == step.total else None)
+    assert started_s is not None and finished_s is not None
+    return (finished_s - started_s) * total / (total - num_first)  # the first task was over when the clock started
+
+
+def miniature(folder: Path, num_pairs: int) -> dict[str, Any]:
+    """Overhead with the real generator, and two workers against one; equal tasks, one thread each."""
+    models = models_in()
+    sampler = dataclasses.replace(PAIRS.generate.sampler, num_steps=4)
+    generate = dataclasses.replace(PAIRS.generate, sampler=sampler, batch_size=8)
+    config = dataclasses.replace(PAIRS, generate=generate, pairs_per_shard=8)
+    maker = ModelMaker.of(models.text_to_image, models.clip, generate)
+
+    def fresh() -> RunFolder:
+        shutil.rmtree(folder, ignore_errors=True)
+        run = open_run(folder)
+        list(run_prompts(run, PromptsConfig(num_prompts=num_pairs)))
+        return run
+
+    times: dict[str, list[float]] = {"bare": [], "one": [], "two": []}
+    for _ in range(ROUNDS):
+        times["bare"].append(bare_loop(fresh(), config, maker, 1)())
+        times["one"].append(timed(fresh, config, maker, "local", workers=1))
+        times["two"].append(timed(fresh, config, maker, "local", workers=2))
+        print({name: [round(value, 2) for value in values] for name, values in times.items()}, flush=True)
+    ratios = [one / bare - 1 for one, bare in zip(times["one"], times["bare"], strict=True)]
+    return {
+        "overhead_share": round(min(times["one"]) / min(times["bare"]) - 1, 4),
+        "overhead_share_median_of_rounds": round(statistics.median(ratios), 4),
+        "speedup_2_workers": round(min(times["one"]) / min(times["two"]), 2),
+    }
+
+
+def measure(folder: Path, num_tasks: int, num_pairs: int) -> dict[str, Any]:
+    """All of it."""
+    real = miniature(folder / "miniature", num_pairs) if num_pairs else {}
+    overhead_s = stand_in_overhead(folder / "overhead", max(200, num_tasks // 100))
+    print(f"overhead with the stand-in: {1e3 * overhead_s:.2f} ms a task", flush=True)
+    tiny = many_tasks(folder / "many", num_tasks)
+    return {**tiny, "overhead_ms_per_tiny_task": round(1e3 * overhead_s, 2), **real}
