@@ -25,6 +25,7 @@ CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
 ShownArgument = Annotated[
     Path, arg(metavar="PATH", help="A run, a fitted scene, a capture with a fit, or splats as PLY (3DGS layout).")
 ]
+PlyArgument = Annotated[Path, arg(metavar="OUT.ply")]
 VerifiedArgument = Annotated[str, arg(metavar="PATH", help="A run, or a folder or URL of shards of image pairs.")]
 InstructionArgument = Annotated[str, arg(metavar="INSTRUCTION")]
 
@@ -248,6 +249,26 @@ def _edit() -> Callable[..., None]:
     return edit
 
 
+def _export() -> Callable[..., None]:
+    from restage.scenes.turning import Frame, export_splats
+
+    def export(scene: Positional[SceneArgument], out: Positional[PlyArgument], *, frame: Frame = "own") -> None:
+        """Write the splats of a fitted or edited scene as PLY, in the frame that its capture came in.
+
+        Example: restage export runs/mine mine.ply
+
+        Args:
+            scene: A run with one fitted scene, `<run>/scenes/<scene>`, or the folder of an edit.
+            out: The PLY to write, laid out as 3D Gaussian splatting lays it out.
+            frame: The capture's own, which its cameras fit, or upright as in the run, z up.
+        """
+        from restage.recipes import find_scene
+
+        print(f"{export_splats(find_scene(scene), out, frame=frame)} splats: {out}")
+
+    return export
+
+
 def _miniature() -> Callable[..., None]:
     def miniature(
         action: Positional[Literal["train"]],
@@ -394,6 +415,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     ),
     "fit": _fit,
     "edit": _edit,
+    "export": _export,
     "scenes": _stage("scenes", "Fit every capture of the run.\n\nExample: restage scenes runs/mine"),
     "compare": _stage(
         "compare", "Score every edit of the run on held-out views.\n\nExample: restage compare runs/mine"

@@ -121,6 +121,13 @@ def test_fit_with_another_config_is_refused(fitted_run: Path) -> None:
     assert_is_bad_input(result, "another config", "--out")
 
 
+def test_fitted_scene_is_exported_as_ply(fitted_run: Path, tmp_path: Path) -> None:
+    result = restage("export", fitted_run, tmp_path / "mine.ply", "--frame", "upright")
+    assert result.returncode == 0 and str(tmp_path / "mine.ply") in result.stdout
+    assert (tmp_path / "mine.ply").read_bytes() == (fitted_run / "scenes" / "mine" / "splats.ply").read_bytes()
+    assert_is_bad_input(restage("export", fitted_run, tmp_path / "mine.obj"), ".ply")
+
+
 def test_run_can_be_listed(fitted_run: Path) -> None:
     listed = restage("ls", fitted_run.parent)
     assert listed.returncode == 0 and str(fitted_run) in listed.stdout and "done" in listed.stdout
