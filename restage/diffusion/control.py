@@ -145,6 +145,7 @@ class PairControl:
         num_steps: int,
         *,
         source_of: Int[Tensor, " pairs"] | None = None,
+        num_sources: int | None = None,
         maps: WordMaps | None = None,
         device: torch.device | str = "cpu",
     ) -> StepControl:
@@ -154,6 +155,7 @@ class PairControl:
             step: counted from 0.
             num_steps: of the whole trajectory.
             source_of: which source each pair is an edit of; None = each of its own, in order.
+            num_sources: how many sources the batch has; None = as many as `source_of` names.
             maps: where word maps are recorded, and taken from where control follows regions.
             device: where the model is.
         """
@@ -168,7 +170,7 @@ class PairControl:
         if maps is not None and maps.has_any and bool(((kind == MUTUAL) & (own.region_threshold > 0)).any()):
             regions = maps.regions(own.region_threshold, self.blend.has_words & (kind == MUTUAL))
         return StepControl(
-            num_sources=int(source_of.max()) + 1,
+            num_sources=int(source_of.max()) + 1 if num_sources is None else num_sources,
             source_of=source_of.to(device),
             is_cross_on=bool((source_gain != 0).any() or (own_gain != 1).any()),
             word_map=cross.word_map.to(device),

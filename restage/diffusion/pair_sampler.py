@@ -40,11 +40,14 @@ class SamplerConfig:
     map_size: int | None = None
     """Record word maps at cross-attention layers of this many pixels a side; None = the size nearest to 16 from above
     that the UNet has."""
+    pad_to: int = 1
+    """Fill the rows of sources, and those of edits, with copies up to multiples of this, so that a compiled UNet meets
+    few sizes of batches and is seldom compiled anew."""
 
     def __post_init__(self) -> None:
         low, high = self.guidance_window
-        if self.num_steps < 1:
-            raise InputError(f"num_steps must be at least 1, got {self.num_steps}")
+        if self.num_steps < 1 or self.pad_to < 1:
+            raise InputError(f"num_steps and pad_to must be at least 1, got {self.num_steps} and {self.pad_to}")
         if not 0 <= low <= high <= 1:
             raise InputError(f"guidance_window must be two shares in [0, 1], low before high; got {(low, high)}")
 
@@ -56,7 +59,7 @@ class PairBatch:
     control: PairControl
     """One row for each edit."""
     source_of: Int[Tensor, " edits"]
-    """Index of each edit's source; every source has an edit."""
+    """Index of each edit's source."""
     source_text: TextCondition
     edit_text: TextCondition
     seeds: tuple[int, ...]
@@ -69,21 +72,28 @@ class PairBatch:
         found = (len(self.source_text), len(self.guidance), len(self.edit_text), len(self.source_of))
         if found != (num_sources, num_sources, num_edits, num_edits):
             raise InputError(f"a batch of {num_sources} seeds and {num_edits} controls has other parts of {found}")
-        if sorted(set(self.source_of.tolist())) != list(range(num_sources)):
-            raise InputError(f"source_of must name each of {num_sources} sources, got {self.source_of.tolist()}")
+        if not bool(((self.source_of >= 0) & (self.source_of < num_sources)).all()):
+            raise InputError(f"source_of must name some of {num_sources} sources, got {self.source_of.tolist()}")
 
-    def select(self, edits: Int[Tensor, " chosen"]) -> tuple[PairBatch, Int[Tensor, " sources"]]:
-        """Only these edits, in order, and the sources that they need; also the old indices of those sources."""
+    def select(
+        self, edits: Int[Tensor, " chosen"], *, pad_to: int = 1
+    ) -> tuple[PairBatch, Int[Tensor, " sources"], Int[Tensor, " edits"]]:
+        """Only these edits, in order, and the sources that they need, both filled up with copies of the first.
+
+        Returns:
+            The new batch, and the old indices of its sources and of its edits.
+        """
         sources, source_of = self.source_of[edits].unique(return_inverse=True)
+        sources, edits = (torch.cat([x, x[:1].expand(-len(x) % pad_to)]) for x in (sources, edits))
         chosen = PairBatch(
             control=self.control.select(edits),
-            source_of=source_of,
+            source_of=torch.cat([source_of, source_of[:1].expand(len(edits) - len(source_of))]),
             source_text=self.source_text.select(sources),
             edit_text=self.edit_text.select(edits),
             seeds=tuple(self.seeds[i] for i in sources.tolist()),
             guidance=self.guidance[sources],
         )
-        return chosen, sources
+        return chosen, sources, edits
 
 
 class PairStep(NamedTuple):
@@ -126,12 +136,15 @@ class _Trajectory:
     """The state of a batch while it is sampled."""
 
     def __init__(self, backbone: Backbone, batch: PairBatch, config: SamplerConfig) -> None:
-        self.backbone, self.config, self.batch = backbone, config, batch
+        self.backbone, self.config = backbone, config
+        self.edits = torch.arange(len(batch.control))
+        self.num_sources = len(batch.seeds)
+        self.batch, _, _ = batch.select(self.edits, pad_to=config.pad_to)
+        batch = self.batch
         self.shape, self.device = latent_shape(backbone), backbone.device
         self.timesteps = backbone.schedule.timesteps(config.num_steps)
         self.solver = Solver(backbone.schedule, self.timesteps, config.solver, step_noise=self._step_noise)
         self.empty = backbone.encode_prompts([""])
-        self.edits = torch.arange(len(batch.control))
         self.maps: WordMaps | None = None
         regions = batch.control.self_attention.region_threshold > 0
         if batch.control.needs_maps or bool(regions.any()):
@@ -152,7 +165,12 @@ class _Trajectory:
         low, high = (round(share * self.config.num_steps) for share in self.config.guidance_window)
         is_guided = low <= step < high and bool((batch.guidance != 1).any())
         control = batch.control.at_step(
-            step, self.config.num_steps, source_of=batch.source_of, maps=self.maps, device=self.device
+            step,
+            self.config.num_steps,
+            source_of=batch.source_of,
+            num_sources=len(batch.seeds),
+            maps=self.maps,
+            device=self.device,
         )
         text = batch.source_text.cat(batch.edit_text)
         t = torch.full((len(self.latents),), self.timesteps[step], device=self.device)
@@ -191,29 +209,38 @@ class _Trajectory:
             self.x0 = schedule.to_x0(self._predict(step), self.latents, t)
             self.latents = self.solver.step(step, self.latents, self.x0)
             self._blend(step)
-        num_sources = len(self.batch.seeds)
+        return self._state(step + 1)
+
+    def _state(self, step: int) -> PairStep:
+        """What is no filling, after so many steps."""
+        sources, first_edit = slice(self.num_sources), len(self.batch.seeds)
+        edits = slice(first_edit, first_edit + len(self.edits))
+        maps = None
+        if self.maps is not None:
+            maps = torch.cat([part[: len(self.edits)] for part in self.maps.mean().chunk(2)])
         return PairStep(
-            step=step + 1,
+            step=step,
             num_steps=self.config.num_steps,
             edits=self.edits,
-            source_of=self.batch.source_of,
-            source_latents=self.latents[:num_sources],
-            edit_latents=self.latents[num_sources:],
-            source_x0=self.x0[:num_sources],
-            edit_x0=self.x0[num_sources:],
-            maps=None if self.maps is None else self.maps.mean(),
+            source_of=self.batch.source_of[: len(self.edits)],
+            source_latents=self.latents[sources],
+            edit_latents=self.latents[edits],
+            source_x0=self.x0[sources],
+            edit_x0=self.x0[edits],
+            maps=maps,
         )
 
     def keep(self, chosen: Int[Tensor, " chosen"]) -> None:
         """Go on with these edits, and the sources that they need."""
-        num_sources = len(self.batch.seeds)
-        self.batch, sources = self.batch.select(chosen)
+        first_edit = len(self.batch.seeds)
+        self.num_sources = len(self.batch.source_of[chosen].unique())
         self.edits = self.edits[chosen]
-        rows = torch.cat([sources, num_sources + chosen]).to(self.device)
+        self.batch, sources, edits = self.batch.select(chosen, pad_to=self.config.pad_to)
+        rows = torch.cat([sources, first_edit + edits]).to(self.device)
         self.latents, self.x0 = self.latents[rows], self.x0[rows]
         self.solver.select(rows)
         if self.maps is not None:
-            self.maps.select(chosen)
+            self.maps.select(edits)
 
 
 def sample_pairs(

@@ -24,6 +24,9 @@ from restage.records import InputError, PromptPair, content_id, derive_seed
 
 __all__ = ["GenerateConfig", "GeneratedPairs", "IsHopeless", "PairJob", "generate_pairs", "make_control", "make_jobs"]
 
+PAD_COMPILED = 8
+"""Rows of batches of a compiled UNet are multiples of this."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
@@ -42,6 +45,8 @@ class GenerateConfig:
     """Share of the steps after which pairs that have no chance are given up, where the caller says which; 1 = never."""
     batch_size: int = 16
     """Pairs per UNet call; pairs of one source caption and sample share their source."""
+    is_compiled: bool = False
+    """Compile the UNet: some minutes in each process, then about twice as fast; for thousands of pairs."""
 
     def __post_init__(self) -> None:
         low, high = self.self_share
@@ -157,7 +162,9 @@ def generate_pairs(
         InputError: as `make_control`.
     """
     names, batch = _batch(backbone, jobs, config)
-    num_steps = config.sampler.num_steps
+    num_steps, sampler = config.sampler.num_steps, config.sampler
+    if config.is_compiled:
+        backbone, sampler = backbone.compiled(), dataclasses.replace(sampler, pad_to=max(sampler.pad_to, PAD_COMPILED))
     check_step = round(config.check_after * num_steps) if is_hopeless is not None else num_steps
     made: list[list[Tensor]] = [[] for _ in jobs]
     steps = [0] * len(jobs)
@@ -176,7 +183,7 @@ def generate_pairs(
         predicted = GeneratedPairs(*pictures, tuple(names[i] for i in chosen), (state.step,) * len(chosen))
         return ~torch.tensor(list(is_hopeless([jobs[i] for i in chosen], predicted)))
 
-    for state in sample_pairs(backbone, batch, config.sampler, keep=keep):
+    for state in sample_pairs(backbone, batch, sampler, keep=keep):
         if state.step == num_steps:
             store(state, is_final=True)
     sources, edited, masks = (torch.stack(parts) for parts in zip(*made, strict=True))

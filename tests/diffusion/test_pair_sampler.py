@@ -85,6 +85,31 @@ def test_source_branch_is_the_plain_sample_of_its_caption(backbone):
     torch.testing.assert_close(found.source_latents, plain.latents, rtol=0, atol=1e-4)
 
 
+def test_filled_up_batches_give_the_same_pairs_in_few_sizes(backbone, monkeypatch):
+    cases = [CASES[name] for name in ("refine", "words that are kept", "MasaCtrl", "replace", "reweight")]
+    sizes = []
+    predict = backbone.predict_noise
+
+    def counted(latents, *rest, **options):
+        sizes.append(len(latents))
+        return predict(latents, *rest, **options)
+
+    monkeypatch.setattr(backbone, "predict_noise", counted)
+
+    def drop(state):
+        return torch.arange(len(state.edits)) != 1 if state.step == 2 else None
+
+    source_of = [0, 0, 0, 1, 2]
+    config = SamplerConfig(num_steps=NUM_STEPS, pad_to=4)
+    filled = sample(backbone, cases, config=config, source_of=source_of, keep=drop)
+    assert sizes == [2 * (4 + 8)] * 2 + [2 * (4 + 4)] * 4
+    plain = sample(backbone, cases, config=SamplerConfig(num_steps=NUM_STEPS), source_of=source_of, keep=drop)
+    assert filled.edits.tolist() == plain.edits.tolist() == [0, 2, 3, 4]
+    assert len(filled.source_latents) == len(plain.source_latents) == 3
+    torch.testing.assert_close(latents_of(filled), latents_of(plain), rtol=0, atol=1e-4)
+    torch.testing.assert_close(filled.maps, plain.maps, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("solver", ["dpmpp_2m", "euler_ancestral"])
 def test_edits_that_are_given_up_do_not_change_the_others(backbone, solver):
     cases = [CASES[name] for name in ("refine", "words that are kept", "replace", "MasaCtrl")]
@@ -154,14 +179,14 @@ def test_maps_are_taken_nearest_to_sixteen_from_above():
         map_size_of({"down_block_types": [plain]}, 16)
 
 
-@pytest.mark.parametrize("source_of", [[0, 2], [1, 1]])
+@pytest.mark.parametrize("source_of", [[0, 2], [-1, 1], [0]])
 def test_a_batch_whose_parts_do_not_fit_is_refused(backbone, source_of):
     batch = make_batch(backbone, [CASES["refine"], CASES["replace"]])
     with pytest.raises(InputError):
         dataclasses.replace(batch, source_of=torch.tensor(source_of))
 
 
-@pytest.mark.parametrize("settings", [{"num_steps": 0}, {"guidance_window": (0.8, 0.2)}])
+@pytest.mark.parametrize("settings", [{"num_steps": 0}, {"pad_to": 0}, {"guidance_window": (0.8, 0.2)}])
 def test_bad_sampler_settings_are_refused(settings):
     with pytest.raises(InputError):
         SamplerConfig(**settings)

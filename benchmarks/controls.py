@@ -1,0 +1,276 @@
+"""Which control makes usable pairs: acceptance, truth and layout of every control on held-out prompt pairs.
+
+    python -m benchmarks.controls                        # 200 prompt pairs of each kind of edit
+    python -m benchmarks.controls --prompts 20 --kinds recolour ground
+    python -m benchmarks.controls --prompts 96 --settings levers
+
+Every setting edits the same sampled sources. A pair is *accepted* by the rule of `restage pairs`. The probe, which was
+trained on renders, then says of each pair: *source right*: the source shows its caption; *edit right*: the edited
+picture shows its own, counted among pairs whose source is right; *layout kept*: the objects stand where they stood.
+Rows are kept in `--folder`, and a run that was stopped goes on there. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from benchmarks.miniature.verdicts import judge as judge_picture
+from benchmarks.miniature.verdicts import seen_in
+from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.clip import load_clip
+from restage.diffusion.control import PairControl
+from restage.diffusion.control_options import (
+    INSTRUCT_PIX2PIX,
+    MASACTRL,
+    PROMPT_TO_PROMPT,
+    ControlOptions,
+    LocalBlend,
+    build_control,
+)
+from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pairs
+from restage.diffusion.word_maps import blend_masks
+from restage.miniature.probe import Probe, load_probe, read_pictures
+from restage.miniature.probe_pictures import FIRST_KIND_CLASS
+from restage.pairs.score import PairRule, judge, score_pairs
+from restage.records import PromptPair, derive_seed, write_atomically
+from restage.world.grammar import EDIT_KINDS, Edit, possible_kinds, prompt_pair_of, sample_description, sample_edit
+
+ASSETS = Path(__file__).parents[1] / "restage" / "assets"
+PROBE = Path(__file__).parent / "miniature" / "probe.safetensors"
+NO_BLEND = LocalBlend(start=1.0)
+PROMPTS_PER_BATCH = 4
+KEPT_LAYOUT = 0.7
+
+
+def _own(cross: float, own: float, **options: Any) -> ControlOptions:
+    return ControlOptions(cross_window=(0.0, cross), self_window=(0.0, own), **options)
+
+
+CONTROLS = {
+    "none": _own(0, 0, blend=NO_BLEND),
+    "cross 0.8": _own(0.8, 0, blend=NO_BLEND),
+    "cross 0.8, self 0.4": _own(0.8, 0.4, blend=NO_BLEND),
+    "cross 0.8, self 0.4, blend": _own(0.8, 0.4),
+    "cross 0.8, self 0.2, blend": _own(0.8, 0.2),
+    "cross 0.8, self 0.6, blend": _own(0.8, 0.6),
+    "cross 0.4, self 0.4, blend": _own(0.4, 0.4),
+    "Prompt-to-Prompt": PROMPT_TO_PROMPT,
+    "InstructPix2Pix, p = 0.6": dataclasses.replace(INSTRUCT_PIX2PIX, self_window=(0.0, 0.6)),
+    "MasaCtrl": MASACTRL,
+    "MasaCtrl by region": dataclasses.replace(MASACTRL, region_threshold=0.3),
+}
+
+
+def held_out_edits(kind: str, count: int) -> list[tuple[Edit, PromptPair]]:
+    """Edits of one kind of scenes that no training sees, with their prompt pairs."""
+    found: list[tuple[Edit, PromptPair]] = []
+    draw = 0
+    while len(found) < count:
+        seed = derive_seed("controls benchmark", kind, draw)
+        description = sample_description(seed)
+        if kind in possible_kinds(description):
+            edit = sample_edit(description, seed, kind=kind)
+            found.append((edit, prompt_pair_of(edit, seed)))
+        draw += 1
+    return found
+
+
+def sample_batch(
+    backbone: Backbone,
+    prompts: Sequence[PromptPair],
+    controls: dict[str, ControlOptions],
+    *,
+    seeds: Sequence[int],
+    guidance: float,
+    sampler: SamplerConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sources (prompts, ...), edited pictures and masks (prompts, controls, ...), every control on the same sources."""
+    made = [
+        build_control(backbone.tokenizer, p.source, p.target, swaps=p.swaps, words=p.words, options=options)[1]
+        for p in prompts
+        for options in controls.values()
+    ]
+    batch = PairBatch(
+        control=PairControl.merge(made),
+        source_of=torch.arange(len(prompts)).repeat_interleave(len(controls)),
+        source_text=backbone.encode_prompts([p.source for p in prompts]),
+        edit_text=backbone.encode_prompts([p.target for p in prompts for _ in controls]),
+        seeds=tuple(seeds),
+        guidance=torch.full((len(prompts),), guidance),
+    )
+    *_, last = sample_pairs(backbone, batch, sampler)
+    images = backbone.decode_latents(torch.cat([last.source_latents, last.edit_latents]))
+    sources, edited = images[: len(prompts)], images[len(prompts) :].unflatten(0, (len(prompts), len(controls)))
+    masks = torch.ones(edited.shape[0] * edited.shape[1], *edited.shape[3:])
+    if last.maps is not None:
+        masks = blend_masks(last.maps, batch.control.blend, size=(edited.shape[3], edited.shape[4]))
+    return sources, edited, masks.unflatten(0, edited.shape[:2])
+
+
+def layout_kept(kind: str, source: Bool[Tensor, "h w"], edited: Bool[Tensor, "h w"]) -> float:
+    """How far the objects stand where they stood: IoU, of what stays where something is added or removed."""
+    both = float((source & edited).sum())
+    whole = {"add": source.sum(), "remove": edited.sum()}.get(kind, (source | edited).sum())
+    return both / float(whole) if whole > 0 else math.nan
+
+
+def measure(
+    models: tuple[Backbone, Any, Probe],
+    items: Sequence[tuple[Edit, PromptPair]],
+    controls: dict[str, ControlOptions],
+    *,
+    guidance: float,
+    sampler: SamplerConfig,
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """Rows of a batch of prompts under every control, and its pictures (prompts, 1 + controls, 3, h, w)."""
+    backbone, clip, probe = models
+    prompts = [prompt for _, prompt in items]
+    seeds = [derive_seed("controls benchmark noise", prompt.source) for prompt in prompts]
+    sources, edited, masks = sample_batch(backbone, prompts, controls, seeds=seeds, guidance=guidance, sampler=sampler)
+    pictures = torch.cat([sources[:, None], edited], dim=1)
+    readings = read_pictures(probe, pictures.flatten(0, 1))
+    seen = seen_in(readings)
+    objects = (readings.classes >= FIRST_KIND_CLASS).unflatten(0, pictures.shape[:2])
+    rows = []
+    for i, (edit, prompt) in enumerate(items):
+        source_right = judge_picture(seen[i * pictures.shape[1]], edit.before).is_all_right
+        scores = score_pairs(
+            clip,
+            [prompt] * len(controls),
+            sources=sources[i].expand(len(controls), -1, -1, -1),
+            edited=edited[i],
+            masks=masks[i],
+        )
+        for j, (name, score) in enumerate(zip(controls, scores, strict=True)):
+            reason = judge(score, PairRule())
+            rows.append(
+                {
+                    "prompt": prompt.id,
+                    "kind": edit.kind,
+                    "num_objects": len(edit.before.objects),
+                    "control": name,
+                    **score._asdict(),
+                    "accepted": not reason,
+                    "reason": reason,
+                    "source_right": source_right,
+                    "edit_right": judge_picture(seen[i * pictures.shape[1] + 1 + j], edit.after).is_all_right,
+                    "layout": layout_kept(edit.kind, objects[i, 0], objects[i, 1 + j]),
+                }
+            )
+    return rows, pictures
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return round(float(np.mean(known)), 3) if known else math.nan
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of one group of rows."""
+    sound = [row for row in rows if row["source_right"]]
+    kept = [float(row["layout"] >= KEPT_LAYOUT) for row in sound if not math.isnan(row["layout"])]
+    return {
+        "pairs": len(rows),
+        "accepted": _mean([float(row["accepted"]) for row in rows]),
+        "edit_right": _mean([float(row["edit_right"]) for row in sound]),
+        "layout_kept": _mean(kept),
+        "accepted_and_right": _mean([float(row["accepted"] and row["edit_right"]) for row in sound]),
+        "right_if_accepted": _mean([float(row["edit_right"]) for row in sound if row["accepted"]]),
+    }
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Print acceptance by kind, and the probe's verdicts, for every control; returns the summaries."""
+    kinds = [kind for kind in EDIT_KINDS if any(row["kind"] == kind for row in rows)]
+    names = list(dict.fromkeys(row["control"] for row in rows))
+    print(f"| control | {' | '.join(kinds)} | all | edit right | layout kept | accepted and right |")
+    print("| --- " * (len(kinds) + 5) + "|")
+    found = {}
+    for name in names:
+        own = [row for row in rows if row["control"] == name]
+        whole = summarise(own)
+        by_kind = {kind: summarise([row for row in own if row["kind"] == kind]) for kind in kinds}
+        found[name] = {**whole, "by_kind": by_kind}
+        cells = [by_kind[kind]["accepted"] for kind in kinds] + [
+            whole[key] for key in ("accepted", "edit_right", "layout_kept", "accepted_and_right")
+        ]
+        print(f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+    return found
+
+
+def draw_grid(pictures: Sequence[Tensor], prompts: Sequence[PromptPair], names: Sequence[str], path: Path) -> None:
+    """A row for each prompt: its source, and its edit under every control."""
+    side, top, left = 96, 16, 0
+    width, height = left + side * (1 + len(names)), (side + top) * len(pictures) + 30
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(["source", *names]):
+        for line, part in enumerate(name.split(", ")[:3]):
+            draw.text((left + column * side + 2, line * 9), part[:17], fill="black")
+    for row, (strip, prompt) in enumerate(zip(pictures, prompts, strict=True)):
+        y = 30 + row * (side + top)
+        draw.text((2, y), f"{prompt.source}  ->  {prompt.instruction}", fill="black")
+        for column, picture in enumerate(strip):
+            array = (picture.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
+            sheet.paste(Image.fromarray(array).resize((side, side)), (left + column * side, y + 12))
+    sheet.save(path)
+
+
+def run_kind(
+    models: tuple[Backbone, Any, Probe], kind: str, arguments: argparse.Namespace, controls: dict[str, ControlOptions]
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of all prompts of a kind, batch by batch; those already in the folder are read."""
+    sampler = SamplerConfig(num_steps=arguments.steps)
+    items = held_out_edits(kind, arguments.prompts)
+    for start in range(0, len(items), PROMPTS_PER_BATCH):
+        batch = items[start : start + PROMPTS_PER_BATCH]
+        path = arguments.folder / f"{kind}-{start:04d}.parquet"
+        if not path.exists():
+            rows, pictures = measure(models, batch, controls, guidance=arguments.guidance, sampler=sampler)
+            if start == 0:
+                prompts = [prompt for _, prompt in batch]
+                draw_grid(list(pictures), prompts, list(controls), arguments.folder / f"grid-{kind}.png")
+            with write_atomically(path) as temporary:
+                pq.write_table(pa.Table.from_pylist(rows), temporary)
+        yield pq.read_table(path).to_pylist()
+
+
+def main() -> None:
+    """Run the study, or go on with it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=200, help="prompt pairs of each kind")
+    parser.add_argument("--kinds", nargs="+", default=list(EDIT_KINDS), choices=EDIT_KINDS)
+    parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
+    parser.add_argument("--steps", type=int, default=SamplerConfig().num_steps)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/controls"))
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    models = (load_backbone(ASSETS / "text_to_image"), load_clip(ASSETS / "clip"), load_probe(PROBE))
+    controls = {name: CONTROLS[name] for name in arguments.controls}
+    rows: list[dict[str, Any]] = []
+    for kind in arguments.kinds:
+        for batch in run_kind(models, kind, arguments, controls):
+            rows += batch
+        print(f"{kind}: {len(rows)} pairs so far", flush=True)
+    sources = {row["prompt"]: row["source_right"] for row in rows}
+    result = {"source_right": _mean([float(value) for value in sources.values()]), "controls": print_table(rows)}
+    print(json.dumps({"prompts": len(sources), "steps": arguments.steps, "guidance": arguments.guidance, **result}))
+
+
+if __name__ == "__main__":
+    main()
