@@ -16,6 +16,8 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +35,17 @@ from restage.show import show_progress
 NUM_RESAMPLES = 2000
 
 
-def run_seed(folder: Path, seed: int, config: RoundsConfig) -> float:
-    """Run all rounds of one seed that are not done; returns the seconds it took."""
+def run_all(folder: Path, num_seeds: int, config: RoundsConfig) -> float:
+    """Run what is not done, round by round for all seeds, so that a stop leaves whole rounds; returns the seconds."""
     models = models_in()
     backbone, clip = load_backbone(models.text_to_image), load_clip(models.clip)
     start_s = time.monotonic()
-    with working(open_run(folder, seed=seed)) as run:
-        steps = run_rounds(run, config, lambda opened: run_pairs(opened, PAIRS, backbone, clip), pairs_config=PAIRS)
-        show_progress(steps)
+    for num_rounds in range(1, config.num_rounds + 1):
+        for seed in range(num_seeds):
+            with working(open_run(folder / str(seed), seed=seed)) as run:
+                part = replace(config, num_rounds=num_rounds)
+                make_pairs = partial(run_pairs, config=PAIRS, backbone=backbone, clip=clip)
+                show_progress(run_rounds(run, part, make_pairs, pairs_config=PAIRS))
     return time.monotonic() - start_s
 
 
@@ -132,7 +137,7 @@ def draw(path: Path, found: dict, num_seeds: int) -> None:
 def main(folder: str = "runs/forms", num_rounds: int = 5, pairs_per_round: int = 96, num_seeds: int = 3) -> None:
     """Run what is missing, then print a line for each round and all figures as JSON."""
     config = RoundsConfig(num_rounds=num_rounds, prompts=PromptsConfig(num_prompts=pairs_per_round, use_forms=True))
-    seconds = sum(run_seed(Path(folder) / str(seed), seed, config) for seed in range(num_seeds))
+    seconds = run_all(Path(folder), num_seeds, config)
     rounds = [
         [read_trials([path]).trials for path in round_folders(Path(folder) / str(seed), num_rounds)]
         for seed in range(num_seeds)

@@ -30,7 +30,7 @@ class RateLimit:
         self._filled_s = clock()
         self._lock = threading.Lock()
 
-    def take(self, units: float) -> float:
+    def take(self, units: float | int) -> float:
         """Take units, and say how many seconds to wait before they are used; they are taken from the future then.
 
         Fewer than none gives units back that were taken and not used.

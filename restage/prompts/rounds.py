@@ -85,11 +85,12 @@ def run_rounds(
         prompts = replace(config.prompts, learn_from=(*config.prompts.learn_from, *made))
         seed = derive_seed(run.seed, "round", index)
         round_run = RunFolder.open(folder, {"prompts": prompts.identity(), "pairs": pairs_config}, seed=seed)
-        yield from run_prompts(round_run, prompts)
-        if not (folder / "prompts" / "stage.json").exists():
-            return  # a limit was reached, which the last note says
-        yield from make_pairs(round_run)
-        round_run.close("done")
+        if not (folder / "pairs" / "stage.json").exists():
+            yield from run_prompts(round_run, prompts)
+            if not (folder / "prompts" / "stage.json").exists():
+                return  # a limit was reached, which the last note says
+            yield from make_pairs(round_run)
+            round_run.close("done")
         made.append(folder)
         yield Progress(
             stage="rounds", done=index + 1, total=config.num_rounds, note=_note(yields_of_rounds([folder])[0])

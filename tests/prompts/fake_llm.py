@@ -1,0 +1,155 @@
+"""A server that speaks the chat completions protocol over real HTTP, and can be told to misbehave."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+KEY = "sk-a-very-secret-key"
+COLORS = ("red", "green", "blue", "black", "white", "silver", "golden", "brown")
+
+Body = dict[str, Any]
+
+
+@dataclass
+class Plain:
+    """What the server sends, as it is."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    data: bytes = b""
+    cut_after: int | None = None
+    """Close the connection after so many bytes of the data."""
+
+
+def asked_number(body: Body) -> int:
+    """How many pairs a request asks for."""
+    text = body["messages"][1]["content"]
+    found = re.search(r"Write (\d+) items", text) or re.search(r"each of these (\d+) captions", text)
+    assert found, text
+    return int(found[1])
+
+
+def good_items(body: Body) -> list[Body]:
+    """Pairs as a willing model writes them: of the topics, or of the user's captions."""
+    text = body["messages"][1]["content"]
+    if "Captions: " in text:
+        captions = json.loads(text.split("Captions: ")[1])
+        return [
+            {"source": c, "target": f"{c} in the rain", "instruction": "make it rain", "words": ["rain"]}
+            for c in captions
+        ]
+    topics = text.split("Topics: ")[1].rstrip(".").split(", ")
+    places = ["a beach", "a hill", "a pier", "a lawn", "a road", "a roof", "a rock"]
+    return [
+        {
+            "source": f"a {COLORS[i % 8]} {noun} on {places[body['seed'] % 7]}",
+            "target": f"a {COLORS[(i + 3) % 8]} {noun} on {places[body['seed'] % 7]}",
+            "instruction": f"make the {noun} {COLORS[(i + 3) % 8]}",
+            "words": [noun],
+        }
+        for i, noun in enumerate(topics)
+    ]
+
+
+def message(content: str | None, *, finish: str = "stop", refusal: str | None = None) -> bytes:
+    """The body of an answer."""
+    return json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "fake",
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": finish,
+                    "message": {"role": "assistant", "content": content, "refusal": refusal},
+                }
+            ],
+            "usage": {"prompt_tokens": 300, "completion_tokens": 200, "total_tokens": 500},
+        }
+    ).encode()
+
+
+def answer_well(body: Body) -> Plain:
+    """An answer without fault."""
+    return Plain(data=message(json.dumps({"pairs": good_items(body)})))
+
+
+def fail(status: int, text: str = "no", code: str | None = None, **headers: str) -> Plain:
+    """An error as the protocol has it; `_` in the names of headers stands for `-`."""
+    data = json.dumps({"error": {"message": text, "code": code, "type": "error"}}).encode()
+    return Plain(status, {name.replace("_", "-"): value for name, value in headers.items()}, data)
+
+
+class FakeLlm:
+    """What was asked, and what is to be answered next."""
+
+    def __init__(self) -> None:
+        self.bodies: list[Body] = []
+        self.headers: list[dict[str, str]] = []
+        self.num_paid = 0
+        """Answers of status 200 that were sent."""
+        self.script: list[Callable[[Body], Plain]] = []
+        """Answers to the first requests; then all are good."""
+        self.lock = threading.Lock()
+        self.url = ""
+        self.default: Callable[[Body], Plain] = answer_well
+
+    def next_answer(self, body: Body) -> Plain:
+        """Take the next answer of the script."""
+        with self.lock:
+            self.bodies.append(body)
+            answer = self.script.pop(0) if self.script else self.default
+        return answer(body)
+
+
+def _handler(server: FakeLlm) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
+            plain = server.next_answer(body)
+            with server.lock:
+                server.num_paid += plain.status == 200
+            try:
+                self.send_response(plain.status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(plain.data)))
+                for name, value in plain.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(plain.data[: plain.cut_after])
+            except OSError:
+                pass  # the client has gone
+            if plain.cut_after is not None:
+                self.close_connection = True
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    return Handler
+
+
+@contextmanager
+def serve() -> Iterator[FakeLlm]:
+    """Run a server on a free port of this machine."""
+    fake = FakeLlm()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
+    server.daemon_threads = True
+    fake.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
