@@ -18,7 +18,7 @@ from restage.records import InputError, PromptPair
 __all__ = ["Duplicates", "content_of_caption"]
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-_OPENING = re.compile(r"^\s*(?:an? |the )?(?:photo|photograph|picture|image) of\b")
+_OPENING = re.compile(r"\b(?:photo|photograph|picture|image) of\b")
 _LINKS = frozenset(
     "a an the this that on in at by of to from with and or into onto over under near next beside behind is are was "
     "its it his her their there which who".split()
@@ -30,12 +30,7 @@ def _stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
-def content_of_caption(caption: str) -> tuple[tuple[str, ...], ...]:
-    """The phrases of a caption, each as its content words, in alphabetical order.
-
-    `A red cube on the grass, at noon` and `at noon, a photo of a red cube on grass` have the same, and no other
-    colour, thing or binding of both has.
-    """
+def _phrases(caption: str) -> list[tuple[str, ...]]:
     text = _OPENING.sub("", unicodedata.normalize("NFKC", caption).casefold())
     phrases: list[list[str]] = [[]]
     for token in _TOKEN.findall(text):
@@ -43,7 +38,16 @@ def content_of_caption(caption: str) -> tuple[tuple[str, ...], ...]:
             phrases.append([])
         else:
             phrases[-1].append(_stem(token))
-    return tuple(sorted(tuple(phrase) for phrase in phrases if phrase))
+    return [tuple(phrase) for phrase in phrases if phrase]
+
+
+def content_of_caption(caption: str) -> tuple[tuple[str, ...], ...]:
+    """The phrases of a caption, each as its content words, in alphabetical order.
+
+    `A red cube on the grass, at noon` and `at noon, a photo of a red cube on grass` have the same, and no other
+    colour, thing or binding of both has.
+    """
+    return tuple(sorted(_phrases(caption)))
 
 
 def _digest(value: object) -> int:
@@ -80,7 +84,7 @@ class Duplicates:
         self._alphabet: dict[str, str] = {}
         self._by_change: dict[int, list[str]] = {}
 
-    def _write(self, words: tuple[str, ...]) -> str:
+    def _write(self, words: list[str]) -> str:
         """Words as one character each, which is what rapidfuzz compares fastest."""
         for word in words:
             self._alphabet.setdefault(word, chr(0x100 + len(self._alphabet) + (len(self._alphabet) >= 0xD700) * 0x800))
@@ -91,13 +95,14 @@ class Duplicates:
         text = _digest([_plain(part) for part in (pair.source, pair.target, pair.instruction)])
         if text in self._texts:
             return "the same text as before"
-        source, target = content_of_caption(pair.source), content_of_caption(pair.target)
-        content = _digest([source, target])
+        source, target = _phrases(pair.source), _phrases(pair.target)
+        content = _digest([sorted(source), sorted(target)])
         if content in self._contents:
             return "the same content as before"
-        old, new = Counter(sum(source, ())), Counter(sum(target, ()))
+        old_words, new_words = [word for phrase in source for word in phrase], [word for p in target for word in p]
+        old, new = Counter(old_words), Counter(new_words)
         change = _digest([pair.kind, sorted((old - new).elements()), sorted((new - old).elements())])
-        written = self._write(sum(source, ()))
+        written = self._write(old_words)
         others = self._by_change.setdefault(change, [])
         if self.near < 1 and process.extractOne(
             written, others, scorer=Indel.normalized_similarity, processor=None, score_cutoff=self.near

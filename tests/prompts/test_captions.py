@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from restage.prompts.captions import parse_caption, read_captions
+from restage.prompts.grammar import write_caption_pair
+from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.store import read_prompts
+from restage.records import InputError, RunFolder
+from restage.world.grammar import caption_of, sample_description
+
+
+def test_every_caption_of_the_grammar_is_read_back_in_its_wording():
+    for seed in range(60):
+        scene = sample_description(seed)
+        caption = caption_of(scene, 7 * seed)
+        found = parse_caption(f"  {caption.capitalize()}. ")
+        assert found is not None and caption_of(found.description, found.wording_seed) == caption
+        assert [(o.kind, o.color, o.size) for o in found.description.objects] == [
+            (o.kind, o.color, o.size) for o in scene.objects
+        ]
+
+
+@pytest.mark.parametrize(
+    "caption", ["", "a red cube", "a red cube on grass", "a cat on grass at noon", "a red cube under grass at noon"]
+)
+def test_other_captions_are_not_read(caption):
+    assert parse_caption(caption) is None
+
+
+def test_an_edit_of_a_caption_keeps_its_wording():
+    caption = "at noon, a big red cube and a blue ball on the grass"
+    pair = write_caption_pair(caption, "recolour", 3)
+    assert pair is not None and pair.source == caption and pair.parent.startswith("caption-")
+    assert len(pair.target.split()) == len(caption.split()) and len(pair.swaps) == 1
+    assert write_caption_pair("a red cube on grass at noon", "remove", 0) is None
+
+
+def test_a_users_captions_become_pairs_and_those_that_cannot_are_rejects_with_a_reason(tmp_path):
+    lines = ["# my captions", "a red cube on grass at noon", "", "my cat asleep", "a red cube on grass at noon"]
+    (tmp_path / "mine.txt").write_text("\n".join(lines))
+    config = PromptsConfig(num_prompts=6, captions=tmp_path / "mine.txt", kinds=("recolour", "remove", "time"))
+    run = RunFolder.open(tmp_path / "run", {}, seed=0)
+    list(run_prompts(run, config))
+    pairs = read_prompts(run.path / "prompts" / "prompts.jsonl")
+    assert {pair.source for pair in pairs} == {lines[1]} and {pair.kind for pair in pairs} == {"recolour", "time"}
+    rejects = [json.loads(line) for line in (run.path / "prompts" / "rejects.jsonl").read_text().splitlines()]
+    assert {(reject["reason"], reject["raw"]) for reject in rejects} == {
+        ("the grammar cannot read this caption", "my cat asleep"),
+        ("its scene allows no remove", lines[1]),
+    }
+    (tmp_path / "mine.txt").write_text("a blue ball on sand at night")
+    with pytest.raises(InputError, match="another config"):
+        list(run_prompts(run, config))
+
+
+def test_captions_of_which_none_can_be_read_are_an_error_that_says_why(tmp_path):
+    (tmp_path / "mine.txt").write_text("my cat asleep")
+    run = RunFolder.open(tmp_path / "run", {}, seed=0)
+    with pytest.raises(InputError, match="no prompt pair was written: the grammar cannot read this caption"):
+        list(run_prompts(run, PromptsConfig(num_prompts=3, captions=tmp_path / "mine.txt")))
+    assert not (run.path / "prompts" / "prompts.jsonl").exists()
+
+
+def test_missing_and_empty_caption_files_are_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n# nothing\n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    for name, message in (("none", "does not exist"), ("empty.txt", "no caption"), ("binary.txt", "not readable")):
+        with pytest.raises(InputError, match=message):
+            read_captions(tmp_path / name)
