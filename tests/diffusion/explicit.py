@@ -217,10 +217,11 @@ def explicit_steps(
     """Latents of source and edit after each step: DDIM, or Euler ancestral in the terms of k-diffusion."""
     schedule, num_steps = backbone.schedule, controller.num_steps
     table = [*schedule.timesteps(num_steps), None]
-    latents = initial_noise(shape, [seed]).expand(2, -1, -1, -1)
+    device = backbone.device
+    latents = initial_noise(shape, [seed]).expand(2, -1, -1, -1).to(device)
     text = backbone.encode_prompts(["", "", controller.source, controller.target])
     for step in range(num_steps):
-        t = torch.full((4,), table[step])
+        t = torch.full((4,), table[step], device=device)
         with torch.no_grad(), explicitly_controlled(backbone.unet, controller):
             doubled = torch.cat([latents, latents])
             epsilon = backbone.predict_noise(doubled, t, text)
@@ -236,6 +237,6 @@ def explicit_steps(
             up = min(to, (to**2 * (now**2 - to**2) / now**2) ** 0.5)
             down = (to**2 - up**2) ** 0.5
             moved = latents / kept**0.5 + epsilon * (down - now)
-            latents = kept_to**0.5 * (moved + up * step_noise(shape, [seed], step))
+            latents = kept_to**0.5 * (moved + up * step_noise(shape, [seed], step).to(device))
         latents = controller.blended(latents)
         yield latents
