@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from restage.records import EditRequest
+from restage.records import EditRequest, InputError
 from restage.show import describe_run, list_runs, show_progress
 
 __all__ = ["COMMANDS"]
@@ -25,7 +25,9 @@ CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
 ShownArgument = Annotated[
     Path, arg(metavar="PATH", help="A run, a fitted scene, a capture with a fit, or splats as PLY (3DGS layout).")
 ]
-PlyArgument = Annotated[Path, arg(metavar="OUT.ply")]
+ExportedArgument = Annotated[str, arg(metavar="PATH")]
+TargetArgument = Annotated[Path | None, arg(metavar="OUT")]
+DataSetArgument = Annotated[Path, arg(metavar="DIR")]
 VerifiedArgument = Annotated[str, arg(metavar="PATH", help="A run, or a folder or URL of shards of image pairs.")]
 InstructionArgument = Annotated[str, arg(metavar="INSTRUCTION")]
 
@@ -252,21 +254,73 @@ def _edit() -> Callable[..., None]:
 def _export() -> Callable[..., None]:
     from restage.scenes.turning import Frame, export_splats
 
-    def export(scene: Positional[SceneArgument], out: Positional[PlyArgument], *, frame: Frame = "own") -> None:
-        """Write the splats of a fitted or edited scene as PLY, in the frame that its capture came in.
+    def export(
+        path: Positional[ExportedArgument],
+        target: Positional[TargetArgument] = None,
+        *,
+        format: Literal["ply", "hf", "webdataset", "instruct-pix2pix"] = "ply",
+        out: Path | None = None,
+        frame: Frame = "own",
+    ) -> None:
+        """Write a scene's splats as PLY, or a run's accepted image pairs in a form that others read.
 
-        Example: restage export runs/mine mine.ply
+        Example: restage export runs/mine mine.ply; restage export runs/mine --format hf --out mine_pairs
+
+        Pairs come with a data card; the folder appears when all of it is there, and a stopped export goes on.
 
         Args:
-            scene: A run with one fitted scene, `<run>/scenes/<scene>`, or the folder of an edit.
-            out: The PLY to write, laid out as 3D Gaussian splatting lays it out.
-            frame: The capture's own, which its cameras fit, or upright as in the run, z up.
+            path: A run with one fitted scene, `<run>/scenes/<scene>`, the folder of an edit; for pairs, a run.
+            target: What to write: a PLY, or a folder.
+            format: Splats as PLY; or pairs for Hugging Face's load_dataset, WebDataset, InstructPix2Pix's loader.
+            out: The same as OUT.
+            frame: Of splats: the capture's own, which its cameras fit, or upright as in the run, z up.
         """
-        from restage.recipes import find_scene
+        place = target or out
+        if place is None or (target and out):
+            raise InputError("name what to write, once: restage export PATH OUT, or --out OUT")
+        if format == "ply":
+            from restage.recipes import find_scene
 
-        print(f"{export_splats(find_scene(scene), out, frame=frame)} splats: {out}")
+            print(f"{export_splats(find_scene(Path(path)), place, frame=frame)} splats: {place}")
+        else:
+            from restage.exchange import export_pairs
+
+            show_progress(export_pairs(path, place, format))
+            print(f"{format}: {place}")
 
     return export
+
+
+def _import() -> Callable[..., None]:
+    from restage.exchange import ImportConfig
+
+    default = ImportConfig()
+
+    def import_(
+        folder: Positional[DataSetArgument],
+        *,
+        out: Path,
+        config: Annotated[ImportConfig, arg(name="")] = default,
+    ) -> None:
+        """Take image pairs of somebody else in, for `restage train`; bad ones are listed with the reason.
+
+        Example: restage import path/to/dataset --format hf --out runs/theirs
+
+        Args:
+            folder: Folder of the data set.
+            out: Folder of the run; made if it is missing.
+            config: How to take them in.
+        """
+        from restage.exchange import import_folder
+        from restage.recipes import open_run, working
+
+        if not folder.is_dir():
+            raise InputError(f"{folder} does not exist; expected the folder of a data set")
+        with working(open_run(out)) as run:
+            last = show_progress(import_folder(run, folder, config))
+        print(f"pairs: {out / 'pairs'}" + (f" ({last.note})" if last else ""))
+
+    return import_
 
 
 def _miniature() -> Callable[..., None]:
@@ -370,10 +424,12 @@ def _doctor() -> Callable[..., None]:
 def _verify() -> Callable[..., None]:
     from restage.verify import VerifyConfig, verify_folder
 
+    default = VerifyConfig()
+
     def verify(
         path: Positional[VerifiedArgument],
         *,
-        config: Annotated[VerifyConfig, arg(name="")] = VerifyConfig(),
+        config: Annotated[VerifyConfig, arg(name="")] = default,
         repair: bool = False,
         json: bool = False,
         sheets: Path | None = None,
@@ -392,6 +448,7 @@ def _verify() -> Callable[..., None]:
                 pairs are left out by readers from now on. Nothing is deleted; it moves to a folder `quarantine`.
             json: Print JSON instead of lines.
             sheets: Folder for a contact sheet of each reason; default: `verify` in the run.
+            models: Folder with the CLIP to judge captions with; default: the one that comes with the package.
         """
         if verify_folder(path, config, models=models, repairs=repair, is_json=json, sheets=sheets):
             raise SystemExit(1)
@@ -416,6 +473,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "fit": _fit,
     "edit": _edit,
     "export": _export,
+    "import": _import,
     "scenes": _stage("scenes", "Fit every capture of the run.\n\nExample: restage scenes runs/mine"),
     "compare": _stage(
         "compare", "Score every edit of the run on held-out views.\n\nExample: restage compare runs/mine"

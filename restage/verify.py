@@ -5,6 +5,7 @@ A further stage is one more entry of `find_parts` with a generator like `pairs.v
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Generator, Iterator
@@ -86,7 +87,8 @@ def verify_folder(
     records: list[dict[str, Any]] = []
     for part in find_parts(path):
         steps = _Last(check_pairs(part.folder, config, clip=None if config.fast else _load_clip(models)))
-        show_progress(steps, file=sys.stderr if is_json else None)
+        with contextlib.redirect_stdout(sys.stderr if is_json else sys.stdout):
+            show_progress(steps)
         result = steps.result
         has_findings = has_findings or bool(result.findings)
         folder = sheets or (part.run / "verify" if part.run else None)

@@ -26,7 +26,7 @@ from restage.pairs.verdicts import current_rule, rule_id, set_rule
 from restage.prompts.store import read_prompts
 from restage.records import InputError, Progress, RunFolder, content_id
 
-__all__ = ["PairsConfig", "make_plan", "rejudge_pairs", "run_campaign", "run_pairs"]
+__all__ = ["PairsConfig", "make_plan", "rejudge_pairs", "run_campaign", "run_pairs", "write_views"]
 
 
 def make_plan(run: RunFolder, config: PairsConfig, maker: Maker) -> TaskPlan:
@@ -85,11 +85,11 @@ def run_campaign(
     try:
         yield from make_missing(folder, plan, maker, engine)
     except TasksSetAside:
-        _write_views(folder)
+        write_views(folder)
         raise
     if engine.estimate_only:
         return
-    num_accepted = _write_views(folder)
+    num_accepted = write_views(folder)
     if not num_accepted:
         raise InputError(f"none of {plan.num_pairs} pairs was accepted; see {folder / 'contact_sheet.png'} for why")
     run.mark_done(
@@ -146,7 +146,7 @@ def _hold_to_rule(folder: Path, plan: TaskPlan) -> None:
         )
 
 
-def _write_views(folder: Path) -> int:
+def write_views(folder: Path) -> int:
     """Write manifest and contact sheet from the shards; returns the number of accepted pairs."""
     rebuild_manifest(folder)
     manifest = folder / "manifest.parquet"

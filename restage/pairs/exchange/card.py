@@ -1,0 +1,225 @@
+"""The data card of an export: what is in it, how it was made and chosen, where it comes from, what is wrong with it.
+
+In the form of cards on the Hugging Face hub: Markdown below a YAML header.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from restage.pairs.exchange.exported import PairSet
+from restage.pairs.files import open_files
+from restage.pairs.score import PairScores
+from restage.records import InputError, read_json, to_plain
+
+__all__ = ["SetFacts", "collect_facts", "render_card"]
+
+NUM_BINS = 10
+BAR_WIDTH = 24
+SCORE_RANGES = {"change": (0.0, 0.5), "mask_share": (0.0, 1.0)}
+"""Ranges of the histograms; the other scores are cosines in [-1, 1]."""
+SIZE_CATEGORIES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+)
+"""The hub's names of sizes, by the first number that is beyond."""
+COLUMNS = {
+    "hf": "Columns: original_image, edited_image, mask_image (pictures), original_prompt, edited_prompt, edit_prompt "
+    "(the instruction), kind, id, prompt_id, scores, and record (JSON of everything that was stored of the pair).",
+    "webdataset": "Samples: source.png, edited.png, mask.png (white: what may change), json (prompt, facts, scores).",
+    "instruct-pix2pix": "Layout of InstructPix2Pix: a folder for each prompt pair, JPEG pictures (quality 100, not "
+    "lossless), masks beside them as PNG.",
+}
+
+
+@dataclass
+class SetFacts:
+    """What a card says, collected shard by shard."""
+
+    name: str
+    made: Counter[str] = field(default_factory=Counter)
+    """Pairs by kind of edit, accepted or not."""
+    accepted: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Rejected pairs by reason."""
+    histograms: dict[str, list[int]] = field(default_factory=dict)
+    """Accepted pairs by score, `NUM_BINS` bins each."""
+    unscored: Counter[str] = field(default_factory=Counter)
+    writers: Counter[str] = field(default_factory=Counter)
+    """Accepted pairs by who wrote the prompt."""
+    sizes: Counter[str] = field(default_factory=Counter)
+    """Shards by the size of their first picture."""
+    rule: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_accepted(self) -> int:
+        """Pairs in the export."""
+        return sum(self.accepted.values())
+
+    @property
+    def num_made(self) -> int:
+        """Pairs that were made."""
+        return sum(self.made.values())
+
+
+def score_range(name: str) -> tuple[float, float]:
+    """Range of a score's histogram."""
+    return SCORE_RANGES.get(name, (-1.0, 1.0))
+
+
+def _count(facts: SetFacts, row: Mapping[str, Any]) -> None:
+    facts.made[row["kind"]] += 1
+    if not row["accepted"]:
+        facts.reasons[row["reason"]] += 1
+        return
+    facts.accepted[row["kind"]] += 1
+    for name in PairScores._fields:
+        value = row.get(name)
+        if value is None or not math.isfinite(value):
+            facts.unscored[name] += 1
+            continue
+        low, high = score_range(name)
+        place = min(max(int((value - low) / (high - low) * NUM_BINS), 0), NUM_BINS - 1)
+        facts.histograms.setdefault(name, [0] * NUM_BINS)[place] += 1
+
+
+def collect_facts(pair_set: PairSet, run: Path | None) -> SetFacts:
+    """Read the rows and records of a set, a shard in memory, and what its run says of itself.
+
+    Args:
+        pair_set: what is exported.
+        run: the run's folder, for its config and models; None if there is none.
+    """
+    facts = SetFacts(name=run.name if run else "pairs")
+    for index in pair_set.marks:
+        for row in pair_set.rows(index):
+            _count(facts, row)
+        is_first = True
+        for pair in pair_set.pairs(index):
+            facts.writers[pair.record["prompt"].get("writer", "unknown")] += 1
+            if is_first:
+                width, height = Image.open(io.BytesIO(pair.parts["source.png"])).size
+                facts.sizes[f"{width}x{height}"] += 1
+                is_first = False
+    facts.provenance = _provenance(pair_set, run)
+    rule = to_plain(pair_set.reader.rule) if pair_set.reader.rule else None
+    facts.rule = rule or facts.provenance.get("config", {}).get("rule")
+    return facts
+
+
+def _provenance(pair_set: PairSet, run: Path | None) -> dict[str, Any]:
+    """Models, seed, code and config that a run has recorded; what it has not is left out."""
+    found: dict[str, Any] = {"set": pair_set.id}
+    files = open_files(pair_set.folder)
+    if files.exists("plan.json"):
+        plan = json.loads(files.read("plan.json"))
+        found |= {"models": plan.get("maker"), "plan": plan.get("id"), "generate": plan.get("generate")}
+    if run is None:
+        return found
+    for name, path in (("run", run / "run.json"), ("stage", run / "pairs" / "stage.json")):
+        try:
+            record = read_json(path)
+        except InputError:
+            continue
+        if name == "stage":
+            found["config"] = record.get("config", {})
+        else:
+            config = record.get("config") or {}
+            kept = {"run": record.get("id"), "seed": record.get("seed"), "git_commit": record.get("git_commit")}
+            found |= {**kept, "models_sha256": config.get("models_sha256"), "versions": record.get("versions")}
+    return {name: value for name, value in found.items() if value}
+
+
+def _header(facts: SetFacts, form: str) -> Iterator[str]:
+    count = facts.num_accepted
+    category = next((name for limit, name in SIZE_CATEGORIES if count < limit), "n>100M")
+    yield from ("---", f"pretty_name: {json.dumps(facts.name)}", "task_categories:", "- image-to-image")
+    yield from ("tags:", "- image-editing", "- instruct-pix2pix", "- synthetic", "size_categories:", f"- {category}")
+    if form == "hf":
+        yield from ("configs:", "- config_name: default", "  data_files:")
+        yield from ("  - split: train", "    path: data/train-*.parquet")
+    yield "---"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"| {' | '.join(['---'] + ['---:'] * (len(head) - 1))} |"
+    for row in rows:
+        yield f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |"
+
+
+def _histogram(name: str, counts: Sequence[int]) -> Iterator[str]:
+    low, high = score_range(name)
+    step, most = (high - low) / NUM_BINS, max(*counts, 1)
+    yield f"**{name}**"
+    yield "```"
+    for place, count in enumerate(counts):
+        start = low + place * step
+        yield f"{start:6.2f} to {start + step:5.2f}  {'#' * round(BAR_WIDTH * count / most):<{BAR_WIDTH}} {count}"
+    yield "```"
+
+
+def _limits(facts: SetFacts) -> Iterator[str]:
+    yield "- Pictures, edits and captions are machine-made unless the provenance says otherwise; nobody looked at each."
+    yield "- Pairs were chosen by CLIP scores: what that CLIP does not see is not filtered, and its biases stay."
+    yield "- A mask says where a pair was allowed to differ, and reaches beyond what did."
+    if facts.unscored:
+        names = ", ".join(f"{name} ({count})" for name, count in sorted(facts.unscored.items()))
+        yield f"- Not scored, hence not in the histograms: {names}."
+    if len(facts.sizes) > 1:
+        yield f"- Pictures have several sizes: {', '.join(sorted(facts.sizes))}."
+    if any(reason.startswith("left out") for reason in facts.reasons):
+        yield "- Pairs that `restage verify` found wrong are left out; the reasons are listed above."
+
+
+def render_card(facts: SetFacts, form: str) -> str:
+    """Write the card as Markdown.
+
+    Args:
+        facts: of the set.
+        form: a name of the menu `EXPORTERS`.
+    """
+    share = facts.num_accepted / max(facts.num_made, 1)
+    kinds = [
+        (kind, made, facts.accepted[kind], f"{facts.accepted[kind] / made:.3f}")
+        for kind, made in sorted(facts.made.items())
+    ]
+    kinds.append(("all", facts.num_made, facts.num_accepted, f"{share:.3f}"))
+    lines = [*_header(facts, form), "", f"# {facts.name}: image pairs for instruction-based editing", ""]
+    lines += [f"{facts.num_accepted} pairs of a picture before and after an edit, with captions and instruction, made "]
+    lines[-1] += f"by Restage. Picture size: {', '.join(sorted(facts.sizes))} pixels."
+    lines += ["", COLUMNS[form], "", "## Counts", ""]
+    lines += _table(("kind of edit", "made", "accepted", "yield"), kinds)
+    if facts.reasons:
+        lines += ["", *_table(("rejected because", "pairs"), facts.reasons.most_common())]
+    lines += ["", "## Rule", ""]
+    lines += _table(("setting", "value"), list(facts.rule.items())) if facts.rule else ["None is recorded."]
+    lines += ["", "## Provenance", "", "Prompts written by: "]
+    lines[-1] += ", ".join(f"{writer} ({count})" for writer, count in facts.writers.most_common()) + "."
+    lines += [
+        "",
+        "```json",
+        json.dumps(facts.provenance, indent=1, sort_keys=True),
+        "```",
+        "",
+        "## Scores of the pairs",
+        "",
+    ]
+    for name in PairScores._fields:
+        lines += [*_histogram(name, facts.histograms[name]), ""] if name in facts.histograms else []
+    lines += ["## Known limits", "", *_limits(facts), ""]
+    return "\n".join(lines)

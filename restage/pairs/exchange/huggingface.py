@@ -1,0 +1,122 @@
+"""Hugging Face datasets: parquet files with pictures inside, which `load_dataset(folder)` reads as they are.
+
+Columns are named as in InstructPix2Pix's own data set on the hub, so that published training scripts take them. pyarrow
+alone writes and reads this: the library `datasets` needs nothing but a schema's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from restage.pairs.exchange.exported import ExportedPair, PairSet
+from restage.pairs.exchange.foreign_pair import ForeignPair, find_names, texts_of
+from restage.pairs.score import PairScores
+from restage.records import InputError, Progress, canonical_json, write_atomically
+
+__all__ = ["export_huggingface", "read_huggingface"]
+
+FILE_MB = 256
+"""Size that files are filled up to; the hub recommends some hundred MB."""
+PICTURES = {"original_image": "source.png", "edited_image": "edited.png", "mask_image": "mask.png"}
+TEXTS = {
+    "id": "id",
+    "original_prompt": "source_caption",
+    "edit_prompt": "instruction",
+    "edited_prompt": "target_caption",
+    "kind": "kind",
+    "prompt_id": "prompt_id",
+}
+"""Columns of texts, and the sidecar's names of them."""
+READ_ROWS = 64
+
+
+def _schema() -> pa.Schema:
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [(name, picture) for name in PICTURES]
+    fields += [(name, pa.string()) for name in TEXTS]
+    fields += [(name, pa.float64()) for name in PairScores._fields]
+    features: dict[str, Any] = {name: {"_type": "Image"} for name in PICTURES}
+    features |= {name: {"dtype": "string", "_type": "Value"} for name in (*TEXTS, "record")}
+    features |= {name: {"dtype": "float64", "_type": "Value"} for name in PairScores._fields}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema([*fields, ("record", pa.string())], metadata=metadata)
+
+
+def _row(pair: ExportedPair) -> dict[str, Any]:
+    pictures = {column: {"bytes": pair.parts[name], "path": f"{pair.id}.{name}"} for column, name in PICTURES.items()}
+    texts = {column: pair.row.get(name, "") for column, name in TEXTS.items()}
+    scores = {name: pair.row.get(name) for name in PairScores._fields}
+    return {**pictures, **texts, **scores, "record": canonical_json(pair.record)}
+
+
+def _groups(pair_set: PairSet) -> list[list[int]]:
+    """Shards of each file."""
+    groups, size = [[]], 0
+    for index, mark in pair_set.marks.items():
+        num_bytes = mark.get("num_bytes", {}).get("tar", 0)
+        if groups[-1] and size + num_bytes > FILE_MB * 1e6:
+            groups.append([])
+            size = 0
+        groups[-1].append(index)
+        size += num_bytes
+    return groups
+
+
+def export_huggingface(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
+    """Write `data/train-<n>-of-<m>.parquet`; a shard's pairs are one row group."""
+    groups, schema = _groups(pair_set), _schema()
+    done = 0
+    for number, group in enumerate(groups):
+        path = folder / "data" / f"train-{number:05d}-of-{len(groups):05d}.parquet"
+        if not path.exists():
+            with write_atomically(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+                for index in group:
+                    rows = [_row(pair) for pair in pair_set.pairs(index)]
+                    if rows:
+                        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                    done += 1
+                    yield Progress(stage="export", done=done, total=len(pair_set.marks), note=path.name)
+        else:
+            done += len(group)
+
+
+def read_huggingface(folder: Path) -> Iterator[ForeignPair]:
+    """Read the pairs of a folder of parquet files with pictures, in order of their names.
+
+    Raises:
+        InputError: there are none, or their columns do not hold pictures, captions and instruction.
+    """
+    paths = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
+    if not paths:
+        raise InputError(f"{folder} holds no parquet file; expected a data set as load_dataset takes it")
+    for path in paths:
+        try:
+            file = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path} is not readable as parquet: {error}") from None
+        names = find_names(file.schema_arrow.names, str(path))
+        number = 0
+        for batch in file.iter_batches(batch_size=READ_ROWS):
+            for row in batch.to_pylist():
+                yield _foreign(row, names, f"{path.name}, row {number}")
+                number += 1
+
+
+def _bytes_of(value: Any) -> bytes | None:
+    """Of a picture: a struct with its bytes, or the bytes."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else None
+
+
+def _foreign(row: Mapping[str, Any], names: Mapping[str, str], where: str) -> ForeignPair:
+    pictures = {
+        part: _bytes_of(row.get(names[part])) if part in names else None for part in ("source", "edited", "mask")
+    }
+    return ForeignPair(where=where, **pictures, texts=texts_of(row, names), row=row)
