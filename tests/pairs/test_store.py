@@ -80,7 +80,7 @@ def test_manifest_is_rebuilt_from_the_sidecars(tmp_path):
         write(tmp_path, index)
     assert rebuild_manifest(tmp_path) == 4
     table = pq.ParquetFile(tmp_path / "manifest.parquet").read()
-    assert table.column_names == ["id", "accepted"]
+    assert table.column_names == ["id", "accepted", "pixel_sha256", "bytes_sha256"]
     assert table.column("id").to_pylist() == [row["id"] for row in read_rows(tmp_path)]
 
 
