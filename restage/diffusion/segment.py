@@ -1,0 +1,343 @@
+"""Pictures to segmentation maps by a text-to-image UNet alone, nothing trained: EmerDiff.
+
+K-means over the queries of one cross-attention layer gives coarse segments; each is then pushed in that layer, and the
+pixels that answer the most are its own (Namekata et al. 2024, arXiv 2401.11739). `sharpen_masks` fits coarse edit masks
+to the segments. Called by `benchmarks/segment.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import Attention
+from jaxtyping import Float, Int
+from numpy import ndarray as Array
+from scipy.cluster.vq import kmeans2
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from restage.diffusion.control import (
+    ANY_SIZE,
+    INJECT,
+    BlendControl,
+    CrossControl,
+    PairControl,
+    SelfControl,
+    StepControl,
+)
+from restage.diffusion.pair_sampler import map_size_of
+from restage.diffusion.sampler import initial_noise
+from restage.diffusion.solvers import Solver
+from restage.records import InputError, derive_seed
+
+if TYPE_CHECKING:
+    from restage.diffusion.backbone import Backbone
+
+__all__ = ["SegmentConfig", "SegmentStep", "coarse_segments", "segment_images", "sharpen_masks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """How pictures are segmented."""
+
+    num_segments: int = 12
+    """Clusters of k-means for each picture, at most; the paper has 10 to 40."""
+    layer_size: int | None = None
+    """Pixels a side (the shorter one) of the layers that are read and pushed; None = the size nearest to 16 from above
+    that the UNet has."""
+    feature_layer: int = 0
+    """Whose queries are clustered, among the cross-attention layers of that size in the up blocks, in order."""
+    modulated_layer: int = -1
+    """Which of these layers is pushed."""
+    feature_timestep: int = 1
+    """Step of the schedule at which queries are read; the paper's, nearly without noise."""
+    noise_level: float = 0.282
+    """Share of the schedule from which pictures are denoised, a segment pushed at the first step; the paper's t = 281
+    of 1000."""
+    num_steps: int = 4
+    """Steps from there; the paper's schedule has 15."""
+    strength: float = 10.0
+    """What is added to and taken from the layer's output in a segment; the paper's."""
+    blur_px: float = 2.0
+    """Standard deviation, in pixels, of the Gaussian that smooths how pixels answer; 0 = none."""
+    batch_size: int = 64
+    """Rows of a UNet call, beside those of the pictures as they are; two for each segment."""
+    seed: int = 0
+    """Of noise and clusters."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_segments", "num_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise InputError(f"batch_size must be at least 2, one row to push each way; got {self.batch_size}")
+        if self.blur_px < 0 or self.strength <= 0:
+            found = f"{self.blur_px} and {self.strength}"
+            raise InputError(f"blur_px must not be negative and strength be above 0, got {found}")
+
+
+class SegmentStep(NamedTuple):
+    """A batch of pictures after some of their segments were pushed."""
+
+    done: int
+    """Segments so far."""
+    total: int
+    labels: Int[Tensor, "pictures height width"]
+    """From 0, the numbering is each picture's own; those of the last step are final."""
+
+
+def _cross_layers(unet: nn.Module) -> list[Attention]:
+    """Cross-attention layers of the up blocks, in the order of their calls."""
+    blocks: Any = getattr(unet, "up_blocks", nn.ModuleList())
+    return [layer for layer in blocks.modules() if isinstance(layer, Attention) and layer.is_cross_attention]
+
+
+@contextlib.contextmanager
+def _recorded_queries(layers: Sequence[Attention]) -> Iterator[list[Float[Tensor, "b pixels d"]]]:
+    """Within it, a UNet call leaves the queries of these layers in the list, in order."""
+    found: list[Tensor] = []
+    hooks = [layer.to_q.register_forward_hook(lambda _, __, out: found.append(out.float())) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(found) != len(layers):
+        raise RuntimeError(f"expected queries of {len(layers)} cross-attention layers, got {len(found)}")
+
+
+@contextlib.contextmanager
+def _pushed(layer: Attention, offset: Float[Tensor, "rows pixels"]) -> Iterator[None]:
+    """Within it, a UNet call adds `offset` to all channels of the layer's output."""
+    num_calls = 0
+
+    def push(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        nonlocal num_calls
+        num_calls += 1
+        return output + offset[..., None].to(output.dtype)
+
+    hook = layer.register_forward_hook(push)
+    try:
+        yield
+    finally:
+        hook.remove()
+    if num_calls != 1:
+        raise RuntimeError(f"expected one call of the modulated layer, got {num_calls}")
+
+
+def _fixed_attention(source_of: Int[Tensor, " edits"], num_tokens: int, device: torch.device) -> StepControl:
+    """Edits that attend, in every layer, to what their sources attend to, with values of their own."""
+    count = len(source_of)
+    ones, none = torch.ones(count), torch.zeros(count, num_tokens)
+    always = torch.tensor([0.0, 1.0])
+    control = PairControl(
+        CrossControl(
+            word_map=torch.eye(num_tokens).expand(count, -1, -1),
+            shared=torch.ones(count, num_tokens),
+            window=always.expand(count, num_tokens, 2),
+            strength=torch.ones(count, num_tokens),
+        ),
+        SelfControl(
+            kind=torch.full((count,), INJECT),
+            window=always.expand(count, 2),
+            max_size=torch.full((count,), ANY_SIZE),
+            first_layer=0 * ones,
+            has_unconditional=ones.bool(),
+            region_threshold=0 * ones,
+        ),
+        BlendControl(none, none, none, none, start=ones, threshold=0.5 * ones, kept_threshold=0.5 * ones),
+    )
+    return control.at_step(0, 1, source_of=source_of, device=device)
+
+
+def _cluster(features: Float[Array, "pixels d"], count: int, seed: int) -> Int[Array, " pixels"]:
+    """K-means with one fixed seeding; clusters that stay empty are left out of the numbering."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of clusters that stay empty
+        draw: Any = {"seed": np.random.default_rng(seed)}  # `rng` from scipy 1.15 on, which takes both
+        _, labels = kmeans2(features, min(count, len(features)), iter=30, minit="++", **draw)
+    return np.unique(labels, return_inverse=True)[1]
+
+
+class _Pictures:
+    """A batch of pictures with all that stays the same while their segments are pushed."""
+
+    def __init__(self, backbone: Backbone, images: Tensor, captions: Sequence[str], config: SegmentConfig) -> None:
+        self.backbone, self.config = backbone, config
+        self.clean = backbone.encode_images(images)
+        seeds = [derive_seed(config.seed, "segment", index) for index in range(len(images))]
+        self.noise = initial_noise(self.clean.shape[1:], seeds).to(self.clean)
+        self.text = backbone.encode_prompts(list(captions))
+        height, width = self.clean.shape[2:]
+        shorter = min(height, width)
+        side = config.layer_size or map_size_of(backbone.unet.config, shorter)
+        self.grid = (height * side // shorter, width * side // shorter)
+
+    def at(self, timestep: int | None, pictures: Int[Tensor, " chosen"]) -> Tensor:
+        """These pictures' latents with noise; None = clean."""
+        clean = self.clean[pictures]
+        if timestep is None:
+            return clean
+        t = torch.full((len(clean),), timestep, device=clean.device)
+        return self.backbone.schedule.add_noise(clean, self.noise[pictures], t)
+
+    def read(self) -> tuple[Float[Tensor, "b pixels d"], Attention]:
+        """The queries to cluster, and the layer to push."""
+        config, layers = self.config, _cross_layers(self.backbone.unet)
+        everything = torch.arange(len(self.clean), device=self.clean.device)
+        timestep = torch.full((len(self.clean),), config.feature_timestep, device=self.clean.device)
+        with _recorded_queries(layers) as queries:
+            self.backbone.predict_noise(self.at(config.feature_timestep, everything), timestep, self.text)
+        sized = [i for i, query in enumerate(queries) if query.shape[1] == self.grid[0] * self.grid[1]]
+        asked = (config.feature_layer, config.modulated_layer)
+        if any(not -len(sized) <= layer < len(sized) for layer in asked):
+            found = f"{len(sized)} of {len(layers)} cross-attention layers in the up blocks have {self.grid} pixels"
+            raise InputError(f"{found}, layers {asked} were asked for; change layer_size or the layers")
+        return queries[sized[asked[0]]], layers[sized[asked[1]]]
+
+    def answer(
+        self, layer: Attention, picture_of: Int[Tensor, " segments"], segments: Float[Tensor, "segments pixels"]
+    ) -> Float[Tensor, "segments height width"]:
+        """How far each pixel moves between a segment pushed up and pushed down: length of its difference in RGB."""
+        schedule, config = self.backbone.schedule, self.config
+        timesteps = schedule.timesteps(config.num_steps, start=config.noise_level)
+        solver = Solver(schedule, timesteps, "ddim")
+        pictures, source_of = picture_of.repeat(2).unique(return_inverse=True)
+        text = self.text.select(torch.cat([pictures, pictures[source_of]]))
+        control = _fixed_attention(source_of, text.tokens.shape[1], self.clean.device)
+        offset = torch.cat([torch.zeros(len(pictures), segments.shape[1]), segments, -segments]).to(self.clean.device)
+        edits = self.at(timesteps[0], pictures)[source_of]
+        for step, timestep in enumerate(timesteps):
+            latents = torch.cat([self.at(timestep, pictures), edits])
+            t = torch.full((len(latents),), timestep, device=latents.device)
+            with _pushed(layer, config.strength * offset) if step == 0 else contextlib.nullcontext():
+                epsilon = self.backbone.predict_noise(latents, t, text, control=control)
+            moved = solver.step(step, latents, schedule.to_x0(epsilon, latents, t))
+            # What the step lacks to lead each picture to where it is known to come from goes to its edits, too.
+            until = timesteps[step + 1] if step + 1 < len(timesteps) else None
+            missing = self.at(until, pictures) - moved[: len(pictures)]
+            edits = moved[len(pictures) :] + missing[source_of]
+        up, down = self.backbone.decode_latents(edits).cpu().chunk(2)
+        return (up - down).square().sum(1).sqrt()
+
+
+def _check(images: Tensor, captions: Sequence[str]) -> None:
+    if len(images) == 0 or len(captions) != len(images):
+        raise InputError(f"expected one caption for each picture, got {len(captions)} for {len(images)} pictures")
+
+
+def _eager(backbone: Backbone) -> Backbone:
+    """The same with its UNet not compiled: compiled ones do not call what reads and pushes layers."""
+    unet: Any = getattr(backbone.unet, "_orig_mod", backbone.unet)
+    return dataclasses.replace(backbone, unet=unet)
+
+
+def _clusters(pictures: _Pictures, queries: Float[Tensor, "b pixels d"]) -> list[Int[Array, " pixels"]]:
+    config = pictures.config
+    return [_cluster(query.cpu().numpy(), config.num_segments, config.seed) for query in queries]
+
+
+def coarse_segments(
+    backbone: Backbone,
+    images: Float[Tensor, "b 3 h w"],
+    *,
+    captions: Sequence[str] | None = None,
+    config: SegmentConfig = SegmentConfig(),
+) -> Int[Tensor, "b grid_height grid_width"]:
+    """Only the clusters that `segment_images` begins with, at the size of the layer: one UNet call.
+
+    Args:
+        backbone: a text-to-image model.
+        images: in [0, 1], of a size that its autoencoder takes.
+        captions: one for each picture; None = none, as in the paper.
+        config: which layer, how many clusters.
+
+    Raises:
+        InputError: as `segment_images`.
+    """
+    captions = [""] * len(images) if captions is None else captions
+    _check(images, captions)
+    pictures = _Pictures(_eager(backbone), images, captions, config)
+    queries, _ = pictures.read()
+    return torch.from_numpy(np.stack(_clusters(pictures, queries))).unflatten(1, pictures.grid)
+
+
+def segment_images(
+    backbone: Backbone,
+    images: Float[Tensor, "b 3 h w"],
+    *,
+    captions: Sequence[str] | None = None,
+    config: SegmentConfig = SegmentConfig(),
+) -> Iterator[SegmentStep]:
+    """Segment pictures, rendered, photographed or sampled, as a stream of steps; the last one has the labels.
+
+    EmerDiff: k-means over queries gives masks M_i. With all attention kept as it is, one layer's output at one step is
+    `f(softmax(QK) V) + strength M_i` or `- strength M_i`; a pixel's label is the i whose two pictures differ the most
+    there. Costs `(2 num_segments + 1) num_steps + 1` UNet rows and `2 num_segments` decodings a picture.
+    Pictures are brought to the step by noise and led back with the error of each step known and taken off, as in
+    edit-friendly inversion (Huberman-Spiegelglas et al. 2023, arXiv 2304.06140) with one noise for all steps.
+
+    Args:
+        backbone: a text-to-image model.
+        images: in [0, 1], of a size that its autoencoder takes.
+        captions: one for each picture; None = none, as in the paper.
+        config: how.
+
+    Raises:
+        InputError: captions do not fit the pictures, a caption is too long, or the UNet has no such layer.
+    """
+    captions = [""] * len(images) if captions is None else captions
+    _check(images, captions)
+    pictures = _Pictures(_eager(backbone), images, captions, config)
+    queries, layer = pictures.read()
+    clusters = _clusters(pictures, queries)
+    segments = [torch.from_numpy(np.eye(labels.max() + 1)[labels].T).float() for labels in clusters]
+    number = torch.cat([torch.arange(len(masks)) for masks in segments])
+    picture_of = torch.cat([torch.full((len(masks),), index) for index, masks in enumerate(segments)])
+    masks = torch.cat(segments)
+    best = torch.full((len(images), *images.shape[2:]), -1.0)
+    labels = torch.zeros(best.shape, dtype=torch.long)
+    for chunk in torch.arange(len(masks)).split(config.batch_size // 2):
+        answers = pictures.answer(layer, picture_of[chunk].to(pictures.clean.device), masks[chunk])
+        smooth = torch.from_numpy(gaussian_filter(answers.numpy(), (0, config.blur_px, config.blur_px)))
+        for index, answer in zip(chunk.tolist(), smooth, strict=True):
+            picture = picture_of[index]
+            is_better = answer > best[picture]
+            best[picture] = torch.where(is_better, answer, best[picture])
+            labels[picture] = torch.where(is_better, number[index], labels[picture])
+        yield SegmentStep(int(chunk[-1]) + 1, len(masks), labels.clone())
+
+
+def sharpen_masks(
+    masks: Float[Tensor, "b h w"], labels: Int[Tensor, "b h w"], *, min_share: float = 0.5
+) -> Float[Tensor, "b h w"]:
+    """Fit masks to segments: the union of those of which a mask covers more than a share; 0 or 1.
+
+    A mask that covers no segment that far stays as it is, since nothing is known of its edge.
+
+    Args:
+        masks: coarse ones; what is above 0.5 counts.
+        labels: of the same pictures, as `segment_images` numbers them.
+        min_share: of a segment's pixels, in [0, 1).
+
+    Raises:
+        InputError: masks and labels are of different sizes, or the share is out of range.
+    """
+    if masks.shape != labels.shape:
+        raise InputError(f"masks and labels must be of one size, got {tuple(masks.shape)} and {tuple(labels.shape)}")
+    if not 0 <= min_share < 1:
+        raise InputError(f"min_share must be in [0, 1), got {min_share}")
+    is_in = (masks > 0.5).float()
+    pixels = labels.flatten(1)
+    covered = torch.zeros(len(masks), int(labels.max()) + 1).scatter_add_(1, pixels, is_in.flatten(1))
+    size = torch.zeros_like(covered).scatter_add_(1, pixels, torch.ones_like(is_in).flatten(1))
+    sharp = (covered > min_share * size).gather(1, pixels).view(masks.shape).float()
+    is_empty = ~sharp.flatten(1).any(1)
+    return torch.where(is_empty[:, None, None], is_in, sharp)
