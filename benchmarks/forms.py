@@ -1,6 +1,6 @@
 """Whether forms that learn raise the share of accepted pairs, on the miniature, against the control slice.
 
-    python benchmarks/forms.py [folder] [rounds] [pairs per round] [seeds]
+    python benchmarks/forms.py [folder] [rounds] [pairs per round] [seeds] [sampling steps]
 
 Runs rounds of prompts -> pairs -> forms for each seed in `<folder>/<seed>` (default: runs/forms, 5 rounds of 96 pairs,
 3 seeds: about 1,440 pairs at about 0.5 s on one quiet thread). Stop it at any time; the same command goes on. The last
@@ -25,7 +25,7 @@ import numpy as np
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
 from restage.miniature.edit_model import PAIRS
-from restage.pairs.stage import run_pairs
+from restage.pairs.stage import PairsConfig, run_pairs
 from restage.prompts.rounds import RoundsConfig, round_folders, run_rounds
 from restage.prompts.stage import PromptsConfig
 from restage.prompts.trials import Trial, measure_yield, read_trials
@@ -35,7 +35,7 @@ from restage.show import show_progress
 NUM_RESAMPLES = 2000
 
 
-def run_all(folder: Path, num_seeds: int, config: RoundsConfig) -> float:
+def run_all(folder: Path, num_seeds: int, config: RoundsConfig, pairs: PairsConfig) -> float:
     """Run what is not done, round by round for all seeds, so that a stop leaves whole rounds; returns the seconds."""
     models = models_in()
     backbone, clip = load_backbone(models.text_to_image), load_clip(models.clip)
@@ -44,8 +44,8 @@ def run_all(folder: Path, num_seeds: int, config: RoundsConfig) -> float:
         for seed in range(num_seeds):
             with working(open_run(folder / str(seed), seed=seed)) as run:
                 part = replace(config, num_rounds=num_rounds)
-                make_pairs = partial(run_pairs, config=PAIRS, backbone=backbone, clip=clip)
-                show_progress(run_rounds(run, part, make_pairs, pairs_config=PAIRS))
+                make_pairs = partial(run_pairs, config=pairs, backbone=backbone, clip=clip)
+                show_progress(run_rounds(run, part, make_pairs, pairs_config=pairs))
     return time.monotonic() - start_s
 
 
@@ -134,10 +134,18 @@ def draw(path: Path, found: dict, num_seeds: int) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main(folder: str = "runs/forms", num_rounds: int = 5, pairs_per_round: int = 96, num_seeds: int = 3) -> None:
+def main(
+    folder: str = "runs/forms",
+    num_rounds: int = 5,
+    pairs_per_round: int = 96,
+    num_seeds: int = 3,
+    num_steps: int = PAIRS.generate.sampler.num_steps,
+) -> None:
     """Run what is missing, then print a line for each round and all figures as JSON."""
     config = RoundsConfig(num_rounds=num_rounds, prompts=PromptsConfig(num_prompts=pairs_per_round, use_forms=True))
-    seconds = run_all(Path(folder), num_seeds, config)
+    sampler = replace(PAIRS.generate.sampler, num_steps=num_steps)
+    pairs = replace(PAIRS, generate=replace(PAIRS.generate, sampler=sampler))
+    seconds = run_all(Path(folder), num_seeds, config, pairs)
     rounds = [
         [read_trials([path]).trials for path in round_folders(Path(folder) / str(seed), num_rounds)]
         for seed in range(num_seeds)
@@ -146,9 +154,15 @@ def main(folder: str = "runs/forms", num_rounds: int = 5, pairs_per_round: int =
     draw(Path(folder) / "forms.png", found, num_seeds)
     for index, (learned, control) in enumerate(zip(found["learned"], found["control"], strict=True), start=1):
         print(f"round {index}: learned {learned['share']:.3f}, control {control['share']:.3f}")
-    facts = {"rounds": num_rounds, "pairs_per_round": pairs_per_round, "seeds": num_seeds, "seconds": round(seconds)}
+    facts = {
+        "rounds": num_rounds,
+        "pairs_per_round": pairs_per_round,
+        "seeds": num_seeds,
+        "steps": num_steps,
+        "seconds": round(seconds),
+    }
     print(json.dumps(facts | found))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *(int(argument) for argument in sys.argv[2:5]))
+    main(*sys.argv[1:2], *(int(argument) for argument in sys.argv[2:6]))

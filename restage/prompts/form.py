@@ -13,7 +13,7 @@ from typing import NamedTuple
 from restage.records import InputError
 from restage.world.grammar import EDIT_KINDS, KINDS, SIZES, TIMES
 
-__all__ = ["FORM_SPACES", "Form", "FormSpace", "ReadForm", "read_form"]
+__all__ = ["FORM_SPACES", "GRAMMAR_SPACE", "OPEN_SPACE", "Form", "FormSpace", "ReadForm", "read_form", "write_form"]
 
 CONTROL = "control"
 """First word of a form's text where the pair belongs to the control slice."""

@@ -119,6 +119,10 @@ class GrammarWriter:
     def __init__(self, settings: WriterSettings) -> None:
         """It needs nothing."""
 
+    def remark(self) -> str:
+        """Nothing."""
+        return ""
+
     def facts(self) -> dict[str, Any]:
         """Nothing."""
         return {}

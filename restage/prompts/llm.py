@@ -149,6 +149,15 @@ class LlmWriter:
         self._name = f"llm {self.endpoint.model}"
         self._used = Usage()
 
+    def remark(self) -> str:
+        """What the cache folder holds already."""
+        cache = self.endpoint.cache
+        if not cache.past.num_requests:
+            return ""
+        lost = f"; {cache.num_lost} were under way when it was killed and may be paid" if cache.num_lost else ""
+        kept = cache.past.num_requests - cache.num_lost
+        return f"{kept} answers are kept from before and cost nothing again{lost}"
+
     def facts(self) -> dict[str, Any]:
         """Requests, tokens and cost of the answers that were used, whenever they were paid."""
         return {

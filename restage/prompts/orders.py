@@ -91,6 +91,10 @@ class Writer(Protocol):
         """
         ...
 
+    def remark(self) -> str:
+        """What the user should know before it starts; empty = nothing."""
+        ...
+
     def facts(self) -> dict[str, Any]:
         """What the stage's record says of its work; nothing that depends on kills and restarts."""
         ...

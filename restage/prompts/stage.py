@@ -274,6 +274,8 @@ def run_prompts(run: RunFolder, config: PromptsConfig) -> Iterator[Progress]:
         return
     folder = run.folder("prompts")
     job, tally = _prepare(config, run.seed, folder / "llm"), _Tally(Counter(), Counter(), Counter())
+    if remark := job.writer.remark():
+        yield Progress(stage="prompts", done=0, total=config.num_prompts, note=remark)
     for step in _write_files(folder, job, tally):
         if isinstance(step, WritingStopped):
             note = f"stopped with {tally.num_pairs} of {config.num_prompts} pairs: {step}"

@@ -1,16 +1,18 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from restage.prompts import endpoint
 from restage.prompts.answers import AnswerCache, Usage
+from restage.prompts.form import OPEN_SPACE, read_form
 from restage.prompts.limits import Budget, RateLimit
 from restage.prompts.llm_config import LlmConfig, LlmLimits
 from restage.prompts.orders import WritingStopped
@@ -18,8 +20,6 @@ from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts
 from restage.records import InputError, RunFolder
 from tests.prompts.fake_llm import KEY, Plain, answer_well, asked_number, fail, good_items, message, serve
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -289,22 +289,23 @@ def test_a_url_with_a_secret_in_it_is_refused():
             LlmConfig(base_url=url)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from restage.prompts.llm_config import LlmConfig, LlmLimits
-from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.records import RunFolder
-llm = LlmConfig(base_url=sys.argv[2], model="fake", pairs_per_request=4, limits=LlmLimits(num_parallel=1))
-config = PromptsConfig(num_prompts=24, writer="llm", kinds=("recolour",), llm=llm)
-list(run_prompts(RunFolder.open(Path(sys.argv[1]), {}, seed=1), config))
-"""
+def start_child(server, folder: Path) -> int:
+    """Run the stage in a child process; returns its id."""
+    child = os.fork()
+    if not child:
+        try:
+            list(run_prompts(RunFolder.open(folder, {}, seed=1), config_of(server, 24)))
+        finally:
+            os._exit(0)
+    return child
+
+
+def kill(child: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def test_a_killed_run_goes_on_without_paying_again_and_says_what_was_lost(server, tmp_path):
-    def run(folder):
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), server.url], cwd=REPOSITORY)
-
     at_fourth, release = threading.Event(), threading.Event()
 
     def hang(body):
@@ -313,20 +314,67 @@ def test_a_killed_run_goes_on_without_paying_again_and_says_what_was_lost(server
         return answer_well(body)
 
     server.script = [answer_well, answer_well, answer_well, hang]
-    process = run(tmp_path / "run")
+    child = start_child(server, tmp_path / "run")
     assert at_fourth.wait(60)
-    os.kill(process.pid, signal.SIGKILL)  # while the fourth answer is under way
-    process.wait()
+    kill(child)  # while the fourth answer is under way
     release.set()
-    kept = len(list((tmp_path / "run/prompts/llm").glob("*/*.json")))
-    assert kept == 3 and len(list((tmp_path / "run/prompts/llm").glob("*/*.asked"))) == 1
+    assert len(list((tmp_path / "run/prompts/llm").glob("*/*.json"))) == 3
     asked = len(server.bodies)
-    _, pairs = run_all(tmp_path / "run", config_of(server, 24))
-    assert len(pairs) == 24 and len(server.bodies) == asked + 3  # the fourth to the sixth
-    _, undisturbed = run_all(tmp_path / "other", config_of(server, 24))
-    assert pairs == undisturbed
+    run = RunFolder.open(tmp_path / "run", {}, seed=1)
+    first, *_ = run_prompts(run, config_of(server, 24))
+    assert "3 answers are kept" in first.note and "1 were under way" in first.note
+    assert len(server.bodies) == asked + 3  # the fourth to the sixth
+    run_all(tmp_path / "other", config_of(server, 24))
+    one, two = ((tmp_path / name / "prompts/prompts.jsonl").read_bytes() for name in ("run", "other"))
+    assert one == two
     cache = AnswerCache(tmp_path / "run/prompts/llm")
     assert cache.num_lost == 1 and cache.past.num_requests == 7
+
+
+def test_kills_at_any_moment_cost_at_most_the_request_under_way(server, tmp_path):
+    def dawdle(body):
+        time.sleep(0.03)
+        return answer_well(body)
+
+    server.default = dawdle
+    kills = 0
+    for moment in range(8):
+        child = start_child(server, tmp_path / "run")
+        time.sleep(0.05 + 0.037 * moment)
+        kill(child)
+        kills += 1
+    _, pairs = run_all(tmp_path / "run", config_of(server, 24))
+    assert len(pairs) == 24 and 6 <= server.num_paid <= 6 + kills
+    assert server.num_paid - 6 <= AnswerCache(tmp_path / "run/prompts/llm").num_lost
+    _, undisturbed = run_all(tmp_path / "other", config_of(server, 24))
+    assert pairs == undisturbed
+
+
+def test_forms_reach_the_model_with_accepted_pairs_as_examples(server, tmp_path):
+    config = config_of(server, 16, use_forms=True, kinds=("recolour", "time"))
+    run, pairs = RunFolder.open(tmp_path / "a", {}, seed=1), run_all(tmp_path / "a", config)[1]
+    forms = {read.form for pair in pairs if (read := read_form(pair.form))}
+    assert forms == set(OPEN_SPACE.originals(("recolour", "time")))
+    rows = [
+        {
+            "kind": pair.kind,
+            "form": pair.form,
+            "instruction": pair.instruction,
+            "source_caption": pair.source,
+            "target_caption": pair.target,
+            "direction_similarity": number / 16,
+            "accepted": pair.kind == "time",
+        }
+        for number, pair in enumerate(pairs)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), run.folder("pairs") / "manifest.parquet")
+    start = len(server.bodies)
+    run_all(tmp_path / "b", replace(config, learn_from=(run.path,)))
+    asked = [body["messages"][1]["content"] for body in server.bodies[start:]]
+    best = max((row for row in rows if row["accepted"]), key=lambda row: row["direction_similarity"])
+    assert any(best["source_caption"] in text for text in asked if "Kind of edit: time" in text)
+    assert not any(row["source_caption"] in text for row in rows for text in asked if "Kind of edit: recolour" in text)
+    assert all("number of main things" in text for text in asked)
 
 
 def test_a_spoilt_answer_on_disk_is_asked_for_again(server, tmp_path):
