@@ -61,3 +61,40 @@ def test_pairs_are_pictures_with_masks_and_repeat_bit_for_bit(backbone):
 def test_bad_settings_are_refused(settings):
     with pytest.raises(InputError):
         GenerateConfig(**settings)
+
+
+def test_prompt_pairs_with_one_source_caption_share_their_source(backbone):
+    prompts = [
+        PROMPTS[0],
+        dataclasses.replace(PROMPTS[0], target="a red cube on the grass at night", swaps=(), words=()),
+    ]
+    jobs = make_jobs(prompts, CONFIG, samples_per_prompt=1, run_seed=0)
+    assert jobs[0].seed == jobs[1].seed and jobs[0].self_share != jobs[1].self_share
+    made = generate_pairs(backbone, jobs, CONFIG)
+    assert torch.equal(made.sources[0], made.sources[1])
+    assert not torch.equal(made.edited[0], made.edited[1])
+    alone = generate_pairs(backbone, jobs[1:], CONFIG)
+    torch.testing.assert_close(made.edited[1], alone.edited[0], rtol=0, atol=0.02)  # bfloat16, other batch
+
+
+def test_pairs_without_a_chance_are_given_up_half_way_and_shown_as_predicted(backbone):
+    config = GenerateConfig(sampler=SamplerConfig(num_steps=4))
+    jobs = make_jobs(PROMPTS[:3], config, samples_per_prompt=1, run_seed=0)
+    asked = []
+
+    def is_hopeless(some, predicted):
+        asked.append((some, predicted))
+        return [job is jobs[1] for job in some]
+
+    made, whole = (generate_pairs(backbone, jobs, config, is_hopeless=judge) for judge in (is_hopeless, None))
+    assert made.steps == (4, 2, 4) and whole.steps == (4, 4, 4) and len(asked) == 1
+    assert asked[0][0] == jobs and asked[0][1].steps == (2, 2, 2)
+    assert torch.equal(made.edited[1], asked[0][1].edited[1])
+    torch.testing.assert_close(made.edited[::2], whole.edited[::2], rtol=0, atol=0.02)
+
+
+def test_a_batch_in_which_all_are_given_up_still_gives_pictures(backbone):
+    config = GenerateConfig(sampler=SamplerConfig(num_steps=4))
+    jobs = make_jobs(PROMPTS[:2], config, samples_per_prompt=1, run_seed=0)
+    made = generate_pairs(backbone, jobs, config, is_hopeless=lambda some, predicted: [True] * len(some))
+    assert made.steps == (2, 2) and made.edited.shape == (2, 3, 128, 128)
