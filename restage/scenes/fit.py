@@ -56,6 +56,9 @@ class FitConfig:
     """What a render is compared by."""
     rates: LearningRates = field(default_factory=LearningRates)
     """Learning rates at the start."""
+    has_rates_by_distance: bool = False
+    """Whether the learning rate of the means is in units of a splat's distance from the scene's centre, rather than of
+    the scene's size: for captures that show what is far away, too."""
     means_decay: float = 0.01
     """Share of the means' learning rate that is left at the end, in (0, 1]; as in 3D Gaussian splatting."""
     other_decay: float = 1.0
@@ -71,6 +74,8 @@ class FitConfig:
     """Share of `num_splats` that the strategy mcmc starts with."""
     shell_share: float = 0.15
     """Share of splats put on a far shell, for sky and background."""
+    shell_radius: float = 4.0
+    """Of the far shell, in scene sizes, above 1."""
     scale_share: float = 1.0
     """Standard deviation of a splat at the start, as a share of the distance to its neighbours."""
     near_share: float = 0.25
@@ -97,6 +102,8 @@ class FitConfig:
         for name in ("coarse_share", "shell_share", "near_share", "stop_gain"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"expected {name} in [0, 1], got {getattr(self, name)}")
+        if not 1 < self.shell_radius < 1e6:
+            raise InputError(f"expected shell_radius above 1, got {self.shell_radius}")
         for name in ("means_decay", "other_decay", "initial_share", "scale_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"expected {name} above 0 and at most 1, got {getattr(self, name)}")
@@ -107,8 +114,11 @@ class FitConfig:
 PHOTOGRAPHS = FitConfig(
     steps=1200,
     num_splats=45_000,
-    rates=LearningRates(means=4e-3),
+    rates=LearningRates(means=3e-3, log_scales=2e-2),
+    has_rates_by_distance=True,
     means_decay=0.05,
+    shell_radius=10.0,
+    scale_share=0.5,
 )
 """For captures of photographs, which show more than the miniature world; found on the bear, see docs/log.md."""
 
@@ -152,6 +162,7 @@ class SplatFit:
                 max(1, round(share * config.num_splats)),
                 sh_degree=config.sh_degree,
                 shell_share=config.shell_share,
+                shell_radius=config.shell_radius,
                 scale_share=config.scale_share,
                 seed=config.seed,
             )
@@ -164,7 +175,7 @@ class SplatFit:
             initial,
             config.rates,
             scene_size=self.surroundings.size,
-            center=self.surroundings.center,
+            center=self.surroundings.center if config.has_rates_by_distance else None,
             loss=config.loss,
         )
         if config.fits_exposure:

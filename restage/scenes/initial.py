@@ -21,8 +21,6 @@ INITIAL_OPACITY = 0.3
 MIN_POINTS_SHARE = 0.05
 """Sparse points, as a share of the splats, from which on splats are put between them rather than anywhere in space."""
 NEIGHBOURS = 4
-SHELL_RADIUS = 10.0
-"""Radius of the far shell, in scene sizes: 8 to 16 gave the bear 0.2 dB more than 4, and 30 less."""
 BARE_POWER = 2.0
 """Splats between sparse points are drawn by the distance to the next points as it is seen, to this power."""
 
@@ -51,7 +49,14 @@ def surroundings_of(cameras: Cameras) -> Surroundings:
 
 
 def initial_splats(
-    capture: Capture, num_splats: int, *, sh_degree: int, shell_share: float, scale_share: float = 1.0, seed: int
+    capture: Capture,
+    num_splats: int,
+    *,
+    sh_degree: int,
+    shell_share: float,
+    shell_radius: float = 4.0,
+    scale_share: float = 1.0,
+    seed: int,
 ) -> Splats:
     """Round splats, coloured like the points or the pixels before them.
 
@@ -61,6 +66,7 @@ def initial_splats(
             hardly any points, it is spread over the space that the cameras see.
         sh_degree: 0 to 2.
         shell_share: Share of the splats that are put far away, where sky and background are.
+        shell_radius: How far, in scene sizes from the point that the cameras look at.
         scale_share: Standard deviation of a splat, as a share of the distance to its neighbours.
         seed: Of all random choices.
     """
@@ -77,7 +83,7 @@ def initial_splats(
         (capture.points[chosen], capture.point_colors[chosen]),
         _points_between(capture, train.cameras, num_between, generator=generator),
         _seen_points(train, surroundings, num_splats - num_shell - num_sparse - num_between, generator=generator),
-        _shell_points(train, surroundings, num_shell, generator=generator),
+        _shell_points(train, surroundings, num_shell, shell_radius=shell_radius, generator=generator),
     ]
     splats = [
         _round_splats(points, colors, sh_degree, scene_size=surroundings.size, scale_share=scale_share)
@@ -111,25 +117,20 @@ def _points_between(
     worse with a third of them.
     """
     points, colors = capture.points, capture.point_colors
-    if not count:
-        return points[:0], colors[:0]
+    if not count or len(points) < 2:
+        return points[:1].expand(count, 3), colors[:1].expand(count, 3)
     neighbours = min(NEIGHBOURS, len(points) - 1)
     found = KDTree(points.numpy()).query(points.numpy(), k=neighbours + 1)
-    spacing, nearest = (torch.from_numpy(np.asarray(array).reshape(len(points), -1)) for array in found)
-    ranks = torch.ones(count, dtype=torch.long)
-    if neighbours:
-        away = torch.from_numpy(np.asarray(KDTree(cameras.positions.numpy()).query(points.numpy())[0]))
-        bare = (spacing[:, 1:].mean(1) / away.clamp_min(1e-6)) ** BARE_POWER
-        # Cumulative sums, since torch.multinomial takes no more than 2^24 of them.
-        ends = bare.clamp_min(1e-12).cumsum(0)
-        draws = torch.rand(count, dtype=torch.float64, generator=generator) * ends[-1]
-        sources = torch.searchsorted(ends, draws).clamp_max(len(points) - 1)
-        ranks = torch.randint(1, neighbours + 1, (count,), generator=generator)
-    else:
-        sources, ranks = torch.zeros_like(ranks), torch.zeros_like(ranks)
-    ends_at = nearest[sources].gather(1, ranks[:, None])[:, 0]
+    spacing, nearest = (torch.from_numpy(np.asarray(array)) for array in found)
+    away = torch.from_numpy(np.asarray(KDTree(cameras.positions.numpy()).query(points.numpy())[0]))
+    bare = (spacing[:, 1:].mean(1) / away.clamp_min(1e-6)).clamp_min(1e-12) ** BARE_POWER
+    cumulative = bare.cumsum(0)  # torch.multinomial takes no more than 2^24 points
+    draws = torch.rand(count, dtype=torch.float64, generator=generator) * cumulative[-1]
+    sources = torch.searchsorted(cumulative, draws).clamp_max(len(points) - 1)
+    ranks = torch.randint(1, neighbours + 1, (count,), generator=generator)
+    ends = nearest[sources].gather(1, ranks[:, None])[:, 0]
     shares = torch.rand(count, 1, generator=generator)
-    return points[sources].lerp(points[ends_at], shares), colors[sources].lerp(colors[ends_at], shares)
+    return points[sources].lerp(points[ends], shares), colors[sources].lerp(colors[ends], shares)
 
 
 def _seen_points(
@@ -148,13 +149,13 @@ def _seen_points(
 
 
 def _shell_points(
-    train: Capture, surroundings: Surroundings, count: int, *, generator: torch.Generator
+    train: Capture, surroundings: Surroundings, count: int, *, shell_radius: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Points of a far sphere behind random pixels."""
     views, directions, _, colors = _random_rays(train, count, generator)
     origins = train.cameras.positions[views] - surroundings.center
     along = (origins * directions).sum(1)
-    radius = torch.clamp_min(origins.norm(dim=1) * 1.01, SHELL_RADIUS * surroundings.size)
+    radius = torch.clamp_min(origins.norm(dim=1) * 1.01, shell_radius * surroundings.size)
     distance = -along + torch.sqrt(along**2 - (origins**2).sum(1) + radius**2)
     return surroundings.center + origins + directions * distance[:, None], colors
 
