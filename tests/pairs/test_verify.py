@@ -8,7 +8,7 @@ import torch
 from restage.pairs.files import open_files
 from restage.pairs.left_out import read_left_out
 from restage.pairs.store import drop_shard, read_pairs, read_rows, rebuild_manifest, write_shard
-from restage.pairs.verify import REASONS, verify_pairs
+from restage.pairs.verify import REASONS, check_pairs, verify_pairs
 from restage.pairs.verify.findings import Finding
 from restage.pairs.verify.shards import BadFile, read_shard
 from restage.records import InputError
@@ -208,6 +208,24 @@ def test_scores_of_another_clip_are_no_fault(clean):
             return torch.nn.functional.normalize(mixed)
 
     assert not [reason for reason, _ in found(clean, clip=OtherClip()) if reason == "wrong scores"]
+
+
+def test_captions_too_long_for_the_clip_are_counted_and_the_others_judged(tmp_path):
+    class ShortClip(PatternClip):
+        def encode_text(self, texts):
+            if any("scene 4" in text for text in texts):
+                raise InputError("too long")
+            return super().encode_text(texts)
+
+    steps = check_pairs(write_set(tmp_path / "run", {5: swapped}), clip=ShortClip())
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result = end.value
+            break
+    assert result.notes == ("captions of 1 pairs are too long for this CLIP",)
+    assert [finding.pair for finding in result.findings] == [make_pair(5).id]
 
 
 def test_a_score_that_is_not_finite_is_found(tmp_path):

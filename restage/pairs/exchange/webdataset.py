@@ -111,7 +111,9 @@ def _row(parts: Mapping[str, bytes]) -> dict[str, Any]:
         return record
     texts = {"source_caption": prompt.get("source"), "target_caption": prompt.get("target")}
     texts |= {"instruction": prompt.get("instruction"), "kind": prompt.get("kind"), "id": record.get("id")}
-    return {**texts, "record": parts["json"].decode("utf-8", "replace")}
+    facts = record.get("facts")
+    scores = facts.get("scores") if isinstance(facts, dict) else None
+    return {**texts, **(scores or {}), "record": parts["json"].decode("utf-8", "replace")}
 
 
 def _foreign(key: str, parts: Mapping[str, bytes], path: Path, *, is_first: bool) -> ForeignPair:

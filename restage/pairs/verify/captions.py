@@ -21,7 +21,7 @@ from restage.pairs.score import ImageTextModel
 from restage.pairs.verify.pictures import Look
 from restage.records import InputError
 
-__all__ = ["BATCH_SIZE", "CaptionBank", "CaptionFault", "judge_captions", "make_bank"]
+__all__ = ["BATCH_SIZE", "CaptionBank", "CaptionFault", "Judged", "judge_captions", "make_bank"]
 
 BATCH_SIZE = 16
 """Pairs that are embedded at once."""
@@ -57,12 +57,14 @@ class CaptionFault(NamedTuple):
     detail: str
 
 
-def _encode_texts(clip: ImageTextModel, texts: Sequence[str]) -> Float[Tensor, "b dim"] | None:
-    """Unit vectors of texts; None if one is too long for this CLIP."""
+def _encode_texts(clip: ImageTextModel, texts: Sequence[str]) -> Float[Tensor, "b dim"]:
+    """Unit vectors of texts; NaN for those that are too long for this CLIP."""
     try:
         return clip.encode_text(texts).cpu()
     except InputError:
-        return None
+        if len(texts) == 1:
+            return torch.full_like(clip.encode_text(["a"]).cpu(), torch.nan)
+        return torch.cat([_encode_texts(clip, [text]) for text in texts])
 
 
 def make_bank(clip: ImageTextModel, texts: Sequence[str]) -> CaptionBank:
@@ -70,11 +72,12 @@ def make_bank(clip: ImageTextModel, texts: Sequence[str]) -> CaptionBank:
     distinct = sorted(set(texts))
     picks = np.linspace(0, max(len(distinct) - 1, 0), min(BANK_SIZE, len(distinct))).round().astype(int)
     kept, parts = [], []
-    for pick in picks:
-        embedded = _encode_texts(clip, [distinct[pick]])
-        if embedded is not None:
-            kept.append(distinct[pick])
-            parts.append(embedded)
+    for start in range(0, len(picks), BATCH_SIZE):
+        batch = [distinct[pick] for pick in picks[start : start + BATCH_SIZE]]
+        embedded = _encode_texts(clip, batch)
+        is_right = embedded.isfinite().all(dim=1)
+        kept += [text for text, right in zip(batch, is_right.tolist(), strict=True) if right]
+        parts.append(embedded[is_right])
     return CaptionBank(clip, tuple(kept), torch.cat(parts) if parts else torch.zeros(0, 1), threading.Lock())
 
 
@@ -92,20 +95,22 @@ def _deviations(fit: Tensor, own: Sequence[str], fits: Tensor, bank: CaptionBank
     return torch.where(is_other.sum(1) >= MIN_BANK_SIZE, result, torch.nan)
 
 
-def judge_captions(
-    looks: Sequence[Look], rows: Sequence[Mapping[str, Any]], bank: CaptionBank
-) -> tuple[list[CaptionFault], list[float]]:
-    """Judge the pairs of a batch, all of one size; beside the faults, how far each pair's stored scores are off.
+class Judged(NamedTuple):
+    """What a CLIP says of a batch."""
 
-    The second is the greatest absolute difference to a CLIP score computed again, NaN where none is stored or the
-    captions are too long for this CLIP. Whether it is a fault depends on the whole set, which another CLIP may have
-    scored.
-    """
+    faults: list[CaptionFault]
+    gaps: list[float]
+    """Greatest absolute difference of each pair's stored scores and those computed again; NaN where there is none.
+    Whether it is a fault depends on the whole set, which another CLIP may have scored."""
+    is_too_long: list[bool]
+    """Of each pair: whether it could not be judged, since a caption is too long for this CLIP."""
+
+
+def judge_captions(looks: Sequence[Look], rows: Sequence[Mapping[str, Any]], bank: CaptionBank) -> Judged:
+    """Judge the pairs of a batch, all of one size."""
     captions = [(row["source_caption"], row["target_caption"]) for row in rows]
     with bank.lock:
         text = _encode_texts(bank.clip, [pair[0] for pair in captions] + [pair[1] for pair in captions])
-    if text is None:
-        return [], [math.nan] * len(looks)
     images = _to_tensor([look.source for look in looks] + [look.edited for look in looks])
     embedded = bank.clip.encode_images(images).cpu()
     before, after = embedded.chunk(2)
@@ -118,8 +123,11 @@ def judge_captions(
         "source_text": own[: len(looks)],
         "target_text": own[len(looks) :],
     }
-    faults = list(_find(captions, direction, own, embedded, bank))
-    return faults, [_furthest(row, {name: float(v[i]) for name, v in scores.items()}) for i, row in enumerate(rows)]
+    return Judged(
+        faults=list(_find(captions, direction, own, embedded, bank)),
+        gaps=[_furthest(row, {name: float(v[i]) for name, v in scores.items()}) for i, row in enumerate(rows)],
+        is_too_long=(text_before + text_after).isnan().any(dim=1).tolist(),
+    )
 
 
 def _find(
@@ -138,5 +146,5 @@ def _find(
 
 def _furthest(row: Mapping[str, Any], scores: Mapping[str, float]) -> float:
     stored = {name: row.get(name) for name in scores}
-    gaps = [abs(value - scores[name]) for name, value in stored.items() if value is not None and math.isfinite(value)]
-    return max(gaps, default=math.nan)
+    gaps = [abs(value - scores[name]) for name, value in stored.items() if value is not None]
+    return max((gap for gap in gaps if math.isfinite(gap)), default=math.nan)

@@ -147,6 +147,8 @@ def check_pairs(
     notes = [note] if note else []
     if bank is not None and not whole.is_scored_by_same_clip():
         notes.append("stored scores are not those of this CLIP: not compared")
+    if whole.num_too_long:
+        notes.append(f"captions of {whole.num_too_long} pairs are too long for this CLIP")
     if is_finished:
         has_bad_shard = any(finding.remedy == "remake" for finding in findings)
         findings += [] if has_bad_shard else check_stage(home, whole.counts, plan)

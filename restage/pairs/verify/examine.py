@@ -34,6 +34,8 @@ class Described(NamedTuple):
     colours: UInt8[np.ndarray, "n 24"]
     score_gaps: Float32[np.ndarray, " n"]
     """How far stored scores are from those computed again; NaN = not compared."""
+    num_too_long: int
+    """Pairs with a caption that is too long for the CLIP to judge."""
 
 
 class Seen(NamedTuple):
@@ -64,6 +66,7 @@ class _Row(NamedTuple):
     shapes: tuple[int, int]
     colours: np.ndarray
     score_gap: float
+    is_too_long: bool
 
 
 def _describe(rows: Sequence[_Row]) -> Described | None:
@@ -75,6 +78,7 @@ def _describe(rows: Sequence[_Row]) -> Described | None:
         shapes=np.array([row.shapes for row in rows], np.uint64),
         colours=np.stack([row.colours for row in rows]),
         score_gaps=np.array([row.score_gap for row in rows], np.float32),
+        num_too_long=sum(row.is_too_long for row in rows),
     )
 
 
@@ -120,9 +124,7 @@ class Examiner:
         for start in range(0, len(pairs), BATCH_SIZE):
             looks = list(self._decode(index, pairs[start : start + BATCH_SIZE], findings))
             for _, group in groupby(looks, key=lambda item: item[1].source.shape):
-                for pair, look, gap, faults in self._judge_batch(list(group)):
-                    findings.extend(_finding(index, pair.id, *fault) for fault in faults)
-                    rows.append(_Row(pair.id.encode("ascii", "replace"), look.pixels, look.shapes, look.colours, gap))
+                rows += self._judge_batch(index, list(group), findings)
         return _describe(rows)
 
     def _decode(
@@ -140,17 +142,22 @@ class Examiner:
             yield pair, look
 
     def _judge_batch(
-        self, batch: Sequence[tuple[StoredPair, Look]]
-    ) -> Iterator[tuple[StoredPair, Look, float, list[tuple[str, str]]]]:
+        self, index: int, batch: Sequence[tuple[StoredPair, Look]], findings: list[Finding]
+    ) -> Iterator[_Row]:
+        """Describe pairs of one size, and add what is wrong with them to `findings`."""
         faults = [list(find_faults(look, pair.row)) for pair, look in batch]
-        gaps = [math.nan] * len(batch)
+        gaps, is_too_long = [math.nan] * len(batch), [False] * len(batch)
         if self.bank is not None:
-            found, gaps = judge_captions([look for _, look in batch], [pair.row for pair, _ in batch], self.bank)
-            for fault in found:
+            judged = judge_captions([look for _, look in batch], [pair.row for pair, _ in batch], self.bank)
+            gaps, is_too_long = judged.gaps, judged.is_too_long
+            for fault in judged.faults:
                 if not faults[fault.position]:  # what a black picture shows need not be said twice
                     faults[fault.position].append((fault.reason, fault.detail))
-        for (pair, look), gap, of_pair in zip(batch, gaps, faults, strict=True):
-            yield pair, look, math.nan if of_pair else gap, of_pair
+        for (pair, look), of_pair, gap, too_long in zip(batch, faults, gaps, is_too_long, strict=True):
+            findings.extend(_finding(index, pair.id, *fault) for fault in of_pair)
+            pair_id = pair.id.encode("ascii", "replace")
+            score_gap = math.nan if of_pair else gap
+            yield _Row(pair_id, look.pixels, look.shapes, look.colours, score_gap, too_long)
 
 
 def _finding(index: int, pair_id: str, reason: str, detail: str) -> Finding:

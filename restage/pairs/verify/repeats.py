@@ -48,9 +48,9 @@ def _runs(values: np.ndarray) -> Iterator[np.ndarray]:
     """Rows with equal values, two at least."""
     order = np.argsort(values, kind="stable")
     ends = np.flatnonzero(np.diff(values[order])) + 1
-    for start, end in zip(np.r_[0, ends], np.r_[ends, len(order)], strict=True):
-        if end - start > 1:
-            yield order[start:end]
+    starts, ends = np.r_[0, ends], np.r_[ends, len(order)]
+    for run in np.flatnonzero(ends - starts > 1):
+        yield order[starts[run] : ends[run]]
 
 
 def _candidates(shapes: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -56,6 +56,11 @@ class WholeSet:
         """What the shards hold."""
         return Counts(self.num_shards, self.last_shard, sum(map(len, self.ids)), self.num_accepted)
 
+    @property
+    def num_too_long(self) -> int:
+        """Pairs whose captions could not be judged."""
+        return sum(part.num_too_long for part in self.described)
+
     def find_repeated_ids(self) -> Iterator[Finding]:
         """Shards that hold a pair that an earlier one holds, one finding each."""
         shards, said = _join(self.id_shards), set()
@@ -79,18 +84,18 @@ class WholeSet:
                 "near duplicate", repeat, f"both pictures look like those of {{}} ({repeat.num_bits} bits)"
             )
 
-    def _id(self, row: int) -> str:
-        for part in self.described:
-            if row < len(part.ids):
-                return part.ids[row].decode()
-            row -= len(part.ids)
-        raise IndexError(row)
+    def _locate(self, row: int) -> tuple[int, str]:
+        """Number of the shard, and id, of a row of all that were described."""
+        starts = np.cumsum([0, *(len(part.ids) for part in self.described)])
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        place = row - int(starts[number])
+        return int(self.described_shards[number][place]), self.described[number].ids[place].decode()
 
     def _finding(self, reason: str, repeat: Repeat, detail: str) -> Finding:
-        index = int(_join(self.described_shards)[repeat.row])
+        index, pair = self._locate(repeat.row)
+        _, earlier = self._locate(repeat.earlier)
         name = shard_name(index, "tar")
-        text = detail.format(self._id(repeat.earlier))
-        return Finding(reason=reason, file=name, detail=text, shard=index, pair=self._id(repeat.row))
+        return Finding(reason=reason, file=name, detail=detail.format(earlier), shard=index, pair=pair)
 
     def find_wrong_scores(self) -> Iterator[Finding]:
         """Pairs whose stored scores are not those of their pictures, in a set that this CLIP has scored."""
