@@ -83,10 +83,11 @@ def workers_of(driver: psutil.Process) -> list[psutil.Process]:
 
 
 def actors() -> list[psutil.Process]:
+    """Actors of the cluster that this process has started."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "ray::ActorWorker" in " ".join(process.info["cmdline"] or ()):
+            if "ray::ActorWorker" in " ".join(process.cmdline()):
                 found.append(process)
     return found
 

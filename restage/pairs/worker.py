@@ -90,7 +90,7 @@ def _row(pair: ImagePair, scores: PairScores, reason: str, job: PairJob) -> dict
         "source_caption": job.prompt.source,
         "target_caption": job.prompt.target,
         "form": job.prompt.form,
-        **{name: pair.facts[name] for name in ("sample", "seed", "self_share", "control", "rule_version")},
+        **{name: pair.facts[name] for name in ("sample", "seed", "self_share", "control", "steps", "rule_version")},
         **scores._asdict(),
         "accepted": not reason,
         "reason": reason,
@@ -106,6 +106,7 @@ def _judged(jobs: tuple[PairJob, ...], made: Made, rule: PairRule) -> Iterator[t
             "seed": job.seed,
             "self_share": job.self_share,
             "control": made.pairs.controls[index],
+            "steps": made.pairs.steps[index],
             "rule_version": rule.version,
             # JSON has no NaN: what could not be scored is null there, with the reason beside it.
             "scores": {name: value if value == value else None for name, value in scores._asdict().items()},
@@ -219,16 +220,31 @@ class Worker:
             mark = read_mark(open_files(self.settings.folder), task.index)
         except (FileNotFoundError, InputError):
             return None
-        return self._report(task, "found", **_counts(mark)) if mark.get("content") == task.content else None
+        return self._report(task, "found", counts=_counts(mark)) if mark.get("content") == task.content else None
 
     def done(self, task: PairTask, mark: Mapping[str, Any], *, seconds: float) -> TaskReport:
         """A report of a shard that was made now."""
-        return self._report(task, "done", seconds=seconds, **_counts(mark))
+        return self._report(task, "done", seconds=seconds, counts=_counts(mark))
 
-    def _report(self, task: PairTask, status: Status, error: Exception | None = None, **facts: Any) -> TaskReport:
-        if error is not None:
-            facts = {"reason": _in_one_line(error), "details": "".join(traceback.format_exception(error))}
-        return TaskReport(index=task.index, status=status, worker=self.name, device=self.device, **facts)
+    def _report(
+        self,
+        task: PairTask,
+        status: Status,
+        error: Exception | None = None,
+        *,
+        seconds: float = 0.0,
+        counts: Mapping[str, int] | None = None,
+    ) -> TaskReport:
+        return TaskReport(
+            index=task.index,
+            status=status,
+            worker=self.name,
+            device=self.device,
+            seconds=seconds,
+            reason=_in_one_line(error) if error else "",
+            details="".join(traceback.format_exception(error)) if error else "",
+            **(counts or {}),
+        )
 
 
 def _counts(mark: Mapping[str, Any]) -> dict[str, int]:

@@ -56,9 +56,13 @@ class StandIn:
                 os._exit(9)
         made = [self._pictures(job) for job in jobs]
         pictures = torch.stack(made)
-        facts = {"controls": tuple("replace" for _ in jobs), "steps": tuple(1 for _ in jobs)}
-        known = {name: value for name, value in facts.items() if name in GeneratedPairs._fields}
-        pairs = GeneratedPairs(pictures[:, :3], pictures[:, 3:6], (pictures[:, 6] > 0.5).float(), **known)
+        pairs = GeneratedPairs(
+            sources=pictures[:, :3],
+            edited=pictures[:, 3:6],
+            masks=(pictures[:, 6] > 0.5).float(),
+            controls=tuple("replace" for _ in jobs),
+            steps=tuple(1 for _ in jobs),
+        )
         return Made(pairs, [self._scores(job) for job in jobs])
 
     def _pictures(self, job: PairJob) -> torch.Tensor:
@@ -67,7 +71,8 @@ class StandIn:
 
     def _scores(self, job: PairJob) -> PairScores:
         digest = hashlib.sha256(job.id.encode()).digest()
-        return PairScores(*(byte / 255 for byte in digest[:4]), 0.1, 0.5)
+        image, direction, source, target = (byte / 255 for byte in digest[:4])
+        return PairScores(image, direction, source, target, change=0.1, mask_share=0.5)
 
 
 def make_prompts(count: int) -> list[PromptPair]:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,6 +215,7 @@ def test_a_disk_that_fills_up_stops_the_campaign_and_loses_nothing(undisturbed, 
 
 def test_ticks_say_how_many_work_and_bad_engines_are_refused():
     assert Tick(num_workers=2) == Tick(2)
-    for settings in ({"workers": 0}, {"when_idle": True}, {"workers": 2}, {"cost_per_hour": -1.0}):
+    bad: list[dict[str, Any]] = [{"workers": 0}, {"when_idle": True}, {"workers": 2}, {"cost_per_hour": -1.0}]
+    for settings in bad:
         with pytest.raises(InputError):
             EngineConfig(**settings)

@@ -10,7 +10,7 @@ from restage.pairs.executors.pool import MAX_BAD_TASKS, Message, run_pool
 from restage.pairs.generate import make_jobs
 from restage.pairs.idle import DeviceWatch
 from restage.pairs.tasks import TaskPlan
-from restage.pairs.worker import TaskReport
+from restage.pairs.worker import Status, TaskReport
 from restage.records import InputError
 from tests.pairs.stand_in import make_prompts, stand_in_config
 
@@ -26,7 +26,7 @@ def make_queue(count=20, **changes) -> TaskQueue:
     return queue
 
 
-def report(index, status="done", **facts) -> TaskReport:
+def report(index: int, status: Status = "done", **facts) -> TaskReport:
     return TaskReport(index=index, status=status, worker="here:1", **facts)
 
 

@@ -36,7 +36,8 @@ def cluster():
     os.environ.update(PYTHONPATH=os.getcwd(), RAY_USAGE_STATS_ENABLED="0")
     found = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
-        found.nodes_to_kill = [found.add_node(**NODE) for _ in range(2)]
+        for _ in range(2):
+            found.add_node(**NODE)
         ray.init(address=found.address, log_to_driver=False, _node_ip_address="127.0.0.1")
         yield found
     finally:
@@ -45,27 +46,19 @@ def cluster():
         os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
-def actor_processes() -> list[psutil.Process]:
-    return [process for process in psutil.process_iter(["cmdline"]) if "ray::ActorWorker" in str(process.info)]
-
-
 def test_actors_on_nodes_that_come_and_go_make_the_bytes_that_one_process_makes(undisturbed, cluster, tmp_path):
     run = open_run(tmp_path, NUM_PAIRS)
     events: list[str] = []
-    for step in run_campaign(run, stand_in_config(), StandIn(seconds_per_batch=0.3), RAY):
-        if step.stage != "pairs":
-            continue
-        if step.done >= 16 and not events:
-            events.append("actor killed")
-            with contextlib.suppress(psutil.NoSuchProcess):
-                actor_processes()[0].kill()
-        elif step.done >= 40 and len(events) == 1:
+    maker = StandIn(seconds_per_batch=0.3, dies_at="thing 17", die_once=str(tmp_path / "died"))
+    for step in run_campaign(run, stand_in_config(), maker, RAY):
+        if step.done >= 40 and not events:
             events.append("node killed")
-            cluster.remove_node(cluster.nodes_to_kill.pop(), allow_graceful=False)
-        elif step.done >= 60 and len(events) == 2:
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        elif step.done >= 60 and len(events) == 1:
             events.append("node joined")
             cluster.add_node(**NODE)
-    assert len(events) == 3 and contents(tmp_path / "pairs") == undisturbed
+    assert len(events) == 2 and (tmp_path / "died").exists()
+    assert contents(tmp_path / "pairs") == undisturbed
 
 
 def test_a_task_that_no_actor_can_make_is_set_aside(cluster, tmp_path):

@@ -178,7 +178,7 @@ def test_a_rule_that_was_changed_half_way_is_gone_on_with(tmp_path):
     lax = stand_in_config(rule=PairRule(**{**vars(RULE), "min_image_similarity": 0.2}))
     steps = rejudge_pairs(open_run(tmp_path / "run"), lax, StandIn(), INLINE)
     next(steps)
-    steps.close()  # stopped after the shards lost their marks
+    del steps  # stopped after the shards lost their marks
     assert len(done_indices(folder)) < 10 and not (folder / "stage.json").exists()
     list(rejudge_pairs(open_run(tmp_path / "run"), lax, StandIn(), INLINE))
     assert json.loads((folder / "stage.json").read_text())["facts"]["num_accepted"] == len(accepted_ids(folder))
