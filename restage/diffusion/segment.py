@@ -2,7 +2,7 @@
 
 K-means over the queries of one cross-attention layer gives coarse segments; each is then pushed in that layer, and the
 pixels that answer the most are its own (Namekata et al. 2024, arXiv 2401.11739). `sharpen_masks` fits coarse edit masks
-to the segments. Called by `benchmarks/segment.py`.
+to the segments; `cut_masks` fits them to the pictures' colours, without any model. Called by `benchmarks/segment.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
@@ -40,7 +41,7 @@ from restage.records import InputError, derive_seed
 if TYPE_CHECKING:
     from restage.diffusion.backbone import Backbone
 
-__all__ = ["SegmentConfig", "SegmentStep", "coarse_segments", "segment_images", "sharpen_masks"]
+__all__ = ["SegmentConfig", "SegmentStep", "coarse_segments", "cut_masks", "segment_images", "sharpen_masks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,8 @@ class SegmentConfig:
     that the UNet has."""
     feature_layer: int = 0
     """Whose queries are clustered, among the cross-attention layers of that size in the up blocks, in order."""
-    modulated_layer: int = -1
-    """Which of these layers is pushed."""
+    modulated_layer: int = 0
+    """Which of these layers is pushed; the first does better than the last on the miniature."""
     feature_timestep: int = 1
     """Step of the schedule at which queries are read; the paper's, nearly without noise."""
     noise_level: float = 0.282
@@ -316,7 +317,7 @@ def segment_images(
 
 
 def sharpen_masks(
-    masks: Float[Tensor, "b h w"], labels: Int[Tensor, "b h w"], *, min_share: float = 0.5
+    masks: Float[Tensor, "b h w"], labels: Int[Tensor, "b h w"], *, min_share: float = 0.7
 ) -> Float[Tensor, "b h w"]:
     """Fit masks to segments: the union of those of which a mask covers more than a share; 0 or 1.
 
@@ -341,3 +342,34 @@ def sharpen_masks(
     sharp = (covered > min_share * size).gather(1, pixels).view(masks.shape).float()
     is_empty = ~sharp.flatten(1).any(1)
     return torch.where(is_empty[:, None, None], is_in, sharp)
+
+
+def cut_masks(
+    masks: Float[Tensor, "b h w"], images: Float[Tensor, "b 3 h w"], *, num_rounds: int = 5
+) -> Float[Tensor, "b h w"]:
+    """Cut coarse masks down to what differs in colour from everything outside of them; 0 or 1.
+
+    GrabCut (Rother et al. 2004, https://doi.org/10.1145/1015706.1015720): outside of a mask all is background, inside
+    the colours decide, and a cut along edges is cheap. A mask of nothing or of everything, or of which nothing would
+    be left, stays as it is. A hundredth of the cost of segments by the UNet.
+
+    Args:
+        masks: coarse ones that hold the thing; what is above 0.5 counts.
+        images: in [0, 1], of the same size.
+        num_rounds: of fitting colours and cutting.
+
+    Raises:
+        InputError: masks and pictures are of different sizes.
+    """
+    if masks.shape != images[:, 0].shape:
+        raise InputError(f"masks and pictures must be of one size, got {tuple(masks.shape)}, {tuple(images.shape)}")
+    cut = []
+    for mask, image in zip(masks > 0.5, images, strict=True):
+        marks = np.where(mask.numpy(), cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
+        if bool(mask.any()) and not bool(mask.all()):
+            cv2.setRNGSeed(0)  # its first guess of the colours is k-means
+            pixels = np.ascontiguousarray((image.permute(1, 2, 0).clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8))
+            cv2.grabCut(pixels, marks, None, np.zeros((1, 65)), np.zeros((1, 65)), num_rounds, cv2.GC_INIT_WITH_MASK)  # pyright: ignore
+        left = torch.from_numpy(marks == cv2.GC_PR_FGD)
+        cut.append(left if bool(left.any()) else mask)
+    return torch.stack(cut).float()

@@ -1,6 +1,7 @@
 """Segments of pictures from the UNet alone, on a tiny random model."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from jaxtyping import TypeCheckError
 from torch import nn
 
 from restage.diffusion import segment
-from restage.diffusion.segment import SegmentConfig, coarse_segments, segment_images, sharpen_masks
+from restage.diffusion.backbone import load_backbone
+from restage.diffusion.segment import SegmentConfig, coarse_segments, cut_masks, segment_images, sharpen_masks
 from restage.records import InputError
+from tests.diffusion.test_stable_diffusion_shapes import make_pipeline
 from tests.diffusion.tiny import TinyBackbone, tiny_backbone
 
 CONFIG = SegmentConfig(num_segments=3, num_steps=2, batch_size=6)
@@ -124,7 +127,7 @@ def test_a_sharp_mask_is_the_union_of_the_segments_that_it_covers():
     labels = torch.zeros(1, 8, 8, dtype=torch.long)
     labels[0, 2:6, 2:4], labels[0, 2:6, 4:6] = 1, 2
     masks = torch.zeros(1, 8, 8)
-    masks[0, 1:6, 1:5] = 1  # all of 1, half of 2, a fifth of the rest
+    masks[0, 1:6, 1:5] = 1  # all of 1, half of 2, less of the rest
     assert torch.equal(sharpen_masks(masks, labels), (labels == 1).float())
     assert torch.equal(sharpen_masks(masks, labels, min_share=0.4), (labels > 0).float())
 
@@ -147,3 +150,37 @@ def test_masks_of_another_size_are_refused():
         sharpen_masks(torch.zeros(1, 8, 8), torch.zeros(1, 4, 4, dtype=torch.long))
     with pytest.raises(InputError, match="min_share"):
         sharpen_masks(torch.zeros(1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long), min_share=1.0)
+
+
+def test_a_mask_is_cut_down_to_the_thing_in_it(images):
+    masks, truth = torch.zeros(1, 128, 128), torch.zeros(1, 128, 128)
+    masks[0, 32:96, 24:96] = 1
+    truth[0, 40:88, 40:88] = 1
+    found = cut_masks(masks, images[:1])
+    assert torch.equal(found, truth)
+    assert torch.equal(cut_masks(masks, images[:1]), found)
+
+
+def test_masks_that_cannot_be_cut_stay_as_they_are(images):
+    masks = torch.stack([torch.zeros(128, 128), torch.ones(128, 128)])
+    assert torch.equal(cut_masks(masks, images), masks)
+    with pytest.raises((InputError, TypeCheckError), match="one size|annotation"):
+        cut_masks(masks[:, :64], images)
+
+
+@pytest.fixture(scope="module", params=["1", "XL"])
+def stable_diffusion(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(f"stable-diffusion-{request.param}")
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the pipeline, about its scheduler
+        torch.manual_seed(0)
+        make_pipeline(request.param).save_pretrained(folder)
+    return dataclasses.replace(load_backbone(folder), has_autocast=False)
+
+
+def test_it_works_on_the_shapes_of_stable_diffusion(stable_diffusion):
+    image = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    config = SegmentConfig(num_segments=2, num_steps=1, layer_size=8)
+    steps = list(segment_images(stable_diffusion, image, captions=["a red ball"], config=config))
+    assert steps[-1].labels.shape == (1, 128, 128)
+    assert coarse_segments(stable_diffusion, image, config=config).shape == (1, 8, 8)
