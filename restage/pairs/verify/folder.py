@@ -40,6 +40,8 @@ RECORDS = ("rule.json", "store.json", "plan.json", "campaign.json")
 VIEWS = ("manifest.parquet", "contact_sheet.png", "stage.json")
 """What the stage leaves beside the shards when it ends."""
 FOLDERS = (QUARANTINE, "failures")
+OLD_MANIFEST = re.compile(r"manifest-rule-[0-9a-f]{16}\.parquet")
+"""The manifest of a rule that held before."""
 
 
 class Plan(NamedTuple):
@@ -89,7 +91,8 @@ def find_shards(names: list[str], *, is_finished: bool) -> list[int]:
 
 def _is_ours(name: str) -> bool:
     known = name in (*RECORDS, *VIEWS, *FOLDERS)
-    return known or _shard_number(name) is not None or is_left_out_list(name)
+    is_view = OLD_MANIFEST.fullmatch(name) is not None
+    return known or is_view or _shard_number(name) is not None or is_left_out_list(name)
 
 
 def check_folder(files: Files, names: list[str]) -> Iterator[Finding]:
