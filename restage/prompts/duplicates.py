@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 
 from rapidfuzz import process
-from rapidfuzz.distance import Indel
+from rapidfuzz.distance import LCSseq
 
 from restage.records import InputError, PromptPair
 
@@ -102,13 +102,23 @@ class Duplicates:
         old_words, new_words = [word for phrase in source for word in phrase], [word for p in target for word in p]
         old, new = Counter(old_words), Counter(new_words)
         change = _digest([pair.kind, sorted((old - new).elements()), sorted((new - old).elements())])
-        written = self._write(old_words)
-        others = self._by_change.setdefault(change, [])
-        if self.near < 1 and process.extractOne(
-            written, others, scorer=Indel.normalized_similarity, processor=None, score_cutoff=self.near
-        ):
+        if self._is_near(change, self._write(old_words)):
             return "nearly the same as before"
         self._texts.add(text)
         self._contents.add(content)
-        others.append(written)
         return ""
+
+    def _is_near(self, change: int, words: str) -> bool:
+        """Whether a source caption with this change is all but the same as one before; else it is kept.
+
+        The share of words in common is that of the longer caption (longest common subsequence), so a caption in which
+        one word is too many is never near: it is not compared at all.
+        """
+        if (1 - self.near) * len(words) < 1:
+            return False
+        others = self._by_change.setdefault(change, [])
+        scorer = LCSseq.normalized_similarity
+        if process.extractOne(words, others, scorer=scorer, processor=None, score_cutoff=self.near):
+            return True
+        others.append(words)
+        return False
