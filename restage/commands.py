@@ -72,8 +72,9 @@ def _stage(stage: str, description: str) -> Callable[[], Callable[..., None]]:
             run_seed: RunSeedArgument = 0,
         ) -> None:
             with working(open_run(run, seed=run_seed)) as opened:
-                show_progress(run_stage(opened, config, models_in(models)))
-            print(f"{stage}: {run / stage}")
+                last = show_progress(run_stage(opened, config, models_in(models)))
+            is_whole = last is None or last.done == last.total
+            print(f"{stage}: {run / stage}" if is_whole else f"{stage}: {run / stage}, {last.note}")
 
         command.__doc__ = description
         return command
