@@ -124,6 +124,22 @@ def _edit_lines(path: Path) -> Iterator[str]:
         yield f"  edit {where.as_posix()}: {read_json(record_path).get('status', '?')}"
 
 
+def _campaign_lines(path: Path) -> Iterator[str]:
+    status_path = path / "pairs" / "campaign.json"
+    if status_path.exists():
+        status = read_json(status_path)
+        pairs, hours = status["pairs"], status["hours_left"]
+        left = f", {hours:.1f} h left" if hours and status["status"] == "running" else ""
+        yield (
+            f"  campaign {status['status']}: {pairs['done']} of {pairs['all']} pairs, {status['acceptance']:.0%} "
+            f"accepted, {status['pairs_per_s']:.3g} pairs/s of {status['workers']} workers{left}"
+        )
+        for name, pace in status["pairs_per_s_by_device"].items():
+            yield f"    {name}: {pace:.3g} pairs/s"
+        for reason, count in status["failures"].items():
+            yield f"    failed {count} times: {reason}"
+
+
 def describe_run(path: Path) -> list[str]:
     """What a run holds: its id, each stage with its facts, its edits, and where to look next.
 
@@ -145,7 +161,7 @@ def describe_run(path: Path) -> list[str]:
             lines.append(f"{stage:<8} done  " + "  ".join(f"{name}={_short(value)}" for name, value in facts.items()))
         elif (path / stage).exists():
             lines.append(f"{stage:<8} begun")
-    lines += [*_scene_lines(path), *_edit_lines(path)]
+    lines += [*_campaign_lines(path), *_scene_lines(path), *_edit_lines(path)]
     page = path / "report" / "index.html"
     if page.exists():
         lines.append(f"page: {page}")

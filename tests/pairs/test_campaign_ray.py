@@ -17,7 +17,7 @@ from tests.pairs.test_campaign import contents
 ray = pytest.importorskip("ray", reason="needs restage[cluster]")
 
 RAY = EngineConfig(engine="ray", grace_s=1.0)
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 NUM_PAIRS = 240
 
 
@@ -38,7 +38,7 @@ def cluster():
     try:
         for _ in range(2):
             found.add_node(**NODE)
-        ray.init(address=found.address, log_to_driver=False, _node_ip_address="127.0.0.1")
+        ray.init(address=found.address, log_to_driver=False)
         yield found
     finally:
         ray.shutdown()

@@ -156,7 +156,8 @@ def _connect(ray: Any, config: EngineConfig) -> bool:
         return False
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     address = config.address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": address} if address else {"object_store_memory": OBJECT_STORE_BYTES}
+    local = {"address": "local", "object_store_memory": OBJECT_STORE_BYTES}
+    options: dict[str, Any] = {"address": address} if address else local
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(log_to_driver=False, include_dashboard=None if address else False, logging_level="warning", **options)
