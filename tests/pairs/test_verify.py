@@ -7,11 +7,14 @@ import torch
 
 from restage.pairs.files import open_files
 from restage.pairs.left_out import read_left_out
+from restage.pairs.score import PairRule
+from restage.pairs.seals import seal
 from restage.pairs.store import drop_shard, read_pairs, read_rows, rebuild_manifest, write_shard
+from restage.pairs.verdicts import set_rule
 from restage.pairs.verify import REASONS, check_pairs, verify_pairs
 from restage.pairs.verify.findings import Finding
 from restage.pairs.verify.shards import BadFile, read_shard
-from restage.records import InputError
+from restage.records import InputError, canonical_json
 from tests.pairs.faulty import (
     NUM_SHARDS,
     PAIRS_PER_SHARD,
@@ -128,6 +131,27 @@ def test_tar_and_sidecar_that_contradict_each_other_are_found(copy):
     write_shard(copy, 1, pairs=pairs, rows=rows, facts={})
     ((reason, file),) = [item for item in found(copy, fast=True) if item[0] != "mismatch" or "shard" in item[1]]
     assert (reason, file) == ("mismatch", "shard-00001.tar")
+
+
+def test_damage_to_the_records_beside_the_shards_is_found(copy):
+    files = open_files(copy)
+    set_rule(files, PairRule())
+    assert found(copy, fast=True) == []
+    for name, content in (("rule.json", b'{"id":1}\n'), ("plan.json", b"["), ("left-out-0001.json", b"{}\n")):
+        before = files.read(name) if files.exists(name) else None
+        files.write(name, content)
+        assert name in {file for _, file in found(copy, fast=True)}
+        files.remove(name)
+        if before is not None:
+            files.write(name, before)
+    assert found(copy, fast=True) == []
+
+
+def test_a_shard_of_another_plan_is_found(copy):
+    run_files = open_files(copy)
+    record = seal({"id": "plan-x", "maker": "models-x", "num_tasks": NUM_SHARDS, "num_pairs": 24, "generate": {}})
+    run_files.write("plan.json", (canonical_json(record) + "\n").encode())
+    assert found(copy, fast=True) == [("mismatch", f"shard-0000{index}.done") for index in range(NUM_SHARDS)]
 
 
 def test_a_set_that_does_not_exist_is_refused(tmp_path):

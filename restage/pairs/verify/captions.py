@@ -140,7 +140,7 @@ def _find(
             yield CaptionFault(position, "swapped", f"direction similarity is {float(direction[position]):.2f}")
         for name, index in (("source", position), ("edited", position + len(captions))):
             if above[index] < MIN_DEVIATIONS:
-                detail = f"{name} picture: its own is only {float(above[index]):.1f} deviations above other captions"
+                detail = f"{name} fits by {float(above[index]):.1f} deviations, {MIN_DEVIATIONS} needed"
                 yield CaptionFault(position, "wrong caption", detail)
 
 

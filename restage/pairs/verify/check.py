@@ -16,13 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from restage.pairs.files import Files, LocalFiles, is_url, open_files
-from restage.pairs.left_out import read_left_out
+from restage.pairs.left_out import is_left_out_list, read_left_out
 from restage.pairs.score import ImageTextModel
 from restage.pairs.store import shard_name
+from restage.pairs.verdicts import current_rule
 from restage.pairs.verify.captions import MIN_BANK_SIZE, CaptionBank, make_bank
 from restage.pairs.verify.examine import Examiner, Seen
 from restage.pairs.verify.findings import Finding
-from restage.pairs.verify.folder import check_folder, check_manifest, check_stage, find_shards, read_plan
+from restage.pairs.verify.folder import (
+    Plan,
+    check_folder,
+    check_manifest,
+    check_stage,
+    find_shards,
+    read_plan,
+)
 from restage.pairs.verify.whole import WholeSet
 from restage.records import InputError, Progress
 
@@ -101,11 +109,72 @@ def _examine_all(examiner: Examiner, shards: Sequence[int], num_threads: int) ->
 
 
 def _open_bank(files: Files, shards: Sequence[int], clip: ImageTextModel | None) -> tuple[CaptionBank | None, str]:
+    """The captions to compare with, and what keeps them from being judged, if anything does."""
     if clip is None or not shards:
         return None, "captions were not judged: no CLIP was given" if shards else ""
     bank = make_bank(clip, list(_captions(files, shards)))
     few = len(bank.texts) < MIN_BANK_SIZE
     return bank, f"only {len(bank.texts)} captions: too few to judge whether they fit" if few else ""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A folder that is checked: where its shards lie, and where what the stage leaves beside them."""
+
+    place: Path | str
+    files: Files
+    home: Files
+
+    @classmethod
+    def open(cls, place: Path | str) -> _Opened:
+        if not is_url(place) and not Path(place).is_dir():
+            raise InputError(f"{place} does not exist; name a run, or a folder of shards")
+        files = open_files(place)
+        is_same = is_url(place) or isinstance(files, LocalFiles)
+        return cls(place, files, files if is_same else LocalFiles(Path(place)))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the stage says that all of its shards are there."""
+        return self.home.exists("stage.json")
+
+    def check_files(self) -> Iterator[Finding]:
+        """What lies there, but for what is in the shards."""
+        for files in (self.home, self.files) if self.home is not self.files else (self.files,):
+            yield from check_folder(files, files.names())
+
+    def examiner(self, damaged: Sequence[Finding], bank: CaptionBank | None, *, is_fast: bool) -> Examiner:
+        """Follows the records of the folder that are not damaged."""
+        names = {finding.file for finding in damaged}
+        return Examiner(
+            files=self.files,
+            left_out={} if any(map(is_left_out_list, names)) else read_left_out(self.files),
+            bank=bank,
+            has_pictures=not is_fast,
+            plan=read_plan(self.files),
+            rule=None if "rule.json" in names else current_rule(self.files),
+        )
+
+    def check_views(self, whole: WholeSet, findings: Sequence[Finding], plan: Plan) -> Iterator[Finding]:
+        """What is derived from the shards: the mark of the stage and the manifest, if the shards are right."""
+        bad = [finding for finding in findings if finding.shard is not None and not finding.pair]
+        if self.is_finished and not bad:
+            yield from check_stage(self.home, whole.counts, plan)
+        if not self.home.exists("manifest.parquet"):
+            if self.is_finished:
+                yield Finding(reason="missing", file="manifest.parquet", detail="the file is not there")
+        elif not bad:
+            yield from check_manifest(self.place, self.home)
+
+
+def _notes(whole: WholeSet, bank: CaptionBank | None, note: str) -> Iterator[str]:
+    """What was not checked."""
+    if note:
+        yield note
+    if bank is not None and not whole.is_scored_by_same_clip():
+        yield "stored scores are not those of this CLIP: not compared"
+    if whole.num_too_long:
+        yield f"captions of {whole.num_too_long} pairs are too long for this CLIP"
 
 
 def check_pairs(
@@ -123,55 +192,29 @@ def check_pairs(
     Raises:
         InputError: the folder does not exist.
     """
-    if not is_url(folder) and not Path(folder).is_dir():
-        raise InputError(f"{folder} does not exist; name a run, or a folder of shards")
     started_s = time.perf_counter()
-    files = open_files(folder)
-    home = files if is_url(folder) else LocalFiles(Path(folder))
-    names = sorted({*files.names(), *home.names()})
-    is_finished = home.exists("stage.json")
-    shards = find_shards(names, is_finished=is_finished)
-    findings = [*check_folder(home, home.names())]
-    if files is not home and files.where() != home.where():
-        findings += check_folder(files, files.names())
-    bank, note = (None, "pictures were not looked at") if config.fast else _open_bank(files, shards, clip)
-    left_out = {} if any(finding.file.startswith("left-out-") for finding in findings) else read_left_out(files)
-    plan = read_plan(files)
-    examiner = Examiner(files=files, left_out=left_out, bank=bank, has_pictures=not config.fast, plan=plan)
+    opened = _Opened.open(folder)
+    shards = find_shards(opened.files.names(), is_finished=opened.is_finished)
+    findings = list(opened.check_files())
+    bank, note = (None, "pictures were not looked at") if config.fast else _open_bank(opened.files, shards, clip)
+    examiner = opened.examiner(findings, bank, is_fast=config.fast)
     whole = WholeSet()
     for seen in _examine_all(examiner, shards, config.num_threads):
         whole.add(seen)
         findings += seen.findings
         yield Progress(stage="verify", done=whole.num_shards, total=len(shards), note=f"{len(findings)} found")
     findings += [*whole.find_repeated_ids(), *whole.find_repeated_pictures(), *whole.find_wrong_scores()]
-    notes = [note] if note else []
-    if bank is not None and not whole.is_scored_by_same_clip():
-        notes.append("stored scores are not those of this CLIP: not compared")
-    if whole.num_too_long:
-        notes.append(f"captions of {whole.num_too_long} pairs are too long for this CLIP")
-    if is_finished:
-        has_bad_shard = any(finding.remedy == "remake" for finding in findings)
-        findings += [] if has_bad_shard else check_stage(home, whole.counts, plan)
-    findings += _check_view(folder, home, findings, is_finished)
+    findings += opened.check_views(whole, findings, examiner.plan)
     return VerifyResult(
         findings=tuple(findings),
         num_shards=whole.num_shards,
         num_pairs=whole.counts.num_pairs,
         num_accepted=whole.num_accepted,
-        num_left_out=len(left_out),
+        num_left_out=len(examiner.left_out),
         num_bytes=whole.num_bytes,
         seconds=time.perf_counter() - started_s,
-        notes=tuple(notes),
+        notes=tuple(_notes(whole, bank, note)),
     )
-
-
-def _check_view(folder: Path | str, home: Files, findings: Sequence[Finding], is_finished: bool) -> Iterator[Finding]:
-    """The manifest, which can be derived only from shards that are right."""
-    if not home.exists("manifest.parquet"):
-        if is_finished:
-            yield Finding(reason="missing", file="manifest.parquet", detail="the file is not there")
-    elif not any(finding.shard is not None and not finding.pair for finding in findings):
-        yield from check_manifest(folder, home)
 
 
 def verify_pairs(

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt64
 
 from restage.pairs.files import Files
+from restage.pairs.score import PairRule
 from restage.pairs.store import shard_name
-from restage.pairs.verdicts import current_rule, rule_id, verdict_of
+from restage.pairs.verdicts import rule_id, verdict_of
 from restage.pairs.verify.captions import BATCH_SIZE, CaptionBank, judge_captions
 from restage.pairs.verify.findings import Finding
 from restage.pairs.verify.folder import Plan
@@ -95,6 +96,8 @@ class Examiner:
     """Whether pictures are decoded at all."""
     plan: Plan = Plan()
     """That the shards are made by."""
+    rule: PairRule | None = None
+    """That holds now; None = verdicts stand as stored."""
 
     def examine(self, index: int) -> Seen:
         """All checks of one shard."""
@@ -113,7 +116,7 @@ class Examiner:
 
     def _count_accepted(self, mark: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
         """By the rule that holds now."""
-        rule = current_rule(self.files)
+        rule = self.rule
         if rule is not None and mark.get("rule", rule_id(rule)) != rule_id(rule):
             rows = [verdict_of(row, rule) for row in rows]
         return sum(bool(row.get("accepted")) for row in rows)

@@ -77,7 +77,7 @@ class WholeSet:
             return
         exact = list(find_repeated(_join([part.pixels for part in self.described])))
         for repeat in exact:
-            yield self._finding("duplicate", repeat, "both pictures are those of {}")
+            yield self._finding("duplicate", repeat, "the same as {}")
         shapes, colours = (np.concatenate([getattr(part, name) for part in self.described]) for name in _LOOKS)
         for repeat in find_near(shapes, colours, exact):
             yield self._finding(
