@@ -41,7 +41,7 @@ from restage.world.grammar import sample_description
 BEAR = Path(__file__).parents[2] / "shared" / "data" / "captures" / "bear"
 BEAR_CONFIGS = {
     160: PHOTOGRAPHS,
-    256: replace(PHOTOGRAPHS, steps=2400, num_splats=75_000, coarse_share=0.4),
+    256: replace(PHOTOGRAPHS, steps=1600, num_splats=70_000, coarse_share=0.4),
 }
 """By the longer side in pixels: more pixels take more splats, and more steps to place them, the first of them at half
 the size."""
