@@ -52,7 +52,7 @@ class Budget:
         """Start with what was spent before."""
         self._limits = limits
         self._reserved = Usage()
-        self._lock = threading.Lock()
+        self._settled = threading.Condition()
         self.spent = past
 
     def cost(self, usage: Usage) -> float:
@@ -60,29 +60,36 @@ class Budget:
         return usage.cost(self._limits.input_price, self._limits.output_price)
 
     def reserve(self, usage: Usage) -> None:
-        """Set aside what a request may cost at most.
+        """Set aside what a request may cost at most; waits for others under way where what they leave may be enough.
 
         Raises:
             WritingStopped: it could go past a limit.
         """
-        limits = self._limits
-        with self._lock:
-            total = self.spent + self._reserved + usage
-            if limits.max_cost is not None and self.cost(total) > limits.max_cost:
-                raise WritingStopped(
-                    f"the cost limit of {limits.max_cost:g} is reached: {self.cost(self.spent):.4g} is spent and the "
-                    f"next request may cost {self.cost(usage):.4g}; raise --llm.limits.max-cost to go on"
-                )
-            if limits.max_tokens is not None and total.num_input + total.num_output > limits.max_tokens:
-                used = self.spent.num_input + self.spent.num_output
-                raise WritingStopped(
-                    f"the limit of {limits.max_tokens} tokens is reached: {used} are used; "
-                    "raise --llm.limits.max-tokens to go on"
-                )
+        with self._settled:
+            while reason := self._reason_against(usage):
+                if not self._reserved.num_requests:
+                    raise WritingStopped(reason)
+                self._settled.wait()
             self._reserved += usage
+
+    def _reason_against(self, usage: Usage) -> str:
+        limits, total = self._limits, self.spent + self._reserved + usage
+        if limits.max_cost is not None and self.cost(total) > limits.max_cost:
+            return (
+                f"the cost limit of {limits.max_cost:g} is reached: {self.cost(self.spent):.4g} is spent and the "
+                f"next request may cost {self.cost(usage):.4g}; raise --llm.limits.max-cost to go on"
+            )
+        if limits.max_tokens is not None and total.num_input + total.num_output > limits.max_tokens:
+            used = self.spent.num_input + self.spent.num_output
+            return (
+                f"the limit of {limits.max_tokens} tokens is reached: {used} are used; "
+                "raise --llm.limits.max-tokens to go on"
+            )
+        return ""
 
     def settle(self, reserved: Usage, spent: Usage) -> None:
         """Put what a request did cost in the place of what was set aside."""
-        with self._lock:
+        with self._settled:
             self._reserved += Usage(-reserved.num_requests, -reserved.num_input, -reserved.num_output)
             self.spent += spent
+            self._settled.notify_all()

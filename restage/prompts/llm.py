@@ -18,7 +18,7 @@ from restage.prompts.llm_messages import SCHEMA, write_messages
 from restage.prompts.orders import Answer, Order, WriterSettings
 from restage.records import PromptPair, content_id, derive_seed
 
-__all__ = ["LlmWriter", "pair_of_item", "parse_items"]
+__all__ = ["LlmWriter", "Malformed", "pair_of_item", "parse_items"]
 
 MAX_INSTRUCTION_WORDS = 30
 MAX_SWAPS = 3
@@ -27,7 +27,7 @@ _ARTICLES = frozenset(("a", "an", "the"))
 _WORD = re.compile(r"[\w'-]+")
 
 
-class _Malformed(Exception):
+class Malformed(Exception):
     """An answer, or an item of it, is not what was asked for; the message says why."""
 
 
@@ -35,36 +35,36 @@ def parse_items(reply: Reply) -> list[Any]:
     """The items of an answer.
 
     Raises:
-        _Malformed: the model refused, or its answer is not of the schema.
+        Malformed: the model refused, or its answer is not of the schema.
     """
     if reply.refusal:
-        raise _Malformed("the model refused")
+        raise Malformed("the model refused")
     if reply.finish_reason == "content_filter":
-        raise _Malformed("the server's content filter stopped it")
+        raise Malformed("the server's content filter stopped it")
     if not reply.content.strip():
-        raise _Malformed("the answer is empty")
+        raise Malformed("the answer is empty")
     # Servers without structured output wrap JSON in a code block or a sentence.
     text = reply.content[reply.content.find("{") : reply.content.rfind("}") + 1]
     try:
         found = json.loads(text)
     except (json.JSONDecodeError, RecursionError):
         is_cut = reply.finish_reason == "length"
-        raise _Malformed("the answer was cut off" if is_cut else "the answer is not JSON") from None
+        raise Malformed("the answer was cut off" if is_cut else "the answer is not JSON") from None
     items = found.get("pairs") if isinstance(found, dict) else None
     if not isinstance(items, list):
-        raise _Malformed("the answer has no list 'pairs'")
+        raise Malformed("the answer has no list 'pairs'")
     return items
 
 
 def _text(item: dict[str, Any], name: str, max_words: int) -> str:
     value = item.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise _Malformed(f"{name!r} is missing or no text")
+        raise Malformed(f"{name!r} is missing or no text")
     text = " ".join(value.split())
     if any(unicodedata.category(character)[0] == "C" for character in text):
-        raise _Malformed(f"{name!r} holds control characters")
+        raise Malformed(f"{name!r} holds control characters")
     if len(text.split()) > max_words or len(text) > 12 * max_words:
-        raise _Malformed(f"{name!r} is longer than {max_words} words")
+        raise Malformed(f"{name!r} is longer than {max_words} words")
     return text
 
 
@@ -85,7 +85,7 @@ def _words(item: dict[str, Any], kind: str, source: str, target: str) -> tuple[s
     """The words that name what changes: the model's where they stand in a caption, else those that differ."""
     given = item.get("words", [])
     if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
-        raise _Malformed("'words' is no list of texts")
+        raise Malformed("'words' is no list of texts")
     if kind == "time":
         return ()
     stand = [
@@ -104,19 +104,19 @@ def pair_of_item(item: Any, order: Order, *, max_words: int, writer: str) -> Pro
     """Make a prompt pair of one item of an answer.
 
     Raises:
-        _Malformed: it is not one.
+        Malformed: it is not one.
     """
     if not isinstance(item, dict):
-        raise _Malformed("an item is no object")
+        raise Malformed("an item is no object")
     source, target = _text(item, "source", max_words), _text(item, "target", max_words)
     instruction = _text(item, "instruction", MAX_INSTRUCTION_WORDS)
     if order.caption and source.casefold().rstrip(".") != order.caption.casefold().rstrip("."):
-        raise _Malformed("it changed the user's caption")
+        raise Malformed("it changed the user's caption")
     source = order.caption or source
     if source.casefold() == target.casefold():
-        raise _Malformed("source and target are the same")
+        raise Malformed("source and target are the same")
     if instruction.casefold() in (source.casefold(), target.casefold()):
-        raise _Malformed("the instruction is a caption")
+        raise Malformed("the instruction is a caption")
     return PromptPair(
         source=source,
         target=target,
@@ -193,7 +193,7 @@ class LlmWriter:
     def _answers(self, chunk: Sequence[Order], asked: Asked) -> Iterator[Answer]:
         try:
             items = parse_items(asked.reply)
-        except _Malformed as error:
+        except Malformed as error:
             raw = asked.reply.refusal or asked.reply.content
             for index, order in enumerate(chunk):
                 yield Answer(order, reason=str(error), raw="" if index else raw, request=asked.request_id)
@@ -207,6 +207,6 @@ class LlmWriter:
             try:
                 pair = pair_of_item(item, order, max_words=self._settings.llm.max_words, writer=self._name)
                 yield Answer(order, pair, request=request)
-            except _Malformed as error:
+            except Malformed as error:
                 raw = json.dumps(item, ensure_ascii=False)
                 yield Answer(order, reason=str(error), raw=raw, request=request)

@@ -397,11 +397,15 @@ def test_the_rate_limit_holds_over_time_and_gives_back_what_was_not_used():
     assert RateLimit(0).take(10**9) == 0
 
 
-def test_requests_under_way_count_against_the_budget():
-    budget = Budget(LlmLimits(input_price=1.0, max_cost=1.0), Usage(1, 500_000, 0))
-    one = Usage(1, 300_000, 0)
+def test_a_request_waits_for_others_under_way_before_the_budget_refuses_it():
+    budget = Budget(LlmLimits(input_price=1.0, max_cost=1.0), Usage(1, 400_000, 0))
+    one = Usage(1, 400_000, 0)
     budget.reserve(one)
-    with pytest.raises(WritingStopped, match="0.5 is spent"):
+    waiting = threading.Thread(target=budget.reserve, args=(one,))
+    waiting.start()
+    budget.settle(one, Usage(1, 100_000, 0))  # it cost less than was set aside
+    waiting.join(10)
+    assert not waiting.is_alive()
+    budget.settle(one, one)
+    with pytest.raises(WritingStopped, match="0.9 is spent"):
         budget.reserve(one)
-    budget.settle(one, Usage(1, 100_000, 0))
-    budget.reserve(one)
