@@ -41,7 +41,7 @@ SUMMARIES = {
     "doctor": "say what this machine can do, and what to install for what",
 }
 
-SWITCHES = ("doctor", "pairs", "verify")
+SWITCHES = ("doctor", "import", "pairs", "verify")
 """Commands whose booleans are switches, such as --json; all others take a value: --is-bf16 False."""
 
 
