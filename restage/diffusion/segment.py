@@ -57,13 +57,13 @@ class SegmentConfig:
     """Whose queries are clustered, among the cross-attention layers of that size in the up blocks, in order."""
     modulated_layer: int = 0
     """Which of these layers is pushed; the first does better than the last on the miniature."""
-    feature_timestep: int = 1
-    """Step of the schedule at which queries are read; the paper's, nearly without noise."""
-    noise_level: float = 0.282
-    """Share of the schedule from which pictures are denoised, a segment pushed at the first step; the paper's t = 281
-    of 1000."""
-    num_steps: int = 4
-    """Steps from there; the paper's schedule has 15."""
+    feature_signal: float = 0.9983
+    """Share of the clean latent's variance that is left where queries are read (`Schedule.alphas_cumprod`, the nearest
+    step): that of the paper's t = 1 of Stable Diffusion, so that other schedules get the same noise."""
+    signal: float = 0.6224
+    """The same where denoising begins, and a segment is pushed: that of the paper's t = 281."""
+    num_steps: int = 2
+    """Steps from there; the paper's schedule has 15. On the miniature 4 bring nothing more, 1 does worse."""
     strength: float = 10.0
     """What is added to and taken from the layer's output in a segment; the paper's."""
     blur_px: float = 2.0
@@ -74,6 +74,9 @@ class SegmentConfig:
     """Of noise and clusters."""
 
     def __post_init__(self) -> None:
+        for name in ("signal", "feature_signal"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name} must be a share of the variance in (0, 1), got {getattr(self, name)}")
         for name in ("num_segments", "num_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -181,6 +184,10 @@ class _Pictures:
         side = config.layer_size or map_size_of(backbone.unet.config, shorter)
         self.grid = (height * side // shorter, width * side // shorter)
 
+    def timestep_of(self, signal: float) -> int:
+        """The step of the schedule that leaves about this share of the clean latent's variance."""
+        return int((self.backbone.schedule.alphas_cumprod - signal).abs().argmin())
+
     def at(self, timestep: int | None, pictures: Int[Tensor, " chosen"]) -> Tensor:
         """These pictures' latents with noise; None = clean."""
         clean = self.clean[pictures]
@@ -193,9 +200,10 @@ class _Pictures:
         """The queries to cluster, and the layer to push."""
         config, layers = self.config, _cross_layers(self.backbone.unet)
         everything = torch.arange(len(self.clean), device=self.clean.device)
-        timestep = torch.full((len(self.clean),), config.feature_timestep, device=self.clean.device)
+        timestep = self.timestep_of(config.feature_signal)
         with _recorded_queries(layers) as queries:
-            self.backbone.predict_noise(self.at(config.feature_timestep, everything), timestep, self.text)
+            t = torch.full((len(everything),), timestep, device=everything.device)
+            self.backbone.predict_noise(self.at(timestep, everything), t, self.text)
         sized = [i for i, query in enumerate(queries) if query.shape[1] == self.grid[0] * self.grid[1]]
         asked = (config.feature_layer, config.modulated_layer)
         if any(not -len(sized) <= layer < len(sized) for layer in asked):
@@ -208,7 +216,8 @@ class _Pictures:
     ) -> Float[Tensor, "segments height width"]:
         """How far each pixel moves between a segment pushed up and pushed down: length of its difference in RGB."""
         schedule, config = self.backbone.schedule, self.config
-        timesteps = schedule.timesteps(config.num_steps, start=config.noise_level)
+        start = (self.timestep_of(config.signal) + 1) / schedule.num_train_timesteps
+        timesteps = schedule.timesteps(config.num_steps, start=start)
         solver = Solver(schedule, timesteps, "ddim")
         pictures, source_of = picture_of.repeat(2).unique(return_inverse=True)
         text = self.text.select(torch.cat([pictures, pictures[source_of]]))
@@ -235,7 +244,7 @@ def _check(images: Tensor, captions: Sequence[str]) -> None:
 
 
 def _eager(backbone: Backbone) -> Backbone:
-    """The same with its UNet not compiled: compiled ones do not call what reads and pushes layers."""
+    """The same with its UNet not compiled: compiled ones do not call hooks that are set later."""
     unet: Any = getattr(backbone.unet, "_orig_mod", backbone.unet)
     return dataclasses.replace(backbone, unet=unet)
 

@@ -104,8 +104,16 @@ def test_pictures_may_be_wider_than_high(backbone, images):
     assert coarse_segments(backbone, wide, config=CONFIG).shape == (1, 16, 32)
 
 
+@pytest.mark.parametrize("signal", [0.1, 0.6224, 0.9983])
+def test_noise_is_named_by_the_signal_that_it_leaves(backbone, images, signal):
+    pictures = segment._Pictures(backbone, images, ["", ""], CONFIG)
+    kept = backbone.schedule.alphas_cumprod[pictures.timestep_of(signal)]
+    assert abs(float(kept) - signal) < 1e-3
+
+
 @pytest.mark.parametrize(
-    "settings", [{"num_segments": 0}, {"num_steps": 0}, {"batch_size": 1}, {"blur_px": -1.0}, {"strength": 0.0}]
+    "settings",
+    [{"num_segments": 0}, {"num_steps": 0}, {"batch_size": 1}, {"blur_px": -1.0}, {"strength": 0.0}, {"signal": 1.0}],
 )
 def test_bad_settings_are_refused(settings):
     with pytest.raises(InputError):
