@@ -122,6 +122,9 @@ class _Session:
         self.shown_s = time.monotonic()
         self.free_bytes: int | None = None
         self.is_shared = False
+        self.estimated: Estimate | None = None
+        # Nobody waits for a probe again when a campaign is gone on with: that its shards find room is known.
+        self.queue.is_probing = not num_done or self.config.estimate_only
 
     def run(self, settings: WorkerSettings) -> Iterator[Progress]:
         """Make the missing tasks.
@@ -129,20 +132,30 @@ class _Session:
         Raises:
             CampaignStopped: some cannot be made.
         """
-        self.free_bytes = self.files.free_bytes()
-        if self.free_bytes is not None and self.free_bytes < MIN_FREE_BYTES:
-            raise CampaignStopped(f"{self.files.where()} has {bytes_text(self.free_bytes)} free; make room first")
+        self.look_at_disk()
         events = EXECUTORS[self.config.engine](self.queue, settings, self.config)
         try:
             for event in events:
                 yield from self.hear(event)
-                if self.config.estimate_only and not self.queue.is_probing:
+                if self.config.estimate_only and self.estimated is not None:
                     return
         finally:
             events.close()  # pyright: ignore[reportAttributeAccessIssue]
             self.show("stopped" if self.queue.waiting or self.queue.at_work else "ended")
         if self.queue.set_aside:
             raise TasksSetAside(self.explain())
+
+    def look_at_disk(self) -> None:
+        """See how much room is left.
+
+        Raises:
+            CampaignStopped: hardly any.
+        """
+        self.free_bytes = self.files.free_bytes()
+        if self.free_bytes is not None and self.free_bytes < MIN_FREE_BYTES:
+            raise CampaignStopped(
+                f"{self.files.where()} has {bytes_text(self.free_bytes)} free; make room first, then run this again"
+            )
 
     def hear(self, event: Event) -> Iterator[Progress]:
         """Take in what happened, and say what a user wants to know of it."""
@@ -157,7 +170,7 @@ class _Session:
             yield from self.hear_report(event)
         if self.config.engine != "inline" and time.monotonic() - self.shown_s >= STATUS_S:
             self.shown_s = time.monotonic()
-            self.free_bytes = self.files.free_bytes()
+            self.look_at_disk()
             self.show("running")
             yield self.progress("")
 
@@ -175,7 +188,7 @@ class _Session:
             self.queue.shuffle()
             yield self.progress("another driver works on this folder, too; the two share the work")
         if report.status in ("done", "found"):
-            if self.queue.is_probing and report.status == "done":
+            if self.estimated is None and report.status == "done":
                 self.queue.is_probing = False
                 yield from self.estimate(report)
             yield self.progress("")

@@ -100,11 +100,17 @@ class Tally:
     failures: collections.Counter[str] = field(default_factory=collections.Counter)
     by_device: dict[str, list[float]] = field(default_factory=dict)
     """Pairs and seconds by machine and device."""
+    resting: set[str] = field(default_factory=set)
+    """Workers whose device someone else uses."""
     started_s: float = field(default_factory=time.monotonic)
     """When the first task was begun."""
 
     def add(self, report: TaskReport) -> None:
         """Count a report."""
+        if report.status in ("busy", "gave way"):
+            self.resting.add(report.worker)
+        else:
+            self.resting.discard(report.worker)
         if report.status in ("done", "found"):
             self.done_tasks += 1
             self.done_pairs += report.num_pairs
@@ -146,6 +152,8 @@ class Tally:
             parts.append(f"{seconds_text(self.left_s)} left")
         if free_bytes is not None:
             parts.append(f"{bytes_text(free_bytes)} free")
+        if self.resting:
+            parts.append(f"{len(self.resting)} rest while others use their device")
         if self.num_lost_workers:
             parts.append(f"{self.num_lost_workers} workers lost")
         parts += [f"{count} x {reason[:60]}" for reason, count in self.failures.most_common(2)]
@@ -159,6 +167,7 @@ class Tally:
             "acceptance": round(self.acceptance, 4),
             "pairs_per_s": round(self.pairs_per_s, 4),
             "hours_left": round(self.left_s / 3600, 3) if self.made_pairs else None,
+            "workers_resting": len(self.resting),
             "workers_lost": self.num_lost_workers,
             "failures": dict(self.failures),
             "pairs_per_s_by_device": {

@@ -21,6 +21,8 @@ from restage.pairs.worker import Worker, WorkerSettings
 
 __all__ = ["run_local"]
 
+KILL_S = 5.0
+
 _stop_requests: list[int] = []
 
 
@@ -73,7 +75,7 @@ class _Process:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.join()
+        self.process.join(timeout=KILL_S)  # longer only if a disk hangs
         self.connection.close()
 
     def hear(self, worker: WorkerHandle) -> Message:
