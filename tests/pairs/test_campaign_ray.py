@@ -18,7 +18,7 @@ ray = pytest.importorskip("ray", reason="needs restage[cluster]")
 
 RAY = EngineConfig(engine="ray", grace_s=1.0)
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-NUM_PAIRS = 240
+NUM_PAIRS = 160
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def cluster():
 def test_actors_on_nodes_that_come_and_go_make_the_bytes_that_one_process_makes(undisturbed, cluster, tmp_path):
     run = open_run(tmp_path, NUM_PAIRS)
     events: list[str] = []
-    maker = StandIn(seconds_per_batch=0.3, dies_at="thing 17", die_once=str(tmp_path / "died"))
+    maker = StandIn(seconds_per_batch=0.2, dies_at="thing 17", die_once=str(tmp_path / "died"))
     for step in run_campaign(run, stand_in_config(), maker, RAY):
         if step.done >= 40 and not events:
             events.append("node killed")
@@ -76,7 +76,7 @@ from tests.pairs.stand_in import StandIn, open_run, stand_in_config
 if __name__ == "__main__":
     stop_on_signals()
     engine = EngineConfig(engine="ray", address=sys.argv[2], grace_s=3.0)
-    run, maker = open_run(Path(sys.argv[1]), 240), StandIn(seconds_per_batch=0.1)
+    run, maker = open_run(Path(sys.argv[1]), 160), StandIn(seconds_per_batch=0.1)
     for step in run_campaign(run, stand_in_config(), maker, engine):
         print(step.stage, step.done, flush=True)
 """
@@ -107,7 +107,7 @@ def test_two_servers_by_ray_start_are_stopped_by_a_signal_and_gone_on_with(undis
         driver.send_signal(signal.SIGTERM)
         assert driver.wait(timeout=60)
         done = len(list((tmp_path / "run" / "pairs").glob("*.done")))
-        assert 5 <= done < 60 and not list((tmp_path / "run" / "pairs").glob(".*"))
+        assert 5 <= done < 40 and not list((tmp_path / "run" / "pairs").glob(".*"))
         again = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert again.returncode == 0, again.stderr
         assert contents(tmp_path / "run" / "pairs") == undisturbed
