@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from restage.cli import run as restage
-from restage.pairs.files import open_files
+from restage.pairs.files import open_files, point_to_store
 from restage.pairs.left_out import add_left_out, read_left_out
 from restage.pairs.stage import run_pairs
 from restage.pairs.store import done_indices, read_pairs
@@ -145,3 +145,23 @@ def test_repair_at_a_url_moves_what_is_bad(tmp_path):
     assert repaired.shards == (1,) and done_indices("memory://repaired") == [0, 2]
     assert files.exists("quarantine/0001/shard-00001.tar")
     assert verify_pairs("memory://repaired", fast=True) == ()
+
+
+def test_a_run_whose_shards_lie_in_a_store_is_checked_and_repaired(tmp_path):
+    local, folder, url = write_set(tmp_path / "run"), tmp_path / "other" / "pairs", "memory://pointed-to"
+    files = open_files(url)
+    for path in local.glob("shard-*"):
+        files.write(path.name, path.read_bytes())
+    folder.mkdir(parents=True)
+    point_to_store(folder, url)
+    for name in ("stage.json", "manifest.parquet"):
+        (folder / name).write_bytes((local / name).read_bytes())
+    assert verify_pairs(folder, clip=PatternClip()) == ()
+    files.write("shard-00002.parquet", files.read("shard-00002.parquet")[:-7])
+    assert [(found.reason, found.file) for found in verify_pairs(folder, fast=True)] == [
+        ("torn", "shard-00002.parquet")
+    ]
+    repaired = repair_pairs(folder, verify_pairs(folder, fast=True))
+    assert repaired.shards == (2,) and done_indices(folder) == [0, 1]
+    assert not (folder / "stage.json").exists() and files.exists("quarantine/0001/stage.json")
+    assert verify_pairs(folder, fast=True) == ()
