@@ -10,8 +10,8 @@ from pathlib import Path
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.editor import Guidance, load_edit_model, save_edit_model
-from restage.diffusion.training import TrainingConfig
 from restage.diffusion.pair_sampler import SamplerConfig
+from restage.diffusion.training import TrainingConfig
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig, run_pairs
