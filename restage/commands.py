@@ -73,8 +73,7 @@ def _stage(stage: str, description: str) -> Callable[[], Callable[..., None]]:
         ) -> None:
             with working(open_run(run, seed=run_seed)) as opened:
                 last = show_progress(run_stage(opened, config, models_in(models)))
-            is_whole = last is None or last.done == last.total
-            print(f"{stage}: {run / stage}" if is_whole else f"{stage}: {run / stage}, {last.note}")
+            print(f"{stage}: {run / stage}" + (f", {last.note}" if last and last.done < last.total else ""))
 
         command.__doc__ = description
         return command

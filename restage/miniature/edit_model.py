@@ -46,7 +46,9 @@ RULE = PairRule(min_image_similarity=0.25, min_direction_similarity=0.3, min_tex
 texts at least 0.75; directions at least 0.5, but for reshape and resize, which it hardly sees. Published CLIPs need
 other thresholds."""
 
-PAIRS = PairsConfig(generate=GenerateConfig(sampler=SamplerConfig(num_steps=14), guidance=3.0), rule=RULE, pairs_per_shard=32)
+PAIRS = PairsConfig(
+    generate=GenerateConfig(sampler=SamplerConfig(num_steps=14), guidance=3.0), rule=RULE, pairs_per_shard=32
+)
 """How the miniature's pairs are made, here and in the demo; more guidance makes colours too strong."""
 
 GUIDANCE = Guidance(text=1.5, image=1.5)

@@ -94,7 +94,7 @@ def make_pipeline(version):
         return StableDiffusionXLPipeline(
             **parts,  # pyright: ignore[reportArgumentType]
             text_encoder=CLIPTextModel(text_config(24, tokenizer)),
-            tokenizer_2=tokenizer,
+            tokenizer_2=tokenizer,  # pyright: ignore[reportArgumentType]
             text_encoder_2=CLIPTextModelWithProjection(text_config(32, tokenizer, projection_dim=16)),
         )
     return StableDiffusionPipeline(

@@ -37,7 +37,7 @@ def cluster():
     found = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
         for _ in range(2):
-            found.add_node(**NODE)
+            found.add_node(**NODE)  # pyright: ignore[reportArgumentType]  (its options are told by ray.init)
         ray.init(address=found.address, log_to_driver=False)
         yield found
     finally:
