@@ -4,7 +4,7 @@
     python -m benchmarks.controls --prompts 20 --kinds recolour ground
     python -m benchmarks.controls --prompts 96 --settings levers
 
-Every setting edits the same sampled sources. A pair is *accepted* by the rule of `restage pairs`. The probe, which was
+Every setting edits the same sampled sources. A pair is *accepted* by the rule of the miniature. The probe, which was
 trained on renders, then says of each pair: *source right*: the source shows its caption; *edit right*: the edited
 picture shows its own, counted among pairs whose source is right; *layout kept*: the objects stand where they stood.
 Rows are kept in `--folder`, and a run that was stopped goes on there. The last line is JSON.
@@ -43,9 +43,10 @@ from restage.diffusion.control_options import (
 )
 from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pairs
 from restage.diffusion.word_maps import blend_masks
+from restage.miniature.edit_model import RULE
 from restage.miniature.probe import Probe, load_probe, read_pictures
 from restage.miniature.probe_pictures import FIRST_KIND_CLASS
-from restage.pairs.score import PairRule, judge, score_pairs
+from restage.pairs.score import PairScores, judge, score_pairs
 from restage.records import PromptPair, derive_seed, write_atomically
 from restage.world.grammar import EDIT_KINDS, Edit, possible_kinds, prompt_pair_of, sample_description, sample_edit
 
@@ -156,7 +157,6 @@ def measure(
             masks=masks[i],
         )
         for j, (name, score) in enumerate(zip(controls, scores, strict=True)):
-            reason = judge(score, PairRule())
             rows.append(
                 {
                     "prompt": prompt.id,
@@ -164,8 +164,6 @@ def measure(
                     "num_objects": len(edit.before.objects),
                     "control": name,
                     **score._asdict(),
-                    "accepted": not reason,
-                    "reason": reason,
                     "source_right": source_right,
                     "edit_right": judge_picture(seen[i * pictures.shape[1] + 1 + j], edit.after).is_all_right,
                     "layout": layout_kept(edit.kind, objects[i, 0], objects[i, 1 + j]),
@@ -246,7 +244,10 @@ def run_kind(
                 draw_grid(list(pictures), prompts, list(controls), arguments.folder / f"grid-{kind}.png")
             with write_atomically(path) as temporary:
                 pq.write_table(pa.Table.from_pylist(rows), temporary)
-        yield pq.read_table(path).to_pylist()
+        for row in (rows := pq.read_table(path).to_pylist()):
+            row["reason"] = judge(PairScores(*(row[name] for name in PairScores._fields)), RULE)
+            row["accepted"] = not row["reason"]
+        yield rows
 
 
 def main() -> None:

@@ -41,8 +41,9 @@ from restage.diffusion.clip import load_clip
 from restage.diffusion.control_options import PROMPT_TO_PROMPT
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.sampler import latent_shape, sample_latents
+from restage.miniature.edit_model import RULE
 from restage.pairs.generate import GenerateConfig, PairJob, generate_pairs, make_jobs
-from restage.pairs.score import PairRule, judge, score_pairs
+from restage.pairs.score import judge, score_pairs
 from restage.records import PromptPair
 from restage.world.grammar import EDIT_KINDS
 from tests.diffusion.explicit import Controller, explicit_steps
@@ -167,7 +168,7 @@ class Benchmark:
 
     def control(self) -> dict[str, Any]:
         """What control costs: pairs against as many plain pictures."""
-        config = dataclasses.replace(self.config, sampler=SamplerConfig(num_steps=self.arguments.steps))
+        config = self.config
         jobs = self.jobs[: config.batch_size]
         captions = [job.prompt.source for job in jobs] + [job.prompt.target for job in jobs]
 
@@ -189,7 +190,7 @@ class Benchmark:
         clip = load_clip(ASSETS / "clip")
         sources, edited, masks = (torch.cat(parts) for parts in zip(*pictures, strict=True))
         scores = score_pairs(clip, [job.prompt for job in jobs], sources=sources, edited=edited, masks=masks)
-        return sum(not judge(score, PairRule()) for score in scores) / len(jobs)
+        return sum(not judge(score, RULE) for score in scores) / len(jobs)
 
     def _ours(self, config: GenerateConfig, jobs: Sequence[PairJob]) -> dict[str, float]:
         """Acceptance and pairs a second of our side; a first batch is made to warm up."""

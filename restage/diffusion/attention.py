@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from restage.diffusion.control import INJECT, MUTUAL, StepControl
@@ -36,11 +36,6 @@ def _num_halves(control: StepControl, rows: int) -> int:
     return rows // branches
 
 
-def _row_shaped(gate: Tensor, x: Tensor) -> Tensor:
-    """A gate of (halves, edits), shaped to choose among rows of (halves, edits, ...)."""
-    return gate.view(*gate.shape, *(1 for _ in x.shape[2:]))
-
-
 class _Halves:
     """A batch taken apart: halves x [sources | edits]."""
 
@@ -51,14 +46,12 @@ class _Halves:
     def edits(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "halves edits ..."]:
         return x.unflatten(0, (self.halves, -1))[:, self.control.num_sources :]
 
-    def sources(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "halves edits ..."]:
-        """The source row of each edit."""
-        return x.unflatten(0, (self.halves, -1))[:, self.control.source_of]
-
-    def take(self, x: Float[Tensor, "rows ..."], gate: Tensor) -> Float[Tensor, "rows ..."]:
-        """`x`, with the rows of edits whose gate (halves, edits) is on replaced by those of their sources."""
-        edits = torch.where(_row_shaped(gate, self.edits(x)), self.sources(x), self.edits(x))
-        return torch.cat([x.unflatten(0, (self.halves, -1))[:, : self.control.num_sources], edits], dim=1).flatten(0, 1)
+    def take(self, x: Float[Tensor, "rows ..."], gate: Bool[Tensor, "halves edits"]) -> Float[Tensor, "rows ..."]:
+        """`x`, with the rows of edits whose gate is on replaced by those of their sources."""
+        num_sources = self.control.num_sources
+        rows = torch.arange(x.shape[0], device=x.device).unflatten(0, (self.halves, -1))
+        edits = torch.where(gate, rows[:, :1] + self.control.source_of, rows[:, num_sources:])
+        return x.index_select(0, torch.cat([rows[:, :num_sources], edits], dim=1).flatten())
 
 
 def _self_attention(
@@ -110,15 +103,12 @@ def _cross_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     edit = slice(query.shape[0] - len(control), query.shape[0])
     source = control.source_of + (edit.start - control.num_sources)
     source_gain, own_gain = (g[:, None, :, None].to(value.dtype) for g in (control.source_gain, control.own_gain))
-    from_source = control.word_map[:, None].to(value.dtype) @ (source_gain * value[edit])
-    out = F.scaled_dot_product_attention(
-        torch.cat([query, query[source]]),
-        torch.cat([key, key[source]]),
-        torch.cat([value[: edit.start], own_gain * value[edit], from_source]),
-        attn_mask=None if mask is None else torch.cat([mask, mask[source]]),
-    )
-    batch = query.shape[0]
-    return torch.cat([out[: edit.start], out[edit] + out[batch:]])
+    moved = control.word_map[:, None].to(value.dtype) @ (source_gain * value[edit])
+    value = torch.cat([value[: edit.start], own_gain * value[edit]])
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    source_mask = None if mask is None else mask[source]
+    from_source = F.scaled_dot_product_attention(query[source], key[source], moved, attn_mask=source_mask)
+    return torch.cat([out[: edit.start], out[edit] + from_source])
 
 
 def _record(query: Tensor, key: Tensor, mask: Tensor | None, control: StepControl) -> None:
