@@ -249,7 +249,7 @@ def learn_forms(
         InputError: a round was made with another config.
     """
     with working(open_run(folder, seed=seed)) as run:
-        yield from run_rounds(run, config, lambda opened: _run_pairs(opened, pairs, models), pairs_config=pairs)
+        yield from run_rounds(run, config, lambda opened: make_pairs(opened, pairs, models), pairs_config=pairs)
 
 
 def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: int | None = None) -> Iterator[Progress]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 from pathlib import Path
 
@@ -87,3 +88,33 @@ def test_no_module_imports_the_report(name: str) -> None:
     if name.split(".")[1] in ("report", "recipes", "cli"):
         return
     assert "restage.report" not in _path(name).read_text(), f"{name} uses the report, which only reads"
+
+
+def bound_names(tree: ast.AST) -> set[str]:
+    """All names that a file binds anywhere."""
+    found = {*dir(builtins), "__file__", "__name__", "__doc__", "__path__"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            found.add(node.name)
+    return found
+
+
+# ruff and pyright are told not to look for undefined names, since shapes in jaxtyping strings are not names.
+@pytest.mark.parametrize("folder", ["restage", "benchmarks"])
+def test_every_name_that_is_used_is_bound_somewhere_in_its_file(folder):
+    root = Path(__file__).parents[1]
+    unknown = []
+    for path in sorted((root / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        bound = bound_names(tree)
+        used = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+        unknown += [f"{path.relative_to(root)}:{node.lineno} {node.id}" for node in used if node.id not in bound]
+    assert not unknown

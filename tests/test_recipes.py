@@ -9,7 +9,9 @@ import pyarrow.parquet
 import pytest
 
 from restage.cli import run
-from restage.recipes import STAGES, Models, demo, find_scene, models_in, open_run, working
+from restage.prompts.rounds import RoundsConfig
+from restage.prompts.stage import PromptsConfig
+from restage.recipes import STAGES, Models, demo, find_scene, learn_forms, models_in, open_run, working
 from restage.records import InputError, read_json
 from tests.tiny_demo import run_tiny_demo, run_until, tiny_demo_config
 from tests.tiny_models import write_tiny_models
@@ -179,3 +181,13 @@ def test_models_are_known_by_content_and_not_by_place(models: Path, tmp_path: Pa
     assert models_in(models).sha256() == first
     moved = Models(**{**vars(models_in(models)), "clip": tmp_path / "clip"})
     assert moved.sha256()["clip"] != first["clip"] and moved.sha256()["edit_model"] == first["edit_model"]
+
+
+def test_rounds_write_prompts_make_pairs_and_learn(tmp_path):
+    models = models_in(write_tiny_models(tmp_path / "models"))
+    rounds = RoundsConfig(num_rounds=2, prompts=PromptsConfig(num_prompts=4, use_forms=True))
+    *_, last = learn_forms(tmp_path / "run", rounds, tiny_demo_config(models).pairs, models)
+    for folder in (tmp_path / "run" / "rounds" / "00", tmp_path / "run" / "rounds" / "01"):
+        assert (folder / "prompts" / "forms.jsonl").exists()
+        assert pyarrow.parquet.read_table(folder / "pairs" / "manifest.parquet").num_rows == 4
+    assert last.done == last.total

@@ -41,8 +41,6 @@ class GenerateConfig:
     self_share: tuple[float, float] = (0.3, 0.7)
     """Lowest and highest share of the steps with the source's self attention; each pair draws its own in between,
     as the pair maker of InstructPix2Pix does (there 0.1 to 0.9)."""
-    check_after: float = 0.5
-    """Share of the steps after which pairs that have no chance are given up, where the caller says which; 1 = never."""
     batch_size: int = 16
     """Pairs per UNet call; pairs of one source caption and sample share their source."""
     is_compiled: bool = False
@@ -52,8 +50,6 @@ class GenerateConfig:
         low, high = self.self_share
         if not 0 <= low <= high <= 1:
             raise InputError(f"shares of steps must lie in [0, 1], low before high; got {self.self_share}")
-        if not 0 < self.check_after <= 1:
-            raise InputError(f"check_after must be a share of the steps in (0, 1], got {self.check_after}")
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
 
@@ -156,7 +152,7 @@ def generate_pairs(
         backbone: the text-to-image model.
         jobs: the pairs.
         config: how.
-        is_hopeless: asked once, after `config.check_after` of the steps; what it names is not sampled further.
+        is_hopeless: asked once, after half of the steps; what it names is not sampled further.
 
     Raises:
         InputError: as `make_control`.
@@ -165,7 +161,7 @@ def generate_pairs(
     num_steps, sampler = config.sampler.num_steps, config.sampler
     if config.is_compiled:
         backbone, sampler = backbone.compiled(), dataclasses.replace(sampler, pad_to=max(sampler.pad_to, PAD_COMPILED))
-    check_step = round(config.check_after * num_steps) if is_hopeless is not None else num_steps
+    check_step = -(-num_steps // 2) if is_hopeless is not None else num_steps
     made: list[list[Tensor]] = [[] for _ in jobs]
     steps = [0] * len(jobs)
 
