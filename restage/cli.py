@@ -1,6 +1,6 @@
 """The command line: turns arguments into configs with tyro, shows progress, and turns errors into one line.
 
-A sub-command is a function of `restage/commands.py`; only the one that was asked for is built, and it imports what is
+A sub-command is a function in `restage/commands`; only the one that was asked for is built, and it imports what is
 heavy by itself, so that `restage --help` answers at once.
 """
 

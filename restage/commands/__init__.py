@@ -1,0 +1,44 @@
+"""The menu of sub-commands: each builds a function whose arguments tyro turns into flags. Called by `cli.py`.
+
+Whatever is heavy (torch, diffusers) is imported only when a sub-command is built or run. A new sub-command is a
+function in one of the modules here, one line in this menu, and one in `SUMMARIES` of `cli.py`.
+"""
+
+from collections.abc import Callable
+
+from restage.commands import pairs, runs, scenes, stages
+
+__all__ = ["COMMANDS"]
+
+COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
+    "demo": stages.build_demo,
+    "prompts": stages.build_stage("prompts", pairs.PROMPTS_HELP),
+    "rounds": pairs.build_rounds,
+    "pairs": pairs.build_pairs,
+    "world": stages.build_stage(
+        "world",
+        "Make scenes of the miniature world: captures, and the exact truth of edits.\n\n"
+        "Example: restage world runs/mine --edit-kinds recolour time",
+    ),
+    "train": stages.build_stage(
+        "train",
+        "Train the edit model on the run's kept pairs.\n\nExample: restage train runs/mine --training.num-steps 200",
+    ),
+    "fit": scenes.build_fit,
+    "edit": scenes.build_edit,
+    "export": scenes.build_export,
+    "import": pairs.build_import,
+    "scenes": stages.build_stage("scenes", "Fit every capture of the run.\n\nExample: restage scenes runs/mine"),
+    "compare": stages.build_stage(
+        "compare", "Score every edit of the run on held-out views.\n\nExample: restage compare runs/mine"
+    ),
+    "report": stages.build_stage(
+        "report", "Write the run's page, which opens from disk.\n\nExample: restage report runs/mine"
+    ),
+    "miniature": stages.build_miniature,
+    "view": scenes.build_view,
+    "show": runs.build_show,
+    "ls": runs.build_ls,
+    "verify": runs.build_verify,
+    "doctor": runs.build_doctor,
+}

@@ -1,0 +1,162 @@
+"""Sub-commands of scenes: fit, edit, look at, take elsewhere.
+
+Annotations are evaluated when a command is built: hence no `from __future__ import annotations` here.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from restage.records import EditRequest, InputError
+from restage.show import describe_run, show_progress
+
+__all__ = ["build_edit", "build_export", "build_fit", "build_view"]
+
+SceneArgument = Annotated[Path, arg(metavar="SCENE")]
+CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
+ShownArgument = Annotated[
+    Path, arg(metavar="PATH", help="A run, a fitted scene, a capture with a fit, or splats as PLY (3DGS layout).")
+]
+ExportedArgument = Annotated[str, arg(metavar="PATH")]
+TargetArgument = Annotated[Path | None, arg(metavar="OUT")]
+InstructionArgument = Annotated[str, arg(metavar="INSTRUCTION")]
+
+
+def build_fit() -> Callable[..., None]:
+    """Build `restage fit`."""
+    from restage.scenes.fit import PHOTOGRAPHS, FitConfig
+
+    def fit(
+        capture: Positional[CaptureArgument],
+        *,
+        size: int | None = None,
+        out: Path | None = None,
+        config: Annotated[FitConfig, arg(name="")] = PHOTOGRAPHS,
+    ) -> None:
+        """Fit Gaussian splats to a capture and say how well held-out views come out.
+
+        Example: restage fit path/to/capture --size 160 --out runs/mine
+
+        Args:
+            capture: A nerfstudio folder, a COLMAP project, or a folder of photographs (needs restage[colmap]).
+            size: Longer side of the views in pixels; default: as they are.
+            out: Folder of the run; default: runs/ and the capture's name.
+            config: How to fit.
+        """
+        from restage.recipes import fit_folder
+        from restage.scenes.io import capture_name
+
+        out = out or Path("runs") / capture_name(capture)
+        show_progress(fit_folder(capture, out, config, size=size))
+        print("\n".join(describe_run(out)))
+
+    return fit
+
+
+def build_edit() -> Callable[..., None]:
+    """Build `restage edit`."""
+
+    def edit(
+        scene: Positional[SceneArgument],
+        instruction: Positional[InstructionArgument],
+        *,
+        method: str = "restage",
+        editor: str = "edit_model",
+        source_caption: str = "",
+        target_caption: str = "",
+        model: Path | None = None,
+        size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Edit a scene by an instruction.
+
+        Example: restage edit runs/mine "make the cube blue" --method restage
+
+        Args:
+            scene: The run folder of a fitted scene, or a capture, which is then fitted first.
+            instruction: What to change.
+            method: One of the menu in `restage/edit`.
+            editor: One of the menu in `restage/edit/editors`.
+            source_caption: What is to be seen before; some editors make use of it.
+            target_caption: What is to be seen after.
+            model: Folder of the edit model; default: the one that comes with the package.
+            size: Longer side of the views in pixels, if a capture is fitted first.
+            seed: Of the edit's noise.
+        """
+        from restage.recipes import EditChoice, edit_folder, fit_folder
+        from restage.scenes.fit import PHOTOGRAPHS
+        from restage.scenes.io import capture_name, is_capture
+
+        request = EditRequest(instruction=instruction, source_caption=source_caption, target_caption=target_caption)
+        choice = EditChoice(method=method, editor=editor, model=model, seed=seed)
+        if is_capture(scene):
+            out = Path("runs") / capture_name(scene)
+            show_progress(fit_folder(scene, out, PHOTOGRAPHS, size=size))
+            scene = out
+        last = show_progress(edit_folder(scene, request, choice))
+        print(f"edited: {last.note if last else scene}")
+
+    return edit
+
+
+def build_export() -> Callable[..., None]:
+    """Build `restage export`."""
+    from restage.scenes.turning import Frame, export_splats
+
+    def export(
+        path: Positional[ExportedArgument],
+        target: Positional[TargetArgument] = None,
+        *,
+        format: Literal["ply", "hf", "webdataset", "instruct-pix2pix"] = "ply",
+        out: Path | None = None,
+        frame: Frame = "own",
+    ) -> None:
+        """Write a scene's splats as PLY, or a run's accepted image pairs in a form that others read.
+
+        Example: restage export runs/mine mine.ply; restage export runs/mine --format hf --out mine_pairs
+
+        Pairs come with a data card; the folder appears when all of it is there, and a stopped export goes on.
+
+        Args:
+            path: A run with one fitted scene, `<run>/scenes/<scene>`, the folder of an edit; for pairs, a run.
+            target: What to write: a PLY, or a folder.
+            format: Splats as PLY; or pairs for Hugging Face's load_dataset, WebDataset, InstructPix2Pix's loader.
+            out: The same as OUT.
+            frame: Of splats: the capture's own, which its cameras fit, or upright as in the run, z up.
+        """
+        place = target or out
+        if place is None or (target and out):
+            raise InputError("name what to write, once: restage export PATH OUT, or --out OUT")
+        if format == "ply":
+            from restage.recipes import find_scene
+
+            print(f"{export_splats(find_scene(Path(path)), place, frame=frame)} splats: {place}")
+        else:
+            from restage.exchange import export_pairs
+
+            show_progress(export_pairs(path, place, format))
+            print(f"{format}: {place}")
+
+    return export
+
+
+def build_view() -> Callable[..., None]:
+    """Build `restage view`."""
+
+    def view(path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int = 8080) -> None:
+        """Show scenes in the browser; type edits there and watch them happen. Ctrl-C ends it.
+
+        Example: restage view runs/demo
+
+        Args:
+            path: What to show.
+            host: Address to listen on. Anything but this machine's own lets others see and edit.
+            port: Port to listen on; the next free one if it is taken.
+        """
+        from restage.view.serve import serve
+
+        serve(path, host=host, port=port)
+
+    return view
