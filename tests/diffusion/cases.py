@@ -31,6 +31,13 @@ class Case:
     kept_words: tuple[str, ...] = ()
     seed: int = field(default=11)
 
+    @property
+    def cuts_maps(self) -> bool:
+        """Whether word maps are cut by a threshold on the way, so that the last bits of one can change the result."""
+        return bool(self.words or self.kept_words) and (
+            self.options.blend.start < 1 or self.options.region_threshold > 0
+        )
+
     def _texts(self) -> dict[str, Any]:
         return {"swaps": self.swaps, "words": self.words, "kept_words": self.kept_words, "options": self.options}
 

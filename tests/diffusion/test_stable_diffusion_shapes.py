@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from restage.diffusion.attention import attention_layers
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.control import PairControl
+from restage.diffusion.control_options import ControlOptions, LocalBlend
 from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pairs
 from tests.diffusion.cases import CASES
 from tests.diffusion.explicit import explicit_steps
@@ -141,10 +142,16 @@ def test_every_attention_layer_is_found(model):
     assert [layer.is_cross_attention for layer in layers[:4]] == [False, True, False, True]
 
 
-@pytest.mark.parametrize("name", ["replace", "refine and reweight", "MasaCtrl by region"])
-def test_control_equals_explicit_probabilities(model, name):
+# Blended never: in float32 a map that is cut at a threshold may go either way, by the last bit.
+WITH_MAPS = dataclasses.replace(CASES["replace"], options=ControlOptions(blend=LocalBlend(start=1.0)))
+
+
+@pytest.mark.parametrize(
+    "case", [WITH_MAPS, CASES["refine and reweight"], CASES["MasaCtrl"]], ids=["replace", "refine", "MasaCtrl"]
+)
+def test_control_equals_explicit_probabilities(model, case):
     version, _, backbone = model
-    case = CASES[name]
+    assert not case.cuts_maps
     map_size = 16
     shape = (4, SHAPES[version]["sample_size"], SHAPES[version]["sample_size"])
     batch = PairBatch(
@@ -162,11 +169,17 @@ def test_control_equals_explicit_probabilities(model, name):
     torch.testing.assert_close(
         torch.cat([found.source_latents, found.edit_latents]) / scale, expected / scale, rtol=0, atol=1e-4
     )
+    assert (found.maps is not None) == bool(case.words)
+    if found.maps is not None:
+        side = found.maps.shape[-1]
+        maps = [controller.word_map_of(branch, case.words) / NUM_STEPS for branch in (0, 1)]
+        assert side == map_size
+        torch.testing.assert_close(found.maps[:, 0], torch.stack(maps), rtol=1e-3, atol=1e-5)
 
 
 def test_unlike_pairs_share_a_batch(model):
     _, _, backbone = model
-    cases = [CASES[name] for name in ("replace", "refine", "MasaCtrl", "InstructPix2Pix")]
+    cases = [CASES[name] for name in ("replace and reweight", "refine and reweight", "MasaCtrl", "InstructPix2Pix")]
     batch = PairBatch(
         control=PairControl.merge([case.control() for case in cases]),
         source_of=torch.arange(4),
