@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from restage.compare.cases import Result, find_results
 from restage.compare.metrics import Measured, mask_iou, progress, psnr_db, spill
+from restage.compare.rows import read_scores, write_scores
 from restage.edit.pictures import quantize, read_image, read_mask
-from restage.records import InputError, Progress, RunFolder, Score, write_atomically
+from restage.records import InputError, Progress, RunFolder, Score
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
 from restage.scenes.io.ply import read_splats
@@ -164,26 +161,3 @@ def load_held_out(run_path: Path, result: Result) -> HeldOut:
         unedited=quantize(render_views(read_splats(scene / "splats.ply"), capture.cameras[held_out])),
         regions=torch.stack([read_mask(result.truth / "masks" / name) for name in names]),
     )
-
-
-def write_scores(path: Path, scores: list[Score]) -> None:
-    """Write rows of Score as parquet, atomically."""
-    types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    schema = pa.schema([(name, types[kind]) for name, kind in get_type_hints(Score).items()])
-    table = pa.Table.from_pylist([dataclasses.asdict(score) for score in scores], schema=schema)
-    with write_atomically(path) as temporary:
-        pq.write_table(table, temporary)
-
-
-def read_scores(path: Path) -> list[Score]:
-    """Read the rows back.
-
-    Raises:
-        InputError: the file is missing or not one of ours.
-    """
-    try:
-        return [Score(**row) for row in pq.read_table(path).to_pylist()]
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run: restage compare") from None
-    except (pa.ArrowInvalid, TypeError) as error:
-        raise InputError(f"{path} is not a table of scores: {error}") from None

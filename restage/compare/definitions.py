@@ -1,0 +1,231 @@
+"""What each metric means: label, unit, direction, definition, source. Pages and tables print it; nothing is computed.
+
+Notation of docs/conventions.md: S true source view, T true edited view, B render of the unedited splats, E render of
+the edited splats, R region that truth changes; C(x) is the unit-norm CLIP embedding of a picture or a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["COST_METRICS", "METRICS", "Metric", "Need"]
+
+Need = Literal["truth", "depth", "captions", "clip", "dino", "lpips"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric as a reader has to know it."""
+
+    label: str
+    unit: str
+    """`share` (a ratio; 1 is all), `cosine`, `dB`, `0 or 1`, `[0, 1]`, `s`, `MiB`."""
+    better: Literal["higher", "lower", "neither"]
+    """`neither`: it describes, such as what an editor preserved, and ranks nothing."""
+    definition: str
+    source: str = ""
+    """Where it comes from; empty if from here."""
+    needs: tuple[Need, ...] = ()
+    """Without any of these it is NaN, and the row says which is missing."""
+    digits: int = 3
+    """After the point, in tables."""
+
+
+NERF2NERF = "Instruct-NeRF2NeRF (Haque et al. 2023, arXiv 2303.12789)"
+
+METRICS: dict[str, Metric] = {
+    "progress": Metric(
+        label="progress",
+        unit="share",
+        better="higher",
+        definition="1 - mean|E - T| / mean|S - T| inside R; 0 nothing done, 1 perfect, below 0 the wrong way.",
+        needs=("truth",),
+    ),
+    "spill": Metric(
+        label="spill",
+        unit="[0, 1]",
+        better="lower",
+        definition="Mean |E - B| outside R.",
+        needs=("truth",),
+        digits=4,
+    ),
+    "mask_iou": Metric(
+        label="mask IoU",
+        unit="[0, 1]",
+        better="higher",
+        definition="Intersection over union of the pixels with |E - B| > 0.05 (mean over channels) with R.",
+        needs=("truth",),
+    ),
+    "depth_error": Metric(
+        label="depth error",
+        unit="share",
+        better="lower",
+        definition="Mean |z(E) - z(T)| / z(T) inside R; a pixel that E leaves more than half empty counts as 1.",
+        source="absolute relative error, Eigen et al. 2014, arXiv 1406.2283",
+        needs=("truth", "depth"),
+    ),
+    "psnr_db": Metric(
+        label="PSNR", unit="dB", better="higher", definition="Of E against T, whole view.", needs=("truth",), digits=1
+    ),
+    "psnr_inside_db": Metric(
+        label="PSNR inside",
+        unit="dB",
+        better="higher",
+        definition="Of E against T inside R.",
+        needs=("truth",),
+        digits=1,
+    ),
+    "psnr_outside_db": Metric(
+        label="PSNR outside",
+        unit="dB",
+        better="higher",
+        definition="Of E against T outside R, where truth leaves everything as it was.",
+        needs=("truth",),
+        digits=1,
+    ),
+    "ssim": Metric(
+        label="SSIM",
+        unit="[-1, 1]",
+        better="higher",
+        definition="Structural similarity of E and T, whole view (11x11 Gaussian window).",
+        source="Wang et al. 2004",
+        needs=("truth",),
+    ),
+    "ssim_inside": Metric(
+        label="SSIM inside",
+        unit="[-1, 1]",
+        better="higher",
+        definition="Mean of the SSIM map of E and T over the pixels of R.",
+        needs=("truth",),
+    ),
+    "ssim_outside": Metric(
+        label="SSIM outside",
+        unit="[-1, 1]",
+        better="higher",
+        definition="Mean of the SSIM map of E and T over the pixels outside R.",
+        needs=("truth",),
+    ),
+    "clip_text": Metric(
+        label="CLIP text",
+        unit="cosine",
+        better="higher",
+        definition="cos(C(E), C(target caption)).",
+        source="CLIPScore without its factor 2.5, Hessel et al. 2021, arXiv 2104.08718",
+        needs=("captions", "clip"),
+    ),
+    "clip_direction": Metric(
+        label="CLIP dir",
+        unit="cosine",
+        better="higher",
+        definition="cos(C(E) - C(B), C(target caption) - C(source caption)); its sign is kept.",
+        source="StyleGAN-NADA (Gal et al. 2021, arXiv 2108.00946); for scenes " + NERF2NERF,
+        needs=("captions", "clip"),
+    ),
+    "clip_image": Metric(
+        label="CLIP image",
+        unit="cosine",
+        better="neither",
+        definition="cos(C(E), C(B)): how much looks as before. Doing nothing scores 1.",
+        source="InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800)",
+        needs=("clip",),
+    ),
+    "frame_consistency": Metric(
+        label="frame consistency",
+        unit="cosine",
+        better="higher",
+        definition="Mean cos(C(e_i), C(e_i+1)) over neighbouring frames e of an orbit; the source is not asked.",
+        source="Gen-1 (Esser et al. 2023, arXiv 2302.03011)",
+        needs=("clip",),
+    ),
+    "step_consistency": Metric(
+        label="step consistency",
+        unit="cosine",
+        better="higher",
+        definition="Mean cos(C(o_i+1) - C(o_i), C(e_i+1) - C(e_i)) over neighbouring frames of an orbit, o unedited.",
+        source=NERF2NERF + ", appendix C as issue 28 of its repository reads it",
+        needs=("clip",),
+    ),
+    "edit_consistency": Metric(
+        label="edit consistency",
+        unit="cosine",
+        better="higher",
+        definition="Mean cos(C(e_i) - C(o_i), C(e_i+1) - C(o_i+1)) over neighbouring frames of an orbit, o unedited.",
+        source=NERF2NERF + ", appendix C as issue 91 of its repository reads it, beside the other",
+        needs=("clip",),
+    ),
+    "typeset_consistency": Metric(
+        label="typeset consistency",
+        unit="dot product",
+        better="higher",
+        definition="Mean (C(e_i) - C(o_i)) . (C(e_i+1) - C(e_i)) over neighbouring frames of an orbit, o unedited.",
+        source=NERF2NERF + ", appendix C as it is printed, which issue 28 of its repository calls a writing error",
+        needs=("clip",),
+        digits=4,
+    ),
+    "dino_before": Metric(
+        label="DINO before",
+        unit="cosine",
+        better="neither",
+        definition="Cosine of the DINO features of E and B: how much looks as before. Doing nothing scores 1.",
+        source="DINOv2 (Oquab et al. 2023, arXiv 2304.07193)",
+        needs=("dino",),
+    ),
+    "dino_truth": Metric(
+        label="DINO truth",
+        unit="cosine",
+        better="higher",
+        definition="Cosine of the DINO features of E and T.",
+        source="DINOv2 (Oquab et al. 2023, arXiv 2304.07193)",
+        needs=("truth", "dino"),
+    ),
+    "lpips": Metric(
+        label="LPIPS",
+        unit="distance",
+        better="lower",
+        definition="Learned perceptual distance of E and T (AlexNet, version 0.1).",
+        source="Zhang et al. 2018, arXiv 1801.03924",
+        needs=("truth", "lpips"),
+    ),
+    "no_op": Metric(
+        label="no-ops",
+        unit="0 or 1",
+        better="lower",
+        definition="1 if mean |E - B| inside R is below a tenth of mean |S - T| there (`CompareConfig.no_op_share`).",
+        needs=("truth",),
+        digits=0,
+    ),
+    "wrong_way": Metric(
+        label="wrong way",
+        unit="0 or 1",
+        better="lower",
+        definition="1 if it is no no-op and progress is below 0.",
+        needs=("truth",),
+        digits=0,
+    ),
+    "is_capped": Metric(
+        label="capped",
+        unit="0 or 1",
+        better="neither",
+        definition="1 if the method was stopped by the study's time cap; the scene as it then was is what is scored.",
+        digits=0,
+    ),
+    "seconds": Metric(
+        label="seconds",
+        unit="s",
+        better="lower",
+        definition="Of the method, editor included, without scoring.",
+        digits=1,
+    ),
+    "peak_memory_mb": Metric(
+        label="memory",
+        unit="MiB",
+        better="lower",
+        definition="Most that the process had held by the end of the edit: an upper bound for one edit of several.",
+        digits=0,
+    ),
+}
+"""By the name in rows, in the order of tables. The device of a result is in its record (`cost.device`)."""
+
+COST_METRICS = ("seconds", "peak_memory_mb", "is_capped")
+"""Differ from run to run; rows of these have `is_cost`."""
