@@ -147,7 +147,12 @@ class Backbone:
 
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h8 w8"]:
         """Encode pictures in [0, 1], deterministically, to latents of unit variance."""
-        with torch.no_grad(), self.precision():
+        with torch.no_grad():
+            return self.encode_with_gradient(images)
+
+    def encode_with_gradient(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h8 w8"]:
+        """As `encode_images`, but gradients reach the pictures: what distillation needs."""
+        with self.precision():
             encoded: Any = self.vae.encode((images.to(self.device) * 2 - 1).to(memory_format=torch.channels_last))
         latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
         return latents.float() * self.vae.config["scaling_factor"]

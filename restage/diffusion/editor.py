@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone, load_backbone, load_part, save_backbone, save_half
+from restage.diffusion.edited import Edited
 from restage.diffusion.sampler import initial_noise
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.solvers import denoise
@@ -71,13 +72,6 @@ class EditCondition(NamedTuple):
     """Embedded instruction."""
     no_text: Float[Tensor, "batch tokens width_of_text"]
     """Embedded empty text."""
-
-
-class Edited(NamedTuple):
-    """Edited pictures and the soft masks of what was meant to change."""
-
-    images: Float[Tensor, "batch 3 height width"]
-    masks: Float[Tensor, "batch height width"]
 
 
 @dataclass(frozen=True, kw_only=True)

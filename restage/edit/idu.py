@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from restage.records import InputError, derive_seed
 from restage.scenes.fit import RefineConfig, Targets, refine_splats, render_views
 from restage.scenes.splats import Splats
 
-__all__ = ["Idu"]
+__all__ = ["Idu", "Turn", "check_noise_range", "turns"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,51 +24,80 @@ class Idu:
     current render with noise drawn from [0.02, 0.98] of the schedule and is conditioned on the original view, so
     the views drift towards one edit that they agree on. Theirs runs for 15,000 steps or more with L1 + LPIPS on
     patches; here the number of steps is scaled to the miniature and the loss is the fit's own.
+
+    Memory: that of a fit step, of one view in the editor, and of all training views once more as targets.
     """
 
     num_steps: int = 900
-    """Fit steps; the edits are a share of `edit_every` of them."""
+    """Fit steps; the edits are a share of `edit_every` of them. Published: 15,000, the number of an original fit; that
+    of the miniature has 1,500."""
     edit_every: int = 10
-    """Fit steps from one edit to the next."""
+    """Fit steps from one edit to the next, as published."""
     lowest_noise: float = 0.02
     highest_noise: float = 0.98
     """The noise level of each edit is drawn evenly between these shares of the schedule."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lowest_noise <= self.highest_noise <= 1 or self.edit_every < 1:
-            raise InputError(
-                f"expected 0 < lowest_noise <= highest_noise <= 1 and edit_every >= 1, got {self.lowest_noise}, "
-                f"{self.highest_noise} and {self.edit_every}"
-            )
+        check_noise_range(self.lowest_noise, self.highest_noise, edit_every=self.edit_every)
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Take turns; views come in a shuffled order, each once before any comes again."""
         targets = Targets(job.capture.cameras, job.capture.images)
         config = RefineConfig(steps=self.num_steps, seed=job.seed)
-        order = _view_order(job, 1 + self.num_steps // self.edit_every)
-        self._edit_view(job, order[0], 0, job.splats, targets)
+        plan = turns(len(job.view_indices), self.lowest_noise, self.highest_noise, seed=job.seed)
+        turn = next(plan)
+        edit_turn(job, turn, job.splats, targets)
         for step in refine_splats(job.splats, targets, config=config):
-            turn, is_turn = step.step // self.edit_every, step.step % self.edit_every == 0
-            if is_turn and step.step < self.num_steps:
-                self._edit_view(job, order[turn], turn, step.splats, targets)
-            yield EditStep(step.step, self.num_steps, step.loss, step.splats.clone(), f"{turn + 1} views edited so far")
+            if step.step % self.edit_every == 0 and step.step < self.num_steps:
+                turn = next(plan)
+                edit_turn(job, turn, step.splats, targets)
+            note = f"{turn.number + 1} views edited so far"
+            yield EditStep(step.step, self.num_steps, step.loss, step.splats.clone(), note)
 
-    def _edit_view(self, job: EditJob, view: int, turn: int, splats: Splats, targets: Targets) -> None:
-        seed = derive_seed(job.seed, "idu", turn)
-        noise_level = float(np.random.default_rng(seed).uniform(self.lowest_noise, self.highest_noise))
-        edited = job.editor.edit(
-            render_views(splats, job.capture.cameras[view]),
-            job.capture.images[view : view + 1],
-            job.request,
-            view_indices=(job.view_indices[view],),
-            noise_level=noise_level,
-            seed=seed,
+
+class Turn(NamedTuple):
+    """One edit of one view."""
+
+    number: int
+    """From 0."""
+    view: int
+    """Index among the training views."""
+    noise_level: float
+    seed: int
+
+
+def turns(num_views: int, lowest_noise: float, highest_noise: float, *, seed: int) -> Iterator[Turn]:
+    """Turns without end: views in shuffled rounds, noise levels drawn evenly between the two shares."""
+    order, number = np.random.default_rng(derive_seed(seed, "idu order")), 0
+    while True:
+        for view in order.permutation(num_views):
+            turn_seed = derive_seed(seed, "idu", number)
+            noise_level = float(np.random.default_rng(turn_seed).uniform(lowest_noise, highest_noise))
+            yield Turn(number, int(view), noise_level, turn_seed)
+            number += 1
+
+
+def edit_turn(job: EditJob, turn: Turn, splats: Splats, targets: Targets) -> None:
+    """Render a view, edit it, and put it in place of its target."""
+    edited = job.editor.edit(
+        render_views(splats, job.capture.cameras[turn.view]),
+        job.capture.images[turn.view : turn.view + 1],
+        job.request,
+        view_indices=(job.view_indices[turn.view],),
+        noise_level=turn.noise_level,
+        seed=turn.seed,
+    )
+    targets.replace(turn.view, edited.images[0])
+
+
+def check_noise_range(lowest_noise: float, highest_noise: float, *, edit_every: int = 1) -> None:
+    """See that noise levels and the number of steps between edits make sense.
+
+    Raises:
+        InputError: they do not.
+    """
+    if not 0 < lowest_noise <= highest_noise <= 1 or edit_every < 1:
+        raise InputError(
+            f"expected 0 < lowest_noise <= highest_noise <= 1 and edit_every >= 1, got {lowest_noise}, "
+            f"{highest_noise} and {edit_every}"
         )
-        targets.replace(view, edited.images[0])
-
-
-def _view_order(job: EditJob, count: int) -> list[int]:
-    generator = np.random.default_rng(derive_seed(job.seed, "idu order"))
-    num_views = len(job.view_indices)
-    rounds = [generator.permutation(num_views) for _ in range(-(-count // num_views))]
-    return [int(view) for view in np.concatenate(rounds)[:count]]

@@ -16,7 +16,7 @@ from torch import Tensor
 from restage.edit.editors.interface import Edited, Editor
 from restage.edit.job import EditJob, EditStep, Method
 from restage.edit.pictures import write_image, write_mask, write_video
-from restage.records import EditRequest, InputError, content_id, to_plain, write_json
+from restage.records import EditRequest, InputError, content_id, to_plain, write_record
 from restage.scenes.cameras import Cameras, orbit
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
@@ -119,14 +119,15 @@ def edit_scene(
         "reason": "",
         "cost": {"seconds": seconds, "peak_memory_mb": peak_memory_mb()},
     }
-    write_json(folder / "record.json", record)
+    made = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path.name != "record.json"]
+    write_record(folder / "record.json", record, files=made)
 
 
 def write_failure(folder: Path, error: Exception, facts: Mapping[str, Any]) -> None:
     """Write the record of an edit that failed, so that it is a row with its reason and not a missing row."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     record = {**to_plain(facts), "status": "failed", "reason": reason, "cost": {"peak_memory_mb": peak_memory_mb()}}
-    write_json(folder / "record.json", {"id": content_id("edited", facts), **record})
+    write_record(folder / "record.json", {"id": content_id("edited", facts), **record})
 
 
 def peak_memory_mb() -> float:

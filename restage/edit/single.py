@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import restage
 from restage.edit import METHODS
-from restage.edit.editors import EDITORS, EditorSource
+from restage.edit.editors import EditorSource, check_editor, open_editor
 from restage.edit.job import EditStep, Method
 from restage.edit.results import edit_scene
 from restage.edit.stage import EditUnit
@@ -43,17 +43,19 @@ class EditChoice:
     method: str = "restage"
     """A name on the menu `METHODS`."""
     editor: str = "edit_model"
-    """A name on the menu `EDITORS`."""
+    """As `check_editor` knows it: a name on the menu `EDITORS`, or `noisy-<strength>-<one of them>`."""
     model: Path | None = None
-    """Folder of the edit model; None for the run's own, or else the one of the package."""
+    """Folder of the editor's model; None with edit_model for the run's own, or else the one of the package."""
+    device: str = "cpu"
+    """Where the editor's model computes."""
     seed: int = 0
     settings: Method | None = None
     """Of the method; None for its defaults."""
 
     def __post_init__(self) -> None:
-        for kind, name, menu in (("method", self.method, METHODS), ("editor", self.editor, EDITORS)):
-            if name not in menu:
-                raise InputError(f"unknown {kind} {name!r}; choose from {', '.join(menu)}")
+        if self.method not in METHODS:
+            raise InputError(f"unknown method {self.method!r}; choose from {', '.join(METHODS)}")
+        check_editor(self.editor)
         if self.settings is not None and not isinstance(self.settings, METHODS[self.method]):
             raise InputError(f"expected settings of {self.method}, got {type(self.settings).__name__}")
 
@@ -109,6 +111,7 @@ def open_edit(
         file_names=capture.file_names,
         truth=scene_folder / "truth" / known if known else None,
         model=_model_folder(run, choice),
+        device=choice.device,
     )
     inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
     steps = edit_scene(
@@ -116,7 +119,7 @@ def open_edit(
         capture if start is None else _with_renders(capture, splats),
         request=case.request,
         method=method,
-        editor=EDITORS[choice.editor](source),
+        editor=open_editor(choice.editor, source),
         seed=derive_seed(run.seed, case.id, choice.seed),
         folder=folder,
         facts={**asdict(unit), "kind": case.kind, "inputs": inputs},
@@ -175,8 +178,10 @@ def _with_renders(capture: Capture, splats: Splats) -> Capture:
     return replace(capture, images=render_views(splats, capture.cameras))
 
 
-def _model_folder(run: RunFolder, choice: EditChoice) -> Path:
+def _model_folder(run: RunFolder, choice: EditChoice) -> Path | None:
     trained = run.path / "train"
+    if not choice.editor.endswith("edit_model"):
+        return choice.model
     if choice.model is None and (trained / "stage.json").exists():
         return trained
     return choice.model or Path(restage.__file__).parent / "assets" / "edit_model"

@@ -13,7 +13,7 @@ from typing import Any
 
 import restage
 from restage.edit import METHODS
-from restage.edit.editors import EDITORS, Edited, Editor, EditorSource
+from restage.edit.editors import Edited, Editor, EditorSource, check_editor, open_editor
 from restage.edit.job import Method
 from restage.edit.results import edit_scene, write_failure
 from restage.records import (
@@ -46,7 +46,7 @@ class EditConfig:
     methods: tuple[str, ...] = ("nothing", "replace_once", "idu", "restage")
     """Names on the menu `METHODS`."""
     editors: tuple[str, ...] = ("edit_model", "exact")
-    """Names on the menu `EDITORS`; every method but `nothing` runs with each."""
+    """As `check_editor` knows them; every method but `nothing` runs with each."""
     scenes: tuple[str, ...] = ()
     """Names of scenes; empty for all that have edits."""
     edits: tuple[str, ...] = ()
@@ -57,10 +57,11 @@ class EditConfig:
     """Settings of a method by its name, where they are not the defaults."""
 
     def __post_init__(self) -> None:
-        for kind, names, menu in (("method", self.methods, METHODS), ("editor", self.editors, EDITORS)):
-            unknown = sorted(set(names) - set(menu))
-            if unknown:
-                raise InputError(f"unknown {kind} {', '.join(unknown)}; choose from {', '.join(menu)}")
+        unknown = sorted(set(self.methods) - set(METHODS))
+        if unknown:
+            raise InputError(f"unknown method {', '.join(unknown)}; choose from {', '.join(METHODS)}")
+        for editor in self.editors:
+            check_editor(editor)
         if not self.methods or not self.editors or not self.seeds:
             raise InputError("expected at least one method, one editor and one seed")
         unused = sorted(set(self.settings) - set(self.methods))
@@ -229,7 +230,7 @@ class _Editors:
         if name == NO_EDITOR:
             return _NoEditor()
         if name != "edit_model":
-            return EDITORS[name](source)
+            return open_editor(name, source)
         if self._shared is None:
-            self._shared = EDITORS[name](source)
+            self._shared = open_editor(name, source)
         return self._shared

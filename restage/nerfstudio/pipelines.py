@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 import restage
-from restage.edit.editors import EDITORS, Edited, Editor, EditorSource
+from restage.edit.editors import Edited, Editor, EditorSource, check_editor, open_editor
+from restage.edit.idu import check_noise_range, turns
 from restage.edit.restage import choose_key_views, robust_weights, sharpen
 from restage.nerfstudio.frames import from_nerfstudio_cameras
 from restage.nerfstudio.installed import require_nerfstudio
@@ -88,9 +88,7 @@ class EditPipeline(FitPipeline):
         self._request: EditRequest | None = None
         if is_training:
             self._request = EditRequest(instruction=config.instruction, source_caption="", target_caption="")
-            if config.editor not in EDITORS:
-                expected = ", ".join(EDITORS)
-                raise InputError(f"expected --pipeline.editor to be one of {expected}, got {config.editor!r}")
+            check_editor(config.editor)
             if options.get("world_size", 1) > 1:
                 raise InputError("an edit runs on one device; leave --machine.num-devices at 1")
         super().__init__(config, device, test_mode, **options)
@@ -170,7 +168,7 @@ class EditPipeline(FitPipeline):
 
 def _open_editor(config: EditPipelineConfig, file_names: tuple[str, ...]) -> Editor:
     model = config.edit_model or Path(restage.__file__).parent / "assets" / "edit_model"
-    return EDITORS[config.editor](EditorSource(file_names=file_names, truth=config.truth, model=model))
+    return open_editor(config.editor, EditorSource(file_names=file_names, truth=config.truth, model=model))
 
 
 @dataclass
@@ -185,11 +183,7 @@ class IduPipelineConfig(EditPipelineConfig):
     """The noise level of each edit is drawn evenly between these shares of the schedule."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lowest_noise <= self.highest_noise <= 1 or self.edit_every < 1:
-            raise InputError(
-                f"expected 0 < lowest_noise <= highest_noise <= 1 and edit_every >= 1, got {self.lowest_noise}, "
-                f"{self.highest_noise} and {self.edit_every}"
-            )
+        check_noise_range(self.lowest_noise, self.highest_noise, edit_every=self.edit_every)
 
 
 class IduPipeline(EditPipeline):
@@ -199,19 +193,14 @@ class IduPipeline(EditPipeline):
 
     def plan(self) -> Iterator[str]:
         """Before every `edit_every`-th step one view is rendered, edited and put in place of its training view."""
-        seed, turn = self.config.edit_seed, 0
-        order: list[int] = []
-        generator = np.random.default_rng(derive_seed(seed, "idu order"))
-        while True:
-            order = order or [int(view) for view in generator.permutation(self.num_views)]
-            view, turn_seed = order.pop(0), derive_seed(seed, "idu", turn)
-            level = np.random.default_rng(turn_seed).uniform(self.config.lowest_noise, self.config.highest_noise)
-            renders = self.render([view])
-            edited = self.edit([view], renders, noise_level=float(level), seed=turn_seed, is_shared=False)
+        config = self.config
+        for turn in turns(self.num_views, config.lowest_noise, config.highest_noise, seed=config.edit_seed):
+            view = turn.view
+            edited = self.edit(
+                [view], self.render([view]), noise_level=turn.noise_level, seed=turn.seed, is_shared=False
+            )
             self._views.replace(view, edited.images[0])
-            turn += 1
-            for _ in range(self.config.edit_every):
-                yield f"{turn} views edited so far"
+            yield from (f"{turn.number + 1} views edited so far" for _ in range(config.edit_every))
 
 
 @dataclass

@@ -1,23 +1,86 @@
 """The menu of 2D editors that the 3D methods work with; each is one file and one line here."""
 
+from __future__ import annotations
+
+import re
+
 from restage.edit.editors.exact import ExactEditor
+from restage.edit.editors.grade import GradeEditor
 from restage.edit.editors.interface import Edited, Editor, EditorFactory, EditorSource
+from restage.edit.editors.noisy import NoisyEditor
 from restage.records import InputError
 
-__all__ = ["EDITORS", "Edited", "Editor", "EditorFactory", "EditorSource", "ExactEditor"]
+__all__ = [
+    "EDITORS",
+    "Edited",
+    "Editor",
+    "EditorFactory",
+    "EditorSource",
+    "ExactEditor",
+    "GradeEditor",
+    "NoisyEditor",
+    "check_editor",
+    "open_editor",
+]
 
 
+# Imported in the functions, since diffusers takes seconds, which only those who use a model should pay.
 def _open_edit_model(source: EditorSource) -> Editor:
-    if source.model is None or not source.model.is_dir():
-        raise InputError(f"expected the folder of a trained edit model, got {source.model}; run: restage train")
-    # Imported here since diffusers takes seconds, which only those who use a model should pay.
-    from restage.diffusion.editor import load_edit_model
-    from restage.edit.editors.edit_model import ModelEditor
+    from restage.edit.editors.edit_model import open_edit_model
 
-    return ModelEditor(model=load_edit_model(source.model))
+    return open_edit_model(source)
+
+
+def _open_instruct_pix2pix(source: EditorSource) -> Editor:
+    from restage.edit.editors.edit_model import open_instruct_pix2pix
+
+    return open_instruct_pix2pix(source)
+
+
+def _open_text_to_image(source: EditorSource) -> Editor:
+    from restage.edit.editors.text_to_image import open_text_to_image
+
+    return open_text_to_image(source)
+
+
+def _open_pipeline(source: EditorSource) -> Editor:
+    from restage.edit.editors.pipeline import open_pipeline
+
+    return open_pipeline(source)
 
 
 EDITORS: dict[str, EditorFactory] = {
-    "exact": ExactEditor.open,
     "edit_model": _open_edit_model,
+    "exact": ExactEditor.open,
+    "grade": GradeEditor.open,
+    "instruct_pix2pix": _open_instruct_pix2pix,
+    "pipeline": _open_pipeline,
+    "text_to_image": _open_text_to_image,
 }
+
+NOISY = re.compile(r"noisy-(\d*\.?\d+)-(\w+)")
+"""`noisy-0.5-exact` is the exact editor, disturbed with strength 0.5."""
+
+
+def check_editor(name: str) -> None:
+    """See that an editor of this name can be asked for: one of the menu, or `noisy-<strength>-<one of the menu>`.
+
+    Raises:
+        InputError: there is none.
+    """
+    noisy = NOISY.fullmatch(name)
+    if (noisy[2] if noisy else name) not in EDITORS or (noisy and float(noisy[1]) > 1):
+        raise InputError(f"unknown editor {name!r}; choose from {', '.join(EDITORS)}, or noisy-<0 to 1>-<one of them>")
+
+
+def open_editor(name: str, source: EditorSource) -> Editor:
+    """Make an editor by its name.
+
+    Raises:
+        InputError: there is none of this name, or what it is made from is missing.
+    """
+    check_editor(name)
+    noisy = NOISY.fullmatch(name)
+    if noisy:
+        return NoisyEditor.of(EDITORS[noisy[2]](source), float(noisy[1]))
+    return EDITORS[name](source)

@@ -1,22 +1,28 @@
-"""The trained edit model as an editor: a batch of views goes through one guided denoising loop."""
+"""Edit models as editors: the one that this project trains, or a published InstructPix2Pix folder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.diffusion.editor import EditModel, EditSettings, edit_images
-from restage.edit.editors.interface import Edited, noise_seeds
-from restage.records import EditRequest
+from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images, load_edit_model
+from restage.diffusion.schedule import Schedule
+from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, noise_seeds
+from restage.records import EditRequest, InputError
 
-__all__ = ["ModelEditor"]
+__all__ = ["ModelEditor", "ModelScores", "open_edit_model", "open_instruct_pix2pix"]
+
+PUBLISHED = EditSettings(steps=20, guidance=Guidance(text=7.5, image=1.5))
+"""What Instruct-NeRF2NeRF (arXiv 2303.12789) edits views with."""
 
 
 @dataclass(frozen=True)
 class ModelEditor:
-    """Edits views with the edit model; guidance as in InstructPix2Pix (arXiv 2211.09800, equation 3)."""
+    """Edits views with an edit model; guidance as in InstructPix2Pix (arXiv 2211.09800, equation 3)."""
 
     model: EditModel
     settings: EditSettings | None = None
@@ -43,4 +49,70 @@ class ModelEditor:
             seeds=noise_seeds(seed, view_indices, noise_keys),
             settings=self.settings,
         )
-        return Edited(edited.images, edited.masks)
+        return Edited(edited.images.cpu(), edited.masks.cpu())
+
+    def scores(self) -> ModelScores:
+        """The edit model as distillation uses it."""
+        return ModelScores(self.model, (self.settings or EditSettings()).guidance or self.model.guidance)
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """Noise predictions of an edit model: with the instruction, and with guidance on the original alone."""
+
+    model: EditModel
+    guidance: Guidance
+
+    @property
+    def schedule(self) -> Schedule:
+        """The model's noise schedule."""
+        return self.model.schedule
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Latents of unit variance; gradients reach the pictures."""
+        return self.model.backbone.encode_with_gradient(images)
+
+    def branches(
+        self, original: Float[Tensor, "1 3 h w"], request: EditRequest, *, view_index: int, seed: int
+    ) -> Branches:
+        """Both branches see the original view; only one the instruction."""
+        condition = self.model.encode_condition(original, [request.instruction])
+        untold = condition._replace(text=condition.no_text)
+        return Branches(self._predictor(condition), self._predictor(untold))
+
+    def _predictor(self, condition: EditCondition) -> PredictNoise:
+        def predict(latents: Tensor, timestep: int, guidance: float | None) -> Tensor:
+            used = self.guidance if guidance is None else replace(self.guidance, text=guidance)
+            t = torch.full((len(latents),), timestep, device=latents.device)
+            with torch.no_grad(), self.model.backbone.precision():
+                return self.model.predict_guided(latents, t, condition, used).epsilon.float()
+
+        return predict
+
+
+def _model_folder(model: Path | None, what: str) -> Path:
+    if model is None or not model.is_dir():
+        raise InputError(f"expected the folder of {what}, got {model}; name one with --model, or run: restage train")
+    return model
+
+
+def open_edit_model(source: EditorSource) -> ModelEditor:
+    """Open a trained edit model.
+
+    Raises:
+        InputError: there is no such folder, or it does not load.
+    """
+    return ModelEditor(load_edit_model(_model_folder(source.model, "a trained edit model"), source.device))
+
+
+def open_instruct_pix2pix(source: EditorSource) -> ModelEditor:
+    """Open a published InstructPix2Pix, as `StableDiffusionInstructPix2PixPipeline.save_pretrained` writes it.
+
+    The original view goes in as the mode of the VAE's posterior, without the VAE's scaling factor, as it was trained
+    (`EditModel.condition_scale`); steps and guidance are those of Instruct-NeRF2NeRF.
+
+    Raises:
+        InputError: there is no such folder, or it does not load.
+    """
+    folder = _model_folder(source.model, "an InstructPix2Pix model in diffusers layout")
+    return ModelEditor(load_edit_model(folder, source.device), PUBLISHED)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.edit.editors.interface import Edited, EditorSource
+from restage.edit.editors.known import KnownScores
 from restage.edit.pictures import read_image, read_mask
 from restage.records import EditRequest, InputError
 
@@ -64,3 +65,7 @@ class ExactEditor:
                 "make truth and capture at the same size"
             )
         return Edited(images, masks)
+
+    def scores(self) -> KnownScores:
+        """A model that knows the true views."""
+        return KnownScores(self)

@@ -1,4 +1,7 @@
-"""The border between 2D editors and 3D methods: a batch of views in, edited views and soft masks out."""
+"""The border between 2D editors and 3D methods: a batch of views in, edited views and soft masks out.
+
+Methods that distil ask for noise predictions instead: a `ScoreModel`, which an editor may offer beside its edits.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,22 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.records import EditRequest, derive_seed
+from restage.diffusion.edited import Edited
+from restage.diffusion.schedule import Schedule
+from restage.records import EditRequest, InputError, derive_seed
 
-__all__ = ["Edited", "Editor", "EditorFactory", "EditorSource", "noise_seeds"]
-
-
-class Edited(NamedTuple):
-    """What an editor made of a batch of views."""
-
-    images: Float[Tensor, "b 3 h w"]
-    """RGB in [0, 1]."""
-    masks: Float[Tensor, "b h w"]
-    """In [0, 1], soft: 1 where the editor says that the view is to change."""
+__all__ = [
+    "Branches",
+    "Edited",
+    "Editor",
+    "EditorFactory",
+    "EditorSource",
+    "OffersScores",
+    "PredictNoise",
+    "ScoreModel",
+    "noise_seeds",
+    "score_model_of",
+]
 
 
 @runtime_checkable
@@ -54,6 +61,80 @@ class Editor(Protocol):
         ...
 
 
+@runtime_checkable
+class PredictNoise(Protocol):
+    """Predicts the noise in latents of one view, under one condition."""
+
+    def __call__(self, latents: Float[Tensor, "1 c h w"], timestep: int, guidance: float | None) -> Tensor:
+        """Predict, without gradients.
+
+        Args:
+            latents: Noisy latents at `timestep`.
+            timestep: Step of the schedule, 0 for nearly clean.
+            guidance: Strength of the text; None for what the model is best used with.
+        """
+        ...
+
+
+class Branches(NamedTuple):
+    """The two predictions that distillation compares, of one view."""
+
+    edited: PredictNoise
+    """Told what to do, or shown the caption of the edited scene."""
+    source: PredictNoise
+    """Told nothing (an edit model keeps its guidance on the original), or shown the caption of the scene as it is."""
+
+
+@runtime_checkable
+class ScoreModel(Protocol):
+    """A diffusion model as distillation uses it."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule that timesteps count in."""
+        ...
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Latents of pictures in [0, 1]; gradients reach the pictures."""
+        ...
+
+    def branches(
+        self, original: Float[Tensor, "1 3 h w"], request: EditRequest, *, view_index: int, seed: int
+    ) -> Branches:
+        """Prepare the predictions of one view.
+
+        Args:
+            original: The unedited view.
+            request: What to do.
+            view_index: Which view of the whole capture it is.
+            seed: Of whatever is drawn here; models draw nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class OffersScores(Protocol):
+    """An editor that distillation can use: all of the menu but `pipeline`, which hides its predictions."""
+
+    def scores(self) -> ScoreModel:
+        """The model behind the editor."""
+        ...
+
+
+def score_model_of(editor: Editor) -> ScoreModel:
+    """The score model that an editor offers.
+
+    Raises:
+        InputError: it offers none.
+    """
+    if not isinstance(editor, OffersScores):
+        raise InputError(
+            f"this method distils noise predictions, which {type(editor).__name__} does not offer; "
+            "choose another editor, such as edit_model"
+        )
+    return editor.scores()
+
+
 @dataclass(frozen=True)
 class EditorSource:
     """What an editor may be made from; each takes what it needs and says what is missing."""
@@ -63,7 +144,9 @@ class EditorSource:
     truth: Path | None = None
     """Truth folder of the edit, where it exists."""
     model: Path | None = None
-    """Folder of the trained edit model."""
+    """Folder of the model."""
+    device: str = "cpu"
+    """Where the model computes, such as `cuda`; views go in and come out on the CPU."""
 
 
 EditorFactory = Callable[[EditorSource], Editor]

@@ -1,0 +1,110 @@
+"""Another editor made worse in a controlled way: views disagree in colour, in position, and on whether to edit at all.
+
+It shows how a 3D method stands what 2D editors do; with the exact editor inside, nothing else is wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from restage.edit.editors.interface import Edited, Editor
+from restage.edit.editors.known import KnownScores
+from restage.records import EditRequest, InputError, derive_seed
+
+__all__ = ["NoisyEditor"]
+
+COLOR_STD, SHIFT_SHARE, MISS_SHARE = 0.3, 0.1, 0.5
+"""Of strength 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyEditor:
+    """Disturbs the edits of another editor, each view by itself, from the seed and the view alone."""
+
+    editor: Editor
+    color_std: float = 0.0
+    """Standard deviation of what is added to each colour channel inside the mask, one number a view and channel."""
+    shift_share: float = 0.0
+    """Standard deviation of the shift of the edit across the view, as a share of the view's width, for each axis."""
+    miss_share: float = 0.0
+    """Share of views that come back unedited, with an empty mask."""
+
+    def __post_init__(self) -> None:
+        if not (self.color_std >= 0 and self.shift_share >= 0 and 0 <= self.miss_share <= 1):
+            raise InputError(f"expected color_std and shift_share >= 0 and miss_share in [0, 1], got {self}")
+
+    @classmethod
+    def of(cls, editor: Editor, strength: float) -> NoisyEditor:
+        """All three disturbances in fixed proportion.
+
+        Args:
+            editor: What to disturb.
+            strength: From 0, nothing, to 1: colours off by 0.3, positions by a tenth of the width, half of the views
+                not edited.
+
+        Raises:
+            InputError: the strength is out of range.
+        """
+        if not 0 <= strength <= 1:
+            raise InputError(f"expected a strength of the noise in [0, 1], got {strength}")
+        return cls(
+            editor=editor,
+            color_std=strength * COLOR_STD,
+            shift_share=strength * SHIFT_SHARE,
+            miss_share=strength * MISS_SHARE,
+        )
+
+    def edit(
+        self,
+        views: Float[Tensor, "b 3 h w"],
+        originals: Float[Tensor, "b 3 h w"],
+        request: EditRequest,
+        *,
+        view_indices: tuple[int, ...],
+        noise_level: float,
+        seed: int,
+        noise_keys: tuple[int, ...] | None = None,
+    ) -> Edited:
+        """Edit and disturb; see `Editor.edit`.
+
+        Views with equal noise keys are disturbed differently all the same: real editors disagree between views that
+        start from the same noise, too.
+        """
+        edited = self.editor.edit(
+            views,
+            originals,
+            request,
+            view_indices=view_indices,
+            noise_level=noise_level,
+            seed=seed,
+            noise_keys=noise_keys,
+        )
+        disturbed = [
+            self._disturb(image, mask, original, seed=derive_seed(seed, "disturbed view", index))
+            for image, mask, original, index in zip(*edited, originals, view_indices, strict=True)
+        ]
+        return Edited(torch.stack([image for image, _ in disturbed]), torch.stack([mask for _, mask in disturbed]))
+
+    def _disturb(self, image: Tensor, mask: Tensor, original: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        is_missed = float(torch.rand((), generator=generator)) < self.miss_share
+        color = self.color_std * torch.randn(3, 1, 1, generator=generator)
+        shift = 2 * self.shift_share * torch.randn(2, generator=generator)  # grids run from -1 to 1
+        if is_missed:
+            return original, torch.zeros_like(mask)
+        layers = torch.cat([(image + color).clamp(0, 1), mask[None]])[None]
+        if self.shift_share:
+            moved = torch.cat([torch.eye(2), shift[:, None]], dim=1)[None]
+            grid = functional.affine_grid(moved, list(layers.shape), align_corners=False)
+            layers = functional.grid_sample(layers, grid, padding_mode="border", align_corners=False)
+        mask = layers[0, 3].clamp(0, 1)
+        return torch.lerp(original, layers[0, :3], mask), mask
+
+    def scores(self) -> KnownScores:
+        """A model that knows the disturbed views."""
+        return KnownScores(self)

@@ -1,0 +1,125 @@
+"""A text-to-image model as an editor: the view is noised and denoised again under the caption of the edited scene.
+
+SDEdit (Meng et al. 2022, arXiv 2108.01073). What it is for is distillation: SDS, DDS and PDS were published with such a
+model. It needs the captions of the request.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+import restage
+from restage.diffusion.backbone import Backbone, TextCondition, load_backbone
+from restage.diffusion.sampler import guided, initial_noise
+from restage.diffusion.schedule import Schedule
+from restage.diffusion.solvers import denoise
+from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, noise_seeds
+from restage.records import EditRequest, InputError
+
+__all__ = ["TextToImageEditor", "TextToImageScores", "open_text_to_image"]
+
+
+def _captions(request: EditRequest) -> tuple[str, str]:
+    if not request.source_caption or not request.target_caption:
+        raise InputError(
+            "a text-to-image model edits by captions, and the request has none; give --source-caption and "
+            "--target-caption"
+        )
+    return request.source_caption, request.target_caption
+
+
+@dataclass(frozen=True)
+class TextToImageEditor:
+    """SDEdit with a mask from where the captions' predictions differ (DiffEdit, arXiv 2210.11427, section 3.2)."""
+
+    backbone: Backbone
+    guidance: float = 7.5
+    steps: int = 20
+    """From full noise; from less noise in proportion fewer."""
+    highest_noise: float = 0.8
+    """From more noise than this share of the schedule nothing of the view would be left, so no more is added."""
+
+    def edit(
+        self,
+        views: Float[Tensor, "b 3 h w"],
+        originals: Float[Tensor, "b 3 h w"],
+        request: EditRequest,
+        *,
+        view_indices: tuple[int, ...],
+        noise_level: float,
+        seed: int,
+        noise_keys: tuple[int, ...] | None = None,
+    ) -> Edited:
+        """Edit a batch of views; see `Editor.edit`."""
+        backbone, level = self.backbone, min(noise_level, self.highest_noise)
+        captions = _captions(request)
+        before, after, empty = (backbone.encode_prompts([text]).expand(len(views)) for text in (*captions, ""))
+        clean = backbone.encode_images(views)
+        table = backbone.schedule.timesteps(math.ceil(self.steps * level - 1e-9), start=level)
+        noise = initial_noise(clean.shape[1:], noise_seeds(seed, view_indices, noise_keys)).to(clean)
+        first = torch.full((len(views),), table[0], device=clean.device)
+        latents = backbone.schedule.add_noise(clean, noise, first)
+        scales = torch.full((len(views),), self.guidance)
+        towards = guided(backbone, after, empty.select(torch.tensor([0])), scales)
+        difference = backbone.predict_noise(latents, first, after) - backbone.predict_noise(latents, first, before)
+        for state in denoise(backbone.schedule, latents, predict=towards, timesteps=table):
+            latents = state.latents
+        masks = difference.abs().mean(dim=1)
+        masks = masks / masks.amax(dim=(1, 2), keepdim=True).clamp_min(1e-8)
+        masks = functional.interpolate(masks[:, None], views.shape[-2:], mode="bilinear")[:, 0].clamp(0, 1)
+        return Edited(backbone.decode_latents(latents).cpu(), masks.cpu())
+
+    def scores(self) -> TextToImageScores:
+        """The model as distillation uses it."""
+        return TextToImageScores(self.backbone, self.guidance)
+
+
+@dataclass(frozen=True)
+class TextToImageScores:
+    """Noise predictions under the captions of the scene after and before the edit."""
+
+    backbone: Backbone
+    guidance: float
+
+    @property
+    def schedule(self) -> Schedule:
+        """The model's noise schedule."""
+        return self.backbone.schedule
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Latents of unit variance; gradients reach the pictures."""
+        return self.backbone.encode_with_gradient(images)
+
+    def branches(
+        self, original: Float[Tensor, "1 3 h w"], request: EditRequest, *, view_index: int, seed: int
+    ) -> Branches:
+        """One branch for each caption, with classifier-free guidance."""
+        before, after = _captions(request)
+        empty = self.backbone.encode_prompts([""])
+        edited, source = (self._predictor(self.backbone.encode_prompts([text]), empty) for text in (after, before))
+        return Branches(edited, source)
+
+    def _predictor(self, text: TextCondition, empty: TextCondition) -> PredictNoise:
+        def predict(latents: Tensor, timestep: int, guidance: float | None) -> Tensor:
+            scale = torch.tensor([self.guidance if guidance is None else guidance])
+            t = torch.tensor([timestep], device=latents.device)
+            return guided(self.backbone, text, empty, scale)(latents, t, 0)
+
+        return predict
+
+
+def open_text_to_image(source: EditorSource) -> TextToImageEditor:
+    """Open a diffusers text-to-image folder; the miniature's if none is named.
+
+    Raises:
+        InputError: it does not load.
+    """
+    folder = source.model or Path(restage.__file__).parent / "assets" / "text_to_image"
+    return TextToImageEditor(load_backbone(folder, source.device))
