@@ -1,0 +1,156 @@
+"""Reads what a run's edits are made of: model, guidance, method, pairs, training; and names the parts that differ."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import restage
+from restage.diagnose.plain import from_plain
+from restage.diagnose.pools import PairPool
+from restage.diffusion.editor import Guidance
+from restage.edit import METHODS
+from restage.edit.job import Method
+from restage.pairs.makers import folder_sha256
+from restage.records import InputError, canonical_json, content_id, derive_seed, read_json, to_plain
+from restage.train.edit_model import TrainConfig
+
+__all__ = ["EDIT_MODEL_PARTS", "LABELS", "RunParts", "differing_parts", "noise_settings"]
+
+LABELS = {
+    "edit_model": "the weights of the edit model",
+    "captions": "the captions of its training pairs",
+    "selection": "which pairs it was trained on (the filter)",
+    "pictures": "the pictures of its training pairs",
+    "training": "how it was trained (settings, seed)",
+    "masks": "the masks that the edit model gives",
+    "guidance": "the guidance of the editor",
+    "guided_noise": "the noise range in which the editor is guided",
+    "method": "the method and its settings",
+    "noise_range": "the noise range of the method",
+    "scenes": "the scenes",
+    "cameras": "the cameras of the capture",
+    "photographs": "the pictures of the capture",
+    "fit": "the splats fitted to the capture",
+}
+"""What each part is called in a sentence."""
+
+EDIT_MODEL_PARTS = ("captions", "selection", "pictures", "training")
+"""What the weights of an edit model come from."""
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """A run, as far as its edits depend on it."""
+
+    path: Path
+    method: str
+    """Name on the menu `METHODS`."""
+
+    @classmethod
+    def open(cls, path: Path, method: str) -> RunParts:
+        """Open a run folder.
+
+        Raises:
+            InputError: it is no run, or there is no such method.
+        """
+        if not (path / "run.json").is_file():
+            raise InputError(f"{path} holds no run.json; expected the folder of a run, or a JSON file with a config")
+        if method not in METHODS:
+            raise InputError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+        return cls(path, method)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The content of `run.json`."""
+        return read_json(self.path / "run.json")
+
+    def stage_config(self, stage: str) -> dict[str, Any] | None:
+        """Config of a finished stage as JSON values; of one that is not finished what the run was started with."""
+        mark = self.path / stage / "stage.json"
+        if mark.exists():
+            return read_json(mark)["config"]
+        return self.record["config"].get(stage)
+
+    @cached_property
+    def settings(self) -> Method:
+        """Settings of the method, the run's own or the defaults."""
+        config = self.stage_config("edit") or {}
+        plain = config.get("settings", {}).get(self.method, {})
+        return from_plain(METHODS[self.method], plain)
+
+    @cached_property
+    def model(self) -> Path:
+        """Folder of the edit model: the run's own, or the one of the package."""
+        trained = self.path / "train"
+        if (trained / "stage.json").exists():
+            return trained
+        return Path(restage.__file__).parent / "assets" / "edit_model"
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hash of the files of the edit UNet."""
+        return folder_sha256(self.model / "unet")
+
+    @cached_property
+    def guidance(self) -> Guidance:
+        """What the edit model is used with."""
+        record = self.model / "edit_model.json"
+        found = read_json(record).get("guidance", {}) if record.exists() else {}
+        return from_plain(Guidance, found)
+
+    @cached_property
+    def train_config(self) -> TrainConfig | None:
+        """How the edit model was trained, its seed joined with the run's; None if it was not trained here."""
+        if not (self.path / "train" / "stage.json").exists():
+            return None
+        config = from_plain(TrainConfig, read_json(self.path / "train" / "stage.json")["config"])
+        seed = derive_seed(self.record["seed"], "train", config.training.seed)
+        training = {field.name: getattr(config.training, field.name) for field in fields(config.training)}
+        return TrainConfig(
+            training=type(config.training)(**{**training, "seed": seed}), mix=config.mix, weights=config.weights
+        )
+
+    @cached_property
+    def pairs(self) -> PairPool | None:
+        """The run's image pairs; None if it has none."""
+        if not any((self.path / "pairs").glob("shard-*.done")):
+            return None
+        return PairPool.read(self.path / "pairs")
+
+
+def noise_settings(settings: Method) -> dict[str, Any]:
+    """Those settings of a method that say from how much noise it edits."""
+    plain = to_plain(settings)
+    return {name: value for name, value in plain.items() if "noise" in name and not isinstance(value, bool)}
+
+
+def _other_settings(settings: Method) -> dict[str, Any]:
+    noise = noise_settings(settings)
+    return {name: value for name, value in to_plain(settings).items() if name not in noise}
+
+
+def differing_parts(a: RunParts, b: RunParts) -> tuple[str, ...]:
+    """Which of edit model, guidance, method and noise range are not the same in both runs."""
+    pairs = {
+        "edit_model": (a.weights_sha256, b.weights_sha256),
+        "guidance": tuple((run.guidance.text, run.guidance.image) for run in (a, b)),
+        "guided_noise": tuple((run.guidance.lowest_noise, run.guidance.highest_noise) for run in (a, b)),
+        "method": tuple((run.method, canonical_json(_other_settings(run.settings))) for run in (a, b)),
+        "noise_range": tuple(canonical_json(noise_settings(run.settings)) for run in (a, b)),
+    }
+    if a.method != b.method:
+        del pairs["noise_range"]  # belongs to the method, and means something else in another one
+    return tuple(name for name, (first, second) in pairs.items() if first != second)
+
+
+def differing_training(a: RunParts, b: RunParts) -> tuple[str, ...]:
+    """Which of `EDIT_MODEL_PARTS` are not the same; empty where an edit model was not trained in its run."""
+    if a.train_config is None or b.train_config is None or a.pairs is None or b.pairs is None:
+        return ()
+    found = set(a.pairs.differences(b.pairs))
+    if content_id("train", asdict(a.train_config)) != content_id("train", asdict(b.train_config)):
+        found.add("training")
+    return tuple(part for part in EDIT_MODEL_PARTS if part in found)

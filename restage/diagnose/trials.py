@@ -1,0 +1,236 @@
+"""One edit of one scene with one setup, scored; every trial is kept, so that none is made twice.
+
+Beside the result, a trial scores the edited views that the method asked for: how right each is by itself, and how well
+they agree with each other. `Trials` is the only part of the diagnosis that spends time on edits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from restage.compare.metrics import mask_iou, progress, psnr_db, spill
+from restage.diagnose.agreement import disagreement
+from restage.diagnose.workbench import Setup
+from restage.diffusion.editor import EditSettings, load_edit_model
+from restage.edit.editors.edit_model import ModelEditor
+from restage.edit.editors.exact import ExactEditor
+from restage.edit.editors.interface import Edited, Editor
+from restage.edit.job import EditJob
+from restage.edit.pictures import quantize, read_image, read_mask
+from restage.edit.results import KeptEdits
+from restage.edit.stage import load_scene
+from restage.records import EditCase, EditRequest, content_id, derive_seed, read_json, to_plain, write_json
+from restage.scenes.capture import Capture
+from restage.scenes.fit import psnr, render_views
+from restage.scenes.rasterize import rasterize_numba
+from restage.scenes.splats import Splats
+from restage.world.grammar import Description
+from restage.world.render import render_view
+
+__all__ = ["Kind", "Trial", "Trials"]
+
+Kind = Literal["whole", "exact masks", "exact", "single views", "scene"]
+"""What is tried: the edit as it is; with the true masks; with true pictures and masks; the editor on held-out views
+alone; the unedited scene."""
+
+MAX_OPEN_MODELS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Numbers of one trial, NaN where there is none; those of `restage.compare.metrics` under their names."""
+
+    numbers: dict[str, float]
+    seconds: float
+    """CPU time."""
+
+
+@dataclass
+class Trials:
+    """Makes trials, or reads them back."""
+
+    folder: Path
+    seed: int = 0
+    _editors: dict[str, ModelEditor] = field(default_factory=dict)
+    used_s: dict[str, float] = field(default_factory=dict)
+    """CPU seconds of each trial that was asked for, made now or before."""
+
+    def run(self, setup: Setup, kind: Kind, seed: int) -> Trial:
+        """Try a setup; what was tried before is read.
+
+        Raises:
+            InputError: the edit cannot be made with this setup.
+        """
+        path = self.folder / f"{_trial_id(setup, kind, seed)}.json"
+        if not path.exists():
+            started_s = time.process_time()
+            numbers = self._measure(setup, kind, seed)
+            record = {name: None if math.isnan(value) else value for name, value in numbers.items()}
+            seconds = time.process_time() - started_s
+            write_json(path, {"kind": kind, "setup": _plain(setup), "numbers": record, "seconds": seconds})
+        found = read_json(path)
+        self.used_s[path.stem] = found["seconds"]
+        numbers = {name: math.nan if value is None else value for name, value in found["numbers"].items()}
+        return Trial(numbers=numbers, seconds=found["seconds"])
+
+    def _measure(self, setup: Setup, kind: Kind, seed: int) -> dict[str, float]:
+        scene = _Scene.read(setup)
+        if kind == "scene":
+            return scene.measure_unedited()
+        request = EditCase.from_plain(read_json(setup.truth / "edit.json")).request
+        seed = derive_seed("diagnose", self.seed, request.instruction, seed)
+        if kind == "single views":
+            return scene.measure_single_views(self._open(setup.model, setup), request, seed)
+        exact = ExactEditor(setup.truth, scene.capture.file_names)
+        editor: Editor = exact if kind == "exact" else self._open(setup.model, setup)
+        if kind == "exact masks":
+            editor = _MasksOf(editor, exact)
+        elif kind == "whole" and setup.mask_model_id != setup.model_id:
+            editor = _MasksOf(editor, self._open(setup.mask_model, setup))
+        return scene.measure_edit(setup, editor, request, seed)
+
+    def _open(self, model: Path, setup: Setup) -> ModelEditor:
+        key = str(model)
+        if key not in self._editors:
+            while len(self._editors) >= MAX_OPEN_MODELS:
+                del self._editors[next(iter(self._editors))]
+            self._editors[key] = ModelEditor(load_edit_model(model))
+        return replace(self._editors[key], settings=EditSettings(guidance=setup.guidance))
+
+
+def _trial_id(setup: Setup, kind: Kind, seed: int) -> str:
+    """Only what a kind depends on names it, so that equal trials of different setups are one."""
+    plain = _plain(setup)
+    needed = {
+        "scene": ("scene_id",),
+        "single views": ("scene_id", "edit", "model_id", "guidance"),
+        "exact": ("scene_id", "edit", "method_name", "method"),
+        "exact masks": ("scene_id", "edit", "method_name", "method", "model_id", "guidance"),
+        "whole": tuple(plain),
+    }[kind]
+    return content_id("trial", {"kind": kind, "seed": seed, **{name: plain[name] for name in needed}})
+
+
+def _plain(setup: Setup) -> dict[str, Any]:
+    case = EditCase.from_plain(read_json(setup.truth / "edit.json"))
+    return {
+        "scene_id": setup.scene_id,
+        "edit": case.id,
+        "model_id": setup.model_id,
+        "mask_model_id": setup.mask_model_id,
+        "guidance": to_plain(setup.guidance),
+        "method_name": setup.method_name,
+        "method": to_plain(setup.method),
+    }
+
+
+@dataclass(frozen=True)
+class _MasksOf:
+    """An editor whose masks come from another one."""
+
+    editor: Editor
+    masks_from: Editor
+
+    def edit(self, views: Tensor, originals: Tensor, request: EditRequest, **options: Any) -> Edited:
+        images = self.editor.edit(views, originals, request, **options).images
+        return Edited(images, self.masks_from.edit(views, originals, request, **options).masks)
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A fitted scene with the truth of one edit."""
+
+    capture: Capture
+    splats: Splats
+    truth_images: Tensor
+    truth_masks: Tensor
+    description: Description | None
+    """Of a scene of the miniature world, whose depth is known exactly."""
+
+    @classmethod
+    def read(cls, setup: Setup) -> _Scene:
+        capture, splats = load_scene(setup.scene)
+        names = [Path(name).with_suffix(".png").name for name in capture.file_names]
+        description = setup.truth.parents[1] / "description.json"
+        return cls(
+            capture=capture,
+            splats=splats,
+            truth_images=torch.stack([read_image(setup.truth / "images" / name) for name in names]),
+            truth_masks=torch.stack([read_mask(setup.truth / "masks" / name) for name in names]),
+            description=Description.from_plain(read_json(description)) if description.exists() else None,
+        )
+
+    def _depths(self, indices: list[int]) -> Tensor:
+        """Exact depth at the cameras of the capture, or that of the splats where the scene is not described."""
+        cameras = self.capture.cameras
+        if self.description is not None:
+            return torch.stack(
+                [torch.from_numpy(render_view(self.description, cameras[index]).depth) for index in indices]
+            )
+        return torch.stack([rasterize_numba(self.splats.detach(), cameras[index]).depth for index in indices])
+
+    def measure_unedited(self) -> dict[str, float]:
+        held_out, train = list(self.capture.held_out_indices), list(self.capture.train_indices)
+        renders = render_views(self.splats, self.capture.cameras[held_out])
+        return {
+            "psnr_db": float(psnr(renders, self.capture.images[held_out]).clamp_max(100.0).mean()),
+            "disagreement": disagreement(self.capture.images[train], self._depths(train), self.capture.cameras[train]),
+        }
+
+    def measure_single_views(self, editor: Editor, request: EditRequest, seed: int) -> dict[str, float]:
+        views = list(self.capture.held_out_indices)
+        originals, truth, regions = self.capture.images[views], self.truth_images[views], self.truth_masks[views]
+        edited = editor.edit(originals, originals, request, view_indices=tuple(views), noise_level=1.0, seed=seed)
+        inside, outside = edited.masks > 0.5, regions > 0.5
+        union = (inside | outside).sum()
+        return {
+            "progress": progress(edited.images, originals, truth, regions).mean,
+            "spill": spill(edited.images, originals, regions).mean,
+            "mask_iou": float((inside & outside).sum() / union) if union else math.nan,
+        }
+
+    def measure_edit(self, setup: Setup, editor: Editor, request: EditRequest, seed: int) -> dict[str, float]:
+        train, held_out = list(self.capture.train_indices), list(self.capture.held_out_indices)
+        kept = KeptEdits(editor)
+        job = EditJob(self.splats, self.capture.select(train), tuple(train), request, kept, seed)
+        result = _last(setup.method.run(job)).splats
+        cameras = self.capture.cameras[held_out]
+        edited, unedited = (quantize(render_views(splats, cameras)) for splats in (result, self.splats))
+        truth, regions = self.truth_images[held_out], self.truth_masks[held_out]
+        return {
+            "progress": progress(edited, quantize(self.capture.images[held_out]), truth, regions).mean,
+            "spill": spill(edited, unedited, regions).mean,
+            "mask_iou": mask_iou(edited, unedited, regions).mean,
+            "psnr_db": psnr_db(edited, truth).mean,
+            **self._measure_views(kept),
+        }
+
+    def _measure_views(self, kept: KeptEdits) -> dict[str, float]:
+        """The last edit of each view that the method asked for: right by itself, and agreeing with its neighbour."""
+        asked = sorted(kept.images)
+        if not asked:
+            return {"views_progress": math.nan, "views_disagreement": math.nan}
+        images = torch.stack([kept.images[index] for index in asked])
+        truth, regions = self.truth_images[asked], self.truth_masks[asked]
+        cameras, depths = self.capture.cameras[asked], self._depths(asked)
+        found, true = (disagreement(pictures, depths, cameras, regions=regions) for pictures in (images, truth))
+        return {
+            "views_progress": progress(images, self.capture.images[asked], truth, regions).mean,
+            "views_disagreement": found - true,
+        }
+
+
+def _last(steps: Iterator[Any]) -> Any:
+    last = None
+    for last in steps:
+        pass
+    assert last is not None
+    return last

@@ -1,0 +1,181 @@
+"""Puts runs together from parts of A and of B: trains and fits what no run has, and keeps it.
+
+Asked by `diagnosis` for a setup; `trials` then edits with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from restage.diagnose.cases import Case, SceneParts
+from restage.diagnose.parts import EDIT_MODEL_PARTS, RunParts, noise_settings
+from restage.diagnose.pools import mix_pairs
+from restage.diffusion.editor import Guidance
+from restage.edit import METHODS
+from restage.edit.job import Method
+from restage.edit.stage import load_scene
+from restage.pairs.makers import folder_sha256
+from restage.records import InputError, Progress, content_id, read_json, to_plain, write_json
+from restage.scenes.fitted import fit_capture
+from restage.scenes.io.nerfstudio import write_capture
+from restage.train.edit_model import load_start, train_edit_model
+
+__all__ = ["SCENE_PARTS", "Setup", "Workbench"]
+
+SCENE_PARTS = ("cameras", "photographs", "fit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """All that one edit of one scene depends on."""
+
+    scene: Path
+    """Folder with capture and splats."""
+    scene_id: str
+    truth: Path
+    """Truth folder of the edit."""
+    model: Path
+    model_id: str
+    guidance: Guidance
+    method_name: str
+    method: Method
+    mask_model: Path
+    """Edit model whose masks are used; the same as `model` but when masks are swapped."""
+    mask_model_id: str
+
+
+@dataclass
+class Workbench:
+    """Two runs, and what has been put together of them so far."""
+
+    runs: Mapping[str, RunParts]
+    """`A` and `B`."""
+    differing: tuple[str, ...]
+    """All parts that differ, those within edit model and scenes included."""
+    folder: Path
+    """Where what is trained and fitted here goes."""
+    start: Path
+    """Model that the runs' training went on from."""
+    _weights: dict[str, str] = field(default_factory=dict)
+    _scenes: dict[Path, SceneParts] = field(default_factory=dict)
+
+    def sides(self, parts: tuple[str, ...], from_b: frozenset[str]) -> dict[str, str]:
+        """The run that each part comes from."""
+        return {part: "B" if part in from_b else "A" for part in parts}
+
+    def scene_parts(self, folder: Path) -> SceneParts:
+        """A scene, read once."""
+        return self._scenes.setdefault(folder, SceneParts(folder))
+
+    def weights_id(self, model: Path) -> str:
+        """Hash of an edit model's weights, read once."""
+        key = str(model)
+        if key not in self._weights:
+            self._weights[key] = folder_sha256(model / "unet")
+        return self._weights[key]
+
+    def setup(self, case: Case, from_b: frozenset[str]) -> Generator[Progress, None, Setup]:
+        """Put together one edit; the generator returns the setup.
+
+        Args:
+            case: The edit.
+            from_b: Parts that come from B: of `differing`, and `edit_model`, `scenes` for all of theirs, and `masks`.
+        """
+        model = yield from self.edit_model(from_b)
+        scene = yield from self.scene(case, from_b)
+        runs = {part: self.runs["B" if part in from_b else "A"] for part in ("guidance", "guided_noise", "method")}
+        interval = runs["guided_noise"].guidance
+        guidance = replace(
+            runs["guidance"].guidance, lowest_noise=interval.lowest_noise, highest_noise=interval.highest_noise
+        )
+        mask_model = model
+        if "masks" in from_b or "masks of A" in from_b:
+            mask_model = self.runs["B" if "masks" in from_b else "A"].model
+        return Setup(
+            scene=scene,
+            scene_id=self._scene_id(scene),
+            truth=case.folders["A"] / "truth" / case.edit,
+            model=model,
+            model_id=self.weights_id(model),
+            guidance=guidance,
+            method_name=runs["method"].method,
+            method=self._method(from_b),
+            mask_model=mask_model,
+            mask_model_id=self.weights_id(mask_model),
+        )
+
+    def _method(self, from_b: frozenset[str]) -> Method:
+        run, noise_run = (self.runs["B" if part in from_b else "A"] for part in ("method", "noise_range"))
+        if run.method != noise_run.method:
+            return run.settings
+        noise = {name: getattr(noise_run.settings, name) for name in noise_settings(noise_run.settings)}
+        own = {name: getattr(run.settings, name) for name in to_plain(run.settings)}
+        return METHODS[run.method](**{**own, **noise})
+
+    def _scene_id(self, folder: Path) -> str:
+        scene = self.scene_parts(folder)
+        return content_id("scene", [scene.capture_sha256, scene.splats_sha256])
+
+    def edit_model(self, from_b: frozenset[str]) -> Generator[Progress, None, Path]:
+        """The edit model of one run, or one trained on pairs and settings of both."""
+        sides = self.sides(tuple(part for part in EDIT_MODEL_PARTS if part in self.differing), from_b)
+        if "edit_model" in from_b or set(sides.values()) == {"B"}:
+            return self.runs["B"].model
+        if "B" not in sides.values():
+            return self.runs["A"].model
+        return (yield from self._train(sides))
+
+    def _train(self, sides: Mapping[str, str]) -> Generator[Progress, None, Path]:
+        pools = {side: run.pairs for side, run in self.runs.items() if run.pairs is not None}
+        every = {**dict.fromkeys(EDIT_MODEL_PARTS, "A"), **sides}
+        config = self.runs[every["training"]].train_config
+        assert config is not None and len(pools) == 2
+        mixed = mix_pairs(pools, every)
+        name = content_id("model", {"sides": every, "runs": [run.weights_sha256 for run in self.runs.values()]})
+        folder = self.folder / "models" / name
+        if not (folder / "diagnose.json").exists():
+            if not mixed.pairs:
+                raise InputError(f"there are no pairs for an edit model with {dict(sides)}")
+            started_s = time.process_time()
+            note = "training an edit model with " + ", ".join(f"{part} of {side}" for part, side in sides.items())
+            for step in train_edit_model(mixed.pairs, load_start(self.start), folder, config):
+                yield Progress(stage="retrain", done=step.done, total=step.total, note=note)
+            record = {"sides": every, "num_pairs": len(mixed.pairs), "num_missing": mixed.num_missing}
+            write_json(folder / "diagnose.json", {**record, "seconds": time.process_time() - started_s})
+        return folder
+
+    def scene(self, case: Case, from_b: frozenset[str]) -> Generator[Progress, None, Path]:
+        """The fitted scene of one run, or the capture of one fitted as in the other."""
+        parts = self.scene_parts(case.folders["A"]).differences(self.scene_parts(case.folders["B"]))
+        sides = self.sides(parts, from_b)
+        if "scenes" in from_b or set(sides.values()) == {"B"}:
+            return case.folders["B"]
+        if "B" not in sides.values():
+            return case.folders["A"]
+        return (yield from self._fit(case, {**dict.fromkeys(SCENE_PARTS, "A"), **sides}))
+
+    def _fit(self, case: Case, sides: Mapping[str, str]) -> Generator[Progress, None, Path]:
+        name = content_id("scene", {"case": case.name, "sides": sides})
+        folder = self.folder / "scenes" / name
+        if not (folder / "fit.json").exists():
+            captures = {side: load_scene(path)[0] for side, path in case.folders.items()}
+            photographs = captures[sides["photographs"]]
+            capture = replace(photographs, cameras=captures[sides["cameras"]].cameras)
+            if sides["cameras"] != sides["photographs"]:
+                # The sparse points belong to the cameras that they were found with.
+                points = captures[sides["cameras"]]
+                capture = replace(capture, points=points.points, point_colors=points.point_colors)
+            if not (folder / "capture" / "transforms.json").exists():
+                write_capture(capture, folder / "capture")
+            config = self.scene_parts(case.folders[sides["fit"]]).fit_config
+            for step in fit_capture(capture, folder, config):
+                yield Progress(stage="refit", done=step.done, total=step.total, note=f"{case.scene}: {step.note}")
+        return folder
+
+    def seconds(self) -> float:
+        """CPU seconds of all that was trained and fitted here."""
+        paths = [*self.folder.glob("models/*/diagnose.json"), *self.folder.glob("scenes/*/fit.json")]
+        return sum(float(read_json(path)["seconds"]) for path in sorted(paths))
