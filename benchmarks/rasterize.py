@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numba
@@ -58,8 +58,8 @@ def median_ms(work: Callable[[], object], repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def step_ms(name: str, splats: Splats, size: int, *, repeats: int) -> float:
-    """Time of rendering and of the gradient of all parameters."""
+def step_of(name: str, splats: Splats, size: int) -> Callable[[], None]:
+    """Rendering and the gradient of all parameters."""
     camera = camera_of(size)
     parameters = [tensor.requires_grad_() for tensor in splats.clone().parameters().values()]
 
@@ -67,7 +67,28 @@ def step_ms(name: str, splats: Splats, size: int, *, repeats: int) -> float:
         color = RASTERIZERS[name](Splats(*parameters), camera).color
         torch.autograd.grad(color.square().sum(), parameters)
 
-    return median_ms(step, repeats)
+    return step
+
+
+def step_ms(name: str, splats: Splats, size: int, *, repeats: int) -> float:
+    """Median time of a step in milliseconds."""
+    return median_ms(step_of(name, splats, size), repeats)
+
+
+def set_threads(count: int) -> None:
+    """Of both numba and torch."""
+    numba.set_num_threads(count)
+    torch.set_num_threads(count)
+
+
+def in_turn_ms(step: Callable[[], None], thread_counts: Sequence[int], *, repeats: int) -> list[list[float]]:
+    """Times of a step with each number of threads, five steps each in turn, so that all share the weather."""
+    times: list[list[float]] = [[] for _ in thread_counts]
+    for _ in range(repeats):
+        for count, found in zip(thread_counts, times, strict=True):
+            set_threads(count)
+            found.append(median_ms(step, 5))
+    return times
 
 
 @numba.njit(error_model="numpy")
@@ -171,8 +192,8 @@ def main(repeats: int = 15, dense_splats: int = 500) -> None:
         repeats: Measured runs of each kind; medians are shown.
         dense_splats: How many splats dense PyTorch draws on 64x64.
     """
-    torch.set_num_threads(numba.get_num_threads())
     num_threads = numba.get_num_threads()
+    set_threads(num_threads)
     small, large, few = random_splats(5000, -3.6), random_splats(20_000, -4.0), random_splats(dense_splats, -3.0)
     small_ms = step_ms("numba_cpu", small, 128, repeats=repeats)
     large_ms = step_ms("numba_cpu", large, 256, repeats=repeats)
@@ -190,10 +211,10 @@ def main(repeats: int = 15, dense_splats: int = 500) -> None:
         result[f"ms_{count}_splats_128"] = step_ms("numba_cpu", random_splats(count, -3.6), 128, repeats=repeats)
     for size in (64, 256):
         result[f"ms_5k_{size}"] = step_ms("numba_cpu", small, size, repeats=repeats)
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)
-    one_ms = step_ms("numba_cpu", large, 256, repeats=repeats)
-    result["thread_speedup"] = one_ms / large_ms
+    ones, alls = in_turn_ms(step_of("numba_cpu", large, 256), (1, num_threads), repeats=repeats)
+    set_threads(1)
+    one_ms = result["ms_20k_256_one_thread"] = statistics.median(ones)
+    result["thread_speedup"] = statistics.median(one / many for one, many in zip(ones, alls, strict=True))
     limit = result["peak_gflops_one_thread"] = peak_gflops()
     result["share_of_limit"] = blending_gflop(large, 256) / limit * 1000 / one_ms
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}))

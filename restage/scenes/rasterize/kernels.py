@@ -4,7 +4,8 @@ Every loop over the pixels of a tile runs over flat arrays of at most 256 floats
 No fast-math flag is set: with one LLVM rounds as it likes, and a kernel that was just compiled gives other bits than
 the same kernel from numba's cache. Fused multiply-adds and sums over 16 lanes (`_dot`) are written out instead.
 Each (tile, splat) pair is an entry; the backward pass writes the gradient of an entry to its own row, and a second
-pass sums the rows of each splat in a fixed order: no atomics, and the result does not depend on the threads.
+pass sums the rows of each splat in a fixed order: no sum is shared, and the result does not depend on the threads,
+each of which takes the next tile when it is done with one.
 Constants stand here since numba's cache does not see changes in other files. `no_type_check` keeps the test suite's
 run-time type checks out of compiled functions.
 """
@@ -93,6 +94,17 @@ def _dot(typing_context: Any, first: Any, second: Any) -> Any:
     return types.float32(first, second), generate
 
 
+@intrinsic
+def _take_next(typing_context: Any, counter: Any) -> Any:
+    """Return element 0 of an int64 array and add 1 to it, as one operation among threads."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.atomic_rmw("add", array.data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
 @numba.njit(cache=True, inline="always")
 @no_type_check
 def _exp(power):
@@ -123,14 +135,6 @@ def _place(row, tile_x, tile_y):
     """A splat's row of geometry with the centre seen from the tile's corner."""
     x, y = row[0] - np.float32(tile_x * TILE), row[1] - np.float32(tile_y * TILE)
     return (x, y, row[2], row[3], row[4], row[5])
-
-
-@numba.njit(cache=True, inline="always")
-@no_type_check
-def _interleaved(index, num_tiles, num_threads):
-    """Spread neighbouring tiles over the threads, whose shares are contiguous in `index`."""
-    share = (num_tiles + num_threads - 1) // num_threads
-    return (index % share) * num_threads + index // share
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -197,10 +201,10 @@ def blend_forward(tile_starts, entry_splats, entry_rows, geometry, values, width
     blended = np.zeros((num_channels, height, width), np.float32)
     left = np.ones((height, width), np.float32)
     counts = np.zeros((height, width), np.int32)
-    share = (num_tiles + num_threads - 1) // num_threads
-    for index in numba.prange(share * num_threads):
-        tile = _interleaved(index, num_tiles, num_threads)
-        if tile < num_tiles:
+    next_tile = np.zeros(1, np.int64)
+    for _ in numba.prange(num_threads):
+        tile = _take_next(next_tile)
+        while tile < num_tiles:
             tile_x, tile_y = tile % tiles_x, tile // tiles_x
             grid_x, grid_y = _pixel_grid()
             transmittance = np.ones(AREA, np.float32)
@@ -233,6 +237,7 @@ def blend_forward(tile_starts, entry_splats, entry_rows, geometry, values, width
                     counts[y, x] = last[pixel] if last[pixel] >= 0 else -last[pixel] - 1
                     for channel in range(num_channels):
                         blended[channel, y, x] = sums[channel, pixel]
+            tile = _take_next(next_tile)
     return blended, left, counts
 
 
@@ -306,10 +311,10 @@ def blend_backward(
     tiles_x = (width + TILE - 1) // TILE
     num_tiles = len(tile_starts) - 1
     rows_out = np.zeros((len(entry_splats), NUM_GEOMETRY + num_channels), np.float32)
-    share = (num_tiles + num_threads - 1) // num_threads
-    for index in numba.prange(share * num_threads):
-        tile = _interleaved(index, num_tiles, num_threads)
-        if tile < num_tiles:
+    next_tile = np.zeros(1, np.int64)
+    for _ in numba.prange(num_threads):
+        tile = _take_next(next_tile)
+        while tile < num_tiles:
             tile_x, tile_y = tile % tiles_x, tile // tiles_x
             grid_x, grid_y = _pixel_grid()
             ones = np.ones(AREA, np.float32)
@@ -356,16 +361,22 @@ def blend_backward(
                 _write_geometry(grid_x[start:stop], grid_y[start:stop], ones, placed, by_power, rows_out[entry])
                 for channel in range(num_channels):
                     rows_out[entry, NUM_GEOMETRY + channel] = _dot(weights[start:stop], gradients[channel, start:stop])
+            tile = _take_next(next_tile)
     return rows_out
 
 
 @numba.njit(cache=True, parallel=True)
 @no_type_check
 def sum_entries(splat_starts, splat_entries, rows):
-    """Sum the gradient rows of each splat's entries, in the order of the entries."""
-    sums = np.zeros((len(splat_starts) - 1, rows.shape[1]), np.float32)
-    for splat in numba.prange(len(splat_starts) - 1):
+    """Sum the gradient rows of each splat's entries, in the order of the entries: geometry "n 6", values "n c"."""
+    count, num_channels = len(splat_starts) - 1, rows.shape[1] - NUM_GEOMETRY
+    by_geometry = np.zeros((count, NUM_GEOMETRY), np.float32)
+    by_values = np.zeros((count, num_channels), np.float32)
+    for splat in numba.prange(count):
         for position in range(splat_starts[splat], splat_starts[splat + 1]):
-            for column in range(rows.shape[1]):
-                sums[splat, column] += rows[splat_entries[position], column]
-    return sums
+            row = rows[splat_entries[position]]
+            for column in range(NUM_GEOMETRY):
+                by_geometry[splat, column] += row[column]
+            for channel in range(num_channels):
+                by_values[splat, channel] += row[NUM_GEOMETRY + channel]
+    return by_geometry, by_values

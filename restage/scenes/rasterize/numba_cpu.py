@@ -138,5 +138,5 @@ class _Blend(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_blended, by_alpha = (_array(gradient) for gradient in gradients)
         rows = kernels.blend_backward(*ctx.inputs, by_blended, -by_alpha, numba.get_num_threads())
-        sums = torch.from_numpy(kernels.sum_entries(*ctx.splat_entries, rows))
-        return sums[:, : kernels.NUM_GEOMETRY], sums[:, kernels.NUM_GEOMETRY :], None
+        by_geometry, by_values = kernels.sum_entries(*ctx.splat_entries, rows)
+        return torch.from_numpy(by_geometry), torch.from_numpy(by_values), None
