@@ -37,11 +37,13 @@ SUMMARIES = {
     "view": "look at scenes in the browser and edit them there",
     "show": "print what a run holds: stages, edits, scores",
     "ls": "list runs",
-    "verify": "check that a run holds what was written, and that its pictures show what they are said to",
+    "diff": "say what differs between two runs: config, versions, data, weights, scores",
+    "bundle": "pack a run into one file that someone else can check",
+    "verify": "check that a run or a bundle holds what was written, and that its numbers are those of its pictures",
     "doctor": "say what this machine can do, and what to install for what",
 }
 
-SWITCHES = ("doctor", "import", "pairs", "verify")
+SWITCHES = ("diff", "doctor", "import", "pairs", "verify")
 """Commands whose booleans are switches, such as --json; all others take a value: --is-bf16 False."""
 
 

@@ -1,26 +1,26 @@
 """What passes between stages: content ids, seeds, small typed records, and the run folder they live in.
 
-Every stage imports this module; it imports nothing of ours.
+Every stage imports this module; of ours it imports only `environment`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import secrets
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from restage.environment import git_commit, machine, versions
 
 __all__ = [
     "EditCase",
@@ -35,9 +35,13 @@ __all__ = [
     "content_id",
     "derive_seed",
     "file_sha256",
+    "has_right_seal",
+    "hash_files",
     "read_json",
+    "seal",
     "write_atomically",
     "write_json",
+    "write_record",
 ]
 
 
@@ -92,6 +96,31 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_files(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files by their path relative to a folder, in the order of these."""
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(paths)}
+
+
+def seal(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with a `seal`: the SHA-256 of the canonical JSON of all else in it, where NaN is allowed.
+
+    A seal shows that a record was changed by accident or by hand. Who wants to deceive can seal anew.
+    """
+    content = {name: to_plain(value) for name, value in record.items() if name != "seal"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return {**content, "seal": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def has_right_seal(record: Mapping[str, Any], *, is_required: bool) -> bool:
+    """Whether the record is as it was sealed.
+
+    Args:
+        record: to look at.
+        is_required: whether it must have a seal, or may be of an older version that had none.
+    """
+    return seal(record)["seal"] == record["seal"] if "seal" in record else not is_required
+
+
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is synced to disk and renamed, on an error removed."""
@@ -111,6 +140,17 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically."""
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(to_plain(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_record(path: Path, value: Mapping[str, Any], *, files: Iterable[Path] = ()) -> None:
+    """Write the record that ends a folder: with the hashes of the files it speaks for, and sealed.
+
+    Args:
+        path: of the record.
+        value: what it says.
+        files: below the record's folder.
+    """
+    write_json(path, seal({**value, "files": hash_files(path.parent, files)}))
 
 
 def read_json(path: Path) -> Any:
@@ -225,36 +265,15 @@ class Score:
     """True for time and memory, which differ from run to run."""
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "cpu_count": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-    }
+UNSEALED = (
+    *("*/stage.json", "*/.*", "train/cache/*", "train/state.pt", "scenes/*/fit_state.pt"),
+    # Pairs have marks of their own, which hold hashes and allow for repairs.
+    *("pairs/*.tar", "pairs/*.parquet", "pairs/*.done", "pairs/*.json", "pairs/quarantine/*"),
+)
+"""Files of stages whose hashes are in no mark of a stage: states that work goes on from, and what is marked apart."""
 
-
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def _git_commit() -> str:
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    if commit.returncode:
-        return "unknown"
-    return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
-
-
-PACKAGES = ("restage", "torch", "numpy", "numba", "diffusers", "transformers", "safetensors", "pyarrow", "pillow")
+SEALED_APART = "sealed apart"
+"""Stands for the hash of a record that holds a seal, and hashes, of its own."""
 
 
 @dataclass
@@ -295,7 +314,7 @@ class RunFolder:
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} exists and is not a run folder; choose another folder with --out")
         else:
-            write_json(record_path, run._record("running"))
+            write_json(record_path, seal(run._record("running")))
         return run
 
     def _record(self, status: str) -> dict[str, Any]:
@@ -304,9 +323,9 @@ class RunFolder:
             "config": to_plain(self.config),
             "seed": self.seed,
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "git_commit": _git_commit(),
-            "versions": _versions(PACKAGES),
-            "machine": _machine(),
+            "git_commit": git_commit(),
+            "versions": versions(),
+            "machine": machine(),
             "status": status,
             "started_s": self.started_s,
         }
@@ -318,14 +337,16 @@ class RunFolder:
             status: `done`, `stopped` (by the user) or `failed`.
         """
         record = read_json(self.path / "run.json")
+        is_untouched = has_right_seal(record, is_required=False)
         session = {
             "status": status,
             "wall_s": time.time() - self.started_s,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
         }
         record.update(status=status, sessions=[*record.get("sessions", []), session])
-        write_json(self.path / "run.json", record)
+        # What was changed by hand is not sealed anew: `restage verify` is to find it.
+        write_json(self.path / "run.json", seal(record) if is_untouched else record)
         if status == "done":
             for leftover in self.path.rglob(".*.tmp*"):  # of sessions that were killed while they wrote
                 leftover.unlink(missing_ok=True)
@@ -351,7 +372,27 @@ class RunFolder:
             raise InputError(f"{mark.parent} was made with another config ({found['id']}); choose another --out")
         return True
 
-    def mark_done(self, stage: str, config: Any, **facts: Any) -> None:
-        """Mark a stage as finished; call it after everything else of it is on disk."""
+    def mark_done(self, stage: str, config: Any, *, also: Sequence[str] = (), **facts: Any) -> None:
+        """Mark a stage as finished, with the hashes of its files; call it after everything else of it is on disk.
+
+        Args:
+            stage: its name, which is that of its folder.
+            config: resolved.
+            also: patterns, relative to the run, of files that it wrote outside of its folder.
+            facts: what `restage show` and the page are to say of it.
+        """
         mark = {"id": content_id(stage.split("/")[0], config), "config": to_plain(config), "facts": facts}
-        write_json(self.path / stage / "stage.json", mark)
+        write_json(self.path / stage / "stage.json", seal({**mark, "files": self._hashes(stage, also)}))
+
+    def _hashes(self, stage: str, also: Sequence[str]) -> dict[str, str]:
+        """Hashes of a stage's files by their path in the run, but for those that another record holds the hashes of."""
+        found = {path for pattern in (f"{stage}/**/*", *also) for path in self.path.glob(pattern) if path.is_file()}
+        records = {path: read_json(path) for path in found if path.name in ("record.json", "fit.json")}
+        records = {path: record for path, record in records.items() if "seal" in record}
+        theirs = {path.parent / name for path, record in records.items() for name in record["files"]}
+        names = {path.relative_to(self.path).as_posix(): path for path in sorted(found - theirs)}
+        return {
+            name: SEALED_APART if path in records else file_sha256(path)
+            for name, path in names.items()
+            if not any(fnmatch.fnmatch(name, pattern) for pattern in UNSEALED)
+        }

@@ -39,6 +39,8 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "view": scenes.build_view,
     "show": runs.build_show,
     "ls": runs.build_ls,
+    "diff": runs.build_diff,
+    "bundle": runs.build_bundle,
     "verify": runs.build_verify,
     "doctor": runs.build_doctor,
 }

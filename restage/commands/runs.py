@@ -10,11 +10,13 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from restage.commands.arguments import ModelsArgument, RunArgument
-from restage.show import describe_run, list_runs
+from restage.show import describe_run, list_runs, show_progress
 
-__all__ = ["build_doctor", "build_ls", "build_show", "build_verify"]
+__all__ = ["build_bundle", "build_diff", "build_doctor", "build_ls", "build_show", "build_verify"]
 
-VerifiedArgument = Annotated[str, arg(metavar="PATH", help="A run, or a folder or URL of shards of image pairs.")]
+VerifiedArgument = Annotated[
+    str, arg(metavar="PATH", help="A run, a bundle of one, or a folder or URL of shards of image pairs.")
+]
 
 
 def build_show() -> Callable[..., None]:
@@ -61,17 +63,22 @@ def build_verify() -> Callable[..., None]:
         sheets: Path | None = None,
         models: ModelsArgument = None,
     ) -> None:
-        """Check that a run holds what was written, and that its pictures show what they are said to show.
+        """Check that a run holds what was written, and that its numbers and pictures are what they are said to be.
 
-        Example: restage verify runs/demo
+        Example: restage verify runs/demo; restage verify bundle.zip
+
+        Every record and file that a stage sealed when it ended is compared with its hash, ids with their configs,
+        captures with what was fitted; numbers of the table are measured again from the stored pictures; pairs are
+        checked one by one. --fast leaves out what needs pictures.
 
         The exit code is 1 if anything was found. Nothing is changed, but for contact sheets, unless --repair is given.
 
         Args:
             path: What to check.
             config: What to look at.
-            repair: Take out exactly what is bad: bad shards are made again by the command that made them, bad single
-                pairs are left out by readers from now on. Nothing is deleted; it moves to a folder `quarantine`.
+            repair: Take out exactly what is bad among the pairs: bad shards are made again by the command that made
+                them, bad single pairs are left out by readers from now on. Nothing is deleted; it moves to a folder
+                `quarantine`.
             json: Print JSON instead of lines.
             sheets: Folder for a contact sheet of each reason; default: `verify` in the run.
             models: Folder with the CLIP to judge captions with; default: the one that comes with the package.
@@ -80,6 +87,59 @@ def build_verify() -> Callable[..., None]:
             raise SystemExit(1)
 
     return verify
+
+
+def build_bundle() -> Callable[..., None]:
+    """Build `restage bundle`."""
+    from restage.bundle import BundleConfig, pack_bundle
+
+    default = BundleConfig()
+
+    def bundle(
+        run: Positional[RunArgument],
+        *,
+        out: Annotated[Path, arg(aliases=("-o",))],
+        config: Annotated[BundleConfig, arg(name="")] = default,
+    ) -> None:
+        """Pack a run into one file that someone else can check with `restage verify`.
+
+        Example: restage bundle runs/demo -o demo.zip
+
+        Tell the hash that is printed at the end apart from the file, such as in the paper: with it nobody can put
+        another bundle in its place.
+
+        Args:
+            run: The run.
+            out: The zip to write.
+            config: What goes into it.
+        """
+        last = show_progress(pack_bundle(run, out, config))
+        print(f"bundle: {out} ({last.note if last else ''})")
+
+    return bundle
+
+
+def build_diff() -> Callable[..., None]:
+    """Build `restage diff`."""
+
+    def diff(first: Positional[Path], second: Positional[Path], *, json: bool = False) -> None:
+        """Say what differs between two runs: config, versions, data, weights, scores.
+
+        Example: restage diff runs/a runs/b
+
+        Scores are compared result by result where both runs have them, with an interval clustered by scene.
+
+        Args:
+            first: A run.
+            second: Another one.
+            json: Print JSON instead of lines.
+        """
+        from restage.difference import compare_runs, describe_difference, difference_to_plain
+
+        found = compare_runs(first, second)
+        print(difference_to_plain(found) if json else "\n".join(describe_difference(found)))
+
+    return diff
 
 
 def build_doctor() -> Callable[..., None]:

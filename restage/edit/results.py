@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, Editor
+from restage.edit.editors.interface import Edited, Editor, ScoreModel, score_model_of
 from restage.edit.job import EditJob, EditStep, Method
 from restage.edit.pictures import write_image, write_mask, write_video
 from restage.records import EditRequest, InputError, content_id, to_plain, write_record
@@ -62,6 +62,10 @@ class KeptEdits:
         for index, image, mask in zip(view_indices, edited.images, edited.masks, strict=True):
             self.images[index], self.masks[index] = image, mask
         return edited
+
+    def scores(self) -> ScoreModel:
+        """The score model of the other one; of what it predicts nothing is kept."""
+        return score_model_of(self.editor)
 
 
 def edit_scene(

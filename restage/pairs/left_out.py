@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from restage.pairs.files import Files
-from restage.pairs.seals import seal
-from restage.records import InputError
+from restage.records import InputError, seal
 
 __all__ = ["add_left_out", "is_left_out_list", "mark_left_out", "read_left_out"]
 

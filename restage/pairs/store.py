@@ -23,9 +23,8 @@ from restage.pairs.encoding import EncodedPair, ImagePair, decode_pair, encode_p
 from restage.pairs.files import Files, LocalFiles, open_files
 from restage.pairs.left_out import mark_left_out, read_left_out
 from restage.pairs.score import PairRule
-from restage.pairs.seals import seal
 from restage.pairs.verdicts import current_rule, rule_id, verdict_of
-from restage.records import InputError, write_atomically
+from restage.records import InputError, seal, write_atomically
 
 __all__ = [
     "PairReader",

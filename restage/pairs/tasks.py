@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from restage.pairs.files import Files
 from restage.pairs.generate import GenerateConfig, PairJob, make_jobs
 from restage.pairs.score import PairRule
-from restage.pairs.seals import seal
-from restage.records import InputError, PromptPair, canonical_json, content_id, to_plain
+from restage.records import InputError, PromptPair, canonical_json, content_id, seal, to_plain
 
 __all__ = ["PairTask", "PairsConfig", "TaskPlan"]
 

@@ -25,7 +25,7 @@ from restage.records import (
     read_json,
     to_plain,
     write_atomically,
-    write_json,
+    write_record,
 )
 from restage.scenes.capture import Capture
 from restage.scenes.fit import FitConfig, FitStep, SplatFit, psnr, render_views
@@ -103,7 +103,7 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
     spent = spent._replace(seconds=spent.seconds + time.perf_counter() - started_s)
     write_splats(fit.optimizer.splats, folder / "splats.ply")
     record = _measure(capture, folder, read_splats(folder / "splats.ply"))
-    write_json(
+    write_record(
         folder / "fit.json",
         {
             **identity,
@@ -113,6 +113,7 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
             **spent._asdict(),
             **record,
         },
+        files=[folder / "splats.ply", *folder.glob("held_out*.png"), *folder.glob("held_out/*.png")],
     )
     state_path.unlink(missing_ok=True)
 

@@ -207,4 +207,5 @@ def run_world(run: RunFolder, config: ScenesConfig) -> Iterator[Progress]:
         for note in make_scene(folder, description, edits, name=name, seed=seed, config=config.capture):
             done += 1
             yield Progress(stage=STAGE, done=done, total=total, note=note)
-    run.mark_done(STAGE, config, scenes=names)
+    made = [f"scenes/{name}/{part}/**/*" for name in names for part in ("capture", "truth")]
+    run.mark_done(STAGE, config, also=made, scenes=names)

@@ -8,13 +8,12 @@ import torch
 from restage.pairs.files import open_files
 from restage.pairs.left_out import read_left_out
 from restage.pairs.score import PairRule
-from restage.pairs.seals import seal
 from restage.pairs.store import drop_shard, read_pairs, read_rows, rebuild_manifest, write_shard
 from restage.pairs.verdicts import set_rule
 from restage.pairs.verify import REASONS, check_pairs, verify_pairs
 from restage.pairs.verify.findings import Finding
 from restage.pairs.verify.shards import BadFile, read_shard
-from restage.records import InputError, canonical_json
+from restage.records import InputError, canonical_json, seal
 from tests.pairs.faulty import (
     NUM_SHARDS,
     PAIRS_PER_SHARD,

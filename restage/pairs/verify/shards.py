@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 from restage.pairs.encoding import bytes_sha256, read_tar
 from restage.pairs.files import Files
 from restage.pairs.left_out import is_left_out_list
-from restage.pairs.seals import has_right_seal
 from restage.pairs.store import PREVIEW, shard_name
 from restage.pairs.verify.findings import Finding
-from restage.records import content_id
+from restage.records import content_id, has_right_seal
 
 __all__ = ["BadFile", "StoredPair", "StoredShard", "read_canonical_json", "read_shard"]
 
