@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restage.records import EditCase, InputError, read_json
+from restage.records import InputError, read_json
 
 __all__ = ["Contender", "Result", "find_results"]
 
@@ -30,8 +30,6 @@ class Result:
     contender: Contender
     folder: Path
     """Of the edit stage; need not exist."""
-    truth: Path | None
-    """Truth folder, where there is one."""
     record: dict[str, Any] | None
     """The content of `record.json`; None if the edit was never finished."""
 
@@ -42,7 +40,7 @@ class Result:
             return "no result: the edit was not run or not finished"
         if self.record.get("status") != "done":
             return f"failed: {self.record.get('reason') or 'no reason recorded'}"
-        return "" if self.truth else "no truth to measure against"
+        return ""
 
 
 def find_results(run_path: Path) -> list[Result]:
@@ -59,7 +57,6 @@ def find_results(run_path: Path) -> list[Result]:
     kinds = {(record["scene"], record["edit"]): record.get("kind", "") for record in records.values()}
     results = []
     for scene, edit in edits:
-        truth = _truth_folder(run_path, scene, edit)
         for contender in contenders:
             name = f"{contender.method}-{contender.editor}"
             folder = run_path / "edit" / scene / edit / name / str(contender.seed)
@@ -70,7 +67,6 @@ def find_results(run_path: Path) -> list[Result]:
                     kind=kinds[scene, edit],
                     contender=contender,
                     folder=folder,
-                    truth=truth,
                     record=records.get(folder),
                 )
             )
@@ -82,10 +78,3 @@ def _contender(record: dict[str, Any]) -> Contender:
         return Contender(method=record["method"], editor=record["editor"], seed=record["seed"])
     except KeyError as error:
         raise InputError(f"a record.json of the edit stage lacks {error}; delete its folder and edit again") from None
-
-
-def _truth_folder(run_path: Path, scene: str, edit: str) -> Path | None:
-    folder = run_path / "scenes" / scene / "truth" / edit
-    if not (folder / "edit.json").exists():
-        return None
-    return folder if EditCase.from_plain(read_json(folder / "edit.json")).has_truth else None

@@ -1,4 +1,4 @@
-"""How far an edit got and what it disturbed: pure functions on held-out views, called by `protocol.py`.
+"""How far an edit got and what it disturbed: pure functions on held-out views, called by `measure.py`.
 
 Notation of docs/conventions.md: S true source view, T true edited view, B render of the unedited splats,
 E render of the edited splats, R region that truth changes. What cannot be scored is NaN with a reason, never 0.
@@ -7,12 +7,31 @@ E render of the edited splats, R region that truth changes. What cannot be score
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["CHANGE_THRESHOLD", "MAX_PSNR_DB", "Measured", "mask_iou", "progress", "psnr_db", "spill"]
+from restage.scenes.ssim import MARGIN, WINDOW, ssim_map
+
+__all__ = [
+    "CHANGE_THRESHOLD",
+    "MAX_PSNR_DB",
+    "Measured",
+    "depth_error",
+    "mask_iou",
+    "no_op",
+    "progress",
+    "psnr_db",
+    "share_moved",
+    "spill",
+    "ssim",
+    "summarise",
+    "unscored",
+    "wrong_way",
+]
 
 CHANGE_THRESHOLD = 0.05
 """A pixel counts as changed from a mean difference over channels above this (about 13 of 255)."""
@@ -52,7 +71,7 @@ def progress(edited: Views, source: Views, truth: Views, regions: Regions) -> Me
     left = _mean_inside((edited - truth).abs().mean(dim=1), inside)
     whole = _mean_inside((source - truth).abs().mean(dim=1), inside)
     values = [1 - a / b if b > 0 else math.nan for a, b in zip(left, whole, strict=True)]
-    return _summary(values, "truth changes nothing that they see")
+    return summarise(values, "truth changes nothing that they see")
 
 
 def spill(edited: Views, unedited: Views, regions: Regions) -> Measured:
@@ -64,7 +83,7 @@ def spill(edited: Views, unedited: Views, regions: Regions) -> Measured:
         regions: R, 1 where truth changes; a view that it covers completely cannot be scored.
     """
     values = _mean_inside((edited - unedited).abs().mean(dim=1), regions <= 0.5)
-    return _summary(values, "truth changes all of what they see")
+    return summarise(values, "truth changes all of what they see")
 
 
 def mask_iou(edited: Views, unedited: Views, regions: Regions) -> Measured:
@@ -82,14 +101,87 @@ def mask_iou(edited: Views, unedited: Views, regions: Regions) -> Measured:
     shared = (changed & inside).sum(dim=(1, 2)).tolist()
     either = (changed | inside).sum(dim=(1, 2)).tolist()
     values = [a / b if b else math.nan for a, b in zip(shared, either, strict=True)]
-    return _summary(values, "neither truth nor the edit changes anything that they see")
+    return summarise(values, "neither truth nor the edit changes anything that they see")
 
 
-def psnr_db(edited: Views, truth: Views) -> Measured:
-    """Peak signal-to-noise ratio of whole views against the true edited views, in dB, at most `MAX_PSNR_DB`."""
-    errors = (edited - truth).double().square().mean(dim=(1, 2, 3)).tolist()
-    values = [min(MAX_PSNR_DB, -10 * math.log10(error)) if error > 0 else MAX_PSNR_DB for error in errors]
-    return _summary(values, "")
+def psnr_db(edited: Views, truth: Views, where: Regions | None = None) -> Measured:
+    """Peak signal-to-noise ratio against the true edited views, in dB, at most `MAX_PSNR_DB`.
+
+    Args:
+        edited: E, renders of the edited splats.
+        truth: T, true views after the edit.
+        where: Pixels that count (above 0.5); None for whole views.
+    """
+    squares = (edited - truth).square().mean(dim=1)
+    errors = _mean_inside(squares, torch.ones_like(squares) > 0 if where is None else where > 0.5)
+    values = [error if math.isnan(error) else _decibel(error) for error in errors]
+    return summarise(values, "no pixel of theirs is in the region")
+
+
+def _decibel(error: float) -> float:
+    return min(MAX_PSNR_DB, -10 * math.log10(error)) if error > 0 else MAX_PSNR_DB
+
+
+def ssim(edited: Views, truth: Views, where: Regions | None = None) -> Measured:
+    """Structural similarity with the true edited views, in [-1, 1]; 1 for equal views (Wang et al. 2004, equation 13).
+
+    Its window takes in what lies around a pixel, so that a region's value also depends on its surroundings; the
+    outermost pixels, which have no whole window, do not count.
+
+    Args:
+        edited: E, renders of the edited splats.
+        truth: T, true views after the edit.
+        where: Pixels that count (above 0.5); None for whole views.
+    """
+    if min(edited.shape[2:]) < WINDOW:
+        return unscored(f"views of {edited.shape[3]}x{edited.shape[2]} pixels are smaller than the window of SSIM")
+    maps = [ssim_map(first, second).mean(dim=0) for first, second in zip(edited, truth, strict=True)]
+    similarity = torch.stack(maps) if maps else torch.zeros(0, 1, 1)
+    inside = torch.ones_like(similarity) > 0 if where is None else where[:, MARGIN:-MARGIN, MARGIN:-MARGIN] > 0.5
+    return summarise(_mean_inside(similarity, inside), "no pixel of theirs is in the region")
+
+
+def depth_error(
+    edited_depth: Regions, edited_alpha: Regions, truth_depth: Regions, regions: Regions | None = None
+) -> Measured:
+    """Mean |z(E) - z(T)| / z(T), the absolute relative error of depth; 0 is perfect.
+
+    A pixel that E leaves more than half empty counts as 1, as if its surface were at the camera: else holes would be
+    free. Pixels where truth shows no surface do not count.
+
+    Args:
+        edited_depth: z of the edited splats, camera frame.
+        edited_alpha: Their opacity, in [0, 1].
+        truth_depth: True z after the edit; `inf` where nothing is hit.
+        regions: R, pixels that count (above 0.5); None for whole views.
+    """
+    is_shown = torch.isfinite(truth_depth) & (truth_depth > 0)
+    truth = torch.where(is_shown, truth_depth, 1.0)
+    is_empty = (edited_alpha < 0.5) | ~torch.isfinite(edited_depth)
+    errors = torch.where(is_empty, 1.0, (torch.where(is_empty, truth, edited_depth) - truth).abs() / truth)
+    inside = is_shown if regions is None else is_shown & (regions > 0.5)
+    return summarise(_mean_inside(errors, inside), "truth changes no surface that they see")
+
+
+def share_moved(edited: Views, unedited: Views, source: Views, truth: Views, *, regions: Regions) -> float:
+    """Mean |E - B| inside R as a share of mean |S - T| there, over all views at once; NaN if truth changes nothing."""
+    inside = regions[:, None] > 0.5
+    whole = float(((source - truth).abs() * inside).double().sum())
+    return float(((edited - unedited).abs() * inside).double().sum()) / whole if whole > 0 else math.nan
+
+
+def no_op(share: float, threshold: float) -> Measured:
+    """1 if an edit moved the region by less than `threshold` of what truth moves it; see `share_moved`."""
+    if math.isnan(share):
+        return unscored("truth changes nothing in the held-out views")
+    return Measured(float(share < threshold), (), "")
+
+
+def wrong_way(share: float, progress_mean: float, threshold: float) -> Measured:
+    """1 if an edit is no no-op and ended further from truth than the source is."""
+    if math.isnan(share) or math.isnan(progress_mean):
+        return unscored("truth changes nothing in the held-out views")
+    return Measured(float(share >= threshold and progress_mean < 0), (), "")
 
 
 def _mean_inside(maps: Float[Tensor, "n height width"], inside: Tensor) -> list[float]:
@@ -99,9 +191,15 @@ def _mean_inside(maps: Float[Tensor, "n height width"], inside: Tensor) -> list[
     return [total / count if count else math.nan for total, count in zip(sums.tolist(), counts.tolist(), strict=True)]
 
 
-def _summary(values: list[float], reason: str) -> Measured:
+def summarise(values: Sequence[float], reason: str) -> Measured:
+    """Mean over the views that can be scored, and how many cannot be, and why."""
     scored = [value for value in values if not math.isnan(value)]
     mean = math.fsum(scored) / len(scored) if scored else math.nan
     missing = len(values) - len(scored)
     note = f"{missing} of {len(values)} views are not scored: {reason}" if missing else ""
     return Measured(mean, tuple(values), note if values else "there are no held-out views")
+
+
+def unscored(reason: str) -> Measured:
+    """A metric that cannot be scored at all."""
+    return Measured(math.nan, (), reason)

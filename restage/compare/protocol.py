@@ -1,4 +1,4 @@
-"""The compare stage: every result of the edit stage against truth on the held-out views, into rows of Score."""
+"""The compare stage: every result of the edit stage judged on the held-out views, into rows of Score and ViewScore."""
 
 from __future__ import annotations
 
@@ -6,158 +6,110 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import NamedTuple
 
 from restage.compare.cases import Result, find_results
-from restage.compare.metrics import Measured, mask_iou, progress, psnr_db, spill
-from restage.compare.rows import read_scores, write_scores
-from restage.edit.pictures import quantize, read_image, read_mask
-from restage.records import InputError, Progress, RunFolder, Score
-from restage.scenes.fit import render_views
-from restage.scenes.io import read_capture
-from restage.scenes.io.ply import read_splats
+from restage.compare.definitions import COST_METRICS, METRICS
+from restage.compare.evidence import Before, CaseViews, embed_before, load_case, load_result
+from restage.compare.judges import CompareConfig, Judges, open_judges
+from restage.compare.measure import measure_result, unmeasured
+from restage.compare.metrics import Measured
+from restage.compare.rows import ViewScore, read_scores, write_scores, write_view_scores
+from restage.records import Progress, RunFolder, Score
 
-__all__ = ["CompareConfig", "HeldOut", "measure", "read_scores", "run_compare", "write_scores"]
-
-METRICS = ("progress", "spill", "mask_iou", "psnr_db", "no_op", "wrong_way")
-COSTS = ("seconds", "peak_memory_mb")
+__all__ = ["CompareConfig", "Scorer", "Scores", "read_scores", "run_compare", "write_scores"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """How results are judged."""
+class Scores(NamedTuple):
+    """The rows of results."""
 
-    no_op_share: float = 0.1
-    """An edit whose mean change inside the region is below this share of what truth changes there is a no-op."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.no_op_share < 1:
-            raise InputError(f"expected no_op_share in [0, 1), got {self.no_op_share}")
+    scores: list[Score]
+    views: list[ViewScore]
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The held-out views of one edit of one scene; all as 8-bit files hold them."""
+@dataclass
+class Scorer:
+    """Scores results one after another; what results of the same edit share is loaded once."""
 
-    names: tuple[str, ...]
-    """File name of each view's picture in result and truth folders."""
-    source: Float[Tensor, "n 3 h w"]
-    """S, true views before the edit."""
-    truth: Float[Tensor, "n 3 h w"]
-    """T, true views after it."""
-    unedited: Float[Tensor, "n 3 h w"]
-    """B, renders of the unedited splats."""
-    regions: Float[Tensor, "n h w"]
-    """R, 1 where truth changes."""
+    run_path: Path
+    config: CompareConfig
+    judges: Judges
+    _case: tuple[tuple[str, str], CaseViews, Before] | None = None
 
+    def score(self, result: Result) -> Scores:
+        """All rows of one result; NaN with the reason where it cannot be scored.
 
-def measure(edited: Float[Tensor, "n 3 h w"], views: HeldOut, config: CompareConfig) -> dict[str, Measured]:
-    """All metrics of one result; `no_op` and `wrong_way` are flags, 0 or 1.
-
-    A wrong-way edit is one that did something (it is no no-op) and ended further from truth than the source was.
-    """
-    done = progress(edited, views.source, views.truth, views.regions)
-    share = _share_moved(edited, views)
-    is_no_op = share < config.no_op_share
-    unscored = Measured(math.nan, (), "truth changes nothing in the held-out views")
-    flags = {"no_op": is_no_op, "wrong_way": not is_no_op and done.mean < 0}
-    return {
-        "progress": done,
-        "spill": spill(edited, views.unedited, views.regions),
-        "mask_iou": mask_iou(edited, views.unedited, views.regions),
-        "psnr_db": psnr_db(edited, views.truth),
-        **{name: unscored if math.isnan(share) else Measured(float(is_so), (), "") for name, is_so in flags.items()},
-    }
-
-
-def _share_moved(edited: Tensor, views: HeldOut) -> float:
-    """Mean |E - B| inside R as a share of mean |S - T| there, over all views at once; NaN if nothing is to change."""
-    inside = views.regions[:, None] > 0.5
-    whole = float(((views.source - views.truth).abs() * inside).double().sum())
-    return float(((edited - views.unedited).abs() * inside).double().sum()) / whole if whole > 0 else math.nan
+        Raises:
+            InputError: a picture of a finished result is missing or broken.
+        """
+        if result.problem:
+            return _rows(result, unmeasured(result.problem), ())
+        key = result.scene, result.edit
+        if self._case is None or self._case[0] != key:
+            case = load_case(self.run_path, *key, self.config)
+            self._case = key, case, embed_before(case, self.judges)
+        _, case, before = self._case
+        shown = load_result(result.folder, case)
+        measured = measure_result(shown, case, before=before, judges=self.judges, config=self.config)
+        return _rows(result, measured, case.names)
 
 
 def run_compare(run: RunFolder, config: CompareConfig) -> Iterator[Progress]:
-    """Score all results of the run's edit stage and write `compare/scores.parquet`.
+    """Score all results of the run's edit stage; write `compare/scores.parquet` and `compare/views.parquet`.
 
     Raises:
-        InputError: there are no results, or a picture of a finished one is missing or broken.
+        InputError: there are no results, a picture of a finished one is missing or broken, or a model that is to judge
+            does not load.
     """
     if run.is_done("compare", config):
         yield Progress(stage="compare", done=1, total=1, note="done before")
         return
     results = find_results(run.path)
-    scores: list[Score] = []
-    views: tuple[tuple[str, str], HeldOut] | None = None
+    scorer = Scorer(run.path, config, open_judges(config))
+    rows = Scores([], [])
     for done, result in enumerate(results):
-        if not result.problem and (views is None or views[0] != (result.scene, result.edit)):
-            views = (result.scene, result.edit), load_held_out(run.path, result)
-        scores += score_result(result, views[1] if views and not result.problem else None, config)
+        found = scorer.score(result)
+        rows.scores.extend(found.scores)
+        rows.views.extend(found.views)
         note = f"{result.scene} {result.edit} {result.contender.method}-{result.contender.editor}"
         yield Progress(stage="compare", done=done + 1, total=len(results), note=note)
-    write_scores(run.folder("compare") / "scores.parquet", scores)
-    run.mark_done("compare", config, num_results=len(results), num_scores=len(scores))
+    write_tables(run, rows)
+    run.mark_done("compare", config, num_results=len(results), num_scores=len(rows.scores))
 
 
-def score_result(result: Result, views: HeldOut | None, config: CompareConfig) -> list[Score]:
-    """All rows of one result; NaN with the reason where it cannot be scored.
-
-    Args:
-        result: What to score.
-        views: The held-out views; None if the result has a problem.
-        config: How to judge.
-    """
-    if views is None:
-        measured = {metric: Measured(math.nan, (), result.problem) for metric in METRICS}
-    else:
-        edited = torch.stack([read_image(result.folder / "held_out" / name) for name in views.names])
-        if edited.shape != views.truth.shape:
-            expected, got = tuple(views.truth.shape), tuple(edited.shape)
-            raise InputError(f"{result.folder}: expected held-out renders of shape {expected}, got {got}")
-        measured = measure(edited, views, config)
-    rows = [_score(result, metric, value.mean, value.reason) for metric, value in measured.items()]
-    cost = (result.record or {}).get("cost", {})
-    for metric in COSTS:
-        reason = "" if metric in cost else (result.problem or "not recorded")
-        rows.append(_score(result, metric, cost.get(metric, math.nan), reason, is_cost=True))
-    return rows
+def write_tables(run: RunFolder, rows: Scores) -> None:
+    """Write both tables of a run, each atomically; `scores.parquet` last."""
+    write_view_scores(run.folder("compare") / "views.parquet", rows.views)
+    write_scores(run.folder("compare") / "scores.parquet", rows.scores)
 
 
-def _score(result: Result, metric: str, value: float, reason: str, *, is_cost: bool = False) -> Score:
-    return Score(
-        scene=result.scene,
-        edit=result.edit,
-        kind=result.kind,
-        method=result.contender.method,
-        editor=result.contender.editor,
-        seed=result.contender.seed,
-        metric=metric,
-        value=float(value),
-        reason=reason,
-        is_cost=is_cost,
-    )
+def _rows(result: Result, measured: dict[str, Measured], names: tuple[str, ...]) -> Scores:
+    who = {
+        "scene": result.scene,
+        "edit": result.edit,
+        "kind": result.kind,
+        "method": result.contender.method,
+        "editor": result.contender.editor,
+        "seed": result.contender.seed,
+    }
+    found = Scores([], [])
+    for metric, value in measured.items():
+        found.scores.append(Score(**who, metric=metric, value=float(value.mean), reason=value.reason))
+        for place, one in zip(_places(value, names), value.per_view, strict=True):
+            reason = value.reason.rpartition(": ")[2] if math.isnan(one) else ""
+            found.views.append(ViewScore(**who, metric=metric, view=place, value=float(one), reason=reason))
+    cost = {"is_capped": 0.0, **(result.record or {}).get("cost", {})}
+    for metric in COST_METRICS:
+        missing = (
+            result.problem if result.record is None else "" if metric in cost else result.problem or "not recorded"
+        )
+        value = math.nan if missing else float(cost[metric])
+        found.scores.append(Score(**who, metric=metric, value=value, reason=missing, is_cost=True))
+    assert {score.metric for score in found.scores} == set(METRICS)
+    return found
 
 
-def load_held_out(run_path: Path, result: Result) -> HeldOut:
-    """Read and render what a result is measured against.
-
-    Raises:
-        InputError: a file is missing or broken.
-    """
-    assert result.truth is not None
-    scene = run_path / "scenes" / result.scene
-    capture = read_capture(scene / "capture")
-    held_out = list(capture.held_out_indices)
-    if not held_out:
-        raise InputError(f"{scene / 'capture'} has no held-out views to measure on")
-    names = tuple(Path(capture.file_names[index]).with_suffix(".png").name for index in held_out)
-    return HeldOut(
-        names=names,
-        source=quantize(capture.images[held_out]),
-        truth=torch.stack([read_image(result.truth / "images" / name) for name in names]),
-        unedited=quantize(render_views(read_splats(scene / "splats.ply"), capture.cameras[held_out])),
-        regions=torch.stack([read_mask(result.truth / "masks" / name) for name in names]),
-    )
+def _places(measured: Measured, names: tuple[str, ...]) -> tuple[str, ...]:
+    """What the numbers of a metric belong to: held-out views, or pairs of neighbouring frames of the orbit."""
+    count = len(measured.per_view)
+    return names if count == len(names) else tuple(f"orbit-{index:03d}" for index in range(count))

@@ -7,13 +7,13 @@ so that `restage report`, `restage show` and `restage verify` read it without kn
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import restage
-from restage.compare.protocol import CompareConfig
-from restage.edit.editors import EDITORS, Editor, EditorSource
+from restage.compare.judges import CompareConfig
+from restage.edit.editors import Editor, EditorSource, check_editor, open_editor
 from restage.edit.job import Method
 from restage.edit.stage import METHODS_WITHOUT_EDITOR, NO_EDITOR, EditUnit
 from restage.records import InputError, content_id, to_plain
@@ -41,6 +41,10 @@ class StudyScene(Protocol):
         """Names of its edits; the cases of the study are scene x edit."""
         ...
 
+    def facts_of(self, edit: str) -> Mapping[str, Any]:
+        """All that a result of this edit depends on, of the scene: names and settings, no paths, no other edits."""
+        ...
+
     def write(self, folder: Path) -> Iterator[str]:
         """Write `capture/` and, for every edit, `truth/<edit>/` (`edit.json` last); what is there stays.
 
@@ -66,8 +70,8 @@ class StudyEditor(Protocol):
         """Make the editor.
 
         Args:
-            source: File names of all views, truth folder (None where there is no truth), folder of the edit model.
-                Without file names and truth if the editor is shared.
+            source: File names of all views, and truth folder (None where there is no truth); empty if the editor is
+                shared.
 
         Raises:
             InputError: what it needs is not there; the result then is a row that says so.
@@ -75,27 +79,34 @@ class StudyEditor(Protocol):
         ...
 
 
+MODELS = ("edit_model", "instruct_pix2pix", "pipeline", "text_to_image")
+"""Editors that are a model and look nothing up that belongs to one case."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MenuEditor:
-    """An editor of the menu `EDITORS` by its name."""
+    """An editor of the menu `EDITORS` by its name, or `noisy-<strength>-<one of them>`."""
 
     name: str
     model: Path | None = None
-    """Folder of the edit model; None for the one that comes with the package."""
+    """Folder of its model; None with edit_model for the one that comes with the package."""
+    device: str = "cpu"
+    """Where the model computes."""
 
     def __post_init__(self) -> None:
-        if self.name not in EDITORS:
-            raise InputError(f"unknown editor {self.name!r}; choose from {', '.join(EDITORS)}")
+        check_editor(self.name)
 
     @property
     def is_shared(self) -> bool:
-        """Only the exact editor looks anything up that belongs to one case."""
-        return self.name == "edit_model"
+        """Models are; the others look up what belongs to one case."""
+        return self.name.rpartition("-")[2] in MODELS
 
     def open(self, source: EditorSource) -> Editor:
         """Open it; see `StudyEditor.open`."""
-        model = self.model or source.model or Path(restage.__file__).parent / "assets" / "edit_model"
-        return EDITORS[self.name](EditorSource(file_names=source.file_names, truth=source.truth, model=model))
+        model = self.model or source.model
+        if model is None and self.name.endswith("edit_model"):
+            model = Path(restage.__file__).parent / "assets" / "edit_model"
+        return open_editor(self.name, replace(source, model=model, device=self.device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +159,8 @@ class Study:
             if unknown:
                 raise InputError(f"method {name} is to run with {', '.join(unknown)}, which the study does not have")
         for name in (*self.methods, *self.editors, *names):
-            if not name or name != Path(name).name or "-" in name and name in self.editors:
-                raise InputError(f"{name!r} cannot be the name of a folder; editors also go without '-'")
+            if not name or name != Path(name).name:
+                raise InputError(f"{name!r} cannot be the name of a folder")
 
 
 def list_units(study: Study) -> list[EditUnit]:
@@ -174,13 +185,31 @@ def _editors_of(study: Study, method: StudyMethod) -> tuple[str, ...]:
 
 
 def identity_of(study: Study, unit: EditUnit) -> str:
-    """Content id of all that a result depends on: scene, edit, method, editor, seeds; times and names of folders not.
+    """Content id of all that a result depends on: scene, edit, method, editor, seeds; paths and times not.
 
     It is in every record (`inputs.unit_id`); a result with another one is never taken for this one.
     """
     scene = next(scene for scene in study.scenes if scene.name == unit.scene)
     editor = None if unit.editor == NO_EDITOR else study.editors[unit.editor]
-    parts = {"scene": scene, "method": study.methods[unit.method].settings, "editor": editor}
-    plain = {name: [type(part).__qualname__, to_plain(part)] for name, part in parts.items()}
-    facts = {"edit": unit.edit, "seeds": [study.seed, unit.seed], "time_cap_s": study.time_cap_s}
-    return content_id("unit", {**plain, **facts})
+    method = study.methods[unit.method].settings
+    return content_id(
+        "unit",
+        {
+            "scene": [unit.scene, scene.facts_of(unit.edit)],
+            "edit": unit.edit,
+            "method": [type(method).__qualname__, method],
+            "editor": [type(editor).__qualname__, _without_places(to_plain(editor), editor)],
+            "seeds": [study.seed, unit.seed],
+            "time_cap_s": study.time_cap_s,
+        },
+    )
+
+
+def _without_places(plain: Any, value: Any) -> Any:
+    """A dataclass's plain form with paths reduced to their names: where a model lies is no part of a result."""
+    if not isinstance(plain, dict):
+        return plain
+    return {
+        name: item.name if isinstance(item := getattr(value, name), Path) else _without_places(part, item)
+        for name, part in plain.items()
+    }

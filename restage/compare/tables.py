@@ -7,34 +7,27 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from restage.compare.definitions import METRICS
+from restage.compare.statistics import Estimate, clustered_estimate
 from restage.records import Score
 
-__all__ = ["ANCHOR_NOTES", "Estimate", "MethodRow", "clustered_estimate", "markdown_table", "method_table"]
+__all__ = ["ANCHOR_NOTES", "MethodRow", "markdown_table", "method_table"]
 
-COLUMNS = {
-    "progress": "progress",
-    "spill": "spill",
-    "mask_iou": "mask IoU",
-    "psnr_db": "PSNR (dB)",
-    "seconds": "seconds",
-    "no_op": "no-ops",
-    "wrong_way": "wrong way",
-}
+COLUMNS = (
+    "progress",
+    "spill",
+    "mask_iou",
+    "depth_error",
+    "psnr_db",
+    "clip_direction",
+    "edit_consistency",
+    "seconds",
+    "no_op",
+    "wrong_way",
+)
+"""Metrics in the table; those that no row has are left out."""
 
 ANCHOR_NOTES = {"nothing": "anchor: nothing done", "exact": "anchor: exact truth in place of the editor"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """Mean of a metric over results."""
-
-    mean: float
-    """NaN if nothing could be scored."""
-    standard_error: float
-    """Clustered by scene; NaN with fewer than two scenes, since one scene says nothing about others."""
-    num_scored: int
-    num_missing: int
-    """Results whose value is NaN; they are not in the mean, and the table says how many they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,32 +45,6 @@ class MethodRow:
     def anchor(self) -> str:
         """What kind of anchor row it is; empty for a contender."""
         return ANCHOR_NOTES.get(self.method) or ANCHOR_NOTES.get(self.editor, "")
-
-
-def clustered_estimate(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
-    """Mean and its cluster-robust standard error.
-
-    The variance is G/(G-1) / n^2 times the sum over the G clusters of (sum of the residuals in the cluster)^2
-    (Liang and Zeger 1986, for a mean). With one value per cluster it is the usual standard error.
-
-    Args:
-        values: One per result; NaN where it could not be scored.
-        clusters: The scene of each.
-    """
-    scored = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if not math.isnan(value)]
-    num_missing = len(values) - len(scored)
-    if not scored:
-        return Estimate(mean=math.nan, standard_error=math.nan, num_scored=0, num_missing=num_missing)
-    mean = math.fsum(value for value, _ in scored) / len(scored)
-    sums: dict[str, float] = defaultdict(float)
-    for value, cluster in scored:
-        sums[cluster] += value - mean
-    num_clusters = len(sums)
-    error = math.nan
-    if num_clusters > 1:
-        squares = math.fsum(total**2 for total in sums.values())
-        error = math.sqrt(num_clusters / (num_clusters - 1) * squares) / len(scored)
-    return Estimate(mean=mean, standard_error=error, num_scored=len(scored), num_missing=num_missing)
 
 
 def method_table(scores: Sequence[Score]) -> list[MethodRow]:
@@ -114,12 +81,18 @@ def _rank(row: MethodRow) -> tuple[int, float, str, str]:
 def markdown_table(rows: Sequence[MethodRow]) -> str:
     """The table as GitHub markdown: mean ± standard error, what is missing in brackets."""
     columns = [metric for metric in COLUMNS if any(metric in row.estimates for row in rows)]
-    header = ["method", "editor", *(COLUMNS[metric] for metric in columns), "results", "note"]
+    header = ["method", "editor", *map(_heading, columns), "results", "note"]
     lines = [header, ["---"] * 2 + ["---:"] * (len(columns) + 1) + ["---"]]
     for row in rows:
         cells = [_cell(metric, row.estimates.get(metric)) for metric in columns]
         lines.append([row.method, row.editor, *cells, f"{row.num_results} in {row.num_scenes} scenes", row.anchor])
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def _heading(metric: str) -> str:
+    arrow = {"higher": " ↑", "lower": " ↓", "neither": ""}[METRICS[metric].better]
+    unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit in ("dB", "s") else ""
+    return METRICS[metric].label.replace("seconds", "time") + unit + arrow
 
 
 def _cell(metric: str, estimate: Estimate | None) -> str:
@@ -130,6 +103,6 @@ def _cell(metric: str, estimate: Estimate | None) -> str:
         return f"–{missing}"
     if metric in ("no_op", "wrong_way"):
         return f"{round(estimate.mean * estimate.num_scored)} of {estimate.num_scored}{missing}"
-    digits = {"psnr_db": 1, "seconds": 1, "spill": 4}.get(metric, 3)
+    digits = METRICS[metric].digits
     error = "" if math.isnan(estimate.standard_error) else f" ± {estimate.standard_error:.{digits}f}"
     return f"{estimate.mean:.{digits}f}{error}{missing}"

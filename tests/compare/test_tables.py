@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from restage.compare.tables import clustered_estimate, markdown_table, method_table
+from restage.compare.statistics import clustered_estimate
+from restage.compare.tables import markdown_table, method_table
 from restage.records import Score
 
 

@@ -1,0 +1,128 @@
+"""The study behind docs/truth.md: edits of known worth, from perfect to the wrong way, for CLIP and truth to judge.
+
+    restage study benchmarks/truth_study.py --out runs/truth --workers 2
+
+Then `python benchmarks/truth.py runs/truth` asks whether they agree. With OpenAI's CLIP and DINOv2, from folders:
+
+    RESTAGE_TRUTH_CLIP=clip-vit-large-patch14 RESTAGE_TRUTH_DINO=dinov2-base restage study runs/truth
+
+which scores what is there again and edits nothing anew.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.compare.judges import CompareConfig
+from restage.compare.study import MenuEditor, Study, StudyMethod
+from restage.compare.study_scenes import sample_world_scenes
+from restage.edit import Nothing, ReplaceOnce, Restage
+from restage.edit.editors import Edited, Editor, EditorSource
+from restage.records import EditRequest, derive_seed
+from restage.scenes.fit import FitConfig
+from restage.world.stage import CaptureConfig
+
+KINDS = ("recolour", "reshape", "add", "remove", "ground", "time")
+
+SCENES = sample_world_scenes(
+    6,
+    KINDS,
+    seed=8,
+    capture=CaptureConfig(num_views=16, held_out_every=4, num_points=2000),
+    fit=FitConfig(steps=700, num_splats=2500),
+)
+
+INSTRUCTIONS = sorted({edit.instruction for scene in SCENES for edit in scene.world_edits})
+
+
+@dataclass(frozen=True)
+class _Blending:
+    """Goes a part of the way to another editor's pictures: half of it, or the wrong way."""
+
+    editor: Editor
+    amount: float
+
+    def edit(
+        self, views: Float[Tensor, "b 3 h w"], originals: Float[Tensor, "b 3 h w"], *rest: Any, **how: Any
+    ) -> Edited:
+        edited = self.editor.edit(views, originals, *rest, **how)
+        images = originals + self.amount * (edited.images - originals)
+        return Edited(images.clamp(0, 1), edited.masks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blended:
+    """The exact editor, going `amount` of the way: 0.5 is a timid edit, -1 goes the wrong way."""
+
+    amount: float
+    is_shared: bool = False
+
+    def open(self, source: EditorSource) -> Editor:
+        return _Blending(MenuEditor(name="exact").open(source), self.amount)
+
+
+@dataclass(frozen=True)
+class _Mishearing:
+    """Does something else than it is asked for: what another edit of the study asks for."""
+
+    editor: Editor
+
+    def edit(self, views: Tensor, originals: Tensor, request: EditRequest, **how: Any) -> Edited:
+        others = [text for text in INSTRUCTIONS if text != request.instruction]
+        other = others[derive_seed(request.instruction) % len(others)]
+        return self.editor.edit(views, originals, replace(request, instruction=other), **how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misheard:
+    """The edit model, told something else."""
+
+    is_shared: bool = True
+
+    def open(self, source: EditorSource) -> Editor:
+        return _Mishearing(MenuEditor(name="edit_model").open(source))
+
+
+def _folder(variable: str) -> Path | None:
+    return Path(os.environ[variable]) if variable in os.environ else None
+
+
+STUDY = Study(
+    name="truth",
+    scenes=SCENES,
+    methods={
+        "nothing": StudyMethod(settings=Nothing()),
+        "replace_once": StudyMethod(
+            settings=ReplaceOnce(num_steps=80), editors=("exact", "noisy-0.5-exact", "half", "away")
+        ),
+        "restage": StudyMethod(
+            settings=Restage(num_key_views=4, noise_levels=(1.0,), color_steps=40, shape_steps=50),
+            editors=("exact", "edit_model", "misheard"),
+        ),
+        "one_view": StudyMethod(
+            settings=Restage(num_key_views=1, noise_levels=(1.0,), color_steps=40, shape_steps=40),
+            editors=("edit_model",),
+        ),
+    },
+    editors={
+        "exact": MenuEditor(name="exact"),
+        "noisy-0.5-exact": MenuEditor(name="noisy-0.5-exact"),
+        "half": Blended(amount=0.5),
+        "away": Blended(amount=-0.5),
+        "edit_model": MenuEditor(name="edit_model"),
+        "misheard": Misheard(),
+    },
+    compare=CompareConfig(
+        orbit_frames=24,
+        clip=_folder("RESTAGE_TRUTH_CLIP"),
+        dino=_folder("RESTAGE_TRUTH_DINO"),
+        lpips=_folder("RESTAGE_TRUTH_LPIPS"),
+    ),
+    seed=8,
+)

@@ -1,0 +1,166 @@
+"""Keeps methods away from held-out views: while one runs, the study's scenes and results are closed to its process.
+
+Three things keep them apart: a method is given training views only (`EditJob`), the editor refuses to edit others, and
+files that are opened all the same are seen by an audit hook. A method that reaches past any of these has failed, even
+if it caught the error. What no hook of Python sees, such as a compiled reader with a path of its own, is not caught.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import InitVar, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.edit.editors.interface import Edited, Editor
+from restage.edit.job import EditJob, EditStep, Method
+from restage.records import EditRequest, InputError
+
+__all__ = ["GuardedEditor", "GuardedMethod", "HeldOutRead", "closed_folders"]
+
+
+class HeldOutRead(Exception):  # noqa: N818 - what happened, as it stands in the row's reason
+    """A method reached for what it must not see."""
+
+
+@dataclass
+class _Watch:
+    """What is closed while a method runs, and what was opened all the same."""
+
+    closed: tuple[str, ...]
+    allowed: frozenset[str]
+    reads: list[str] = field(default_factory=list)
+
+
+_watches: list[_Watch] = []
+_installed: list[bool] = []
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _watches or event not in ("open", "os.listdir", "os.scandir", "shutil.copyfile", "os.rename", "os.link"):
+        return
+    if not arguments or not isinstance(arguments[0], str | bytes | os.PathLike):
+        return
+    path = os.path.realpath(os.fsdecode(arguments[0]))
+    for watch in _watches:
+        if path not in watch.allowed and path.startswith(watch.closed):
+            watch.reads.append(path)
+            raise HeldOutRead(f"opened {path}, which is closed while a method runs")
+
+
+@contextlib.contextmanager
+def closed_folders(*folders: Path, allowed: frozenset[str] = frozenset()) -> Iterator[list[str]]:
+    """Within it, opening anything in these folders raises `HeldOutRead` in this process, in any of its threads.
+
+    Args:
+        folders: What is closed, with all that is in it.
+        allowed: Files in there that may be opened, as real paths.
+
+    Yields:
+        The paths that were opened all the same; they stay there when the error was caught.
+    """
+    if not _installed:
+        sys.addaudithook(_audit)  # a hook cannot be taken away again; without a watch it does nothing
+        _installed.append(True)
+    watch = _Watch(tuple(os.path.realpath(folder) + os.sep for folder in folders), allowed)
+    _watches.append(watch)
+    try:
+        yield watch.reads
+    finally:
+        _watches.remove(watch)
+
+
+@dataclass(frozen=True)
+class GuardedEditor:
+    """An editor that edits training views and no others: the exact editor would hand out held-out truth."""
+
+    editor: Editor | None
+    """None for methods that ask none."""
+    view_indices: frozenset[int]
+    """Of the training views in the whole capture."""
+
+    def edit(
+        self,
+        views: Float[Tensor, "b 3 h w"],
+        originals: Float[Tensor, "b 3 h w"],
+        request: EditRequest,
+        *,
+        view_indices: tuple[int, ...],
+        noise_level: float,
+        seed: int,
+        noise_keys: tuple[int, ...] | None = None,
+    ) -> Edited:
+        """Edit a batch of views; see `Editor.edit`.
+
+        Raises:
+            HeldOutRead: a view is none of the training views.
+            InputError: there is no editor.
+        """
+        if self.editor is None:
+            raise InputError("this method was run without an editor, but asks for one; name its editors in the study")
+        others = sorted(set(view_indices) - self.view_indices)
+        if others:
+            for watch in _watches:
+                watch.reads.append(f"view {others[0]}")
+            raise HeldOutRead(f"asked the editor for views {others}, which are held out")
+        return self.editor.edit(
+            views,
+            originals,
+            request,
+            view_indices=view_indices,
+            noise_level=noise_level,
+            seed=seed,
+            noise_keys=noise_keys,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the editor can do, such as predicting noise; it then reads what a method may read, or is seen."""
+        if name != "scores":
+            raise AttributeError(name)
+        return getattr(self.editor, name)
+
+
+@dataclass(frozen=True)
+class GuardedMethod:
+    """A method that is kept away from held-out views, and stopped when its time is up.
+
+    What is closed is no field of it, since fields stand in records, and paths are no part of a result.
+    """
+
+    settings: Method
+    time_cap_s: float | None = None
+    closed: InitVar[tuple[Path, ...]] = ()
+    """Folders that it must not open anything in."""
+    allowed: InitVar[frozenset[str]] = frozenset()
+    """Files in there that it may, as real paths: the truth of training views, which the exact editor hands out."""
+
+    def __post_init__(self, closed: tuple[Path, ...], allowed: frozenset[str]) -> None:
+        object.__setattr__(self, "_guard", (closed, allowed))
+
+    def run(self, job: EditJob) -> Iterator[EditStep]:
+        """Run the method step by step.
+
+        Raises:
+            HeldOutRead: the method reached for what it must not see.
+        """
+        closed, allowed = getattr(self, "_guard")  # noqa: B009 - set above, and no field
+        started_s = time.perf_counter()
+        steps = None
+        while True:
+            with closed_folders(*closed, allowed=allowed) as reads:
+                steps = iter(self.settings.run(job)) if steps is None else steps
+                step = next(steps, None)
+            if reads:
+                raise HeldOutRead(f"the method read held-out data: {reads[0]}")
+            if step is None:
+                return
+            yield step
+            if self.time_cap_s is not None and time.perf_counter() - started_s > self.time_cap_s:
+                return

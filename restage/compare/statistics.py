@@ -1,0 +1,155 @@
+"""How sure a mean is, and a difference between two methods, when edits of one scene are alike: clustered by scene."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from restage.records import InputError, Score
+
+__all__ = ["Difference", "Estimate", "clustered_estimate", "paired_difference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Mean of a metric over results."""
+
+    mean: float
+    """NaN if nothing could be scored."""
+    standard_error: float
+    """Clustered by scene; NaN with fewer than two scenes, since one scene says nothing about others."""
+    num_scored: int
+    num_missing: int
+    """Results whose value is NaN; they are not in the mean, and the table says how many they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much more of a metric one contender has than another, on the cases that both have."""
+
+    metric: str
+    first: tuple[str, str]
+    """Method and editor."""
+    second: tuple[str, str]
+    mean: float
+    """First minus second; NaN without a common case."""
+    standard_error: float
+    """Clustered by scene; NaN with fewer than two scenes."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    confidence: float
+    """Of the interval, such as 0.95."""
+    num_pairs: int
+    num_scenes: int
+    num_missing: int
+    """Cases in which either is not scored; they are in no mean."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+def clustered_estimate(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
+    """Mean and its cluster-robust standard error.
+
+    The variance is G/(G-1) / n^2 times the sum over the G clusters of (sum of the residuals in the cluster)^2
+    (Liang and Zeger 1986, for a mean). With one value per cluster it is the usual standard error.
+
+    Args:
+        values: One per result; NaN where it could not be scored.
+        clusters: The scene of each.
+    """
+    scored = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if not math.isnan(value)]
+    num_missing = len(values) - len(scored)
+    if not scored:
+        return Estimate(mean=math.nan, standard_error=math.nan, num_scored=0, num_missing=num_missing)
+    mean = math.fsum(value for value, _ in scored) / len(scored)
+    sums: dict[str, float] = defaultdict(float)
+    for value, cluster in scored:
+        sums[cluster] += value - mean
+    num_clusters = len(sums)
+    error = math.nan
+    if num_clusters > 1:
+        squares = math.fsum(total**2 for total in sums.values())
+        error = math.sqrt(num_clusters / (num_clusters - 1) * squares) / len(scored)
+    return Estimate(mean=mean, standard_error=error, num_scored=len(scored), num_missing=num_missing)
+
+
+def paired_difference(
+    scores: Sequence[Score],
+    metric: str,
+    *,
+    first: tuple[str, str],
+    second: tuple[str, str],
+    confidence: float = 0.95,
+) -> Difference:
+    """Difference between two contenders over the same scenes, edits and seeds, with its interval.
+
+    A contender that has no seeds of its own, such as `nothing`, which is run once, is compared with every seed of the
+    other. The interval is Student's with (number of scenes - 1) degrees of freedom on the clustered standard error
+    (Cameron and Miller 2015, "A practitioner's guide to cluster-robust inference", section VI).
+
+    Args:
+        scores: Rows of a study.
+        metric: A name of `METRICS`.
+        first: Method and editor.
+        second: Method and editor.
+        confidence: Of the interval, in (0, 1).
+
+    Raises:
+        InputError: one of the two does not occur, or the confidence is out of range.
+    """
+    if not 0 < confidence < 1:
+        raise InputError(f"expected a confidence in (0, 1), got {confidence}")
+    values = {who: _values(scores, metric, who) for who in (first, second)}
+    for who, found in values.items():
+        if not found:
+            raise InputError(f"no rows of {metric} for {who[0]} with {who[1]}")
+    pairs = []
+    for scene, edit, seed in sorted({*values[first], *values[second]}):
+        one, other = (_match(values[who], scene, edit, seed) for who in (first, second))
+        if one is not None and other is not None:
+            pairs.append((scene, one - other))
+    estimate = clustered_estimate([gap for _, gap in pairs], [scene for scene, _ in pairs])
+    num_scenes = len({scene for scene, gap in pairs if not math.isnan(gap)})
+    reach = math.nan
+    if num_scenes > 1:
+        reach = float(stats.t.ppf((1 + confidence) / 2, num_scenes - 1)) * estimate.standard_error
+    return Difference(
+        metric=metric,
+        first=first,
+        second=second,
+        mean=estimate.mean,
+        standard_error=estimate.standard_error,
+        low=estimate.mean - reach,
+        high=estimate.mean + reach,
+        confidence=confidence,
+        num_pairs=estimate.num_scored,
+        num_scenes=num_scenes,
+        num_missing=estimate.num_missing,
+    )
+
+
+_Values = dict[tuple[str, str, int], float]
+
+
+def _values(scores: Sequence[Score], metric: str, who: tuple[str, str]) -> _Values:
+    return {
+        (score.scene, score.edit, score.seed): score.value
+        for score in scores
+        if score.metric == metric and (score.method, score.editor) == who
+    }
+
+
+def _match(values: _Values, scene: str, edit: str, seed: int) -> float | None:
+    """The value of the same case and seed, or of its only seed."""
+    if (scene, edit, seed) in values:
+        return values[scene, edit, seed]
+    others = [value for (other, name, _), value in values.items() if (other, name) == (scene, edit)]
+    return others[0] if len(others) == 1 else None
