@@ -7,6 +7,8 @@ function in one of the modules here, one line in this menu, and one in `SUMMARIE
 from collections.abc import Callable
 
 from restage.commands import pairs, runs, scenes, stages
+from restage.compare import command as compare
+from restage.diagnose.command import build_diagnose
 
 __all__ = ["COMMANDS"]
 
@@ -32,11 +34,13 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "compare": stages.build_stage(
         "compare", "Score every edit of the run on held-out views.\n\nExample: restage compare runs/mine"
     ),
+    "study": compare.build_study,
     "report": stages.build_stage(
         "report", "Write the run's page, which opens from disk.\n\nExample: restage report runs/mine"
     ),
     "miniature": stages.build_miniature,
     "view": scenes.build_view,
+    "diagnose": build_diagnose,
     "show": runs.build_show,
     "ls": runs.build_ls,
     "diff": runs.build_diff,
