@@ -1,7 +1,8 @@
-"""What differs between two runs on paper: settings, versions, and content hashes of data and weights."""
+"""What differs between two runs on paper: records, as `restage diff` lists them, and facts of pairs and cameras."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from restage.diagnose.cases import Case
 from restage.diagnose.parts import RunParts, noise_settings
+from restage.difference import compare_runs
 from restage.edit.stage import load_scene
 from restage.records import canonical_json, to_plain
-from restage.show import STAGES
 
 __all__ = ["Difference", "describe_part", "list_differences"]
 
@@ -26,26 +27,23 @@ class Difference:
     """One value that is not the same in both runs."""
 
     where: str
-    """Such as `edit.settings.restage.noise_levels` or `versions.torch`."""
+    """Such as `edit.settings.restage.noise_levels` or `torch`."""
     a: str
     b: str
 
 
 def list_differences(a: RunParts, b: RunParts, cases: list[Case]) -> list[Difference]:
-    """All that differs: settings of the stages, seed, versions, code, machine, and hashes of what was made.
+    """All that differs: settings, versions, machine, hashes of what was made; guidance, pairs, cameras.
 
     Args:
         a: Run A.
         b: Run B.
         cases: What both are tried on; their scenes are compared.
     """
-    found = []
-    for stage in STAGES:
-        found += _compare(stage, a.stage_config(stage) or {}, b.stage_config(stage) or {})
-    for name in ("seed", "git_commit", "versions", "machine"):
-        found += _compare(name, a.record.get(name), b.record.get(name))
+    on_paper = compare_runs(a.path, b.path)
+    kinds = (on_paper.config, on_paper.versions, on_paper.machine, on_paper.data, on_paper.weights)
+    found = [Difference(where=one.where, a=one.first, b=one.second) for kind in kinds for one in kind]
     found += _compare("guidance", to_plain(a.guidance), to_plain(b.guidance))
-    found += _compare("weights (SHA-256)", a.weights_sha256[:16], b.weights_sha256[:16])
     found += _compare("pairs", _pair_facts(a, b), _pair_facts(b, a))
     for folders in {case.scene: case.folders for case in cases}.values():
         if folders["A"] != folders["B"]:
@@ -62,9 +60,9 @@ def camera_shift(first: Float[Tensor, "n 4 4"], second: Float[Tensor, "m 4 4"]) 
     if first.shape != second.shape or not len(first):
         return 0.0, 0.0
     moved = (first[:, :3, 3] - second[:, :3, 3]).norm(dim=1).mean()
-    turn = first[:, :3, :3].transpose(1, 2).double() @ second[:, :3, :3].double()
-    cosines = ((turn.diagonal(dim1=1, dim2=2).sum(dim=1) - 1) / 2).clamp(-1, 1).numpy()
-    return float(moved), float(np.degrees(np.arccos(cosines)).mean())
+    # |R - S| = 2 sqrt(2) sin(angle / 2), which unlike the arc cosine is exact for small angles.
+    apart = (first[:, :3, :3] - second[:, :3, :3]).double().flatten(1).norm(dim=1) / math.sqrt(8)
+    return float(moved), math.degrees(float((2 * apart.clamp(max=1).asin()).mean()))
 
 
 def describe_part(part: str, a: RunParts, b: RunParts, cases: list[Case]) -> str:

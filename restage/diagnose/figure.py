@@ -17,7 +17,7 @@ __all__ = ["draw"]
 
 LOSS, GAIN, ENDS, INNER = "#b5473c", "#3c7d5a", "#5b6770", "#dba39c"
 STEP_COLORS = ("#3f6fa3", "#8d6cab", "#c98a3a", "#7a8288")
-SETTINGS = {"svg.hashsalt": "restage", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+SETTINGS: Any = {"svg.hashsalt": "restage", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw(diagnosis: Diagnosis, folder: Path) -> str:
@@ -42,7 +42,7 @@ def _draw_way(axes: Any, diagnosis: Diagnosis) -> None:
     labels, position = ["A"], diagnosis.means["A"]
     axes.barh(0, position, color=ENDS)
     axes.annotate(f"{position:.2f}", (position, 0), (4, 0), textcoords="offset points", va="center")
-    row = 1
+    row, inner_start = 1, position
     for part in diagnosis.parts:
         share = part.share.share
         labels.append(("   within: " if part.within else "") + LABELS[part.share.component])

@@ -30,8 +30,15 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> None:
     figure = draw(diagnosis, folder)
     with write_atomically(folder / "diagnosis.md") as temporary:
         limits = "\n".join(f"- {limit}" for limit in (*diagnosis.limits, *LIMITS))
-        text = f"# Diagnosis\n\n{sentence(diagnosis)}\n\n![From A to B]({figure})\n\n{tables(diagnosis)}\n\n## Limits\n\n{limits}\n"
-        temporary.write_text(text)
+        parts = (
+            "# Diagnosis",
+            sentence(diagnosis),
+            f"![From A to B]({figure})",
+            tables(diagnosis),
+            "## Limits",
+            limits,
+        )
+        temporary.write_text("\n\n".join(parts) + "\n")
     write_json(folder / "diagnosis.json", to_record(diagnosis, figure))
 
 

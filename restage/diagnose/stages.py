@@ -128,7 +128,14 @@ def _prompt_rows(runs: Mapping[str, RunParts]) -> list[StageRow]:
     exact = _exact(counts["B"] - counts["A"])
     is_parted = counts["A"] != counts["B"] and math.isfinite(exact.mean)
     return [
-        StageRow(stage="prompts", metric="pairs of prompts", **_sides(counts), difference=exact, is_parted=is_parted)
+        StageRow(
+            stage="prompts",
+            metric="pairs of prompts",
+            a=counts["A"],
+            b=counts["B"],
+            difference=exact,
+            is_parted=is_parted,
+        )
     ]
 
 
@@ -155,12 +162,8 @@ def _unpaired(stage: str, metric: str, samples: Mapping[str, Sequence[float]]) -
     reach = 1.96 * error
     between = Interval(mean=mean, standard_error=error, low=mean - reach, high=mean + reach, num_cases=count)
     is_parted = between.is_clear and error > 0
-    return StageRow(stage=stage, metric=metric, **_sides(means), difference=between, is_parted=is_parted)
+    return StageRow(stage=stage, metric=metric, a=means["A"], b=means["B"], difference=between, is_parted=is_parted)
 
 
 def _exact(value: float) -> Interval:
     return Interval(mean=value, standard_error=0.0, low=value, high=value, num_cases=1)
-
-
-def _sides(values: Mapping[str, float]) -> dict[str, float]:
-    return {"a": values["A"], "b": values["B"]}

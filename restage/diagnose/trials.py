@@ -6,8 +6,10 @@ they agree with each other. `Trials` is the only part of the diagnosis that spen
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,10 +25,11 @@ from restage.diffusion.editor import EditSettings, load_edit_model
 from restage.edit.editors.edit_model import ModelEditor
 from restage.edit.editors.exact import ExactEditor
 from restage.edit.editors.interface import Edited, Editor
-from restage.edit.job import EditJob
+from restage.edit.job import EditJob, EditStep
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import KeptEdits
 from restage.edit.stage import load_scene
+from restage.pairs.makers import folder_sha256
 from restage.records import EditCase, EditRequest, content_id, derive_seed, read_json, to_plain, write_json
 from restage.scenes.capture import Capture
 from restage.scenes.fit import psnr, render_views
@@ -42,6 +45,8 @@ Kind = Literal["whole", "exact masks", "exact", "single views", "scene"]
 alone; the unedited scene."""
 
 MAX_OPEN_MODELS = 3
+MAX_REMEMBERED = 100
+"""Batches of edited views that are kept in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,8 @@ class Trials:
     folder: Path
     seed: int = 0
     _editors: dict[str, ModelEditor] = field(default_factory=dict)
+    _ids: dict[str, str] = field(default_factory=dict)
+    _edits: OrderedDict[str, Edited] = field(default_factory=OrderedDict)
     used_s: dict[str, float] = field(default_factory=dict)
     """CPU seconds of each trial that was asked for, made now or before."""
 
@@ -97,13 +104,15 @@ class Trials:
             editor = _MasksOf(editor, self._open(setup.mask_model, setup))
         return scene.measure_edit(setup, editor, request, seed)
 
-    def _open(self, model: Path, setup: Setup) -> ModelEditor:
+    def _open(self, model: Path, setup: Setup) -> Editor:
         key = str(model)
         if key not in self._editors:
             while len(self._editors) >= MAX_OPEN_MODELS:
                 del self._editors[next(iter(self._editors))]
             self._editors[key] = ModelEditor(load_edit_model(model))
-        return replace(self._editors[key], settings=EditSettings(guidance=setup.guidance))
+        editor = replace(self._editors[key], settings=EditSettings(guidance=setup.guidance))
+        made_by = content_id("editor", [self._ids.setdefault(key, folder_sha256(model / "unet")), setup.guidance])
+        return _Remembered(editor, made_by, self._edits)
 
 
 def _trial_id(setup: Setup, kind: Kind, seed: int) -> str:
@@ -130,6 +139,26 @@ def _plain(setup: Setup) -> dict[str, Any]:
         "method_name": setup.method_name,
         "method": to_plain(setup.method),
     }
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """An editor that is asked only once for the same: most swaps leave what the editor sees as it is."""
+
+    editor: Editor
+    made_by: str
+    """Id of weights and guidance."""
+    memory: OrderedDict[str, Edited]
+
+    def edit(self, views: Tensor, originals: Tensor, request: EditRequest, **options: Any) -> Edited:
+        pixels = [hashlib.sha256(part.contiguous().numpy().tobytes()).hexdigest() for part in (views, originals)]
+        key = content_id("edits", [self.made_by, pixels, request, options])
+        if key not in self.memory:
+            self.memory[key] = self.editor.edit(views, originals, request, **options)
+            while len(self.memory) > MAX_REMEMBERED:
+                self.memory.popitem(last=False)
+        found = self.memory[key]
+        return Edited(found.images.clone(), found.masks.clone())
 
 
 @dataclass(frozen=True)
@@ -228,9 +257,6 @@ class _Scene:
         }
 
 
-def _last(steps: Iterator[Any]) -> Any:
-    last = None
-    for last in steps:
-        pass
-    assert last is not None
+def _last(steps: Iterator[EditStep]) -> EditStep:
+    (last,) = deque(steps, maxlen=1)
     return last

@@ -67,9 +67,8 @@ def _where(diagnosis: Diagnosis) -> str:
     """At which step from truth to result the loss shows, largest first."""
     steps = {name: costs["B - A"].mean for name, costs in diagnosis.ladder.items()}
     sign = 1 if diagnosis.attribution.total.mean >= 0 else -1
-    shown = sorted((name for name in steps if sign * steps[name] >= diagnosis.config.min_effect), key=steps.get)
-    if sign > 0:
-        shown.reverse()
+    shown = [name for name in steps if sign * steps[name] >= diagnosis.config.min_effect]
+    shown.sort(key=lambda name: -sign * steps[name])
     if not shown:
         return ""
     return " It shows in: " + ", ".join(f"{LADDER[name]} ({sign * steps[name]:.2f})" for name in shown) + "."
