@@ -121,8 +121,8 @@ class GuardedEditor:
         )
 
     def __getattr__(self, name: str) -> Any:
-        """What else the editor can do, such as predicting noise; it then reads what a method may read, or is seen."""
-        if name != "scores":
+        """What else the editor can do, such as predicting noise or editing views as one; it then reads what a method may read, or is seen."""
+        if name not in ("scores", "edit_together"):
             raise AttributeError(name)
         return getattr(self.editor, name)
 

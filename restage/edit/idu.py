@@ -13,7 +13,7 @@ from restage.records import InputError, derive_seed
 from restage.scenes.fit import RefineConfig, Targets, refine_splats, render_views
 from restage.scenes.splats import Splats
 
-__all__ = ["Idu", "Turn", "check_noise_range", "turns"]
+__all__ = ["Idu", "Turn", "check_noise_range", "edit_turn", "turns"]
 
 
 @dataclass(frozen=True, kw_only=True)

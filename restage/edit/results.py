@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, Editor, ScoreModel, score_model_of
+from restage.edit.editors.interface import Edited, Editor, ScoreModel, edit_together, score_model_of
 from restage.edit.job import EditJob, EditStep, Method
 from restage.edit.pictures import write_image, write_mask, write_video
+from restage.edit.sharing import ViewSharing
 from restage.records import EditRequest, InputError, content_id, to_plain, write_record
 from restage.scenes.cameras import Cameras, orbit
 from restage.scenes.capture import Capture
@@ -59,6 +60,33 @@ class KeptEdits:
             seed=seed,
             noise_keys=noise_keys,
         )
+        return self._keep(edited, view_indices)
+
+    def edit_together(
+        self,
+        views: Float[Tensor, "b 3 h w"],
+        originals: Float[Tensor, "b 3 h w"],
+        request: EditRequest,
+        *,
+        view_indices: tuple[int, ...],
+        noise_level: float,
+        seed: int,
+        sharing: ViewSharing,
+    ) -> Edited:
+        """Edit views as one where the other editor can; see `edit_together`."""
+        edited = edit_together(
+            self.editor,
+            views,
+            originals,
+            request,
+            view_indices=view_indices,
+            noise_level=noise_level,
+            seed=seed,
+            sharing=sharing,
+        )
+        return self._keep(edited, view_indices)
+
+    def _keep(self, edited: Edited, view_indices: tuple[int, ...]) -> Edited:
         for index, image, mask in zip(view_indices, edited.images, edited.masks, strict=True):
             self.images[index], self.masks[index] = image, mask
         return edited

@@ -160,6 +160,23 @@ class SplatOptimizer:
         self._update(dict(zip(splats.parameters(), gradients, strict=False)), decay, other_decay)
         return float(loss.detach())
 
+    def descend(self, cameras: Cameras, objective: Callable[[Tensor], Tensor]) -> float:
+        """Render a camera (n = 1), move the splats once down the gradient of an objective of the picture.
+
+        Args:
+            cameras: The view.
+            objective: Of the rendered colours "3 h w", to one number.
+
+        Returns:
+            The objective before the move.
+        """
+        splats = Splats(**{n: p.detach().requires_grad_() for n, p in self.splats.parameters().items()})
+        with torch.enable_grad():
+            value = objective(self.rasterizer(splats, cameras).color)
+            gradients = torch.autograd.grad(value, list(splats.parameters().values()), allow_unused=True)
+        self._update(dict(zip(splats.parameters(), gradients, strict=True)), 1.0, 1.0)
+        return float(value.detach())
+
     @torch.no_grad()
     def _update(self, gradients: Mapping[str, Tensor | None], decay: float, other_decay: float) -> None:
         self.num_updates += 1

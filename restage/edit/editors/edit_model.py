@@ -12,6 +12,8 @@ from torch import Tensor
 from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images, load_edit_model
 from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, noise_seeds
+from restage.edit.joint_attention import share_attention
+from restage.edit.sharing import ViewSharing
 from restage.records import EditRequest, InputError
 
 __all__ = ["ModelEditor", "ModelScores", "open_edit_model", "open_instruct_pix2pix"]
@@ -50,6 +52,24 @@ class ModelEditor:
             settings=self.settings,
         )
         return Edited(edited.images.cpu(), edited.masks.cpu())
+
+    def edit_together(
+        self,
+        views: Float[Tensor, "b 3 h w"],
+        originals: Float[Tensor, "b 3 h w"],
+        request: EditRequest,
+        *,
+        view_indices: tuple[int, ...],
+        noise_level: float,
+        seed: int,
+        sharing: ViewSharing,
+    ) -> Edited:
+        """Edit all views in one batch, with attention between them; see `EditsTogether.edit_together`."""
+        settings = replace(self.settings or EditSettings(), batch_size=len(views))
+        with share_attention(self.model.unet, sharing):
+            return replace(self, settings=settings).edit(
+                views, originals, request, view_indices=view_indices, noise_level=noise_level, seed=seed
+            )
 
     def scores(self) -> ModelScores:
         """The edit model as distillation uses it."""

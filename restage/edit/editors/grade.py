@@ -6,7 +6,6 @@ Its truth is known on any photograph, held-out ones too, so that edits of real c
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -150,16 +149,21 @@ def read_grade(instruction: str) -> GradeRequest:
 class GradeEditor:
     """Grades the original view, inside a region where one is given, whatever noise level is asked for."""
 
-    regions: Path | None = None
-    """Folder with a soft mask of each view, by its file name; None for whole views."""
-    file_names: tuple[str, ...] = ()
-    """Of every view of the whole capture, in order; needed for regions."""
+    regions: Float[Tensor, "n h w"] | None = None
+    """Soft mask of each view of the whole capture, 1 where the grade holds; None for whole views."""
 
     @classmethod
     def open(cls, source: EditorSource) -> GradeEditor:
-        """Make one, with the regions of a truth folder (`write_grade_truth`) where it has them."""
-        regions = None if source.truth is None else source.truth / "regions"
-        return cls(regions if regions is not None and regions.is_dir() else None, source.file_names)
+        """Make one, with the regions of a truth folder (`restage.edit.truth`) where it has them.
+
+        Raises:
+            InputError: the region of a view is missing or broken.
+        """
+        folder = None if source.truth is None else source.truth / "regions"
+        if folder is None or not folder.is_dir():
+            return cls()
+        names = [Path(name).with_suffix(".png").name for name in source.file_names]
+        return cls(torch.stack([read_mask(folder / name) for name in names]))
 
     def edit(
         self,
@@ -179,8 +183,7 @@ class GradeEditor:
         """
         if self.regions is None:
             return grade_views(originals, request.instruction)
-        names = [Path(self.file_names[index]).with_suffix(".png").name for index in view_indices]
-        return grade_views(originals, request.instruction, [read_mask(self.regions / name) for name in names])
+        return grade_views(originals, request.instruction, self.regions[list(view_indices)])
 
     def scores(self) -> KnownScores:
         """A model that knows the graded views."""
@@ -188,7 +191,7 @@ class GradeEditor:
 
 
 def grade_views(
-    images: Float[Tensor, "b 3 h w"], instruction: str, regions: Sequence[Float[Tensor, "h w"]] | None = None
+    images: Float[Tensor, "b 3 h w"], instruction: str, regions: Float[Tensor, "b h w"] | None = None
 ) -> Edited:
     """Grade views by instruction: this is the truth of such an edit, on any view.
 
@@ -211,5 +214,4 @@ def grade_views(
                 "or say 'it' for the whole view"
             )
         return Edited(grade(images), torch.ones_like(images[:, 0]))
-    masks = torch.stack(list(regions))
-    return Edited(torch.lerp(images, grade(images), masks[:, None]), masks)
+    return Edited(torch.lerp(images, grade(images), regions[:, None]), regions)

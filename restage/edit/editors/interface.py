@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from restage.diffusion.edited import Edited
 from restage.diffusion.schedule import Schedule
+from restage.edit.sharing import ViewSharing
 from restage.records import EditRequest, InputError, derive_seed
 
 __all__ = [
@@ -23,9 +24,11 @@ __all__ = [
     "Editor",
     "EditorFactory",
     "EditorSource",
+    "EditsTogether",
     "OffersScores",
     "PredictNoise",
     "ScoreModel",
+    "edit_together",
     "noise_seeds",
     "score_model_of",
 ]
@@ -133,6 +136,43 @@ def score_model_of(editor: Editor) -> ScoreModel:
             "choose another editor, such as edit_model"
         )
     return editor.scores()
+
+
+@runtime_checkable
+class EditsTogether(Protocol):
+    """An editor whose views can share their attention: an edit model with the layers of Stable Diffusion."""
+
+    def edit_together(
+        self,
+        views: Float[Tensor, "b 3 h w"],
+        originals: Float[Tensor, "b 3 h w"],
+        request: EditRequest,
+        *,
+        view_indices: tuple[int, ...],
+        noise_level: float,
+        seed: int,
+        sharing: ViewSharing,
+    ) -> Edited:
+        """As `Editor.edit`, all views in one batch, with attention between them as `sharing` says."""
+        ...
+
+
+def edit_together(
+    editor: Editor,
+    views: Float[Tensor, "b 3 h w"],
+    originals: Float[Tensor, "b 3 h w"],
+    request: EditRequest,
+    *,
+    view_indices: tuple[int, ...],
+    noise_level: float,
+    seed: int,
+    sharing: ViewSharing,
+) -> Edited:
+    """Edit views as one where the editor can; else, since there is nothing to share, each by itself."""
+    options: dict[str, Any] = {"view_indices": view_indices, "noise_level": noise_level, "seed": seed}
+    if isinstance(editor, EditsTogether):
+        return editor.edit_together(views, originals, request, **options, sharing=sharing)
+    return editor.edit(views, originals, request, **options)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""The loop that the distillation methods share: render a view, ask a diffusion model for a gradient, move the splats.
+
+What the gradient is, is what `sds.py`, `dds.py`, `pds.py` and `dreamcatalyst.py` differ in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.diffusion.schedule import Schedule
+from restage.edit.editors.interface import Branches, ScoreModel, score_model_of
+from restage.edit.job import EditJob, EditStep
+from restage.records import InputError, derive_seed
+from restage.scenes.fit import view_at
+from restage.scenes.initial import surroundings_of
+from restage.scenes.optimizer import LearningRates, SplatOptimizer
+
+__all__ = ["DISTILL_RATES", "Draw", "distill", "draw_timestep"]
+
+DISTILL_RATES = LearningRates(means=2e-4, log_scales=2e-3, rotations=1e-3, opacity_logits=1e-2, sh=5e-3)
+"""Distilled gradients are noise for the most part, which Adam turns into steps of full length: about half of what
+refining to given targets uses."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One view at one noise level, as a gradient is made from it; latents are "1 c h w"."""
+
+    step: int
+    """From 0."""
+    num_steps: int
+    timestep: int
+    edited: Float[Tensor, "1 c h w"]
+    """Clean latents of the current render."""
+    source: Float[Tensor, "1 c h w"]
+    """Clean latents of the unedited view."""
+    noise: Float[Tensor, "1 c h w"]
+    """Unit noise, the same for both."""
+    branches: Branches
+    schedule: Schedule
+
+    def noised(self, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:
+        """Latents at this noise level."""
+        return self.schedule.add_noise(latents, self.noise, torch.tensor([self.timestep], device=latents.device))
+
+    def predictions(self, guidance: float | None) -> tuple[Tensor, Tensor]:
+        """Noise that the model sees in the noised render, told what to do, and in the noised source, told nothing."""
+        edited = self.branches.edited(self.noised(self.edited), self.timestep, guidance)
+        return edited, self.branches.source(self.noised(self.source), self.timestep, guidance)
+
+
+def draw_timestep(schedule: Schedule, low: float, high: float, *, seed: int) -> int:
+    """A step of the schedule, drawn evenly between two shares of it."""
+    top = schedule.num_train_timesteps - 1
+    first, last = round(low * top), round(high * top)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "timestep"))
+    return int(torch.randint(first, last + 1, (), generator=generator))
+
+
+def distill(
+    job: EditJob,
+    *,
+    num_steps: int,
+    timestep_of: Callable[[Schedule, int, int], int],
+    gradient: Callable[[Draw], Tensor],
+    rates: LearningRates = DISTILL_RATES,
+) -> Iterator[EditStep]:
+    """Move the splats down a gradient that is given in latents, one view a step.
+
+    The loss whose gradient in the latents `x` it is, is `0.5 sum (x - stopped(x - g))^2`. With the mean in place of the
+    sum it would be smaller by the number of elements, which Adam does not see.
+
+    Args:
+        job: What to edit.
+        num_steps: One view each.
+        timestep_of: (schedule, step from 0, seed of the step) -> step of the schedule.
+        gradient: Of the latents of the render, from a draw.
+        rates: Adam's.
+
+    Raises:
+        InputError: the editor offers no noise predictions.
+    """
+    if num_steps < 1:
+        raise InputError(f"expected at least one step, got {num_steps}")
+    model = score_model_of(job.editor)
+    views = _Views(job, model)
+    size = surroundings_of(job.capture.cameras).size
+    optimizer = SplatOptimizer(job.splats, rates, scene_size=size)
+    for step in range(num_steps):
+        seed = derive_seed(job.seed, "distill", step)
+        view = view_at(job.seed, step, len(job.view_indices))
+        timestep = timestep_of(model.schedule, step, seed)
+
+        def objective(color: Tensor, view: int = view, step: int = step, seed: int = seed, t: int = timestep) -> Tensor:
+            latents = model.encode(color[None].clamp(0, 1))
+            with torch.no_grad():
+                source, branches = views.prepare(view)
+                generator = torch.Generator().manual_seed(seed)
+                noise = torch.randn(tuple(latents.shape), generator=generator).to(latents.device)
+                draw = Draw(step, num_steps, t, latents.detach(), source, noise, branches, model.schedule)
+                target = latents.detach() - gradient(draw)
+            return 0.5 * (latents - target).square().sum()
+
+        loss = optimizer.descend(job.capture.cameras[view], objective)
+        note = f"distilling at step {timestep} of the noise schedule"
+        yield EditStep(step + 1, num_steps, loss, optimizer.splats.clone(), note)
+
+
+class _Views:
+    """What the model is told about each view, prepared once."""
+
+    def __init__(self, job: EditJob, model: ScoreModel) -> None:
+        self.job, self.model = job, model
+        self.known: dict[int, tuple[Tensor, Branches]] = {}
+
+    def prepare(self, view: int) -> tuple[Tensor, Branches]:
+        if view not in self.known:
+            original = self.job.capture.images[view : view + 1]
+            branches = self.model.branches(
+                original, self.job.request, view_index=self.job.view_indices[view], seed=self.job.seed
+            )
+            self.known[view] = self.model.encode(original).detach(), branches
+        return self.known[view]
