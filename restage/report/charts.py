@@ -1,17 +1,20 @@
-"""Draws the page's few charts as inline SVG, from numbers only: the loss curve and the mark with its interval.
+"""Draws the few charts of a report, from numbers only: the loss curve and the mark with its interval.
 
-Colours and fonts come from the page's style sheet through class names, so charts follow light and dark.
+On the page they are inline SVG, whose colours and fonts come from its style sheet and so follow light and dark.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
-__all__ = ["interval_mark", "loss_curve", "nice_ticks", "smooth"]
+from restage.report.read import TrainEntry
+
+__all__ = ["draw_loss", "interval_mark", "loss_curve", "nice_ticks", "smooth"]
 
 
 def nice_ticks(low: float, high: float, *, count: int = 5) -> list[float]:
@@ -105,3 +108,19 @@ def interval_mark(mean: float, standard_error: float, *, low: float, high: float
     parts.append(f'<circle class="dot" cx="{across(mean):.1f}" cy="9" r="4"/>')
     box = f'viewBox="0 0 {width} 18" width="{width}" height="18"'
     return Markup(f'<svg class="mark" {box} aria-hidden="true">{"".join(parts)}</svg>')
+
+
+def draw_loss(train: TrainEntry, *, form: str) -> bytes:
+    """The loss curve as a file for paper and slides: `pdf` or `png`; the same losses give the same bytes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 2.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(train.steps, train.losses, color="#bbbbbb", linewidth=0.6)
+    axes.plot(train.steps, smooth(train.losses, reach=max(len(train.losses) // 40, 1)), color="#a63d1e")
+    axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    metadata = {"CreationDate": None} if form == "pdf" else {"Software": None}
+    figure.savefig(buffer, format=form, metadata=metadata, dpi=300)
+    return buffer.getvalue()

@@ -8,16 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from restage.records import Score
-from restage.report.pictures import AssetFolder, change_map, colour_map, mask_overlay, read_mask, read_picture
+from restage.report.config import ReportConfig
+from restage.report.pictures import (
+    AssetFolder,
+    change_map,
+    colour_map,
+    first_frame,
+    mask_overlay,
+    read_mask,
+    read_picture,
+)
 from restage.report.read import EditEntry, ResultEntry, RunContents
 from restage.report.scores import Estimate, estimates_of, is_anchor
+from restage.report.trace import trace_results
 
 __all__ = ["EditSection", "MethodEntry", "edit_sections", "spread"]
+
+Item = TypeVar("Item")
 
 CHANGED = 0.05
 """A pixel has changed when the mean over channels of its change is above this (docs/conventions.md, mask IoU)."""
@@ -31,13 +43,18 @@ class MethodEntry:
     editor: str
     is_anchor: bool
     seed: str
+    """Of the result whose pictures are shown."""
     num_seeds: int
     problem: str
     """Why there is nothing to show; empty when there is."""
     estimates: Mapping[str, Estimate]
     pictures: Mapping[str, list[str | None]]
     """By kind of picture (`after`, `change`, `error`, `mask`), one path per shown view; None where there is none."""
+    record: int
+    """Number of that result's record on the page."""
     orbit: str | None
+    poster: str | None
+    """First frame of the orbit, for where it does not play: on paper, or with less motion."""
     editor_views: Sequence[tuple[str, str | None]]
     """What the 2D editor made of training views, each with its mask."""
 
@@ -78,9 +95,11 @@ class EditSection:
                 {
                     "label": method.label,
                     "seed": method.seed,
+                    "record": method.record,
                     "problem": method.problem,
                     **method.pictures,
                     "orbit": method.orbit,
+                    "poster": method.poster,
                     "editorViews": [list(pair) for pair in method.editor_views],
                 }
                 for method in self.methods
@@ -88,7 +107,7 @@ class EditSection:
         }
 
 
-def spread(items: Sequence[str], count: int) -> list[str]:
+def spread(items: Sequence[Item], count: int) -> list[Item]:
     """At most `count` of the items, evenly spaced, first and last among them."""
     if len(items) <= count:
         return list(items)
@@ -96,25 +115,31 @@ def spread(items: Sequence[str], count: int) -> list[str]:
     return [items[round(index * last / max(count - 1, 1))] for index in range(count)]
 
 
-def edit_sections(contents: RunContents, assets: AssetFolder, *, max_views: int, max_px: int) -> Iterator[EditSection]:
-    """Prepare every edit that has a result to show, one after the other."""
-    number = 0
-    for entry in contents.edits:
-        if any(result.held_out for result in entry.results):
-            number += 1
-            scores = [s for s in contents.scores if s.scene == entry.scene and s.edit in entry.names]
-            yield _edit_section(entry, scores, assets, number=number, max_views=max_views, max_px=max_px)
+def edit_sections(contents: RunContents, assets: AssetFolder, config: ReportConfig) -> Iterator[EditSection]:
+    """Prepare edits that have a result to show, one after the other; of very many, evenly spaced ones."""
+    records = {trace.folder: trace.number for trace in trace_results(contents).values()}
+    shown = [entry for entry in contents.edits if any(result.held_out for result in entry.results)]
+    for number, entry in enumerate(spread(shown, config.max_edits), start=1):
+        scores = [s for s in contents.scores if s.scene == entry.scene and s.edit in entry.names]
+        yield _edit_section(entry, scores, assets, records, number=number, config=config)
 
 
 def _edit_section(
-    entry: EditEntry, scores: Sequence[Score], assets: AssetFolder, *, number: int, max_views: int, max_px: int
+    entry: EditEntry,
+    scores: Sequence[Score],
+    assets: AssetFolder,
+    records: Mapping[str, int],
+    *,
+    number: int,
+    config: ReportConfig,
 ) -> EditSection:
     groups: dict[tuple[str, str], list[ResultEntry]] = {}
     for result in entry.results:
         groups.setdefault((result.method, result.editor), []).append(result)
     all_views = sorted({view for result in entry.results for view in result.held_out})
-    views = spread(all_views, max_views)
-    prepared = _Pictures(entry, assets, f"edit-{number}", views, max_px)
+    views = spread(all_views, config.max_views)
+    prepared = _Pictures(entry, assets, f"edit-{number}", views, config.max_px)
+    prepared.records = records
     methods = [
         _method_entry(results, [s for s in scores if (s.method, s.editor) == key], prepared)
         for key, results in groups.items()
@@ -160,12 +185,14 @@ def _method_entry(results: Sequence[ResultEntry], scores: Sequence[Score], prepa
         is_anchor=is_anchor(shown.method, shown.editor),
         seed=shown.seed,
         num_seeds=len(results),
+        record=prepared.records[shown.folder],
         problem="" if shown.held_out else shown.problem or "no held-out renders",
         estimates=estimates,
         pictures=prepared.of_result(shown),
         orbit=prepared.assets.add_file(shown.orbit_path, f"{prepared.label}-{shown.method}-{shown.editor}-orbit")
         if shown.orbit_path
         else None,
+        poster=prepared.poster(shown),
         editor_views=prepared.editor_views(shown),
     )
 
@@ -178,6 +205,7 @@ class _Pictures:
         some = next(result.held_out[view] for result in entry.results for view in views if view in result.held_out)
         picture = read_picture(some, max_px=max_px)
         self.size = picture.shape[1], picture.shape[0]
+        self.records: Mapping[str, int] = {}
 
     def copy(self, path: Path | None, label: str) -> str | None:
         if path is None:
@@ -218,6 +246,11 @@ class _Pictures:
             return None
         picture = read_picture(path, max_px=self.max_px)
         return picture if picture.shape == like.shape else None
+
+    def poster(self, result: ResultEntry) -> str | None:
+        frame = first_frame(result.orbit_path) if result.orbit_path else None
+        label = f"{self.label}-{result.method}-{result.editor}-poster"
+        return None if frame is None else self.assets.add_picture(frame, label)
 
     def editor_views(self, result: ResultEntry) -> list[tuple[str, str | None]]:
         label = f"{self.label}-{result.method}-{result.editor}-editor"

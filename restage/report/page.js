@@ -57,6 +57,7 @@ function setUpEdit(article) {
     });
     role("label").textContent = method.label;
     role("seed").textContent = method.seed;
+    role("record").href = `#record-${method.record}`;
     role("problem").hidden = !method.problem;
     role("problem").textContent = `No result: ${method.problem}`;
   };
@@ -70,6 +71,7 @@ function setUpEdit(article) {
       if (method.orbit) {
         const time = video.currentTime;
         const wasPlaying = !video.paused;
+        video.poster = method.poster ?? "";
         video.src = method.orbit;
         video.currentTime = time;
         if (wasPlaying) video.play().catch(() => {});
@@ -123,5 +125,70 @@ if ("IntersectionObserver" in window && !matchMedia("(prefers-reduced-motion: re
   document.querySelectorAll("video").forEach((video) => observer.observe(video));
 }
 
-// Details are opened for print, so that the record is on paper too.
-addEventListener("beforeprint", () => document.querySelectorAll("#record details").forEach((part) => (part.open = true)));
+// A number opens the rows that it is made of; without this script it leads to the list of records.
+function setUpRows() {
+  const data = JSON.parse(document.querySelector("#rows-data").textContent);
+  const dialog = document.querySelector("#rows");
+  const part = (name) => dialog.querySelector(`[data-part="${name}"]`);
+  const cell = (text, kind = "td") => Object.assign(document.createElement(kind), { textContent: text });
+  const minus = (text) => text.replace("-", "\u2212");
+
+  const line = ([result, value, reason, row]) => {
+    const [scene, edit, , , seed, record] = data.results[result];
+    const shown = document.createElement("tr");
+    const link = document.createElement("td");
+    if (record) {
+      const anchor = Object.assign(document.createElement("a"), { href: `#record-${record}`, textContent: "record" });
+      anchor.addEventListener("click", () => dialog.close());
+      link.append(anchor);
+    }
+    const number = cell(value === null ? `\u2013 ${reason}` : minus(value.toPrecision(6)));
+    number.className = value === null ? "reason" : "";
+    const name = cell(scene, "th");
+    name.append(Object.assign(document.createElement("span"), { className: "row", textContent: `${edit}, seed ${seed}` }));
+    shown.append(name, number, cell(row), link);
+    return shown;
+  };
+
+  document.addEventListener("click", (event) => {
+    const trace = event.target.closest(".trace");
+    if (!trace || !dialog.showModal) return;
+    event.preventDefault();
+    const { metric, method, editor } = trace.dataset;
+    const known = data.metrics[metric] ?? { label: metric, unit: "", definition: "", source: "" };
+    const rows = (data.cells[metric] ?? []).filter(([result]) => data.results[result][2] === method && data.results[result][3] === editor);
+    const scored = rows.filter((row) => row[1] !== null);
+    const scenes = new Set(scored.map((row) => data.results[row[0]][0])).size;
+    dialog.querySelector("h2").textContent = `${known.label[0].toUpperCase()}${known.label.slice(1)}, ${method}${editor && editor !== "none" ? ` with ${editor}` : ""}`;
+    const mean = scored.reduce((sum, row) => sum + row[1], 0) / scored.length;
+    const several = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+    part("mean").textContent = scored.length
+      ? `Mean ${minus(mean.toPrecision(5))} of ${several(scored.length, "row")} in ${several(scenes, "scene")}${rows.length > scored.length ? `; ${rows.length - scored.length} could not be scored` : ""}.`
+      : "No row could be scored.";
+    part("definition").textContent = [known.definition, known.unit && `Unit: ${known.unit}.`, known.source].filter(Boolean).join(" ");
+    dialog.querySelector("tbody").replaceChildren(...rows.map(line));
+    dialog.showModal();
+    dialog.scrollTop = 0;
+  });
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close();
+  });
+}
+setUpRows();
+
+// A link to a record opens it.
+function openRecord() {
+  const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (!target || target.tagName !== "DETAILS") return;
+  target.open = true;
+  target.scrollIntoView();
+  target.querySelector("summary").focus({ preventScroll: true });
+}
+addEventListener("hashchange", openRecord);
+document.addEventListener("click", (event) => {
+  if (event.target.closest('a[href^="#"]')) setTimeout(openRecord);
+});
+openRecord();
+
+// The run's own records are opened for print, so that they are on paper too; those of all results would fill a book.
+addEventListener("beforeprint", () => document.querySelectorAll("#records details:not(.record)").forEach((part) => (part.open = true)));

@@ -11,15 +11,14 @@ import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
+from restage.compare.definitions import METRICS
 from restage.records import (
-    InputError,
     Progress,
     RunFolder,
     content_id,
@@ -29,32 +28,17 @@ from restage.records import (
     write_atomically,
 )
 from restage.report.charts import interval_mark, loss_curve
+from restage.report.config import ReportConfig
 from restage.report.gallery import EditSection, edit_sections, spread
 from restage.report.pictures import AssetFolder, read_picture
 from restage.report.read import RunContents, SceneEntry, read_run
-from restage.report.scores import headline_of, method_rows
+from restage.report.scores import further_metrics, gaps_to_best, headline_of, method_rows
+from restage.report.trace import rows_data, trace_results
+from restage.report.words import as_json, as_text, as_words, count_of, format_duration, format_number
 
 __all__ = ["ReportConfig", "run_report", "write_report"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """How the report page is made."""
-
-    max_views: int = 6
-    """Held-out views shown per edit, evenly spaced over all; our choice, keeps a page of ten edits under 20 MB."""
-    max_px: int = 512
-    """Pictures are made smaller until their longer side is at most this, in pixels; our choice."""
-    noop_progress: float = 0.05
-    """Progress within plus or minus this is flagged as a no-op where the scores do not flag it; our choice."""
-
-    def __post_init__(self) -> None:
-        if self.max_views < 1:
-            raise InputError(f"max_views should be at least 1, got {self.max_views}; 6 is the default")
-        if self.max_px < 16:
-            raise InputError(f"max_px should be at least 16, got {self.max_px}; 512 is the default")
-        if not 0 <= self.noop_progress < 1:
-            raise InputError(f"noop_progress should be in [0, 1), got {self.noop_progress}; 0.05 is the default")
+SCORES = "compare/scores.parquet"
 
 
 class FittedScene(NamedTuple):
@@ -71,13 +55,15 @@ class FittedScene(NamedTuple):
 def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
     """Write the page of a run as its last stage, one step per edit; one that shows the same files is left alone.
 
-    The page is a view of the run's other files: when these have changed since, it is written anew.
+    The page is a view of the run's other files: when these or its config have changed since, it is written anew.
 
     Raises:
-        InputError: the page was made with another config, or a file of the run cannot be read.
+        InputError: a file of the run cannot be read.
     """
     shown_files = files_id(run.path)
-    if run.is_done("report", config) and read_json(run.path / "report" / "stage.json")["facts"]["files"] == shown_files:
+    mark = run.path / "report" / "stage.json"
+    found = read_json(mark) if mark.exists() else {}
+    if found.get("id") == content_id("report", config) and found["facts"]["files"] == shown_files:
         yield Progress(stage="report", done=1, total=1, note="already done")
         return
     contents = read_run(run.path)
@@ -105,7 +91,7 @@ def files_id(run_folder: Path) -> str:
     files = {
         path.relative_to(run_folder).as_posix(): path.stat().st_size
         for path in sorted(run_folder.glob("*/**/*"))
-        if path.is_file() and path.relative_to(run_folder).parts[0] != "report"
+        if path.is_file() and path.relative_to(run_folder).parts[0] not in ("report", "verify")
     }
     scores_path = run_folder / "compare" / "scores.parquet"
     scores = file_sha256(scores_path) if scores_path.exists() else ""
@@ -117,7 +103,7 @@ def _write_page(contents: RunContents, config: ReportConfig, run: RunFolder | No
     folder = contents.path / "report"
     assets = AssetFolder(folder / "assets")
     sections = []
-    for section in edit_sections(contents, assets, max_views=config.max_views, max_px=config.max_px):
+    for section in edit_sections(contents, assets, config):
         sections.append(section)
         yield section
     page = _environment().get_template("page.html").render(**_page_values(contents, sections, assets, config, run))
@@ -136,7 +122,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(duration=format_duration, words=_words, plain=_plain, pretty=_pretty)
+    environment.filters.update(
+        duration=format_duration, words=as_words, plain=as_text, pretty=as_json, number=format_number
+    )
     environment.globals.update(
         style=Markup(package.joinpath("page.css").read_text(encoding="utf-8")),
         script=Markup(package.joinpath("page.js").read_text(encoding="utf-8")),
@@ -160,6 +148,8 @@ def _page_values(
     command = contents.record.get("command") or []
     facts = {stage.name: stage.facts for stage in contents.stages}
     configs = {stage.name: stage.config for stage in contents.stages}
+    traces = trace_results(contents)
+    names = {(entry.scene, name): entry.edit for entry in contents.edits for name in entry.names}
     return {
         "contents": contents,
         "sentence": describe(contents, sections),
@@ -168,7 +158,16 @@ def _page_values(
         "headline_instruction": _instruction_of(contents, headline.scene, headline.edit) if headline else "",
         "wall_s": wall_seconds(contents, run),
         "sections": sections,
+        "num_edits": len([edit for edit in contents.edits if any(result.held_out for result in edit.results)]),
         "rows": rows,
+        "metrics": METRICS,
+        "further": further_metrics(rows),
+        "gaps": gaps_to_best(rows, contents.scores),
+        "traces": traces,
+        "rows_data": rows_data(contents.scores, traces, names),
+        "scores_sha256": file_sha256(scores_path) if (scores_path := contents.path / SCORES).exists() else "",
+        "diagnosis": contents.diagnosis,
+        "diagnosis_figure": _diagnosis_figure(contents, assets),
         "scale_low": min([0.0, *(max(value, -1.0) for value in progress if math.isfinite(value))]),
         "pairs": pairs,
         "pairs_rule": find_rule(facts.get("pairs"), configs.get("pairs")),
@@ -178,8 +177,15 @@ def _page_values(
         "train_facts": facts.get("train", {}),
         "curve": loss_curve(contents.train.steps, contents.train.losses) if contents.train else "",
         "scenes": [_fitted_scene(scene, assets, config.max_px) for scene in contents.scenes],
+        "downloads": {},
         "command": shlex.join(str(part) for part in command),
     }
+
+
+def _diagnosis_figure(contents: RunContents, assets: AssetFolder) -> str | None:
+    name = (contents.diagnosis or {}).get("figure")
+    path = contents.path / "diagnose" / Path(str(name)).name
+    return assets.add_file(path, "diagnosis") if name and path.is_file() else None
 
 
 def describe(contents: RunContents, sections: list[EditSection]) -> str:
@@ -199,11 +205,6 @@ def describe(contents: RunContents, sections: list[EditSection]) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def count_of(number: int, noun: str) -> str:
-    """A number with its noun: `one edit`, `3 edits`."""
-    return f"one {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def wall_seconds(contents: RunContents, run: RunFolder | None) -> float:
     """Seconds of work in the run: its closed sessions, and the one that is going on; NaN when nothing says."""
     sessions = contents.record.get("sessions") or []
@@ -219,7 +220,7 @@ def find_rule(*sources: Any) -> str:
         if isinstance(source, Mapping):
             for key, value in source.items():
                 if "rule" in key.lower():
-                    return value if isinstance(value, str) else _words(json.dumps(to_plain(value)))
+                    return value if isinstance(value, str) else as_words(json.dumps(to_plain(value)))
     return ""
 
 
@@ -259,31 +260,3 @@ def _held_out_psnr(fit: Mapping[str, Any]) -> float:
     candidates = [key for key in fit if "psnr" in key and isinstance(fit[key], int | float)]
     candidates.sort(key=lambda key: ("held_out" not in key, key))
     return float(fit[candidates[0]]) if candidates else math.nan
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as people say them: `0.8 s`, `41 s`, `7 min 5 s`, `2 h 10 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(to_plain(value), ensure_ascii=False)
-
-
-def _pretty(value: Any) -> str:
-    return json.dumps(to_plain(value), indent=2, ensure_ascii=False)

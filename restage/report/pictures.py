@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import subprocess
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from restage.records import InputError, write_atomically
 
-__all__ = ["AssetFolder", "change_map", "colour_map", "mask_overlay", "read_mask", "read_picture"]
+__all__ = ["AssetFolder", "change_map", "colour_map", "first_frame", "mask_overlay", "read_mask", "read_picture"]
 
 MAGMA_HEX = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
 """Nine even steps of the `magma` colour map (van der Walt and Smith, CC0), the same as in the page's legend."""
@@ -36,6 +38,16 @@ def read_picture(path: Path, *, max_px: int | None = None) -> UInt8[np.ndarray, 
         InputError: it is missing or not a picture.
     """
     return np.asarray(_open(path, "RGB", max_px))
+
+
+def first_frame(path: Path) -> UInt8[np.ndarray, "height width 3"] | None:
+    """The first frame of a clip; None if it cannot be decoded, since the clip is shown by its own player anyway."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-frames:v", "1", "-f", "image2pipe"]
+    done = subprocess.run([*command, "-c:v", "png", "-"], capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode or not done.stdout:
+        return None
+    with Image.open(io.BytesIO(done.stdout)) as opened:
+        return np.asarray(opened.convert("RGB"))
 
 
 def read_mask(path: Path, *, max_px: int | None = None) -> Bool[np.ndarray, "height width"]:

@@ -46,6 +46,10 @@ class ResultEntry:
     """From the result's own record; None when it does not say."""
     problem: str
     """Why there is no result; empty when there is one."""
+    folder: str
+    """Path of the result in the run."""
+    record: Mapping[str, Any]
+    """Its own record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +125,8 @@ class RunContents:
     pairs: PairsEntry | None
     train: TrainEntry | None
     num_prompts: int | None
+    diagnosis: Mapping[str, Any] | None
+    """What `restage diagnose` found out about this run and another."""
 
 
 def read_run(path: Path) -> RunContents:
@@ -134,6 +140,7 @@ def read_run(path: Path) -> RunContents:
     scenes = tuple(_read_scene(path, folder) for folder in _folders(path / "scenes") if _is_scene(folder))
     scores_path = path / "compare" / "scores.parquet"
     prompts_path = path / "prompts" / "prompts.jsonl"
+    diagnosis_path = path / "diagnose" / "diagnosis.json"
     return RunContents(
         path=path,
         record=read_json(path / "run.json"),
@@ -144,6 +151,7 @@ def read_run(path: Path) -> RunContents:
         pairs=_read_pairs(path / "pairs"),
         train=_read_train(path / "train" / "metrics.jsonl"),
         num_prompts=len(prompts_path.read_text().splitlines()) if prompts_path.exists() else None,
+        diagnosis=read_json(diagnosis_path) if diagnosis_path.exists() else None,
     )
 
 
@@ -294,6 +302,8 @@ def _read_results(edit_folder: Path) -> tuple[ResultEntry, ...]:
                 editor_masks=_pictures(folder / "masks"),
                 seconds=float(seconds) if isinstance(seconds, int | float) else None,
                 problem=str(record.get("reason") or "failed") if record.get("status") == "failed" else "",
+                folder="/".join(folder.parts[-5:]),
+                record=record,
             )
         )
     return tuple(results)

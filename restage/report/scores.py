@@ -13,12 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from restage.compare.definitions import METRICS
+from restage.compare.statistics import clustered_estimate, paired_difference
 from restage.records import InputError, Score
 
-__all__ = ["Estimate", "Headline", "MethodRow", "estimate", "estimates_of", "headline_of", "method_rows", "read_scores"]
+__all__ = [
+    "SHOWN_METRICS",
+    "Estimate",
+    "Gap",
+    "Headline",
+    "MethodRow",
+    "estimate",
+    "estimates_of",
+    "further_metrics",
+    "gaps_to_best",
+    "headline_of",
+    "method_rows",
+    "read_scores",
+]
 
-QUALITY_METRICS = ("progress", "spill", "mask_iou", "psnr_db", "no_op", "wrong_way")
-COST_METRICS = ("seconds", "peak_memory_mb")
+SHOWN_METRICS = ("progress", "spill", "mask_iou", "psnr_db", "seconds", "peak_memory_mb")
+"""Columns of the table of methods; all others that were measured are in a second one."""
 
 
 class Estimate(NamedTuple):
@@ -34,6 +49,17 @@ class Estimate(NamedTuple):
     """Number of results that were not scored and hence are not in the mean."""
     reason: str
     """Why results are missing, each reason once; empty when none is."""
+    num_scenes: int = 0
+    """Scenes among the scored results."""
+
+    @property
+    def reach(self) -> float:
+        """Half of the 95 % interval: Student's t with (scenes - 1) degrees of freedom; NaN with fewer than two."""
+        if self.num_scenes < 2:
+            return math.nan
+        from scipy import stats
+
+        return float(stats.t.ppf(0.975, self.num_scenes - 1)) * self.standard_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,35 +116,21 @@ def read_scores(path: Path) -> tuple[Score, ...]:
 
 
 def estimate(scores: Iterable[Score]) -> Estimate:
-    """Mean with its standard error clustered by scene, since edits of one scene are not independent.
-
-    With residuals r of n values in g scenes: `se = sqrt(g / (g - 1) * sum over scenes (sum of r)^2) / n`
-    (Cameron and Miller 2015, "A practitioner's guide to cluster-robust inference", for a mean).
-    """
+    """Mean with its standard error clustered by scene, since edits of one scene are not independent."""
     scores = tuple(scores)
-    scored = [score for score in scores if not math.isnan(score.value)]
+    found = clustered_estimate([score.value for score in scores], [score.scene for score in scores])
     reasons = dict.fromkeys(score.reason or "no reason given" for score in scores if math.isnan(score.value))
-    num_missing = len(scores) - len(scored)
-    if not scored:
-        return Estimate(math.nan, math.nan, 0, num_missing, "; ".join(reasons) or "not measured")
-    mean = sum(score.value for score in scored) / len(scored)
-    by_scene: dict[str, float] = defaultdict(float)
-    for score in scored:
-        by_scene[score.scene] += score.value - mean
-    num_scenes = len(by_scene)
-    standard_error = math.nan
-    if num_scenes > 1:
-        squares = sum(residual**2 for residual in by_scene.values())
-        standard_error = math.sqrt(num_scenes / (num_scenes - 1) * squares) / len(scored)
-    return Estimate(mean, standard_error, len(scored), num_missing, "; ".join(reasons))
+    missing = "; ".join(reasons) or ("" if found.num_scored else "not measured")
+    num_scenes = len({score.scene for score in scores if not math.isnan(score.value)})
+    return Estimate(found.mean, found.standard_error, found.num_scored, found.num_missing, missing, num_scenes)
 
 
 def estimates_of(scores: Iterable[Score]) -> dict[str, Estimate]:
-    """One estimate for every metric that the page prints; a metric without rows is NaN, `not measured`."""
+    """One estimate for every metric there is; one without rows is NaN, `not measured`."""
     by_metric: dict[str, list[Score]] = defaultdict(list)
     for score in scores:
         by_metric[score.metric].append(score)
-    return {metric: estimate(by_metric[metric]) for metric in QUALITY_METRICS + COST_METRICS}
+    return {metric: estimate(by_metric[metric]) for metric in METRICS}
 
 
 def is_anchor(method: str, editor: str) -> bool:
@@ -145,6 +157,40 @@ def method_rows(scores: Sequence[Score], *, noop_progress: float) -> tuple[Metho
             MethodRow(method=method, editor=editor, is_anchor=is_anchor(method, editor), flag=flag, estimates=estimates)
         )
     return tuple(sorted(rows, key=_rank))
+
+
+def further_metrics(rows: Sequence[MethodRow]) -> list[str]:
+    """Metrics that some row has a number of and the table of methods has no column for."""
+    apart = {*SHOWN_METRICS, "no_op", "wrong_way", "is_capped"}
+    return [name for name in METRICS if name not in apart and any(row.estimates[name].count for row in rows)]
+
+
+class Gap(NamedTuple):
+    """How much less of a metric a method has than the best one, over the cases that both have."""
+
+    method: str
+    editor: str
+    metric: str
+    mean: float
+    low: float
+    """Lower end of the 95 % interval, clustered by scene."""
+    high: float
+    num_pairs: int
+
+
+def gaps_to_best(rows: Sequence[MethodRow], scores: Sequence[Score]) -> list[Gap]:
+    """Paired differences in progress and spill of each competitor to the first; none where no interval can be had."""
+    competitors = [row for row in rows if not row.is_anchor]
+    gaps = []
+    for row in competitors[1:]:
+        for metric in ("progress", "spill"):
+            who, best = (row.method, row.editor), (competitors[0].method, competitors[0].editor)
+            if not row.estimates[metric].count or not competitors[0].estimates[metric].count:
+                continue
+            found = paired_difference(scores, metric, first=who, second=best)
+            if not math.isnan(found.low):
+                gaps.append(Gap(*who, metric, found.mean, found.low, found.high, found.num_pairs))
+    return gaps
 
 
 def _flag(scores: Sequence[Score], noop_progress: float) -> str:

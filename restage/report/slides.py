@@ -1,0 +1,199 @@
+"""The report as slides (PowerPoint's format, which LibreOffice and Keynote open): table, edits, diagnosis, record."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from restage.compare.definitions import METRICS
+from restage.records import MissingExtra, write_atomically
+from restage.report.figures import load_images
+from restage.report.latex import draw_loss
+from restage.report.summary import EditFigure, Summary, best_row, cell_parts
+
+__all__ = ["write_slides"]
+
+WIDTH_IN, HEIGHT_IN = 13.333, 7.5
+MARGIN_IN = 0.7
+INK, SOFT, ACCENT, LINE = "191A1C", "5C5E62", "A63D1E", "E3E1DB"
+MAX_TABLE_ROWS = 12
+MAX_PICTURE_PX = 1600
+
+
+def write_slides(summary: Summary, path: Path) -> Path:
+    """Write the slides.
+
+    Raises:
+        MissingExtra: python-pptx is not installed.
+    """
+    try:
+        import pptx
+    except ImportError:
+        raise MissingExtra("python-pptx", "slides") from None
+    deck = _Deck(pptx.Presentation(), summary)
+    deck.title()
+    if summary.rows:
+        deck.table()
+    for figure in summary.figures:
+        deck.edit(figure)
+    if summary.contents.diagnosis:
+        deck.diagnosis()
+    if summary.sheet:
+        deck.picture_slide("Image pairs", load_images([summary.sheet])[0], "Accepted and rejected image pairs")
+    if summary.contents.train and len(summary.contents.train.steps) > 1:
+        loss = Image.open(io.BytesIO(draw_loss(summary.contents.train, form="png")))
+        deck.picture_slide("Training of the edit model", loss.convert("RGB"), "Training loss over steps")
+    deck.record()
+    with write_atomically(path) as temporary:
+        deck.presentation.save(str(temporary))
+    return path
+
+
+class _Deck:
+    """Adds slides of one look to a presentation."""
+
+    def __init__(self, presentation: Any, summary: Summary) -> None:
+        from pptx.util import Inches
+
+        self.presentation, self.summary, self.inches = presentation, summary, Inches
+        presentation.slide_width, presentation.slide_height = Inches(WIDTH_IN), Inches(HEIGHT_IN)
+        presentation.core_properties.title = summary.title
+        presentation.core_properties.author = "Restage"
+        self.layout = presentation.slide_layouts[5]
+
+    def slide(self, title: str, *, top: float = 0.45, size: int = 30) -> Any:
+        """A slide with nothing but its title."""
+        from pptx.enum.text import MSO_ANCHOR
+
+        slide = self.presentation.slides.add_slide(self.layout)
+        shape = slide.shapes.title
+        shape.left, shape.top = self.inches(MARGIN_IN), self.inches(top)
+        shape.width, shape.height = self.inches(WIDTH_IN - 2 * MARGIN_IN), self.inches(0.95)
+        shape.text_frame.word_wrap = True
+        shape.text_frame.vertical_anchor = MSO_ANCHOR.MIDDLE
+        _set_text(shape.text_frame, [title], size=size, color=INK, font="Georgia")
+        return slide
+
+    def text(self, slide: Any, lines: Sequence[str], *, top: float, size: int = 16, height: float = 1.0) -> None:
+        """Lines of text over the width of the slide."""
+        box = slide.shapes.add_textbox(
+            self.inches(MARGIN_IN), self.inches(top), self.inches(WIDTH_IN - 2 * MARGIN_IN), self.inches(height)
+        )
+        box.text_frame.word_wrap = True
+        _set_text(box.text_frame, lines, size=size, color=SOFT)
+
+    def picture(self, slide: Any, image: Image.Image, alt: str, *, top: float, bottom: float) -> None:
+        """A picture between two heights, as large as it fits, in the middle, with its alternative text."""
+        if max(image.size) > MAX_PICTURE_PX:
+            image = image.copy()
+            image.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        room_x, room_y = WIDTH_IN - 2 * MARGIN_IN, bottom - top
+        scale = min(room_x / image.width, room_y / image.height)
+        width, height = image.width * scale, image.height * scale
+        corner = (WIDTH_IN - width) / 2, top + (room_y - height) / 2
+        buffer.seek(0)
+        shape = slide.shapes.add_picture(buffer, *map(self.inches, corner), *map(self.inches, (width, height)))
+        shape._element.nvPicPr.cNvPr.set("descr", alt)  # noqa: SLF001 - python-pptx has no name for it
+
+    def title(self) -> None:
+        """What it is about."""
+        slide = self.slide(self.summary.title, top=2.4, size=44)
+        note = "Miniature: a small procedural world with exact truth; nothing here is a result on photographs."
+        self.text(slide, [note] if self.summary.is_miniature else [], top=3.7, size=18)
+        self.text(slide, [f"{self.summary.run_id}"], top=6.6, size=12)
+
+    def table(self) -> None:
+        """Methods x metrics; the best competitor of a column is coloured."""
+        summary = self.summary
+        slide = self.slide("Methods on held-out views")
+        rows = summary.rows[:MAX_TABLE_ROWS]
+        heads = ["method", "editor", *(_head(name) for name in summary.metrics)]
+        room = self.inches(WIDTH_IN - 2 * MARGIN_IN)
+        shape = slide.shapes.add_table(
+            len(rows) + 1, len(heads), self.inches(MARGIN_IN), self.inches(1.5), room, self.inches(0.38 * len(rows))
+        )
+        _plain_table(shape)
+        best = {name: best_row(summary.rows, name) for name in summary.metrics}
+        for column, head in enumerate(heads):
+            _set_cell(shape.table.cell(0, column), head, color=SOFT, is_left=column < 2)
+        for number, row in enumerate(rows, start=1):
+            ink = SOFT if row.is_anchor else INK
+            editor = "" if row.method == "nothing" else row.editor
+            name = f"{row.method} ({row.flag})" if row.flag else row.method
+            for column, text in enumerate((name, editor)):
+                _set_cell(shape.table.cell(number, column), text, color=ink, is_left=True)
+            for column, metric in enumerate(summary.metrics, start=2):
+                mean, error = cell_parts(row.estimates[metric], metric)
+                color = ACCENT if best[metric] is row else ink
+                _set_cell(shape.table.cell(number, column), f"{mean} ± {error}" if error else mean or "–", color=color)
+        self.text(slide, [summary.scope], top=6.6, size=13, height=0.6)
+
+    def edit(self, figure: EditFigure) -> None:
+        """One edit: its instruction and its strip."""
+        entry = figure.entry
+        slide = self.slide(f"“{entry.instruction}”")
+        self.picture(slide, figure.picture, figure.alt, top=1.45, bottom=6.45)
+        self.text(slide, [f"{entry.scene}. Results: {', '.join(figure.records)}"], top=6.65, size=11, height=0.5)
+
+    def diagnosis(self) -> None:
+        """The sentence and the figure of a diagnosis."""
+        found = self.summary.contents.diagnosis or {}
+        slide = self.slide("Diagnosis")
+        self.text(slide, [str(found["sentence"])], top=1.35, size=17, height=1.2)
+        path = self.summary.contents.path / "diagnose" / Path(str(found.get("figure", ""))).name
+        if path.is_file():
+            self.picture(slide, load_images([path])[0], str(found["sentence"]), top=2.6, bottom=7.2)
+
+    def picture_slide(self, title: str, image: Image.Image, alt: str) -> None:
+        """A slide of one picture."""
+        self.picture(self.slide(title), image, alt, top=1.45, bottom=7.1)
+
+    def record(self) -> None:
+        """Where all of it comes from."""
+        slide = self.slide("Record")
+        facts = [f"{name}: {value}" for name, value in self.summary.facts.items()]
+        self.text(slide, [*facts, "restage verify checks that nothing was changed since."], top=1.5, size=16)
+
+
+def _head(metric: str) -> str:
+    known = METRICS[metric]
+    arrow = {"higher": " ↑", "lower": " ↓", "neither": ""}[known.better]
+    return known.label + (" dB" if known.unit == "dB" else "") + arrow
+
+
+def _set_text(frame: Any, lines: Sequence[str], *, size: int, color: str, font: str = "Calibri") -> None:
+    from pptx.dml.color import RGBColor
+    from pptx.enum.text import PP_ALIGN
+    from pptx.util import Pt
+
+    for number, line in enumerate(lines):
+        paragraph = frame.paragraphs[0] if number == 0 else frame.add_paragraph()
+        paragraph.alignment = PP_ALIGN.LEFT
+        run = paragraph.add_run()
+        run.text = "".join(character for character in line if character.isprintable())
+        run.font.size, run.font.name = Pt(size), font
+        run.font.color.rgb = RGBColor.from_string(color)
+
+
+def _set_cell(cell: Any, text: str, *, color: str, is_left: bool = False) -> None:
+    from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
+
+    _set_text(cell.text_frame, [text], size=14, color=color)
+    cell.text_frame.paragraphs[0].alignment = PP_ALIGN.LEFT if is_left else PP_ALIGN.RIGHT
+    cell.vertical_anchor = MSO_ANCHOR.MIDDLE
+
+
+def _plain_table(shape: Any) -> None:
+    """A table without PowerPoint's coloured bands, with thin lines."""
+    style = shape._element.graphic.graphicData.tbl.tblPr.find(  # noqa: SLF001 - python-pptx has no name for it
+        "{http://schemas.openxmlformats.org/drawingml/2006/main}tableStyleId"
+    )
+    style.text = "{9D7B030F-B1BA-407E-B0CD-B9F0A3A0B5C5}"
+    shape.table.horz_banding = False
+    shape.table.first_row = True

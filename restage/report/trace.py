@@ -1,0 +1,140 @@
+"""Leads each number and picture of the page back: to its row, its result's record, and the command that makes it again.
+
+`restage.report.page` calls `trace_results` for the list of records and `rows_data` for the page's script.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from restage.compare.definitions import METRICS
+from restage.records import Score
+from restage.report.read import EditEntry, ResultEntry, RunContents
+
+__all__ = ["Number", "Trace", "again_commands", "rows_data", "trace_results"]
+
+Key = tuple[str, str, str, str, str]
+"""Scene, edit, method, editor, seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """One number of a result."""
+
+    metric: str
+    value: float
+    reason: str
+    row: int
+    """Its row in `compare/scores.parquet`, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Where one result comes from."""
+
+    number: int
+    """Of its place on the page, `#record-<number>`."""
+    scene: str
+    edit: str
+    instruction: str
+    method: str
+    editor: str
+    seed: str
+    folder: str
+    """Path in the run."""
+    inputs: Mapping[str, str]
+    """Content ids and hashes of what it was made from."""
+    numbers: Sequence[Number]
+    record: str
+    """Its record as JSON, without the hashes of files."""
+    num_files: int
+    """Files whose hashes the record holds; 0 for runs of an earlier version."""
+    again: str
+    """Shell commands that make it again, alone."""
+
+
+def trace_results(contents: RunContents) -> dict[Key, Trace]:
+    """Every result of a run with what its record says, in the order of the page."""
+    rows: dict[tuple[str, str, str, str, str], list[Number]] = {}
+    for row, score in enumerate(contents.scores):
+        key = (score.scene, score.edit, score.method, score.editor, str(score.seed))
+        number = Number(metric=score.metric, value=score.value, reason=score.reason, row=row)
+        rows.setdefault(key, []).append(number)
+    traces: dict[Key, Trace] = {}
+    for entry in contents.edits:
+        for result in entry.results:
+            key = (entry.scene, entry.edit, result.method, result.editor, result.seed)
+            numbers = [number for name in entry.names for number in rows.get((key[0], name, *key[2:]), [])]
+            traces[key] = _trace(len(traces) + 1, entry, result, numbers, contents)
+    return traces
+
+
+def _trace(
+    number: int, entry: EditEntry, result: ResultEntry, numbers: Sequence[Number], contents: RunContents
+) -> Trace:
+    shown = {name: value for name, value in result.record.items() if name != "files"}
+    inputs = result.record.get("inputs") or {}
+    return Trace(
+        number=number,
+        scene=entry.scene,
+        edit=entry.edit,
+        instruction=entry.instruction,
+        method=result.method,
+        editor=result.editor,
+        seed=result.seed,
+        folder=result.folder,
+        inputs={name: str(value) for name, value in inputs.items() if value},
+        numbers=numbers,
+        record=json.dumps(shown, indent=1, ensure_ascii=False),
+        num_files=len(result.record.get("files", {})),
+        again=again_commands(contents, result),
+    )
+
+
+def again_commands(contents: RunContents, result: ResultEntry) -> str:
+    """Shell commands that make one result again, in a copy of the run: without it, the run's own command makes it.
+
+    A run goes on with whatever is missing, and the same inputs give the same result.
+    """
+    command = contents.record.get("command") or []
+    if not command:
+        return ""
+    marks = [f"{stage}/stage.json" for stage in ("edit", "compare", "report")]
+    gone = shlex.join([result.folder, *marks])
+    return (
+        f"rm -rf {gone}   # in the folder of the run, or a copy\n{shlex.join(map(str, command))}   # where it was begun"
+    )
+
+
+def rows_data(
+    scores: Sequence[Score], traces: Mapping[Key, Trace], names: Mapping[tuple[str, str], str]
+) -> dict[str, Any]:
+    """All rows in the form that the page's script filters: by metric, lists of [result, value or null, reason, row].
+
+    Args:
+        scores: of the run.
+        traces: its results.
+        names: name of an edit's folder by scene and what a row calls the edit.
+    """
+    results: dict[Key, int] = {}
+    cells: dict[str, list[list[Any]]] = {}
+    for row, score in enumerate(scores):
+        edit = names.get((score.scene, score.edit), score.edit)
+        key = (score.scene, edit, score.method, score.editor, str(score.seed))
+        index = results.setdefault(key, len(results))
+        value = None if math.isnan(score.value) else score.value
+        cells.setdefault(score.metric, []).append([index, value, score.reason, row])
+    return {
+        "results": [[*key, traces[key].number if key in traces else None] for key in results],
+        "metrics": {
+            name: {"label": metric.label, "unit": metric.unit, "definition": metric.definition, "source": metric.source}
+            for name, metric in METRICS.items()
+            if name in cells
+        },
+        "cells": cells,
+    }
