@@ -1,9 +1,10 @@
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from tests.pairs.test_campaign import contents
 
 ray = pytest.importorskip("ray", reason="needs restage[cluster]")
 
+PORT = 26379
 RAY = EngineConfig(engine="ray", grace_s=1.0)
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 NUM_PAIRS = 160
@@ -82,24 +84,31 @@ if __name__ == "__main__":
 """
 
 
-def start_node(folder: Path, *options: str) -> None:
-    command = [Path(sys.executable).parent / "ray", "start", "--num-cpus=1", f"--temp-dir={folder}"]
-    limits = ["--object-store-memory=83886080", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
-    subprocess.run([*command, *limits, *options], check=True, capture_output=True)
+NODE_OPTIONS = ["--num-cpus=1", "--object-store-memory=83886080", "--disable-usage-stats"]
+
+
+def start_node(environment: dict[str, str], *options: str) -> None:
+    command = [str(Path(sys.executable).parent / "ray"), "start", *NODE_OPTIONS, *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_two_servers_by_ray_start_are_stopped_by_a_signal_and_gone_on_with(undisturbed, tmp_path, tmp_path_factory):
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ.update(environment)
-    folder = Path("/tmp") / f"ray-{os.getpid()}"  # short: Ray's sockets lie in it
+def test_two_servers_by_ray_start_ask_for_their_token_and_go_on_after_a_signal(undisturbed, tmp_path):
+    """As README's "On three servers": a token that all know, and RAY_AUTH_MODE=token everywhere."""
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "7" * 64}
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), **settings}
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: Ray's sockets lie in it
     before = set(psutil.pids())
-    start_node(folder, "--head", "--port=26379", "--include-dashboard=false")
-    start_node(folder, "--address=127.0.0.1:26379")
     script = tmp_path / "drive.py"
     script.write_text(DRIVER)
-    command = [sys.executable, str(script), str(tmp_path / "run"), "127.0.0.1:26379"]
+    command = [sys.executable, str(script), str(tmp_path / "run"), f"127.0.0.1:{PORT}"]
     try:
+        start_node(environment, "--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={folder}")
+        start_node(environment, f"--address=127.0.0.1:{PORT}")
+        stranger = {**environment, "RAY_AUTH_TOKEN": "8" * 64}
+        refused = subprocess.run(command, env=stranger, capture_output=True, text=True)
+        assert "if it is there and asks for its token, set RAY_AUTH_MODE=token" in refused.stderr
         driver = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -116,4 +125,4 @@ def test_two_servers_by_ray_start_are_stopped_by_a_signal_and_gone_on_with(undis
             if process.pid not in before and str(folder) in str(process.info["cmdline"]):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-        time.sleep(0.5)
+        shutil.rmtree(folder, ignore_errors=True)

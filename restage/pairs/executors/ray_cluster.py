@@ -161,9 +161,12 @@ def _connect(ray: Any, config: EngineConfig) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(log_to_driver=False, include_dashboard=None if address else False, logging_level="warning", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"no Ray cluster answers at {address or 'this machine'}: {reason}; run: ray start") from None
+        raise InputError(
+            f"no Ray cluster answers at {address or 'this machine'}: {reason}; run: ray start, or, if it is there and "
+            "asks for its token, set RAY_AUTH_MODE=token and copy ~/.ray/auth_token from where it was started"
+        ) from None
     finally:
         for number, handler in handlers.items():  # Ray's own would end the driver where it stands
             with contextlib.suppress(ValueError):
@@ -175,7 +178,7 @@ def run_ray(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) ->
     """Make all tasks of the queue on a Ray cluster.
 
     Raises:
-        InputError: there is no cluster at the address.
+        InputError: there is no cluster at the address, or it does not let us in.
     """
     ray = _import_ray()
     is_ours = _connect(ray, config)
