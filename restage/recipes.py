@@ -5,7 +5,7 @@ A recipe composes stages; what each stage does, and what it leaves in the run fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from restage.compare.protocol import CompareConfig, run_compare
 from restage.diffusion.training import TrainingConfig
-from restage.edit.single import EditChoice, open_edit
+from restage.edit.single import EditChoice, StartingPoint, open_edit
 from restage.edit.stage import EditConfig, run_edit
 from restage.miniature.edit_model import PAIRS
 from restage.pairs.executors.interface import EngineConfig
@@ -289,25 +289,37 @@ def find_scene(folder: Path) -> Path:
     return found[0]
 
 
-def edit_folder(scene: Path, request: EditRequest, choice: EditChoice) -> Iterator[Progress]:
-    """Edit a fitted scene by one request, as `restage edit` does; the last note is the result's folder.
+def edit_folder(
+    scene: Path, requests: Sequence[EditRequest], choice: EditChoice, *, start: Path | None = None
+) -> Iterator[Progress]:
+    """Edit a fitted scene by one request after another, as `restage edit` does.
 
-    The request becomes an edit case without truth of the scene, so that `compare` and `report` see it too.
+    Each becomes an edit case without truth of the scene, so that `compare` and `report` see it too. Nothing is
+    overwritten: every edit has a folder of its own, and the scene before stays where it was.
 
     Args:
         scene: Folder of a run with one fitted scene, or `<run>/scenes/<scene>`.
-        request: What to do.
+        requests: What to do; each starts from the result of the one before.
         choice: How.
+        start: Folder of a finished edit that the first one starts from; None for the fitted scene.
+
+    Yields:
+        Steps; the last note is the folder of the last result, and what there is to say about it.
 
     Raises:
         InputError: there is no fitted scene, or the method needs what this scene does not have.
     """
     scene_folder = find_scene(scene)
     with working(open_run(scene_folder.parent.parent)) as run:
-        opened = open_edit(run, scene_folder, request=request, choice=choice)
-        for step in opened.steps:
-            yield Progress(stage="edit", done=step.step, total=step.num_steps, note=step.note)
-        yield Progress(stage="edit", done=1, total=1, note=str(opened.folder))
+        for request in requests:
+            point = None if start is None else StartingPoint.of(start)
+            opened = open_edit(run, scene_folder, request=request, choice=choice, start=point)
+            for step in opened.steps:
+                yield Progress(stage="edit", done=step.step, total=step.num_steps, note=step.note)
+            start = opened.folder
+            reason = read_json(start / "record.json").get("reason", "")
+            note = f"{start} ({reason})" if reason else str(start)
+            yield Progress(stage="edit", done=1, total=1, note=note)
 
 
 def train_miniature(

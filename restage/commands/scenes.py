@@ -64,24 +64,37 @@ def build_edit() -> Callable[..., None]:
         *,
         method: str = "restage",
         editor: str = "edit_model",
+        then: tuple[str, ...] = (),
+        start: Path | None = None,
+        strength: float = 1.0,
+        time_budget: float | None = None,
         source_caption: str = "",
         target_caption: str = "",
         model: Path | None = None,
+        device: str = "cpu",
         size: int | None = None,
         seed: int = 0,
     ) -> None:
-        """Edit a scene by an instruction.
+        """Edit a scene by an instruction, or by several one after another.
 
-        Example: restage edit runs/mine "make the cube blue" --method restage
+        Example: restage edit runs/mine "make the cube blue" --then "turn it to night" --strength 0.7
+
+        Nothing is overwritten: to undo an edit, go on from the one before, or from the scene. An edit that is stopped
+        with Ctrl-C leaves its scene as it then was in its folder, and begins anew when it is asked for again.
 
         Args:
             scene: The run folder of a fitted scene, or a capture, which is then fitted first.
             instruction: What to change.
             method: One of the menu in `restage/edit`.
-            editor: One of the menu in `restage/edit/editors`.
+            editor: One of the menu in `restage/edit/editors`, or `noisy-<0 to 1>-<one of them>`.
+            then: More instructions; each starts from the result of the one before.
+            start: Folder of a finished edit to start from, in place of the fitted scene.
+            strength: Share of its way that every splat goes, from 0 to 1.
+            time_budget: Seconds after which each edit ends with what it has.
             source_caption: What is to be seen before; some editors make use of it.
             target_caption: What is to be seen after.
-            model: Folder of the edit model; default: the one that comes with the package.
+            model: Folder of the editor's model; default: the edit model that comes with the package.
+            device: Where the editor's model computes, such as `cuda`.
             size: Longer side of the views in pixels, if a capture is fitted first.
             seed: Of the edit's noise.
         """
@@ -89,13 +102,26 @@ def build_edit() -> Callable[..., None]:
         from restage.scenes.fit import PHOTOGRAPHS
         from restage.scenes.io import capture_name, is_capture
 
-        request = EditRequest(instruction=instruction, source_caption=source_caption, target_caption=target_caption)
-        choice = EditChoice(method=method, editor=editor, model=model, seed=seed)
+        if then and (source_caption or target_caption):
+            raise InputError("captions belong to one instruction; give them with --start instead of --then")
+        requests = [
+            EditRequest(instruction=text, source_caption=source_caption, target_caption=target_caption)
+            for text in (instruction, *then)
+        ]
+        choice = EditChoice(
+            method=method,
+            editor=editor,
+            model=model,
+            device=device,
+            seed=seed,
+            strength=strength,
+            time_budget_s=time_budget,
+        )
         if is_capture(scene):
             out = Path("runs") / capture_name(scene)
             show_progress(fit_folder(scene, out, PHOTOGRAPHS, size=size))
             scene = out
-        last = show_progress(edit_folder(scene, request, choice))
+        last = show_progress(edit_folder(scene, requests, choice, start=start))
         print(f"edited: {last.note if last else scene}")
 
     return edit

@@ -16,13 +16,15 @@ from torch import Tensor
 from restage.edit.editors.interface import Edited, Editor, ScoreModel, edit_together, score_model_of
 from restage.edit.job import EditJob, EditStep, Method
 from restage.edit.pictures import write_image, write_mask, write_video
+from restage.edit.preview import NO_OP_SHARE, Preview, changed_share
 from restage.edit.sharing import ViewSharing
-from restage.records import EditRequest, InputError, content_id, to_plain, write_record
+from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
 from restage.scenes.cameras import Cameras, orbit
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
 from restage.scenes.io.ply import write_splats
 from restage.scenes.splats import Splats
+from restage.stopping import is_stop_requested
 
 __all__ = ["KeptEdits", "edit_scene", "orbit_cameras", "write_failure"]
 
@@ -120,18 +122,26 @@ def edit_scene(
         facts: What else the record is to say, such as the names of scene, edit, method and editor.
 
     Yields:
-        The steps of the method; its last one holds the result.
+        The steps of the method, their notes with how far held-out views have changed; the last one holds the result.
 
     Raises:
         InputError: the capture has no training views.
         RuntimeError: the method ended without a result, or with splats that are not finite.
+        KeyboardInterrupt: the user stopped it. What was there by then is written all the same, with `stopped.json` in
+            place of the record, so that the scene can be used and the edit counts as not done.
     """
     kept = KeptEdits(editor)
     views = capture.select(capture.train_indices)
     job = EditJob(splats, views, tuple(capture.train_indices), request, kept, seed)
-    started_s, last = time.perf_counter(), None
-    for last in method.run(job):
-        yield last
+    preview = Preview(splats, capture, folder)
+    started_s, last, is_stopped = time.perf_counter(), None, False
+    try:
+        for last in method.run(job):
+            yield preview.show(last)
+    except BaseException as error:
+        is_stopped = isinstance(error, KeyboardInterrupt) or is_stop_requested()
+        if not is_stopped or last is None or last.step == 0:
+            raise
     seconds = time.perf_counter() - started_s
     if last is None:
         raise RuntimeError("the method ended without a result")
@@ -139,6 +149,8 @@ def edit_scene(
         raise RuntimeError("the edited splats are not finite")
     _write_pictures(folder, last.splats, capture, kept)
     write_splats(last.splats, folder / "splats.ply")
+    preview.remove()
+    is_no_op = changed_share(splats, last.splats, views) <= NO_OP_SHARE
     record = {
         "id": content_id("edited", {"seed": seed, **(facts or {}), "settings": method, "request": request}),
         "seed": seed,
@@ -147,12 +159,23 @@ def edit_scene(
         "settings": method,
         "num_steps": last.step,
         "loss": last.loss,
-        "status": "done",
-        "reason": "",
+        "is_no_op": is_no_op,
+        "status": "stopped" if is_stopped else "done",
+        "reason": _reason(last, is_no_op),
         "cost": {"seconds": seconds, "peak_memory_mb": peak_memory_mb()},
     }
+    if is_stopped:
+        write_json(folder / "stopped.json", record)
+        raise KeyboardInterrupt
+    (folder / "stopped.json").unlink(missing_ok=True)
     made = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path.name != "record.json"]
     write_record(folder / "record.json", record, files=made)
+
+
+def _reason(last: EditStep, is_no_op: bool) -> str:
+    """What is to be said about a result beside its scores; empty if nothing."""
+    notes = [] if last.step >= last.num_steps else [f"stopped after step {last.step} of {last.num_steps}"]
+    return "; ".join([*notes, "the scene did not change"] if is_no_op else notes)
 
 
 def write_failure(folder: Path, error: Exception, facts: Mapping[str, Any]) -> None:

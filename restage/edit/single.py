@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import restage
 from restage.edit import METHODS
+from restage.edit.dial import Dialed, TimeLimited
 from restage.edit.editors import EditorSource, check_editor, open_editor
 from restage.edit.job import EditStep, Method
 from restage.edit.results import edit_scene
@@ -51,6 +52,10 @@ class EditChoice:
     seed: int = 0
     settings: Method | None = None
     """Of the method; None for its defaults."""
+    strength: float = 1.0
+    """Share of its way that every splat goes, in [0, 1]."""
+    time_budget_s: float | None = None
+    """Seconds after which the method ends at its next step; None for its own end."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -58,6 +63,18 @@ class EditChoice:
         check_editor(self.editor)
         if self.settings is not None and not isinstance(self.settings, METHODS[self.method]):
             raise InputError(f"expected settings of {self.method}, got {type(self.settings).__name__}")
+        self.resolved()
+
+    def resolved(self) -> Method:
+        """The method with its settings, limited and dialed as chosen.
+
+        Raises:
+            InputError: strength or time budget are out of range.
+        """
+        method = self.settings or METHODS[self.method]()
+        if self.time_budget_s is not None:
+            method = TimeLimited(settings=method, time_budget_s=self.time_budget_s)
+        return method if self.strength == 1 else Dialed(settings=method, strength=self.strength)
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,18 @@ class StartingPoint:
     splats: Splats
     record_id: str
     """Of the record of the edit that it came from."""
+
+    @classmethod
+    def of(cls, folder: Path) -> StartingPoint:
+        """Start from a finished edit's folder.
+
+        Raises:
+            InputError: it holds no finished edit.
+        """
+        record = read_json(folder / "record.json")
+        if record.get("status") != "done":
+            raise InputError(f"{folder} holds no finished edit: {record.get('reason') or 'not done'}")
+        return cls(read_splats(folder / "splats.ply"), record["id"])
 
 
 class OpenedEdit(NamedTuple):
@@ -98,7 +127,7 @@ def open_edit(
     Raises:
         InputError: there is no fitted scene, or the method needs what this scene does not have.
     """
-    method = choice.settings or METHODS[choice.method]()
+    method = choice.resolved()
     known = find_case(scene_folder, request) if start is None else None
     name, case = _name_case(scene_folder, request, known=known, suffix=_suffix(choice, method, start))
     unit = EditUnit(scene=scene_folder.name, edit=name, method=choice.method, editor=choice.editor, seed=choice.seed)

@@ -65,7 +65,7 @@ def files_of(folder: Path) -> dict[str, object]:
 def test_an_edit_is_kept_exactly_as_the_edit_command_keeps_it(session, run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "other")
     list(session.edit(BLUE, QUICK))
-    last = list(edit_folder(tmp_path / "other" / "scenes" / "tiny", BLUE, QUICK))[-1]
+    last = list(edit_folder(tmp_path / "other" / "scenes" / "tiny", [BLUE], QUICK))[-1]
     kept = session.shown.kept
     assert kept is not None
     assert kept.folder.relative_to(run_folder) == Path(last.note).relative_to(tmp_path / "other")
