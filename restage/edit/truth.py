@@ -1,0 +1,52 @@
+"""Exact truth for real captures: photographs graded by an instruction, written as a truth folder of the scene."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.edit.editors.grade import grade_views
+from restage.edit.pictures import quantize, write_image, write_mask
+from restage.records import EditCase, EditRequest, InputError, write_json
+from restage.scenes.capture import Capture
+
+__all__ = ["write_grade_truth"]
+
+CHANGE = 3 / 255
+"""A pixel counts as changed where some channel differs by more, as in the truth of the miniature world."""
+
+
+def write_grade_truth(
+    folder: Path, capture: Capture, request: EditRequest, regions: Float[Tensor, "n h w"] | None = None
+) -> EditCase:
+    """Write `images/`, `masks/` and, if there are any, `regions/` of every view, held-out ones too; `edit.json` last.
+
+    The editors `exact` and `grade` and the comparison read the folder. A view of a thing (with regions) is changed by
+    the grade inside its region alone.
+
+    Args:
+        folder: `<run>/scenes/<scene>/truth/<edit>`.
+        capture: All views.
+        request: With an instruction that `read_grade` knows.
+        regions: Soft mask of each view; None to grade whole views.
+
+    Raises:
+        InputError: the instruction names no grade, regions do not fit the views, or none are given for a thing.
+    """
+    if regions is not None and regions.shape != capture.images[:, 0].shape:
+        raise InputError(f"expected regions of shape {tuple(capture.images[:, 0].shape)}, got {tuple(regions.shape)}")
+    # Rounded to what a file holds, so that whoever reads the regions grades as it was done here.
+    regions = None if regions is None else quantize(regions)
+    graded = grade_views(capture.images, request.instruction, regions)
+    changed = ((graded.images - capture.images).abs().amax(dim=1) > CHANGE).float()
+    names = [Path(name).with_suffix(".png").name for name in capture.file_names]
+    for view, name in enumerate(names):
+        write_image(folder / "images" / name, graded.images[view])
+        write_mask(folder / "masks" / name, changed[view])
+        if regions is not None:
+            write_mask(folder / "regions" / name, regions[view])
+    case = EditCase(scene=folder.parent.parent.name, kind="grade", request=request, has_truth=True)
+    write_json(folder / "edit.json", case)
+    return case
