@@ -30,7 +30,7 @@ from restage.records import (
 )
 from restage.verify_records import RecordFinding
 
-__all__ = ["BundleConfig", "OpenedBundle", "is_bundle", "open_bundle", "pack_bundle"]
+__all__ = ["BundleConfig", "OpenedBundle", "add_entry", "is_bundle", "open_bundle", "pack_bundle"]
 
 MANIFEST = "bundle.json"
 DROPPED = ("*/.*", ".*", "train/cache/*", "train/state.pt", "scenes/*/fit_state.pt", "verify/*", "*/verify/*")
@@ -81,9 +81,9 @@ def pack_bundle(run: Path, target: Path, config: BundleConfig) -> Iterator[Progr
         yield Progress(stage="bundle", done=done, total=2 * len(names), note=name)
     manifest = {"run": read_json(run / "run.json").get("id"), "restage": __version__, "files": files}
     with write_atomically(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        _add(archive, MANIFEST, json_bytes(seal({**manifest, "left_out": left_out})))
+        add_entry(archive, MANIFEST, json_bytes(seal({**manifest, "left_out": left_out})))
         for done, name in enumerate(files, start=1):
-            _add(archive, f"run/{name}", names[name].read_bytes())
+            add_entry(archive, f"run/{name}", names[name].read_bytes())
             yield Progress(stage="bundle", done=len(names) + done, total=2 * len(names), note=name)
     note = f"{len(files)} files, {target.stat().st_size / 1e6:.1f} MB, sha256 {file_sha256(target)}"
     yield Progress(stage="bundle", done=2 * len(names), total=2 * len(names), note=note)
@@ -94,7 +94,8 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+def add_entry(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """Add a file to a zip so that the same content gives the same bytes: no time, no owner."""
     entry = zipfile.ZipInfo(name, LONG_AGO)
     entry.external_attr = 0o644 << 16
     is_packed = PurePosixPath(name).suffix in PACKED

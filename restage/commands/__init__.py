@@ -35,9 +35,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
         "compare", "Score every edit of the run on held-out views.\n\nExample: restage compare runs/mine"
     ),
     "study": compare.build_study,
-    "report": stages.build_stage(
-        "report", "Write the run's page, which opens from disk.\n\nExample: restage report runs/mine"
-    ),
+    "report": runs.build_report,
     "miniature": stages.build_miniature,
     "view": scenes.build_view,
     "diagnose": build_diagnose,

@@ -10,9 +10,10 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from restage.commands.arguments import ModelsArgument, RunArgument
+from restage.records import InputError
 from restage.show import describe_run, list_runs, show_progress
 
-__all__ = ["build_bundle", "build_diff", "build_doctor", "build_ls", "build_show", "build_verify"]
+__all__ = ["build_bundle", "build_diff", "build_doctor", "build_ls", "build_report", "build_show", "build_verify"]
 
 VerifiedArgument = Annotated[
     str, arg(metavar="PATH", help="A run, a bundle of one, or a folder or URL of shards of image pairs.")
@@ -87,6 +88,47 @@ def build_verify() -> Callable[..., None]:
             raise SystemExit(1)
 
     return verify
+
+
+def build_report() -> Callable[..., None]:
+    """Build `restage report`."""
+    from restage.report.config import ReportConfig
+
+    default = ReportConfig()
+
+    def report(
+        runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN...", help="Folders of runs or studies.")]],
+        *,
+        config: Annotated[ReportConfig, arg(name="")] = default,
+        out: Path | None = None,
+    ) -> None:
+        """Write the page of a run, which opens from disk; with it LaTeX, slides, and a supplementary zip.
+
+        Example: restage report runs/mine --formats page latex slides zip
+
+        Files: RUN/report/index.html, paper/paper.tex, slides.pptx, supplement.zip.
+
+        Args:
+            runs: What to show.
+            config: How it is made.
+            out: With several runs and zip: the one zip that holds all of them; default: supplement.zip beside them.
+        """
+        from restage.recipes import STAGES, models_in, open_run, working
+        from restage.report.supplement import write_supplement
+
+        if not runs:
+            raise InputError("name at least one run, such as: restage report runs/demo")
+        for run in runs:
+            if not (run / "run.json").is_file():
+                raise InputError(f"{run} is not a run folder (it has no run.json); give the folder that --out named")
+        for run in runs:
+            with working(open_run(run)) as opened:
+                show_progress(STAGES["report"].run(opened, config, models_in()))
+            print(f"report: {run / 'report' / 'index.html'}")
+        if len(runs) > 1 and "zip" in config.formats:
+            print(f"all of them: {write_supplement(runs, out or runs[0].parent / 'supplement.zip')}")
+
+    return report
 
 
 def build_bundle() -> Callable[..., None]:

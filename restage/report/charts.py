@@ -61,7 +61,7 @@ def loss_curve(
     top = shown[min(len(shown) - 1, math.ceil(0.995 * (len(shown) - 1)))]
     averages = smooth([loss for _, loss in pairs], reach=max(len(pairs) // 40, 1))
     low, high = min(0.0, shown[0]), max(top, max(averages)) * 1.05 or 1.0
-    left, right, upper, lower = 56, 14, 12, 38
+    left, right, upper, lower = 56, 30, 12, 54
     first_step, last_step = pairs[0][0], pairs[-1][0]
 
     def across(step: float) -> float:
@@ -80,8 +80,8 @@ def loss_curve(
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in nice_ticks(first_step, last_step, count=6):
-        parts.append(f'<text x="{across(tick):.1f}" y="{height - 18}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 2}" text-anchor="middle">step</text>')
+        parts.append(f'<text x="{across(tick):.1f}" y="{height - 32}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<text x="{(left + width - right) / 2:.0f}" y="{height - 5}" text-anchor="middle">step</text>')
     parts.append(f'<polyline class="raw" points="{raw}"/><polyline class="average" points="{average}"/>')
     label = f"Loss over {last_step:g} steps, from {averages[0]:.3g} to {averages[-1]:.3g} (moving average)"
     return Markup(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from restage.records import InputError
 
@@ -13,6 +14,8 @@ __all__ = ["ReportConfig"]
 class ReportConfig:
     """How the report page is made."""
 
+    formats: tuple[Literal["page", "latex", "slides", "zip"], ...] = ("page",)
+    """What is written: the page always; `paper/` for LaTeX, `slides.pptx`, and all of it as `supplement.zip`."""
     max_views: int = 6
     """Held-out views shown per edit, evenly spaced over all; our choice, keeps a page of ten edits under 20 MB."""
     max_px: int = 512

@@ -30,15 +30,22 @@ from restage.records import (
 from restage.report.charts import interval_mark, loss_curve
 from restage.report.config import ReportConfig
 from restage.report.gallery import EditSection, edit_sections, spread
+from restage.report.latex import write_latex
 from restage.report.pictures import AssetFolder, read_picture
 from restage.report.read import RunContents, SceneEntry, read_run
 from restage.report.scores import further_metrics, gaps_to_best, headline_of, method_rows
+from restage.report.slides import write_slides
+from restage.report.summary import summarise
+from restage.report.supplement import write_supplement
 from restage.report.trace import rows_data, trace_results
 from restage.report.words import as_json, as_text, as_words, count_of, format_duration, format_number
 
 __all__ = ["ReportConfig", "run_report", "write_report"]
 
 SCORES = "compare/scores.parquet"
+
+DOWNLOADS = (("latex", "LaTeX", "paper/paper.tex"), ("slides", "Slides", "slides.pptx"))
+"""Of the page: the form, its name, and where it lies beside the page."""
 
 
 class FittedScene(NamedTuple):
@@ -70,9 +77,24 @@ def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
     total = max(len(contents.edits), 1)
     for done, _ in enumerate(_write_page(contents, config, run), start=1):
         yield Progress(stage="report", done=min(done, total), total=total)
+    for note in _write_formats(contents, config):
+        yield Progress(stage="report", done=total, total=total, note=note)
     index_path = run.path / "report" / "index.html"
     run.mark_done("report", config, files=shown_files)
     yield Progress(stage="report", done=total, total=total, note=str(index_path))
+
+
+def _write_formats(contents: RunContents, config: ReportConfig) -> Iterator[str]:
+    """Write what was asked for beside the page; gives the name of each file."""
+    folder = contents.path / "report"
+    if {"latex", "slides"} & set(config.formats):
+        summary = summarise(contents, config)
+        if "latex" in config.formats:
+            yield from write_latex(summary, folder / "paper")
+        if "slides" in config.formats:
+            yield write_slides(summary, folder / "slides.pptx").name
+    if "zip" in config.formats:
+        yield write_supplement([contents.path], folder / "supplement.zip").name
 
 
 def write_report(run_folder: Path, config: ReportConfig | None = None) -> Path:
@@ -81,7 +103,10 @@ def write_report(run_folder: Path, config: ReportConfig | None = None) -> Path:
     Raises:
         InputError: it is not a run folder, or a file in it cannot be read.
     """
-    for _ in _write_page(read_run(run_folder), config or ReportConfig(), None):
+    contents, config = read_run(run_folder), config or ReportConfig()
+    for _ in _write_page(contents, config, None):
+        pass
+    for _ in _write_formats(contents, config):
         pass
     return run_folder / "report" / "index.html"
 
@@ -177,7 +202,7 @@ def _page_values(
         "train_facts": facts.get("train", {}),
         "curve": loss_curve(contents.train.steps, contents.train.losses) if contents.train else "",
         "scenes": [_fitted_scene(scene, assets, config.max_px) for scene in contents.scenes],
-        "downloads": {},
+        "downloads": {name: path for form, name, path in DOWNLOADS if form in config.formats},
         "command": shlex.join(str(part) for part in command),
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from restage.compare.definitions import METRICS
@@ -43,7 +44,8 @@ def write_slides(summary: Summary, path: Path) -> Path:
     if summary.contents.diagnosis:
         deck.diagnosis()
     if summary.sheet:
-        deck.picture_slide("Image pairs", load_images([summary.sheet])[0], "Accepted and rejected image pairs")
+        sheet = side_by_side(load_images([summary.sheet])[0])
+        deck.picture_slide("Image pairs", sheet, "Accepted and rejected image pairs, each with its reason")
     if summary.contents.train and len(summary.contents.train.steps) > 1:
         loss = Image.open(io.BytesIO(draw_loss(summary.contents.train, form="png")))
         deck.picture_slide("Training of the edit model", loss.convert("RGB"), "Training loss over steps")
@@ -51,6 +53,20 @@ def write_slides(summary: Summary, path: Path) -> Path:
     with write_atomically(path) as temporary:
         deck.presentation.save(str(temporary))
     return path
+
+
+def side_by_side(sheet: Image.Image) -> Image.Image:
+    """A tall sheet as two halves beside each other, cut where a row of pixels is empty; others as they are."""
+    if sheet.height < sheet.width:
+        return sheet
+    pixels = np.asarray(sheet.convert("L"))
+    empty = np.flatnonzero(pixels.min(axis=1) == pixels.max(axis=1))
+    middle = sheet.height // 2
+    cut = int(empty[np.abs(empty - middle).argmin()]) if len(empty) else middle
+    both = Image.new("RGB", (2 * sheet.width, max(cut, sheet.height - cut)), sheet.getpixel((0, 0)))
+    both.paste(sheet.crop((0, 0, sheet.width, cut)), (0, 0))
+    both.paste(sheet.crop((0, cut, sheet.width, sheet.height)), (sheet.width, 0))
+    return both
 
 
 class _Deck:
@@ -81,7 +97,10 @@ class _Deck:
     def text(self, slide: Any, lines: Sequence[str], *, top: float, size: int = 16, height: float = 1.0) -> None:
         """Lines of text over the width of the slide."""
         box = slide.shapes.add_textbox(
-            self.inches(MARGIN_IN), self.inches(top), self.inches(WIDTH_IN - 2 * MARGIN_IN), self.inches(height)
+            self.inches(MARGIN_IN),
+            self.inches(top),
+            self.inches(WIDTH_IN - 2 * MARGIN_IN),
+            self.inches(min(height, HEIGHT_IN - 0.1 - top)),
         )
         box.text_frame.word_wrap = True
         _set_text(box.text_frame, lines, size=size, color=SOFT)
@@ -103,10 +122,12 @@ class _Deck:
 
     def title(self) -> None:
         """What it is about."""
-        slide = self.slide(self.summary.title, top=2.4, size=44)
+        slide = self.slide(self.summary.title, top=0.9, size=44)
         note = "Miniature: a small procedural world with exact truth; nothing here is a result on photographs."
-        self.text(slide, [note] if self.summary.is_miniature else [], top=3.7, size=18)
-        self.text(slide, [f"{self.summary.run_id}"], top=6.6, size=12)
+        self.text(slide, [note] if self.summary.is_miniature else [], top=1.95, size=18)
+        if self.summary.figures:
+            self.picture(slide, self.summary.figures[0].picture, self.summary.figures[0].alt, top=2.8, bottom=6.5)
+        self.text(slide, [self.summary.run_id], top=6.75, size=12)
 
     def table(self) -> None:
         """Methods x metrics; the best competitor of a column is coloured."""
@@ -114,9 +135,9 @@ class _Deck:
         slide = self.slide("Methods on held-out views")
         rows = summary.rows[:MAX_TABLE_ROWS]
         heads = ["method", "editor", *(_head(name) for name in summary.metrics)]
-        room = self.inches(WIDTH_IN - 2 * MARGIN_IN)
+        room = WIDTH_IN - 2 * MARGIN_IN, min(4.8, 0.52 * (len(rows) + 1))
         shape = slide.shapes.add_table(
-            len(rows) + 1, len(heads), self.inches(MARGIN_IN), self.inches(1.5), room, self.inches(0.38 * len(rows))
+            len(rows) + 1, len(heads), self.inches(MARGIN_IN), self.inches(1.5), *map(self.inches, room)
         )
         _plain_table(shape)
         best = {name: best_row(summary.rows, name) for name in summary.metrics}
@@ -184,16 +205,16 @@ def _set_text(frame: Any, lines: Sequence[str], *, size: int, color: str, font: 
 def _set_cell(cell: Any, text: str, *, color: str, is_left: bool = False) -> None:
     from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
 
-    _set_text(cell.text_frame, [text], size=14, color=color)
+    _set_text(cell.text_frame, [text], size=16, color=color)
     cell.text_frame.paragraphs[0].alignment = PP_ALIGN.LEFT if is_left else PP_ALIGN.RIGHT
     cell.vertical_anchor = MSO_ANCHOR.MIDDLE
 
 
 def _plain_table(shape: Any) -> None:
-    """A table without PowerPoint's coloured bands, with thin lines."""
+    """A table without PowerPoint's colours and bands: its style "No Style, No Grid"."""
     style = shape._element.graphic.graphicData.tbl.tblPr.find(  # noqa: SLF001 - python-pptx has no name for it
         "{http://schemas.openxmlformats.org/drawingml/2006/main}tableStyleId"
     )
-    style.text = "{9D7B030F-B1BA-407E-B0CD-B9F0A3A0B5C5}"
+    style.text = "{2D5ABB26-0587-4C30-8999-92F81FD0307C}"
     shape.table.horz_banding = False
     shape.table.first_row = True
