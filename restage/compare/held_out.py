@@ -50,7 +50,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         return
     path = os.path.realpath(os.fsdecode(arguments[0]))
     for watch in _watches:
-        if path not in watch.allowed and path.startswith(watch.closed):
+        if path not in watch.allowed and (path + os.sep).startswith(watch.closed):
             watch.reads.append(path)
             raise HeldOutRead(f"opened {path}, which is closed while a method runs")
 
@@ -103,13 +103,13 @@ class GuardedEditor:
             HeldOutRead: a view is none of the training views.
             InputError: there is no editor.
         """
-        if self.editor is None:
-            raise InputError("this method was run without an editor, but asks for one; name its editors in the study")
         others = sorted(set(view_indices) - self.view_indices)
         if others:
             for watch in _watches:
                 watch.reads.append(f"view {others[0]}")
             raise HeldOutRead(f"asked the editor for views {others}, which are held out")
+        if self.editor is None:
+            raise InputError("this method was run without an editor, but asks for one; name its editors in the study")
         return self.editor.edit(
             views,
             originals,
@@ -121,7 +121,7 @@ class GuardedEditor:
         )
 
     def __getattr__(self, name: str) -> Any:
-        """What else the editor can do, such as predicting noise or editing views as one; it then reads what a method may read, or is seen."""
+        """What else the editor can do: predict noise, edit views as one. What it reads for that is watched as well."""
         if name not in ("scores", "edit_together"):
             raise AttributeError(name)
         return getattr(self.editor, name)

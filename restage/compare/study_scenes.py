@@ -18,9 +18,9 @@ from restage.records import (
     write_atomically,
     write_json,
 )
+from restage.scenes.capture import turn_upright
 from restage.scenes.fit import FitConfig
 from restage.scenes.io import read_capture, write_capture
-from restage.scenes.capture import turn_upright
 from restage.world.grammar import Description, Edit
 from restage.world.render import render_view
 from restage.world.stage import CaptureConfig, ScenesConfig, edit_name, make_scene, sample_scene

@@ -2,8 +2,20 @@ import math
 
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 
-from restage.compare.metrics import MAX_PSNR_DB, mask_iou, progress, psnr_db, spill
+from restage.compare.metrics import (
+    MAX_PSNR_DB,
+    depth_error,
+    mask_iou,
+    no_op,
+    progress,
+    psnr_db,
+    share_moved,
+    spill,
+    ssim,
+    wrong_way,
+)
 
 
 @pytest.fixture
@@ -99,3 +111,74 @@ def test_no_views_at_all_give_nan_with_a_reason():
     measured = psnr_db(none, none)
     assert math.isnan(measured.mean)
     assert measured.reason == "there are no held-out views"
+
+
+def test_psnr_of_a_region_does_not_see_what_lies_outside(source, truth, regions):
+    edited = truth + 0.1 * regions[:, None]
+    assert psnr_db(edited, truth, regions).mean == pytest.approx(20, abs=1e-4)
+    assert psnr_db(edited, truth, 1 - regions).mean == MAX_PSNR_DB
+
+
+def test_psnr_of_an_empty_region_is_unscored_with_a_reason(source):
+    measured = psnr_db(source, source, torch.zeros(2, 8, 8))
+    assert math.isnan(measured.mean)
+    assert "no pixel" in measured.reason
+
+
+def test_ssim_is_one_for_equal_views_and_what_scikit_image_says_for_others():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.rand(2, 1, 3, 24, 20, generator=generator)
+    options = {"channel_axis": 0, "data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "truncate": 3.5}
+    options["use_sample_covariance"] = False
+    _, full = structural_similarity(first[0].numpy(), second[0].numpy(), full=True, **options)
+    assert ssim(first, first).mean == pytest.approx(1, abs=1e-6)
+    assert ssim(first, second).mean == pytest.approx(full[:, 5:-5, 5:-5].mean(), abs=1e-4)
+    left = torch.zeros(1, 24, 20)
+    left[:, :, :10] = 1
+    assert ssim(first, second, left).mean == pytest.approx(full[:, 5:-5, 5:10].mean(), abs=1e-4)
+
+
+def test_views_smaller_than_the_window_of_ssim_are_unscored_with_a_reason(source):
+    assert "smaller than the window" in ssim(source, source).reason
+
+
+def test_depth_error_is_relative_to_the_true_depth_and_counts_holes_in_full():
+    truth = torch.full((1, 4, 4), 2.0)
+    alpha = torch.ones(1, 4, 4)
+    assert depth_error(truth, alpha, truth).mean == 0
+    assert depth_error(truth + 0.5, alpha, truth).mean == pytest.approx(0.25)
+    alpha[0, 0] = 0.1
+    assert depth_error(truth, alpha, truth).mean == pytest.approx(0.25)
+    edited = torch.full((1, 4, 4), math.inf)
+    assert depth_error(edited, torch.ones(1, 4, 4), truth).mean == 1
+
+
+def test_depth_counts_only_where_truth_shows_a_surface_in_the_region(regions):
+    truth = torch.full((2, 8, 8), 2.0)
+    truth[0] = math.inf
+    measured = depth_error(truth.clamp(max=9) + regions, torch.ones(2, 8, 8), truth, regions)
+    assert measured.mean == pytest.approx(0.5)
+    assert math.isnan(measured.per_view[0])
+    assert "1 of 2 views" in measured.reason
+
+
+def test_an_edit_that_moves_a_twentieth_is_a_no_op_and_not_wrong(source, truth, regions):
+    edited = source - 0.02 * regions[:, None]
+    share = share_moved(edited, source, source, truth, regions=regions)
+    assert share == pytest.approx(0.05, abs=1e-5)
+    assert no_op(share, 0.1).mean == 1
+    assert wrong_way(share, -0.05, 0.1).mean == 0
+
+
+def test_an_edit_away_from_truth_is_flagged_as_the_wrong_way(source, truth, regions):
+    edited = source - 0.2 * regions[:, None]
+    share = share_moved(edited, source, source, truth, regions=regions)
+    done = progress(edited, source, truth, regions).mean
+    assert (no_op(share, 0.1).mean, wrong_way(share, done, 0.1).mean) == (0, 1)
+    assert done == pytest.approx(-0.5, abs=1e-5)
+
+
+def test_flags_are_unscored_where_truth_changes_nothing(source, regions):
+    share = share_moved(source, source, source, source, regions=regions)
+    assert math.isnan(no_op(share, 0.1).mean)
+    assert wrong_way(share, math.nan, 0.1).reason == "truth changes nothing in the held-out views"
