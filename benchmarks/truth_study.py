@@ -34,8 +34,8 @@ SCENES = sample_world_scenes(
     6,
     KINDS,
     seed=8,
-    capture=CaptureConfig(num_views=16, held_out_every=4, num_points=2000),
-    fit=FitConfig(steps=700, num_splats=2500),
+    capture=CaptureConfig(num_views=12, held_out_every=4, size=64, num_points=1200),
+    fit=FitConfig(steps=400, num_splats=1200),
 )
 
 INSTRUCTIONS = sorted({edit.instruction for scene in SCENES for edit in scene.world_edits})
@@ -99,15 +99,11 @@ STUDY = Study(
     methods={
         "nothing": StudyMethod(settings=Nothing()),
         "replace_once": StudyMethod(
-            settings=ReplaceOnce(num_steps=80), editors=("exact", "noisy-0.5-exact", "half", "away")
+            settings=ReplaceOnce(num_steps=60), editors=("exact", "noisy-0.5-exact", "half", "away")
         ),
         "restage": StudyMethod(
-            settings=Restage(num_key_views=4, noise_levels=(1.0,), color_steps=40, shape_steps=50),
+            settings=Restage(num_key_views=4, noise_levels=(1.0,), color_steps=30, shape_steps=30),
             editors=("exact", "edit_model", "misheard"),
-        ),
-        "one_view": StudyMethod(
-            settings=Restage(num_key_views=1, noise_levels=(1.0,), color_steps=40, shape_steps=40),
-            editors=("edit_model",),
         ),
     },
     editors={
@@ -119,7 +115,7 @@ STUDY = Study(
         "misheard": Misheard(),
     },
     compare=CompareConfig(
-        orbit_frames=24,
+        orbit_frames=16,
         clip=_folder("RESTAGE_TRUTH_CLIP"),
         dino=_folder("RESTAGE_TRUTH_DINO"),
         lpips=_folder("RESTAGE_TRUTH_LPIPS"),

@@ -1,6 +1,8 @@
 import contextlib
 import math
 import multiprocessing
+import random
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -203,3 +205,21 @@ def test_the_command_goes_on_from_a_folder_and_prints_the_table(finished, tmp_pa
     assert run_command(["study", str(finished)]) == 0
     assert "| nothing | none |" in capsys.readouterr().out
     assert run_command(["study", str(finished), "--out", str(tmp_path)]) == 2
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_ten_random_moments_ends_with_the_rows_of_an_undisturbed_one(finished, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.compare.tiny_study"])
+    moments, num_kills = random.Random(0), 0
+    while num_kills < 10:
+        process = context.Process(target=run_until, args=(tmp_path / "tiny", moments.randint(1, 20)))
+        process.start()
+        process.join()
+        if process.exitcode == 0:  # it came through to its end; what it ended with is taken away, for the next kill
+            shutil.rmtree(tmp_path / "tiny" / "edit" / "world-001")
+            continue
+        assert process.exitcode == -9
+        num_kills += 1
+    run(tiny_study(), tmp_path / "tiny")
+    assert numbers_of(tmp_path / "tiny") == numbers_of(finished)
