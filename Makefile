@@ -1,6 +1,6 @@
 # Everything runs inside .venv, which each target makes or mends by itself.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean nerfstudio test-nerfstudio
+.PHONY: help demo test check benchmark-methods clean nerfstudio test-nerfstudio
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,6 +38,9 @@ nerfstudio: $(NERF_STAMP)  ## nerfstudio with Restage's methods, in an environme
 
 test-nerfstudio: $(NERF_STAMP)  ## Train and edit a small nerfacto on the CPU, some minutes
 	@$(NERF_VENV)/bin/python -m pytest -q tests/nerfstudio
+
+benchmark-methods: $(STAMP)  ## Every edit method on unseen worlds, hours on two cores; only what is missing runs
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py --out runs/methods --rows benchmarks/results/methods.csv
 
 clean:  ## Remove the environment and caches; runs stay
 	rm -rf $(VENV) $(NERF_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
