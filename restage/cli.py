@@ -40,6 +40,7 @@ SUMMARIES = {
     "ls": "list runs",
     "diagnose": "say which part of a run makes it worse than another one, by exchanging one part at a time",
     "diff": "say what differs between two runs: config, versions, data, weights, scores",
+    "track": "send what the records of runs say to trackio or MLflow",
     "bundle": "pack a run into one file that someone else can check",
     "verify": "check that a run or a bundle holds what was written, and that its numbers are those of its pictures",
     "doctor": "say what this machine can do, and what to install for what",

@@ -42,6 +42,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "show": runs.build_show,
     "ls": runs.build_ls,
     "diff": runs.build_diff,
+    "track": runs.build_track,
     "bundle": runs.build_bundle,
     "verify": runs.build_verify,
     "doctor": runs.build_doctor,

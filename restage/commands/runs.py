@@ -5,7 +5,7 @@ Annotations are evaluated when a command is built: hence no `from __future__ imp
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -13,7 +13,16 @@ from restage.commands.arguments import ModelsArgument, RunArgument
 from restage.records import InputError
 from restage.show import describe_run, list_runs, show_progress
 
-__all__ = ["build_bundle", "build_diff", "build_doctor", "build_ls", "build_report", "build_show", "build_verify"]
+__all__ = [
+    "build_bundle",
+    "build_diff",
+    "build_doctor",
+    "build_ls",
+    "build_report",
+    "build_show",
+    "build_track",
+    "build_verify",
+]
 
 VerifiedArgument = Annotated[
     str, arg(metavar="PATH", help="A run, a bundle of one, or a folder or URL of shards of image pairs.")
@@ -159,6 +168,37 @@ def build_bundle() -> Callable[..., None]:
         print(f"bundle: {out} ({last.note if last else ''})")
 
     return bundle
+
+
+def build_track() -> Callable[..., None]:
+    """Build `restage track`."""
+
+    def track(
+        runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN...", help="Folders of runs.")]],
+        *,
+        to: tuple[Literal["mlflow", "trackio"], ...],
+        project: str = "restage",
+        where: str = "",
+    ) -> None:
+        """Send what the records of runs say to a tracker: settings, training curves, scores. Each run is sent once.
+
+        Example: restage track runs/a runs/b --to trackio
+
+        Needs pip install 'restage[trackers]'. A run that has grown is another row only if its id is another one.
+
+        Args:
+            runs: Folders of runs.
+            to: Which trackers.
+            project: Name of the project or experiment.
+            where: Tracking URI of MLflow or URL of a trackio server; default: what these packages take by themselves.
+        """
+        from restage.sinks import SINKS, facts_of
+
+        for facts in map(facts_of, runs):
+            for name in to:
+                print(f"{name}: {SINKS[name](facts, project=project, where=where)}")
+
+    return track
 
 
 def build_diff() -> Callable[..., None]:

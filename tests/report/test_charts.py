@@ -31,7 +31,7 @@ def test_long_runs_are_thinned_and_keep_their_last_step():
     )
     points = re.findall(r'class="average" points="([^"]*)"', curve)[0].split()
     assert len(points) <= 102
-    assert points[-1].startswith("746.0,")
+    assert points[-1].startswith("730.0,")
 
 
 def test_too_few_losses_draw_nothing():
