@@ -48,6 +48,7 @@ from restage.train.stage import run_train
 from restage.world.stage import CaptureConfig, run_world
 from restage.world.stage import ScenesConfig as WorldConfig
 
+NUM_SCENES = 8
 KINDS = ("ground", "time")
 """Edits that the miniature's edit model can do: where A fails too, there is nothing to lose."""
 PROMPTS = PromptsConfig(num_prompts=96, kinds=("ground", "time", "recolour"))
@@ -65,10 +66,10 @@ NO_RULE = PairRule(
     min_mask_share=0.0,
 )
 TRAIN = TrainConfig(
-    training=TrainingConfig(num_steps=70, batch_size=16, learning_rate=2e-4, num_warmup_steps=10, ema_decay=0.9),
+    training=TrainingConfig(num_steps=30, batch_size=16, learning_rate=5e-4, num_warmup_steps=5, ema_decay=0.8),
     weights=LossWeights(mask=0.1, changed=1.0),
 )
-METHOD = Restage(num_key_views=6, noise_levels=(1.0,), color_steps=40, shape_steps=50)
+METHOD = Restage(num_key_views=4, noise_levels=(1.0,), color_steps=30, shape_steps=30)
 HARMLESS = replace(METHOD, robust_scale=0.25)
 FIT = FitConfig(steps=400, num_splats=2000)
 
@@ -79,7 +80,7 @@ class Settings:
 
     out: Path = Path("runs/diagnose")
     faults: tuple[str, ...] = ("guidance", "captions", "cameras", "selection", "noise_range", "none")
-    cases: int = 8
+    cases: int = 6
     time_budget_s: float = 3600.0
 
 
@@ -98,9 +99,9 @@ def set_method(run: RunFolder, method: Restage) -> None:
     run.mark_done("edit", config)
 
 
-def make_a(folder: Path, cases: int) -> None:
+def make_a(folder: Path) -> None:
     run = open_run(folder)
-    world = WorldConfig(num_scenes=cases, num_objects=1, edit_kinds=KINDS, capture=CaptureConfig(num_views=15))
+    world = WorldConfig(num_scenes=NUM_SCENES, num_objects=1, edit_kinds=KINDS, capture=CaptureConfig(num_views=15))
     work(run_world(run, world))
     work(run_scenes(run, ScenesConfig(fit=FIT)))
     make_model(run, PAIRS, TRAIN)
@@ -219,8 +220,8 @@ PLANT: dict[str, Callable[[Path, Path], None]] = {
 
 def main(settings: Settings) -> None:
     a = settings.out / "a"
-    make_a(a, settings.cases)
-    config = DiagnoseConfig(max_cases=settings.cases, time_budget_s=settings.time_budget_s)
+    make_a(a)
+    config = DiagnoseConfig(max_cases=settings.cases, time_budget_s=settings.time_budget_s, editor_steps=5)
     results = {}
     for fault in settings.faults:
         b = settings.out / fault
@@ -228,7 +229,7 @@ def main(settings: Settings) -> None:
             PLANT[fault](a, b)
             write_json(b / "planted.json", {"fault": fault, "what": PLANT[fault].__doc__})
         started_s = time.monotonic()
-        work(run_diagnose(a, b, config, start=models_in().edit_model, cache=settings.out / "trials"))
+        work(run_diagnose(a, b, config, models=models_in(), cache=settings.out / "trials"))
         found = read_json(b / "diagnose" / "diagnosis.json")
         expected = "" if fault == "none" else fault
         shares = {part["part"]: round(part["share"]["mean"], 3) for part in found["parts"]}

@@ -9,7 +9,6 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from restage.commands.arguments import ModelsArgument
 from restage.show import show_progress
 
 __all__ = ["build_diagnose"]
@@ -20,6 +19,7 @@ SecondArgument = Annotated[Path, arg(metavar="B", help="The run to explain, or a
 
 def build_diagnose() -> Callable[..., None]:
     """Build `restage diagnose`."""
+    from restage.commands.arguments import ModelsArgument  # here, since the menu of commands imports this module
 
     def diagnose(
         a: Positional[FirstArgument],
@@ -70,7 +70,7 @@ def build_diagnose() -> Callable[..., None]:
                 path = Path("runs") / path.stem
                 show_progress(make_run(path, small, found, seed=seed))
             runs.append(path)
-        last = show_progress(run_diagnose(runs[0], runs[1], config, start=found.edit_model, out=out))
+        last = show_progress(run_diagnose(runs[0], runs[1], config, models=found, out=out))
         print(f"{last.note if last else ''}\ntables and figure: {(out or runs[1] / 'diagnose') / 'diagnosis.md'}")
 
     return diagnose

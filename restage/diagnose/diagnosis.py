@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from restage.diagnose.attribution import Attribution, Share, Swap, attribute, share_of
+from restage.diagnose.attribution import Attribution, Share, Swap, attribute, interval, share_of
 from restage.diagnose.cases import Case, find_cases
 from restage.diagnose.differences import Difference, describe_part, list_differences
+from restage.diagnose.pair_stages import pair_rows
 from restage.diagnose.parts import RunParts, differing_parts, differing_training
-from restage.diagnose.stages import StageRow, ladder, stage_rows
+from restage.diagnose.stages import StageRow, ladder, measured_rows
 from restage.diagnose.trials import Kind, Trial, Trials
 from restage.diagnose.workbench import SCENE_PARTS, Workbench
+from restage.recipes import Models
 from restage.records import InputError, Progress
 
 __all__ = ["DiagnoseConfig", "Diagnosis", "PartResult", "diagnose", "is_to_blame"]
@@ -41,6 +43,8 @@ class DiagnoseConfig:
     """Progress below which a difference is of no interest, however sure."""
     seed: int = 0
     """Of the edits' noise, the same for both runs."""
+    editor_steps: int = 10
+    """Sampling steps of the edit model, the same for both runs."""
 
     def __post_init__(self) -> None:
         if self.max_cases < 1 or self.time_budget_s <= 0 or self.min_effect < 0:
@@ -111,7 +115,7 @@ class _Work:
 
 
 def diagnose(
-    a: RunParts, b: RunParts, *, folder: Path, start: Path, config: DiagnoseConfig, cache: Path | None = None
+    a: RunParts, b: RunParts, *, folder: Path, models: Models, config: DiagnoseConfig, cache: Path | None = None
 ) -> Generator[Progress, None, Diagnosis]:
     """Compare two runs; the generator returns the diagnosis.
 
@@ -119,7 +123,7 @@ def diagnose(
         a: The run that is taken for good.
         b: The run to explain.
         folder: Where what is tried, trained and fitted here is kept.
-        start: The model that both runs' training went on from.
+        models: The edit model that both runs' training went on from, and the CLIP that pairs are looked at with.
         config: How to compare.
         cache: Folder of trials, to share them between diagnoses; default: in `folder`.
 
@@ -127,8 +131,8 @@ def diagnose(
         InputError: there is nothing to try both runs on.
     """
     cases = find_cases(a.path, b.path, config.max_cases)
-    bench, top = _prepare(a, b, cases, folder, start)
-    work = _Work(bench, Trials(cache or folder / "trials", config.seed), config, cases)
+    bench, top = _prepare(a, b, cases, folder, models.edit_model)
+    work = _Work(bench, Trials(cache or folder / "trials", config.seed, config.editor_steps), config, cases)
     trials = yield from _try_as_they_are(work, frozenset(top))
     values = {side: {case: trial.numbers["progress"] for case, trial in trials["whole"][side].items()} for side in "AB"}
     swaps = yield from _swap_all(work, top)
@@ -138,14 +142,14 @@ def diagnose(
         runs={"A": a.path, "B": b.path},
         cases=work.cases,
         config=config,
-        means={side: sum(found.values()) / len(found) for side, found in values.items()},
+        means={side: interval(found, work.scenes).mean for side, found in values.items()},
         attribution=attribution,
         parts=parts,
         ladder=ladder(trials, work.scenes),
-        stages=stage_rows(bench.runs, trials, work.scenes),
+        stages=[*pair_rows(bench.runs, models.clip), *measured_rows(trials, work.scenes)],
         differences=list_differences(a, b, work.cases),
         limits=work.limits,
-        seconds=sum(work.trials.used_s.values()) + bench.seconds(),
+        seconds=sum(work.trials.used_s.values(), bench.seconds()),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from restage.diffusion.editor import Guidance
 from restage.edit import METHODS
 from restage.edit.job import Method
 from restage.pairs.makers import folder_sha256
-from restage.records import InputError, canonical_json, content_id, derive_seed, read_json, to_plain
+from restage.records import InputError, canonical_json, derive_seed, read_json, to_plain
 from restage.train.edit_model import TrainConfig
 
-__all__ = ["EDIT_MODEL_PARTS", "LABELS", "RunParts", "differing_parts", "noise_settings"]
+__all__ = ["EDIT_MODEL_PARTS", "LABELS", "RunParts", "differing_parts", "differing_training", "noise_settings"]
 
 LABELS = {
     "edit_model": "the weights of the edit model",
@@ -108,10 +108,7 @@ class RunParts:
             return None
         config = from_plain(TrainConfig, read_json(self.path / "train" / "stage.json")["config"])
         seed = derive_seed(self.record["seed"], "train", config.training.seed)
-        training = {field.name: getattr(config.training, field.name) for field in fields(config.training)}
-        return TrainConfig(
-            training=type(config.training)(**{**training, "seed": seed}), mix=config.mix, weights=config.weights
-        )
+        return replace(config, training=replace(config.training, seed=seed))
 
     @cached_property
     def pairs(self) -> PairPool | None:
@@ -151,6 +148,6 @@ def differing_training(a: RunParts, b: RunParts) -> tuple[str, ...]:
     if a.train_config is None or b.train_config is None or a.pairs is None or b.pairs is None:
         return ()
     found = set(a.pairs.differences(b.pairs))
-    if content_id("train", asdict(a.train_config)) != content_id("train", asdict(b.train_config)):
+    if a.train_config != b.train_config:
         found.add("training")
     return tuple(part for part in EDIT_MODEL_PARTS if part in found)

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from restage.pairs.encoding import ImagePair
 from restage.pairs.files import open_files
-from restage.pairs.score import PairRule, PairScores, judge
+from restage.pairs.score import PairRule
 from restage.pairs.store import iter_rows, read_pairs
-from restage.pairs.verdicts import current_rule
+from restage.pairs.verdicts import current_rule, verdict_of
 from restage.train.examples import ExactPair
 
 __all__ = ["MixedPairs", "PairPool", "mix_pairs"]
@@ -80,7 +80,7 @@ class PairPool:
         """What this run says of a pair: its own verdict if it has the pair, else that of its rule on the scores."""
         if key in self.rows:
             return self.is_accepted(key)
-        return not judge(PairScores(*(row[name] for name in PairScores._fields)), self.rule)
+        return bool(verdict_of(row, self.rule)["accepted"])
 
 
 def mix_pairs(pools: Mapping[str, PairPool], sides: Mapping[str, str]) -> MixedPairs:

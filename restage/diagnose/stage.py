@@ -9,13 +9,14 @@ from restage.diagnose.diagnosis import DiagnoseConfig, diagnose
 from restage.diagnose.parts import RunParts
 from restage.diagnose.record import write_diagnosis
 from restage.diagnose.words import sentence
+from restage.recipes import Models
 from restage.records import InputError, Progress
 
 __all__ = ["run_diagnose"]
 
 
 def run_diagnose(
-    a: Path, b: Path, config: DiagnoseConfig, *, start: Path, out: Path | None = None, cache: Path | None = None
+    a: Path, b: Path, config: DiagnoseConfig, *, models: Models, out: Path | None = None, cache: Path | None = None
 ) -> Iterator[Progress]:
     """Explain why run B does worse, or better, than run A; what was tried before is not tried again.
 
@@ -23,7 +24,7 @@ def run_diagnose(
         a: Folder of the run that is taken for good.
         b: Folder of the run to explain.
         config: How to compare.
-        start: The model that both runs' training went on from.
+        models: The edit model that both runs' training went on from, and the CLIP that pairs are looked at with.
         out: Where the answer goes; default: `diagnose` in B's folder.
         cache: Folder of single trials, to share them between diagnoses; default: in `out`.
 
@@ -34,6 +35,6 @@ def run_diagnose(
         raise InputError(f"expected two runs, got {a} twice")
     parts = RunParts.open(a, config.method), RunParts.open(b, config.method)
     folder = out or b / "diagnose"
-    diagnosis = yield from diagnose(*parts, folder=folder, start=start, config=config, cache=cache)
+    diagnosis = yield from diagnose(*parts, folder=folder, models=models, config=config, cache=cache)
     write_diagnosis(diagnosis, folder)
     yield Progress(stage="diagnose", done=1, total=1, note=sentence(diagnosis))

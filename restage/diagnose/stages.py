@@ -7,18 +7,13 @@ missing to progress 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from restage.diagnose.attribution import Interval, Values, interval, subtract
-from restage.diagnose.parts import RunParts
 from restage.diagnose.trials import Trial
-from restage.prompts.store import read_prompts
-from restage.records import InputError
 
-__all__ = ["LADDER", "StageRow", "ladder", "stage_rows"]
+__all__ = ["LADDER", "StageRow", "ladder", "measured_rows"]
 
 LADDER = {
     "single views": "edited views that are wrong one by one",
@@ -58,17 +53,14 @@ MEASURED = (
 )
 
 
-def stage_rows(
-    runs: Mapping[str, RunParts], trials: Mapping[str, TrialsOf], scenes: Mapping[str, str]
-) -> list[StageRow]:
-    """All rows, in the order data flows.
+def measured_rows(trials: Mapping[str, TrialsOf], scenes: Mapping[str, str]) -> list[StageRow]:
+    """Rows of the stages that trials measure, in the order data flows.
 
     Args:
-        runs: `A` and `B`.
         trials: Trials of both runs as they are, by kind, side and case.
         scenes: The scene of each case.
     """
-    rows = [*_prompt_rows(runs), *_pair_rows(runs)]
+    rows = []
     for stage, kind, metrics in MEASURED:
         for metric in metrics:
             values = {side: _values(trials[kind][side], metric) for side in "AB"}
@@ -116,54 +108,3 @@ def _row(stage: str, metric: str, values: Mapping[str, Values], scenes: Mapping[
         is_parted=difference.is_clear,
         note="" if math.isfinite(difference.standard_error) else "too few cases for an interval",
     )
-
-
-def _prompt_rows(runs: Mapping[str, RunParts]) -> list[StageRow]:
-    counts = {}
-    for side, run in runs.items():
-        try:
-            counts[side] = float(len(read_prompts(run.path / "prompts" / "prompts.jsonl")))
-        except InputError:
-            counts[side] = math.nan
-    exact = _exact(counts["B"] - counts["A"])
-    is_parted = counts["A"] != counts["B"] and math.isfinite(exact.mean)
-    return [
-        StageRow(
-            stage="prompts",
-            metric="pairs of prompts",
-            a=counts["A"],
-            b=counts["B"],
-            difference=exact,
-            is_parted=is_parted,
-        )
-    ]
-
-
-def _pair_rows(runs: Mapping[str, RunParts]) -> list[StageRow]:
-    pools = {side: run.pairs for side, run in runs.items()}
-    if any(pool is None for pool in pools.values()):
-        return []
-    rows = {side: list(pool.rows.values()) for side, pool in pools.items() if pool is not None}
-    accepted = {side: [float(row["accepted"]) for row in rows[side]] for side in "AB"}
-    found = [_unpaired("pairs", "share accepted", accepted)]
-    for metric in ("direction_similarity", "target_text"):
-        kept = {side: [float(row[metric]) for row in rows[side] if row["accepted"]] for side in "AB"}
-        found.append(_unpaired("pairs", f"{metric} of accepted pairs", kept))
-    return found
-
-
-def _unpaired(stage: str, metric: str, samples: Mapping[str, Sequence[float]]) -> StageRow:
-    """Difference of means of two samples that are not matched, with the normal interval."""
-    clean = {side: np.array([value for value in sample if not math.isnan(value)]) for side, sample in samples.items()}
-    means = {side: float(values.mean()) if len(values) else math.nan for side, values in clean.items()}
-    variances = [float(values.var(ddof=1)) / len(values) if len(values) > 1 else math.nan for values in clean.values()]
-    error, mean = math.sqrt(sum(variances)), means["B"] - means["A"]
-    count = min(len(values) for values in clean.values())
-    reach = 1.96 * error
-    between = Interval(mean=mean, standard_error=error, low=mean - reach, high=mean + reach, num_cases=count)
-    is_parted = between.is_clear and error > 0
-    return StageRow(stage=stage, metric=metric, a=means["A"], b=means["B"], difference=between, is_parted=is_parted)
-
-
-def _exact(value: float) -> Interval:
-    return Interval(mean=value, standard_error=0.0, low=value, high=value, num_cases=1)

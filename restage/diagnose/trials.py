@@ -12,12 +12,14 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+import restage
 from restage.compare.metrics import mask_iou, progress, psnr_db, spill
 from restage.diagnose.agreement import disagreement
 from restage.diagnose.workbench import Setup
@@ -44,6 +46,8 @@ Kind = Literal["whole", "exact masks", "exact", "single views", "scene"]
 """What is tried: the edit as it is; with the true masks; with true pictures and masks; the editor on held-out views
 alone; the unedited scene."""
 
+CODE = ("diffusion", "edit", "scenes", "world", "diagnose/trials.py", "diagnose/agreement.py", "compare/metrics.py")
+"""Parts of the package that numbers of a trial come from."""
 MAX_OPEN_MODELS = 3
 MAX_REMEMBERED = 100
 """Batches of edited views that are kept in memory."""
@@ -64,6 +68,7 @@ class Trials:
 
     folder: Path
     seed: int = 0
+    editor_steps: int = 10
     _editors: dict[str, ModelEditor] = field(default_factory=dict)
     _ids: dict[str, str] = field(default_factory=dict)
     _edits: OrderedDict[str, Edited] = field(default_factory=OrderedDict)
@@ -76,7 +81,7 @@ class Trials:
         Raises:
             InputError: the edit cannot be made with this setup.
         """
-        path = self.folder / f"{_trial_id(setup, kind, seed)}.json"
+        path = self.folder / f"{self._id(setup, kind, seed)}.json"
         if not path.exists():
             started_s = time.process_time()
             numbers = self._measure(setup, kind, seed)
@@ -87,6 +92,19 @@ class Trials:
         self.used_s[path.stem] = found["seconds"]
         numbers = {name: math.nan if value is None else value for name, value in found["numbers"].items()}
         return Trial(numbers=numbers, seconds=found["seconds"])
+
+    def _id(self, setup: Setup, kind: Kind, seed: int) -> str:
+        """Only what a kind depends on names it, so that equal trials of different setups are one."""
+        plain = _plain(setup)
+        needed = {
+            "scene": ("scene_id",),
+            "single views": ("scene_id", "edit", "model_id", "guidance"),
+            "exact": ("scene_id", "edit", "method_name", "method"),
+            "exact masks": ("scene_id", "edit", "method_name", "method", "model_id", "guidance"),
+            "whole": tuple(plain),
+        }[kind]
+        how = {"kind": kind, "seeds": [self.seed, seed], "steps": self.editor_steps, "code": code_sha256()}
+        return content_id("trial", {**how, **{name: plain[name] for name in needed}})
 
     def _measure(self, setup: Setup, kind: Kind, seed: int) -> dict[str, float]:
         scene = _Scene.read(setup)
@@ -110,22 +128,17 @@ class Trials:
             while len(self._editors) >= MAX_OPEN_MODELS:
                 del self._editors[next(iter(self._editors))]
             self._editors[key] = ModelEditor(load_edit_model(model))
-        editor = replace(self._editors[key], settings=EditSettings(guidance=setup.guidance))
+        editor = replace(self._editors[key], settings=EditSettings(steps=self.editor_steps, guidance=setup.guidance))
         made_by = content_id("editor", [self._ids.setdefault(key, folder_sha256(model / "unet")), setup.guidance])
         return _Remembered(editor, made_by, self._edits)
 
 
-def _trial_id(setup: Setup, kind: Kind, seed: int) -> str:
-    """Only what a kind depends on names it, so that equal trials of different setups are one."""
-    plain = _plain(setup)
-    needed = {
-        "scene": ("scene_id",),
-        "single views": ("scene_id", "edit", "model_id", "guidance"),
-        "exact": ("scene_id", "edit", "method_name", "method"),
-        "exact masks": ("scene_id", "edit", "method_name", "method", "model_id", "guidance"),
-        "whole": tuple(plain),
-    }[kind]
-    return content_id("trial", {"kind": kind, "seed": seed, **{name: plain[name] for name in needed}})
+@cache
+def code_sha256() -> str:
+    """Hash of all code that a trial runs through, so that none is taken over from another version of it."""
+    package = Path(restage.__file__).parent
+    paths = [path for part in CODE for path in _files(package / part)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _plain(setup: Setup) -> dict[str, Any]:
@@ -141,6 +154,10 @@ def _plain(setup: Setup) -> dict[str, Any]:
     }
 
 
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
 @dataclass(frozen=True)
 class _Remembered:
     """An editor that is asked only once for the same: most swaps leave what the editor sees as it is."""
@@ -149,6 +166,9 @@ class _Remembered:
     made_by: str
     """Id of weights and guidance."""
     memory: OrderedDict[str, Edited]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.editor, name)  # what else some editors offer to some methods
 
     def edit(self, views: Tensor, originals: Tensor, request: EditRequest, **options: Any) -> Edited:
         pixels = [hashlib.sha256(part.contiguous().numpy().tobytes()).hexdigest() for part in (views, originals)]
@@ -167,6 +187,9 @@ class _MasksOf:
 
     editor: Editor
     masks_from: Editor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.editor, name)
 
     def edit(self, views: Tensor, originals: Tensor, request: EditRequest, **options: Any) -> Edited:
         images = self.editor.edit(views, originals, request, **options).images

@@ -45,22 +45,28 @@ def sentence(diagnosis: Diagnosis) -> str:
     means = f"progress {diagnosis.means['A']:.2f} -> {diagnosis.means['B']:.2f}"
     scope = f"{means}, 95 % interval of the loss {total.low:.2f} to {total.high:.2f}, {total.num_cases} edits"
     if not blamed and not is_difference(diagnosis):
-        return f"No difference beyond noise between A and B ({scope})."
+        count = sum(not part.within for part in diagnosis.parts)
+        return f"No difference beyond noise between A and B ({scope}); {count} parts differ, none is to blame."
     if not blamed:
         return f"B loses {total.mean:.2f} against A ({scope}), but no single part that was swapped makes it up."
-    verb = "loses" if total.mean >= 0 else "gains"
-    shares = [_share_words(part, total.mean) for part in blamed]
     named = sum(part.share.share.mean for part in blamed)
-    rest = (total.mean - named) * (1 if total.mean >= 0 else -1)
-    text = f"Of the {abs(total.mean):.2f} that B {verb} against A ({scope}), " + "; ".join(shares)
-    return text + f"; {rest:.2f} is left to interactions and to parts that are not clear of noise.{_where(diagnosis)}"
+    if not is_difference(diagnosis):
+        shares = "; ".join(_share_words(part, 1.0) for part in blamed)
+        return f"No difference beyond noise between A and B as a whole ({scope}), but single parts cost: {shares}."
+    verb, sign = ("loses", 1.0) if total.mean >= 0 else ("gains", -1.0)
+    shares = "; ".join(_share_words(part, sign) for part in blamed)
+    rest = sign * (total.mean - named)
+    return (
+        f"Of the {abs(total.mean):.2f} that B {verb} against A ({scope}), {shares}; {rest:.2f} is left to interactions "
+        f"and to parts that are not clear of noise.{_where(diagnosis)}"
+    )
 
 
-def _share_words(part: PartResult, total: float) -> str:
-    value = part.share.share.mean * (1 if total >= 0 else -1)
-    error = part.share.share.standard_error
+def _share_words(part: PartResult, sign: float) -> str:
+    share = part.share.share
     detail = f" ({part.detail})" if part.detail else ""
-    return f"{value:.2f} +- {error:.2f} comes from {LABELS[part.share.component]}{detail}"
+    value = f"{sign * share.mean:.2f} +- {share.standard_error:.2f}"
+    return f"{value} comes from {LABELS[part.share.component]}{detail}"
 
 
 def _where(diagnosis: Diagnosis) -> str:

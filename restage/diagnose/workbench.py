@@ -62,10 +62,6 @@ class Workbench:
     _weights: dict[str, str] = field(default_factory=dict)
     _scenes: dict[Path, SceneParts] = field(default_factory=dict)
 
-    def sides(self, parts: tuple[str, ...], from_b: frozenset[str]) -> dict[str, str]:
-        """The run that each part comes from."""
-        return {part: "B" if part in from_b else "A" for part in parts}
-
     def scene_parts(self, folder: Path) -> SceneParts:
         """A scene, read once."""
         return self._scenes.setdefault(folder, SceneParts(folder))
@@ -121,7 +117,7 @@ class Workbench:
 
     def edit_model(self, from_b: frozenset[str]) -> Generator[Progress, None, Path]:
         """The edit model of one run, or one trained on pairs and settings of both."""
-        sides = self.sides(tuple(part for part in EDIT_MODEL_PARTS if part in self.differing), from_b)
+        sides = _sides(tuple(part for part in EDIT_MODEL_PARTS if part in self.differing), from_b)
         if "edit_model" in from_b or set(sides.values()) == {"B"}:
             return self.runs["B"].model
         if "B" not in sides.values():
@@ -150,7 +146,7 @@ class Workbench:
     def scene(self, case: Case, from_b: frozenset[str]) -> Generator[Progress, None, Path]:
         """The fitted scene of one run, or the capture of one fitted as in the other."""
         parts = self.scene_parts(case.folders["A"]).differences(self.scene_parts(case.folders["B"]))
-        sides = self.sides(parts, from_b)
+        sides = _sides(parts, from_b)
         if "scenes" in from_b or set(sides.values()) == {"B"}:
             return case.folders["B"]
         if "B" not in sides.values():
@@ -178,4 +174,9 @@ class Workbench:
     def seconds(self) -> float:
         """CPU seconds of all that was trained and fitted here."""
         paths = [*self.folder.glob("models/*/diagnose.json"), *self.folder.glob("scenes/*/fit.json")]
-        return sum(float(read_json(path)["seconds"]) for path in sorted(paths))
+        return sum((float(read_json(path)["seconds"]) for path in sorted(paths)), 0.0)
+
+
+def _sides(parts: tuple[str, ...], from_b: frozenset[str]) -> dict[str, str]:
+    """The run that each part comes from."""
+    return {part: "B" if part in from_b else "A" for part in parts}

@@ -1,0 +1,47 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from restage.edit import ReplaceOnce
+from restage.edit.stage import EditConfig
+from restage.recipes import open_run
+from restage.records import write_json
+from restage.scenes.fit import FitConfig
+from restage.scenes.stage import ScenesConfig, run_scenes
+from restage.train.edit_model import TrainConfig
+from restage.world.stage import CaptureConfig, run_world
+from restage.world.stage import ScenesConfig as WorldConfig
+
+
+@pytest.fixture(scope="session")
+def scenes_run(tmp_path_factory) -> Path:
+    """A run with three fitted scenes of one edit each."""
+    folder = tmp_path_factory.mktemp("diagnose") / "scenes"
+    run = open_run(folder)
+    capture = CaptureConfig(num_views=6, held_out_every=3, size=32, num_points=300)
+    list(run_world(run, WorldConfig(num_scenes=3, num_objects=1, edit_kinds=("ground",), capture=capture)))
+    list(run_scenes(run, ScenesConfig(fit=FitConfig(steps=25, num_splats=150))))
+    return folder
+
+
+@pytest.fixture
+def make_run(scenes_run, tmp_path):
+    """Makes a run of those scenes with an edit model that is a stand-in: its weights are a text."""
+
+    def make(name: str, *, guidance: float = 1.5, weights: str = "good", num_steps: int = 12) -> Path:
+        folder = tmp_path / name
+        run = open_run(folder)
+        shutil.copytree(scenes_run / "scenes", folder / "scenes")
+        config = EditConfig(
+            methods=("replace_once",), editors=("exact",), settings={"replace_once": ReplaceOnce(num_steps=num_steps)}
+        )
+        run.folder("edit")
+        run.mark_done("edit", config)
+        (folder / "train" / "unet").mkdir(parents=True)
+        (folder / "train" / "unet" / "weights.txt").write_text(weights)
+        write_json(folder / "train" / "edit_model.json", {"guidance": {"text": guidance}})
+        run.mark_done("train", TrainConfig())
+        return folder
+
+    return make
