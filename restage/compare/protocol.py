@@ -17,7 +17,10 @@ from restage.compare.metrics import Measured
 from restage.compare.rows import ViewScore, read_scores, write_scores, write_view_scores
 from restage.records import Progress, RunFolder, Score
 
-__all__ = ["CompareConfig", "Scorer", "Scores", "read_scores", "run_compare", "write_scores"]
+__all__ = ["JUDGED_BY", "CompareConfig", "Scorer", "Scores", "read_scores", "run_compare", "write_scores"]
+
+JUDGED_BY = ("study.json", "study.py", "scenes/*/capture/**/*", "scenes/*/truth/**/*")
+"""What numbers rest on, whoever put it there: the stage's mark holds its hashes too, so that `verify` sees changes."""
 
 
 class Scores(NamedTuple):
@@ -74,7 +77,7 @@ def run_compare(run: RunFolder, config: CompareConfig) -> Iterator[Progress]:
         note = f"{result.scene} {result.edit} {result.contender.method}-{result.contender.editor}"
         yield Progress(stage="compare", done=done + 1, total=len(results), note=note)
     write_tables(run, rows)
-    run.mark_done("compare", config, num_results=len(results), num_scores=len(rows.scores))
+    run.mark_done("compare", config, also=JUDGED_BY, num_results=len(results), num_scores=len(rows.scores))
 
 
 def write_tables(run: RunFolder, rows: Scores) -> None:
