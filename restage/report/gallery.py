@@ -61,7 +61,8 @@ class MethodEntry:
     @property
     def label(self) -> str:
         """How text names it."""
-        return self.method if self.method == "nothing" or not self.editor else f"{self.method} with {self.editor}"
+        has_editor = self.method != "nothing" and self.editor not in ("", "none")
+        return f"{self.method} with {self.editor}" if has_editor else self.method
 
 
 @dataclass(frozen=True, kw_only=True)

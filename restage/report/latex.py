@@ -107,7 +107,7 @@ def gaps_tabular(summary: Summary) -> str:
         names = [escape_latex(text) for text in (gap.method, gap.editor, METRICS[gap.metric].label)]
         mean, interval = f"${gap.mean:+.{digits}f}$", f"$[{gap.low:.{digits}f}, {gap.high:.{digits}f}]$"
         lines.append(" & ".join([*names, mean, interval, str(gap.num_pairs)]) + r" \\")
-    caption = f"Differences to {best.method} with {best.editor}, case by case; intervals are over scenes."
+    caption = f"Differences to {best.method} ({best.editor}), case by case; intervals are over scenes."
     lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escape_latex(caption)}}}", r"\label{tab:differences}"]
     return "\n".join([*lines, r"\end{table}", ""])
 
@@ -121,7 +121,7 @@ def _row(row: MethodRow, summary: Summary, best: dict[str, MethodRow | None]) ->
         missing = f" ({row.estimates[name].count})" if row.estimates[name].num_missing and mean else ""
         cells.append(shown + (rf" {{\scriptsize$\pm${error}}}" if error else "") + missing)
     flag = rf" {{\scriptsize({escape_latex(row.flag)})}}" if row.flag else ""
-    editor = "" if row.method == "nothing" else escape_latex(row.editor)
+    editor = "" if row.method == "nothing" or row.editor == "none" else escape_latex(row.editor)
     return " & ".join([escape_latex(row.method) + flag, editor, *cells]) + r" \\"
 
 

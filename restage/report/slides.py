@@ -145,7 +145,7 @@ class _Deck:
             _set_cell(shape.table.cell(0, column), head, color=SOFT, is_left=column < 2)
         for number, row in enumerate(rows, start=1):
             ink = SOFT if row.is_anchor else INK
-            editor = "" if row.method == "nothing" else row.editor
+            editor = "" if row.method == "nothing" or row.editor == "none" else row.editor
             name = f"{row.method} ({row.flag})" if row.flag else row.method
             for column, text in enumerate((name, editor)):
                 _set_cell(shape.table.cell(number, column), text, color=ink, is_left=True)
