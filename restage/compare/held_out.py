@@ -83,8 +83,8 @@ class GuardedEditor:
 
     editor: Editor | None
     """None for methods that ask none."""
-    view_indices: frozenset[int]
-    """Of the training views in the whole capture."""
+    view_indices: frozenset[int] | None
+    """Of the training views in the whole capture; None for anchors, which may edit any."""
 
     def edit(
         self,
@@ -103,7 +103,7 @@ class GuardedEditor:
             HeldOutRead: a view is none of the training views.
             InputError: there is no editor.
         """
-        others = sorted(set(view_indices) - self.view_indices)
+        others = [] if self.view_indices is None else sorted(set(view_indices) - self.view_indices)
         if others:
             for watch in _watches:
                 watch.reads.append(f"view {others[0]}")

@@ -17,7 +17,8 @@ from typing import Any
 from restage.compare.cases import Contender, Result
 from restage.compare.held_out import GuardedEditor, GuardedMethod
 from restage.compare.judges import Judges, open_judges
-from restage.compare.protocol import Scorer, Scores, write_tables
+from restage.compare.per_view import PerView, edit_views
+from restage.compare.protocol import JUDGED_BY, Scorer, Scores, write_tables
 from restage.compare.rows import ViewScore
 from restage.compare.study import Study, identity_of, list_units
 from restage.compare.workers import Crew, run_tasks
@@ -61,14 +62,15 @@ def run_study(study: Study, folder: Path, *, workers: int = 1, file: Path | None
     if workers < 1:
         raise InputError(f"expected at least one worker, got {workers}")
     run = _open(study, folder, file)
-    status = "failed"
+    crew, status = Crew(study=study, folder=folder, file=file, workers=workers), "failed"
     try:
-        yield from _run(study, run, Crew(study=study, folder=folder, file=file, workers=workers))
+        yield from _run(study, run, crew)
         status = "done"
     except (KeyboardInterrupt, GeneratorExit):
         status = "stopped"
         raise
     finally:
+        crew.close(at_once=status != "done")
         run.close(status)
 
 
@@ -127,7 +129,7 @@ def _score(study: Study, run: RunFolder, units: Sequence[EditUnit]) -> Iterator[
         rows.views.extend(found.views)
         yield Progress(stage="compare", done=done + 1, total=len(units), note=_name(unit))
     write_tables(run, rows)
-    run.mark_done("compare", study.compare, num_results=len(units), num_scores=len(rows.scores))
+    run.mark_done("compare", study.compare, also=JUDGED_BY, num_results=len(units), num_scores=len(rows.scores))
 
 
 def _name(unit: EditUnit) -> str:
@@ -243,21 +245,21 @@ class StudyWorker:
         # What must not be seen is not even in memory; cameras of these views are used once the method is through.
         capture.images[list(capture.held_out_indices)] = math.nan
         truth = self._truth(unit) if case.has_truth else None
+        method = self.study.methods[unit.method].settings
+        how: dict[str, Any] = {
+            "request": case.request,
+            "seed": derive_seed(self.study.seed, case.id, unit.seed),
+            "folder": folder,
+            "facts": facts,
+        }
         try:
-            source = EditorSource(file_names=capture.file_names, truth=truth)
-            inner = None if unit.editor == NO_EDITOR else self._open(unit.editor, source)
+            inner = self._open(unit.editor, EditorSource(file_names=capture.file_names, truth=truth))
+            if isinstance(method, PerView):
+                edit_views(splats, capture, settings=method, editor=GuardedEditor(inner, None), **how)
+                return
             editor = GuardedEditor(inner, frozenset(capture.train_indices))
-            steps = edit_scene(
-                splats,
-                capture,
-                request=case.request,
-                method=self._guard(unit, capture.file_names, capture.train_indices),
-                editor=editor,
-                seed=derive_seed(self.study.seed, case.id, unit.seed),
-                folder=folder,
-                facts=facts,
-            )
-            for _ in steps:
+            guarded = self._guard(unit, capture.file_names, capture.train_indices)
+            for _ in edit_scene(splats, capture, method=guarded, editor=editor, **how):
                 pass
         except Exception as error:  # one result that fails is a row with its reason, and the others go on
             write_failure(folder, error, facts)
@@ -272,7 +274,9 @@ class StudyWorker:
             allowed=frozenset(str(truth / part / name) for part in ("images", "masks") for name in shown),
         )
 
-    def _open(self, name: str, source: EditorSource) -> Editor:
+    def _open(self, name: str, source: EditorSource) -> Editor | None:
+        if name == NO_EDITOR:
+            return None
         editor = self.study.editors[name]
         if not editor.is_shared:
             return editor.open(source)

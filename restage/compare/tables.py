@@ -27,7 +27,11 @@ COLUMNS = (
 )
 """Metrics in the table; those that no row has are left out."""
 
-ANCHOR_NOTES = {"nothing": "anchor: nothing done", "exact": "anchor: exact truth in place of the editor"}
+ANCHOR_NOTES = {
+    "nothing": "anchor: nothing done",
+    "per_view": "anchor: views edited one by one, no scene",
+    "exact": "anchor: exact truth in place of the editor",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

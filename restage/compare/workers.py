@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,15 +32,37 @@ PARENT_CHECK_S = 0.5
 """How often a worker looks whether the process that started it is still there."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Crew:
-    """Who does the work."""
+    """Who does the work; processes are started when they are needed, and kept until `close`."""
 
     study: Study
     folder: Path
     file: Path | None
     """Where workers read the study; None if it can be pickled."""
     workers: int
+    _pool: ProcessPoolExecutor | None = None
+
+    def pool(self) -> ProcessPoolExecutor:
+        """The processes."""
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                max_workers=self.workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start,
+                initargs=(self.study if self.file is None else None, self.folder, self.file),
+            )
+        return self._pool
+
+    def close(self, *, at_once: bool = False) -> None:
+        """Let the processes go; `at_once` ends what they are at, which is made again next time."""
+        if self._pool is None:
+            return
+        if at_once:
+            for process in list((self._pool._processes or {}).values()):  # noqa: SLF001 - public from Python 3.14 on
+                process.terminate()
+        self._pool.shutdown(cancel_futures=True)
+        self._pool = None
 
 
 class Finished(NamedTuple):
@@ -70,7 +92,7 @@ def run_tasks(crew: Crew, kind: str, numbers: Sequence[int]) -> Iterator[Finishe
         left.discard(finished.number)
         yield finished
     for number in sorted(left):  # a process died; whose fault it was shows when each is alone
-        found = list(_work_there(replace(crew, workers=1), kind, [number]))
+        found = list(_work_there(crew, kind, [number]))
         yield from found or [_give_up(crew, kind, number)]
 
 
@@ -112,28 +134,15 @@ def _give_up(crew: Crew, kind: str, number: int) -> Finished:
 
 def _work_there(crew: Crew, kind: str, numbers: Sequence[int]) -> Iterator[Finished]:
     """Work in other processes; ends early when one of them dies."""
-    pool = ProcessPoolExecutor(
-        max_workers=min(crew.workers, len(numbers)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(crew.study if crew.file is None else None, crew.folder, crew.file),
-    )
-    others = set(multiprocessing.active_children())
+    futures: dict[Future[str], int] = {crew.pool().submit(_work, kind, number): number for number in numbers}
+    waiting = set(futures)
     try:
-        futures: dict[Future[str], int] = {pool.submit(_work, kind, number): number for number in numbers}
-        waiting = set(futures)
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in sorted(done, key=futures.__getitem__):
                 yield Finished(futures[future], future.result())
     except BrokenProcessPool:
-        return
-    except BaseException:  # stopped, or a scene cannot be made: what the others are at is made again next time
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+        crew.close()
 
 
 _here: list[StudyWorker] = []

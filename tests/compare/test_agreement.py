@@ -41,10 +41,10 @@ def test_less_is_better_for_spill():
 
 def test_ranking_over_all_is_that_of_scipy():
     metric = {("a", "x"): [0.2, 0.1, 0.5, 0.4], ("b", "x"): [0.3, 0.3, 0.2, 0.9]}
-    flat = [[value for found in table.values() for value in found] for table in (metric, TRUTH)]
+    first, second = ([value for found in table.values() for value in found] for table in (metric, TRUTH))
     found = rank_agreement(rows("progress", TRUTH) + rows("clip_text", metric), "clip_text", num_resamples=50)
-    assert found.spearman == pytest.approx(stats.spearmanr(*flat)[0])
-    assert found.kendall == pytest.approx(stats.kendalltau(*flat)[0])
+    assert found.spearman == pytest.approx(stats.spearmanr(first, second)[0])
+    assert found.kendall == pytest.approx(stats.kendalltau(first, second)[0])
     assert found.spearman_low <= found.spearman <= found.spearman_high
 
 

@@ -70,6 +70,7 @@ def test_what_no_model_is_at_hand_for_is_nan_and_says_what_to_name(pictures):
 
 def test_truth_as_a_result_is_perfect_in_all_that_knows_truth(pictures, lpips_folder):
     case = case_of(pictures)
+    assert case.truth is not None
     judges = Judges(lpips=load_lpips(lpips_folder))
     found = measure(ResultViews(case.truth), case, judges)
     assert found["progress"].mean == pytest.approx(1)
@@ -108,6 +109,7 @@ def test_dino_embeds_pictures_as_unit_vectors_and_tells_them_apart(pictures, din
     assert found.shape == (2, 16)
     assert found.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
     case = case_of(pictures)
+    assert case.truth is not None
     measured = measure(ResultViews(case.truth), case, Judges(dino=dino))
     assert measured["dino_truth"].mean == pytest.approx(1, abs=1e-5)
     assert measured["dino_before"].mean < 1

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -128,9 +129,15 @@ def test_psnr_of_an_empty_region_is_unscored_with_a_reason(source):
 def test_ssim_is_one_for_equal_views_and_what_scikit_image_says_for_others():
     generator = torch.Generator().manual_seed(0)
     first, second = torch.rand(2, 1, 3, 24, 20, generator=generator)
-    options = {"channel_axis": 0, "data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "truncate": 3.5}
-    options["use_sample_covariance"] = False
-    _, full = structural_similarity(first[0].numpy(), second[0].numpy(), full=True, **options)
+    options: dict[str, Any] = {
+        "channel_axis": 0,
+        "data_range": 1.0,
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "truncate": 3.5,
+    }
+    options |= {"truncate": 3.5, "use_sample_covariance": False}
+    full: Any = structural_similarity(first[0].numpy(), second[0].numpy(), full=True, **options)[1]
     assert ssim(first, first).mean == pytest.approx(1, abs=1e-6)
     assert ssim(first, second).mean == pytest.approx(full[:, 5:-5, 5:-5].mean(), abs=1e-4)
     left = torch.zeros(1, 24, 20)

@@ -46,10 +46,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_unit_has_a_row_of_every_metric_and_every_nan_a_reason(finished):
     rows = read_scores(finished / "compare" / "scores.parquet")
     units = list_units(tiny_study())
-    assert len(units) == 2 * (1 + 1 + 1 + 2)
+    assert len(units) == 2 * (1 + 1 + 1 + 1 + 2)
     assert len({(row.scene, row.edit, row.method, row.editor, row.seed) for row in rows}) == len(units)
     assert len(rows) % len(units) == 0
     assert [row for row in rows if math.isnan(row.value) and not row.reason] == []
+
+
+def test_the_anchor_of_single_views_shows_truth_with_the_exact_editor_and_has_no_scene(finished):
+    rows = [row for row in read_scores(finished / "compare" / "scores.parquet") if row.method == "per_view"]
+    assert all(row.value == pytest.approx(1, abs=0.01) for row in rows if row.metric == "progress")
+    assert {row.reason for row in rows if row.metric == "depth_error"} == {"the result's splats were not kept"}
 
 
 def test_a_method_that_breaks_is_a_row_with_its_reason(finished):

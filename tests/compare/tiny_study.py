@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from restage.compare.judges import CompareConfig
+from restage.compare.per_view import PerView
 from restage.compare.study import MenuEditor, Study, StudyMethod
 from restage.compare.study_run import run_study
 from restage.compare.study_scenes import sample_world_scenes
@@ -43,7 +44,7 @@ class Failing:
 
 
 def tiny_study(**changes: object) -> Study:
-    """Two scenes, one edit each, four methods, one of which fails."""
+    """Two scenes, one edit each, five methods, one of which fails."""
     scenes = sample_world_scenes(2, ("recolour",), capture=CAPTURE, fit=FitConfig(steps=20, num_splats=150))
     study = Study(
         name="tiny",
@@ -52,6 +53,7 @@ def tiny_study(**changes: object) -> Study:
             "nothing": StudyMethod(settings=Nothing()),
             "brighten": StudyMethod(settings=Brighten(), editors=()),
             "failing": StudyMethod(settings=Failing(), editors=()),
+            "per_view": StudyMethod(settings=PerView()),
             "replace_once": StudyMethod(settings=ReplaceOnce(num_steps=3), seeds=(0, 1)),
         },
         editors={"exact": MenuEditor(name="exact")},
