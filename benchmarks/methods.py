@@ -1,7 +1,8 @@
 """Every way to edit a scene on one footing: scenes, editors, held-out views and measures are the same for all.
 
     python benchmarks/methods.py --out runs/methods [--world-seeds 11,12,13] [--methods restage,idu]
-        [--kinds recolour,time] [--capture FOLDER] [--size 128] [--time-cap 120] [--rows benchmarks/results/methods.csv]
+        [--kinds recolour,time] [--editors exact] [--capture FOLDER] [--size 128] [--time-cap 120]
+        [--rows benchmarks/results/methods.csv]
 
 Unseen worlds x kinds of edit x methods with the edit model (one seed for all; three for restage, idu and the best of
 the others), with the exact editor, and restage, idu and replace_once with `noisy(exact)` at three strengths. It is a
@@ -60,13 +61,15 @@ def make_study(arguments: argparse.Namespace) -> Study:
     names = tuple(edit_name(edit) for scene in worlds for edit in scene.world_edits)
     methods = {}
     for name in ("nothing", *arguments.methods):
-        editors = ["edit_model", "exact"]
-        if name in NOISY:
+        editors = [editor for editor in ("edit_model", "exact") if editor in arguments.editors]
+        if name in NOISY and "noisy" in arguments.editors:
             editors += [f"noisy-{strength}-exact" for strength in STRENGTHS]
         seeds = SEVERAL_SEEDS if name in arguments.repeated else (0,)
         settings = METHODS[name]()
         methods[name] = StudyMethod(settings=settings, editors=tuple(editors), seeds=seeds[:1], edits=names)
-        if len(seeds) > 1:  # more seeds with the edit model only: what is exact knows no chance worth measuring
+        if (
+            len(seeds) > 1 and "edit_model" in editors
+        ):  # more seeds with the edit model only: what is exact knows no chance worth measuring
             methods[f"{name}-again"] = StudyMethod(
                 settings=settings, editors=("edit_model",), seeds=seeds[1:], edits=names
             )
@@ -163,6 +166,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", default=",".join(contenders))
     parser.add_argument("--repeated", default="restage,idu", help="methods that run with three seeds")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--editors", default="edit_model,exact,noisy")
     parser.add_argument("--capture", type=Path, default=None)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--time-cap", type=float, default=120.0)
@@ -172,6 +176,7 @@ def read_arguments() -> argparse.Namespace:
     arguments.world_seeds = [int(part) for part in arguments.world_seeds.split(",") if part]
     arguments.methods = _names(contenders, arguments.methods)
     arguments.repeated = _names(contenders, arguments.repeated) if arguments.repeated else ()
+    arguments.editors = _names(("edit_model", "exact", "noisy"), arguments.editors)
     arguments.kinds = _names(EDIT_KINDS, arguments.kinds)
     return arguments
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from restage.edit.lift import lift_masks, render_masks
@@ -92,7 +92,7 @@ def _near(splats: Splats, chosen: Tensor, distance: float) -> Tensor:
     points = splats.means.double().numpy()
     if not bool(chosen.any()):
         return torch.zeros(len(splats), dtype=torch.bool)
-    found, _ = cKDTree(points[chosen.numpy()]).query(points)
+    found, _ = KDTree(points[chosen.numpy()]).query(points)
     return torch.from_numpy(found <= distance)
 
 
@@ -108,7 +108,7 @@ def keep_largest(splats: Splats, region: Region, *, reach: float = 3.0) -> Regio
     if len(inside) < 2:
         return (region >= INSIDE).float()
     points = splats.means[inside].double().numpy()
-    tree = cKDTree(points)
+    tree = KDTree(points)
     spacing = float(np.median(tree.query(points, k=2)[0][:, 1]))
     pairs = tree.query_pairs(reach * spacing, output_type="ndarray")
     graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(inside), len(inside)))

@@ -155,8 +155,8 @@ def test_instructions_one_after_another_each_start_from_the_one_before_and_overw
 
 
 def test_strength_and_budget_out_of_range_are_refused():
-    for changes in ({"strength": 1.5}, {"strength": -0.1}, {"time_budget_s": 0.0}):
+    for strength, time_budget_s in ((1.5, None), (-0.1, None), (1.0, 0.0)):
         with pytest.raises(InputError, match="expected a"):
-            EditChoice(**changes)
+            EditChoice(strength=strength, time_budget_s=time_budget_s)
     assert EditChoice().resolved() == Restage()
     assert dataclasses.replace(EditChoice(), strength=0.5).resolved() == Dialed(settings=Restage(), strength=0.5)
