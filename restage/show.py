@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,6 +21,9 @@ STAGES = ("prompts", "pairs", "train", "world", "scenes", "edit", "compare", "re
 """Stages in the order data flows."""
 
 PLAIN_LINES_PER_STAGE = 10
+
+MAX_EDIT_LINES = 24
+"""Edits that are listed one by one."""
 
 
 def show_progress(steps: Iterable[Progress], *, file: TextIO | None = None) -> Progress | None:
@@ -119,9 +123,26 @@ def _scene_lines(path: Path) -> Iterator[str]:
 
 
 def _edit_lines(path: Path) -> Iterator[str]:
-    for record_path in sorted((path / "edit").rglob("record.json")):
-        where = record_path.parent.relative_to(path / "edit")
-        yield f"  edit {where.as_posix()}: {read_json(record_path).get('status', '?')}"
+    found = sorted((path / "edit").rglob("record.json"))
+    if len(found) <= MAX_EDIT_LINES:
+        for record_path in found:
+            where = record_path.parent.relative_to(path / "edit")
+            yield f"  edit {where.as_posix()}: {read_json(record_path).get('status', '?')}"
+        return
+    counts = Counter((path.parent.parent.name, read_json(path).get("status", "?")) for path in found)
+    for (method, status), count in sorted(counts.items()):
+        yield f"  {count} edits by {method}: {status}"
+
+
+def _score_lines(path: Path) -> Iterator[str]:
+    """The table of methods, and how to get from one of its numbers to where it comes from."""
+    scores_path = path / "compare" / "scores.parquet"
+    if scores_path.exists():
+        from restage.compare.rows import read_scores
+        from restage.compare.tables import markdown_table, method_table
+
+        yield from markdown_table(method_table(read_scores(scores_path))).splitlines()
+        yield f"where a number comes from: restage show {path} --row N, the row of compare/scores.parquet"
 
 
 def _campaign_lines(path: Path) -> Iterator[str]:
@@ -141,7 +162,7 @@ def _campaign_lines(path: Path) -> Iterator[str]:
 
 
 def describe_run(path: Path) -> list[str]:
-    """What a run holds: its id, each stage with its facts, its edits, and where to look next.
+    """What a run holds: its id, each stage with its facts, its edits, its table of methods, and where to look next.
 
     Raises:
         InputError: the folder holds no run.
@@ -161,7 +182,7 @@ def describe_run(path: Path) -> list[str]:
             lines.append(f"{stage:<8} done  " + "  ".join(f"{name}={_short(value)}" for name, value in facts.items()))
         elif (path / stage).exists():
             lines.append(f"{stage:<8} begun")
-    lines += [*_campaign_lines(path), *_scene_lines(path), *_edit_lines(path)]
+    lines += [*_campaign_lines(path), *_scene_lines(path), *_edit_lines(path), *_score_lines(path)]
     page = path / "report" / "index.html"
     if page.exists():
         lines.append(f"page: {page}")

@@ -32,12 +32,21 @@ VerifiedArgument = Annotated[
 def build_show() -> Callable[..., None]:
     """Build `restage show`."""
 
-    def show(run: Positional[RunArgument]) -> None:
-        """Print what a run holds: its stages with their facts, its edits, its page.
+    def show(run: Positional[RunArgument], *, row: int | None = None) -> None:
+        """Print what a run holds: its stages with their facts, its edits, its table of methods, its page.
 
-        Example: restage show runs/demo
+        Example: restage show runs/demo; restage show runs/demo --row 40
+
+        Args:
+            run: The run.
+            row: Print where this number comes from instead: a row of compare/scores.parquet, as the page names them.
         """
-        print("\n".join(describe_run(run)))
+        if row is None:
+            print("\n".join(describe_run(run)))
+        else:
+            from restage.report.trace import describe_row
+
+            print("\n".join(describe_row(run, row)))
 
     return show
 

@@ -10,13 +10,14 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from restage.compare.definitions import METRICS
-from restage.records import Score
-from restage.report.read import EditEntry, ResultEntry, RunContents
+from restage.records import InputError, Score
+from restage.report.read import EditEntry, ResultEntry, RunContents, read_run
 
-__all__ = ["Number", "Trace", "again_commands", "rows_data", "trace_results"]
+__all__ = ["Number", "Trace", "again_commands", "describe_row", "rows_data", "trace_results"]
 
 Key = tuple[str, str, str, str, str]
 """Scene, edit, method, editor, seed."""
@@ -94,6 +95,30 @@ def _trace(
         num_files=len(result.record.get("files", {})),
         again=again_commands(contents, result),
     )
+
+
+def describe_row(run: Path, row: int) -> list[str]:
+    """Where one number comes from, in lines: its row, its result's record, inputs, and commands.
+
+    Raises:
+        InputError: it is not a run, or its table has no such row.
+    """
+    contents = read_run(run)
+    if not 0 <= row < len(contents.scores):
+        raise InputError(f"{run} has {len(contents.scores)} rows of scores, counted from 0, got {row}")
+    score = contents.scores[row]
+    value = score.reason if math.isnan(score.value) else f"{score.value:.6g}"
+    who = f"{score.scene} {score.edit} {score.method}-{score.editor} seed {score.seed}"
+    lines = [f"row {row} of compare/scores.parquet: {score.metric} of {who} is {value}"]
+    if score.metric in METRICS:
+        lines.append(f"which is: {METRICS[score.metric].definition}")
+    for trace in trace_results(contents).values():
+        if any(number.row == row for number in trace.numbers):
+            lines.append(f"result: {trace.folder}, “{trace.instruction}”")
+            lines += [f"made from {name}: {value}" for name, value in trace.inputs.items()]
+            lines.append(f"record: {run / trace.folder / 'record.json'} ({trace.num_files} files with hashes)")
+            lines += ["to make it again:", *(f"  {line}" for line in trace.again.splitlines())]
+    return lines
 
 
 def again_commands(contents: RunContents, result: ResultEntry) -> str:
