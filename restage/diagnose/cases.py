@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,12 +101,16 @@ def find_cases(a: Path, b: Path, max_cases: int) -> list[Case]:
     found = {side: _list_cases(path) for side, path in (("A", a), ("B", b))}
     shared = [key for key in found["A"] if key in found["B"] and _is_same(found["A"][key], found["B"][key])]
     if shared:
-        cases = [_case(key, {side: found[side][key] for side in "AB"}) for key in shared]
+        cases = _in_turn([_case(key, {side: found[side][key] for side in "AB"}) for key in shared])
     else:
-        cases = [_case(key, {"A": path, "B": path}, prefix=side) for side in "AB" for key, path in found[side].items()]
+        own = [
+            _in_turn([_case(key, {"A": path, "B": path}, prefix=side) for key, path in found[side].items()])
+            for side in "AB"
+        ]
+        cases = [case for pair in itertools.zip_longest(*own) for case in pair if case is not None]
     if not cases:
         raise InputError(f"neither {a} nor {b} has a fitted scene with exact truth to try edits on; run: restage world")
-    return _in_turn(cases)[:max_cases]
+    return cases[:max_cases]
 
 
 def _case(key: tuple[str, str], truths: Mapping[str, Path], *, prefix: str = "") -> Case:

@@ -16,12 +16,12 @@ from restage.world.stage import ScenesConfig as WorldConfig
 
 @pytest.fixture(scope="session")
 def scenes_run(tmp_path_factory) -> Path:
-    """A run with three fitted scenes of one edit each."""
+    """A run with four fitted scenes of one edit each."""
     folder = tmp_path_factory.mktemp("diagnose") / "scenes"
     run = open_run(folder)
     capture = CaptureConfig(num_views=6, held_out_every=3, size=32, num_points=300)
-    list(run_world(run, WorldConfig(num_scenes=3, num_objects=1, edit_kinds=("ground",), capture=capture)))
-    list(run_scenes(run, ScenesConfig(fit=FitConfig(steps=25, num_splats=150))))
+    list(run_world(run, WorldConfig(num_scenes=4, num_objects=1, edit_kinds=("ground",), capture=capture)))
+    list(run_scenes(run, ScenesConfig(fit=FitConfig(steps=15, num_splats=120))))
     return folder
 
 
@@ -29,7 +29,7 @@ def scenes_run(tmp_path_factory) -> Path:
 def make_run(scenes_run, tmp_path):
     """Makes a run of those scenes with an edit model that is a stand-in: its weights are a text."""
 
-    def make(name: str, *, guidance: float = 1.5, weights: str = "good", num_steps: int = 12) -> Path:
+    def make(name: str, *, guidance: float = 1.5, weights: str = "good", num_steps: int = 6) -> Path:
         folder = tmp_path / name
         run = open_run(folder)
         shutil.copytree(scenes_run / "scenes", folder / "scenes")
