@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from restage.diffusion.control import INJECT, MUTUAL, StepControl
@@ -36,63 +36,79 @@ def _num_halves(control: StepControl, rows: int) -> int:
     return rows // branches
 
 
-class _Halves:
-    """A batch taken apart: halves x [sources | edits]."""
+class _Taken(NamedTuple):
+    """Which rows of a batch are projected, and which of them each row then has."""
 
-    def __init__(self, control: StepControl, rows: int) -> None:
-        self.control = control
-        self.halves = _num_halves(control, rows)
-
-    def edits(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "halves edits ..."]:
-        return x.unflatten(0, (self.halves, -1))[:, self.control.num_sources :]
-
-    def take(self, x: Float[Tensor, "rows ..."], gate: Bool[Tensor, "halves edits"]) -> Float[Tensor, "rows ..."]:
-        """`x`, with the rows of edits whose gate is on replaced by those of their sources."""
-        num_sources = self.control.num_sources
-        rows = torch.arange(x.shape[0], device=x.device).unflatten(0, (self.halves, -1))
-        edits = torch.where(gate, rows[:, :1] + self.control.source_of, rows[:, num_sources:])
-        return x.index_select(0, torch.cat([rows[:, :num_sources], edits], dim=1).flatten())
+    needed: Tensor | None
+    """None = all."""
+    place: Tensor
 
 
-def _self_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, control: StepControl, layer: float
-) -> Tensor:
-    """`SDPA(Q_s, K_s, V_e)` for edits that take the source's probabilities, `SDPA(Q_e, K_s, V_s)` for MasaCtrl's."""
-    size_squared = query.shape[2]
-    halves = _Halves(control, query.shape[0])
-    is_here = (control.max_size * control.max_size >= size_squared) & (control.first_layer <= layer)
-    is_here = is_here.expand(halves.halves, -1)
-    if halves.halves == 2:
-        is_here = torch.stack([is_here[0] & control.has_unconditional, is_here[1]])
-    is_inject, is_mutual = (control.self_kind == INJECT) & is_here, (control.self_kind == MUTUAL) & is_here
-    if control.is_inject_on:
-        query = halves.take(query, is_inject)
-    key = halves.take(key, is_inject | is_mutual)
-    if not control.is_mutual_on:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    value = halves.take(value, is_mutual)
-    if control.regions is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return _attention_by_region(query, key, value, halves, is_mutual)
+class _SelfTaken(NamedTuple):
+    """What a self-attention layer takes from the sources for the edits; None = every row has its own."""
+
+    query: _Taken | None = None
+    key: _Taken | None = None
+    value: _Taken | None = None
 
 
-def _attention_by_region(query: Tensor, key: Tensor, value: Tensor, halves: _Halves, is_mutual: Tensor) -> Tensor:
+def _taken(control: StepControl, num_halves: int, **where: Any) -> _SelfTaken:
+    """`SDPA(Q_s, K_s, V_e)` for edits that take the source's probabilities, `SDPA(Q_e, K_s, V_s)` for MasaCtrl's.
+
+    What an edit takes is not computed for it; a compiled UNet computes it for all, since its shapes must not vary.
+    """
+    is_compiling = torch.compiler.is_compiling()
+    gates = control.gates if is_compiling else control.gates_on_host
+    is_inject = gates.is_open(INJECT, num_halves=num_halves, **where)
+    is_mutual = gates.is_open(MUTUAL, num_halves=num_halves, **where)
+
+    def rows(gate: Tensor) -> _Taken:
+        place = gates.rows(gate, control.num_sources)
+        if is_compiling:
+            return _Taken(None, place)
+        needed, place = place.unique(return_inverse=True)
+        device = control.source_of.device
+        return _Taken(needed.to(device), place.to(device))
+
+    return _SelfTaken(
+        query=rows(is_inject) if control.is_inject_on else None,
+        key=rows(is_inject | is_mutual),
+        value=rows(is_mutual) if control.is_mutual_on else None,
+    )
+
+
+def _project(
+    layer: nn.Module, x: Float[Tensor, "rows length channels"], taken: _Taken | None
+) -> Float[Tensor, "rows length inner"]:
+    if taken is None:
+        return layer(x)
+    return layer(x if taken.needed is None else x.index_select(0, taken.needed)).index_select(0, taken.place)
+
+
+def _attention_by_region(query: Tensor, key: Tensor, value: Tensor, control: StepControl, layer: float) -> Tensor:
     """Mutual attention in which the thing attends to the thing and the rest to the rest (MasaCtrl with masks)."""
-    control, side = halves.control, round(query.shape[2] ** 0.5)
+    halves, side = _num_halves(control, query.shape[0]), round(query.shape[2] ** 0.5)
+    is_mutual = control.gates.is_open(MUTUAL, num_halves=halves, size_squared=query.shape[2], layer=layer)
     assert control.regions is not None
     of_source, of_edit = (F.interpolate(x[:, None].float(), (side, side)).flatten(1) > 0.5 for x in control.regions)
     out = []
     for keys in (of_source, ~of_source):
         allowed = torch.where(is_mutual[:, :, None], keys, True)
-        everything = torch.ones(halves.halves, control.num_sources, side * side, dtype=torch.bool, device=keys.device)
+        everything = torch.ones(halves, control.num_sources, side * side, dtype=torch.bool, device=keys.device)
         bias = torch.zeros((), dtype=query.dtype, device=query.device).masked_fill(
             ~torch.cat([everything, allowed], dim=1).flatten(0, 1)[:, None, None], torch.finfo(query.dtype).min
         )
-        out.append(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
+        out.append(F.scaled_dot_product_attention(query, key, value, attn_mask=bias).unflatten(0, (halves, -1)))
+    thing, rest = out
     is_thing = torch.where(is_mutual[:, :, None], of_edit, True)[:, :, None, :, None]
-    edits = torch.where(is_thing, halves.edits(out[0]), halves.edits(out[1]))
-    sources = out[0].unflatten(0, (halves.halves, -1))[:, : control.num_sources]
-    return torch.cat([sources, edits], dim=1).flatten(0, 1)
+    edits = torch.where(is_thing, thing[:, control.num_sources :], rest[:, control.num_sources :])
+    return torch.cat([thing[:, : control.num_sources], edits], dim=1).flatten(0, 1)
+
+
+def _source_rows(control: StepControl, edits_start: int) -> slice | Tensor:
+    """Where, in the conditional half, the source of each edit is; edits of their own sources need no copies."""
+    start = edits_start - control.num_sources
+    return slice(start, edits_start) if control.is_one_to_one else control.source_of + start
 
 
 def _cross_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, control: StepControl) -> Tensor:
@@ -101,22 +117,28 @@ def _cross_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         raise InputError(f"control is for {control.source_gain.shape[1]} tokens, the text has {key.shape[2]}")
     _num_halves(control, query.shape[0])
     edit = slice(query.shape[0] - len(control), query.shape[0])
-    source = control.source_of + (edit.start - control.num_sources)
+    source = _source_rows(control, edit.start)
     source_gain, own_gain = (g[:, None, :, None].to(value.dtype) for g in (control.source_gain, control.own_gain))
     moved = control.word_map[:, None].to(value.dtype) @ (source_gain * value[edit])
     value = torch.cat([value[: edit.start], own_gain * value[edit]])
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     source_mask = None if mask is None else mask[source]
     from_source = F.scaled_dot_product_attention(query[source], key[source], moved, attn_mask=source_mask)
-    return torch.cat([out[: edit.start], out[edit] + from_source])
+    out = out.clone() if out.requires_grad else out
+    out[edit] += from_source
+    return out
 
 
 def _record(query: Tensor, key: Tensor, mask: Tensor | None, control: StepControl) -> None:
     """Sum the probabilities of the chosen words, as attention over indicators of them in place of the values."""
     assert control.words is not None and control.maps is not None
-    edit = torch.arange(query.shape[0] - len(control), query.shape[0], device=query.device)
-    rows = torch.cat([control.source_of + (query.shape[0] - len(control) - control.num_sources), edit])
-    indicator = torch.zeros(len(rows), 1, *key.shape[2:], dtype=key.dtype, device=key.device)
+    count, edits_start = query.shape[0], query.shape[0] - len(control)
+    rows = _source_rows(control, edits_start)
+    if isinstance(rows, slice):
+        rows = slice(rows.start, count)
+    else:
+        rows = torch.cat([rows, torch.arange(edits_start, count, device=query.device)])
+    indicator = torch.zeros(2 * len(control), 1, *key.shape[2:], dtype=key.dtype, device=key.device)
     indicator[:, 0, :, :2] = control.words.transpose(1, 2).to(key.dtype)
     out = F.scaled_dot_product_attention(
         query[rows],
@@ -151,26 +173,30 @@ class ControlledProcessor:
         batch, context_length, _ = context.shape
         to_q, to_k, to_v, (to_out, dropout) = attn.to_q, attn.to_k, attn.to_v, cast(nn.ModuleList, attn.to_out)
         assert to_k is not None and to_v is not None
+        is_self = encoder_hidden_states is None
+        taken = self._taken(control, hidden_states) if control is not None and is_self else _SelfTaken()
         query, key, value = (
-            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for x in (to_q(hidden_states), to_k(context), to_v(context))
+            _project(layer, x, rows).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for layer, x, rows in zip((to_q, to_k, to_v), (hidden_states, context, context), taken, strict=True)
         )
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if attn.norm_k is None else attn.norm_k(key)
         mask = attn.prepare_attention_mask(attention_mask, context_length, batch)  # pyright: ignore[reportArgumentType]
         mask = None if mask is None else mask.view(batch, attn.heads, -1, mask.shape[-1])
-        if control is None:
-            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        elif encoder_hidden_states is None:
-            out = self._self(query, key, value, mask, control)
-        else:
+        if control is not None and not is_self:
             out = self._cross(query, key, value, mask, control)
+        elif control is not None and taken.value is not None and control.regions is not None:
+            out = _attention_by_region(query, key, value, control, self.layer)
+        else:
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return dropout(to_out(out.transpose(1, 2).flatten(2))) / attn.rescale_output_factor
 
-    def _self(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, control: StepControl) -> Tensor:
-        if query.shape[2] > control.largest_size**2 or self.layer < control.earliest_layer:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return _self_attention(query, key, value, mask, control=control, layer=self.layer)
+    def _taken(self, control: StepControl, hidden_states: Tensor) -> _SelfTaken:
+        rows, size_squared, _ = hidden_states.shape
+        num_halves = _num_halves(control, rows)
+        if size_squared > control.largest_size**2 or self.layer < control.earliest_layer:
+            return _SelfTaken()
+        return _taken(control, num_halves, size_squared=size_squared, layer=self.layer)
 
     def _cross(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, control: StepControl) -> Tensor:
         if control.maps is not None and query.shape[2] == control.maps.size**2:

@@ -166,22 +166,23 @@ class PairControl:
         own_gain = is_open * cross.strength * (1 - cross.shared) + 1 - is_open
         kind = torch.where(_is_open(own.window, step, num_steps), own.kind, NO_SELF)
         is_on = kind != NO_SELF
+        gates = SelfGates(kind, own.max_size, own.first_layer, own.has_unconditional, source_of)
         regions = None
         if maps is not None and maps.has_any and bool(((kind == MUTUAL) & (own.region_threshold > 0)).any()):
             regions = maps.regions(own.region_threshold, self.blend.has_words & (kind == MUTUAL))
+        num_sources = int(source_of.max()) + 1 if num_sources is None else num_sources
         return StepControl(
-            num_sources=int(source_of.max()) + 1 if num_sources is None else num_sources,
+            num_sources=num_sources,
             source_of=source_of.to(device),
+            is_one_to_one=num_sources == len(self) and bool((source_of == torch.arange(len(self))).all()),
             is_cross_on=bool((source_gain != 0).any() or (own_gain != 1).any()),
             word_map=cross.word_map.to(device),
             source_gain=source_gain.to(device),
             own_gain=own_gain.to(device),
             is_inject_on=bool((kind == INJECT).any()),
             is_mutual_on=bool((kind == MUTUAL).any()),
-            self_kind=kind.to(device),
-            max_size=own.max_size.to(device),
-            first_layer=own.first_layer.to(device),
-            has_unconditional=own.has_unconditional.to(device),
+            gates=gates.to(device),
+            gates_on_host=gates,
             largest_size=int(own.max_size[is_on].max()) if bool(is_on.any()) else 0,
             earliest_layer=float(own.first_layer[is_on].min()) if bool(is_on.any()) else math.inf,
             regions=regions,
@@ -191,11 +192,42 @@ class PairControl:
 
 
 @dataclass(frozen=True, eq=False)
+class SelfGates:
+    """Whose self attention is controlled at a step, and at which layers; fields as in `SelfControl`."""
+
+    kind: Int[Tensor, " pairs"]
+    """`NO_SELF` where the window is closed."""
+    max_size: Int[Tensor, " pairs"]
+    first_layer: Float[Tensor, " pairs"]
+    has_unconditional: Bool[Tensor, " pairs"]
+    source_of: Int[Tensor, " pairs"]
+
+    def to(self, device: torch.device | str) -> SelfGates:
+        """The same on another device."""
+        return SelfGates(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+
+    def is_open(self, kind: int, *, num_halves: int, size_squared: int, layer: float) -> Bool[Tensor, "halves pairs"]:
+        """For which rows control of this kind is on, at a layer of so many pixels, after this share of the layers."""
+        is_here = (self.kind == kind) & (self.max_size * self.max_size >= size_squared) & (self.first_layer <= layer)
+        return torch.stack([is_here & self.has_unconditional, is_here][-num_halves:])
+
+    def rows(self, gate: Bool[Tensor, "halves pairs"], num_sources: int) -> Int[Tensor, " rows"]:
+        """For each row of a batch of halves x [sources | edits], itself, or its source's where an edit's gate is on."""
+        num_branches = num_sources + gate.shape[1]
+        starts = num_branches * torch.arange(len(gate), device=gate.device)[:, None]
+        own = starts + torch.arange(num_branches, device=gate.device)
+        edits = torch.where(gate, starts + self.source_of, own[:, num_sources:])
+        return torch.cat([own[:, :num_sources], edits], dim=1).flatten()
+
+
+@dataclass(frozen=True, eq=False)
 class StepControl:
     """A `PairControl` at one step, for a UNet call whose batch is [sources | edits], once or (guidance) twice."""
 
     num_sources: int
     source_of: Int[Tensor, " pairs"]
+    is_one_to_one: bool
+    """Whether each source has one edit, in the same order."""
     is_cross_on: bool
     """Whether any pair's cross attention is controlled at this step; the flags let layers skip what is off."""
     word_map: Float[Tensor, "pairs tokens tokens"]
@@ -205,10 +237,9 @@ class StepControl:
     """Factor on the edit token's own attention."""
     is_inject_on: bool
     is_mutual_on: bool
-    self_kind: Int[Tensor, " pairs"]
-    max_size: Int[Tensor, " pairs"]
-    first_layer: Float[Tensor, " pairs"]
-    has_unconditional: Bool[Tensor, " pairs"]
+    gates: SelfGates
+    gates_on_host: SelfGates
+    """The same on the CPU, where rows can be counted without waiting for a GPU."""
     largest_size: int
     """Of the layers (pixels a side) whose self attention any pair controls at this step; 0 = none."""
     earliest_layer: float
