@@ -29,6 +29,9 @@ from restage.scenes.fit import FitConfig
 from restage.world.stage import CaptureConfig
 
 KINDS = ("recolour", "reshape", "add", "remove", "ground", "time")
+"""What each world allows."""
+LEFT_OUT = ("add",)
+"""Kinds of edit that are not made, to keep the study short."""
 
 SCENES = sample_world_scenes(
     6,
@@ -95,7 +98,10 @@ def _folder(variable: str) -> Path | None:
 
 STUDY = Study(
     name="truth",
-    scenes=SCENES,
+    scenes=tuple(
+        replace(scene, world_edits=tuple(edit for edit in scene.world_edits if edit.kind not in LEFT_OUT))
+        for scene in SCENES
+    ),
     methods={
         "nothing": StudyMethod(settings=Nothing()),
         "replace_once": StudyMethod(
