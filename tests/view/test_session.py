@@ -57,7 +57,7 @@ def files_of(folder: Path) -> dict[str, object]:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content: object = path.read_bytes()
         if path.name == "record.json":
-            content = {key: value for key, value in json.loads(path.read_text()).items() if key != "cost"}
+            content = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("cost", "seal")}
         files[path.relative_to(folder).as_posix()] = content
     return files
 
