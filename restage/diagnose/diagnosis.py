@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from restage.diagnose.attribution import Attribution, Share, Swap, attribute, interval, share_of
 from restage.diagnose.cases import Case, find_cases
@@ -22,11 +22,14 @@ from restage.diagnose.workbench import SCENE_PARTS, Workbench
 from restage.recipes import Models
 from restage.records import InputError, Progress
 
-__all__ = ["DiagnoseConfig", "Diagnosis", "PartResult", "diagnose", "is_to_blame"]
+__all__ = ["MEASURES", "DiagnoseConfig", "Diagnosis", "PartResult", "diagnose", "is_to_blame", "smallest_effect"]
 
 NONE = frozenset[str]()
 AS_IT_IS: tuple[Kind, ...] = ("whole", "exact masks", "exact", "single views", "scene")
 MIN_CASES = 3
+MEASURES = {"progress": "progress", "psnr_db": "PSNR of the result, dB"}
+"""What is explained: the first of these in which the runs differ. Progress says how far the edit got; where it says
+nothing, the PSNR of whole views tells whether the pictures are worse, such as by a scene that is not sharp."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class DiagnoseConfig:
     """After so many seconds no further swap is begun; the same command goes on from there."""
     min_effect: float = 0.03
     """Progress below which a difference is of no interest, however sure."""
+    min_effect_db: float = 0.5
+    """The same for PSNR."""
     seed: int = 0
     """Of the edits' noise, the same for both runs."""
     editor_steps: int = 10
@@ -69,8 +74,10 @@ class Diagnosis:
     runs: dict[str, Path]
     cases: list[Case]
     config: DiagnoseConfig
+    measure: str
+    """What is explained, of `MEASURES`."""
     means: dict[str, float]
-    """Mean progress of `A` and `B`."""
+    """Mean of the measure in `A` and `B`."""
     attribution: Attribution
     parts: list[PartResult]
     """Parts and, after each that was looked into, what it is made of."""
@@ -105,11 +112,11 @@ class _Work:
         setup = yield from self.bench.setup(case, from_b)
         return self.trials.run(setup, kind, 0)
 
-    def progress_of(self, from_b: frozenset[str], note: str) -> Generator[Progress, None, dict[str, float]]:
-        """Progress of every case with these parts from B."""
+    def try_all(self, from_b: frozenset[str], note: str) -> Generator[Progress, None, dict[str, Trial]]:
+        """Edit every case with these parts from B."""
         found = {}
         for number, case in enumerate(self.cases):
-            found[case.name] = (yield from self.try_case(case, "whole", from_b)).numbers["progress"]
+            found[case.name] = yield from self.try_case(case, "whole", from_b)
             yield Progress(stage="swaps", done=number + 1, total=len(self.cases), note=f"{note}, {case.name}")
         return found
 
@@ -134,14 +141,25 @@ def diagnose(
     bench, top = _prepare(a, b, cases, folder, models.edit_model)
     work = _Work(bench, Trials(cache or folder / "trials", config.seed, config.editor_steps), config, cases)
     trials = yield from _try_as_they_are(work, frozenset(top))
-    values = {side: {case: trial.numbers["progress"] for case, trial in trials["whole"][side].items()} for side in "AB"}
-    swaps = yield from _swap_all(work, top)
-    attribution = attribute(values["A"], values["B"], swaps, work.scenes)
-    parts = yield from _look_into(work, attribution, values, frozenset(top))
+    whole = trials["whole"]
+    exchanges = yield from _swap_all(work, top)
+    attributions = {
+        measure: attribute(
+            _values(whole["A"], measure),
+            _values(whole["B"], measure),
+            [exchange.of(measure) for exchange in exchanges],
+            work.scenes,
+        )
+        for measure in MEASURES
+    }
+    measure = next((name for name in MEASURES if _says_something(attributions[name], name, config)), "progress")
+    attribution, values = attributions[measure], {side: _values(whole[side], measure) for side in "AB"}
+    parts = yield from _look_into(work, attribution, measure, values, frozenset(top))
     return Diagnosis(
         runs={"A": a.path, "B": b.path},
         cases=work.cases,
         config=config,
+        measure=measure,
         means={side: interval(found, work.scenes).mean for side, found in values.items()},
         attribution=attribution,
         parts=parts,
@@ -190,39 +208,71 @@ def _try_as_they_are(
     return trials
 
 
-def _swap_all(work: _Work, top: tuple[str, ...]) -> Generator[Progress, None, list[Swap]]:
+class _Exchange(NamedTuple):
+    """The trials of one part exchanged."""
+
+    component: str
+    a_with_b: dict[str, Trial]
+    b_with_a: dict[str, Trial]
+
+    def of(self, measure: str) -> Swap:
+        """What they say in one measure."""
+        first, second = _values(self.a_with_b, measure), _values(self.b_with_a, measure)
+        return Swap(component=self.component, a_with_b=first, b_with_a=second)
+
+
+def _values(trials: dict[str, Trial], measure: str) -> dict[str, float]:
+    return {case: trial.numbers[measure] for case, trial in trials.items()}
+
+
+def _swap_all(work: _Work, top: tuple[str, ...]) -> Generator[Progress, None, list[_Exchange]]:
     """Exchange each part by itself, in both directions."""
     swaps, everything = [], frozenset(top)
     for part in top:
         if work.is_late:
             work.limits.append(f"no time was left to swap {part}; run the same command again to go on")
             continue
-        forward = yield from work.progress_of(frozenset({part}), f"A with {part} of B")
-        reverse = yield from work.progress_of(everything - {part}, f"B with {part} of A")
-        swaps.append(Swap(component=part, a_with_b=forward, b_with_a=reverse))
+        forward = yield from work.try_all(frozenset({part}), f"A with {part} of B")
+        reverse = yield from work.try_all(everything - {part}, f"B with {part} of A")
+        swaps.append(_Exchange(part, forward, reverse))
     return swaps
 
 
-def is_to_blame(share: Share, config: DiagnoseConfig, *, num_tests: int = 1) -> bool:
+def smallest_effect(measure: str, config: DiagnoseConfig) -> float:
+    """Below which a difference of a measure is of no interest."""
+    return config.min_effect if measure == "progress" else config.min_effect_db
+
+
+def is_to_blame(share: Share, measure: str, config: DiagnoseConfig, *, num_parts: int) -> bool:
     """Whether a part makes a difference, either way: beyond its noise, and more than is of no interest.
 
     With several parts the interval is widened as Bonferroni asks, so that one in twenty diagnoses of equal runs
-    blames something, however many parts there are.
+    blames something, however many parts there are; twice as much for PSNR, which is looked at second.
     """
-    return share.share.is_clear_of(num_tests) and abs(share.share.mean) >= config.min_effect
+    num_tests = num_parts * (1 if measure == "progress" else 2)
+    return share.share.is_clear_of(num_tests) and abs(share.share.mean) >= smallest_effect(measure, config)
+
+
+def _says_something(attribution: Attribution, measure: str, config: DiagnoseConfig) -> bool:
+    """Whether the runs, or parts of them, differ in this measure."""
+    num_parts, total = len(attribution.shares), attribution.total
+    is_whole = total.is_clear_of(1 if measure == "progress" else 2)
+    return (is_whole and abs(total.mean) >= smallest_effect(measure, config)) or any(
+        is_to_blame(share, measure, config, num_parts=num_parts) for share in attribution.shares
+    )
 
 
 def _look_into(
-    work: _Work, attribution: Attribution, values: dict[str, dict[str, float]], everything: frozenset[str]
+    work: _Work, attribution: Attribution, measure: str, values: dict[str, dict[str, float]], everything: frozenset[str]
 ) -> Generator[Progress, None, list[PartResult]]:
     """What the parts that make a difference are made of."""
     results = []
-    runs, num_tests = work.bench.runs, len(attribution.shares)
+    runs, num_parts = work.bench.runs, len(attribution.shares)
     for share in attribution.shares:
         part = share.component
         detail = describe_part(part, runs["A"], runs["B"], work.cases)
         results.append(PartResult(share=share, within="", detail=detail))
-        if part not in ("edit_model", "scenes") or not is_to_blame(share, work.config, num_tests=num_tests):
+        if part not in ("edit_model", "scenes") or not is_to_blame(share, measure, work.config, num_parts=num_parts):
             continue
         for inner, is_only in _inner_parts(work.bench, part):
             detail = describe_part(inner, runs["A"], runs["B"], work.cases)
@@ -233,7 +283,7 @@ def _look_into(
                 work.limits.append(f"no time was left to swap {inner}; run the same command again to go on")
                 continue
             found = yield from _swap_inner(work, inner, part, everything)
-            inner_share = share_of(found, values["A"], values["B"], work.scenes)
+            inner_share = share_of(found.of(measure), values["A"], values["B"], work.scenes)
             results.append(PartResult(share=inner_share, within=part, detail=detail))
     return results
 
@@ -248,13 +298,13 @@ def _inner_parts(bench: Workbench, part: str) -> Iterator[tuple[str, bool]]:
         yield inner, len(found) == 1
 
 
-def _swap_inner(work: _Work, inner: str, part: str, everything: frozenset[str]) -> Generator[Progress, None, Swap]:
+def _swap_inner(work: _Work, inner: str, part: str, everything: frozenset[str]) -> Generator[Progress, None, _Exchange]:
     """Exchange what is within a part."""
     if inner == "masks":
         into_b = everything | {"masks of A"}
     else:
         kinds = [name for name, _ in _inner_parts(work.bench, part) if name not in (inner, "masks")]
         into_b = (everything - {part}) | set(kinds)
-    forward = yield from work.progress_of(frozenset({inner}), f"A with {inner} of B")
-    reverse = yield from work.progress_of(frozenset(into_b), f"B with {inner} of A")
-    return Swap(component=inner, a_with_b=forward, b_with_a=reverse)
+    forward = yield from work.try_all(frozenset({inner}), f"A with {inner} of B")
+    reverse = yield from work.try_all(frozenset(into_b), f"B with {inner} of A")
+    return _Exchange(inner, forward, reverse)

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from restage.diagnose.attribution import Interval
-from restage.diagnose.diagnosis import Diagnosis
+from restage.diagnose.diagnosis import MEASURES, Diagnosis
 from restage.diagnose.parts import LABELS
 from restage.diagnose.stages import LADDER
 from restage.records import write_atomically
@@ -62,7 +62,7 @@ def _draw_way(axes: Any, diagnosis: Diagnosis) -> None:
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.6)
     axes.margins(x=0.12)
-    axes.set_xlabel("progress on held-out views (1 = exact truth); lines: 95 % interval of the share")
+    axes.set_xlabel(f"{MEASURES[diagnosis.measure]}, on held-out views; lines: 95 % interval of the share")
     axes.set_title("From A to B, one part at a time", loc="left")
 
 
@@ -73,7 +73,7 @@ def _bar(axes: Any, row: int, *, start: float, share: Interval, is_inner: bool) 
     if share.high - share.low < 10:
         axes.plot([start - share.high, start - share.low], [row, row], color="black", linewidth=1)
     place = max(start, end, start - share.low if share.high - share.low < 10 else start)
-    axes.annotate(f"{-share.mean:+.2f}", (place, row), (4, 0), textcoords="offset points", va="center")
+    axes.annotate(f"{round(-share.mean, 2) + 0.0:+.2f}", (place, row), (4, 0), textcoords="offset points", va="center")
 
 
 def _draw_ladder(axes: Any, diagnosis: Diagnosis) -> None:

@@ -52,6 +52,7 @@ def to_record(diagnosis: Diagnosis, figure: str) -> dict[str, Any]:
             "answer": answer(diagnosis),
             "is_difference": is_difference(diagnosis),
             "blamed": [part.share.component for part in blamed_parts(diagnosis)],
+            "measure": diagnosis.measure,
             "means": diagnosis.means,
             "total": asdict(diagnosis.attribution.total),
             "remainder": asdict(diagnosis.attribution.remainder),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from restage.diagnose.attribution import Interval
-from restage.diagnose.diagnosis import Diagnosis, PartResult, is_to_blame
+from restage.diagnose.diagnosis import MEASURES, Diagnosis, PartResult, is_to_blame, smallest_effect
 from restage.diagnose.parts import LABELS
 from restage.diagnose.stages import LADDER
 
@@ -15,7 +15,7 @@ __all__ = ["answer", "blamed_parts", "is_difference", "sentence", "tables"]
 def is_difference(diagnosis: Diagnosis) -> bool:
     """Whether the runs differ in what they reach, beyond noise and more than is of no interest."""
     total = diagnosis.attribution.total
-    return total.is_clear and abs(total.mean) >= diagnosis.config.min_effect
+    return total.is_clear and abs(total.mean) >= smallest_effect(diagnosis.measure, diagnosis.config)
 
 
 def blamed_parts(diagnosis: Diagnosis) -> list[PartResult]:
@@ -24,8 +24,8 @@ def blamed_parts(diagnosis: Diagnosis) -> list[PartResult]:
     What an edit model or a scene consists of stands for it where one of them makes a difference of its own. Masks say
     how a model is worse, not why, and stand for nothing.
     """
-    num_tests = sum(not part.within for part in diagnosis.parts)
-    guilty = [part for part in diagnosis.parts if is_to_blame(part.share, diagnosis.config, num_tests=num_tests)]
+    num_parts, measure = sum(not part.within for part in diagnosis.parts), diagnosis.measure
+    guilty = [p for p in diagnosis.parts if is_to_blame(p.share, measure, diagnosis.config, num_parts=num_parts)]
     causes = [part for part in guilty if part.share.component != "masks"]
     opened = {part.within for part in causes}
     return sorted(
@@ -42,7 +42,7 @@ def answer(diagnosis: Diagnosis) -> str:
 def sentence(diagnosis: Diagnosis) -> str:
     """The answer."""
     blamed, total = blamed_parts(diagnosis), diagnosis.attribution.total
-    means = f"progress {diagnosis.means['A']:.2f} -> {diagnosis.means['B']:.2f}"
+    means = f"{MEASURES[diagnosis.measure]} {diagnosis.means['A']:.2f} -> {diagnosis.means['B']:.2f}"
     scope = f"{means}, 95 % interval of the loss {total.low:.2f} to {total.high:.2f}, {total.num_cases} edits"
     if not blamed and not is_difference(diagnosis):
         count = sum(not part.within for part in diagnosis.parts)
@@ -55,7 +55,7 @@ def sentence(diagnosis: Diagnosis) -> str:
         return f"No difference beyond noise between A and B as a whole ({scope}), but single parts cost: {shares}."
     verb, sign = ("loses", 1.0) if total.mean >= 0 else ("gains", -1.0)
     shares = "; ".join(_share_words(part, sign) for part in blamed)
-    rest = sign * (total.mean - named)
+    rest = round(sign * (total.mean - named), 2) + 0.0
     return (
         f"Of the {abs(total.mean):.2f} that B {verb} against A ({scope}), {shares}; {rest:.2f} is left to interactions "
         f"and to parts that are not clear of noise.{_where(diagnosis)}"
@@ -70,7 +70,11 @@ def _share_words(part: PartResult, sign: float) -> str:
 
 
 def _where(diagnosis: Diagnosis) -> str:
-    """At which step from truth to result the loss shows, largest first."""
+    """At which step from truth to result the loss shows, largest first; for PSNR, at which stages."""
+    if diagnosis.measure != "progress":
+        parted = [row for row in diagnosis.stages if row.is_parted and row.stage != "result"]
+        shown = [f"{row.stage} ({row.metric} {row.a:.2f} -> {row.b:.2f})" for row in parted]
+        return " It shows in: " + "; ".join(shown) + "." if shown else ""
     steps = {name: costs["B - A"].mean for name, costs in diagnosis.ladder.items()}
     sign = 1 if diagnosis.attribution.total.mean >= 0 else -1
     shown = [name for name in steps if sign * steps[name] >= diagnosis.config.min_effect]
