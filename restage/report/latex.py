@@ -1,6 +1,6 @@
 r"""The report as LaTeX: `tables.tex` (booktabs) and figures to put into a paper, and `paper.tex`, which shows them all.
 
-`\input{tables}` needs `\usepackage{booktabs}`; nothing but what a small TeX Live has is used.
+`\input{tables}` needs `\usepackage{booktabs,graphicx}`; nothing but what a small TeX Live has is used.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ SPECIAL = {
     **{"\u200b": "{}"},
     **{"±": r"$\pm$", "−": "$-$", "→": r"$\to$", "–": "--", "“": "``", "”": "''", "\n": " "},
 }
+
+FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+"""Opens a box that is made narrower if it is wider than the text, and left as it is otherwise."""
 
 PAPER = r"""\documentclass[10pt]{article}
 \usepackage[utf8]{inputenc}
@@ -76,6 +79,7 @@ def method_tabular(summary: Summary) -> str:
     lines = [
         r"\begin{table}[ht]",
         r"\centering\small",
+        FITTED,
         r"\begin{tabular}{ll" + "r" * len(metrics) + "}",
         r"\toprule",
         " & ".join(["Method", "Editor", *heads]) + r" \\",
@@ -87,7 +91,7 @@ def method_tabular(summary: Summary) -> str:
             lines.append(r"\midrule")
         lines += [_row(row, summary, best) for row in rows]
     caption = f"{summary.scope} Below the line: anchors, to read the others by. Run {summary.run_id}."
-    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escape_latex(caption)}}}", r"\label{tab:methods}"]
+    lines += [r"\bottomrule", r"\end{tabular}}", rf"\caption{{{escape_latex(caption)}}}", r"\label{tab:methods}"]
     return "\n".join([*lines, r"\end{table}", ""])
 
 

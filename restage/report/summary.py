@@ -136,9 +136,13 @@ def _load(paths: Mapping[str, Path], view: str) -> Image.Image | None:
 
 
 def best_row(rows: Sequence[MethodRow], metric: str) -> MethodRow | None:
-    """The competitor with the best mean; None where the metric ranks nothing."""
+    """The competitor with the best mean; None where the metric ranks nothing.
+
+    One that does next to nothing, or goes the wrong way, in all results is the best by nothing.
+    """
     better = METRICS[metric].better
-    scored = [row for row in rows if not row.is_anchor and row.estimates[metric].count]
+    fit = [row for row in rows if not row.is_anchor and row.flag not in ("no-op", "wrong way")]
+    scored = [row for row in fit if row.estimates[metric].count]
     if better == "neither" or not scored:
         return None
     return (max if better == "higher" else min)(scored, key=lambda row: row.estimates[metric].mean)

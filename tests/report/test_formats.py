@@ -17,7 +17,7 @@ from restage.report.config import ReportConfig
 from restage.report.latex import escape_latex, method_tabular
 from restage.report.page import write_report
 from restage.report.read import read_run
-from restage.report.summary import summarise
+from restage.report.summary import best_row, summarise
 from restage.report.supplement import write_supplement
 
 HOSTILE = r"make it 100 % \input{/etc/passwd} & $x_1^2$ ~ #7 {<b>} ± → “é” 雪 --out"
@@ -31,6 +31,13 @@ def test_best_competitor_of_each_column_is_bold_and_anchors_stand_below(fake_run
     assert r"\textbf" not in next(line for line in lines if line.startswith("restage & exact"))
     assert lines.index(r"\midrule") < lines.index(restage_line) < len(lines) - 1 - lines[::-1].index(r"\midrule")
     assert "wrong way" in next(line for line in lines if line.startswith("sds"))
+
+
+def test_method_that_goes_the_wrong_way_is_best_by_nothing(fake_run):
+    rows = summarise(read_run(fake_run()), ReportConfig()).rows
+    assert [row.method for row in rows if row.flag == "wrong way"] == ["sds"]
+    best = best_row([row for row in rows if row.method in ("sds", "idu")], "seconds")
+    assert best is not None and best.method == "idu", "though sds took less time"
 
 
 def test_unscored_is_a_dash_and_what_is_missing_is_counted(fake_run):
