@@ -15,6 +15,7 @@ import csv
 import json
 import math
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -119,7 +120,7 @@ def _view(run_path: Path, one: Judged) -> np.ndarray:
 
 
 def draw_examples(run_path: Path, pairs: Sequence[Misled], path: Path) -> None:
-    figure, axes = plt.subplots(len(pairs), 4, figsize=(9, 2.45 * len(pairs)), squeeze=False, dpi=110)
+    figure, axes = plt.subplots(len(pairs), 4, figsize=(9, 2.6 * len(pairs)), squeeze=False, dpi=110)
     study = load_study(run_path)
     for row, pair in zip(axes, pairs, strict=True):
         case = load_case(run_path, pair.liked.scene, pair.liked.edit, study.compare)
@@ -128,14 +129,15 @@ def draw_examples(run_path: Path, pairs: Sequence[Misled], path: Path) -> None:
         sign = -1 if METRICS[pair.metric].better == "lower" else 1
         shown = [(case.source[0].permute(1, 2, 0).numpy(), "before"), (case.truth[0].permute(1, 2, 0).numpy(), "truth")]
         for one, who in ((pair.liked, f"{label} prefers"), (pair.better, "truth prefers")):
-            text = f"{who}: {one.method}, {one.editor}\n{label} {sign * one.metric:.3f}, progress {one.truth:.2f}"
+            numbers = f"{label} {sign * one.metric:.3f}, progress {one.truth:.2f}"
+            text = f"{who}\n{one.method}, {one.editor}\n{numbers}"
             shown.append((_view(run_path, one), text))
         for axis, (image, text) in zip(row, shown, strict=True):
             axis.imshow(image)
             axis.set_title(text, fontsize=7)
             axis.axis("off")
-        row[0].set_title(f"before\n{case.captions[0]}", fontsize=6, wrap=True)
-        row[1].set_title(f"truth\n{case.captions[1]}", fontsize=6, wrap=True)
+        for axis, name, caption in zip(row[:2], ("before", "truth"), case.captions, strict=True):
+            axis.set_title(f"{name}: " + textwrap.fill(caption, 40), fontsize=6)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
@@ -144,17 +146,19 @@ def draw_examples(run_path: Path, pairs: Sequence[Misled], path: Path) -> None:
 def draw_scatter(scores: Sequence[Score], path: Path) -> None:
     names = ("clip_text", "clip_direction", "edit_consistency")
     figure, axes = plt.subplots(1, len(names), figsize=(11, 3.6), dpi=110)
+    colors = {name: f"C{i}" for i, name in enumerate(sorted({f"{row.method}, {row.editor}" for row in scores}))}
     for axis, metric in zip(axes, names, strict=True):
         groups: dict[str, list[Judged]] = defaultdict(list)
         for one in judged_results(scores, metric)[0]:
             groups[f"{one.method}, {one.editor}"].append(one)
         for name, group in sorted(groups.items()):
-            axis.scatter([one.truth for one in group], [one.metric for one in group], s=9, label=name, alpha=0.8)
+            axis.scatter([one.truth for one in group], [one.metric for one in group], s=9, color=colors[name])
         axis.set_xlabel("progress (exact)")
         axis.set_ylabel(METRICS[metric].label)
         axis.axvline(0, color="grey", linewidth=0.5)
-    axes[-1].legend(fontsize=6)
-    figure.tight_layout()
+    marks = [plt.Line2D([], [], marker="o", linestyle="", color=color, label=name) for name, color in colors.items()]
+    figure.legend(handles=marks, fontsize=6, loc="center right")
+    figure.tight_layout(rect=(0, 0, 0.86, 1))
     figure.savefig(path)
     plt.close(figure)
 
@@ -200,14 +204,16 @@ def main() -> None:
     draw_scatter(scores, pictures / "truth_scatter.png")
     for row in rows:
         if row["within"] == "case":
-            print(
-                f"{row['metric']:<20} {row['truth']:<9} spearman {row['spearman']:+.2f} "
-                f"[{row['spearman_low']:+.2f}, {row['spearman_high']:+.2f}]  pairs right {row['pairs_right']:.0%}"
-            )
+            interval = f"[{row['spearman_low']:+.2f}, {row['spearman_high']:+.2f}]"
+            right = f"  pairs right {row['pairs_right']:.0%}" if row["truth"] == "progress" else ""
+            print(f"{row['metric']:<20} {row['truth']:<9} spearman {row['spearman']:+.2f} {interval}{right}")
     for line in itself:
         print(line)
     keys = ("spearman", "spearman_low", "spearman_high", "kendall", "num_results", "num_missing", "pairs_right")
-    table = {f"{row['metric']}/{row['truth']}/{row['within']}": {key: row[key] for key in keys} for row in rows}
+    table = {
+        f"{row['metric']}/{row['truth']}/{row['within']}": {key: row[key] for key in keys if row[key] == row[key]}
+        for row in rows
+    }
     num_edits = len({(row.scene, row.edit, row.method, row.editor, row.seed) for row in scores})
     print(json.dumps({"num_edits": num_edits, "agreement": table, "truth_itself": itself}))
 
