@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -82,7 +83,7 @@ def test_what_was_tried_before_a_stop_is_not_tried_again_and_the_answer_is_the_s
     a, b, c = make_run("a"), make_run("b", guidance=7.5), make_run("c", guidance=7.5)
     whole, _ = run(a, b)
     num_calls = len(calls)
-    steps = run_diagnose(a, c, CONFIG, models=models_in())
+    steps: Any = run_diagnose(a, c, CONFIG, models=models_in())
     for _ in range(2):
         next(steps)
     steps.close()
