@@ -68,10 +68,14 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def rounds_of(works: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Seconds of each, measured in turn, so that all share the weather; a first round is left out."""
+    return [[seconds(work) for work in works] for _ in range(repeats + 1)][1:]
+
+
 def in_turn(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each, measured in turn after a first round that is left out, so that all share the weather."""
-    rounds = [[seconds(work) for work in works] for _ in range(repeats + 1)]
-    return [statistics.median(column) for column in zip(*rounds[1:], strict=True)]
+    """Median seconds of each."""
+    return [statistics.median(column) for column in zip(*rounds_of(works, repeats), strict=True)]
 
 
 def peak_of_child(work: Callable[[], object]) -> int:
@@ -182,9 +186,14 @@ class Benchmark:
             )
             self.fast.decode_latents(last.latents)
 
-        controlled, free = in_turn([lambda: generate_pairs(self.fast, jobs, config), plain], 2 * self.arguments.repeats)
-        print(f"control on {controlled:.2f} s, off {free:.2f} s", flush=True)
-        return {"control_cost": controlled / free - 1}
+        rounds = rounds_of([lambda: generate_pairs(self.fast, jobs, config), plain], 4 * self.arguments.repeats)
+        costs = [controlled / free - 1 for controlled, free in rounds]
+        print("control on and off, s:", [[round(s, 2) for s in both] for both in rounds], flush=True)
+        return {
+            "control_cost": statistics.median(costs),
+            "control_cost_quartiles": statistics.quantiles(costs, n=4)[::2],
+            "control_cost_of_fastest": min(r[0] for r in rounds) / min(r[1] for r in rounds) - 1,
+        }
 
     def _accepted(self, pictures: Sequence[tuple[Tensor, Tensor, Tensor]], jobs: Sequence[PairJob]) -> float:
         clip = load_clip(ASSETS / "clip")
@@ -308,6 +317,8 @@ def _from(source: PairJob, job: PairJob) -> PromptPair:
 
 
 def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
     if isinstance(value, dict):
         return {str(key): _rounded(item) for key, item in value.items()}
     return round(value, 4) if isinstance(value, float) else value

@@ -32,8 +32,8 @@ __all__ = ["measure"]
 PAIRS_PER_TASK = 2
 SAMPLES = 60
 """Looks at the memory."""
-ROUNDS = 3
-"""Of each timing, of which the best counts: the machine has other work."""
+ROUNDS = 5
+"""Of timings in turn; ratios are taken within a round and their median counts, since the machine's speed drifts."""
 
 
 def bare_loop(run: RunFolder, config: PairsConfig, maker: Maker, threads: int | None) -> Callable[[], float]:
@@ -130,19 +130,19 @@ def stand_in_overhead(folder: Path, num_tasks: int) -> float:
 
 
 def timed(open_it: Callable[[], RunFolder], config: PairsConfig, maker: Maker, engine: str, *, workers: int) -> float:
-    """Seconds from the begin of the first task to the end of the last, without imports and loading."""
+    """Seconds that all tasks take at the pace from when each worker has done one to the end: without loading."""
     run = open_it()
     started_s = finished_s = None
     chosen = EngineConfig(engine=engine, workers=workers, threads=1)  # pyright: ignore[reportArgumentType]
     num_first, total = 0, 0
     for step in run_campaign(run, config, maker, chosen):
         if step.stage == "pairs" and step.done:
-            if started_s is None:
+            if started_s is None and step.done >= workers * config.pairs_per_shard:
                 started_s, num_first = time.perf_counter(), step.done
             total = step.total
             finished_s = finished_s or (time.perf_counter() if step.done == step.total else None)
     assert started_s is not None and finished_s is not None
-    return (finished_s - started_s) * total / (total - num_first)  # the first task was over when the clock started
+    return (finished_s - started_s) * total / (total - num_first)
 
 
 def miniature(folder: Path, num_pairs: int) -> dict[str, Any]:
@@ -165,11 +165,13 @@ def miniature(folder: Path, num_pairs: int) -> dict[str, Any]:
         times["one"].append(timed(fresh, config, maker, "local", workers=1))
         times["two"].append(timed(fresh, config, maker, "local", workers=2))
         print({name: [round(value, 2) for value in values] for name, values in times.items()}, flush=True)
-    ratios = [one / bare - 1 for one, bare in zip(times["one"], times["bare"], strict=True)]
+    overheads = [one / bare - 1 for one, bare in zip(times["one"], times["bare"], strict=True)]
+    speedups = [one / two for one, two in zip(times["one"], times["two"], strict=True)]
     return {
-        "overhead_share": round(min(times["one"]) / min(times["bare"]) - 1, 4),
-        "overhead_share_median_of_rounds": round(statistics.median(ratios), 4),
-        "speedup_2_workers": round(min(times["one"]) / min(times["two"]), 2),
+        "overhead_share": round(statistics.median(overheads), 4),
+        "overhead_share_by_round": [round(value, 3) for value in overheads],
+        "speedup_2_workers": round(statistics.median(speedups), 2),
+        "speedup_2_workers_by_round": [round(value, 2) for value in speedups],
     }
 
 

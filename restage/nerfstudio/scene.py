@@ -101,7 +101,7 @@ def _to_capture_frame(splats: Splats, frame: Similarity) -> Splats:
     if float((frame.rotation - torch.eye(3)).abs().max()) > 1e-4:
         raise InputError(
             "the scene was trained in a frame that is turned against the capture's; train it with "
-            "restage-fit-splatfacto, or with --pipeline.datamanager.dataparser.orientation-method none"
+            "restage-fit-splatfacto, or with: nerfstudio-data --orientation-method none"
         )
     return Splats(
         means=(splats.means - frame.translation) / frame.scale,

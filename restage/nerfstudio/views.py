@@ -8,7 +8,7 @@ One class for rays (`VanillaDataManager`, nerfacto) and one for whole images (`F
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -135,7 +135,7 @@ def open_views(datamanager: Any) -> TrainingViews:
     )
 
 
-def soften(predicted: Float[Tensor, "*pixels 3"], batch: dict[str, Tensor]) -> Float[Tensor, "*pixels 3"]:
+def soften(predicted: Float[Tensor, "*pixels 3"], batch: Mapping[str, Any]) -> Float[Tensor, "*pixels 3"]:
     """Let pixels count as their factor says, for any model and loss: the prediction moves towards its target.
 
     With factor f the error of a pixel becomes f times what it was, so an L1 loss counts it f-fold and an L2 loss

@@ -128,7 +128,7 @@ def test_the_splats_of_a_splatfacto_come_back_into_the_frame_of_the_capture(spla
 
 
 def test_splats_of_a_turned_frame_are_refused(scene, train) -> None:
-    turned = ("--pipeline.datamanager.dataparser.orientation-method", "pca", "--max-num-iterations", 1)
-    run = train("restage-fit-splatfacto", *SMALL_SPLATS, *turned, "--data", scene.capture, name="turned")
+    few, turned = ("--max-num-iterations", 1), ("nerfstudio-data", "--orientation-method", "pca")
+    run = train("restage-fit-splatfacto", *SMALL_SPLATS, *few, "--data", scene.capture, *turned, name="turned")
     with pytest.raises(InputError, match="orientation-method none"):
         load_trained_scene(run / "config.yml").splats()
