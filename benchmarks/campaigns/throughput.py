@@ -32,7 +32,8 @@ __all__ = ["measure"]
 PAIRS_PER_TASK = 2
 SAMPLES = 60
 """Looks at the memory."""
-ROUNDS = 5
+WARM_TASKS = 4
+ROUNDS = 3
 """Of timings in turn; ratios are taken within a round and their median counts, since the machine's speed drifts."""
 
 
@@ -130,14 +131,14 @@ def stand_in_overhead(folder: Path, num_tasks: int) -> float:
 
 
 def timed(open_it: Callable[[], RunFolder], config: PairsConfig, maker: Maker, engine: str, *, workers: int) -> float:
-    """Seconds that all tasks take at the pace from when each worker has done one to the end: without loading."""
+    """Seconds that all tasks take at the pace of all but the first few, when each worker has loaded."""
     run = open_it()
     started_s = finished_s = None
     chosen = EngineConfig(engine=engine, workers=workers, threads=1)  # pyright: ignore[reportArgumentType]
     num_first, total = 0, 0
     for step in run_campaign(run, config, maker, chosen):
         if step.stage == "pairs" and step.done:
-            if started_s is None and step.done >= workers * config.pairs_per_shard:
+            if started_s is None and step.done >= WARM_TASKS * config.pairs_per_shard:
                 started_s, num_first = time.perf_counter(), step.done
             total = step.total
             finished_s = finished_s or (time.perf_counter() if step.done == step.total else None)

@@ -32,7 +32,7 @@ def make_preview(
     edited: Float[Tensor, "3 height width"],
     mask: Float[Tensor, "height width"],
 ) -> bytes:
-    """Source, edited picture and mask in a row, small, as JPEG: they are to look at, and PNG takes six times the bytes."""
+    """Source, edited picture and mask in a row, small, as JPEG (of PNG it has a sixth of the bytes)."""
     row = Image.new("RGB", (3 * THUMBNAIL_PX, THUMBNAIL_PX))
     for column, image in enumerate((source, edited, mask.expand(3, -1, -1))):
         thumbnail = Image.fromarray(to_uint8(image)).resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC)
