@@ -25,7 +25,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.env
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=200_000, help="tiny tasks through Ray")
-    parser.add_argument("--miniature-pairs", type=int, default=192, help="pairs that overhead and speed-up are taken of")
+    parser.add_argument("--miniature-pairs", type=int, default=192, help="pairs of each timing")
     parser.add_argument("--faults", type=int, help="number of kills")
     parser.add_argument("--flips", type=int, help="number of flipped bytes")
     parser.add_argument("--cluster", action="store_true", help="three nodes, one is killed, one joins")
