@@ -84,5 +84,8 @@ def similarity_between(source: Cameras, target: Cameras) -> Similarity:
     translation = target.positions.mean(dim=0) - scale * rotation @ source.positions.mean(dim=0)
     mapped = scale * source.positions @ rotation.T + translation
     if float((mapped - target.positions).abs().max()) > 1e-3 * max(1.0, float(moved.norm())):
-        raise InputError("expected the cameras of the trained scene to be those of the capture; give its own folder")
+        raise InputError(
+            "expected the cameras of the trained scene to be those of the capture, but for one shift, turn and scale; "
+            "give its own folder, or train it with: nerfstudio-data --orientation-method none"
+        )
     return Similarity(rotation, translation, scale)

@@ -120,7 +120,9 @@ def tiny_backbone(seed: int = 0, dtype: torch.dtype = torch.float32) -> TinyBack
     """
     tokenizer = tiny_tokenizer()
     table = torch.randn(len(tokenizer), 32, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    unet = tiny_unet(seed)
+    unet.to(dtype=dtype)  # pyright: ignore[reportCallIssue]  (diffusers wraps it)
     # Velocity, since the clean latents that a random model's noise stands for are huge, and rounding with them.
     config = {"beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "v_prediction"}
     schedule = Schedule.from_config({"beta_schedule": "scaled_linear", **config})
-    return TinyBackbone(tokenizer, tiny_unet(seed).to(dtype=dtype), schedule, table)
+    return TinyBackbone(tokenizer, unet, schedule, table)
