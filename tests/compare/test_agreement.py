@@ -72,7 +72,9 @@ def test_a_metric_that_is_the_same_for_all_has_no_correlation():
 
 
 def test_the_interval_is_the_same_each_time():
-    scores = rows("progress", TRUTH) + rows("clip_text", {("a", "x"): [3, 1, 2, 4], ("b", "x"): [1, 3, 2, 4]})
+    scores = rows("progress", TRUTH) + rows(
+        "clip_text", {("a", "x"): [3.0, 1.0, 2.0, 4.0], ("b", "x"): [1.0, 3.0, 2.0, 4.0]}
+    )
     first, second = (rank_agreement(scores, "clip_text", num_resamples=30) for _ in range(2))
     assert first == second
 
