@@ -46,7 +46,7 @@ SUMMARIES = {
     "doctor": "say what this machine can do, and what to install for what",
 }
 
-SWITCHES = ("diff", "doctor", "import", "pairs", "verify")
+SWITCHES = ("diff", "doctor", "import", "miniature", "pairs", "verify")
 """Commands whose booleans are switches, such as --json; all others take a value: --is-bf16 False."""
 
 

@@ -323,7 +323,13 @@ def edit_folder(
 
 
 def train_miniature(
-    part: str, folder: Path, *, num_pictures: int = 25_000, num_steps: int | None = None
+    part: str,
+    folder: Path,
+    *,
+    num_pictures: int = 25_000,
+    num_steps: int | None = None,
+    is_compiled: bool = False,
+    start: Path | None = None,
 ) -> Iterator[Progress]:
     """Train one part of the miniature; see `restage.miniature`.
 
@@ -332,9 +338,11 @@ def train_miniature(
         folder: Holds `pictures/`, the training set, and `miniature/`, the models with their training state.
         num_pictures: Size of the training set.
         num_steps: Of training; None for the recipe's.
+        is_compiled: Whether the model is compiled for its training.
+        start: For `text-to-image`, a folder of such a model whose weights training goes on from.
 
     Raises:
-        InputError: there is no such part, or what it needs has not been made yet.
+        InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
     """
     from restage.miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
 
@@ -344,19 +352,23 @@ def train_miniature(
         "clip": (clip.train_clip, clip.RECIPE),
         "probe": (probe.train_probe, probe.RECIPE),
     }
+    if start is not None and part != "text-to-image":
+        raise InputError(f"a model to start from is for text-to-image only, and {part} was asked for")
     if part == "pictures":
         yield from pictures.make_pictures(folder / "pictures", num_pictures)
     elif part == "edit-model":
         recipe = edit_model.RECIPE
-        if num_steps is not None:
-            training = replace(recipe.train.training, num_steps=num_steps)
-            recipe = replace(recipe, train=replace(recipe.train, training=training))
+        training = recipe.train.training
+        training = replace(training, num_steps=num_steps or training.num_steps, is_compiled=is_compiled)
+        recipe = replace(recipe, train=replace(recipe.train, training=training))
         yield from edit_model.train_edit(folder / "miniature", recipe)
     elif part in recipes:
         if not (folder / "pictures").is_dir():
             raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")
         train, training = recipes[part]
-        training = training if num_steps is None else replace(training, num_steps=num_steps)
-        yield from train(folder / "miniature", pictures.Pictures(folder / "pictures", num_pictures), training)
+        training = replace(training, num_steps=num_steps or training.num_steps, is_compiled=is_compiled)
+        found = pictures.Pictures(folder / "pictures", num_pictures)
+        more = {} if start is None else {"start": start}
+        yield from train(folder / "miniature", found, training, **more)
     else:
         raise InputError(f"unknown part {part!r}; choose from pictures, edit-model, {', '.join(recipes)}")

@@ -76,6 +76,8 @@ def build_miniature() -> Callable[..., None]:
         folder: Path = Path("training"),
         num_pictures: int = 25_000,
         num_steps: int | None = None,
+        compile: bool = False,
+        start: Path | None = None,
     ) -> None:
         """Make the models of the miniature world from nothing, one part after the other.
 
@@ -89,9 +91,14 @@ def build_miniature() -> Callable[..., None]:
             folder: Where pictures (`pictures/`) and models (`miniature/`) lie.
             num_pictures: Size of the training set.
             num_steps: Of training; default: the recipe's.
+            compile: Compile the model first (needs a C++ compiler): some minutes, then faster steps.
+            start: Folder of a text-to-image model whose weights the training of another goes on from.
         """
         from restage.recipes import train_miniature
 
-        show_progress(train_miniature(part, folder, num_pictures=num_pictures, num_steps=num_steps))
+        steps = train_miniature(
+            part, folder, num_pictures=num_pictures, num_steps=num_steps, is_compiled=compile, start=start
+        )
+        show_progress(steps)
 
     return miniature

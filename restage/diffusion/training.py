@@ -6,6 +6,7 @@ not (same machine and thread count).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import time
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from restage.records import InputError, derive_seed, write_atomically
 
-__all__ = ["TrainingConfig", "TrainingStep", "read_metrics", "train"]
+__all__ = ["TrainingConfig", "TrainingStep", "explicit_attention", "read_metrics", "train"]
 
 STATE_NAME, METRICS_NAME = "state.pt", "metrics.jsonl"
 
@@ -44,6 +47,8 @@ class TrainingConfig:
     """Largest norm of the gradient."""
     is_bf16: bool = True
     """Whether losses are computed under bfloat16 autocast."""
+    is_compiled: bool = False
+    """Whether the model goes through `torch.compile` (needs a C++ compiler): minutes at first, then faster steps."""
     checkpoint_every_s: float = 120.0
     seed: int = 0
 
@@ -110,6 +115,45 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
         target.copy_(source)
 
 
+@contextlib.contextmanager
+def explicit_attention(model: nn.Module) -> Iterator[int]:
+    """Within it, attention on the CPU is written out as two matrix products and a softmax; elsewhere nothing changes.
+
+    The backward pass of PyTorch's fused attention on CPUs takes two to seven times as long as this at the sizes of
+    small models (docs/log.md). Layers with a processor of their own keep it.
+
+    Yields:
+        How many layers of diffusers and models of transformers it changed.
+    """
+    is_cpu = next(model.parameters()).device.type == "cpu"
+    modules = list(model.modules()) if is_cpu else []
+    layers = [m for m in modules if isinstance(m, Attention) and type(m.processor) is AttnProcessor2_0]
+    before = [layer.processor for layer in layers]
+    texts = [m for m in modules if isinstance(m, PreTrainedModel) and m.config._attn_implementation == "sdpa"]
+    try:
+        for layer in layers:
+            layer.set_processor(AttnProcessor())
+        for text in texts:
+            text.set_attn_implementation("eager")
+        yield len(layers) + len(texts)
+    finally:
+        for layer, processor in zip(layers, before, strict=True):
+            layer.set_processor(processor)  # pyright: ignore[reportArgumentType]
+        for text in texts:
+            text.set_attn_implementation("sdpa")
+
+
+@contextlib.contextmanager
+def _compiled(model: nn.Module, is_compiled: bool) -> Iterator[None]:
+    """Within it, calls of the model are compiled; its weights and their names stay what they are."""
+    try:
+        if is_compiled:
+            model.compile()
+        yield
+    finally:
+        model._compiled_call_impl = None
+
+
 def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: TrainingConfig) -> Iterator[TrainingStep]:
     """Train a model in place, from where `folder` says an earlier session stopped; ends with the averaged weights.
 
@@ -130,7 +174,11 @@ def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: Trai
     first = _resume(folder, model, average, optimizer, device)
     saved_s = time.monotonic()
     model.train()
-    with (folder / METRICS_NAME).open("a") as metrics:
+    with (
+        explicit_attention(model),
+        _compiled(model, config.is_compiled),
+        (folder / METRICS_NAME).open("a") as metrics,
+    ):
         for step in range(first, config.num_steps):
             generator = torch.Generator().manual_seed(derive_seed(config.seed, "step", step))
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.is_bf16):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from restage.diffusion.alignment import token_mask
 from restage.world.grammar import Description
 from restage.world.render import GROUND_ID
 
-__all__ = ["AttentionShares", "grounding_loss", "watched", "word_targets"]
+__all__ = ["AttentionShares", "WordTargets", "grounding_loss", "watched", "word_targets"]
 
 
 class AttentionShares:
@@ -29,28 +29,30 @@ class AttentionShares:
         self.maps: list[Float[Tensor, "b queries tokens"]] = []
 
 
-class _WatchingProcessor(AttnProcessor2_0):
-    """The plain attention processor, which also computes the probabilities of its layer."""
+class _WatchingProcessor:
+    """Plain cross attention with its probabilities written out, so that they can be kept."""
 
     def __init__(self, shares: AttentionShares) -> None:
-        super().__init__()
         self.shares = shares
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Any = None, **rest: Any
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any
     ) -> Tensor:
         query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         key = attn.to_k(encoder_hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # pyright: ignore
-        logits = query @ key.transpose(2, 3) * attn.scale
-        self.shares.maps.append(logits.float().softmax(-1).mean(1))
-        return super().__call__(attn, hidden_states, encoder_hidden_states, **rest)
+        value = attn.to_v(encoder_hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # pyright: ignore
+        shares = (query @ key.transpose(2, 3) * attn.scale).float().softmax(-1)
+        self.shares.maps.append(shares.mean(1))
+        attended = (shares.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        return attn.to_out[0](attended)  # pyright: ignore[reportOptionalSubscript]
 
 
 @contextlib.contextmanager
 def watched(unet: Any, size: int) -> Iterator[AttentionShares]:
-    """Within it, the cross attention of the layers whose pictures are `size` pixels a side is gathered.
+    """Within it, each call of the UNet adds the cross attention of the layers whose pictures are `size` pixels a side.
 
-    Those are the layers of the first down block and the last up block.
+    Those are the layers of the first down block and the last up block. Whoever calls the UNet more than once empties
+    `maps` in between.
     """
     shares = AttentionShares()
     outer = [unet.down_blocks[0], unet.up_blocks[-1]]
@@ -63,8 +65,19 @@ def watched(unet: Any, size: int) -> Iterator[AttentionShares]:
     finally:
         for layer, processor in zip(layers, before, strict=True):
             layer.set_processor(processor)  # pyright: ignore[reportArgumentType]
-    if len(shares.maps) != len(layers) or any(maps.shape[1] != size**2 for maps in shares.maps):
-        raise RuntimeError(f"expected {len(layers)} attention maps of {size}x{size}, got {len(shares.maps)}")
+    if len(shares.maps) % len(layers) or any(maps.shape[1] != size**2 for maps in shares.maps):
+        raise RuntimeError(f"expected attention maps of {len(layers)} layers of {size}x{size}, got {len(shares.maps)}")
+
+
+class WordTargets(NamedTuple):
+    """Where words should look."""
+
+    rows: Int[Tensor, " words"]
+    """The word's picture in the batch."""
+    tokens: Float[Tensor, "words tokens"]
+    """Its tokens: weights that sum to 1."""
+    pixels: Float[Tensor, "words pixels"]
+    """Its pixels, 0 or 1."""
 
 
 def word_targets(
@@ -72,12 +85,8 @@ def word_targets(
     captions: Sequence[str],
     descriptions: Sequence[Description],
     object_ids: Integer[Tensor, "b size size"],
-) -> tuple[Int[Tensor, " words"], Float[Tensor, "words tokens"], Float[Tensor, "words pixels"]]:
-    """Find the words of each object (its colour and its kind) and of the ground, and where they should look.
-
-    Returns:
-        For each word: its picture in the batch, its tokens (weights that sum to 1), its pixels (0 or 1).
-    """
+) -> WordTargets:
+    """Find the words of each object (its colour and its kind) and of the ground, and where they should look."""
     rows, tokens, pixels = [], [], []
     for row, (caption, description) in enumerate(zip(captions, descriptions, strict=True)):
         wanted = [(word, 2 + i) for i, o in enumerate(description.objects) for word in (o.kind, o.color)]
@@ -88,11 +97,11 @@ def word_targets(
                 rows.append(row)
                 tokens.append(mask / mask.sum())
                 pixels.append(region)
-    return torch.tensor(rows), torch.stack(tokens), torch.stack(pixels)
+    return WordTargets(torch.tensor(rows), torch.stack(tokens), torch.stack(pixels))
 
 
 def grounding_loss(
-    shares: AttentionShares,
+    maps: Sequence[Float[Tensor, "b queries tokens"]],
     rows: Int[Tensor, " words"],
     tokens: Float[Tensor, "words tokens"],
     pixels: Float[Tensor, "words pixels"],
@@ -100,8 +109,8 @@ def grounding_loss(
 ) -> Float[Tensor, ""]:
     """Mean over words of (1 - share of the word's attention that falls on its pixels)^2, weighted by picture."""
     total = torch.zeros(())
-    for maps in shares.maps:
-        attention = torch.einsum("wpt,wt->wp", maps[rows], tokens)
+    for layer in maps:
+        attention = torch.einsum("wpt,wt->wp", layer[rows], tokens)
         inside = (attention * pixels).sum(1) / attention.sum(1).clamp(min=1e-8)
         total = total + ((1 - inside).square() * weights[rows]).mean()
-    return total / len(shares.maps)
+    return total / len(maps)

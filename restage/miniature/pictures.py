@@ -5,7 +5,7 @@ Descriptions come from the `train` split only; captions are written anew at each
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,25 +23,28 @@ from restage.world.render import render_view
 __all__ = ["Pictures", "make_pictures", "render_pictures"]
 
 SHARD_SIZE = 500
+NUM_OBJECTS = (1, 2, 2, 3, 3)
+"""How many objects the scenes show, in turn. Which word belongs to which object can only be learned where there are
+several; a single object is learned within the first thousands of steps."""
 
 
 def render_pictures(
-    seeds: list[int], *, split: str = "train", size: int = 128
+    seeds: list[int], *, split: str = "train", size: int = 128, num_objects: Sequence[int | None] | None = None
 ) -> tuple[Array, Array, list[Description]]:
-    """Render one picture a seed.
+    """Render one picture a seed, with a number of objects of its own where they are given.
 
     Returns:
         Pictures (n, size, size, 3) uint8, object ids (n, size / 8, size / 8) uint8 at the latent grid, descriptions.
     """
 
-    def render(seed: int) -> tuple[Array, Array, Description]:
-        description = sample_description(seed, split=split)
+    def render(seed: int, count: int | None) -> tuple[Array, Array, Description]:
+        description = sample_description(seed, num_objects=count, split=split)
         view = render_view(description, sample_camera(description, seed, size=size))
         image = (view.image.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8)
         return image, view.object_ids[4::8, 4::8].astype(np.uint8), description
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        images, ids, descriptions = zip(*pool.map(render, seeds), strict=True)
+        images, ids, descriptions = zip(*pool.map(render, seeds, num_objects or [None] * len(seeds)), strict=True)
     return np.stack(images), np.stack(ids), list(descriptions)
 
 
@@ -51,7 +54,8 @@ def make_pictures(folder: Path, num_pictures: int, *, seed: int = 0) -> Iterator
         stem = folder / f"shard-{start // SHARD_SIZE:05d}"
         if not stem.with_suffix(".json").exists():
             seeds = [derive_seed("picture", seed, start + i) for i in range(SHARD_SIZE)]
-            images, ids, descriptions = render_pictures(seeds)
+            counts = [NUM_OBJECTS[i % len(NUM_OBJECTS)] for i in range(SHARD_SIZE)]
+            images, ids, descriptions = render_pictures(seeds, num_objects=counts)
             with write_atomically(stem.with_suffix(".npy")) as temporary:
                 np.save(temporary, images)
             with write_atomically(stem.with_suffix(".ids.npy")) as temporary:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from diffusers.models import UNet2DConditionModel
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from restage.diffusion.backbone import Backbone, load_vae, save_backbone
+from restage.diffusion.backbone import Backbone, load_backbone, load_vae, save_backbone
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import TrainingConfig, train
-from restage.miniature.grounding import grounding_loss, watched, word_targets
+from restage.miniature.grounding import AttentionShares, WordTargets, grounding_loss, watched, word_targets
 from restage.miniature.pictures import Pictures
 from restage.miniature.tokenizer import MAX_TOKENS, shared_tokenizer
-from restage.records import Progress, derive_seed, write_atomically
+from restage.records import InputError, Progress, derive_seed, write_atomically
 
 __all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "train_text_to_image"]
 
@@ -89,58 +89,113 @@ def encode_pictures(folder: Path, pictures: Pictures, backbone: Backbone) -> Flo
 
 
 class _UnetAndText(nn.Module):
-    """Both trained parts as one module."""
+    """Both trained parts as one module, whose cross attention is watched."""
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, shares: AttentionShares) -> None:
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+        self.unet, self.text_encoder, self.shares = unet, text_encoder, shares
 
-    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Predict the velocity; with it, how each layer shares out its attention among the words."""
+        self.shares.maps = []
         text = self.text_encoder(input_ids=ids).last_hidden_state
-        return self.unet(latents.to(memory_format=torch.channels_last), timesteps, encoder_hidden_states=text).sample
+        latents = latents.to(memory_format=torch.channels_last)
+        velocity = self.unet(latents, timesteps, encoder_hidden_states=text).sample
+        return velocity, self.shares.maps
 
 
-def train_text_to_image(folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE) -> Iterator[Progress]:
+def train_text_to_image(
+    folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE, *, start: Path | None = None
+) -> Iterator[Progress]:
     """Train UNet and text encoder on the autoencoder's latents, and save `<folder>/text_to_image`.
 
     v-prediction on a cosine schedule, captions worded anew at each use, one in ten left out.
     Command: `restage miniature train text-to-image`. Figures and cost: docs/log.md.
+
+    Args:
+        folder: Of the models; its `text_to_image/vae` is there already.
+        pictures: The training set.
+        config: How long and how fast.
+        start: A text-to-image model of the same tokenizer whose weights training goes on from; None for none.
     """
     torch.manual_seed(config.seed)  # initial weights only
     tokenizer = shared_tokenizer(folder)
     schedule = Schedule.from_config(SCHEDULER_CONFIG)
     vae = load_vae(folder / "text_to_image" / "vae").eval().requires_grad_(False)
     unet, text_encoder = build_unet(vae.config["latent_channels"]), build_text_encoder(tokenizer)
+    if start is not None:
+        _copy_weights(load_backbone(start), tokenizer, unet, text_encoder)
     unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     backbone = Backbone(tokenizer, text_encoder, unet, vae, schedule, SCHEDULER_CONFIG)
     latents = encode_pictures(folder, pictures, backbone)
-    model = _UnetAndText(unet, text_encoder)
 
-    def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        indices = torch.randint(len(latents), (config.batch_size,), generator=generator)
-        captions = pictures.captions(indices.tolist(), derive_seed(config.seed, "captions", step))
-        dropped = torch.rand(config.batch_size, generator=generator) < DROP_TEXT
-        captions = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
-        ids = torch.tensor(tokenizer(captions, padding="max_length", max_length=MAX_TOKENS)["input_ids"])
-        clean = latents[indices].float()
-        # One uniform draw a batch and even spacing in it: every batch sees all noise levels.
-        spaced = (torch.arange(config.batch_size) + torch.rand(1, generator=generator)) / config.batch_size
-        timesteps = (spaced * len(schedule.alphas_cumprod)).long().clamp(max=len(schedule.alphas_cumprod) - 1)
-        timesteps = timesteps[torch.randperm(config.batch_size, generator=generator)]
-        noise = torch.randn(clean.shape, generator=generator)
-        with watched(unet, latents.shape[-1]) as shares:
-            prediction = model(schedule.add_noise(clean, noise, timesteps), timesteps, ids)
-        chosen = [pictures.descriptions[i] for i in indices.tolist()]
-        object_ids = torch.from_numpy(pictures.object_ids[indices.numpy()])
-        words = word_targets(tokenizer, captions, chosen, object_ids)
-        # Where nearly all is noise no word can know its place yet.
-        visible = schedule.alphas_cumprod[timesteps].sqrt().float()
-        return {
-            "velocity": nn.functional.mse_loss(prediction.float(), schedule.velocity(clean, noise, timesteps)),
-            "grounding": GROUNDING_WEIGHT * grounding_loss(shares, *words, visible),
-        }
+    with watched(unet, latents.shape[-1]) as shares:
+        model = _UnetAndText(unet, text_encoder, shares)
 
-    for step in train(model, loss_of, folder=folder / "state" / "text_to_image", config=config):
-        note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
-        yield Progress(stage="text-to-image", done=step.step, total=step.num_steps, note=note)
+        def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+            batch = _sample_batch(latents, pictures, tokenizer, config, step=step, generator=generator)
+            noisy = schedule.add_noise(batch.clean, batch.noise, batch.timesteps)
+            prediction, maps = model(noisy, batch.timesteps, batch.ids)
+            target = schedule.velocity(batch.clean, batch.noise, batch.timesteps)
+            # Where nearly all is noise no word can know its place yet.
+            visible = schedule.alphas_cumprod[batch.timesteps].sqrt().float()
+            return {
+                "velocity": nn.functional.mse_loss(prediction.float(), target),
+                "grounding": GROUNDING_WEIGHT * grounding_loss(maps, *batch.words, visible),
+            }
+
+        for step in train(model, loss_of, folder=folder / "state" / "text_to_image", config=config):
+            note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
+            yield Progress(stage="text-to-image", done=step.step, total=step.num_steps, note=note)
     save_backbone(backbone, folder / "text_to_image")
+
+
+def _copy_weights(start: Backbone, tokenizer: Any, unet: nn.Module, text_encoder: nn.Module) -> None:
+    """Take over the weights of another model.
+
+    Raises:
+        InputError: its tokenizer or its shapes are others.
+    """
+    if start.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise InputError("the model to start from has another tokenizer than the training folder's `tokenizer`")
+    try:
+        unet.load_state_dict(start.unet.state_dict())
+        text_encoder.load_state_dict(start.text_encoder.state_dict())
+    except RuntimeError as error:
+        raise InputError(f"the model to start from has other shapes: {str(error).splitlines()[0]}") from None
+
+
+class _Batch(NamedTuple):
+    """What one step trains on."""
+
+    clean: Float[Tensor, "b c 16 16"]
+    noise: Float[Tensor, "b c 16 16"]
+    timesteps: Int[Tensor, " b"]
+    ids: Int[Tensor, "b tokens"]
+    words: WordTargets
+
+
+def _sample_batch(
+    latents: Float[Tensor, "n c 16 16"],
+    pictures: Pictures,
+    tokenizer: Any,
+    config: TrainingConfig,
+    *,
+    step: int,
+    generator: torch.Generator,
+) -> _Batch:
+    indices = torch.randint(len(latents), (config.batch_size,), generator=generator)
+    captions = pictures.captions(indices.tolist(), derive_seed(config.seed, "captions", step))
+    dropped = torch.rand(config.batch_size, generator=generator) < DROP_TEXT
+    captions = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
+    ids = torch.tensor(tokenizer(captions, padding="max_length", max_length=MAX_TOKENS)["input_ids"])
+    clean = latents[indices].float()
+    # One uniform draw a batch and even spacing in it: every batch sees all noise levels.
+    num_levels = SCHEDULER_CONFIG["num_train_timesteps"]
+    spaced = (torch.arange(config.batch_size) + torch.rand(1, generator=generator)) / config.batch_size
+    timesteps = (spaced * num_levels).long().clamp(max=num_levels - 1)
+    timesteps = timesteps[torch.randperm(config.batch_size, generator=generator)]
+    noise = torch.randn(clean.shape, generator=generator)
+    chosen = [pictures.descriptions[i] for i in indices.tolist()]
+    words = word_targets(tokenizer, captions, chosen, torch.from_numpy(pictures.object_ids[indices.numpy()]))
+    return _Batch(clean, noise, timesteps, ids, words)

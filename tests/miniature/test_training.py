@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from restage.diffusion.backbone import load_backbone
+from restage.diffusion.backbone import load_backbone, save_tokenizer
 from restage.diffusion.clip import load_clip
 from restage.diffusion.editor import load_edit_model
 from restage.diffusion.training import read_metrics
 from restage.miniature import autoencoder, clip, pictures, text_to_image
-from restage.miniature.grounding import AttentionShares, grounding_loss, watched, word_targets
+from restage.miniature.grounding import grounding_loss, watched, word_targets
 from restage.miniature.pictures import Pictures, make_pictures
 from restage.miniature.text_to_image import build_unet
 from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.recipes import models_in
+from restage.records import InputError
 from restage.world.grammar import Description, SceneObject, caption_of, sample_description
 
 
@@ -69,14 +71,13 @@ def test_pictures_made_in_two_sessions_are_those_of_one(
 
 
 def test_attention_on_the_object_costs_nothing_and_beside_it_one() -> None:
-    shares, pixels = AttentionShares(), torch.zeros(1, 16)
+    pixels = torch.zeros(1, 16)
     pixels[0, :4] = 1
     tokens = torch.tensor([[0.0, 1.0]])
     for inside in (True, False):
         attention = torch.zeros(1, 16, 2)
         attention[0, slice(0, 4) if inside else slice(4, 16), 1] = 0.5
-        shares.maps = [attention]
-        loss = grounding_loss(shares, torch.tensor([0]), tokens, pixels, torch.ones(1))
+        loss = grounding_loss([attention], torch.tensor([0]), tokens, pixels, torch.ones(1))
         assert float(loss) == pytest.approx(0.0 if inside else 1.0)
 
 
@@ -125,6 +126,34 @@ def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(small_set:
         whole, stopped = (read_metrics(tmp_path / name / "state" / part) for name in ("whole", "stopped"))
         assert len(whole) == 3 and whole == stopped
     assert load_backbone(tmp_path / "whole" / "text_to_image").encode_text(["a cube"]).shape == (1, MAX_TOKENS, 192)
+
+
+def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures, tmp_path: Path) -> None:
+    start = models_in().text_to_image
+    shutil.copytree(start / "tokenizer", tmp_path / "tokenizer")
+    shutil.copytree(start / "vae", tmp_path / "text_to_image" / "vae")
+    config = replace(text_to_image.RECIPE, num_steps=1, batch_size=2, learning_rate=1e-9, weight_decay=0.0)
+    list(text_to_image.train_text_to_image(tmp_path, small_set, config, start=start))
+    before, after = load_backbone(start), load_backbone(tmp_path / "text_to_image")
+    for part in ("unet", "text_encoder"):
+        weights = getattr(before, part).state_dict()
+        for name, value in getattr(after, part).state_dict().items():
+            torch.testing.assert_close(value, weights[name], rtol=2e-3, atol=1e-5, msg=f"{part} {name}")
+
+
+def test_a_start_with_another_tokenizer_is_refused(small_set: Pictures, tmp_path: Path) -> None:
+    start = models_in().text_to_image
+    shutil.copytree(start / "vae", tmp_path / "text_to_image" / "vae")
+    tokenizer = load_backbone(start).tokenizer
+    tokenizer.add_tokens(["another"])
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    with pytest.raises(InputError, match="another tokenizer"):
+        list(text_to_image.train_text_to_image(tmp_path, small_set, start=start))
+
+
+def test_training_sets_show_several_objects_more_often_than_one(training_folder: Path, small_set: Pictures) -> None:
+    counts = [len(description.objects) for description in small_set.descriptions]
+    assert counts[:5] == list(pictures.NUM_OBJECTS) and min(counts[5:]) == 1
 
 
 def test_shipped_models_load_and_keep_within_their_size() -> None:
