@@ -26,7 +26,7 @@ demo: $(STAMP)  ## From prompts to the report page of an edited 3D scene, about 
 	@$(BIN)/restage demo --out $(DEMO_FOLDER)
 
 test: $(STAMP)  ## All tests that this machine can run
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
 check: $(STAMP)  ## Lint, format and types
 	@$(BIN)/ruff check .

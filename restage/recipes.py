@@ -15,7 +15,7 @@ from restage.compare.protocol import CompareConfig, run_compare
 from restage.diffusion.training import TrainingConfig
 from restage.edit.single import EditChoice, StartingPoint, open_edit
 from restage.edit.stage import EditConfig, run_edit
-from restage.miniature.edit_model import PAIRS
+from restage.miniature.edit_model import PAIRS, VersionName
 from restage.pairs.executors.interface import EngineConfig
 from restage.pairs.makers import ModelMaker, folder_sha256
 from restage.pairs.stage import PairsConfig, rejudge_pairs, run_campaign
@@ -330,6 +330,7 @@ def train_miniature(
     num_steps: int | None = None,
     is_compiled: bool = False,
     start: Path | None = None,
+    version: VersionName = "filtered",
 ) -> Iterator[Progress]:
     """Train one part of the miniature; see `restage.miniature`.
 
@@ -340,6 +341,7 @@ def train_miniature(
         num_steps: Of training; None for the recipe's.
         is_compiled: Whether the model is compiled for its training.
         start: For `text-to-image`, a folder of such a model whose weights training goes on from.
+        version: For `edit-model`, which pairs it is trained on.
 
     Raises:
         InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
@@ -361,7 +363,7 @@ def train_miniature(
         training = recipe.train.training
         training = replace(training, num_steps=num_steps or training.num_steps, is_compiled=is_compiled)
         recipe = replace(recipe, train=replace(recipe.train, training=training))
-        yield from edit_model.train_edit(folder / "miniature", recipe)
+        yield from edit_model.train_edit(folder / "miniature", recipe, version=version)
     elif part in recipes:
         if not (folder / "pictures").is_dir():
             raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")

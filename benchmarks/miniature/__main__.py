@@ -88,6 +88,8 @@ class Settings:
 
     models: Path | None = None
     """Folder with `text_to_image`, `clip` and `edit_model`; default: those of the package."""
+    edit_model: Path | None = None
+    """The edit model that is measured, such as one of another version; default: that of `models`."""
     state: Path | None = None
     """A `state.pt` of a text-to-image training in progress, whose averaged weights are measured in place of the
     model's own."""
@@ -191,7 +193,7 @@ class Benchmark:
     def edit_model(self) -> None:
         """Edits of single rendered views against their truth."""
         cases = list(held_out.edit_cases(self.settings.world_seed, self.settings.cases))
-        edited = edits.run_edits(load_edit_model(self.folders.edit_model), cases)
+        edited = edits.run_edits(load_edit_model(self.settings.edit_model or self.folders.edit_model), cases)
         self.figures.add(edits.edit_figures(edited))
         self.figures.details["progress_of_adding_elsewhere"] = edits.progress_of_adding_elsewhere(cases)
         self.figures.pictures["edits"] = page.draw_edits(edited)

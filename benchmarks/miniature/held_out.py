@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from restage.miniature.pictures import seed_and_count
 from restage.miniature.probe_pictures import Labels, concatenate_labels, label_of
 from restage.records import PromptPair, derive_seed
 from restage.scenes.cameras import Cameras
@@ -88,7 +89,8 @@ def render_captioned(items: list[Captioned]) -> Rendered:
 
 def is_in_training(items: list[Captioned], *, num_pictures: int) -> list[bool]:
     """Which scenes equal one of the first `num_pictures` that `restage miniature train pictures` renders."""
-    seen = {sample_description(derive_seed("picture", 0, index)) for index in range(num_pictures)}
+    drawn = (seed_and_count(index) for index in range(num_pictures))
+    seen = {sample_description(seed, num_objects=count) for seed, count in drawn}
     return [item.description in seen for item in items]
 
 

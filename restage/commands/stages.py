@@ -78,6 +78,7 @@ def build_miniature() -> Callable[..., None]:
         num_steps: int | None = None,
         compile: bool = False,
         start: Path | None = None,
+        version: Literal["filtered", "unfiltered", "exact"] = "filtered",
     ) -> None:
         """Make the models of the miniature world from nothing, one part after the other.
 
@@ -93,11 +94,19 @@ def build_miniature() -> Callable[..., None]:
             num_steps: Of training; default: the recipe's.
             compile: Compile the model first (needs a C++ compiler): some minutes, then faster steps.
             start: Folder of a text-to-image model whose weights the training of another goes on from.
+            version: Pairs that the edit model is trained on: those that the rule accepts (the model that ships), all
+                that were made, or rendered ones; the others go to `edit_model_unfiltered` and `edit_model_exact`.
         """
         from restage.recipes import train_miniature
 
         steps = train_miniature(
-            part, folder, num_pictures=num_pictures, num_steps=num_steps, is_compiled=compile, start=start
+            part,
+            folder,
+            num_pictures=num_pictures,
+            num_steps=num_steps,
+            is_compiled=compile,
+            start=start,
+            version=version,
         )
         show_progress(steps)
 

@@ -6,6 +6,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
@@ -15,18 +18,36 @@ from restage.diffusion.training import TrainingConfig
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig, run_pairs
-from restage.pairs.store import read_pairs
+from restage.pairs.store import read_pairs, read_rows
+from restage.prompts.grammar import sample_grammar_edit
 from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.records import Progress, RunFolder
+from restage.records import InputError, Progress, RunFolder, derive_seed
 from restage.train.batches import LossWeights
 from restage.train.edit_model import TrainConfig, train_edit_model
+from restage.train.examples import ExactPair
+from restage.world.capture import change_mask, sample_camera
+from restage.world.grammar import EDIT_KINDS, prompt_pair_of
+from restage.world.render import render_view
 
-__all__ = ["PAIRS", "RECIPE", "RULE", "EditModelRecipe", "PairSet", "train_edit"]
+__all__ = [
+    "NO_RULE",
+    "PAIRS",
+    "RECIPE",
+    "RULE",
+    "EditModelRecipe",
+    "PairSet",
+    "VersionName",
+    "render_pairs",
+    "train_edit",
+]
+
+
+VersionName = Literal["filtered", "unfiltered", "exact"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairSet:
-    """One set of pairs to train on."""
+    """The pairs that are made."""
 
     prompts: PromptsConfig
     pairs: PairsConfig
@@ -37,7 +58,9 @@ class PairSet:
 class EditModelRecipe:
     """From which pairs, and how long."""
 
-    sets: tuple[PairSet, ...]
+    made: PairSet
+    num_pairs: int
+    """Pairs to train on, the same number for each version: the first that are accepted."""
     train: TrainConfig
 
 
@@ -54,32 +77,70 @@ PAIRS = PairsConfig(
 GUIDANCE = Guidance(text=1.5, image=1.5)
 """Best of nine settings by progress on single rendered views; more text guidance makes colours too strong."""
 
+NO_RULE = PairRule(
+    min_image_similarity=-2.0,
+    min_direction_similarity=-2.0,
+    min_text_similarity=-2.0,
+    min_change=0.0,
+    min_mask_share=0.0,
+)
+"""Accepts every pair whose scores are numbers."""
+
 # Another seed than the demo's, whose pairs would else be these.
 RECIPE = EditModelRecipe(
-    sets=(PairSet(prompts=PromptsConfig(num_prompts=720), pairs=PAIRS, seed=101),),
+    made=PairSet(prompts=PromptsConfig(num_prompts=1000), pairs=PAIRS, seed=101),
+    num_pairs=680,
     train=TrainConfig(
-        training=TrainingConfig(num_steps=560, batch_size=32, learning_rate=3e-4, num_warmup_steps=60, ema_decay=0.99),
+        training=TrainingConfig(num_steps=1000, batch_size=32, learning_rate=3e-4, num_warmup_steps=60, ema_decay=0.99),
         weights=LossWeights(mask=0.1, changed=1.0),
     ),
 )
 
 
-def train_edit(folder: Path, recipe: EditModelRecipe = RECIPE) -> Iterator[Progress]:
-    """Make pairs with `<folder>/text_to_image` and `<folder>/clip`, train on them, and save `<folder>/edit_model`.
+def train_edit(
+    folder: Path, recipe: EditModelRecipe = RECIPE, *, version: VersionName = "filtered"
+) -> Iterator[Progress]:
+    """Make pairs with `<folder>/text_to_image` and `<folder>/clip`, train on them, and save an edit model.
 
-    Its `edit_model.json` names the text-to-image folder beside it for the parts that both share.
-    Command: `restage miniature train edit-model`. Figures and cost: docs/log.md.
+    The version `filtered` is the one that ships, in `<folder>/edit_model`; the others, trained alike on as many pairs,
+    tell what pair maker and filter cost, in `<folder>/edit_model_<version>`. Each `edit_model.json` names the
+    text-to-image folder beside it for the parts that both share.
+    Command: `restage miniature train edit-model [--version exact]`. Figures and cost: docs/log.md.
+
+    Args:
+        folder: Of the models.
+        recipe: From which pairs, and how long.
+        version: Which pairs: those that the rule accepts, all that were made, or rendered ones, which are exact.
+
+    Raises:
+        InputError: fewer pairs were accepted than the recipe asks for.
     """
     backbone, clip = load_backbone(folder / "text_to_image"), load_clip(folder / "clip")
-    folders = []
-    for number, pair_set in enumerate(recipe.sets):
-        run = RunFolder.open(folder / "state" / f"edit_model_pairs_{number}", pair_set, seed=pair_set.seed)
-        yield from run_prompts(run, pair_set.prompts)
-        yield from run_pairs(run, pair_set.pairs, backbone, clip)
+    name = "edit_model" if version == "filtered" else f"edit_model_{version}"
+    if version == "exact":
+        pairs = render_pairs(recipe.num_pairs, seed=recipe.made.seed)
+    else:
+        config = recipe.made.pairs if version == "filtered" else replace(recipe.made.pairs, rule=NO_RULE)
+        run = RunFolder.open(folder / "state" / f"{name}_pairs", recipe.made, seed=recipe.made.seed)
+        yield from run_prompts(run, recipe.made.prompts)
+        yield from run_pairs(run, config, backbone, clip)
         run.close("done")
-        folders.append(run.path / "pairs")
-    state = folder / "state" / "edit_model"
-    pairs = itertools.chain.from_iterable(read_pairs(path) for path in folders)
+        found = sum(row["accepted"] for row in read_rows(run.path / "pairs"))
+        if found < recipe.num_pairs:
+            raise InputError(f"expected at least {recipe.num_pairs} accepted pairs, got {found}; ask for more prompts")
+        pairs = itertools.islice(read_pairs(run.path / "pairs"), recipe.num_pairs)
+    state = folder / "state" / name
     yield from train_edit_model(pairs, backbone, state, recipe.train, text_to_image=folder / "text_to_image")
     model = replace(load_edit_model(state), guidance=GUIDANCE)
-    save_edit_model(model, folder / "edit_model", text_to_image=folder / "text_to_image")
+    save_edit_model(model, folder / name, text_to_image=folder / "text_to_image")
+
+
+def render_pairs(count: int, *, seed: int) -> Iterator[ExactPair]:
+    """Render exact pairs, kinds of edit in turn, each seen by one camera that shows the scene before well."""
+    for index in range(count):
+        item = derive_seed("exact pair", seed, index)
+        edit = sample_grammar_edit(EDIT_KINDS[index % len(EDIT_KINDS)], item)
+        camera = sample_camera(edit.before, item)
+        before, after = render_view(edit.before, camera).image, render_view(edit.after, camera).image
+        mask = torch.from_numpy(change_mask(before, after))
+        yield ExactPair(torch.from_numpy(before), torch.from_numpy(after), mask, prompt_pair_of(edit, item))

@@ -20,7 +20,7 @@ from restage.world.capture import sample_camera
 from restage.world.grammar import Description, caption_of, sample_description
 from restage.world.render import render_view
 
-__all__ = ["Pictures", "make_pictures", "render_pictures"]
+__all__ = ["Pictures", "make_pictures", "render_pictures", "seed_and_count"]
 
 SHARD_SIZE = 500
 NUM_OBJECTS = (1, 2, 2, 3, 3)
@@ -28,8 +28,13 @@ NUM_OBJECTS = (1, 2, 2, 3, 3)
 several; a single object is learned within the first thousands of steps."""
 
 
+def seed_and_count(index: int, *, seed: int = 0) -> tuple[int, int]:
+    """Seed and number of objects of a picture of the training set."""
+    return derive_seed("picture", seed, index), NUM_OBJECTS[index % len(NUM_OBJECTS)]
+
+
 def render_pictures(
-    seeds: list[int], *, split: str = "train", size: int = 128, num_objects: Sequence[int | None] | None = None
+    seeds: Sequence[int], *, split: str = "train", size: int = 128, num_objects: Sequence[int | None] | None = None
 ) -> tuple[Array, Array, list[Description]]:
     """Render one picture a seed, with a number of objects of its own where they are given.
 
@@ -53,8 +58,8 @@ def make_pictures(folder: Path, num_pictures: int, *, seed: int = 0) -> Iterator
     for start in range(0, num_pictures, SHARD_SIZE):
         stem = folder / f"shard-{start // SHARD_SIZE:05d}"
         if not stem.with_suffix(".json").exists():
-            seeds = [derive_seed("picture", seed, start + i) for i in range(SHARD_SIZE)]
-            counts = [NUM_OBJECTS[i % len(NUM_OBJECTS)] for i in range(SHARD_SIZE)]
+            indices = range(start, start + SHARD_SIZE)
+            seeds, counts = zip(*(seed_and_count(index, seed=seed) for index in indices), strict=True)
             images, ids, descriptions = render_pictures(seeds, num_objects=counts)
             with write_atomically(stem.with_suffix(".npy")) as temporary:
                 np.save(temporary, images)

@@ -27,6 +27,7 @@ RECIPE = TrainingConfig(num_steps=6500, batch_size=32, learning_rate=5e-4, num_w
 TEXT_WIDTH = 192
 DROP_TEXT = 0.1
 """Share of captions left out in training, for classifier-free guidance."""
+ENCODED_AT_ONCE, SAVED_AT_ONCE = 100, 5000
 GROUNDING_WEIGHT = 0.1
 """Weight of the grounding loss beside the mean squared error of the velocity."""
 
@@ -73,19 +74,20 @@ def build_text_encoder(tokenizer: Any) -> CLIPTextModel:
     )
 
 
-def encode_pictures(folder: Path, pictures: Pictures, backbone: Backbone) -> Float[Tensor, "n c 16 16"]:
-    """Encode all pictures once, kept in half precision in the folder; those already encoded are kept."""
+def encode_pictures(folder: Path, pictures: Pictures, backbone: Backbone) -> Iterator[Progress]:
+    """Encode all pictures once, to `<folder>/state/latents.npy` in half precision; those already there are kept."""
     path = folder / "state" / "latents.npy"
-    done = np.load(path) if path.exists() else np.zeros((0, 1, 1, 1), np.float16)
-    if len(done) < len(pictures):
-        parts = [torch.from_numpy(done)] if len(done) else []
-        for start in range(len(done), len(pictures), 100):
-            indices = list(range(start, min(start + 100, len(pictures))))
-            parts.append(backbone.encode_images(pictures.images(indices)).half())
-        done = torch.cat(parts).numpy()
-        with write_atomically(path) as temporary:
-            np.save(temporary, done)
-    return torch.from_numpy(done[: len(pictures)])
+    parts = [np.load(path)] if path.exists() else []
+    done = saved = sum(map(len, parts))
+    while done < len(pictures):
+        indices = list(range(done, min(done + ENCODED_AT_ONCE, len(pictures))))
+        parts.append(backbone.encode_images(pictures.images(indices)).half().numpy())
+        done += len(indices)
+        if done == len(pictures) or done - saved >= SAVED_AT_ONCE:
+            parts, saved = [np.concatenate(parts)], done
+            with write_atomically(path) as temporary:
+                np.save(temporary, parts[0])
+        yield Progress(stage="latents", done=done, total=len(pictures))
 
 
 class _UnetAndText(nn.Module):
@@ -127,7 +129,8 @@ def train_text_to_image(
         _copy_weights(load_backbone(start), tokenizer, unet, text_encoder)
     unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     backbone = Backbone(tokenizer, text_encoder, unet, vae, schedule, SCHEDULER_CONFIG)
-    latents = encode_pictures(folder, pictures, backbone)
+    yield from encode_pictures(folder, pictures, backbone)
+    latents = torch.from_numpy(np.load(folder / "state" / "latents.npy")[: len(pictures)])
 
     with watched(unet, latents.shape[-1]) as shares:
         model = _UnetAndText(unet, text_encoder, shares)

@@ -20,7 +20,7 @@ from restage.world.grammar import (
     sample_edit,
 )
 
-__all__ = ["GrammarWriter", "write_caption_pair", "write_form_pair", "write_grammar_pair"]
+__all__ = ["GrammarWriter", "sample_grammar_edit", "write_caption_pair", "write_form_pair", "write_grammar_pair"]
 
 MAX_SCENES = 400
 """Scenes drawn for a form until it is taken to be empty."""
@@ -33,8 +33,8 @@ def _check_kind(kind: str) -> None:
         raise InputError(f"unknown kind of edit {kind!r}; known: {', '.join(EDIT_KINDS)}")
 
 
-def write_grammar_pair(kind: str, seed: int) -> PromptPair:
-    """Write the pair of one seed; scenes are drawn until one allows this kind of edit.
+def sample_grammar_edit(kind: str, seed: int) -> Edit:
+    """Sample the edit of one seed; scenes are drawn until one allows this kind.
 
     Raises:
         InputError: the world has no such kind of edit.
@@ -44,9 +44,17 @@ def write_grammar_pair(kind: str, seed: int) -> PromptPair:
     while True:
         description = sample_description(derive_seed(seed, "scene", draw))
         if kind in possible_kinds(description):
-            edit = sample_edit(description, derive_seed(seed, "edit", draw), kind=kind)
-            return prompt_pair_of(edit, derive_seed(seed, "caption"))
+            return sample_edit(description, derive_seed(seed, "edit", draw), kind=kind)
         draw += 1
+
+
+def write_grammar_pair(kind: str, seed: int) -> PromptPair:
+    """Write the pair of one seed, with the edit that `sample_grammar_edit` samples.
+
+    Raises:
+        InputError: the world has no such kind of edit.
+    """
+    return prompt_pair_of(sample_grammar_edit(kind, seed), derive_seed(seed, "caption"))
 
 
 def _fits_object(item: SceneObject, fixed: dict[str, str]) -> bool:

@@ -12,15 +12,20 @@ import torch
 from restage.diffusion.backbone import load_backbone, save_tokenizer
 from restage.diffusion.clip import load_clip
 from restage.diffusion.editor import load_edit_model
+from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import read_metrics
-from restage.miniature import autoencoder, clip, pictures, text_to_image
+from restage.miniature import autoencoder, clip, edit_model, pictures, text_to_image
+from restage.miniature.edit_model import render_pairs
 from restage.miniature.grounding import grounding_loss, watched, word_targets
 from restage.miniature.pictures import Pictures, make_pictures
 from restage.miniature.text_to_image import build_unet
 from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
+from restage.pairs.generate import GenerateConfig
+from restage.prompts.stage import PromptsConfig
 from restage.recipes import models_in
 from restage.records import InputError
-from restage.world.grammar import Description, SceneObject, caption_of, sample_description
+from restage.world.capture import CHANGE_THRESHOLD
+from restage.world.grammar import EDIT_KINDS, Description, SceneObject, caption_of, sample_description
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +159,38 @@ def test_a_start_with_another_tokenizer_is_refused(small_set: Pictures, tmp_path
 def test_training_sets_show_several_objects_more_often_than_one(training_folder: Path, small_set: Pictures) -> None:
     counts = [len(description.objects) for description in small_set.descriptions]
     assert counts[:5] == list(pictures.NUM_OBJECTS) and min(counts[5:]) == 1
+
+
+def test_exact_pairs_come_of_every_kind_and_change_what_their_masks_say() -> None:
+    pairs = list(render_pairs(len(EDIT_KINDS), seed=3))
+    assert [pair.prompt.kind for pair in pairs] == list(EDIT_KINDS)
+    for pair in pairs:
+        change = (pair.edited - pair.source).abs().amax(0)
+        assert bool(((change > CHANGE_THRESHOLD) == (pair.mask > 0)).all())
+        assert float(pair.mask.mean()) > 0.002
+        assert pair.prompt.source != pair.prompt.target
+
+
+def test_versions_of_the_edit_model_are_trained_alike_on_other_pairs(tmp_path: Path) -> None:
+    models = models_in()
+    for name in ("text_to_image", "clip"):
+        shutil.copytree(getattr(models, name), tmp_path / name)
+    sampler = SamplerConfig(num_steps=2)
+    made = replace(
+        edit_model.RECIPE.made,
+        prompts=PromptsConfig(num_prompts=4),
+        pairs=replace(edit_model.PAIRS, generate=GenerateConfig(sampler=sampler), rule=edit_model.NO_RULE),
+    )
+    training = replace(edit_model.RECIPE.train.training, num_steps=1, batch_size=2)
+    recipe = replace(
+        edit_model.RECIPE, made=made, num_pairs=3, train=replace(edit_model.RECIPE.train, training=training)
+    )
+    for version in ("unfiltered", "exact"):
+        list(edit_model.train_edit(tmp_path, recipe, version=version))
+        assert load_edit_model(tmp_path / f"edit_model_{version}").has_mask_output
+        assert len(read_metrics(tmp_path / "state" / f"edit_model_{version}")) == 1
+    with pytest.raises(InputError, match="at least 9 accepted pairs, got"):
+        list(edit_model.train_edit(tmp_path, replace(recipe, num_pairs=9), version="filtered"))
 
 
 def test_shipped_models_load_and_keep_within_their_size() -> None:
