@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from restage.records import Progress, derive_seed, read_json, to_plain, write_atomically, write_json
 from restage.world.capture import sample_camera
 from restage.world.grammar import Description, caption_of, sample_description
+from restage.world.kernels import FIRST_OBJECT_ID
 from restage.world.render import render_view
 
 __all__ = ["Pictures", "make_pictures", "render_pictures", "seed_and_count"]
@@ -93,5 +95,18 @@ class Pictures:
         return torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 255
 
     def captions(self, indices: list[int], seed: int) -> list[str]:
-        """Captions in the wording that the seed chooses."""
+        """Captions in the wording that the seed chooses; objects are named in the order in which they were placed."""
         return [caption_of(self.descriptions[i], derive_seed("wording", seed, i)) for i in indices]
+
+    def captions_from_the_left(self, indices: list[int], seed: int) -> list[str]:
+        """The same, but objects are named as they stand in the picture, from left to right."""
+        ordered = [_from_the_left(self.descriptions[i], self.object_ids[i]) for i in indices]
+        return [caption_of(d, derive_seed("wording", seed, i)) for d, i in zip(ordered, indices, strict=True)]
+
+
+def _from_the_left(description: Description, object_ids: UInt8[Array, "size size"]) -> Description:
+    """The same scene with its objects in the order in which their middles stand in the picture."""
+    columns = np.arange(object_ids.shape[1])[None, :].repeat(object_ids.shape[0], axis=0)
+    cells = [object_ids == FIRST_OBJECT_ID + index for index in range(len(description.objects))]
+    middles = [columns[mask].mean() if mask.any() else np.inf for mask in cells]
+    return replace(description, objects=tuple(description.objects[i] for i in np.argsort(middles, kind="stable")))

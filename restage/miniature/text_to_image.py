@@ -188,7 +188,8 @@ def _sample_batch(
     generator: torch.Generator,
 ) -> _Batch:
     indices = torch.randint(len(latents), (config.batch_size,), generator=generator)
-    captions = pictures.captions(indices.tolist(), derive_seed(config.seed, "captions", step))
+    # In an order that means something, so that which words belong together shows in where they stand.
+    captions = pictures.captions_from_the_left(indices.tolist(), derive_seed(config.seed, "captions", step))
     dropped = torch.rand(config.batch_size, generator=generator) < DROP_TEXT
     captions = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
     ids = torch.tensor(tokenizer(captions, padding="max_length", max_length=MAX_TOKENS)["input_ids"])

@@ -161,6 +161,18 @@ def test_training_sets_show_several_objects_more_often_than_one(training_folder:
     assert counts[:5] == list(pictures.NUM_OBJECTS) and min(counts[5:]) == 1
 
 
+def test_captions_from_the_left_name_objects_as_they_stand_in_the_picture(small_set: Pictures) -> None:
+    several = [i for i, d in enumerate(small_set.descriptions) if len(d.objects) > 1]
+    captions = small_set.captions_from_the_left(several, 0)
+    for index, caption in zip(several, captions, strict=True):
+        ids, objects = small_set.object_ids[index], small_set.descriptions[index].objects
+        middles = {o.kind: np.nonzero(ids == 2 + number)[1].mean() for number, o in enumerate(objects)}
+        named = sorted(middles, key=caption.index)
+        assert [middles[kind] for kind in named] == sorted(middles.values())
+    assert captions != small_set.captions(several, 0)
+    assert [sorted(caption) for caption in captions] == [sorted(c) for c in small_set.captions(several, 0)]
+
+
 def test_exact_pairs_come_of_every_kind_and_change_what_their_masks_say() -> None:
     pairs = list(render_pairs(len(EDIT_KINDS), seed=3))
     assert [pair.prompt.kind for pair in pairs] == list(EDIT_KINDS)
