@@ -89,9 +89,9 @@ NO_RULE = PairRule(
 # Another seed than the demo's, whose pairs would else be these.
 RECIPE = EditModelRecipe(
     made=PairSet(prompts=PromptsConfig(num_prompts=1000), pairs=PAIRS, seed=101),
-    num_pairs=680,
+    num_pairs=640,
     train=TrainConfig(
-        training=TrainingConfig(num_steps=1000, batch_size=32, learning_rate=3e-4, num_warmup_steps=60, ema_decay=0.99),
+        training=TrainingConfig(num_steps=800, batch_size=32, learning_rate=3e-4, num_warmup_steps=60, ema_decay=0.99),
         weights=LossWeights(mask=0.1, changed=1.0),
     ),
 )
