@@ -1,9 +1,10 @@
 """Attention control as algebra on the values: what the edit branch attends to is taken from the source branch.
 
 Replacing, refining, reweighting and injecting attention are all linear in the probabilities along the key axis, so
-each is a change of queries, keys or values before the usual fused attention; no probability map is in memory but, one
-layer at a time, those that the word maps of a small layer are taken from. A batch is [sources | edits], for guidance twice, [unconditional | conditional]; several edits may share a source. The
-control of a step is an argument of the UNet call: one set of processors, and one compiled UNet, serve all steps.
+each is a change of queries, keys or values before the usual fused attention. No probability map is in memory but, one
+layer at a time, those that the word maps of small layers are taken from. A batch is [sources | edits], for guidance
+twice, [unconditional | conditional]; several edits may share a source. The control of a step is an argument of the
+UNet call: one set of processors, and one compiled UNet, serve all steps.
 """
 
 from __future__ import annotations
