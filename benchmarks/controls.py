@@ -219,7 +219,7 @@ def draw_grid(pictures: Sequence[Tensor], prompts: Sequence[PromptPair], names: 
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(["source", *names]):
-        for line, part in enumerate(name.split(", ")[:3]):
+        for line, part in enumerate(name.replace(" by ", ", by ").split(", ")[:3]):
             draw.text((left + column * side + 2, line * 9), part[:17], fill="black")
     for row, (strip, prompt) in enumerate(zip(pictures, prompts, strict=True)):
         y = 30 + row * (side + top)
@@ -227,6 +227,17 @@ def draw_grid(pictures: Sequence[Tensor], prompts: Sequence[PromptPair], names: 
         for column, picture in enumerate(strip):
             array = (picture.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
             sheet.paste(Image.fromarray(array).resize((side, side)), (left + column * side, y + 12))
+    sheet.save(path)
+
+
+def join_grids(paths: Sequence[Path], path: Path, *, rows: int = 2) -> None:
+    """The heads of all kinds' grids, under one line of names."""
+    grids = [Image.open(each) for each in paths]
+    top, height = 30, rows * (96 + 16)
+    sheet = Image.new("RGB", (grids[0].width, top + height * len(grids)), "white")
+    sheet.paste(grids[0].crop((0, 0, grids[0].width, top)), (0, 0))
+    for i, grid in enumerate(grids):
+        sheet.paste(grid.crop((0, top, grid.width, top + height)), (0, top + i * height))
     sheet.save(path)
 
 
@@ -272,6 +283,9 @@ def main() -> None:
     for batch in run_all(models, arguments, controls):
         rows += batch
         print(f"{len(rows)} pairs so far, {time.process_time():.0f} CPU seconds", flush=True)
+    grids = [path for kind in arguments.kinds if (path := arguments.folder / f"grid-{kind}.png").exists()]
+    if grids:
+        join_grids(grids, arguments.folder / "grid.png")
     sources = {row["prompt"]: row["source_right"] for row in rows}
     result = {"source_right": _mean([float(value) for value in sources.values()]), "controls": print_table(rows)}
     print(json.dumps({"prompts": len(sources), "steps": arguments.steps, "guidance": arguments.guidance, **result}))
