@@ -32,6 +32,7 @@ from torch import Tensor
 
 from benchmarks.miniature.verdicts import judge as judge_picture
 from benchmarks.miniature.verdicts import seen_in
+from restage.diffusion.allocation import keep_freed_memory
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.control import PairControl
@@ -276,6 +277,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/controls"))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     backbone = load_backbone(ASSETS / "text_to_image")
     models = (backbone.compiled() if arguments.compiled else backbone, load_clip(ASSETS / "clip"), load_probe(PROBE))
     controls = {name: CONTROLS[name] for name in arguments.controls}
