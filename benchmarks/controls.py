@@ -2,12 +2,13 @@
 
     python -m benchmarks.controls                        # 200 prompt pairs of each kind of edit
     python -m benchmarks.controls --prompts 20 --kinds recolour ground
-    python -m benchmarks.controls --prompts 96 --settings levers
+    python -m benchmarks.controls --compiled             # some minutes to compile, then faster
 
 Every setting edits the same sampled sources. A pair is *accepted* by the rule of the miniature. The probe, which was
 trained on renders, then says of each pair: *source right*: the source shows its caption; *edit right*: the edited
 picture shows its own, counted among pairs whose source is right; *layout kept*: the objects stand where they stood.
-Rows are kept in `--folder`, and a run that was stopped goes on there. The last line is JSON.
+Kinds are done in turn, four prompts each, so that a run that is cut off has equally many of each: rows are kept in
+`--folder`, and a run goes on there. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from benchmarks.miniature.verdicts import judge as judge_picture
 from benchmarks.miniature.verdicts import seen_in
+from restage.diffusion.allocation import keep_freed_memory
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.control import PairControl
@@ -217,7 +220,7 @@ def draw_grid(pictures: Sequence[Tensor], prompts: Sequence[PromptPair], names: 
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(["source", *names]):
-        for line, part in enumerate(name.split(", ")[:3]):
+        for line, part in enumerate(name.replace(" by ", ", by ").split(", ")[:3]):
             draw.text((left + column * side + 2, line * 9), part[:17], fill="black")
     for row, (strip, prompt) in enumerate(zip(pictures, prompts, strict=True)):
         y = 30 + row * (side + top)
@@ -228,26 +231,38 @@ def draw_grid(pictures: Sequence[Tensor], prompts: Sequence[PromptPair], names: 
     sheet.save(path)
 
 
-def run_kind(
-    models: tuple[Backbone, Any, Probe], kind: str, arguments: argparse.Namespace, controls: dict[str, ControlOptions]
+def join_grids(paths: Sequence[Path], path: Path, *, rows: int = 2) -> None:
+    """The heads of all kinds' grids, under one line of names."""
+    grids = [Image.open(each) for each in paths]
+    top, height = 30, rows * (96 + 16)
+    sheet = Image.new("RGB", (grids[0].width, top + height * len(grids)), "white")
+    sheet.paste(grids[0].crop((0, 0, grids[0].width, top)), (0, 0))
+    for i, grid in enumerate(grids):
+        sheet.paste(grid.crop((0, top, grid.width, top + height)), (0, top + i * height))
+    sheet.save(path)
+
+
+def run_all(
+    models: tuple[Backbone, Any, Probe], arguments: argparse.Namespace, controls: dict[str, ControlOptions]
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows of all prompts of a kind, batch by batch; those already in the folder are read."""
+    """Rows of all prompts, batch by batch, kinds in turn; those already in the folder are read."""
     sampler = SamplerConfig(num_steps=arguments.steps)
-    items = held_out_edits(kind, arguments.prompts)
-    for start in range(0, len(items), PROMPTS_PER_BATCH):
-        batch = items[start : start + PROMPTS_PER_BATCH]
-        path = arguments.folder / f"{kind}-{start:04d}.parquet"
-        if not path.exists():
-            rows, pictures = measure(models, batch, controls, guidance=arguments.guidance, sampler=sampler)
-            if start == 0:
-                prompts = [prompt for _, prompt in batch]
-                draw_grid(list(pictures), prompts, list(controls), arguments.folder / f"grid-{kind}.png")
-            with write_atomically(path) as temporary:
-                pq.write_table(pa.Table.from_pylist(rows), temporary)
-        for row in (rows := pq.read_table(path).to_pylist()):
-            row["reason"] = judge(PairScores(*(row[name] for name in PairScores._fields)), RULE)
-            row["accepted"] = not row["reason"]
-        yield rows
+    items = {kind: held_out_edits(kind, arguments.prompts) for kind in arguments.kinds}
+    for start in range(0, arguments.prompts, PROMPTS_PER_BATCH):
+        for kind in arguments.kinds:
+            batch = items[kind][start : start + PROMPTS_PER_BATCH]
+            path = arguments.folder / f"{kind}-{start:04d}.parquet"
+            if not path.exists():
+                rows, pictures = measure(models, batch, controls, guidance=arguments.guidance, sampler=sampler)
+                if start == 0:
+                    prompts = [prompt for _, prompt in batch]
+                    draw_grid(list(pictures), prompts, list(controls), arguments.folder / f"grid-{kind}.png")
+                with write_atomically(path) as temporary:
+                    pq.write_table(pa.Table.from_pylist(rows), temporary)
+            for row in (rows := pq.read_table(path).to_pylist()):
+                row["reason"] = judge(PairScores(*(row[name] for name in PairScores._fields)), RULE)
+                row["accepted"] = not row["reason"]
+            yield rows
 
 
 def main() -> None:
@@ -258,16 +273,21 @@ def main() -> None:
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
     parser.add_argument("--steps", type=int, default=SamplerConfig().num_steps)
     parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--compiled", action="store_true", help="compile the UNet")
     parser.add_argument("--folder", type=Path, default=Path("runs/controls"))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    models = (load_backbone(ASSETS / "text_to_image"), load_clip(ASSETS / "clip"), load_probe(PROBE))
+    keep_freed_memory()
+    backbone = load_backbone(ASSETS / "text_to_image")
+    models = (backbone.compiled() if arguments.compiled else backbone, load_clip(ASSETS / "clip"), load_probe(PROBE))
     controls = {name: CONTROLS[name] for name in arguments.controls}
     rows: list[dict[str, Any]] = []
-    for kind in arguments.kinds:
-        for batch in run_kind(models, kind, arguments, controls):
-            rows += batch
-        print(f"{kind}: {len(rows)} pairs so far", flush=True)
+    for batch in run_all(models, arguments, controls):
+        rows += batch
+        print(f"{len(rows)} pairs so far, {time.process_time():.0f} CPU seconds", flush=True)
+    grids = [path for kind in arguments.kinds if (path := arguments.folder / f"grid-{kind}.png").exists()]
+    if grids:
+        join_grids(grids, arguments.folder / "grid.png")
     sources = {row["prompt"]: row["source_right"] for row in rows}
     result = {"source_right": _mean([float(value) for value in sources.values()]), "controls": print_table(rows)}
     print(json.dumps({"prompts": len(sources), "steps": arguments.steps, "guidance": arguments.guidance, **result}))

@@ -3,16 +3,18 @@
     python -m benchmarks.pairs                                 # the miniature; about 12 minutes on two quiet cores
     python -m benchmarks.pairs --parts like_for_like control   # some parts of it
     python -m benchmarks.pairs --preset sd15 --device cuda     # Stable Diffusion 1.5's size, random weights, 512 px
-    python -m benchmarks.pairs --preset sd15 --size 128 --steps 2    # the same at a size that a CPU can do
+    python -m benchmarks.pairs --preset sd15 --size 64 --steps 2 --batch 4   # the same at a size that a CPU can do
 
 The other side is `tests/diffusion/explicit.py`, which tests hold to be equal: hooks, a controller in Python, maps in
-float32, those of at most 32 x 32 queries stored. All sides run in one process, in turn. The last line is JSON.
+float32, those of at most 32 x 32 queries stored. All sides run in one process, in turn, and keep freed memory as
+`restage pairs` does. The last line is JSON.
 
-- ratio_like_for_like: pairs a second, ours over explicit: DDIM, as many steps, float32, batches of 16 against 1.
+- ratio_like_for_like: pairs a second, ours over explicit: DDIM, as many steps, float32, batches of `--batch` against 1.
 - ratio_accepted: accepted pairs a second: ours at the defaults of `restage pairs` against the explicit form at the
   public ones (float32, DDIM, 50 steps, Prompt-to-Prompt's windows); same rule, prompts and guidance.
 - control_cost: how much dearer a batch of pairs is than a plain batch of as many pictures; 0 = not at all.
-- bytes_per_pair: peak memory above what was there before, per pair of a batch of 16; of the explicit form, of its one.
+  control_cost_cpu: the same by the CPU time of this process, for a machine that other work shares.
+- bytes_per_pair: peak memory above what was there before, per pair of a batch; of the explicit form, of its one.
 - share_of_limit: of the time of a UNet call under autocast, the part that its products of matrices would take at this
   machine's measured bfloat16 rate.
 """
@@ -20,6 +22,7 @@ float32, those of at most 32 x 32 queries stored. All sides run in one process, 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import os
@@ -28,7 +31,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,10 +39,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.controls import held_out_edits
 from benchmarks.stable_diffusion import random_stable_diffusion
+from restage.diffusion.allocation import keep_freed_memory
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.control_options import PROMPT_TO_PROMPT
-from restage.diffusion.pair_sampler import SamplerConfig
+from restage.diffusion.pair_sampler import SamplerConfig, map_size_of
 from restage.diffusion.sampler import latent_shape, sample_latents
 from restage.miniature.edit_model import RULE
 from restage.pairs.generate import GenerateConfig, PairJob, generate_pairs, make_jobs
@@ -59,23 +63,39 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
+class Times(NamedTuple):
+    """Seconds of one call."""
+
+    wall: float
+    cpu: float
+    """Of all threads of this process: what other processes on the same cores take is not in it."""
+
+
+def times(work: Callable[[], object]) -> Times:
+    """Time one call."""
     synchronise()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     work()
     synchronise()
-    return time.perf_counter() - start
+    return Times(time.perf_counter() - start, time.process_time() - cpu_start)
 
 
-def rounds_of(works: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Seconds of each, measured in turn, so that all share the weather; a first round is left out."""
-    return [[seconds(work) for work in works] for _ in range(repeats + 1)][1:]
+def rounds_of(works: Sequence[Callable[[], object]], repeats: int) -> list[list[Times]]:
+    """Times of each, measured in turn, so that all share the weather; a first round is left out.
+
+    Every other round goes the other way about, so that none always comes after the same one.
+    """
+    rounds = []
+    for i in range(repeats + 1):
+        found = [times(work) for work in works[:: -1 if i % 2 else 1]]
+        rounds.append(found[:: -1 if i % 2 else 1])
+    return rounds[1:]
 
 
 def in_turn(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
     """Median seconds of each."""
-    return [statistics.median(column) for column in zip(*rounds_of(works, repeats), strict=True)]
+    columns = zip(*rounds_of(works, repeats), strict=True)
+    return [statistics.median(times.wall for times in column) for column in columns]
 
 
 def peak_of_child(work: Callable[[], object]) -> int:
@@ -84,6 +104,7 @@ def peak_of_child(work: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)  # threads do not outlive a fork
+        ctypes.CDLL(None).malloc_trim(0)  # memory that the parent has freed and kept would hide what is taken
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the parent: begin anew
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         work()
@@ -108,7 +129,7 @@ def prompts_of(count: int) -> list[PromptPair]:
 
 def explicit_pair(backbone: Backbone, job: PairJob, *, steps: int, guidance: float) -> tuple[Tensor, Controller]:
     """Latents of source and edit by the explicit form, and its controller with all maps."""
-    prompt = job.prompt
+    prompt, shape = job.prompt, latent_shape(backbone)
     controller = Controller(
         backbone.tokenizer,
         prompt.source,
@@ -117,8 +138,8 @@ def explicit_pair(backbone: Backbone, job: PairJob, *, steps: int, guidance: flo
         words=prompt.words,
         options=PROMPT_TO_PROMPT,
         num_steps=steps,
+        map_size=map_size_of(backbone.unet.config, shape[1]),
     )
-    shape = latent_shape(backbone)
     *_, latents = explicit_steps(backbone, controller, seed=job.seed, guidance=guidance, shape=shape)
     return latents, controller
 
@@ -130,8 +151,10 @@ class Benchmark:
         """Prepare prompts and settings."""
         self.fast, self.arguments = backbone, arguments
         self.exact = dataclasses.replace(backbone, has_autocast=False)
-        self.config = GenerateConfig()
-        prompts = prompts_of(max(arguments.prompts, 32))
+        self.config = GenerateConfig(batch_size=arguments.batch)
+        if arguments.preset == "sd15":
+            self.config = dataclasses.replace(self.config, sampler=SamplerConfig(num_steps=arguments.steps))
+        prompts = prompts_of(max(arguments.prompts, 2 * arguments.batch))
         self.jobs = make_jobs(prompts, self.config, samples_per_prompt=1, run_seed=1234)
 
     def _like(self, steps: int, batch_size: int) -> GenerateConfig:
@@ -149,7 +172,8 @@ class Benchmark:
 
     def like_for_like(self) -> dict[str, Any]:
         """Pairs a second at the same work, for batches of 1 to 32."""
-        steps, sizes = self.arguments.steps, (1, 4, 16, 32)
+        steps, batch = self.arguments.steps, self.arguments.batch
+        sizes = sorted({1, 4, batch, 2 * batch})
         job, guidance = self.jobs[0], self.config.guidance
 
         def ours(size: int) -> Callable[[], object]:
@@ -161,13 +185,20 @@ class Benchmark:
             latents, _ = explicit_pair(self.exact, job, steps=steps, guidance=guidance)
             self.exact.decode_latents(latents)
 
-        times = in_turn([explicit, *(ours(size) for size in sizes)], self.arguments.repeats)
-        ratios = {size: times[0] / (t / size) for size, t in zip(sizes, times[1:], strict=True)}
+        rounds = rounds_of([explicit, *(ours(size) for size in sizes)], self.arguments.repeats)
+        walls, cpus = (
+            [statistics.median(getattr(t, clock) for t in column) for column in zip(*rounds, strict=True)]
+            for clock in ("wall", "cpu")
+        )
+        ratios, ratios_cpu = (
+            {size: t[0] / (own / size) for size, own in zip(sizes, t[1:], strict=True)} for t in (walls, cpus)
+        )
         print("like for like, by batch size:", {size: round(ratio, 2) for size, ratio in ratios.items()}, flush=True)
         return {
-            "ratio_like_for_like": ratios[16],
+            "ratio_like_for_like": ratios[batch],
             "ratio_like_for_like_by_batch": ratios,
-            "explicit_pairs_per_s": 1 / times[0],
+            "ratio_like_for_like_cpu_by_batch": ratios_cpu,
+            "explicit_pairs_per_s": 1 / walls[0],
         }
 
     def control(self) -> dict[str, Any]:
@@ -187,13 +218,15 @@ class Benchmark:
             self.fast.decode_latents(last.latents)
 
         rounds = rounds_of([lambda: generate_pairs(self.fast, jobs, config), plain], 4 * self.arguments.repeats)
-        costs = [controlled / free - 1 for controlled, free in rounds]
-        print("control on and off, s:", [[round(s, 2) for s in both] for both in rounds], flush=True)
-        return {
-            "control_cost": statistics.median(costs),
-            "control_cost_quartiles": statistics.quantiles(costs, n=4)[::2],
-            "control_cost_of_fastest": min(r[0] for r in rounds) / min(r[1] for r in rounds) - 1,
-        }
+        found: dict[str, Any] = {}
+        for suffix, clock in (("", "wall"), ("_cpu", "cpu")):
+            pairs = [[getattr(both, clock) for both in each] for each in rounds]
+            costs = [controlled / free - 1 for controlled, free in pairs]
+            print(f"control on and off, {clock} s:", [[round(s, 2) for s in both] for both in pairs], flush=True)
+            found[f"control_cost{suffix}"] = statistics.median(costs)
+            found[f"control_cost{suffix}_quartiles"] = statistics.quantiles(costs, n=4)[::2]
+            found[f"control_cost{suffix}_of_fastest"] = min(p[0] for p in pairs) / min(p[1] for p in pairs) - 1
+        return found
 
     def _accepted(self, pictures: Sequence[tuple[Tensor, Tensor, Tensor]], jobs: Sequence[PairJob]) -> float:
         clip = load_clip(ASSETS / "clip")
@@ -204,14 +237,14 @@ class Benchmark:
     def _ours(self, config: GenerateConfig, jobs: Sequence[PairJob]) -> dict[str, float]:
         """Acceptance and pairs a second of our side; a first batch is made to warm up."""
         generate_pairs(self.fast, jobs[: config.batch_size], config)
-        made, elapsed = [], 0.0
+        made, spent = [], []
         for start in range(0, len(jobs), config.batch_size):
             batch = jobs[start : start + config.batch_size]
-            elapsed += seconds(lambda batch=batch: made.append(generate_pairs(self.fast, batch, config)[:3]))
-        return {"accepted": self._accepted(made, jobs), "pairs_per_s": len(jobs) / elapsed}
+            spent.append(times(lambda batch=batch: made.append(generate_pairs(self.fast, batch, config)[:3])))
+        return {"accepted": self._accepted(made, jobs), **_rates(len(jobs), spent)}
 
     def _explicit(self, jobs: Sequence[PairJob]) -> dict[str, float]:
-        made, elapsed = [], 0.0
+        made, spent = [], []
 
         def make(job: PairJob) -> None:
             latents, controller = explicit_pair(self.exact, job, steps=PUBLIC_STEPS, guidance=self.config.guidance)
@@ -220,17 +253,21 @@ class Benchmark:
             made.append((images[:1], images[1:], mask[None]))
 
         for job in jobs:
-            elapsed += seconds(lambda job=job: make(job))
-        return {"accepted": self._accepted(made, jobs), "pairs_per_s": len(jobs) / elapsed}
+            spent.append(times(lambda job=job: make(job)))
+        return {"accepted": self._accepted(made, jobs), **_rates(len(jobs), spent)}
 
     def accepted(self) -> dict[str, Any]:
         """Accepted pairs a second, ours at its defaults against the explicit form at the public ones."""
         jobs = self.jobs[: self.arguments.prompts]
         ours, explicit = self._ours(self.config, jobs), self._explicit(jobs)
         print(f"as used: ours {ours}, explicit {explicit}", flush=True)
-        rates = [side["accepted"] * side["pairs_per_s"] for side in (ours, explicit)]
+        wall, cpu = (
+            ours["accepted"] * ours[rate] / (explicit["accepted"] * explicit[rate])
+            for rate in ("pairs_per_s", "pairs_per_cpu_s")
+        )
         return {
-            "ratio_accepted": rates[0] / rates[1],
+            "ratio_accepted": wall,
+            "ratio_accepted_cpu": cpu,
             "pairs_per_s": ours["pairs_per_s"],
             "accepted": ours["accepted"],
             "accepted_explicit": explicit["accepted"],
@@ -275,9 +312,10 @@ class Benchmark:
 
     def memory(self) -> dict[str, Any]:
         """Peak memory of one call above what was there before."""
-        config = self._like(2, 16)
+        batch = self.arguments.batch
+        config = self._like(2, batch)
         works: dict[str, Callable[[], object]] = {
-            "ours": lambda: generate_pairs(self.exact, self._jobs(16, config), config),
+            "ours": lambda: generate_pairs(self.exact, self._jobs(batch, config), config),
             "explicit": lambda: explicit_pair(self.exact, self.jobs[0], steps=2, guidance=self.config.guidance),
         }
         peaks = {}
@@ -289,7 +327,7 @@ class Benchmark:
                 peaks[name] = torch.cuda.max_memory_allocated() - before
             else:
                 peaks[name] = peak_of_child(work)
-        ours, explicit = peaks["ours"] / 16, peaks["explicit"]
+        ours, explicit = peaks["ours"] / batch, peaks["explicit"]
         print(f"memory per pair: ours {ours / 2**20:.0f} MiB, explicit {explicit / 2**20:.0f} MiB", flush=True)
         return {"bytes_per_pair": round(ours), "bytes_per_pair_explicit": explicit}
 
@@ -311,6 +349,14 @@ class Benchmark:
         return {"share_of_limit": counter.get_total_flops() / rate / call, "ms_per_pair_step": 1e3 * call / rows * 4}
 
 
+def _rates(count: int, spent: Sequence[Times]) -> dict[str, float]:
+    """Pairs a second by the clock, and by the CPU."""
+    return {
+        "pairs_per_s": count / sum(each.wall for each in spent),
+        "pairs_per_cpu_s": count / sum(each.cpu for each in spent),
+    }
+
+
 def _from(source: PairJob, job: PairJob) -> PromptPair:
     """The prompt pair of a job with another's source caption: no sensible edit, but the same work."""
     return dataclasses.replace(job.prompt, source=source.prompt.source, swaps=(), words=())
@@ -330,11 +376,15 @@ def main() -> None:
     parser.add_argument("--preset", choices=("miniature", "sd15"), default="miniature")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=None)
     parser.add_argument("--prompts", type=int, default=56, help="of the parts that count accepted pairs")
-    parser.add_argument("--steps", type=int, default=6, help="of the parts that compare like with like")
+    parser.add_argument(
+        "--steps", type=int, default=6, help="of the parts that compare like with like; of all for sd15"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="pairs in a call of ours")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--size", type=int, default=512, help="of pictures, for sd15")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    keep_freed_memory()
     if arguments.preset == "miniature":
         backbone, parts = load_backbone(ASSETS / "text_to_image", arguments.device), PARTS
     else:

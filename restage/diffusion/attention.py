@@ -1,9 +1,10 @@
 """Attention control as algebra on the values: what the edit branch attends to is taken from the source branch.
 
 Replacing, refining, reweighting and injecting attention are all linear in the probabilities along the key axis, so
-each is a change of queries, keys or values before the usual fused attention; no probability map is ever in memory. A
-batch is [sources | edits], for guidance twice, [unconditional | conditional]; several edits may share a source. The
-control of a step is an argument of the UNet call: one set of processors, and one compiled UNet, serve all steps.
+each is a change of queries, keys or values before the usual fused attention. No probability map is in memory but, one
+layer at a time, those that the word maps of small layers are taken from. A batch is [sources | edits], for guidance
+twice, [unconditional | conditional]; several edits may share a source. The control of a step is an argument of the
+UNet call: one set of processors, and one compiled UNet, serve all steps.
 """
 
 from __future__ import annotations
@@ -111,26 +112,49 @@ def _source_rows(control: StepControl, edits_start: int) -> slice | Tensor:
     return slice(start, edits_start) if control.is_one_to_one else control.source_of + start
 
 
+def _rows(x: Float[Tensor, "rows heads length inner"], rows: Tensor) -> Float[Tensor, "some heads length inner"]:
+    """Rows in the order of memory that projections have, so that whole rows are copied."""
+    return x.transpose(1, 2).index_select(0, rows).transpose(1, 2)
+
+
 def _cross_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, control: StepControl) -> Tensor:
-    """`SDPA(Q_s, K_s, M diag(g_s) V_e) + SDPA(Q_e, K_e, diag(g_e) V_e)` for the edits of the conditional half."""
+    """`SDPA(Q_s, K_s, M diag(g_s) V_e) + SDPA(Q_e, K_e, diag(g_e) V_e)` for the edits of the conditional half.
+
+    Edits with `g_e = 0` (words were swapped, no more) have the first term in the place of the second, which costs
+    nothing. A compiled UNet adds both for all, since its shapes must not vary.
+    """
     if key.shape[2] != control.source_gain.shape[1]:
         raise InputError(f"control is for {control.source_gain.shape[1]} tokens, the text has {key.shape[2]}")
     _num_halves(control, query.shape[0])
-    edit = slice(query.shape[0] - len(control), query.shape[0])
-    source = _source_rows(control, edit.start)
+    start, is_compiling = query.shape[0] - len(control), torch.compiler.is_compiling()
+    sources = control.source_of + (start - control.num_sources)
     source_gain, own_gain = (g[:, None, :, None].to(value.dtype) for g in (control.source_gain, control.own_gain))
-    moved = control.word_map[:, None].to(value.dtype) @ (source_gain * value[edit])
-    value = torch.cat([value[: edit.start], own_gain * value[edit]])
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    source_mask = None if mask is None else mask[source]
-    from_source = F.scaled_dot_product_attention(query[source], key[source], moved, attn_mask=source_mask)
+    moved = control.word_map[:, None].to(value.dtype) @ (source_gain * value[start:])
+    own, own_query, own_key, own_mask = own_gain * value[start:], query, key, mask
+    if not is_compiling and len(control.whole):
+        own = own.index_copy(0, control.whole, moved[control.whole])
+        place = torch.arange(query.shape[0], device=query.device)
+        place[start + control.whole] = sources[control.whole]
+        own_query, own_key = _rows(query, place), _rows(key, place)
+        own_mask = None if mask is None else mask[place]
+    own = torch.cat([value[:start], own])
+    out = F.scaled_dot_product_attention(own_query, own_key, own, attn_mask=own_mask)
+    if is_compiling or len(control.mixed) == len(control):
+        of, to = _source_rows(control, start), slice(start, None)
+        of_query, of_key = query[of], key[of]
+    elif len(control.mixed):
+        of, to, moved = sources[control.mixed], start + control.mixed, moved[control.mixed]
+        of_query, of_key = _rows(query, of), _rows(key, of)
+    else:
+        return out
+    from_source = F.scaled_dot_product_attention(of_query, of_key, moved, attn_mask=None if mask is None else mask[of])
     out = out.clone() if out.requires_grad else out
-    out[edit] += from_source
+    out[to] += from_source
     return out
 
 
 def _record(query: Tensor, key: Tensor, mask: Tensor | None, control: StepControl) -> None:
-    """Sum the probabilities of the chosen words, as attention over indicators of them in place of the values."""
+    """Sum the probabilities of the chosen words; of one small layer at a time, they are cheaper whole than fused."""
     assert control.words is not None and control.maps is not None
     count, edits_start = query.shape[0], query.shape[0] - len(control)
     rows = _source_rows(control, edits_start)
@@ -138,15 +162,10 @@ def _record(query: Tensor, key: Tensor, mask: Tensor | None, control: StepContro
         rows = slice(rows.start, count)
     else:
         rows = torch.cat([rows, torch.arange(edits_start, count, device=query.device)])
-    indicator = torch.zeros(2 * len(control), 1, *key.shape[2:], dtype=key.dtype, device=key.device)
-    indicator[:, 0, :, :2] = control.words.transpose(1, 2).to(key.dtype)
-    out = F.scaled_dot_product_attention(
-        query[rows],
-        key[rows],
-        indicator.expand(-1, key.shape[1], -1, -1),
-        attn_mask=None if mask is None else mask[rows],
-    )
-    control.maps.add(out[..., :2].mean(dim=1).transpose(1, 2))
+    scores = query[rows] @ key[rows].transpose(-1, -2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * query.shape[-1] ** -0.5
+    mean = (scores if mask is None else scores + mask[rows]).softmax(-1).mean(dim=1)
+    control.maps.add((mean @ control.words.transpose(1, 2).to(mean.dtype)).transpose(1, 2))
 
 
 class ControlledProcessor:
@@ -231,19 +250,34 @@ def attention_layers(unet: nn.Module) -> list[Attention]:
     return layers
 
 
-_PROCESSORS: WeakKeyDictionary[nn.Module, list[ControlledProcessor]] = WeakKeyDictionary()
+class _Hooks(NamedTuple):
+    """The attention layers of a UNet, and what is put in their places."""
+
+    names: tuple[str, ...]
+    layers: list[Attention]
+    processors: list[ControlledProcessor]
 
 
-def _processors_of(unet: nn.Module, layers: list[Attention]) -> list[ControlledProcessor]:
-    """Those of a UNet, always the same objects, so that a compiled UNet need not be compiled again."""
-    if unet not in _PROCESSORS:
-        num_called = {True: 0, False: 0}
-        made = []
-        for layer in layers:
-            made.append(ControlledProcessor(2 * num_called[layer.is_cross_attention] / len(layers)))
-            num_called[layer.is_cross_attention] += 1
-        _PROCESSORS[unet] = made
-    return _PROCESSORS[unet]
+_HOOKS: WeakKeyDictionary[nn.Module, _Hooks] = WeakKeyDictionary()
+
+
+def _hooks_of(unet: nn.Module) -> _Hooks:
+    """Those of a UNet, always the same objects, so that a compiled UNet need not be compiled again.
+
+    Layers are looked for once for each UNet, and again when one of them was replaced.
+    """
+    known = _HOOKS.get(unet)
+    if known is not None and all(unet.get_submodule(name) is x for name, x in zip(*known[:2], strict=True)):
+        return known
+    layers = attention_layers(unet)
+    names = {module: name for name, module in unet.named_modules()}
+    num_called = {True: 0, False: 0}
+    processors = []
+    for layer in layers:
+        processors.append(ControlledProcessor(2 * num_called[layer.is_cross_attention] / len(layers)))
+        num_called[layer.is_cross_attention] += 1
+    _HOOKS[unet] = _Hooks(tuple(names[layer] for layer in layers), layers, processors)
+    return _HOOKS[unet]
 
 
 @contextlib.contextmanager
@@ -255,8 +289,7 @@ def controlled(unet: nn.Module) -> Iterator[None]:
         RuntimeError: control reached some layers and others not.
     """
     unet = getattr(unet, "_orig_mod", unet)  # of a compiled module
-    layers = attention_layers(unet)
-    processors = _processors_of(unet, layers)
+    _, layers, processors = _hooks_of(unet)
     before: list[Any] = [layer.processor for layer in layers]
     try:
         for layer, processor in zip(layers, processors, strict=True):

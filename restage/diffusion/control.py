@@ -164,6 +164,7 @@ class PairControl:
         is_open = _is_open(cross.window, step, num_steps).float()
         source_gain = is_open * cross.strength * cross.shared
         own_gain = is_open * cross.strength * (1 - cross.shared) + 1 - is_open
+        takes, has_own = (source_gain != 0).any(dim=1), (own_gain != 0).any(dim=1)
         kind = torch.where(_is_open(own.window, step, num_steps), own.kind, NO_SELF)
         is_on = kind != NO_SELF
         gates = SelfGates(kind, own.max_size, own.first_layer, own.has_unconditional, source_of)
@@ -179,6 +180,8 @@ class PairControl:
             word_map=cross.word_map.to(device),
             source_gain=source_gain.to(device),
             own_gain=own_gain.to(device),
+            whole=(takes & ~has_own).nonzero()[:, 0].to(device),
+            mixed=(takes & has_own).nonzero()[:, 0].to(device),
             is_inject_on=bool((kind == INJECT).any()),
             is_mutual_on=bool((kind == MUTUAL).any()),
             gates=gates.to(device),
@@ -235,6 +238,10 @@ class StepControl:
     """Factor on the source's attention, moved to the edit token."""
     own_gain: Float[Tensor, "pairs tokens"]
     """Factor on the edit token's own attention."""
+    whole: Int[Tensor, " whole"]
+    """Pairs whose cross attention is their source's altogether."""
+    mixed: Int[Tensor, " mixed"]
+    """Pairs whose cross attention is partly their source's and partly their own."""
     is_inject_on: bool
     is_mutual_on: bool
     gates: SelfGates

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from restage.diffusion.allocation import keep_freed_memory
 from restage.diffusion.backbone import Backbone
 from restage.pairs.generate import GenerateConfig, GeneratedPairs, PairJob, generate_pairs, make_control
 from restage.pairs.score import ImageTextModel, PairScores, score_pairs
@@ -75,6 +76,8 @@ class LoadedMaker:
 
     def open(self, device: str) -> LoadedMaker:
         """Itself, where it lies."""
+        if self.backbone.device.type == "cpu":
+            keep_freed_memory()
         return self
 
     def check(self, job: PairJob) -> None:
@@ -117,7 +120,8 @@ class ModelMaker:
         found = content_id("models", [folder_sha256(text_to_image), folder_sha256(clip)])
         if found != self.id:
             raise InputError(f"the models in {text_to_image} and {clip} are others than the campaign's; copy them here")
-        return LoadedMaker(load_backbone(text_to_image, device), load_clip(clip, device), self.generate, self.id)
+        backbone = load_backbone(text_to_image, device)
+        return LoadedMaker(backbone, load_clip(clip, device), self.generate, self.id).open(device)
 
 
 def _assets() -> Path:

@@ -205,6 +205,26 @@ def test_processors_are_restored_after_an_error(unet):
     assert all(unet.attn_processors[name] is before[name] for name in before)
 
 
+def test_a_layer_that_was_replaced_is_controlled_like_the_others():
+    layers, control = TwoLayers(), CASES["replace"].control().at_step(0, NUM_STEPS)
+    hidden, text = draw(2, 64, 32), draw(2, 24, 32, seed=1)
+    with controlled(layers):
+        before = layers(hidden, text, control=control)
+    layers.cross = Attention(32, cross_attention_dim=32, heads=4, dim_head=8).double()
+    free = layers(hidden, text)
+    with controlled(layers):
+        after = layers(hidden, text, control=control)
+    torch.testing.assert_close(after[0], before[0])
+    torch.testing.assert_close(after[1][0], free[1][0])  # the source
+    assert (after[1][1] - free[1][1]).abs().mean() > 1e-3
+
+
+def test_only_edits_that_keep_attention_of_their_own_cost_more():
+    swaps, phrase = CASES["replace"].control(), CASES["refine and reweight"].control()
+    control = PairControl.merge([swaps, phrase, CASES["InstructPix2Pix"].control()]).at_step(0, NUM_STEPS)
+    assert control.whole.tolist() == [0] and control.mixed.tolist() == [1]
+
+
 def test_layers_that_control_did_not_reach_are_an_error(unet):
     latents, text = draw(4, 4, 16, 16), draw(4, 24, 32)
     first = next(module for module in unet.modules() if isinstance(module, Attention))
