@@ -59,7 +59,7 @@ PAIRS = PairsConfig(
 )
 # Hardly any guidance: in most pairs little changes, so that the filter has something to do.
 WEAK_PAIRS = replace(PAIRS, generate=replace(PAIRS.generate, guidance=0.25))
-NUM_WEAK_PROMPTS = 192
+NUM_WEAK_PROMPTS = 160
 NO_RULE = PairRule(
     min_image_similarity=-2.0,
     min_direction_similarity=-2.0,
@@ -110,12 +110,13 @@ def make_a(folder: Path) -> None:
     set_method(run, METHOD)
 
 
-def make_weak_a(a: Path, folder: Path) -> None:
-    """A run like A whose pairs need the filter: most show little change."""
+def make_weak_a(b: Path, folder: Path) -> None:
+    """A run like A on B's pairs, most of which show little change, with the filter on."""
     if (folder / "edit" / "stage.json").exists():
         return
-    run = copied(a, folder, "world", "scenes")
-    make_model(run, WEAK_PAIRS, TRAIN, num_prompts=NUM_WEAK_PROMPTS)
+    run = copied(b, folder, "world", "scenes", "prompts", "pairs")
+    work(make_pairs(run, WEAK_PAIRS, models_in(), is_rejudging=True))
+    work(run_train(run, TRAIN, start=models_in().edit_model))
     set_method(run, METHOD)
 
 
@@ -211,7 +212,7 @@ def plant_captions(a: Path, folder: Path) -> None:
 
 
 def plant_selection(a: Path, folder: Path) -> None:
-    """No pair is rejected; both runs make theirs with hardly any guidance."""
+    """No pair is rejected, of those that were made with hardly any guidance; A is judged by the rule."""
     run = copied(a, folder, "world", "scenes")
     make_model(run, replace(WEAK_PAIRS, rule=NO_RULE), retrained(TRAIN, 1), num_prompts=NUM_WEAK_PROMPTS)
     set_method(run, HARMLESS)
@@ -241,12 +242,12 @@ def main(settings: Settings) -> None:
     results = {}
     for fault in settings.faults:
         a, b = good, settings.out / fault
-        if fault == "selection":
-            a = settings.out / "a_weak_pairs"
-            make_weak_a(good, a)
         if not (b / "planted.json").exists():
             PLANT[fault](a, b)
             write_json(b / "planted.json", {"fault": fault, "what": PLANT[fault].__doc__})
+        if fault == "selection":
+            a = settings.out / "a_weak_pairs"
+            make_weak_a(b, a)
         started_s = time.monotonic()
         work(run_diagnose(a, b, config, models=models_in(), cache=settings.out / "trials"))
         found = read_json(b / "diagnose" / "diagnosis.json")

@@ -3,7 +3,7 @@
     restage study benchmarks/small_study.py --out runs/small_study
     restage report runs/small_study --formats page latex slides zip
 
-78 edits of three unseen worlds at 64 pixels: enough to see how studies and reports look, and too little to rank
+84 edits of three unseen worlds at 64 pixels: enough to see how studies and reports look, and too little to rank
 methods that are close.
 """
 
