@@ -52,12 +52,14 @@ NUM_SCENES = 8
 KINDS = ("ground", "time")
 """Edits that the miniature's edit model can do: where A fails too, there is nothing to lose."""
 PROMPTS = PromptsConfig(num_prompts=96, kinds=("ground", "time", "recolour"))
-# Hardly any guidance: many pictures do not show their captions, so that the filter has something to do.
 PAIRS = PairsConfig(
-    generate=GenerateConfig(sampler=SamplerConfig(num_steps=8), guidance=0.25, self_share=(0.6, 0.9)),
+    generate=GenerateConfig(sampler=SamplerConfig(num_steps=8), guidance=1.0, self_share=(0.6, 0.9)),
     rule=RULE,
     pairs_per_shard=32,
 )
+# Hardly any guidance: in most pairs little changes, so that the filter has something to do.
+WEAK_PAIRS = replace(PAIRS, generate=replace(PAIRS.generate, guidance=0.25))
+NUM_WEAK_PROMPTS = 160
 NO_RULE = PairRule(
     min_image_similarity=-2.0,
     min_direction_similarity=-2.0,
@@ -66,7 +68,7 @@ NO_RULE = PairRule(
     min_mask_share=0.0,
 )
 TRAIN = TrainConfig(
-    training=TrainingConfig(num_steps=30, batch_size=16, learning_rate=5e-4, num_warmup_steps=5, ema_decay=0.8),
+    training=TrainingConfig(num_steps=120, batch_size=8, learning_rate=5e-4, num_warmup_steps=5, ema_decay=0.9),
     weights=LossWeights(mask=0.1, changed=1.0),
 )
 METHOD = Restage(num_key_views=4, noise_levels=(1.0,), color_steps=30, shape_steps=30)
@@ -80,7 +82,7 @@ class Settings:
 
     out: Path = Path("runs/diagnose")
     faults: tuple[str, ...] = ("guidance", "captions", "cameras", "selection", "noise_range", "none")
-    cases: int = 6
+    cases: int = 8
     time_budget_s: float = 3600.0
 
 
@@ -108,19 +110,34 @@ def make_a(folder: Path) -> None:
     set_method(run, METHOD)
 
 
-def make_model(run: RunFolder, pairs: PairsConfig, train: TrainConfig) -> None:
-    work(run_prompts(run, PROMPTS))
+def make_weak_a(b: Path, folder: Path) -> None:
+    """A run like A on B's pairs, most of which show little change, with the filter on."""
+    if (folder / "edit" / "stage.json").exists():
+        return
+    run = copied(b, folder, "world", "scenes", "prompts", "pairs")
+    work(make_pairs(run, WEAK_PAIRS, models_in(), is_rejudging=True))
+    work(run_train(run, TRAIN, start=models_in().edit_model))
+    set_method(run, METHOD)
+
+
+def make_model(
+    run: RunFolder, pairs: PairsConfig, train: TrainConfig, *, num_prompts: int = PROMPTS.num_prompts
+) -> None:
+    work(run_prompts(run, replace(PROMPTS, num_prompts=num_prompts)))
     work(make_pairs(run, pairs, models_in()))
     work(run_train(run, train, start=models_in().edit_model))
 
 
 def copied(a: Path, folder: Path, *stages: str, seed: int = 0) -> RunFolder:
-    """A new run with the results of some stages of A."""
-    if folder.exists():
+    """A new run with the results of some stages of A; one that was begun goes on."""
+    mark = folder / "copied.json"
+    if folder.exists() and not mark.exists():
         shutil.rmtree(folder)
     run = open_run(folder, seed=seed)
-    for stage in stages:
-        shutil.copytree(a / stage, folder / stage, ignore=shutil.ignore_patterns("state.pt", "cache"))
+    if not mark.exists():
+        for stage in stages:
+            shutil.copytree(a / stage, folder / stage, ignore=shutil.ignore_patterns("state.pt", "cache"))
+        write_json(mark, {"stages": stages})
     return run
 
 
@@ -149,7 +166,7 @@ def plant_cameras(a: Path, folder: Path) -> None:
         if not path.is_dir():
             continue
         target = folder / "scenes" / path.name
-        shutil.copytree(path / "truth", target / "truth")
+        shutil.copytree(path / "truth", target / "truth", dirs_exist_ok=True)
         shutil.copy(path / "description.json", target / "description.json")
         capture = read_capture(path / "capture")
         cameras = replace(capture.cameras, camera_to_world=shifted(capture.cameras.camera_to_world, path.name))
@@ -173,8 +190,8 @@ def shifted(poses: torch.Tensor, name: str) -> torch.Tensor:
 def plant_captions(a: Path, folder: Path) -> None:
     """Each pair has the captions and the instruction of another one."""
     run = copied(a, folder, "prompts", "pairs", "world", "scenes")
-    marks = done_shards(folder / "pairs")
-    pairs, rows = list(read_pairs(folder / "pairs")), read_rows(folder / "pairs")
+    marks = done_shards(a / "pairs")
+    pairs, rows = list(read_pairs(a / "pairs")), read_rows(a / "pairs")
     order = np.roll(np.random.default_rng(0).permutation(len(pairs)), 1)
     texts = dict(zip((pairs[i].id for i in order), (pairs[i].prompt for i in np.roll(order, 1)), strict=True))
     pairs = [replace(pair, prompt=texts[pair.id]) for pair in pairs]
@@ -187,7 +204,7 @@ def plant_captions(a: Path, folder: Path) -> None:
         own = rows[start : start + mark["num_pairs"]]
         start += mark["num_pairs"]
         names = {row["id"] for row in own}
-        (folder / "pairs" / f"shard-{index:05d}.done").unlink()
+        (folder / "pairs" / f"shard-{index:05d}.done").unlink(missing_ok=True)
         facts = {name: mark[name] for name in ("content", "rule") if name in mark}
         write_shard(folder / "pairs", index, pairs=[p for p in pairs if p.id in names], rows=own, facts=facts)
     work(run_train(run, retrained(TRAIN, 1), start=models_in().edit_model))
@@ -195,9 +212,9 @@ def plant_captions(a: Path, folder: Path) -> None:
 
 
 def plant_selection(a: Path, folder: Path) -> None:
-    """No pair is rejected."""
+    """No pair is rejected, of those that were made with hardly any guidance; A is judged by the rule."""
     run = copied(a, folder, "world", "scenes")
-    make_model(run, replace(PAIRS, rule=NO_RULE), retrained(TRAIN, 1))
+    make_model(run, replace(WEAK_PAIRS, rule=NO_RULE), retrained(TRAIN, 1), num_prompts=NUM_WEAK_PROMPTS)
     set_method(run, HARMLESS)
 
 
@@ -219,15 +236,18 @@ PLANT: dict[str, Callable[[Path, Path], None]] = {
 
 
 def main(settings: Settings) -> None:
-    a = settings.out / "a"
-    make_a(a)
+    good = settings.out / "a"
+    make_a(good)
     config = DiagnoseConfig(max_cases=settings.cases, time_budget_s=settings.time_budget_s, editor_steps=5)
     results = {}
     for fault in settings.faults:
-        b = settings.out / fault
+        a, b = good, settings.out / fault
         if not (b / "planted.json").exists():
             PLANT[fault](a, b)
             write_json(b / "planted.json", {"fault": fault, "what": PLANT[fault].__doc__})
+        if fault == "selection":
+            a = settings.out / "a_weak_pairs"
+            make_weak_a(b, a)
         started_s = time.monotonic()
         work(run_diagnose(a, b, config, models=models_in(), cache=settings.out / "trials"))
         found = read_json(b / "diagnose" / "diagnosis.json")

@@ -134,10 +134,10 @@ def draw_examples(run_path: Path, pairs: Sequence[Misled], path: Path) -> None:
             shown.append((_view(run_path, one), text))
         for axis, (image, text) in zip(row, shown, strict=True):
             axis.imshow(image)
-            axis.set_title(text, fontsize=7)
+            axis.set_title(text, fontsize=6.5)
             axis.axis("off")
         for axis, name, caption in zip(row[:2], ("before", "truth"), case.captions, strict=True):
-            axis.set_title(f"{name}: " + textwrap.fill(caption, 40), fontsize=6)
+            axis.set_title(textwrap.fill(f"{name}: {caption}", 38), fontsize=6.5)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ NONE = frozenset[str]()
 AS_IT_IS: tuple[Kind, ...] = ("whole", "exact masks", "exact", "single views", "scene")
 MIN_CASES = 3
 MEASURES = {"progress": "progress", "psnr_db": "PSNR of the result, dB"}
-"""What is explained: the first of these in which the runs differ. Progress says how far the edit got; where it says
-nothing, the PSNR of whole views tells whether the pictures are worse, such as by a scene that is not sharp."""
+"""What is explained: the first of these for which a part is to blame. Progress says how far the edit got; where it
+blames nothing, the PSNR of whole views tells whether the pictures are worse, such as by a scene that is not sharp."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ def diagnose(
         )
         for measure in MEASURES
     }
-    measure = next((name for name in MEASURES if _says_something(attributions[name], name, config)), "progress")
+    measure = _choose_measure(attributions, config)
     attribution, values = attributions[measure], {side: _values(whole[side], measure) for side in "AB"}
     parts = yield from _look_into(work, attribution, measure, values, frozenset(top))
     return Diagnosis(
@@ -253,13 +253,24 @@ def is_to_blame(share: Share, measure: str, config: DiagnoseConfig, *, num_parts
     return share.share.is_clear_of(num_tests) and abs(share.share.mean) >= smallest_effect(measure, config)
 
 
-def _says_something(attribution: Attribution, measure: str, config: DiagnoseConfig) -> bool:
-    """Whether the runs, or parts of them, differ in this measure."""
-    num_parts, total = len(attribution.shares), attribution.total
-    is_whole = total.is_clear_of(1 if measure == "progress" else 2)
-    return (is_whole and abs(total.mean) >= smallest_effect(measure, config)) or any(
-        is_to_blame(share, measure, config, num_parts=num_parts) for share in attribution.shares
-    )
+def _choose_measure(attributions: Mapping[str, Attribution], config: DiagnoseConfig) -> str:
+    """The first measure for which a part is to blame, else the first in which the runs differ at all."""
+    for is_said in (_blames_a_part, _differs):
+        for measure, attribution in attributions.items():
+            if is_said(attribution, measure, config):
+                return measure
+    return "progress"
+
+
+def _blames_a_part(attribution: Attribution, measure: str, config: DiagnoseConfig) -> bool:
+    num_parts = len(attribution.shares)
+    return any(is_to_blame(share, measure, config, num_parts=num_parts) for share in attribution.shares)
+
+
+def _differs(attribution: Attribution, measure: str, config: DiagnoseConfig) -> bool:
+    total = attribution.total
+    is_clear = total.is_clear_of(1 if measure == "progress" else 2)
+    return is_clear and abs(total.mean) >= smallest_effect(measure, config)
 
 
 def _look_into(

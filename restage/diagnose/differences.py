@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.diagnose.cases import Case
-from restage.diagnose.parts import RunParts, noise_settings
+from restage.diagnose.parts import RunParts, noise_settings, other_settings
 from restage.difference import compare_runs
 from restage.edit.stage import load_scene
 from restage.records import canonical_json, to_plain
@@ -76,7 +76,7 @@ def describe_part(part: str, a: RunParts, b: RunParts, cases: list[Case]) -> str
         changed = _compare("", noise_settings(a.settings), noise_settings(b.settings))
         return ", ".join(f"{one.where} {one.a} -> {one.b}" for one in changed)
     if part == "method":
-        changed = _compare("", to_plain(a.settings), to_plain(b.settings)) if a.method == b.method else []
+        changed = _compare("", other_settings(a.settings), other_settings(b.settings)) if a.method == b.method else []
         return ", ".join(f"{one.where} {one.a} -> {one.b}" for one in changed) or f"{a.method} -> {b.method}"
     if part == "cameras":
         pairs = {case.scene: [load_scene(case.folders[side])[0].cameras for side in "AB"] for case in cases}

@@ -17,7 +17,15 @@ from restage.pairs.makers import folder_sha256
 from restage.records import InputError, canonical_json, derive_seed, read_json, to_plain
 from restage.train.edit_model import TrainConfig
 
-__all__ = ["EDIT_MODEL_PARTS", "LABELS", "RunParts", "differing_parts", "differing_training", "noise_settings"]
+__all__ = [
+    "EDIT_MODEL_PARTS",
+    "LABELS",
+    "RunParts",
+    "differing_parts",
+    "differing_training",
+    "noise_settings",
+    "other_settings",
+]
 
 LABELS = {
     "edit_model": "the weights of the edit model",
@@ -124,7 +132,8 @@ def noise_settings(settings: Method) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if "noise" in name and not isinstance(value, bool)}
 
 
-def _other_settings(settings: Method) -> dict[str, Any]:
+def other_settings(settings: Method) -> dict[str, Any]:
+    """All the others."""
     noise = noise_settings(settings)
     return {name: value for name, value in to_plain(settings).items() if name not in noise}
 
@@ -135,7 +144,7 @@ def differing_parts(a: RunParts, b: RunParts) -> tuple[str, ...]:
         "edit_model": (a.weights_sha256, b.weights_sha256),
         "guidance": tuple((run.guidance.text, run.guidance.image) for run in (a, b)),
         "guided_noise": tuple((run.guidance.lowest_noise, run.guidance.highest_noise) for run in (a, b)),
-        "method": tuple((run.method, canonical_json(_other_settings(run.settings))) for run in (a, b)),
+        "method": tuple((run.method, canonical_json(other_settings(run.settings))) for run in (a, b)),
         "noise_range": tuple(canonical_json(noise_settings(run.settings)) for run in (a, b)),
     }
     if a.method != b.method:

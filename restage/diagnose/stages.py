@@ -23,6 +23,9 @@ LADDER = {
 }
 """Where progress is lost, and what it means."""
 
+SMALLEST_SHOWN = 5e-4
+"""Differences below this print as 0.000."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageRow:
@@ -36,7 +39,7 @@ class StageRow:
     difference: Interval
     """b - a."""
     is_parted: bool
-    """Whether the difference is beyond its noise."""
+    """Whether the difference is beyond its noise, and large enough to be seen in print."""
     note: str = ""
 
 
@@ -105,6 +108,6 @@ def _row(stage: str, metric: str, values: Mapping[str, Values], scenes: Mapping[
         a=means["A"],
         b=means["B"],
         difference=difference,
-        is_parted=difference.is_clear,
+        is_parted=difference.is_clear and abs(difference.mean) >= SMALLEST_SHOWN,
         note="" if math.isfinite(difference.standard_error) else "too few cases for an interval",
     )

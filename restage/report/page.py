@@ -57,6 +57,8 @@ class FittedScene(NamedTuple):
     picture: str | None
     render: str | None
     view: str
+    record: Mapping[str, Any]
+    """All of its `fit.json`."""
 
 
 def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
@@ -265,11 +267,7 @@ def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> Fitted
             return None
         return assets.add_picture(read_picture(paths[view], max_px=max_px), f"scene-{scene.name}-{label}")
 
-    facts = [
-        (key, value)
-        for key, value in scene.fit.items()
-        if key != "id" and "psnr" not in key and isinstance(value, int | float | str)
-    ]
+    facts = [(key, value) for key, value in scene.fit.items() if isinstance(value, int | float) and "psnr" not in key]
     return FittedScene(
         name=scene.name,
         psnr_db=_held_out_psnr(scene.fit),
@@ -277,6 +275,7 @@ def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> Fitted
         picture=stored(scene.pictures, "picture"),
         render=stored(scene.renders, "render"),
         view=view,
+        record=scene.fit,
     )
 
 

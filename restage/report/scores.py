@@ -201,11 +201,12 @@ def _flag(scores: Sequence[Score], noop_progress: float) -> str:
     progress = values["progress"]
     no_ops = values["no_op"] or [float(abs(value) <= noop_progress) for value in progress]
     wrong_ways = values["wrong_way"] or [float(value < -noop_progress) for value in progress]
+    found = []
     for name, results in (("wrong way", wrong_ways), ("no-op", no_ops)):
         count = sum(value > 0.5 for value in results)
         if count:
-            return name if count == len(results) else f"{name} {count} of {len(results)}"
-    return ""
+            found.append(name if count == len(results) else f"{name} {count} of {len(results)}")
+    return ", ".join(found)
 
 
 def _rank(row: MethodRow) -> tuple[bool, bool, float, str, str]:

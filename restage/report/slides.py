@@ -146,13 +146,15 @@ class _Deck:
         for number, row in enumerate(rows, start=1):
             ink = SOFT if row.is_anchor else INK
             editor = "" if row.method == "nothing" or row.editor == "none" else row.editor
-            name = f"{row.method} ({row.flag})" if row.flag else row.method
-            for column, text in enumerate((name, editor)):
+            for column, text in enumerate((row.method, editor)):
                 _set_cell(shape.table.cell(number, column), text, color=ink, is_left=True)
+            if row.flag:
+                _set_text(shape.table.cell(number, 0).text_frame, ["", *row.flag.split(", ")], size=10, color=SOFT)
             for column, metric in enumerate(summary.metrics, start=2):
                 mean, error = cell_parts(row.estimates[metric], metric)
                 color = ACCENT if best[metric] is row else ink
                 _set_cell(shape.table.cell(number, column), f"{mean} ± {error}" if error else mean or "–", color=color)
+        _set_widths(shape.table, room[0])
         self.text(slide, [summary.scope], top=6.6, size=13, height=0.6)
 
     def edit(self, figure: EditFigure) -> None:
@@ -205,9 +207,20 @@ def _set_text(frame: Any, lines: Sequence[str], *, size: int, color: str, font: 
 def _set_cell(cell: Any, text: str, *, color: str, is_left: bool = False) -> None:
     from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
 
-    _set_text(cell.text_frame, [text], size=16, color=color)
+    _set_text(cell.text_frame, [text], size=13, color=color)
+    cell.margin_left = cell.margin_right = 45720  # 0.05 inch
     cell.text_frame.paragraphs[0].alignment = PP_ALIGN.LEFT if is_left else PP_ALIGN.RIGHT
     cell.vertical_anchor = MSO_ANCHOR.MIDDLE
+
+
+def _set_widths(table: Any, room_in: float) -> None:
+    """Columns as wide as their longest text asks for, over the room that there is."""
+    from pptx.util import Inches
+
+    texts = [[row.cells[column].text for row in table.rows] for column in range(len(table.columns))]
+    lengths = [2 + max(len(line) for text in column for line in text.splitlines() or [""]) for column in texts]
+    for column, length in zip(table.columns, lengths, strict=True):
+        column.width = Inches(room_in * length / sum(lengths))
 
 
 def _plain_table(shape: Any) -> None:

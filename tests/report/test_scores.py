@@ -55,7 +55,13 @@ def test_rows_are_sorted_by_progress_with_anchors_last():
 
 @pytest.mark.parametrize(
     ("values", "flag"),
-    [((0.5, 0.4), ""), ((0.01, -0.02), "no-op"), ((-0.5, -0.4), "wrong way"), ((-0.4, 0.5), "wrong way 1 of 2")],
+    [
+        ((0.5, 0.4), ""),
+        ((0.01, -0.02), "no-op"),
+        ((-0.5, -0.4), "wrong way"),
+        ((-0.4, 0.5), "wrong way 1 of 2"),
+        ((-0.4, 0.01, 0.5), "wrong way 1 of 3, no-op 1 of 3"),
+    ],
 )
 def test_rows_that_did_nothing_or_harm_are_flagged(values, flag):
     scores = [score(value, scene=str(index)) for index, value in enumerate(values)]
