@@ -30,9 +30,8 @@ from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
 from restage.edit import Restage
 from restage.edit.stage import EditConfig
-from restage.miniature.edit_model import RULE
+from restage.miniature.edit_model import NO_RULE, RULE
 from restage.pairs.generate import GenerateConfig
-from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig
 from restage.pairs.store import done_shards, read_pairs, read_rows, write_shard
 from restage.prompts.stage import PromptsConfig, run_prompts
@@ -60,13 +59,6 @@ PAIRS = PairsConfig(
 # Hardly any guidance: in most pairs little changes, so that the filter has something to do.
 WEAK_PAIRS = replace(PAIRS, generate=replace(PAIRS.generate, guidance=0.25))
 NUM_WEAK_PROMPTS = 160
-NO_RULE = PairRule(
-    min_image_similarity=-2.0,
-    min_direction_similarity=-2.0,
-    min_text_similarity=-2.0,
-    min_change=0.0,
-    min_mask_share=0.0,
-)
 TRAIN = TrainConfig(
     training=TrainingConfig(num_steps=120, batch_size=8, learning_rate=5e-4, num_warmup_steps=5, ema_decay=0.9),
     weights=LossWeights(mask=0.1, changed=1.0),
