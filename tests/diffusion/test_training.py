@@ -41,8 +41,8 @@ def test_explicit_attention_gives_what_fused_attention_gives_and_ends() -> None:
 
 
 def test_explicit_attention_reaches_text_encoders_and_ends_after_an_error() -> None:
-    size = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    encoder = CLIPTextModel(CLIPTextConfig(num_hidden_layers=1, max_position_embeddings=8, **size))
+    config = CLIPTextConfig(vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1)
+    encoder = CLIPTextModel(config)
     with pytest.raises(RuntimeError, match="on purpose"), explicit_attention(encoder) as num_changed:
         assert num_changed >= 1 and encoder.config._attn_implementation == "eager"
         raise RuntimeError("on purpose")
