@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, Editor, ScoreModel, edit_together, score_model_of
+from restage.edit.editors.interface import Edited, Editor, NoiseKeys, ScoreModel, edit_together, score_model_of
 from restage.edit.job import EditJob, EditStep, Method
 from restage.edit.pictures import write_image, write_mask, write_video
 from restage.edit.preview import NO_OP_SHARE, Preview, changed_share
@@ -50,7 +50,7 @@ class KeptEdits:
         view_indices: tuple[int, ...],
         noise_level: float,
         seed: int,
-        noise_keys: tuple[int, ...] | None = None,
+        noise_keys: NoiseKeys = None,
     ) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
         edited = self.editor.edit(
