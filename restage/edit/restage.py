@@ -93,8 +93,6 @@ class Restage:
             raise InputError(
                 f"expected at least one key view and group_size >= 0, got {self.num_key_views} and {self.group_size}"
             )
-        if self.noise not in ("anchored", "shared", "own"):
-            raise InputError(f"expected noise 'anchored', 'shared' or 'own', got {self.noise!r}")
 
     @property
     def num_steps(self) -> int:
