@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from restage.edit.deaths import KeyViews
+from restage.edit.deaths import KeyViews, mean_shown
 from restage.edit.warp import DepthMaps, render_depths
 from restage.records import InputError
 from restage.scenes.cameras import Cameras, project_points, unproject_depth
@@ -42,8 +42,9 @@ class Births:
     all key views that could see it, since no old surface hides it, show an edit there (the visual hull of the masks:
     Laurentini 1994, doi 10.1109/34.273735). The surface of a ray is the nearest of the solid points whose colour the
     neighbouring views confirm (as in space carving: Kutulakos and Seitz 2000, doi 10.1023/A:1008191222954). A ray that
-    meets nothing empty on its way seeds nothing: where an edit covers all, its masks say nothing about depth. So
-    nothing is born by a new ground or time of the day, or where views disagree on the place.
+    meets nothing empty on its way seeds nothing: where an edit covers all, its masks say nothing about depth. In the
+    end those seeds are kept that bring all views that show them closer to the edit. So nothing is born by a new ground
+    or time of the day, or where views disagree on the place or the colour.
     """
 
     residual: float = 0.12
@@ -66,6 +67,8 @@ class Births:
     """Points that are tried along a ray."""
     spacing_px: float = 1.5
     """Distance between new splats, in pixels of the key views at their depth."""
+    min_gain: float = 0.03
+    """New splats are kept that bring what views show at them closer to the edit by this, in [0, 1], on the average."""
     max_share: float = 0.5
     """New splats, at most, as a share of the old ones."""
     opacity: float = 0.8
@@ -120,13 +123,23 @@ def seed_splats(births: Births, splats: Splats, key_views: KeyViews, *, max_coun
     depths = (points - cameras.positions[views]).norm(dim=1)
     sizes = births.spacing_px * depths / cameras.intrinsics[views, 0, 0]
     kept = _thin_out(points, sizes, max_count)
-    return _round_splats(points[kept], colors[kept], sizes[kept], births.opacity, splats.sh.shape[1])
+    fresh = _round_splats(points[kept], colors[kept], sizes[kept], births.opacity, splats.sh.shape[1])
+    return fresh[_are_of_use(births, splats, fresh, key_views, residuals)]
 
 
 def join_splats(first: Splats, second: Splats) -> Splats:
     """The splats of both, in this order."""
     ours, added = first.parameters(), second.parameters()
     return Splats(**{name: torch.cat([ours[name], added[name]]) for name in ours})
+
+
+def _are_of_use(
+    births: Births, splats: Splats, fresh: Splats, key_views: KeyViews, residuals: Float[Tensor, "n h w"]
+) -> Bool[Tensor, " fresh"]:
+    """Which new splats bring the views that show them closer to the edit; where views disagree, none does."""
+    joined = join_splats(splats, fresh)
+    changes = (render_views(joined, key_views.cameras) - key_views.edited).abs().mean(dim=1) - residuals
+    return mean_shown(joined, key_views.cameras, changes)[len(splats) :] < -births.min_gain
 
 
 def _cast_rays(births: Births, key_views: KeyViews, residuals: Float[Tensor, "n h w"], maps: DepthMaps) -> _Rays:

@@ -19,7 +19,7 @@ from restage.scenes.fit import render_views
 from restage.scenes.rasterize import splat_weights
 from restage.scenes.splats import Splats
 
-__all__ = ["Deaths", "KeyViews", "color_spreads", "fade", "find_gone"]
+__all__ = ["Deaths", "KeyViews", "color_spreads", "fade", "find_gone", "mean_shown"]
 
 GONE_LOGIT = -6.0
 """Opacity logit of a splat that is gone: hardly to be seen, and can still come back in the fit."""
@@ -84,7 +84,7 @@ def find_gone(
         if not bool((is_torn | gone).any()):
             return gone
         without = (render_views(fade(splats, gone | candidates), cameras) - targets).abs().mean(dim=1)
-        gone = gone | (candidates & (_means(splats, cameras, without - with_it) <= deaths.slack))
+        gone = gone | (candidates & (mean_shown(splats, cameras, without - with_it) <= deaths.slack))
         is_torn = torch.zeros_like(is_torn)
     return gone
 
@@ -110,7 +110,7 @@ def fade(splats: Splats, gone: Bool[Tensor, " num_splats"]) -> Splats:
     return faded
 
 
-def _means(splats: Splats, cameras: Cameras, maps: Float[Tensor, "n h w"]) -> Float[Tensor, " num_splats"]:
+def mean_shown(splats: Splats, cameras: Cameras, maps: Float[Tensor, "n h w"]) -> Float[Tensor, " num_splats"]:
     """Mean of maps, of any values, over all that a splat shows, weighted by its blending weight; 0 if unseen."""
     sums, total = torch.zeros(len(splats)), torch.zeros(len(splats))
     for view in range(len(cameras)):

@@ -91,6 +91,17 @@ def test_nothing_is_born_where_views_disagree_on_the_place(cameras):
     assert len(seed_splats(Births(), before, mixed, max_count=400)) < 0.1 * len(agreed)
 
 
+def test_nothing_is_born_where_views_disagree_on_a_colour(cameras):
+    before = join_splats(floor(), blob(BALL, (0.5, 0.5, 0.5)))
+    key_views = views_of(before, join_splats(floor(), blob(BALL, (0.4, 0.4, 0.8))), cameras)
+    shades = 0.25 * torch.where(torch.arange(len(cameras)) % 2 == 0, 1.0, -1.0)[:, None, None, None]
+    key_views = key_views._replace(edited=(key_views.edited + shades * key_views.masks[:, None]).clamp(0, 1))
+    painted = join_splats(floor(), blob(BALL, (0.4, 0.4, 0.8)))
+    bold = Births(color_limit=1.0)
+    assert len(seed_splats(dataclasses.replace(bold, min_gain=-1.0), painted, key_views, max_count=400)) > 20
+    assert len(seed_splats(bold, painted, key_views, max_count=400)) < 3
+
+
 def gone_share(before: Splats, after: Splats, painted: Splats, cameras: Cameras) -> tuple[float, float]:
     """Share of ball and of floor that is found gone, among splats that views see."""
     key_views = views_of(before, after, cameras)
