@@ -1,4 +1,4 @@
-"""Old splats that an edit does away with: views ask them for different things, and are better shown without them.
+"""Old splats that an edit does away with: views ask them for different things, and are shown better without them.
 
 `restage.py` calls it after colours are fitted, which paints what is gone in the colours of what lies behind.
 """
@@ -33,19 +33,21 @@ class Deaths:
     differs from view to view. So the spread of the edited views' colours at a splat, over that of the unedited ones,
     says that something was taken away (over 0.03 for 12 to 14 % of the splats of a removal, for 0 to 1 % of those of
     a new ground or time). Views that disagree by chance spread as well; therefore a splat dies only if the edited
-    views are shown no worse without it than with it painted.
+    views are shown better without it than with it painted.
     """
 
     spread: float = 0.04
     """Standard deviation between views, in [0, 1], beyond that of the unedited views, from which on it counts."""
     lift_threshold: float = 0.8
     """Only splats die whose lifted mask is above this: an edit covers what is gone in all views that saw it."""
+    min_gain: float = 0.02
+    """How much better, in [0, 1], the views must be shown without such a splat, on the average over what it shows."""
     slack: float = 0.01
-    """How much worse, in [0, 1], the views may be without a splat."""
+    """How much worse they may be shown without a splat that belongs to it, but has nothing uneven behind it."""
 
     def __post_init__(self) -> None:
-        if not (self.spread > 0 and 0 <= self.lift_threshold < 1 and self.slack >= 0):
-            raise InputError(f"expected spread > 0, lift_threshold in [0, 1) and slack >= 0, got {self}")
+        if not (self.spread > 0 and 0 <= self.lift_threshold < 1 and self.slack >= 0 and self.min_gain >= 0):
+            raise InputError(f"expected spread > 0, lift_threshold in [0, 1), slack and min_gain >= 0, got {self}")
 
 
 class KeyViews(NamedTuple):
@@ -80,11 +82,12 @@ def find_gone(
     is_torn = may_go & (spreads > deaths.spread)
     with_it = (painted - targets).abs().mean(dim=1)
     gone = torch.zeros_like(may_go)
-    for candidates in (is_torn, may_go & ~is_torn):  # then what belongs to it, but has nothing uneven behind it
+    rest = may_go & ~is_torn
+    for candidates, limit in ((is_torn, -deaths.min_gain), (rest, deaths.slack)):
         if not bool((is_torn | gone).any()):
             return gone
         without = (render_views(fade(splats, gone | candidates), cameras) - targets).abs().mean(dim=1)
-        gone = gone | (candidates & (mean_shown(splats, cameras, without - with_it) <= deaths.slack))
+        gone = gone | (candidates & (mean_shown(splats, cameras, without - with_it) <= limit))
         is_torn = torch.zeros_like(is_torn)
     return gone
 

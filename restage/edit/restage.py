@@ -44,7 +44,7 @@ class Restage:
        and stay bit for bit what they were. What the moving splats show is rendered back and joined with the 2D
        masks, since it is sharper than the coarse grid that an editor's mask lives on.
     4. The others are fitted to the targets, colours first. What colours cannot explain is shape: splats go that the
-       views are shown no worse without and that they ask for different things (`deaths.py`), and new ones are seeded
+       views ask for different things and are shown better without (`deaths.py`), and new ones are seeded
        where views agree on a surface that is not there (`births.py`).
     5. Then shapes are fitted, too. Pixels that the views do not agree on weigh less and less (`robust_weights`), as
        do pixels at which the mask is undecided.
