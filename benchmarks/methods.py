@@ -150,7 +150,7 @@ def write_rows(path: Path, scores: Sequence[Score]) -> None:
         writer.writerows(row for _, row in sorted(lines.items()))
 
 
-def _names(menu: Sequence[str], text: str) -> tuple[str, ...]:
+def choose_names(menu: Sequence[str], text: str) -> tuple[str, ...]:
     names = tuple(part for part in text.split(",") if part)
     unknown = sorted(set(names) - set(menu))
     if unknown or not names:
@@ -174,10 +174,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=Path, default=None)
     arguments = parser.parse_args()
     arguments.world_seeds = [int(part) for part in arguments.world_seeds.split(",") if part]
-    arguments.methods = _names(contenders, arguments.methods)
-    arguments.repeated = _names(contenders, arguments.repeated) if arguments.repeated else ()
-    arguments.editors = _names(("edit_model", "exact", "noisy"), arguments.editors)
-    arguments.kinds = _names(EDIT_KINDS, arguments.kinds)
+    arguments.methods = choose_names(contenders, arguments.methods)
+    arguments.repeated = choose_names(contenders, arguments.repeated) if arguments.repeated else ()
+    arguments.editors = choose_names(("edit_model", "exact", "noisy"), arguments.editors)
+    arguments.kinds = choose_names(EDIT_KINDS, arguments.kinds)
     return arguments
 
 

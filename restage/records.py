@@ -1,6 +1,6 @@
 """What passes between stages: content ids, seeds, small typed records, and the run folder they live in.
 
-Every stage imports this module; of ours it imports only `environment`.
+Every stage imports this module; of ours it imports only `environment` and `memory`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import fnmatch
 import hashlib
 import json
 import os
-import resource
 import secrets
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from restage.environment import git_commit, machine, versions
+from restage.memory import process_peak_mb
 
 __all__ = [
     "EditCase",
@@ -341,7 +341,7 @@ class RunFolder:
         session = {
             "status": status,
             "wall_s": time.time() - self.started_s,
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_memory_mb": process_peak_mb(),
             "git_commit": git_commit(),
         }
         record.update(status=status, sessions=[*record.get("sessions", []), session])

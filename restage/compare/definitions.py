@@ -221,7 +221,10 @@ METRICS: dict[str, Metric] = {
         label="memory",
         unit="MiB",
         better="lower",
-        definition="Most that the process had held by the end of the edit: an upper bound for one edit of several.",
+        definition=(
+            "Most that the process held during the edit, libraries and models included; since the process began where "
+            "the system's mark cannot be set back (`cost.peak_memory_of` says so)."
+        ),
         digits=0,
     ),
 }

@@ -19,7 +19,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, Editor
+from restage.edit.editors.interface import Edited, Editor, NoiseKeys
 from restage.edit.job import EditJob, EditStep, Method
 from restage.records import EditRequest, InputError
 
@@ -95,7 +95,7 @@ class GuardedEditor:
         view_indices: tuple[int, ...],
         noise_level: float,
         seed: int,
-        noise_keys: tuple[int, ...] | None = None,
+        noise_keys: NoiseKeys = None,
     ) -> Edited:
         """Edit a batch of views; see `Editor.edit`.
 

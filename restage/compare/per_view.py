@@ -15,7 +15,7 @@ from typing import Any
 from restage.edit.editors import Editor
 from restage.edit.job import EditJob, EditStep
 from restage.edit.pictures import write_image
-from restage.edit.results import peak_memory_mb
+from restage.memory import PeakMemory
 from restage.records import EditRequest, InputError, content_id, derive_seed, write_record
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
@@ -59,7 +59,7 @@ def edit_views(
         folder: Where the result goes; `record.json` is written last.
         facts: What else the record is to say.
     """
-    started_s = time.perf_counter()
+    peak, started_s = PeakMemory(), time.perf_counter()
     paths = []
     for index in capture.held_out_indices:
         view = render_views(splats, capture.cameras[index])
@@ -81,6 +81,6 @@ def edit_views(
         "num_steps": len(paths),
         "status": "done",
         "reason": "",
-        "cost": {"seconds": time.perf_counter() - started_s, "peak_memory_mb": peak_memory_mb()},
+        "cost": {"seconds": time.perf_counter() - started_s, "peak_memory_mb": peak.read_mb()},
     }
     write_record(folder / "record.json", record, files=paths)

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -333,12 +333,12 @@ def _edit_batch(
     views: Tensor,
     condition: EditCondition,
     noise_level: float,
-    seeds: Sequence[int],
+    noise: Tensor,
     settings: EditSettings,
 ) -> tuple[Tensor, Tensor]:
     """Edit one batch: latents, and masks on the latent grid."""
     schedule, original = model.schedule, condition.original_latents
-    latents = initial_noise(original.shape[1:], seeds).to(original)
+    latents = noise.to(original)
     table = schedule.timesteps(math.ceil(settings.steps * noise_level - 1e-9), start=noise_level)
     if noise_level < 1:
         first = torch.full((len(views),), table[0], device=original.device)
@@ -369,7 +369,7 @@ def edit_images(
     instruction: str | Sequence[str],
     *,
     noise_level: float,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Callable[[Sequence[int]], Tensor],
     settings: EditSettings | None = None,
 ) -> Edited:
     """Edit pictures by instruction.
@@ -380,7 +380,8 @@ def edit_images(
         originals: pictures that the edit is conditioned on; always the unedited ones.
         instruction: one for all, or one for each picture.
         noise_level: share of the schedule to start at, in (0, 1]; at 1 it starts from noise alone.
-        seeds: one for each picture; a picture depends on its own seed only.
+        seeds: one for each picture, which then depends on its own seed only; or what draws the unit noise of all
+            pictures, for latents of a shape (c, h, w).
         settings: steps, guidance and the like; the defaults if None.
 
     Returns:
@@ -397,17 +398,21 @@ def edit_images(
     if not 0 < noise_level <= 1:
         raise InputError(f"the noise level must be in (0, 1], got {noise_level}")
     instructions = [instruction] * len(views) if isinstance(instruction, str) else list(instruction)
-    if views.shape != originals.shape or not len(views) == len(instructions) == len(seeds):
+    num_seeds = len(views) if callable(seeds) else len(seeds)
+    if views.shape != originals.shape or not len(views) == len(instructions) == num_seeds:
         raise InputError(
             f"expected as many originals (of the same size), instructions and seeds as views, got views "
             f"{tuple(views.shape)}, originals {tuple(originals.shape)}, {len(instructions)} instructions, "
-            f"{len(seeds)} seeds"
+            f"{num_seeds} seeds"
         )
-    parts = []
+    parts, noise = [], None
     for start in range(0, len(views), settings.batch_size):
         part = slice(start, start + settings.batch_size)
         condition = model.encode_condition(originals[part], instructions[part])
-        latents, masks = _edit_batch(model, views[part], condition, noise_level, seeds[part], settings)
+        if noise is None:
+            shape = condition.original_latents.shape[1:]
+            noise = seeds(shape) if callable(seeds) else initial_noise(shape, seeds)
+        latents, masks = _edit_batch(model, views[part], condition, noise_level, noise[part], settings)
         images = model.backbone.decode_latents(latents).clamp(0, 1)
         masks = functional.interpolate(masks[:, None], images.shape[-2:], mode="bilinear")[:, 0].clamp(0, 1)
         if settings.keep_outside:

@@ -24,7 +24,8 @@ __all__ = ["DISTILL_RATES", "Draw", "distill", "draw_timestep"]
 
 DISTILL_RATES = LearningRates(means=2e-4, log_scales=2e-3, rotations=1e-3, opacity_logits=1e-2, sh=5e-3)
 """Distilled gradients are noise for the most part, which Adam turns into steps of full length: about half of what
-refining to given targets uses."""
+refining to given targets uses. With the exact editor, 500 steps and one case at 64 pixels, twice these rates gave sds
+and dds 0.005 and 0.009 more progress for a seventh more spill, four times these less progress and more spill still."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ class DreamCatalyst:
     published runs take 1,000 steps in their fast mode and 3,000 in the other; here as many as the miniature's fit is
     long. Their UNet is used with FreeU, which is left out: it is a change of the model, not of the method.
 
+    Its pull back lets go as the noise falls: a model that knows the edited view leads to 0.45 of the way at tau = 0.9
+    and to 0.95 at 0.2 (`pds.rest_share`), so the run ends near it.
+
     Memory: that of a fit step, of two views in the model, and of the latents of all training views.
     """
 

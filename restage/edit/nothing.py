@@ -12,7 +12,10 @@ __all__ = ["Nothing"]
 
 @dataclass(frozen=True, kw_only=True)
 class Nothing:
-    """Returns the unedited splats; "best preservation" is its name in many a table."""
+    """Returns the unedited splats; "best preservation" is its name in many a table.
+
+    Memory: that of the splats, twice.
+    """
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Yield the splats once, as they came."""

@@ -18,6 +18,8 @@ class ReplaceOnce:
     What every method has to beat: views that disagree are averaged into a blur, and all that the editor changes by
     accident ends up in the scene. It is the baseline "one-time dataset update" of the ablation in Instruct-NeRF2NeRF
     (Haque et al. 2023, arXiv 2303.12789).
+
+    Memory: that of a fit step, of a batch of views in the editor, and of all training views once more as targets.
     """
 
     num_steps: int = 400

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from restage.edit.anchored_noise import AnchoredNoise
+from restage.edit.births import Births, join_splats, seed_splats
+from restage.edit.deaths import Deaths, KeyViews, fade, find_gone
+from restage.edit.editors.interface import Edited, NoiseKeys, edit_together
 from restage.edit.job import EditJob, EditStep
 from restage.edit.lift import lift_masks, render_masks
+from restage.edit.sharing import ViewSharing
+from restage.edit.warp import render_depths
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras
-from restage.scenes.fit import FitStep, RefineConfig, Targets, refine_splats, render_views
+from restage.scenes.fit import RefineConfig, Targets, refine_splats, render_views
 from restage.scenes.optimizer import LearningRates
 from restage.scenes.splats import Splats
 
-__all__ = ["Restage", "choose_key_views", "composite", "robust_weights", "sharpen"]
+__all__ = ["Restage", "choose_key_views", "composite", "robust_weights", "sharpen", "trust"]
 
 COLOR_RATES = LearningRates(means=0.0, log_scales=0.0, rotations=0.0, opacity_logits=0.0, sh=4e-2)
 SHAPE_RATES = LearningRates(means=5e-4, log_scales=5e-3, sh=1e-2)
@@ -25,22 +32,30 @@ SHAPE_RATES = LearningRates(means=5e-4, log_scales=5e-3, sh=1e-2)
 
 @dataclass(frozen=True, kw_only=True)
 class Restage:
-    """Edits key views as one batch, lifts their masks to the splats and moves only those.
+    """Edits key views together, lifts their masks to the splats, moves only those, lets some go and adds others.
 
-    1. Key views are chosen far apart from each other and edited in one batch; all of them start from the same
-       noise, so that the editor's choices (which blue, which shape) agree between views as far as they can.
+    1. Key views are chosen far apart from each other and edited as one: all start from the same noise, and at every
+       denoising step one view of each group is shown to all (the attention of DGE, Chen et al. 2024, arXiv 2404.18929,
+       as in `joint`), so that the editor's choices (which blue, which shape) agree between views as far as they can.
+       An editor without attention edits each by itself.
     2. The editor's soft masks say where. Outside, the target is the render of the unedited splats, pixel by pixel,
        so nothing there has a reason to move.
     3. The masks are lifted to the splats by blending weight (`lift_masks`); splats below a threshold are frozen
        and stay bit for bit what they were. What the moving splats show is rendered back and joined with the 2D
        masks, since it is sharper than the coarse grid that an editor's mask lives on.
-    4. The others are fitted to the targets, colours first, then shape too. Pixels that the views do not agree on
-       weigh less and less (`robust_weights`), as do pixels at which the mask is undecided.
-    5. The key views are refreshed: rendered, edited again from less noise, and fitted to once more.
+    4. The others are fitted to the targets, colours first. What colours cannot explain is shape: splats go that the
+       views ask for different things and are shown better without (`deaths.py`), and new ones are seeded
+       where views agree on a surface that is not there (`births.py`).
+    5. Then shapes are fitted, too. Pixels that the views do not agree on weigh less and less (`robust_weights`), as
+       do pixels at which the mask is undecided.
+    6. The key views are refreshed: rendered, edited again from less noise, and fitted to once more.
 
     The parts are known (masks lifted to Gaussians: GaussianEditor, Chen et al. 2023, arXiv 2311.14521; robust
-    weights: iteratively reweighted least squares); that the mask comes out of the edit model itself, and that all
-    outside of it is pinned to the scene's own renders, is what this method adds.
+    weights: iteratively reweighted least squares; sources of the others in their files); that the mask comes out of
+    the edit model itself, and that all outside of it is pinned to the scene's own renders, is what this method adds.
+
+    Memory: that of a fit step; all key views at once in the editor, for each variant of the guidance; four times the
+    key views as pictures; and, while splats are seeded, about 150 bytes for each point that is tried (`Births`).
     """
 
     num_key_views: int = 24
@@ -51,8 +66,10 @@ class Restage:
     """Fit steps per round that move colours only."""
     shape_steps: int = 190
     """Fit steps per round that move everything."""
-    is_noise_shared: bool = True
-    """Whether all key views start from the same noise, or each from its own."""
+    noise: Literal["anchored", "shared", "own"] = "shared"
+    """Which noise key views start from: that of the surfaces they show, the same picture of noise, or each its own."""
+    group_size: int = 4
+    """Views for each of those that attend to each other at a denoising step; 0 to edit each view by itself."""
     mask_low: float = 0.2
     mask_high: float = 0.5
     """Mask values up to the first count as 0, from the second on as 1."""
@@ -60,6 +77,10 @@ class Restage:
     """Splats move whose lifted mask is above this."""
     is_mask_joined: bool = True
     """Whether the masks also cover all that the moving splats show, which is sharper than the editor's grid."""
+    deaths: Deaths | None = field(default_factory=Deaths)
+    """Which old splats are gone; None to keep them all."""
+    births: Births | None = field(default_factory=Births)
+    """Where new splats are seeded; None for none."""
     robust_scale: float = 0.2
     """Colour difference, in [0, 1], at which a pixel weighs half."""
 
@@ -68,8 +89,10 @@ class Restage:
             raise InputError(f"expected at least one noise level, all in (0, 1], got {self.noise_levels}")
         if not 0 <= self.mask_low < self.mask_high <= 1:
             raise InputError(f"expected 0 <= mask_low < mask_high <= 1, got {self.mask_low} and {self.mask_high}")
-        if self.num_key_views < 1:
-            raise InputError(f"expected at least one key view, got {self.num_key_views}")
+        if self.num_key_views < 1 or self.group_size < 0:
+            raise InputError(
+                f"expected at least one key view and group_size >= 0, got {self.num_key_views} and {self.group_size}"
+            )
 
     @property
     def num_steps(self) -> int:
@@ -82,42 +105,61 @@ class Restage:
         cameras = job.capture.cameras[keys]
         unedited = render_views(job.splats, cameras)
         splats, done = job.splats.clone(), 0
-        for number, noise_level in enumerate(self.noise_levels):
+        for number in range(len(self.noise_levels)):
             note = "editing the key views" if number == 0 else f"refresh {number}: editing the key views again"
             yield EditStep(done, self.num_steps, 0.0, splats, note)
-            renders = job.capture.images[keys] if number == 0 else render_views(splats, cameras)
-            edited = job.editor.edit(
-                renders,
-                job.capture.images[keys],
-                job.request,
-                view_indices=tuple(job.view_indices[key] for key in keys),
-                noise_level=noise_level,
-                seed=derive_seed(job.seed, "restage", number),
-                noise_keys=(0,) * len(keys) if self.is_noise_shared else None,
-            )
+            edited = self._edit(job, keys, splats, number)
             masks = sharpen(edited.masks, self.mask_low, self.mask_high)
             lifted = lift_masks(job.splats, cameras, masks)
             trainable = torch.where(lifted > self.lift_threshold, lifted, 0.0)
             if self.is_mask_joined:
                 masks = torch.maximum(masks, render_masks(job.splats, cameras, (trainable > 0).float()))
             targets = composite(cameras, edited.images, unedited=unedited, masks=masks)
-            note = f"fitting {int((trainable > 0).sum())} of {len(splats)} splats to {len(keys)} key views"
-            for step in self._fit(splats, targets, trainable=trainable, seed=derive_seed(job.seed, "fit", number)):
-                done, splats = done + 1, step.splats
-                yield EditStep(done, self.num_steps, step.loss, splats, note)
+            trainable = torch.cat([trainable, torch.ones(len(splats) - len(job.splats))])
+            for rates, num_steps in ((COLOR_RATES, self.color_steps), (SHAPE_RATES, self.shape_steps)):
+                if rates is SHAPE_RATES:
+                    if number == 0:
+                        views = KeyViews(cameras, unedited, edited.images, masks)
+                        splats, trainable = self._renew(splats, views, lifted=lifted, trainable=trainable)
+                    targets = trust(targets, render_views(splats, cameras), self.robust_scale)
+                note = f"fitting {int((trainable > 0).sum())} of {len(splats)} splats to {len(keys)} key views"
+                config = RefineConfig(steps=num_steps, rates=rates, seed=derive_seed(job.seed, "fit", number))
+                for step in refine_splats(splats, targets, config=config, trainable=trainable):
+                    done, splats = done + 1, step.splats.clone()
+                    yield EditStep(done, self.num_steps, step.loss, splats, note)
 
-    def _fit(self, splats: Splats, targets: Targets, *, trainable: Float[Tensor, " n"], seed: int) -> Iterator[FitStep]:
-        """Colours first, then everything; before the second phase, pixels that views disagree on lose weight."""
-        for rates, num_steps in ((COLOR_RATES, self.color_steps), (SHAPE_RATES, self.shape_steps)):
-            if rates is SHAPE_RATES:
-                residuals = (render_views(splats, targets.cameras) - targets.images).abs().mean(dim=1)
-                weights = robust_weights(residuals, self.robust_scale)
-                assert targets.weights is not None
-                targets = Targets(targets.cameras, targets.images, targets.weights * weights)
-            config = RefineConfig(steps=num_steps, rates=rates, seed=seed)
-            for step in refine_splats(splats, targets, config=config, trainable=trainable):
-                splats = step.splats.clone()
-                yield step._replace(splats=splats)
+    def _edit(self, job: EditJob, keys: list[int], splats: Splats, number: int) -> Edited:
+        cameras, originals = job.capture.cameras[keys], job.capture.images[keys]
+        views = originals if number == 0 else render_views(splats, cameras)
+        seed = derive_seed(job.seed, "restage", number)
+        noise: NoiseKeys = (0,) * len(keys) if self.noise == "shared" else None
+        if self.noise == "anchored":
+            noise = AnchoredNoise(render_depths(job.splats, cameras))
+        how: dict[str, Any] = {
+            "view_indices": tuple(job.view_indices[key] for key in keys),
+            "noise_level": self.noise_levels[number],
+            "seed": seed,
+        }
+        if not self.group_size:
+            return job.editor.edit(views, originals, job.request, **how, noise_keys=noise)
+        sharing = ViewSharing(cameras, self.group_size, seed, noise=noise)
+        return edit_together(job.editor, views, originals, job.request, **how, sharing=sharing)
+
+    def _renew(self, painted: Splats, views: KeyViews, *, lifted: Tensor, trainable: Tensor) -> tuple[Splats, Tensor]:
+        """Once colours are fitted: let go of the splats that are gone, seed those that are missing, free what moves."""
+        splats = painted
+        if self.deaths is not None:
+            gone = find_gone(self.deaths, painted, views, lifted=lifted)
+            if bool(gone.any()):
+                splats = fade(painted, gone)
+                shown = lift_masks(splats, views.cameras, views.masks)  # by what was hidden behind them, too
+                trainable = torch.where(shown > self.lift_threshold, torch.maximum(trainable, shown), trainable)
+        if self.births is not None:
+            limit = round(self.births.max_share * len(splats))
+            fresh = seed_splats(self.births, splats, views, max_count=limit)
+            splats = join_splats(splats, fresh)
+            trainable = torch.cat([trainable, torch.ones(len(fresh))])
+        return splats, trainable
 
 
 def choose_key_views(cameras: Cameras, count: int) -> list[int]:
@@ -156,3 +198,9 @@ def composite(
 def robust_weights(residuals: Float[Tensor, "n h w"], scale: float) -> Float[Tensor, "n h w"]:
     """Weights 1 / (1 + (r / scale)^2) of the Cauchy loss, for one round of iteratively reweighted least squares."""
     return 1 / (1 + (residuals / scale).square())
+
+
+def trust(targets: Targets, renders: Float[Tensor, "n 3 h w"], scale: float) -> Targets:
+    """The same targets; pixels at which the fitted scene is off, since views disagree, weigh less."""
+    weights = robust_weights((renders - targets.images).abs().mean(dim=1), scale)
+    return Targets(targets.cameras, targets.images, weights if targets.weights is None else targets.weights * weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, Editor, ScoreModel, edit_together, score_model_of
+from restage.edit.editors.interface import Edited, Editor, NoiseKeys, ScoreModel, edit_together, score_model_of
 from restage.edit.job import EditJob, EditStep, Method
 from restage.edit.pictures import write_image, write_mask, write_video
 from restage.edit.preview import NO_OP_SHARE, Preview, changed_share
 from restage.edit.sharing import ViewSharing
+from restage.memory import PeakMemory, process_peak_mb
 from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
 from restage.scenes.cameras import Cameras, orbit
 from restage.scenes.capture import Capture
@@ -50,7 +50,7 @@ class KeptEdits:
         view_indices: tuple[int, ...],
         noise_level: float,
         seed: int,
-        noise_keys: tuple[int, ...] | None = None,
+        noise_keys: NoiseKeys = None,
     ) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
         edited = self.editor.edit(
@@ -134,6 +134,7 @@ def edit_scene(
     views = capture.select(capture.train_indices)
     job = EditJob(splats, views, tuple(capture.train_indices), request, kept, seed)
     preview = Preview(splats, capture, folder)
+    peak = PeakMemory()
     started_s, last, is_stopped = time.perf_counter(), None, False
     try:
         for last in method.run(job):
@@ -142,7 +143,9 @@ def edit_scene(
         is_stopped = isinstance(error, KeyboardInterrupt) or is_stop_requested()
         if not is_stopped or last is None or last.step == 0:
             raise
-    seconds = time.perf_counter() - started_s
+    cost: dict[str, Any] = {"seconds": time.perf_counter() - started_s, "peak_memory_mb": peak.read_mb()}
+    if not peak.is_own:
+        cost["peak_memory_of"] = "process"
     if last is None:
         raise RuntimeError("the method ended without a result")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in last.splats.parameters().values()):
@@ -162,7 +165,7 @@ def edit_scene(
         "is_no_op": is_no_op,
         "status": "stopped" if is_stopped else "done",
         "reason": _reason(last, is_no_op),
-        "cost": {"seconds": seconds, "peak_memory_mb": peak_memory_mb()},
+        "cost": cost,
     }
     if is_stopped:
         write_json(folder / "stopped.json", record)
@@ -181,13 +184,8 @@ def _reason(last: EditStep, is_no_op: bool) -> str:
 def write_failure(folder: Path, error: Exception, facts: Mapping[str, Any]) -> None:
     """Write the record of an edit that failed, so that it is a row with its reason and not a missing row."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    record = {**to_plain(facts), "status": "failed", "reason": reason, "cost": {"peak_memory_mb": peak_memory_mb()}}
+    record = {**to_plain(facts), "status": "failed", "reason": reason, "cost": {"peak_memory_mb": process_peak_mb()}}
     write_record(folder / "record.json", {"id": content_id("edited", facts), **record})
-
-
-def peak_memory_mb() -> float:
-    """Most memory that this process has held so far, in MiB: an upper bound for what one edit of several needed."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def orbit_cameras(capture: Capture, num_frames: int = NUM_ORBIT_FRAMES) -> Cameras:

@@ -9,7 +9,7 @@ from restage.edit.dds import dds_gradient
 from restage.edit.distill import Draw, draw_timestep
 from restage.edit.dreamcatalyst import dreamcatalyst_weights
 from restage.edit.editors.interface import Branches, Edited
-from restage.edit.pds import pds_gradient, pds_weights
+from restage.edit.pds import pds_gradient, pds_weights, rest_share
 from restage.edit.sds import sds_gradient
 from restage.records import InputError
 
@@ -77,6 +77,22 @@ def test_with_stride_one_pds_is_dds_with_another_weight(timestep):
 def test_with_stride_two_pds_pulls_back_to_the_source():
     weights = [pds_weights(SCHEDULE, timestep, 2).identity for timestep in (30, 500, 980)]
     assert weights[0] > 0.1 > weights[1] > weights[2] > 1e-3
+
+
+@pytest.mark.parametrize(("stride", "low", "high"), [(1, 1, 1), (2, 0.5, 0.7)])
+@pytest.mark.parametrize("timestep", [20, 300, 700, 979])
+def test_pds_comes_to_rest_half_way_with_stride_two_and_at_the_edit_with_stride_one(stride, low, high, timestep):
+    schedule = Schedule.from_config({"beta_schedule": "squaredcos_cap_v2"})
+    weights = pds_weights(schedule, timestep, stride)
+    share = rest_share(weights, schedule, timestep)
+    assert low - 1e-6 <= share <= high + 1e-6
+    source, target = noise(1), noise(3)
+    there = source + share * (target - source)
+    branches = Branches(knows(target, schedule), knows(source, schedule))
+    draw = Draw(0, 10, timestep, edited=there, source=source, noise=noise(2), branches=branches, schedule=schedule)
+    edited, untold = draw.predictions(None)
+    gradient = pds_gradient(draw.edited - draw.source, edited - untold, weights)
+    assert gradient.abs().max() < 1e-3 * weights.edit
 
 
 @pytest.mark.parametrize("stride", [1, 2])

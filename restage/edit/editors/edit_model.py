@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images, load_edit_model
 from restage.diffusion.schedule import Schedule
-from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, noise_seeds
+from restage.edit.editors.interface import Branches, Edited, EditorSource, NoiseKeys, PredictNoise, draw_noise
 from restage.edit.joint_attention import share_attention
 from restage.edit.sharing import ViewSharing
 from restage.records import EditRequest, InputError
@@ -39,7 +40,7 @@ class ModelEditor:
         view_indices: tuple[int, ...],
         noise_level: float,
         seed: int,
-        noise_keys: tuple[int, ...] | None = None,
+        noise_keys: NoiseKeys = None,
     ) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
         edited = edit_images(
@@ -48,7 +49,7 @@ class ModelEditor:
             originals,
             request.instruction,
             noise_level=noise_level,
-            seeds=noise_seeds(seed, view_indices, noise_keys),
+            seeds=partial(draw_noise, seed=seed, view_indices=view_indices, noise_keys=noise_keys),
             settings=self.settings,
         )
         return Edited(edited.images.cpu(), edited.masks.cpu())
@@ -68,7 +69,13 @@ class ModelEditor:
         settings = replace(self.settings or EditSettings(), batch_size=len(views))
         with share_attention(self.model.unet, sharing):
             return replace(self, settings=settings).edit(
-                views, originals, request, view_indices=view_indices, noise_level=noise_level, seed=seed
+                views,
+                originals,
+                request,
+                view_indices=view_indices,
+                noise_level=noise_level,
+                seed=seed,
+                noise_keys=sharing.noise,
             )
 
     def scores(self) -> ModelScores:

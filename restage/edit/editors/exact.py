@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, EditorSource
+from restage.edit.editors.interface import Edited, EditorSource, NoiseKeys
 from restage.edit.editors.known import KnownScores
 from restage.edit.pictures import read_image, read_mask
 from restage.records import EditRequest, InputError
@@ -49,7 +49,7 @@ class ExactEditor:
         view_indices: tuple[int, ...],
         noise_level: float,
         seed: int,
-        noise_keys: tuple[int, ...] | None = None,
+        noise_keys: NoiseKeys = None,
     ) -> Edited:
         """Give the true edited views and what truth changes in them, whatever is asked for and from whichever noise.
 

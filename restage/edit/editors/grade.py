@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, EditorSource
+from restage.edit.editors.interface import Edited, EditorSource, NoiseKeys
 from restage.edit.editors.known import KnownScores
 from restage.edit.pictures import read_mask
 from restage.records import EditRequest, InputError
@@ -174,7 +174,7 @@ class GradeEditor:
         view_indices: tuple[int, ...],
         noise_level: float,
         seed: int,
-        noise_keys: tuple[int, ...] | None = None,
+        noise_keys: NoiseKeys = None,
     ) -> Edited:
         """Grade a batch of views; see `Editor.edit`.
 

@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.diffusion.edited import Edited
+from restage.diffusion.sampler import initial_noise
 from restage.diffusion.schedule import Schedule
+from restage.edit.anchored_noise import AnchoredNoise
 from restage.edit.sharing import ViewSharing
 from restage.records import EditRequest, InputError, derive_seed
 
@@ -25,13 +27,19 @@ __all__ = [
     "EditorFactory",
     "EditorSource",
     "EditsTogether",
+    "NoiseKeys",
     "OffersScores",
     "PredictNoise",
     "ScoreModel",
+    "draw_noise",
     "edit_together",
     "noise_seeds",
     "score_model_of",
 ]
+
+
+NoiseKeys = tuple[int, ...] | AnchoredNoise | None
+"""What, with a seed, says which noise each view of a batch starts from; see `Editor.edit`."""
 
 
 @runtime_checkable
@@ -47,7 +55,7 @@ class Editor(Protocol):
         view_indices: tuple[int, ...],
         noise_level: float,
         seed: int,
-        noise_keys: tuple[int, ...] | None = None,
+        noise_keys: NoiseKeys = None,
     ) -> Edited:
         """Edit a batch of views of one scene.
 
@@ -59,7 +67,8 @@ class Editor(Protocol):
             noise_level: In (0, 1], the share of the noise schedule that the edit starts at; 1 forgets `views`.
             seed: Seed of the noise.
             noise_keys: With `seed`, all that the noise of each view depends on; views of equal keys share their
-                noise. Default: `view_indices`, so that the noise of a view does not depend on the batch.
+                noise. Default: `view_indices`, so that the noise of a view does not depend on the batch. Or noise that
+                belongs to the scene's surfaces, which is drawn with `seed` for these views.
         """
         ...
 
@@ -172,7 +181,7 @@ def edit_together(
     options: dict[str, Any] = {"view_indices": view_indices, "noise_level": noise_level, "seed": seed}
     if isinstance(editor, EditsTogether):
         return editor.edit_together(views, originals, request, **options, sharing=sharing)
-    return editor.edit(views, originals, request, **options)
+    return editor.edit(views, originals, request, **options, noise_keys=sharing.noise)
 
 
 @dataclass(frozen=True)
@@ -195,3 +204,12 @@ EditorFactory = Callable[[EditorSource], Editor]
 def noise_seeds(seed: int, view_indices: tuple[int, ...], noise_keys: tuple[int, ...] | None) -> Sequence[int]:
     """Seed of the noise of each view, from the seed and the view's noise key alone."""
     return [derive_seed(seed, "view noise", key) for key in (view_indices if noise_keys is None else noise_keys)]
+
+
+def draw_noise(
+    shape: Sequence[int], *, seed: int, view_indices: tuple[int, ...], noise_keys: NoiseKeys
+) -> Float[Tensor, "b c h w"]:
+    """Unit noise of each view of a batch, of `shape` (c, h, w); see `Editor.edit`."""
+    if isinstance(noise_keys, AnchoredNoise):
+        return noise_keys.draw(shape, seed)
+    return initial_noise(shape, noise_seeds(seed, view_indices, noise_keys))

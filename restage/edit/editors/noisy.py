@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from restage.edit.editors.interface import Edited, Editor
+from restage.edit.editors.interface import Edited, Editor, NoiseKeys
 from restage.edit.editors.known import KnownScores
 from restage.records import EditRequest, InputError, derive_seed
 
@@ -68,7 +68,7 @@ class NoisyEditor:
         view_indices: tuple[int, ...],
         noise_level: float,
         seed: int,
-        noise_keys: tuple[int, ...] | None = None,
+        noise_keys: NoiseKeys = None,
     ) -> Edited:
         """Edit and disturb; see `Editor.edit`.
 

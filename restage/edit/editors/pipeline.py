@@ -20,8 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from restage.diffusion.sampler import initial_noise
-from restage.edit.editors.interface import Edited, EditorSource, noise_seeds
+from restage.edit.editors.interface import Edited, EditorSource, NoiseKeys, draw_noise
 from restage.records import EditRequest, InputError, read_json
 
 __all__ = ["KontextEditor", "open_pipeline"]
@@ -64,7 +63,7 @@ class KontextEditor:
         view_indices: tuple[int, ...],
         noise_level: float,
         seed: int,
-        noise_keys: tuple[int, ...] | None = None,
+        noise_keys: NoiseKeys = None,
     ) -> Edited:
         """Edit a batch of views, one after another; see `Editor.edit`.
 
@@ -74,20 +73,20 @@ class KontextEditor:
         multiple = 2 * self.pipeline.vae_scale_factor
         height, width = (max(multiple, round(side / multiple) * multiple) for side in size)
         inside = [functional.interpolate(x, (height, width), mode="area") for x in (views, originals)]
-        seeds = noise_seeds(seed, view_indices, noise_keys)
+        shape = self._latent_shape(height, width)
+        noises = draw_noise(shape, seed=seed, view_indices=view_indices, noise_keys=noise_keys)
         edited = [
-            self._edit(view[None], original[None], request.instruction, noise_level=noise_level, seed=view_seed)
-            for view, original, view_seed in zip(*inside, seeds, strict=True)
+            self._edit(view[None], original[None], request.instruction, noise_level=noise_level, noise=noise[None])
+            for view, original, noise in zip(*inside, noises, strict=True)
         ]
         images = functional.interpolate(torch.cat(edited), size, mode="bilinear").clamp(0, 1)
         change = (images - originals).abs().mean(dim=1)
         return Edited(images, ((change - CHANGE_LOW) / (CHANGE_HIGH - CHANGE_LOW)).clamp(0, 1))
 
-    def _edit(self, view: Tensor, original: Tensor, instruction: str, *, noise_level: float, seed: int) -> Tensor:
+    def _edit(self, view: Tensor, original: Tensor, instruction: str, *, noise_level: float, noise: Tensor) -> Tensor:
         pipe = self.pipeline
         height, width = view.shape[2:]
         clean = self._pack(self._encode(view))
-        noise = self._pack(initial_noise(self._latent_shape(height, width), [seed]).to(clean))
         start = self._start(noise_level, clean.shape[1])
         called = pipe(
             image=original,
@@ -98,7 +97,7 @@ class KontextEditor:
             sigmas=start.sigmas,
             num_inference_steps=len(start.sigmas),
             guidance_scale=self.guidance,
-            latents=(1 - start.first) * clean + start.first * noise,
+            latents=(1 - start.first) * clean + start.first * self._pack(noise.to(clean.device)).to(clean),
             output_type="pt",
             _auto_resize=False,
         )

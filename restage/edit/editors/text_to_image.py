@@ -17,10 +17,10 @@ from torch.nn import functional
 
 import restage
 from restage.diffusion.backbone import Backbone, TextCondition, load_backbone
-from restage.diffusion.sampler import guided, initial_noise
+from restage.diffusion.sampler import guided
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.solvers import denoise
-from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, noise_seeds
+from restage.edit.editors.interface import Branches, Edited, EditorSource, NoiseKeys, PredictNoise, draw_noise
 from restage.records import EditRequest, InputError
 
 __all__ = ["TextToImageEditor", "TextToImageScores", "open_text_to_image"]
@@ -55,7 +55,7 @@ class TextToImageEditor:
         view_indices: tuple[int, ...],
         noise_level: float,
         seed: int,
-        noise_keys: tuple[int, ...] | None = None,
+        noise_keys: NoiseKeys = None,
     ) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
         backbone, level = self.backbone, min(noise_level, self.highest_noise)
@@ -63,7 +63,7 @@ class TextToImageEditor:
         before, after, empty = (backbone.encode_prompts([text]).expand(len(views)) for text in (*captions, ""))
         clean = backbone.encode_images(views)
         table = backbone.schedule.timesteps(math.ceil(self.steps * level - 1e-9), start=level)
-        noise = initial_noise(clean.shape[1:], noise_seeds(seed, view_indices, noise_keys)).to(clean)
+        noise = draw_noise(clean.shape[1:], seed=seed, view_indices=view_indices, noise_keys=noise_keys).to(clean)
         first = torch.full((len(views),), table[0], device=clean.device)
         latents = backbone.schedule.add_noise(clean, noise, first)
         scales = torch.full((len(views),), self.guidance)
