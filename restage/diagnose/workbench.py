@@ -156,7 +156,8 @@ class Workbench:
     def _fit(self, case: Case, sides: Mapping[str, str]) -> Generator[Progress, None, Path]:
         name = content_id("scene", {"case": case.name, "sides": sides})
         folder = self.folder / "scenes" / name
-        if not (folder / "fit.json").exists():
+        if not (folder / "diagnose.json").exists():
+            started_s = time.process_time()
             captures = {side: load_scene(path)[0] for side, path in case.folders.items()}
             photographs = captures[sides["photographs"]]
             capture = replace(photographs, cameras=captures[sides["cameras"]].cameras)
@@ -169,12 +170,14 @@ class Workbench:
             config = self.scene_parts(case.folders[sides["fit"]]).fit_config
             for step in fit_capture(capture, folder, config):
                 yield Progress(stage="refit", done=step.done, total=step.total, note=f"{case.scene}: {step.note}")
+            record = {"case": case.name, "sides": dict(sides)}
+            write_json(folder / "diagnose.json", {**record, "seconds": time.process_time() - started_s})
         return folder
 
     def seconds(self) -> float:
         """CPU seconds of all that was trained and fitted here."""
-        paths = [*self.folder.glob("models/*/diagnose.json"), *self.folder.glob("scenes/*/fit.json")]
-        return sum((float(read_json(path)["seconds"]) for path in sorted(paths)), 0.0)
+        paths = sorted(self.folder.glob("*/*/diagnose.json"))
+        return sum((float(read_json(path)["seconds"]) for path in paths), 0.0)
 
 
 def _sides(parts: tuple[str, ...], from_b: frozenset[str]) -> dict[str, str]:

@@ -123,3 +123,6 @@ def test_shifted_cameras_are_named_by_psnr_where_progress_says_nothing(make_run,
     shares = {part["part"]: part["share"]["mean"] for part in found["parts"] if part["within"] == "scenes"}
     assert shares["cameras"] == pytest.approx(8.0) and shares["fit"] == pytest.approx(0.0)
     assert {step.stage for step in steps} >= {"refit", "swaps"}
+    refits = [read_json(path) for path in (b / "diagnose" / "scenes").glob("*/diagnose.json")]
+    assert len(refits) == 2 * 4 and all(record["sides"]["cameras"] != record["sides"]["fit"] for record in refits)
+    assert found["cpu_seconds"] >= sum(record["seconds"] for record in refits) > 0
