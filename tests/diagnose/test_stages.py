@@ -9,13 +9,16 @@ from restage.edit import Restage
 SCENES = {f"scene-{number}": f"scene-{number}" for number in range(3)}
 
 
-def trials(values):
+def trials(values: dict[str, float]) -> dict[str, dict[str, dict[str, Trial]]]:
     metrics = {metric for _, _, found in MEASURED for metric in found}
+
+    def numbers_of(value: float) -> dict[str, float]:
+        return {metric: value for metric in metrics}
+
     return {
         kind: {
             side: {
-                case: Trial(numbers=dict.fromkeys(metrics, value + 0.1 * number), seconds=0.0)
-                for number, case in enumerate(SCENES)
+                case: Trial(numbers=numbers_of(value + 0.1 * number), seconds=0.0) for number, case in enumerate(SCENES)
             }
             for side, value in values.items()
         }
