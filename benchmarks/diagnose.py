@@ -17,21 +17,25 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
 
 from restage.diagnose import DiagnoseConfig, run_diagnose
+from restage.diffusion.clip import load_clip
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
 from restage.edit import Restage
 from restage.edit.stage import EditConfig
 from restage.miniature.edit_model import NO_RULE, RULE
+from restage.pairs.encoding import ImagePair
 from restage.pairs.generate import GenerateConfig
+from restage.pairs.score import score_pairs
 from restage.pairs.stage import PairsConfig
 from restage.pairs.store import done_shards, read_pairs, read_rows, write_shard
 from restage.prompts.stage import PromptsConfig, run_prompts
@@ -56,9 +60,7 @@ PAIRS = PairsConfig(
     rule=RULE,
     pairs_per_shard=32,
 )
-# Hardly any guidance: in most pairs little changes, so that the filter has something to do.
-WEAK_PAIRS = replace(PAIRS, generate=replace(PAIRS.generate, guidance=0.25))
-NUM_WEAK_PROMPTS = 160
+NUM_SPOILED_PROMPTS = 144
 TRAIN = TrainConfig(
     training=TrainingConfig(num_steps=120, batch_size=8, learning_rate=5e-4, num_warmup_steps=5, ema_decay=0.9),
     weights=LossWeights(mask=0.1, changed=1.0),
@@ -102,20 +104,18 @@ def make_a(folder: Path) -> None:
     set_method(run, METHOD)
 
 
-def make_weak_a(b: Path, folder: Path) -> None:
-    """A run like A on B's pairs, most of which show little change, with the filter on."""
+def make_filtered_a(b: Path, folder: Path) -> None:
+    """A run like A on B's pairs, most of which are spoiled, with the filter on."""
     if (folder / "edit" / "stage.json").exists():
         return
     run = copied(b, folder, "world", "scenes", "prompts", "pairs")
-    work(make_pairs(run, WEAK_PAIRS, models_in(), is_rejudging=True))
+    work(make_pairs(run, PAIRS, models_in(), is_rejudging=True))
     work(run_train(run, TRAIN, start=models_in().edit_model))
     set_method(run, METHOD)
 
 
-def make_model(
-    run: RunFolder, pairs: PairsConfig, train: TrainConfig, *, num_prompts: int = PROMPTS.num_prompts
-) -> None:
-    work(run_prompts(run, replace(PROMPTS, num_prompts=num_prompts)))
+def make_model(run: RunFolder, pairs: PairsConfig, train: TrainConfig) -> None:
+    work(run_prompts(run, PROMPTS))
     work(make_pairs(run, pairs, models_in()))
     work(run_train(run, train, start=models_in().edit_model))
 
@@ -191,23 +191,53 @@ def plant_captions(a: Path, folder: Path) -> None:
         if row["id"] in texts:
             prompt = texts[row["id"]]
             row.update(source_caption=prompt.source, target_caption=prompt.target, instruction=prompt.instruction)
+    write_again(folder / "pairs", marks, pairs, rows)
+    work(run_train(run, retrained(TRAIN, 1), start=models_in().edit_model))
+    set_method(run, HARMLESS)
+
+
+def write_again(
+    folder: Path, marks: Mapping[int, Mapping[str, Any]], pairs: Sequence[ImagePair], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the shards of these marks with other pairs and rows, in the same order."""
     start = 0
     for index, mark in marks.items():
         own = rows[start : start + mark["num_pairs"]]
         start += mark["num_pairs"]
         names = {row["id"] for row in own}
-        (folder / "pairs" / f"shard-{index:05d}.done").unlink(missing_ok=True)
+        (folder / f"shard-{index:05d}.done").unlink(missing_ok=True)
         facts = {name: mark[name] for name in ("content", "rule") if name in mark}
-        write_shard(folder / "pairs", index, pairs=[p for p in pairs if p.id in names], rows=own, facts=facts)
+        write_shard(folder, index, pairs=[pair for pair in pairs if pair.id in names], rows=own, facts=facts)
+
+
+def plant_selection(a: Path, folder: Path) -> None:
+    """Two of three pairs were saved with the edited picture of another pair; no pair is rejected. A rejects by rule."""
+    run = copied(a, folder, "world", "scenes")
+    if not (folder / "spoiled.json").exists():
+        work(run_prompts(run, replace(PROMPTS, num_prompts=NUM_SPOILED_PROMPTS)))
+        work(make_pairs(run, replace(PAIRS, rule=NO_RULE), models_in()))
+        spoil_pairs(folder / "pairs")
+        write_json(folder / "spoiled.json", {})
     work(run_train(run, retrained(TRAIN, 1), start=models_in().edit_model))
     set_method(run, HARMLESS)
 
 
-def plant_selection(a: Path, folder: Path) -> None:
-    """No pair is rejected, of those that were made with hardly any guidance; A is judged by the rule."""
-    run = copied(a, folder, "world", "scenes")
-    make_model(run, replace(WEAK_PAIRS, rule=NO_RULE), retrained(TRAIN, 1), num_prompts=NUM_WEAK_PROMPTS)
-    set_method(run, HARMLESS)
+def spoil_pairs(folder: Path) -> None:
+    """Exchange the edited pictures of two of three pairs among them; the scores are those of what is saved."""
+    marks, pairs, rows = done_shards(folder), list(read_pairs(folder)), read_rows(folder)
+    chosen = [index for index in range(len(pairs)) if index % 3]
+    others = [pairs[index].edited for index in np.roll(chosen, 1)]
+    for index, edited in zip(chosen, others, strict=True):
+        pairs[index] = replace(pairs[index], edited=edited)
+    scores = score_pairs(
+        load_clip(models_in().clip),
+        [pair.prompt for pair in pairs],
+        sources=torch.stack([pair.source for pair in pairs]),
+        edited=torch.stack([pair.edited for pair in pairs]),
+        masks=torch.stack([pair.mask for pair in pairs]),
+    )
+    found = {pair.id: score._asdict() for pair, score in zip(pairs, scores, strict=True)}
+    write_again(folder, marks, pairs, [{**row, **found.get(row["id"], {})} for row in rows])
 
 
 def plant_none(a: Path, folder: Path) -> None:
@@ -238,8 +268,8 @@ def main(settings: Settings) -> None:
             PLANT[fault](a, b)
             write_json(b / "planted.json", {"fault": fault, "what": PLANT[fault].__doc__})
         if fault == "selection":
-            a = settings.out / "a_weak_pairs"
-            make_weak_a(b, a)
+            a = settings.out / "a_filtered"
+            make_filtered_a(b, a)
         started_s = time.monotonic()
         work(run_diagnose(a, b, config, models=models_in(), cache=settings.out / "trials"))
         found = read_json(b / "diagnose" / "diagnosis.json")
