@@ -60,7 +60,7 @@ PAIRS = PairsConfig(
     rule=RULE,
     pairs_per_shard=32,
 )
-NUM_SPOILED_PROMPTS = 144
+NUM_SPOILED_PROMPTS = 320
 TRAIN = TrainConfig(
     training=TrainingConfig(num_steps=120, batch_size=8, learning_rate=5e-4, num_warmup_steps=5, ema_decay=0.9),
     weights=LossWeights(mask=0.1, changed=1.0),
@@ -211,7 +211,7 @@ def write_again(
 
 
 def plant_selection(a: Path, folder: Path) -> None:
-    """Two of three pairs were saved with the edited picture of another pair; no pair is rejected. A rejects by rule."""
+    """Three of four pairs were saved with the edited picture of another pair; no pair is rejected. A rejects by rule."""
     run = copied(a, folder, "world", "scenes")
     if not (folder / "spoiled.json").exists():
         work(run_prompts(run, replace(PROMPTS, num_prompts=NUM_SPOILED_PROMPTS)))
@@ -223,9 +223,9 @@ def plant_selection(a: Path, folder: Path) -> None:
 
 
 def spoil_pairs(folder: Path) -> None:
-    """Exchange the edited pictures of two of three pairs among them; the scores are those of what is saved."""
+    """Exchange the edited pictures of three of four pairs among them; the scores are those of what is saved."""
     marks, pairs, rows = done_shards(folder), list(read_pairs(folder)), read_rows(folder)
-    chosen = [index for index in range(len(pairs)) if index % 3]
+    chosen = [index for index in range(len(pairs)) if index % 4]
     others = [pairs[index].edited for index in np.roll(chosen, 1)]
     for index, edited in zip(chosen, others, strict=True):
         pairs[index] = replace(pairs[index], edited=edited)
