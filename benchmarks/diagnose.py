@@ -211,7 +211,7 @@ def write_again(
 
 
 def plant_selection(a: Path, folder: Path) -> None:
-    """Three of four pairs were saved with the edited picture of another pair; no pair is rejected. A rejects by rule."""
+    """Three of four pairs were saved with the edited picture of another pair, and no pair is rejected."""
     run = copied(a, folder, "world", "scenes")
     if not (folder / "spoiled.json").exists():
         work(run_prompts(run, replace(PROMPTS, num_prompts=NUM_SPOILED_PROMPTS)))
