@@ -136,6 +136,11 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _was_begun(file: Path) -> bool:
+    """Whether it is what a start leaves that was killed while it wrote `run.json`."""
+    return file.match(".run.*.tmp.json")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically."""
     with write_atomically(path) as temporary:
@@ -311,7 +316,7 @@ class RunFolder:
                 raise InputError(
                     f"{path} holds run {found.get('id')} with another config; choose another folder with --out"
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and not (path.is_dir() and all(_was_begun(file) for file in path.iterdir())):
             raise InputError(f"{path} exists and is not a run folder; choose another folder with --out")
         else:
             write_json(record_path, seal(run._record("running")))

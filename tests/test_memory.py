@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 
 from restage import memory
+from restage.diffusion.allocation import keep_freed_memory
 from restage.memory import PeakMemory, process_peak_mb
 
 SIZE_MB = 300
 
 
 def hold() -> None:
-    """Touch memory that is given back at once (so large that it is mapped, not taken from the heap)."""
+    """Touch memory that is given back at once, or kept by the C library where the process has asked for that."""
     np.ones(SIZE_MB * 2**20, dtype=np.uint8)
 
 
@@ -28,6 +29,16 @@ def test_work_is_not_charged_for_what_earlier_work_held_and_gave_back():
     assert again.read_mb() > idle_mb + 0.8 * SIZE_MB
     assert process_peak_mb() >= again.read_mb() > 0
     assert before.is_own
+
+
+def test_memory_that_the_c_library_keeps_is_charged_to_no_later_work():
+    needs_reset()
+    keep_freed_memory()
+    hold()
+    idle_mb = PeakMemory().read_mb()
+    again = PeakMemory()
+    hold()
+    assert again.read_mb() > idle_mb + 0.8 * SIZE_MB
 
 
 def test_the_peak_of_the_process_outlives_a_reset():

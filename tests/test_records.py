@@ -169,6 +169,12 @@ def test_run_goes_on_with_the_same_config_and_refuses_another(tmp_path: Path) ->
         RunFolder.open(tmp_path / "run", ToyConfig(), seed=1)
 
 
+def test_run_goes_on_where_a_start_was_killed_while_it_wrote_its_record(tmp_path: Path) -> None:
+    (tmp_path / ".run.4711-00ff00ff.tmp.json").write_text('{"id": "ru')
+    run = RunFolder.open(tmp_path, {}, seed=0)
+    assert read_json(tmp_path / "run.json")["id"] == run.id
+
+
 def test_run_refuses_a_folder_with_something_else_in_it(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="not a run folder"):

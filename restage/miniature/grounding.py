@@ -14,6 +14,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
+from torch.nn import functional
 
 from restage.diffusion.alignment import token_mask
 from restage.world.grammar import Description
@@ -43,7 +44,11 @@ class _WatchingProcessor:
         value = attn.to_v(encoder_hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # pyright: ignore
         shares = (query @ key.transpose(2, 3) * attn.scale).float().softmax(-1)
         self.shares.maps.append(shares.mean(1))
-        attended = (shares.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        if torch.is_grad_enabled():
+            attended = shares.to(value.dtype) @ value
+        else:  # as whoever samples without watching has it, to the last bit
+            attended = functional.scaled_dot_product_attention(query, key, value)
+        attended = attended.transpose(1, 2).flatten(2)
         return attn.to_out[0](attended)  # pyright: ignore[reportOptionalSubscript]
 
 
