@@ -113,7 +113,7 @@ def train_text_to_image(
 
     v-prediction on a cosine schedule, captions worded anew at each use, one in ten left out.
     Command: `restage miniature train text-to-image`. The shipped weights had 6,500 steps, half of whose pictures showed
-    one object, then 5,500 from there (`--start`, `--compile`, `--num-pictures 36000`): 0.55 to 0.8 s a step on one core.
+    one object, then 5,500 from there (`--start`, `--compile`, `--num-pictures 36000`), 0.55 to 0.8 s each on one core.
     Then 83 % of the pictures of held-out captions are right (100, 82, 47 % with one, two, three objects).
 
     Args:
