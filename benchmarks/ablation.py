@@ -36,10 +36,10 @@ EDITORS = ("exact", "noisy-0.3-exact", "edit_model")
 FULL = Restage()
 VARIANTS: Mapping[str, Restage] = {
     "full": FULL,
-    "as_it_was": replace(FULL, births=None, deaths=None, group_size=0),
+    "as_it_was": replace(FULL, births=None, deaths=None),
     "without_births": replace(FULL, births=None),
     "without_deaths": replace(FULL, deaths=None),
-    "each_view_alone": replace(FULL, group_size=0),
+    "views_attend_to_each_other": replace(FULL, group_size=4),
     "anchored_noise": replace(FULL, noise="anchored"),
     "own_noise": replace(FULL, noise="own"),
     "without_robust_loss": replace(FULL, robust_scale=1e6),
@@ -51,7 +51,7 @@ VARIANTS: Mapping[str, Restage] = {
     "half_the_key_views": replace(FULL, num_key_views=12),
 }
 """Variants with fewer or more rounds take as many fit steps as the method as it is."""
-OF_THE_EDIT_MODEL = ("each_view_alone", "anchored_noise", "own_noise")
+OF_THE_EDIT_MODEL = ("views_attend_to_each_other", "anchored_noise", "own_noise")
 """Variants that are all one with editors that know neither noise nor attention."""
 
 

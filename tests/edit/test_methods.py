@@ -19,6 +19,7 @@ from restage.edit import (
     Sds,
 )
 from restage.edit.anchored_noise import AnchoredNoise
+from restage.edit.deaths import KeyViews
 from restage.edit.dial import TimeLimited
 from restage.edit.editors import EDITORS, Edited, EditorSource
 from restage.edit.editors.known import KnownScores
@@ -26,6 +27,7 @@ from restage.edit.preview import NO_OP_SHARE, changed_share
 from restage.edit.restage import choose_key_views, composite, robust_weights, sharpen
 from restage.records import InputError
 from restage.scenes.fit import render_views
+from restage.scenes.splats import Splats
 
 QUICK = {
     "nothing": METHODS["nothing"](),
@@ -221,6 +223,23 @@ def test_sharpening_and_robust_weights_have_known_values():
     assert torch.allclose(robust_weights(torch.tensor([[[0.0, 0.2]]]), 0.2), torch.tensor([[[1.0, 0.5]]]))
 
 
+@pytest.mark.parametrize(("share", "is_asked"), [(0.4, True), (0.6, False)])
+def test_splats_are_born_only_where_an_edit_covers_less_than_half(share, is_asked, job, monkeypatch):
+    asked = []
+
+    def seed_none(births, splats, views, *, max_count):
+        asked.append(max_count)
+        return Splats(**{name: tensor[:0] for name, tensor in splats.parameters().items()})
+
+    monkeypatch.setattr("restage.edit.restage.seed_splats", seed_none)
+    cameras, images = job.capture.cameras, job.capture.images
+    views = KeyViews(cameras, images, images, torch.full_like(images[:, 0], share))
+    lifted = torch.zeros(len(job.splats))
+    splats, trainable = Restage(deaths=None)._renew(job.splats, views, lifted=lifted, trainable=lifted)
+    assert bool(asked) == is_asked
+    assert len(splats) == len(job.splats) == len(trainable)
+
+
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(InputError, match="noise level"):
         Restage(noise_levels=())
@@ -228,6 +247,8 @@ def test_settings_that_make_no_sense_are_refused():
         Restage(mask_low=0.7, mask_high=0.5)
     with pytest.raises(InputError, match="group_size"):
         Restage(group_size=-1)
+    with pytest.raises(InputError, match="max_renewed_share"):
+        Restage(max_renewed_share=1.5)
     with pytest.raises(InputError, match="lowest_noise"):
         Idu(lowest_noise=0.0)
 
