@@ -95,6 +95,8 @@ class Restage:
             raise InputError(f"expected 0 <= mask_low < mask_high <= 1, got {self.mask_low} and {self.mask_high}")
         if not 0 <= self.max_renewed_share <= 1:
             raise InputError(f"expected max_renewed_share in [0, 1], got {self.max_renewed_share}")
+        if self.noise not in ("anchored", "shared", "own"):
+            raise InputError(f"expected noise 'anchored', 'shared' or 'own', got {self.noise!r}")
         if self.num_key_views < 1 or self.group_size < 0:
             raise InputError(
                 f"expected at least one key view and group_size >= 0, got {self.num_key_views} and {self.group_size}"
