@@ -22,7 +22,7 @@ endef
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
 
-demo: $(STAMP)  ## From prompts to the report page of an edited 3D scene, about 10 minutes on two cores
+demo: $(STAMP)  ## From prompts to the report page of an edited 3D scene, 3 to 10 minutes on two cores
 	@$(BIN)/restage demo --out $(DEMO_FOLDER)
 
 test: $(STAMP)  ## All tests that this machine can run
