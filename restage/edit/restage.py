@@ -53,8 +53,9 @@ class Restage:
     weights: iteratively reweighted least squares; sources of the others in their files); that the mask comes out of
     the edit model itself, and that all outside of it is pinned to the scene's own renders, is what this method adds.
 
-    Memory: that of a fit step; all key views at once in the editor, for each variant of the guidance; four times the
-    key views as pictures; and, while splats are seeded, about 150 bytes for each point that is tried (`Births`).
+    Memory: that of a fit step; a batch of views in the editor (with `group_size` all key views at once, for each
+    variant of the guidance); four times the key views as pictures; and, while splats are seeded, about 150 bytes for
+    each point that is tried (`Births`).
     """
 
     num_key_views: int = 24

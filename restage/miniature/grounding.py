@@ -62,6 +62,8 @@ def watched(unet: Any, size: int) -> Iterator[AttentionShares]:
     shares = AttentionShares()
     outer = [unet.down_blocks[0], unet.up_blocks[-1]]
     layers = [m for block in outer for m in block.modules() if isinstance(m, Attention) and m.is_cross_attention]
+    if not layers:
+        raise RuntimeError("this UNet has no cross attention in its first down block and its last up block")
     before = [layer.processor for layer in layers]
     try:
         for layer in layers:

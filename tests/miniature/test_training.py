@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.models import UNet2DModel
 
 from restage.diffusion.backbone import load_backbone, save_tokenizer
 from restage.diffusion.clip import load_clip
@@ -111,6 +112,21 @@ def test_watching_a_unet_does_not_change_what_it_predicts_and_ends() -> None:
     torch.testing.assert_close(plain, seen)
     assert all(torch.allclose(maps.sum(-1), torch.ones(1, 256)) for maps in shares.maps)
     assert unet.attn_processors == before
+
+
+def test_a_unet_without_cross_attention_cannot_be_watched() -> None:
+    unet = UNet2DModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    with pytest.raises(RuntimeError, match="no cross attention"), watched(unet, 16):
+        pass
 
 
 def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(small_set: Pictures, tmp_path: Path) -> None:
