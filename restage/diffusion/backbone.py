@@ -28,7 +28,8 @@ from restage.diffusion.control import StepControl
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError, read_json, write_json
 
-__all__ = ["Backbone", "TextCondition", "load_backbone", "load_part", "save_backbone"]
+__all__ = ["Backbone", "TextCondition", "load_backbone",
+    "load_model", "load_part", "save_backbone"]
 
 MAX_COMPILED = 64
 """Sizes of batches, times what of attention control is on, that a UNet may be compiled for."""
@@ -108,6 +109,14 @@ class Backbone:
             unet: Any = torch.compile(self.unet, dynamic=False)
             self._compiled = dataclasses.replace(self, unet=unet)
         return self._compiled
+
+    def token_ids(self, texts: Sequence[str]) -> Int[Tensor, "b tokens"]:
+        """Tokens of texts for the (first) text encoder, padded to the tokenizer's length.
+
+        Raises:
+            InputError: a text has more tokens than fit.
+        """
+        return self._token_ids(self.tokenizer, texts)
 
     def _token_ids(self, tokenizer: Any, texts: Sequence[str]) -> Int[Tensor, "b tokens"]:
         tokens = tokenizer(list(texts), padding="max_length", max_length=tokenizer.model_max_length)
@@ -211,8 +220,12 @@ def load_part(load: Callable[..., Any], folder: Path) -> Any:
         raise InputError(f"{folder} cannot be loaded: {reason[0] if reason else type(error).__name__}") from None
 
 
-def _load_model(cls: Any, folder: Path) -> Any:
-    # Weights are stored in half precision and computed with in full: that is exact, and CPUs are fast at it.
+def load_model(cls: Any, folder: Path) -> Any:
+    """Load a part by its class; weights are stored in half precision and computed with in full, which is exact.
+
+    Raises:
+        InputError: as `load_part`.
+    """
     return load_part(lambda path, **options: cls.from_pretrained(path, torch_dtype=torch.float32, **options), folder)
 
 
@@ -221,7 +234,7 @@ def load_vae(folder: Path) -> AutoencoderKL | AutoencoderDC:
     name = read_json(folder / "config.json").get("_class_name")
     if name not in VAE_CLASSES:
         raise InputError(f"{folder} holds a '{name}', expected one of {', '.join(VAE_CLASSES)}")
-    return _load_model(VAE_CLASSES[name], folder)
+    return load_model(VAE_CLASSES[name], folder)
 
 
 def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
@@ -233,10 +246,10 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
     if not folder.is_dir():
         raise InputError(f"model folder {folder} does not exist")
     scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
-    unet = _load_model(UNet2DConditionModel, folder / "unet")
-    text_encoder = _load_model(CLIPTextModel, folder / "text_encoder")
+    unet = load_model(UNet2DConditionModel, folder / "unet")
+    text_encoder = load_model(CLIPTextModel, folder / "text_encoder")
     has_second = (folder / "text_encoder_2").is_dir()
-    text_encoder_2 = _load_model(CLIPTextModelWithProjection, folder / "text_encoder_2") if has_second else None
+    text_encoder_2 = load_model(CLIPTextModelWithProjection, folder / "text_encoder_2") if has_second else None
     vae = load_vae(folder / "vae")
     width, expected = text_encoder.config.hidden_size, unet.config["cross_attention_dim"]
     if text_encoder_2 is not None:

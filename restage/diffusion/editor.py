@@ -21,8 +21,9 @@ from diffusers import UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+from transformers import CLIPTextModel
 
-from restage.diffusion.backbone import Backbone, load_backbone, load_part, save_backbone, save_half
+from restage.diffusion.backbone import Backbone, load_backbone, load_model, save_backbone, save_half
 from restage.diffusion.edited import Edited
 from restage.diffusion.sampler import initial_noise
 from restage.diffusion.schedule import Schedule
@@ -130,6 +131,8 @@ class EditModel:
     """Factor on the original's unit-variance latents at the input; published models expect them unscaled."""
     guidance: Guidance = dataclasses.field(default_factory=Guidance)
     """What it is best used with where the caller names no other."""
+    has_own_text_encoder: bool = False
+    """Whether the text encoder was trained with it, so that it is not the text-to-image model's."""
 
     def __post_init__(self) -> None:
         c = self.latent_channels
@@ -267,16 +270,17 @@ def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
         default_scale = 1.0 / backbone.vae.config.get("scaling_factor", 1.0)
         return EditModel(backbone, backbone.unet, record.get("condition_scale", default_scale), guidance)
     backbone = load_backbone(folder / shared, device)
-    unet = load_part(
-        lambda path, **options: UNet2DConditionModel.from_pretrained(path, torch_dtype=torch.float32, **options),
-        folder / "unet",
-    )
-    unet = unet.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return EditModel(backbone, unet, record.get("condition_scale", 1.0), guidance)
+    has_own_text_encoder = (folder / "text_encoder").is_dir()
+    if has_own_text_encoder:
+        text_encoder = load_model(CLIPTextModel, folder / "text_encoder").to(device).eval().requires_grad_(False)
+        backbone = dataclasses.replace(backbone, text_encoder=text_encoder)
+    unet = load_model(UNet2DConditionModel, folder / "unet").to(device, memory_format=torch.channels_last)
+    unet.eval().requires_grad_(False)
+    return EditModel(backbone, unet, record.get("condition_scale", 1.0), guidance, has_own_text_encoder)
 
 
 def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None = None) -> None:
-    """Save as a folder with `unet/` in half precision and, last, `edit_model.json`.
+    """Save as a folder with `unet/` in half precision, its own `text_encoder/` if any, and, last, `edit_model.json`.
 
     Args:
         model: what to save.
@@ -291,6 +295,8 @@ def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None =
         save_backbone(copy.deepcopy(dataclasses.replace(model.backbone, unet=model.unet)), folder)
     else:
         save_half(copy.deepcopy(model.unet), folder / "unet")
+        if model.has_own_text_encoder:
+            save_half(model.backbone.text_encoder, folder / "text_encoder")
     shared = None if text_to_image is None else Path(os.path.relpath(text_to_image.resolve(), folder.resolve()))
     record = {
         "text_to_image": shared,

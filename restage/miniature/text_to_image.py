@@ -28,6 +28,8 @@ TEXT_WIDTH = 192
 DROP_TEXT = 0.1
 """Share of captions left out in training, for classifier-free guidance."""
 ENCODED_AT_ONCE, SAVED_AT_ONCE = 100, 5000
+SHARES = (0.1, 0.35, 0.55)
+"""Shares of pictures with one, two and three objects in a batch: a single object is soon learned, a third is not."""
 GROUNDING_WEIGHT = 0.1
 """Weight of the grounding loss beside the mean squared error of the velocity."""
 
@@ -133,12 +135,13 @@ def train_text_to_image(
     backbone = Backbone(tokenizer, text_encoder, unet, vae, schedule, SCHEDULER_CONFIG)
     yield from encode_pictures(folder, pictures, backbone)
     latents = torch.from_numpy(np.load(folder / "state" / "latents.npy")[: len(pictures)])
+    chances = _chances(pictures)
 
     with watched(unet, latents.shape[-1]) as shares:
         model = _UnetAndText(unet, text_encoder, shares)
 
         def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            batch = _sample_batch(latents, pictures, tokenizer, config, step=step, generator=generator)
+            batch = _sample_batch(latents, pictures, chances, tokenizer, config, step=step, generator=generator)
             noisy = schedule.add_noise(batch.clean, batch.noise, batch.timesteps)
             prediction, maps = model(noisy, batch.timesteps, batch.ids)
             target = schedule.velocity(batch.clean, batch.noise, batch.timesteps)
@@ -170,6 +173,13 @@ def _copy_weights(start: Backbone, tokenizer: Any, unet: nn.Module, text_encoder
         raise InputError(f"the model to start from has other shapes: {str(error).splitlines()[0]}") from None
 
 
+def _chances(pictures: Pictures) -> Float[Tensor, " n"]:
+    """How likely each picture is to be drawn: such that numbers of objects come in their `SHARES`."""
+    counts = torch.tensor([len(description.objects) for description in pictures.descriptions])
+    shares = torch.tensor(SHARES) / torch.bincount(counts, minlength=len(SHARES) + 1)[1:].clamp(min=1)
+    return shares[counts - 1]
+
+
 class _Batch(NamedTuple):
     """What one step trains on."""
 
@@ -183,13 +193,14 @@ class _Batch(NamedTuple):
 def _sample_batch(
     latents: Float[Tensor, "n c 16 16"],
     pictures: Pictures,
+    chances: Float[Tensor, " n"],
     tokenizer: Any,
     config: TrainingConfig,
     *,
     step: int,
     generator: torch.Generator,
 ) -> _Batch:
-    indices = torch.randint(len(latents), (config.batch_size,), generator=generator)
+    indices = torch.multinomial(chances, config.batch_size, replacement=True, generator=generator)
     # In an order that means something, so that which words belong together shows in where they stand.
     captions = pictures.captions_from_the_left(indices.tolist(), derive_seed(config.seed, "captions", step))
     dropped = torch.rand(config.batch_size, generator=generator) < DROP_TEXT

@@ -65,7 +65,8 @@ class EditBatch(NamedTuple):
     target: Float[Tensor, "batch channels height width"]
     """Clean latents of the edited picture."""
     mask: Float[Tensor, "batch height width"]
-    text: Float[Tensor, "batch tokens width_of_text"]
+    text: Float[Tensor, "batch tokens width_of_text"] | Int[Tensor, "batch tokens"]
+    """Embedded, or as tokens: whatever the model that is trained takes."""
     has_condition: Bool[Tensor, " batch"]
     """Where both text and original are there: only then a mask can be told, and is trained."""
 
@@ -116,11 +117,12 @@ def sample_edit_batch(
     both = image_only + mix.drop_both
     has_no_text = (dropped < text_only) | ((dropped >= image_only) & (dropped < both))
     has_no_image = (dropped >= text_only) & (dropped < both)
+    texts = examples.texts[torch.where(has_no_text, 0, text)]
     batch = EditBatch(
         original=torch.where(has_no_image[:, None, None, None], 0.0, source),
         target=edited,
         mask=mask,
-        text=examples.texts[torch.where(has_no_text, 0, text)].float(),
+        text=texts.float() if texts.is_floating_point() else texts,
         has_condition=~(has_no_text | has_no_image),
     )
     return EditBatch(*(item.to(device) for item in batch))
@@ -145,7 +147,7 @@ def edit_loss(
     """Noise-prediction loss in the UNet's own parameterisation, and cross-entropy of its mask output.
 
     Args:
-        unet: an edit UNet with mask output.
+        unet: an edit UNet with mask output, or what is called as one and takes tokens in place of embedded text.
         batch: what to train on.
         generator: on the CPU; timesteps and noise are drawn from it.
         schedule: of the model.

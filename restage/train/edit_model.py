@@ -10,9 +10,11 @@ import dataclasses
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.edit_unet import add_mask_output, widen_unet
@@ -40,6 +42,9 @@ class TrainConfig:
     """In which forms examples are shown."""
     weights: LossWeights = field(default_factory=LossWeights)
     """How the parts of the loss are weighed."""
+    train_text_encoder: bool = False
+    """Whether the text encoder is trained as well and saved with the model. InstructPix2Pix leaves it as it is, since
+    CLIP has read all of English; one that has only read captions does not know the words of instructions."""
 
 
 def load_start(folder: Path, device: str = "cpu") -> Backbone | EditModel:
@@ -65,11 +70,23 @@ def _edit_model_from(start: Backbone | EditModel) -> EditModel:
     return dataclasses.replace(start, unet=unet)
 
 
+class _UnetAndText(nn.Module):
+    """Both parts as one module that is called like the UNet, with tokens in place of embedded text."""
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, inputs: Tensor, timesteps: Tensor, *, encoder_hidden_states: Int[Tensor, "b tokens"]) -> Any:
+        text = self.text_encoder(input_ids=encoder_hidden_states).last_hidden_state
+        return self.unet(inputs, timesteps, encoder_hidden_states=text)
+
+
 class _Losses:
     """The loss of a step, as the training loop asks for it."""
 
-    def __init__(self, model: EditModel, examples: Examples, config: TrainConfig) -> None:
-        self.model, self.examples, self.config = model, examples, config
+    def __init__(self, trained: nn.Module, model: EditModel, examples: Examples, config: TrainConfig) -> None:
+        self.trained, self.model, self.examples, self.config = trained, model, examples, config
 
     def __call__(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         training = self.config.training
@@ -82,7 +99,7 @@ class _Losses:
             device=str(self.model.unet.device),
         )
         loss = edit_loss(
-            self.model.unet,
+            self.trained,
             batch,
             generator,
             schedule=self.model.schedule,
@@ -118,11 +135,19 @@ def train_edit_model(
     """
     model = _edit_model_from(start)
     mirror = config.mix.mirror_share > 0
-    examples = yield from encode_examples(pairs, model.backbone, folder / "cache", mirror=mirror)
-    model.unet.requires_grad_(True)
-    for step in train(model.unet, _Losses(model, examples, config), folder=folder, config=config.training):
+    examples = yield from encode_examples(
+        pairs, model.backbone, folder / "cache", mirror=mirror, embed_texts=not config.train_text_encoder
+    )
+    trained: nn.Module = model.unet
+    if config.train_text_encoder:
+        text_encoder = copy.deepcopy(model.backbone.text_encoder)
+        backbone = dataclasses.replace(model.backbone, text_encoder=text_encoder)
+        model = dataclasses.replace(model, backbone=backbone, has_own_text_encoder=True)
+        trained = _UnetAndText(model.unet, text_encoder)
+    trained.requires_grad_(True)
+    for step in train(trained, _Losses(trained, model, examples, config), folder=folder, config=config.training):
         note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
         yield Progress(stage="train", done=step.step, total=step.num_steps, note=note)
-    model.unet.requires_grad_(False)
+    trained.requires_grad_(False)
     draw_losses(folder)
     save_edit_model(model, folder, text_to_image)

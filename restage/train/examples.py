@@ -97,8 +97,9 @@ class Examples:
     """Row of the instruction in `texts`."""
     settled_text: Int[Tensor, " rows"]
     """Row of an instruction that leaves the edited picture as it is, or -1 when there is none but `leave_alone`."""
-    texts: Float[Tensor, "texts tokens width_of_text"]
-    """Embedded texts, in half precision; row 0 is the empty text, then come those of `leave_alone`."""
+    texts: Float[Tensor, "texts tokens width_of_text"] | Int[Tensor, "texts tokens"]
+    """Embedded texts, in half precision, or their tokens, where the text encoder is trained as well; row 0 is the empty
+    text, then come those of `leave_alone`."""
     num_pairs: int
     """Rows below this are pairs as they came, the rest mirror images."""
 
@@ -214,7 +215,9 @@ def _order_rows(chunks: Sequence[_Chunk]) -> tuple[list[tuple[int, int]], list[i
     return rows, mirrored
 
 
-def _join(chunks: Sequence[_Chunk], backbone: Backbone, folder: Path, fingerprint: bytes) -> Examples:
+def _join(
+    chunks: Sequence[_Chunk], backbone: Backbone, folder: Path, *, fingerprint: bytes, embed_texts: bool
+) -> Examples:
     rows, mirrored = _order_rows(chunks)
     prompts = [prompt for chunk in chunks for prompt in chunk.prompts]
     texts = ["", *LEAVE_ALONE, *sorted({prompt.instruction for prompt in prompts} - {"", *LEAVE_ALONE})]
@@ -234,7 +237,7 @@ def _join(chunks: Sequence[_Chunk], backbone: Backbone, folder: Path, fingerprin
         mirrored=torch.tensor(mirrored),
         text=torch.tensor(text),
         settled_text=torch.tensor(settled),
-        texts=_encode_texts(texts, backbone, folder, fingerprint),
+        texts=_encode_texts(texts, backbone, folder, fingerprint) if embed_texts else backbone.token_ids(texts).cpu(),
         num_pairs=len(prompts),
     )
 
@@ -246,7 +249,7 @@ def _in_chunks(pairs: Iterable[TrainingPair]) -> Iterator[list[TrainingPair]]:
 
 
 def encode_examples(
-    pairs: Iterable[TrainingPair], backbone: Backbone, folder: Path, *, mirror: bool = True
+    pairs: Iterable[TrainingPair], backbone: Backbone, folder: Path, *, mirror: bool = True, embed_texts: bool = True
 ) -> Generator[Progress, None, Examples]:
     """Encode image pairs, or read what was encoded before; the generator returns the examples.
 
@@ -255,6 +258,7 @@ def encode_examples(
         backbone: its VAE and text encoder are used.
         folder: where the encoded files lie; chunks that are there already are not encoded again.
         mirror: also encode the mirror image of each pair whose texts name no side.
+        embed_texts: embed the texts; otherwise only their tokens are given, for a text encoder that is trained.
 
     Raises:
         InputError: there are no pairs, or a pair's pictures differ in size.
@@ -269,4 +273,4 @@ def encode_examples(
         raise InputError("there are no accepted pairs to train on; make more pairs or loosen the rule")
     if len({chunk.tensors["source"].shape[1:] for chunk in chunks}) != 1:
         raise InputError("the pairs have pictures of different sizes; train on one size at a time")
-    return _join(chunks, backbone, folder, fingerprint)
+    return _join(chunks, backbone, folder, fingerprint=fingerprint, embed_texts=embed_texts)

@@ -127,6 +127,39 @@ def test_training_goes_on_from_an_edit_model_and_leaves_it_as_it_was(backbone, p
     assert all(torch.equal(before[name], value) for name, value in first.unet.state_dict().items())
 
 
+def test_a_text_encoder_that_is_trained_is_saved_with_the_model(backbone, pairs, tmp_path: Path):
+    shared = tmp_path / "text_to_image"
+    save_backbone(backbone, shared)
+    before = backbone.encode_text(["make the cube blue"])
+    for name, trains_text in (("frozen", False), ("trained", True)):
+        config = dataclasses.replace(make_config(2, learning_rate=1e-2), train_text_encoder=trains_text)
+        list(train_edit_model(pairs, backbone, tmp_path / name, config, text_to_image=shared))
+    assert torch.equal(backbone.encode_text(["make the cube blue"]), before)
+    frozen, trained = load_edit_model(tmp_path / "frozen"), load_edit_model(tmp_path / "trained")
+    assert not frozen.has_own_text_encoder and not (tmp_path / "frozen" / "text_encoder").exists()
+    torch.testing.assert_close(frozen.backbone.encode_text(["make the cube blue"]), before, rtol=0, atol=0.01)
+    assert trained.has_own_text_encoder and not (tmp_path / "trained" / "vae").exists()
+    assert (trained.backbone.encode_text(["make the cube blue"]) - before).abs().max() > 0.05
+    # Training that goes on from it keeps its text encoder, trained further or not.
+    list(train_edit_model(pairs, trained, tmp_path / "second", make_config(1), text_to_image=shared))
+    texts = [model.backbone.encode_text(["no"]) for model in (trained, load_edit_model(tmp_path / "second"))]
+    torch.testing.assert_close(*texts, rtol=0, atol=0.01)
+
+
+def test_training_with_its_text_encoder_that_was_killed_ends_with_the_same_weights(backbone, pairs, tmp_path: Path):
+    config = dataclasses.replace(make_config(3), train_text_encoder=True)
+    list(train_edit_model(pairs, backbone, tmp_path / "whole", config))
+    killed = train_edit_model(pairs, backbone, tmp_path / "killed", config)
+    next(progress for progress in killed if progress.note.startswith("loss"))
+    killed.close()
+    list(train_edit_model(pairs, backbone, tmp_path / "killed", config))
+    for part in ("unet", "text_encoder"):
+        expected, found = (
+            load_file(next((tmp_path / name / part).glob("*.safetensors"))) for name in ("whole", "killed")
+        )
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_a_published_edit_model_is_given_a_mask_output(backbone, pairs, tmp_path: Path):
     stock = EditModel(backbone, tiny_unet(inputs=2 * CHANNELS), condition_scale=0.5)
     list(train_edit_model(pairs, stock, tmp_path, make_config(1)))
