@@ -51,7 +51,7 @@ def run_edits(model: EditModel, cases: Sequence[Case]) -> list[EditedCase]:
             scores = (
                 progress(view, source, truth, case.mask[None]).mean,
                 spill(view, source, case.mask[None]).mean,
-                mask_iou(view, source, case.mask[None]).mean,
+                mask_iou(view, source, source, truth).mean,
             )
             found.append(EditedCase(case, edited.images[index], kept[index], *scores))
     return found

@@ -54,7 +54,7 @@ METRICS: dict[str, Metric] = {
         label="mask IoU",
         unit="[0, 1]",
         better="higher",
-        definition="Intersection over union of the pixels with |E - B| > 0.05 (mean over channels) with R.",
+        definition="Intersection over union of {|E - B| > 0.05} and {|T - S| > 0.05}, means over channels.",
         needs=("truth",),
     ),
     "depth_error": Metric(

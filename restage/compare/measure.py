@@ -54,7 +54,7 @@ def _against_truth(result: ResultViews, case: CaseViews, config: CompareConfig) 
     return {
         "progress": done,
         "spill": metrics.spill(edited, case.unedited, regions),
-        "mask_iou": metrics.mask_iou(edited, case.unedited, regions),
+        "mask_iou": metrics.mask_iou(edited, case.unedited, case.source, truth),
         "depth_error": _depth_error(result, case, regions),
         "psnr_db": metrics.psnr_db(edited, truth),
         "psnr_inside_db": metrics.psnr_db(edited, truth, regions),

@@ -260,7 +260,7 @@ class _Scene:
         return {
             "progress": progress(edited, quantize(self.capture.images[held_out]), truth, regions).mean,
             "spill": spill(edited, unedited, regions).mean,
-            "mask_iou": mask_iou(edited, unedited, regions).mean,
+            "mask_iou": mask_iou(edited, unedited, quantize(self.capture.images[held_out]), truth).mean,
             "psnr_db": psnr_db(edited, truth).mean,
             **self._measure_views(kept),
         }

@@ -39,14 +39,14 @@ def truth(source: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
 def test_a_perfect_edit_scores_one_without_spill(source, truth, regions):
     assert progress(truth, source, truth, regions).mean == pytest.approx(1)
     assert spill(truth, source, regions).mean == 0
-    assert mask_iou(truth, source, regions).mean == 1
+    assert mask_iou(truth, source, source, truth).mean == 1
     assert psnr_db(truth, truth).mean == MAX_PSNR_DB
 
 
 def test_doing_nothing_scores_zero(source, truth, regions):
     assert progress(source, source, truth, regions).mean == 0
     assert spill(source, source, regions).mean == 0
-    assert mask_iou(source, source, regions).mean == 0
+    assert mask_iou(source, source, source, truth).mean == 0
 
 
 def test_going_the_wrong_way_scores_below_zero(source, truth, regions):
@@ -87,14 +87,18 @@ def test_a_region_in_which_truth_equals_the_source_is_unscored_not_infinite(sour
     assert math.isnan(progress(source + 0.1, source, source, regions).mean)
 
 
-def test_iou_of_a_change_twice_too_large_is_a_half(source, regions):
+def test_iou_of_a_change_twice_too_large_is_a_half(source, truth):
     edited = source.clone()
     edited[:, :, 2:6, :] += 0.2
-    assert mask_iou(edited, source, regions).mean == pytest.approx(0.5)
+    assert mask_iou(edited, source, source, truth).mean == pytest.approx(0.5)
 
 
-def test_a_change_below_the_threshold_is_no_change(source, regions):
-    assert mask_iou(source + 0.04, source, regions).mean == 0
+def test_a_change_below_the_threshold_is_no_change(source, truth):
+    assert mask_iou(source + 0.04, source, source, truth).mean == 0
+    faint = truth + 0.04
+    assert mask_iou(truth, source, source, faint).mean == mask_iou(faint, source, source, faint).mean == 1
+    measured = mask_iou(source, source, source, source + 0.04)
+    assert math.isnan(measured.mean) and "neither truth nor the edit" in measured.reason
 
 
 def test_psnr_of_a_known_error(source):
