@@ -11,7 +11,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from restage.diffusion.backbone import Backbone, save_backbone, save_half
 from restage.diffusion.edit_unet import widen_unet
-from restage.diffusion.editor import EditModel, save_edit_model
+from restage.diffusion.editor import EditModel
+from restage.diffusion.editor_folder import save_edit_model
 from restage.diffusion.schedule import Schedule
 from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer
 from restage.records import write_json

@@ -23,7 +23,8 @@ import restage
 from restage.compare.metrics import mask_iou, progress, psnr_db, spill
 from restage.diagnose.agreement import disagreement
 from restage.diagnose.workbench import Setup
-from restage.diffusion.editor import EditSettings, load_edit_model
+from restage.diffusion.editor import EditSettings
+from restage.diffusion.editor_folder import load_edit_model
 from restage.edit.editors.edit_model import ModelEditor
 from restage.edit.editors.exact import ExactEditor
 from restage.edit.editors.interface import Edited, Editor

@@ -28,8 +28,7 @@ from restage.diffusion.control import StepControl
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError, read_json, write_json
 
-__all__ = ["Backbone", "TextCondition", "load_backbone",
-    "load_model", "load_part", "save_backbone"]
+__all__ = ["Backbone", "TextCondition", "load_backbone", "load_model", "load_part", "save_backbone"]
 
 MAX_COMPILED = 64
 """Sizes of batches, times what of attention control is on, that a UNet may be compiled for."""

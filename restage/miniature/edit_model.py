@@ -12,7 +12,8 @@ import torch
 
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
-from restage.diffusion.editor import Guidance, load_edit_model, save_edit_model
+from restage.diffusion.editor import Guidance
+from restage.diffusion.editor_folder import load_edit_model, save_edit_model
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
 from restage.pairs.generate import GenerateConfig

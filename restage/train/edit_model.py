@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.edit_unet import add_mask_output, widen_unet
-from restage.diffusion.editor import EditModel, load_edit_model, save_edit_model
+from restage.diffusion.editor import EditModel
+from restage.diffusion.editor_folder import load_edit_model, save_edit_model
 from restage.diffusion.training import TrainingConfig, train
 from restage.records import InputError, Progress, read_json
 from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch

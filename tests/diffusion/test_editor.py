@@ -9,15 +9,8 @@ import torch
 
 from restage.diffusion.backbone import Backbone, save_backbone
 from restage.diffusion.edit_unet import START_MASK_PROBABILITY, add_mask_output, widen_unet
-from restage.diffusion.editor import (
-    EditCondition,
-    EditModel,
-    EditSettings,
-    Guidance,
-    edit_images,
-    load_edit_model,
-    save_edit_model,
-)
+from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images
+from restage.diffusion.editor_folder import load_edit_model, save_edit_model
 from restage.records import InputError
 from tests.train.tiny import CHANNELS, WIDTH, tiny_backbone, tiny_unet
 

@@ -12,7 +12,7 @@ from diffusers.models import UNet2DModel
 
 from restage.diffusion.backbone import load_backbone, save_tokenizer
 from restage.diffusion.clip import load_clip
-from restage.diffusion.editor import load_edit_model
+from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import read_metrics
 from restage.miniature import autoencoder, clip, edit_model, pictures, text_to_image

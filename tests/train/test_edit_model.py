@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from restage.diffusion.backbone import save_backbone
-from restage.diffusion.editor import EditModel, EditSettings, Guidance, edit_images, load_edit_model
+from restage.diffusion.editor import EditModel, EditSettings, Guidance, edit_images
+from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.training import TrainingConfig
 from restage.records import InputError, RunFolder
 from restage.train import (

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images, load_edit_model
+from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images
+from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import Branches, Edited, EditorSource, NoiseKeys, PredictNoise, draw_noise
 from restage.edit.joint_attention import share_attention

@@ -1,0 +1,72 @@
+"""Loads and saves edit models: our own folders, and whole InstructPix2Pix folders in diffusers layout."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from restage.diffusion.backbone import load_backbone, load_model, save_backbone, save_half
+from restage.diffusion.editor import EditModel, Guidance
+from restage.records import InputError, read_json, write_json
+
+__all__ = ["load_edit_model", "save_edit_model"]
+
+
+def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
+    """Load an edit model saved by `save_edit_model`, or a whole InstructPix2Pix folder in diffusers layout.
+
+    Raises:
+        InputError: files are missing, or the UNet does not fit the other parts.
+    """
+    if not (folder / "unet" / "config.json").is_file():
+        raise InputError(f"{folder} holds no edit model: unet/config.json is missing")
+    record_path = folder / "edit_model.json"
+    record = read_json(record_path) if record_path.exists() else {}
+    shared, guidance = record.get("text_to_image"), Guidance(**record.get("guidance", {}))
+    if shared is None:
+        backbone = load_backbone(folder, device)
+        default_scale = 1.0 / backbone.vae.config.get("scaling_factor", 1.0)
+        return EditModel(backbone, backbone.unet, record.get("condition_scale", default_scale), guidance)
+    backbone = load_backbone(folder / shared, device)
+    has_own_text_encoder = (folder / "text_encoder").is_dir()
+    if has_own_text_encoder:
+        text_encoder = load_model(CLIPTextModel, folder / "text_encoder").to(device).eval().requires_grad_(False)
+        backbone = dataclasses.replace(backbone, text_encoder=text_encoder)
+    unet = load_model(UNet2DConditionModel, folder / "unet").to(device, memory_format=torch.channels_last)
+    unet.eval().requires_grad_(False)
+    return EditModel(backbone, unet, record.get("condition_scale", 1.0), guidance, has_own_text_encoder)
+
+
+def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None = None) -> None:
+    """Save as a folder with `unet/` in half precision, its own `text_encoder/` if any, and, last, `edit_model.json`.
+
+    Args:
+        model: what to save.
+        folder: made if missing.
+        text_to_image: folder of the text-to-image model, to be named instead of saving the shared parts again (by
+            its path relative to `folder`: both have to move together). None saves everything: the folder then stands
+            alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Copies, since saving rounds weights in place: a caller that goes on must not go on with other weights.
+    if text_to_image is None:
+        save_backbone(copy.deepcopy(dataclasses.replace(model.backbone, unet=model.unet)), folder)
+    else:
+        save_half(copy.deepcopy(model.unet), folder / "unet")
+        if model.has_own_text_encoder:
+            save_half(model.backbone.text_encoder, folder / "text_encoder")
+    shared = None if text_to_image is None else Path(os.path.relpath(text_to_image.resolve(), folder.resolve()))
+    record = {
+        "text_to_image": shared,
+        "condition_scale": model.condition_scale,
+        "guidance": dataclasses.asdict(model.guidance),
+        "latent_channels": model.latent_channels,
+        "has_mask_output": model.has_mask_output,
+    }
+    write_json(folder / "edit_model.json", record)
