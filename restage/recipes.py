@@ -340,7 +340,8 @@ def train_miniature(
         num_pictures: Size of the training set.
         num_steps: Of training; None for the recipe's.
         is_compiled: Whether the model is compiled for its training.
-        start: For `text-to-image`, a folder of such a model whose weights training goes on from.
+        start: A text-to-image folder from whose weights training goes on; of the autoencoder only the decoder is then
+            trained, so that latents stay what they are.
         version: For `edit-model`, which pairs it is trained on.
 
     Raises:
@@ -354,8 +355,8 @@ def train_miniature(
         "clip": (clip.train_clip, clip.RECIPE),
         "probe": (probe.train_probe, probe.RECIPE),
     }
-    if start is not None and part != "text-to-image":
-        raise InputError(f"a model to start from is for text-to-image only, and {part} was asked for")
+    if start is not None and part not in ("autoencoder", "text-to-image"):
+        raise InputError(f"a model to start from is for autoencoder and text-to-image, and {part} was asked for")
     if part == "pictures":
         yield from pictures.make_pictures(folder / "pictures", num_pictures)
     elif part == "edit-model":

@@ -93,7 +93,8 @@ def build_miniature() -> Callable[..., None]:
             num_pictures: Size of the training set.
             num_steps: Of training; default: the recipe's.
             compile: Compile the model first (needs a C++ compiler): some minutes, then faster steps.
-            start: Folder of a text-to-image model whose weights the training of another goes on from.
+            start: Folder of a text-to-image model from whose weights that of another, or of an autoencoder, goes on; of
+                the latter the decoder alone is trained, so that models trained on its latents stay valid.
             version: Pairs that the edit model is trained on: those that the rule accepts (the model that ships), all
                 that were made, or rendered ones; the others go to `edit_model_unfiltered` and `edit_model_exact`.
         """

@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from restage.diffusion.backbone import load_vae
 from restage.diffusion.training import TrainingConfig, train
 from restage.miniature.pictures import Pictures
-from restage.records import Progress
+from restage.records import InputError, Progress
 
 __all__ = ["RECIPE", "build_autoencoder", "train_autoencoder"]
 
@@ -47,13 +48,31 @@ def _gradient_loss(output: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 
     return error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
 
 
-def train_autoencoder(folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE) -> Iterator[Progress]:
+def train_autoencoder(
+    folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE, *, start: Path | None = None
+) -> Iterator[Progress]:
     """Train it, and save it to `<folder>/text_to_image/vae` in half precision.
 
     Command: `restage miniature train autoencoder`. Figures and cost: docs/log.md.
+
+    Args:
+        folder: Of the models.
+        pictures: The training set.
+        config: How long and how fast.
+        start: A text-to-image model whose decoder is trained on, while its encoder stays as it is: latents, and all
+            that was trained on them, stay valid. None trains both from nothing.
+
+    Raises:
+        InputError: the model to start from has an autoencoder of other shapes.
     """
     torch.manual_seed(config.seed)  # initial weights only
     model: Any = build_autoencoder()
+    if start is not None:
+        try:
+            model.load_state_dict(load_vae(start / "vae").state_dict())
+        except RuntimeError as error:
+            raise InputError(f"the autoencoder to start from has other shapes: {str(error).splitlines()[0]}") from None
+        model.encoder.requires_grad_(False)
     model.to(memory_format=torch.channels_last)
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -65,13 +84,15 @@ def train_autoencoder(folder: Path, pictures: Pictures, config: TrainingConfig =
         latents = model.encode(images).latent
         noise = torch.randn(latents.shape, generator=generator) * LATENT_NOISE
         output = model.decode(latents + noise).sample.float()
-        mean, std = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
-        return {
+        losses = {
             "l1": (output - images).abs().mean(),
             "mse": 2 * functional.mse_loss(output, images),
             "gradient": _gradient_loss(output, images),
-            "spread": SPREAD_WEIGHT * (mean.square() + (std - 1).square()).mean(),
         }
+        if start is None:
+            mean, std = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
+            losses["spread"] = SPREAD_WEIGHT * (mean.square() + (std - 1).square()).mean()
+        return losses
 
     for step in train(model, loss_of, folder=folder / "state" / "autoencoder", config=config):
         yield Progress(

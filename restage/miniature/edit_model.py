@@ -89,11 +89,14 @@ NO_RULE = PairRule(
 
 # Another seed than the demo's, whose pairs would else be these.
 RECIPE = EditModelRecipe(
-    made=PairSet(prompts=PromptsConfig(num_prompts=1000), pairs=PAIRS, seed=101),
-    num_pairs=640,
+    made=PairSet(prompts=PromptsConfig(num_prompts=4200), pairs=PAIRS, seed=101),
+    num_pairs=3000,
     train=TrainConfig(
-        training=TrainingConfig(num_steps=800, batch_size=32, learning_rate=3e-4, num_warmup_steps=60, ema_decay=0.99),
-        weights=LossWeights(mask=0.1, changed=1.0),
+        training=TrainingConfig(
+            num_steps=4500, batch_size=32, learning_rate=5e-4, num_warmup_steps=100, ema_decay=0.998
+        ),
+        weights=LossWeights(mask=0.3, changed=1.0),
+        train_text_encoder=True,
     ),
 )
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.models import UNet2DModel
 
-from restage.diffusion.backbone import load_backbone, save_tokenizer
+from restage.diffusion.backbone import load_backbone, load_vae, save_tokenizer
 from restage.diffusion.clip import load_clip
 from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.pair_sampler import SamplerConfig
@@ -160,6 +160,16 @@ def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures,
         weights = getattr(before, part).state_dict()
         for name, value in getattr(after, part).state_dict().items():
             torch.testing.assert_close(value, weights[name], rtol=2e-3, atol=1e-5, msg=f"{part} {name}")
+
+
+def test_a_decoder_that_is_trained_on_leaves_the_latents_as_they_were(small_set: Pictures, tmp_path: Path) -> None:
+    start = models_in().text_to_image
+    config = replace(autoencoder.RECIPE, num_steps=2, batch_size=2)
+    list(autoencoder.train_autoencoder(tmp_path, small_set, config, start=start))
+    before, after = load_vae(start / "vae").state_dict(), load_vae(tmp_path / "text_to_image" / "vae").state_dict()
+    assert before.keys() == after.keys()
+    changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"decoder"}
 
 
 def test_a_start_with_another_tokenizer_is_refused(small_set: Pictures, tmp_path: Path) -> None:
