@@ -128,11 +128,12 @@ def sample_edit_batch(
     return EditBatch(*(item.to(device) for item in batch))
 
 
-def _draw_timesteps(count: int, num_timesteps: int, generator: torch.Generator) -> Int[Tensor, " count"]:
-    """Uniform steps, one from each of `count` equal parts of the schedule in random order: less noise in the loss."""
+def _draw_timesteps(count: int, num_timesteps: int, shift: float, generator: torch.Generator) -> Int[Tensor, " count"]:
+    """Steps, one from each of `count` equally likely parts of the schedule in random order: less noise in the loss."""
     jitter = torch.rand(count, generator=generator)
     order = torch.randperm(count, generator=generator)
-    return ((order + jitter) / count * num_timesteps).long().clamp(max=num_timesteps - 1)
+    uniform = (order + jitter) / count
+    return (shift * uniform / (1 + (shift - 1) * uniform) * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
 def edit_loss(
@@ -143,6 +144,7 @@ def edit_loss(
     schedule: Schedule,
     condition_scale: float,
     weights: LossWeights,
+    noise_shift: float = 1.0,
 ) -> EditLoss:
     """Noise-prediction loss in the UNet's own parameterisation, and cross-entropy of its mask output.
 
@@ -153,9 +155,10 @@ def edit_loss(
         schedule: of the model.
         condition_scale: factor on the original's latents at the input, as in `EditModel`.
         weights: of the parts.
+        noise_shift: as in `TrainConfig`.
     """
     target, channels = batch.target, batch.target.shape[1]
-    t = _draw_timesteps(len(target), schedule.num_train_timesteps, generator).to(target.device)
+    t = _draw_timesteps(len(target), schedule.num_train_timesteps, noise_shift, generator).to(target.device)
     noise = torch.randn(target.shape, generator=generator).to(target.device)
     inputs = torch.cat([schedule.add_noise(target, noise, t), batch.original * condition_scale], dim=1)
     inputs = inputs.contiguous(memory_format=torch.channels_last)

@@ -43,9 +43,16 @@ class TrainConfig:
     """In which forms examples are shown."""
     weights: LossWeights = field(default_factory=LossWeights)
     """How the parts of the loss are weighed."""
+    noise_shift: float = 1.0
+    """Above 1, noise levels in training are higher: t = s u / (1 + (s - 1) u) for uniform u (Esser et al. 2024, arXiv
+    2403.03206, equation 23). 1 is InstructPix2Pix's uniform draw."""
     train_text_encoder: bool = False
     """Whether the text encoder is trained as well and saved with the model. InstructPix2Pix leaves it as it is, since
     CLIP has read all of English; one that has only read captions does not know the words of instructions."""
+
+    def __post_init__(self) -> None:
+        if not self.noise_shift > 0:
+            raise InputError(f"the shift of noise levels must be above 0, got {self.noise_shift}")
 
 
 def load_start(folder: Path, device: str = "cpu") -> Backbone | EditModel:
@@ -106,6 +113,7 @@ class _Losses:
             schedule=self.model.schedule,
             condition_scale=self.model.condition_scale,
             weights=self.config.weights,
+            noise_shift=self.config.noise_shift,
         )
         return {"noise": loss.noise, "mask": loss.mask}
 

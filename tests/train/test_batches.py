@@ -10,6 +10,7 @@ from restage.diffusion.edit_unet import START_MASK_PROBABILITY, widen_unet
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError
 from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
+from restage.train.edit_model import TrainConfig
 from restage.train.examples import Examples
 from tests.train.tiny import CHANNELS, WIDTH, tiny_unet
 
@@ -134,9 +135,21 @@ def test_the_loss_is_what_the_two_parts_say(prediction_type: str):
 def test_timesteps_of_a_batch_cover_the_schedule_evenly():
     from restage.train.batches import _draw_timesteps
 
-    drawn = _draw_timesteps(10, 1000, torch.Generator().manual_seed(0))
+    drawn = _draw_timesteps(10, 1000, 1.0, torch.Generator().manual_seed(0))
     assert sorted((drawn // 100).tolist()) == list(range(10))
     assert drawn.tolist() != sorted(drawn.tolist())
+
+
+def test_shifted_timesteps_are_higher_as_the_formula_says():
+    from restage.train.batches import _draw_timesteps
+
+    plain = _draw_timesteps(1000, 1000, 1.0, torch.Generator().manual_seed(0))
+    shifted = _draw_timesteps(1000, 1000, 3.0, torch.Generator().manual_seed(0))
+    expected = 3 * plain / (1000 + 2 * plain) * 1000
+    assert float((shifted - expected).abs().max()) <= 3  # one step of the unshifted grid is up to three here
+    assert 0.6 < float(shifted.float().mean()) / 1000 < 0.7  # the mean of 3u / (1 + 2u) is 0.676
+    with pytest.raises(InputError, match="shift of noise levels"):
+        TrainConfig(noise_shift=0.0)
 
 
 def test_masks_are_not_trained_where_a_condition_is_missing():
