@@ -96,6 +96,7 @@ RECIPE = EditModelRecipe(
             num_steps=4500, batch_size=32, learning_rate=5e-4, num_warmup_steps=100, ema_decay=0.998
         ),
         weights=LossWeights(mask=0.3, changed=1.0),
+        noise_shift=2.0,
         train_text_encoder=True,
     ),
 )
