@@ -11,9 +11,9 @@ import restage
 from restage.diagnose.plain import from_plain
 from restage.diagnose.pools import PairPool
 from restage.diffusion.editor import Guidance
+from restage.diffusion.editor_folder import edit_weights_sha256
 from restage.edit import METHODS
 from restage.edit.job import Method
-from restage.pairs.makers import folder_sha256
 from restage.records import InputError, canonical_json, derive_seed, read_json, to_plain
 from restage.train.edit_model import TrainConfig
 
@@ -99,8 +99,8 @@ class RunParts:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of the files of the edit UNet."""
-        return folder_sha256(self.model / "unet")
+        """Hash of the edit model's weights."""
+        return edit_weights_sha256(self.model)
 
     @cached_property
     def guidance(self) -> Guidance:

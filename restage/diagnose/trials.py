@@ -24,7 +24,7 @@ from restage.compare.metrics import mask_iou, progress, psnr_db, spill
 from restage.diagnose.agreement import disagreement
 from restage.diagnose.workbench import Setup
 from restage.diffusion.editor import EditSettings
-from restage.diffusion.editor_folder import load_edit_model
+from restage.diffusion.editor_folder import edit_weights_sha256, load_edit_model
 from restage.edit.editors.edit_model import ModelEditor
 from restage.edit.editors.exact import ExactEditor
 from restage.edit.editors.interface import Edited, Editor
@@ -32,7 +32,6 @@ from restage.edit.job import EditJob, EditStep
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import KeptEdits
 from restage.edit.stage import load_scene
-from restage.pairs.makers import folder_sha256
 from restage.records import EditCase, EditRequest, content_id, derive_seed, read_json, to_plain, write_json
 from restage.scenes.capture import Capture
 from restage.scenes.fit import psnr, render_views
@@ -130,7 +129,7 @@ class Trials:
                 del self._editors[next(iter(self._editors))]
             self._editors[key] = ModelEditor(load_edit_model(model))
         editor = replace(self._editors[key], settings=EditSettings(steps=self.editor_steps, guidance=setup.guidance))
-        made_by = content_id("editor", [self._ids.setdefault(key, folder_sha256(model / "unet")), setup.guidance])
+        made_by = content_id("editor", [self._ids.setdefault(key, edit_weights_sha256(model)), setup.guidance])
         return _Remembered(editor, made_by, self._edits)
 
 

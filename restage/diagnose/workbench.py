@@ -14,10 +14,10 @@ from restage.diagnose.cases import Case, SceneParts
 from restage.diagnose.parts import EDIT_MODEL_PARTS, RunParts, noise_settings
 from restage.diagnose.pools import mix_pairs
 from restage.diffusion.editor import Guidance
+from restage.diffusion.editor_folder import edit_weights_sha256
 from restage.edit import METHODS
 from restage.edit.job import Method
 from restage.edit.stage import load_scene
-from restage.pairs.makers import folder_sha256
 from restage.records import InputError, Progress, content_id, read_json, to_plain, write_json
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io.nerfstudio import write_capture
@@ -70,7 +70,7 @@ class Workbench:
         """Hash of an edit model's weights, read once."""
         key = str(model)
         if key not in self._weights:
-            self._weights[key] = folder_sha256(model / "unet")
+            self._weights[key] = edit_weights_sha256(model)
         return self._weights[key]
 
     def setup(self, case: Case, from_b: frozenset[str]) -> Generator[Progress, None, Setup]:

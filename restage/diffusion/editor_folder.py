@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from transformers import CLIPTextModel
 
 from restage.diffusion.backbone import load_backbone, load_model, save_backbone, save_half
 from restage.diffusion.editor import EditModel, Guidance
-from restage.records import InputError, read_json, write_json
+from restage.records import InputError, canonical_json, file_sha256, read_json, write_json
 
-__all__ = ["load_edit_model", "save_edit_model"]
+__all__ = ["edit_weights_sha256", "load_edit_model", "save_edit_model"]
 
 
 def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
@@ -70,3 +71,17 @@ def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None =
         "has_mask_output": model.has_mask_output,
     }
     write_json(folder / "edit_model.json", record)
+
+
+def edit_weights_sha256(folder: Path) -> str:
+    """One hash over the weights that an edit model's folder holds: of its UNet, and of its text encoder if it has one.
+
+    Raises:
+        InputError: it holds no UNet.
+    """
+    folders = (folder / "text_encoder", folder / "unet")
+    files = [path for part in folders for path in sorted(part.glob("*")) if path.suffix in (".safetensors", ".bin")]
+    if not any(path.parent.name == "unet" for path in files):
+        raise InputError(f"{folder} holds no weights of an edit model; expected some in unet/")
+    hashes = [[path.relative_to(folder).as_posix(), file_sha256(path)] for path in files]
+    return hashlib.sha256(canonical_json(hashes).encode()).hexdigest()

@@ -5,13 +5,13 @@ Reads `<run>/scenes`, writes `<run>/edit`; an edit with a record is skipped, a f
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import restage
+from restage.diffusion.editor_folder import edit_weights_sha256
 from restage.edit import METHODS
 from restage.edit.editors import Edited, Editor, EditorSource, check_editor, open_editor
 from restage.edit.job import Method
@@ -21,7 +21,6 @@ from restage.records import (
     InputError,
     Progress,
     RunFolder,
-    canonical_json,
     derive_seed,
     file_sha256,
     read_json,
@@ -219,11 +218,9 @@ class _Editors:
         self._sha256 = ""
 
     def model_sha256(self) -> str:
-        """One hash over the names and contents of the edit UNet's weights."""
+        """Hash of the edit model's weights."""
         if not self._sha256:
-            files = sorted((self.model / "unet").glob("*.safetensors"))
-            hashes = [[path.relative_to(self.model).as_posix(), file_sha256(path)] for path in files]
-            self._sha256 = hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
+            self._sha256 = edit_weights_sha256(self.model)
         return self._sha256
 
     def open(self, name: str, source: EditorSource) -> Editor:
