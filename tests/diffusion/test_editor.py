@@ -10,7 +10,7 @@ import torch
 from restage.diffusion.backbone import Backbone, save_backbone
 from restage.diffusion.edit_unet import START_MASK_PROBABILITY, add_mask_output, widen_unet
 from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images
-from restage.diffusion.editor_folder import load_edit_model, save_edit_model
+from restage.diffusion.editor_folder import edit_weights_sha256, load_edit_model, save_edit_model
 from restage.records import InputError
 from tests.train.tiny import CHANNELS, WIDTH, tiny_backbone, tiny_unet
 
@@ -185,6 +185,19 @@ def test_a_saved_model_comes_back(model: EditModel, pictures, tmp_path: Path, st
     torch.testing.assert_close(found.images, expected.images, rtol=0, atol=0.05)  # half precision on disk
     torch.testing.assert_close(found.masks, expected.masks, rtol=0, atol=0.02)
     assert loaded.unet.dtype == torch.float32
+
+
+def test_edit_models_are_told_apart_by_unet_and_text_encoder(model: EditModel, tmp_path: Path):
+    shared = tmp_path / "text_to_image"
+    save_backbone(model.backbone, shared)
+    trained = dataclasses.replace(model, has_own_text_encoder=True)
+    for name, saved in (("one", model), ("same", model), ("own", trained)):
+        save_edit_model(saved, tmp_path / name, shared)
+    one, same, own = (edit_weights_sha256(tmp_path / name) for name in ("one", "same", "own"))
+    assert one == same != own
+    assert load_edit_model(tmp_path / "own").has_own_text_encoder
+    with pytest.raises(InputError, match="no weights of an edit model"):
+        edit_weights_sha256(tmp_path)
 
 
 def test_a_whole_published_folder_loads_with_its_own_scale_of_the_original(backbone: Backbone, tmp_path: Path):
