@@ -357,6 +357,8 @@ def train_miniature(
     }
     if start is not None and part not in ("autoencoder", "text-to-image"):
         raise InputError(f"a model to start from is for autoencoder and text-to-image, and {part} was asked for")
+    if is_compiled and part == "probe":
+        raise InputError("PyTorch's compiler fails on the probe; leave --compile out")
     if part == "pictures":
         yield from pictures.make_pictures(folder / "pictures", num_pictures)
     elif part == "edit-model":

@@ -23,7 +23,7 @@ from restage.miniature.text_to_image import build_unet
 from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.pairs.generate import GenerateConfig
 from restage.prompts.stage import PromptsConfig
-from restage.recipes import models_in
+from restage.recipes import models_in, train_miniature
 from restage.records import InputError
 from restage.world.capture import CHANGE_THRESHOLD
 from restage.world.grammar import EDIT_KINDS, Description, SceneObject, caption_of, sample_description
@@ -170,6 +170,15 @@ def test_a_decoder_that_is_trained_on_leaves_the_latents_as_they_were(small_set:
     assert before.keys() == after.keys()
     changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == {"decoder"}
+
+
+def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="clip was asked for"):
+        next(train_miniature("clip", tmp_path, start=tmp_path))
+    with pytest.raises(InputError, match="leave --compile out"):
+        next(train_miniature("probe", tmp_path, is_compiled=True))
+    with pytest.raises(InputError, match="unknown part"):
+        next(train_miniature("painter", tmp_path))
 
 
 def test_a_start_with_another_tokenizer_is_refused(small_set: Pictures, tmp_path: Path) -> None:
