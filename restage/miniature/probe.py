@@ -49,7 +49,7 @@ __all__ = [
     "train_probe",
 ]
 
-RECIPE = TrainingConfig(num_steps=7000, batch_size=48, learning_rate=2e-3, num_warmup_steps=50, ema_decay=0.99)
+RECIPE = TrainingConfig(num_steps=5000, batch_size=48, learning_rate=2e-3, num_warmup_steps=50, ema_decay=0.99)
 NUM_PROBE_PICTURES = 6000
 """Free scenes that are rendered for it, each once as it is and once as the autoencoder gives it back."""
 FILE_NAME = "probe.safetensors"
