@@ -109,9 +109,10 @@ def train_edit(
 
     The version `filtered` is the one that ships, in `<folder>/edit_model`; the others, trained alike on as many pairs,
     tell what pair maker and filter cost, in `<folder>/edit_model_<version>`. Each `edit_model.json` names the
-    text-to-image folder beside it for the parts that both share.
-    Command: `restage miniature train edit-model [--version exact]`. On one core 9 minutes for the pairs and 10 for the
-    training; progress 0.45 of recolour, ground and time on single views, 0.41 with exact pairs (docs/log.md).
+    text-to-image folder beside it for the parts that both share; UNet and text encoder are its own.
+    Command: `restage miniature train edit-model --compile [--version exact]`. 22 minutes on two cores for the pairs, 50
+    on one for the training; on single views progress 0.65 of recolour, ground and time, 0.12 of reshape, add and
+    remove; 0.69 and 0.20 with exact pairs (docs/log.md).
 
     Args:
         folder: Of the models.
