@@ -53,8 +53,8 @@ def train_autoencoder(
 ) -> Iterator[Progress]:
     """Train it, and save it to `<folder>/text_to_image/vae` in half precision.
 
-    Command: `restage miniature train autoencoder`, then with `--start` for the decoder alone: 32.3 dB on unseen renders,
-    and 35.8 after 2,000 steps of the decoder, 18 minutes on one core (docs/log.md).
+    Command: `restage miniature train autoencoder`, then with `--start` for the decoder alone. 32.3 dB on unseen
+    renders, and 35.8 after 2,000 steps of the decoder, 18 minutes on one core (docs/log.md).
 
     Args:
         folder: Of the models.

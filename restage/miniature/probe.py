@@ -169,8 +169,8 @@ def train_probe(folder: Path, pictures: Pictures, config: TrainingConfig = RECIP
     Half of each batch is from the training set of the models, a quarter are free scenes (any combination, any number
     of objects), a quarter such scenes as the autoencoder in `<folder>/text_to_image` gives them back. Free scenes
     are rendered first, to `<folder>/state/probe_pictures`.
-    Command: `restage miniature train probe`. 25 minutes on one core; kinds right in 98.4 % of unseen renders, all right in
-    97.8 % (docs/log.md).
+    Command: `restage miniature train probe`. 25 minutes on one core; kinds right in 98.4 % of unseen renders, all right
+    in 97.8 % (docs/log.md).
     """
     made = folder / "state" / "probe_pictures"
     yield from make_probe_pictures(made, NUM_PROBE_PICTURES, load_backbone(folder / "text_to_image"))
