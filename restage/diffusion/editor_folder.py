@@ -74,14 +74,13 @@ def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None =
 
 
 def edit_weights_sha256(folder: Path) -> str:
-    """One hash over the weights that an edit model's folder holds: of its UNet, and of its text encoder if it has one.
+    """One hash over the files of an edit model that are its own: of its UNet, and of its text encoder if it has one.
 
     Raises:
         InputError: it holds no UNet.
     """
-    folders = (folder / "text_encoder", folder / "unet")
-    files = [path for part in folders for path in sorted(part.glob("*")) if path.suffix in (".safetensors", ".bin")]
-    if not any(path.parent.name == "unet" for path in files):
-        raise InputError(f"{folder} holds no weights of an edit model; expected some in unet/")
+    if not (folder / "unet").is_dir():
+        raise InputError(f"{folder} holds no edit model; expected a folder unet in it")
+    files = [path for part in ("text_encoder", "unet") for path in sorted((folder / part).glob("*"))]
     hashes = [[path.relative_to(folder).as_posix(), file_sha256(path)] for path in files]
     return hashlib.sha256(canonical_json(hashes).encode()).hexdigest()

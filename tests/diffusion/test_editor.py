@@ -196,7 +196,7 @@ def test_edit_models_are_told_apart_by_unet_and_text_encoder(model: EditModel, t
     one, same, own = (edit_weights_sha256(tmp_path / name) for name in ("one", "same", "own"))
     assert one == same != own
     assert load_edit_model(tmp_path / "own").has_own_text_encoder
-    with pytest.raises(InputError, match="no weights of an edit model"):
+    with pytest.raises(InputError, match="holds no edit model"):
         edit_weights_sha256(tmp_path)
 
 
