@@ -35,7 +35,7 @@ class Sampling:
     """How pictures are sampled; the defaults are those of `sample_images`."""
 
     steps: int = 18
-    guidance: float = 4.0
+    guidance: float = 5.0
     solver: str = "dpmpp_2m"
     batch_size: int = 16
 

@@ -86,7 +86,7 @@ def sample_images(
     *,
     seeds: Sequence[int],
     steps: int = 18,
-    guidance: float = 4.0,
+    guidance: float = 5.0,
     solver: str = "dpmpp_2m",
 ) -> Float[Tensor, "batch 3 height width"]:
     """Text to images in [0, 1]; an image depends on its caption and seed (and, in the last bits, on the batch).
