@@ -5,6 +5,7 @@ All of it comes from seeds of its own names, so no training sees it; `world_seed
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from restage.world.grammar import (
     Description,
     Edit,
     caption_of,
+    possible_kinds,
     prompt_pair_of,
     sample_description,
     sample_edit,
@@ -94,12 +96,22 @@ def is_in_training(items: list[Captioned], *, num_pictures: int) -> list[bool]:
     return [item.description in seen for item in items]
 
 
+def _scene_for(kind: str, world_seed: int, index: int) -> tuple[int, Description]:
+    """The first scene of a case that can be edited so (an object that has no room to grow cannot be resized)."""
+    for attempt in itertools.count():
+        names = (world_seed, index, attempt) if attempt else (world_seed, index)
+        seed = derive_seed("miniature benchmark", *names)
+        description = sample_description(seed, num_objects=2 if kind == "remove" else 1 + index // 7 % 2)
+        if kind in possible_kinds(description):
+            return seed, description
+    raise AssertionError("a count does not end")
+
+
 def edit_cases(world_seed: int, count: int) -> Iterator[Case]:
     """Edits of all kinds in turn, with exact pictures before and after."""
     for index in range(count):
         kind = EDIT_KINDS[index % len(EDIT_KINDS)]
-        seed = derive_seed("miniature benchmark", world_seed, index)
-        description = sample_description(seed, num_objects=2 if kind == "remove" else 1 + index // 7 % 2)
+        seed, description = _scene_for(kind, world_seed, index)
         edit = sample_edit(description, seed, kind=kind)
         camera = sample_camera(description, seed)
         before, after = render_view(edit.before, camera).image, render_view(edit.after, camera).image

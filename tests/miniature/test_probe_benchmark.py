@@ -26,7 +26,7 @@ from restage.diffusion.backbone import load_backbone
 from restage.diffusion.sampler import sample_images
 from restage.miniature.probe import Probe, Readings
 from restage.records import InputError
-from restage.world.grammar import COLORS, HELD_OUT_COMBINATIONS, KINDS, Description, SceneObject
+from restage.world.grammar import COLORS, EDIT_KINDS, HELD_OUT_COMBINATIONS, KINDS, Description, SceneObject
 from tests.tiny_models import write_tiny_models
 
 SCENE = Description(
@@ -145,6 +145,12 @@ def test_edit_cases_go_through_the_kinds_and_their_masks_hold_the_change() -> No
     for case in cases:
         difference = (case.after - case.before).abs().amax(0)
         assert bool(((difference > 3 / 255) == (case.mask == 1)).all()) and bool(case.mask.any())
+
+
+def test_edit_cases_of_another_world_seed_skip_scenes_that_cannot_be_edited_so() -> None:
+    # The scene that world seed 1 first draws for a resize has no room for one.
+    cases = list(edit_cases(1, 70))
+    assert [case.edit.kind for case in cases] == [EDIT_KINDS[i % len(EDIT_KINDS)] for i in range(70)]
 
 
 def test_samples_are_those_of_the_plain_sampler(backbone) -> None:
