@@ -112,7 +112,7 @@ def train_edit(
     text-to-image folder beside it for the parts that both share; UNet and text encoder are its own.
     Command: `restage miniature train edit-model --compile [--version exact]`. 22 minutes on two cores for the pairs, 50
     on one for the training; on single views progress 0.65 of recolour, ground and time, 0.12 of reshape, add and
-    remove; 0.69 and 0.20 with exact pairs (docs/log.md).
+    remove; 0.69 and 0.20 with exact pairs and `noise_shift` 1 (docs/log.md).
 
     Args:
         folder: Of the models.
