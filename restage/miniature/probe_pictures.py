@@ -28,6 +28,7 @@ __all__ = [
     "IGNORED",
     "MAX_COUNT",
     "MIN_VISIBLE_PX",
+    "NUM_CELLS",
     "NUM_CLASSES",
     "Labels",
     "ProbePictures",
