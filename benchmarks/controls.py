@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -37,6 +37,7 @@ from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.control import PairControl
 from restage.diffusion.control_options import (
+    BLEND_ONLY,
     INSTRUCT_PIX2PIX,
     MASACTRL,
     PROMPT_TO_PROMPT,
@@ -49,15 +50,26 @@ from restage.diffusion.word_maps import blend_masks
 from restage.miniature.edit_model import RULE
 from restage.miniature.probe import Probe, load_probe, read_pictures
 from restage.miniature.probe_pictures import FIRST_KIND_CLASS
+from restage.pairs.generate import reversed_prompt
 from restage.pairs.score import PairScores, judge, score_pairs
 from restage.records import PromptPair, derive_seed, write_atomically
-from restage.world.grammar import EDIT_KINDS, Edit, possible_kinds, prompt_pair_of, sample_description, sample_edit
+from restage.world.grammar import (
+    EDIT_KINDS,
+    KINDS,
+    Edit,
+    possible_kinds,
+    prompt_pair_of,
+    sample_description,
+    sample_edit,
+)
 
 ASSETS = Path(__file__).parents[1] / "restage" / "assets"
 PROBE = Path(__file__).parent / "miniature" / "probe.safetensors"
 NO_BLEND = LocalBlend(start=1.0)
 PROMPTS_PER_BATCH = 4
 KEPT_LAYOUT = 0.7
+RESIZED = 1.15
+"""Factor on the cells of an object that counts as another size."""
 
 
 def _own(cross: float, own: float, **options: Any) -> ControlOptions:
@@ -72,11 +84,16 @@ CONTROLS = {
     "cross 0.8, self 0.2, blend": _own(0.8, 0.2),
     "cross 0.8, self 0.6, blend": _own(0.8, 0.6),
     "cross 0.4, self 0.4, blend": _own(0.4, 0.4),
+    "blend only": BLEND_ONLY,
+    "blend only, backwards": BLEND_ONLY,
     "Prompt-to-Prompt": PROMPT_TO_PROMPT,
     "InstructPix2Pix, p = 0.6": dataclasses.replace(INSTRUCT_PIX2PIX, self_window=(0.0, 0.6)),
     "MasaCtrl": MASACTRL,
     "MasaCtrl by region": dataclasses.replace(MASACTRL, region_threshold=0.3),
 }
+
+BACKWARDS = frozenset({"blend only, backwards"})
+"""Made from the edited caption back to the source's, and the pictures change places; their sources are others."""
 
 
 def held_out_edits(kind: str, count: int) -> list[tuple[Edit, PromptPair]]:
@@ -125,11 +142,41 @@ def sample_batch(
     return sources, edited, masks.unflatten(0, edited.shape[:2])
 
 
-def layout_kept(kind: str, source: Bool[Tensor, "h w"], edited: Bool[Tensor, "h w"]) -> float:
-    """How far the objects stand where they stood: IoU, of what stays where something is added or removed."""
-    both = float((source & edited).sum())
-    whole = {"add": source.sum(), "remove": edited.sum()}.get(kind, (source | edited).sum())
-    return both / float(whole) if whole > 0 else math.nan
+def _kinds_that_change(edit: Edit) -> tuple[set[int], set[int]]:
+    """Classes of the probe's cells of the objects that the edit changes: before it, and after it."""
+    before, after = edit.before.objects, edit.after.objects
+    gone, come = [o for o in before if o not in after], [o for o in after if o not in before]
+    return tuple({FIRST_KIND_CLASS + KINDS.index(o.kind) for o in objects} for objects in (gone, come))  # pyright: ignore
+
+
+def _overlap(first: Bool[Tensor, "h w"], second: Bool[Tensor, "h w"], whole: Tensor) -> float:
+    return float((first & second).sum()) / float(whole) if whole > 0 else 1.0
+
+
+def layout_kept(edit: Edit, source: Int[Tensor, "h w"], edited: Int[Tensor, "h w"]) -> bool:
+    """Whether all objects stand where they stood, by the cells of source and edited picture as the probe reads them.
+
+    Of what is not changed, the cells agree to an IoU of `KEPT_LAYOUT`, apart from those that what changes takes in
+    either picture; of what is changed and is in both, half of the smaller one's cells are the other's, too.
+    """
+    gone, come = _kinds_that_change(edit)
+    old, new = torch.isin(source, torch.tensor(sorted(gone))), torch.isin(edited, torch.tensor(sorted(come)))
+    free = ~(old | new)
+    first, second = (source >= FIRST_KIND_CLASS) & free, (edited >= FIRST_KIND_CLASS) & free
+    is_kept = _overlap(first, second, (first | second).sum()) >= KEPT_LAYOUT
+    is_in_place = not (gone and come) or _overlap(old, new, torch.minimum(old.sum(), new.sum())) >= 0.5
+    return is_kept and is_in_place
+
+
+def size_is_right(edit: Edit, source: Int[Tensor, "h w"], edited: Int[Tensor, "h w"]) -> bool:
+    """Whether a resized object takes clearly more cells, or fewer, as asked; True for other kinds of edit."""
+    if edit.kind != "resize":
+        return True
+    (old,) = (o for o in edit.before.objects if o not in edit.after.objects)
+    (new,) = (o for o in edit.after.objects if o not in edit.before.objects)
+    number = FIRST_KIND_CLASS + KINDS.index(old.kind)
+    before, after = float((source == number).sum()), float((edited == number).sum())
+    return after > RESIZED * before if new.scale > old.scale else before > RESIZED * after
 
 
 def measure(
@@ -144,22 +191,27 @@ def measure(
     backbone, clip, probe = models
     prompts = [prompt for _, prompt in items]
     seeds = [derive_seed("controls benchmark noise", prompt.source) for prompt in prompts]
-    sources, edited, masks = sample_batch(backbone, prompts, controls, seeds=seeds, guidance=guidance, sampler=sampler)
-    pictures = torch.cat([sources[:, None], edited], dim=1)
-    readings = read_pictures(probe, pictures.flatten(0, 1))
+    forwards = {name: options for name, options in controls.items() if name not in BACKWARDS}
+    found = [sample_batch(backbone, prompts, forwards, seeds=seeds, guidance=guidance, sampler=sampler)]
+    found[0] = (found[0][0][:, None].expand_as(found[0][1]), *found[0][1:])
+    for name in controls.keys() & BACKWARDS:
+        back = [reversed_prompt(prompt) for prompt in prompts]
+        own = {name: controls[name]}
+        after, before, masks = sample_batch(backbone, back, own, seeds=seeds, guidance=guidance, sampler=sampler)
+        found.append((before, after[:, None], masks))
+    names = [*forwards, *(controls.keys() & BACKWARDS)]
+    sources, edited, masks = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    pictures = torch.stack([sources, edited])
+    readings = read_pictures(probe, pictures.flatten(0, 2))
     seen = seen_in(readings)
-    objects = (readings.classes >= FIRST_KIND_CLASS).unflatten(0, pictures.shape[:2])
+    cells = readings.classes.unflatten(0, pictures.shape[:3])
     rows = []
     for i, (edit, prompt) in enumerate(items):
-        source_right = judge_picture(seen[i * pictures.shape[1]], edit.before).is_all_right
-        scores = score_pairs(
-            clip,
-            [prompt] * len(controls),
-            sources=sources[i].expand(len(controls), -1, -1, -1),
-            edited=edited[i],
-            masks=masks[i],
-        )
-        for j, (name, score) in enumerate(zip(controls, scores, strict=True)):
+        scores = score_pairs(clip, [prompt] * len(names), sources=sources[i], edited=edited[i], masks=masks[i])
+        for j, (name, score) in enumerate(zip(names, scores, strict=True)):
+            first = i * len(names) + j
+            second = first + len(items) * len(names)
+            is_right = judge_picture(seen[second], edit.after).is_all_right
             rows.append(
                 {
                     "prompt": prompt.id,
@@ -167,12 +219,12 @@ def measure(
                     "num_objects": len(edit.before.objects),
                     "control": name,
                     **score._asdict(),
-                    "source_right": source_right,
-                    "edit_right": judge_picture(seen[i * pictures.shape[1] + 1 + j], edit.after).is_all_right,
-                    "layout": layout_kept(edit.kind, objects[i, 0], objects[i, 1 + j]),
+                    "source_right": judge_picture(seen[first], edit.before).is_all_right,
+                    "edit_right": is_right and size_is_right(edit, cells[0, i, j], cells[1, i, j]),
+                    "layout_kept": layout_kept(edit, cells[0, i, j], cells[1, i, j]),
                 }
             )
-    return rows, pictures
+    return rows, torch.cat([sources[:, :1], edited], dim=1)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -183,13 +235,16 @@ def _mean(values: Sequence[float]) -> float:
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Shares of one group of rows."""
     sound = [row for row in rows if row["source_right"]]
-    kept = [float(row["layout"] >= KEPT_LAYOUT) for row in sound if not math.isnan(row["layout"])]
     return {
         "pairs": len(rows),
         "accepted": _mean([float(row["accepted"]) for row in rows]),
         "edit_right": _mean([float(row["edit_right"]) for row in sound]),
-        "layout_kept": _mean(kept),
+        "layout_kept": _mean([float(row["layout_kept"]) for row in sound]),
         "accepted_and_right": _mean([float(row["accepted"] and row["edit_right"]) for row in sound]),
+        "usable": _mean([float(row["edit_right"] and row["layout_kept"]) for row in sound]),
+        "accepted_and_usable": _mean(
+            [float(row["accepted"] and row["edit_right"] and row["layout_kept"]) for row in sound]
+        ),
         "right_if_accepted": _mean([float(row["edit_right"]) for row in sound if row["accepted"]]),
     }
 

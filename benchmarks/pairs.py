@@ -163,6 +163,8 @@ class Benchmark:
             sampler=SamplerConfig(num_steps=steps, solver="ddim"),
             guidance=self.config.guidance,
             control=PROMPT_TO_PROMPT,
+            shape_control=None,
+            is_removal_reversed=False,
             self_share=(0.4, 0.4),
             batch_size=batch_size,
         )

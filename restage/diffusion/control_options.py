@@ -27,7 +27,15 @@ from restage.diffusion.control import (
 )
 from restage.records import InputError
 
-__all__ = ["INSTRUCT_PIX2PIX", "MASACTRL", "PROMPT_TO_PROMPT", "ControlOptions", "LocalBlend", "build_control"]
+__all__ = [
+    "BLEND_ONLY",
+    "INSTRUCT_PIX2PIX",
+    "MASACTRL",
+    "PROMPT_TO_PROMPT",
+    "ControlOptions",
+    "LocalBlend",
+    "build_control",
+]
 
 Window = tuple[float, float]
 """From when until when, in shares of the steps."""
@@ -101,6 +109,8 @@ PROMPT_TO_PROMPT = ControlOptions(self_window=(0.0, 0.4), self_max_size=16, self
 INSTRUCT_PIX2PIX = ControlOptions(cross_window=(0.0, 0.0), blend=LocalBlend(start=1.0))
 """The pair maker of Brooks et al. 2022 (arXiv 2211.09800): self attention at all layers; the end of its window is drawn
 anew for each pair (`GenerateConfig.self_share`; there 0.1 to 0.9). Words only make the mask."""
+BLEND_ONLY = ControlOptions(cross_window=(0.0, 0.0), self_attention="none")
+"""Only local blend holds the edit to its source: outside its region nothing changes, inside any shape may come."""
 MASACTRL = ControlOptions(
     cross_window=(0.0, 0.0),
     self_attention="mutual",

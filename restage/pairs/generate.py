@@ -17,13 +17,25 @@ from torch import Tensor
 
 from restage.diffusion.backbone import Backbone
 from restage.diffusion.control import PairControl
-from restage.diffusion.control_options import ControlOptions, build_control
+from restage.diffusion.control_options import BLEND_ONLY, ControlOptions, build_control
 from restage.diffusion.pair_sampler import PairBatch, PairStep, SamplerConfig, sample_pairs
 from restage.diffusion.word_maps import blend_masks
 from restage.records import InputError, PromptPair, content_id, derive_seed
 
-__all__ = ["GenerateConfig", "GeneratedPairs", "IsHopeless", "PairJob", "generate_pairs", "make_control", "make_jobs"]
+__all__ = [
+    "SHAPE_KINDS",
+    "GenerateConfig",
+    "GeneratedPairs",
+    "IsHopeless",
+    "PairJob",
+    "generate_pairs",
+    "make_control",
+    "make_jobs",
+    "reversed_prompt",
+]
 
+SHAPE_KINDS = frozenset({"reshape", "add", "remove", "resize"})
+"""Kinds of edit after which objects have other outlines."""
 PAD_COMPILED = 8
 """Rows of batches of a compiled UNet are multiples of this."""
 
@@ -38,6 +50,12 @@ class GenerateConfig:
     """Strength of classifier-free guidance; 1 = none."""
     control: ControlOptions = ControlOptions()
     """How edits are held to their sources; the end of `self_window` is drawn for each pair, see `self_share`."""
+    shape_control: ControlOptions | None = BLEND_ONLY
+    """The same for the `SHAPE_KINDS` of pairs that name words: attention of the source, which `control` keeps, holds an
+    object to its old outline. None = `control` for all."""
+    is_removal_reversed: bool = True
+    """Whether removals are made as additions whose pictures change places: what is removed by attention control leaves
+    its outline in the attention of all other words, and something else grows into it."""
     self_share: tuple[float, float] = (0.3, 0.7)
     """Lowest and highest share of the steps with the source's self attention; each pair draws its own in between,
     as the pair maker of InstructPix2Pix does (there 0.1 to 0.9)."""
@@ -110,10 +128,20 @@ def make_control(backbone: Backbone, job: PairJob, config: GenerateConfig) -> tu
         InputError: a caption is too long, or none of the pair's words stands in either caption.
     """
     prompt, options = job.prompt, config.control
-    options = dataclasses.replace(options, self_window=(min(options.self_window[0], job.self_share), job.self_share))
+    if config.shape_control is not None and prompt.kind in SHAPE_KINDS and prompt.words:
+        options = config.shape_control
+    else:
+        window = (min(options.self_window[0], job.self_share), job.self_share)
+        options = dataclasses.replace(options, self_window=window)
     return build_control(
         backbone.tokenizer, prompt.source, prompt.target, swaps=prompt.swaps, words=prompt.words, options=options
     )
+
+
+def reversed_prompt(prompt: PromptPair) -> PromptPair:
+    """The prompt pair the other way about; its instruction and kind stay what they are."""
+    swaps = tuple((new, old) for old, new in prompt.swaps)
+    return dataclasses.replace(prompt, source=prompt.target, target=prompt.source, swaps=swaps)
 
 
 def _batch(backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig) -> tuple[tuple[str, ...], PairBatch]:
@@ -157,7 +185,12 @@ def generate_pairs(
     Raises:
         InputError: as `make_control`.
     """
-    names, batch = _batch(backbone, jobs, config)
+    is_reversed = torch.tensor([config.is_removal_reversed and job.prompt.kind == "remove" for job in jobs])
+    sampled = [
+        dataclasses.replace(job, prompt=reversed_prompt(job.prompt)) if back else job
+        for job, back in zip(jobs, is_reversed.tolist(), strict=True)
+    ]
+    names, batch = _batch(backbone, sampled, config)
     num_steps, sampler = config.sampler.num_steps, config.sampler
     if config.is_compiled:
         backbone, sampler = backbone.compiled(), dataclasses.replace(sampler, pad_to=max(sampler.pad_to, PAD_COMPILED))
@@ -166,7 +199,9 @@ def generate_pairs(
     steps = [0] * len(jobs)
 
     def store(state: PairStep, *, is_final: bool) -> tuple[Tensor, Tensor, Tensor]:
-        pictures = _pictures(backbone, state, control=batch.control, is_final=is_final)
+        first, second, masks = _pictures(backbone, state, control=batch.control, is_final=is_final)
+        swapped = is_reversed[state.edits.cpu()][:, None, None, None]
+        pictures = torch.where(swapped, second, first), torch.where(swapped, first, second), masks
         for row, job in enumerate(state.edits.tolist()):
             made[job], steps[job] = [part[row] for part in pictures], state.step
         return pictures

@@ -208,6 +208,15 @@ def test_captions_from_the_left_name_objects_as_they_stand_in_the_picture(small_
     assert [sorted(caption) for caption in captions] == [sorted(c) for c in small_set.captions(several, 0)]
 
 
+def test_captions_of_no_picture_make_the_contrastive_loss_larger() -> None:
+    torch.manual_seed(0)
+    pictures, wrong = torch.randn(4, 8), torch.randn(4, 8)
+    own = clip.contrastive_loss(pictures, pictures, torch.tensor(5.0))
+    far = clip.contrastive_loss(pictures, torch.cat([pictures, -pictures]), torch.tensor(5.0))
+    near = clip.contrastive_loss(pictures, torch.cat([pictures, pictures + 0.1 * wrong]), torch.tensor(5.0))
+    assert float(own) <= float(far) < float(near)
+
+
 def test_exact_pairs_come_of_every_kind_and_change_what_their_masks_say() -> None:
     pairs = list(render_pairs(len(EDIT_KINDS), seed=3))
     assert [pair.prompt.kind for pair in pairs] == list(EDIT_KINDS)
@@ -226,7 +235,7 @@ def test_versions_of_the_edit_model_are_trained_alike_on_other_pairs(tmp_path: P
     made = replace(
         edit_model.RECIPE.made,
         prompts=PromptsConfig(num_prompts=4),
-        pairs=replace(edit_model.PAIRS, generate=GenerateConfig(sampler=sampler), rule=edit_model.NO_RULE),
+        pairs=replace(edit_model.RECIPE.made.pairs, generate=GenerateConfig(sampler=sampler)),
     )
     training = replace(edit_model.RECIPE.train.training, num_steps=1, batch_size=2)
     recipe = replace(
@@ -236,8 +245,11 @@ def test_versions_of_the_edit_model_are_trained_alike_on_other_pairs(tmp_path: P
         list(edit_model.train_edit(tmp_path, recipe, version=version))
         assert load_edit_model(tmp_path / f"edit_model_{version}").has_mask_output
         assert len(read_metrics(tmp_path / "state" / f"edit_model_{version}")) == 1
-    with pytest.raises(InputError, match="at least 9 accepted pairs, got"):
-        list(edit_model.train_edit(tmp_path, replace(recipe, num_pairs=9), version="filtered"))
+    made_once = {path.name for path in (tmp_path / "state").iterdir() if path.name.endswith("_pairs")}
+    assert made_once == {"edit_model_pairs"}
+    direction = replace(edit_model.NO_RULE, min_direction_similarity=2.0)
+    with pytest.raises(InputError, match="at least 3 accepted pairs, got 0"):
+        list(edit_model.train_edit(tmp_path, replace(recipe, rule=direction), version="filtered"))
 
 
 def test_shipped_models_load_and_keep_within_their_size() -> None:

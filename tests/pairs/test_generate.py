@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from restage.diffusion.pair_sampler import SamplerConfig
-from restage.pairs.generate import GenerateConfig, generate_pairs, make_control, make_jobs
-from restage.records import InputError
+from restage.pairs.generate import GenerateConfig, generate_pairs, make_control, make_jobs, reversed_prompt
+from restage.records import InputError, PromptPair
 from tests.pairs.tiny import PROMPTS, tiny_model
 
 CONFIG = GenerateConfig(sampler=SamplerConfig(num_steps=2))
@@ -37,6 +37,43 @@ def test_swaps_that_do_not_align_are_refined_and_missing_words_refused(backbone)
         make_control(backbone, changed(swaps=(("green", "blue"),)), CONFIG)
     with pytest.raises(InputError, match="tokens"):
         make_control(backbone, changed(source="a red cube " * 20), CONFIG)
+
+
+def _job(kind, words=("ball",)):
+    prompt = PromptPair(
+        source="a red cube", target="a red cube and a blue ball", instruction="add a ball", kind=kind, words=words
+    )
+    (job,) = make_jobs([prompt], CONFIG, samples_per_prompt=1, run_seed=0)
+    return job
+
+
+def test_edits_of_shape_are_held_by_blend_alone_where_words_say_what_may_change(backbone):
+    def held(job, config=CONFIG):
+        control = make_control(backbone, job, config)[1]
+        return bool((control.cross.window[..., 1] > 0).any()), bool(control.self_attention.kind.any())
+
+    assert held(_job("add")) == (False, False)
+    assert held(_job("add", words=())) == held(_job("time")) == (True, True)
+    assert held(_job("add"), dataclasses.replace(CONFIG, shape_control=None)) == (True, True)
+
+
+def test_a_removal_is_an_addition_whose_pictures_change_places(backbone):
+    add = _job("add")
+    removal = dataclasses.replace(add, prompt=dataclasses.replace(reversed_prompt(add.prompt), kind="remove"))
+    added, removed = (generate_pairs(backbone, [job], CONFIG) for job in (add, removal))
+    assert torch.equal(added.sources, removed.edited) and torch.equal(added.edited, removed.sources)
+    assert torch.equal(added.masks, removed.masks)
+    controlled = dataclasses.replace(CONFIG, shape_control=None)
+    straight = dataclasses.replace(controlled, is_removal_reversed=False)
+    back, forth = (generate_pairs(backbone, [removal], config) for config in (controlled, straight))
+    assert not torch.equal(back.sources, forth.sources)
+
+
+def test_reversing_twice_gives_the_prompt_pair_again():
+    back = reversed_prompt(PROMPTS[0])
+    assert (back.source, back.target) == (PROMPTS[0].target, PROMPTS[0].source)
+    assert back.swaps == tuple((new, old) for old, new in PROMPTS[0].swaps) and back.swaps
+    assert reversed_prompt(back) == PROMPTS[0]
 
 
 def test_samples_of_a_prompt_differ_and_ids_depend_on_all_that_matters():
