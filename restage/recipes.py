@@ -18,7 +18,7 @@ from restage.edit.stage import EditConfig, run_edit
 from restage.miniature.edit_model import PAIRS, VersionName
 from restage.pairs.executors.interface import EngineConfig
 from restage.pairs.makers import ModelMaker, folder_sha256
-from restage.pairs.stage import PairsConfig, rejudge_pairs, run_campaign
+from restage.pairs.stage import PairsConfig, make_plan, rejudge_pairs, run_campaign
 from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import (
@@ -116,6 +116,8 @@ def make_pairs(
         InputError: as `restage.pairs.stage.run_campaign`.
     """
     maker = ModelMaker.of(models.text_to_image, models.clip, config.generate)
+    if is_rejudging or not run.is_done("pairs", config):
+        maker = replace(maker, num_pairs=make_plan(run, config, maker).num_pairs)
     if is_rejudging:
         yield from rejudge_pairs(run, config, maker, engine or EngineConfig())
     else:

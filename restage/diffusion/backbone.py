@@ -9,6 +9,9 @@ import contextlib
 import copy
 import dataclasses
 import json
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +31,18 @@ from restage.diffusion.control import StepControl
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError, read_json, write_json
 
-__all__ = ["Backbone", "TextCondition", "load_backbone", "load_model", "load_part", "save_backbone"]
+__all__ = ["Backbone", "TextCondition", "can_compile", "load_backbone", "load_model", "load_part", "save_backbone"]
 
 MAX_COMPILED = 64
 """Sizes of batches, times what of attention control is on, that a UNet may be compiled for."""
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
+
+
+def can_compile() -> bool:
+    """Whether `torch.compile` finds what it needs to make code for this CPU: a C++ compiler and Python's headers."""
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    has_compiler = any(name and shutil.which(name) for name in names)
+    return has_compiler and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 @dataclass(frozen=True, eq=False)

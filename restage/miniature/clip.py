@@ -74,7 +74,8 @@ class _ClipAndCells(nn.Module):
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
-        self.cells = nn.Linear(clip.config.vision_config.hidden_size, NUM_CLASSES)
+        vision: Any = clip.config.vision_config
+        self.cells = nn.Linear(vision.hidden_size, NUM_CLASSES)
 
     def forward(self, images: Float[Tensor, "b 3 size size"], ids: Int[Tensor, "texts tokens"]) -> ClipOutput:
         """Embed normalised pictures and tokens."""

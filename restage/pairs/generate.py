@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from restage.diffusion.backbone import Backbone
+from restage.diffusion.backbone import Backbone, can_compile
 from restage.diffusion.control import PairControl
 from restage.diffusion.control_options import BLEND_ONLY, ControlOptions, build_control
 from restage.diffusion.pair_sampler import PairBatch, PairStep, SamplerConfig, sample_pairs
@@ -23,6 +23,7 @@ from restage.diffusion.word_maps import blend_masks
 from restage.records import InputError, PromptPair, content_id, derive_seed
 
 __all__ = [
+    "COMPILED_FROM",
     "SHAPE_KINDS",
     "GenerateConfig",
     "GeneratedPairs",
@@ -36,6 +37,8 @@ __all__ = [
 
 SHAPE_KINDS = frozenset({"reshape", "add", "remove", "resize"})
 """Kinds of edit after which objects have other outlines."""
+COMPILED_FROM = 2000
+"""Pairs of a run from which on compiling takes less time than it saves."""
 PAD_COMPILED = 8
 """Rows of batches of a compiled UNet are multiples of this."""
 
@@ -61,8 +64,9 @@ class GenerateConfig:
     as the pair maker of InstructPix2Pix does (there 0.1 to 0.9)."""
     batch_size: int = 16
     """Pairs per UNet call; pairs of one source caption and sample share their source."""
-    is_compiled: bool = False
-    """Compile the UNet: some minutes in each process, then about twice as fast; for thousands of pairs."""
+    is_compiled: bool | None = None
+    """Compile the UNet: some minutes in each process, then faster. None: in runs of at least `COMPILED_FROM` pairs, on
+    machines that can."""
 
     def __post_init__(self) -> None:
         low, high = self.self_share
@@ -70,6 +74,12 @@ class GenerateConfig:
             raise InputError(f"shares of steps must lie in [0, 1], low before high; got {self.self_share}")
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def for_run(self, num_pairs: int) -> GenerateConfig:
+        """The same with what depends on the length of the run, and on this machine, decided."""
+        if self.is_compiled is not None:
+            return self
+        return dataclasses.replace(self, is_compiled=num_pairs >= COMPILED_FROM and can_compile())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +189,7 @@ def generate_pairs(
     Args:
         backbone: the text-to-image model.
         jobs: the pairs.
-        config: how.
+        config: how; the UNet is compiled only where `is_compiled` says so (see `GenerateConfig.for_run`).
         is_hopeless: asked once, after half of the steps; what it names is not sampled further.
 
     Raises:

@@ -100,6 +100,8 @@ class ModelMaker:
     clip: str
     generate: GenerateConfig
     id: str
+    num_pairs: int = 0
+    """Of the run, for what is worth its while only in long ones."""
 
     @classmethod
     def of(cls, text_to_image: Path, clip: Path, generate: GenerateConfig) -> ModelMaker:
@@ -121,7 +123,8 @@ class ModelMaker:
         if found != self.id:
             raise InputError(f"the models in {text_to_image} and {clip} are others than the campaign's; copy them here")
         backbone = load_backbone(text_to_image, device)
-        return LoadedMaker(backbone, load_clip(clip, device), self.generate, self.id).open(device)
+        generate = self.generate.for_run(self.num_pairs)
+        return LoadedMaker(backbone, load_clip(clip, device), generate, self.id).open(device)
 
 
 def _assets() -> Path:

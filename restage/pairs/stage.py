@@ -7,6 +7,7 @@ the engine that makes it. `campaign` makes the shards; here is what comes before
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,10 @@ def run_pairs(run: RunFolder, config: PairsConfig, backbone: Backbone, clip: Ima
     Raises:
         InputError: as `run_campaign`.
     """
-    yield from run_campaign(run, config, LoadedMaker(backbone, clip, config.generate), EngineConfig())
+    maker = LoadedMaker(backbone, clip, config.generate)
+    if not run.is_done("pairs", config):
+        maker = replace(maker, generate=config.generate.for_run(make_plan(run, config, maker).num_pairs))
+    yield from run_campaign(run, config, maker, EngineConfig())
 
 
 def run_campaign(

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from restage.diffusion.pair_sampler import SamplerConfig
-from restage.pairs.generate import GenerateConfig, generate_pairs, make_control, make_jobs, reversed_prompt
+from restage.pairs.generate import (
+    COMPILED_FROM,
+    GenerateConfig,
+    generate_pairs,
+    make_control,
+    make_jobs,
+    reversed_prompt,
+)
 from restage.records import InputError, PromptPair
 from tests.pairs.tiny import PROMPTS, tiny_model
 
@@ -92,6 +99,17 @@ def test_pairs_are_pictures_with_masks_and_repeat_bit_for_bit(backbone):
         assert image.min() >= 0 and image.max() <= 1
     assert set(first.masks.unique().tolist()) <= {0.0, 1.0} and first.masks[1].eq(1).all()
     assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
+
+
+def test_only_long_runs_on_machines_that_can_are_compiled(monkeypatch):
+    def decided(num_pairs, **changes):
+        return dataclasses.replace(CONFIG, **changes).for_run(num_pairs).is_compiled
+
+    monkeypatch.setattr("restage.pairs.generate.can_compile", lambda: True)
+    assert decided(COMPILED_FROM) and not decided(COMPILED_FROM - 1)
+    assert decided(1, is_compiled=True) and not decided(COMPILED_FROM, is_compiled=False)
+    monkeypatch.setattr("restage.pairs.generate.can_compile", lambda: False)
+    assert not decided(COMPILED_FROM)
 
 
 @pytest.mark.parametrize("settings", [{"self_share": (0.7, 0.3)}, {"batch_size": 0}])
