@@ -23,7 +23,7 @@ from restage.world.grammar import caption_of, sample_edit
 
 __all__ = ["RECIPE", "build_clip", "train_clip"]
 
-RECIPE = TrainingConfig(num_steps=1600, batch_size=96, learning_rate=1e-3, num_warmup_steps=60, ema_decay=0.99)
+RECIPE = TrainingConfig(num_steps=2400, batch_size=96, learning_rate=1e-3, num_warmup_steps=60, ema_decay=0.99)
 TRAIN_SIZE = 96
 """Side, in pixels, that pictures are brought to: at 64 the kinds of small objects are lost."""
 NUM_ALIKE = 4
@@ -132,7 +132,8 @@ def train_clip(folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE
 
     Contrastive, with the caption of an edited scene beside each picture's own, and batches of few surroundings; a head
     that training throws away says what each cell shows.
-    Command: `restage miniature train clip --num-pictures 36000 --compile`. Figures and cost: docs/log.md.
+    Command: `restage miniature train clip --num-pictures 36000 --compile`. 35 minutes on one core; then of 256 held-out
+    captions a picture's own is the nearest in 97 % (docs/log.md).
     """
     torch.manual_seed(config.seed)  # initial weights only
     tokenizer = shared_tokenizer(folder)
