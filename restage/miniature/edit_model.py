@@ -115,9 +115,9 @@ def train_edit(
     The version `filtered` is the one that ships, in `<folder>/edit_model`; the others, trained alike on as many pairs,
     tell what pair maker and filter cost, in `<folder>/edit_model_<version>`. Each `edit_model.json` names the
     text-to-image folder beside it for the parts that both share; UNet and text encoder are its own.
-    Command: `restage miniature train edit-model --compile [--version exact]`. 22 minutes on two cores for the pairs, 50
-    on one for the training; on single views progress 0.65 of recolour, ground and time, 0.12 of reshape, add and
-    remove; 0.69 and 0.20 with exact pairs and `noise_shift` 1 (docs/log.md).
+    Command: `restage miniature train edit-model --compile [--version exact]`. 40 minutes on one core for the pairs, 50
+    for the training; on single views progress 0.62 of recolour, ground and time, 0.13 of reshape, add and remove. The
+    shipped weights (0.65 and 0.12) are of pairs made before `shape_control`, at half the learning rate (docs/log.md).
 
     Args:
         folder: Of the models.
