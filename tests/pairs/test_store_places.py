@@ -144,7 +144,7 @@ def test_a_stricter_rule_needs_no_pictures(tmp_path):
 
 def test_a_laxer_rule_makes_exactly_the_shards_again_that_it_needs(tmp_path):
     folder = make(tmp_path / "run")
-    lax_rule = PairRule(**{**vars(RULE), "min_image_similarity": 0.1})
+    lax_rule = PairRule(**{**vars(RULE), "min_image_similarity": 0.0})
     changed = make(tmp_path / "lax", rule=lax_rule)
     before, expected = read_rows(folder), accepted_ids(changed)
     added = set(expected) - {row["id"] for row in before if row["accepted"]}
@@ -175,7 +175,7 @@ def test_another_rule_is_refused_without_rejudge_and_another_plan_with_it(tmp_pa
 
 def test_a_rule_that_was_changed_half_way_is_gone_on_with(tmp_path):
     folder = make(tmp_path / "run")
-    lax = stand_in_config(rule=PairRule(**{**vars(RULE), "min_image_similarity": 0.1}))
+    lax = stand_in_config(rule=PairRule(**{**vars(RULE), "min_image_similarity": 0.0}))
     steps = rejudge_pairs(open_run(tmp_path / "run"), lax, StandIn(), INLINE)
     next(steps)
     del steps  # stopped after the shards lost their marks
