@@ -18,7 +18,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,12 @@ from restage.diffusion.control_options import (
 )
 from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pairs
 from restage.diffusion.word_maps import blend_masks
-from restage.miniature.edit_model import RULE
+from restage.miniature.edit_model import PAIRS, RULE
 from restage.miniature.probe import Probe, load_probe, read_pictures
 from restage.miniature.probe_pictures import FIRST_KIND_CLASS
 from restage.pairs.generate import reversed_prompt
 from restage.pairs.score import PairScores, judge, score_pairs
-from restage.records import PromptPair, derive_seed, write_atomically
+from restage.records import InputError, PromptPair, derive_seed, read_json, write_atomically
 from restage.world.grammar import (
     EDIT_KINDS,
     KINDS,
@@ -77,8 +77,8 @@ def _own(cross: float, own: float, **options: Any) -> ControlOptions:
 
 
 CONTROLS = {
-    "none": _own(0, 0, blend=NO_BLEND),
-    "cross 0.8": _own(0.8, 0, blend=NO_BLEND),
+    "none": _own(0.0, 0.0, blend=NO_BLEND),
+    "cross 0.8": _own(0.8, 0.0, blend=NO_BLEND),
     "cross 0.8, self 0.4": _own(0.8, 0.4, blend=NO_BLEND),
     "cross 0.8, self 0.4, blend": _own(0.8, 0.4),
     "cross 0.8, self 0.2, blend": _own(0.8, 0.2),
@@ -192,14 +192,19 @@ def measure(
     prompts = [prompt for _, prompt in items]
     seeds = [derive_seed("controls benchmark noise", prompt.source) for prompt in prompts]
     forwards = {name: options for name, options in controls.items() if name not in BACKWARDS}
-    found = [sample_batch(backbone, prompts, forwards, seeds=seeds, guidance=guidance, sampler=sampler)]
-    found[0] = (found[0][0][:, None].expand_as(found[0][1]), *found[0][1:])
-    for name in controls.keys() & BACKWARDS:
+    backwards = {name: options for name, options in controls.items() if name in BACKWARDS}
+    found = []
+    if forwards:
+        before, after, masks = sample_batch(
+            backbone, prompts, forwards, seeds=seeds, guidance=guidance, sampler=sampler
+        )
+        found.append((before[:, None].expand_as(after), after, masks))
+    for name, options in backwards.items():
         back = [reversed_prompt(prompt) for prompt in prompts]
-        own = {name: controls[name]}
+        own = {name: options}
         after, before, masks = sample_batch(backbone, back, own, seeds=seeds, guidance=guidance, sampler=sampler)
         found.append((before, after[:, None], masks))
-    names = [*forwards, *(controls.keys() & BACKWARDS)]
+    names = names_in_order(controls)
     sources, edited, masks = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
     pictures = torch.stack([sources, edited])
     readings = read_pictures(probe, pictures.flatten(0, 2))
@@ -225,6 +230,11 @@ def measure(
                 }
             )
     return rows, torch.cat([sources[:, :1], edited], dim=1)
+
+
+def names_in_order(controls: Iterable[str]) -> list[str]:
+    """Names as the columns of pictures stand: those made backwards come last."""
+    return sorted(controls, key=lambda name: name in BACKWARDS)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -311,7 +321,7 @@ def run_all(
                 rows, pictures = measure(models, batch, controls, guidance=arguments.guidance, sampler=sampler)
                 if start == 0:
                     prompts = [prompt for _, prompt in batch]
-                    draw_grid(list(pictures), prompts, list(controls), arguments.folder / f"grid-{kind}.png")
+                    draw_grid(list(pictures), prompts, names_in_order(controls), arguments.folder / f"grid-{kind}.png")
                 with write_atomically(path) as temporary:
                     pq.write_table(pa.Table.from_pylist(rows), temporary)
             for row in (rows := pq.read_table(path).to_pylist()):
@@ -320,18 +330,36 @@ def run_all(
             yield rows
 
 
+def open_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or check that its rows were made with the same settings.
+
+    Raises:
+        InputError: they were made with others.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "settings.json"
+    if path.exists() and (found := read_json(path)) != settings:
+        raise InputError(f"{folder} holds rows made with {found}, not with {settings}; choose another --folder")
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(settings) + "\n")
+
+
 def main() -> None:
     """Run the study, or go on with it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200, help="prompt pairs of each kind")
     parser.add_argument("--kinds", nargs="+", default=list(EDIT_KINDS), choices=EDIT_KINDS)
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
-    parser.add_argument("--steps", type=int, default=SamplerConfig().num_steps)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=PAIRS.generate.sampler.num_steps)
+    parser.add_argument("--guidance", type=float, default=PAIRS.generate.guidance)
     parser.add_argument("--compiled", action="store_true", help="compile the UNet")
     parser.add_argument("--folder", type=Path, default=Path("runs/controls"))
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    settings = {"steps": arguments.steps, "guidance": arguments.guidance, "controls": arguments.controls}
+    try:
+        open_folder(arguments.folder, settings)
+    except InputError as error:
+        parser.error(str(error))
     keep_freed_memory()
     backbone = load_backbone(ASSETS / "text_to_image")
     models = (backbone.compiled() if arguments.compiled else backbone, load_clip(ASSETS / "clip"), load_probe(PROBE))
