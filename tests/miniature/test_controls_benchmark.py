@@ -16,8 +16,8 @@ from benchmarks.controls import (
     open_folder,
     size_is_right,
 )
-from restage.diffusion.backbone import load_backbone
-from restage.diffusion.clip import load_clip
+from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.clip import Clip, load_clip
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.miniature.probe import Probe
 from restage.miniature.probe_pictures import FIRST_KIND_CLASS
@@ -83,14 +83,17 @@ def test_sizes_of_other_edits_are_not_looked_at() -> None:
     assert size_is_right(edit_to(CONE, BALL, kind="reshape"), CUBE_AND_BALL, CUBE_AND_BALL)
 
 
-@pytest.mark.parametrize("names", [["blend only, backwards"], ["blend only, backwards", "none"], ["none"]])
-def test_every_choice_of_controls_is_measured(tmp_path: Path, names: list[str]) -> None:
-    models = write_tiny_models(tmp_path)
-    probe = Probe(widths=(8, 8)).eval()
-    items = held_out_edits("add", 2)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, Clip, Probe]:
+    folder = write_tiny_models(tmp_path_factory.mktemp("models"))
+    return load_backbone(folder / "text_to_image"), load_clip(folder / "clip"), Probe(widths=(8, 8)).eval()
+
+
+@pytest.mark.parametrize("names", [["blend only, backwards"], ["blend only, backwards", "none"]])
+def test_every_choice_of_controls_is_measured(models: tuple[Backbone, Clip, Probe], names: list[str]) -> None:
     rows, pictures = measure(
-        (load_backbone(models / "text_to_image"), load_clip(models / "clip"), probe),
-        items,
+        models,
+        held_out_edits("add", 2),
         {name: CONTROLS[name] for name in names},
         guidance=3.0,
         sampler=SamplerConfig(num_steps=2),
