@@ -333,6 +333,8 @@ def train_miniature(
     is_compiled: bool = False,
     start: Path | None = None,
     version: VersionName = "filtered",
+    batch_size: int | None = None,
+    device: str = "cpu",
 ) -> Iterator[Progress]:
     """Train one part of the miniature; see `restage.miniature`.
 
@@ -345,6 +347,8 @@ def train_miniature(
         start: A text-to-image folder from whose weights training goes on; of the autoencoder only the decoder is then
             trained, so that latents stay what they are.
         version: For `edit-model`, which pairs it is trained on.
+        batch_size: Of training; None for the recipe's.
+        device: Where to train, such as `cuda`.
 
     Raises:
         InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
@@ -361,21 +365,27 @@ def train_miniature(
         raise InputError(f"a model to start from is for autoencoder and text-to-image, and {part} was asked for")
     if is_compiled and part == "probe":
         raise InputError("PyTorch's compiler fails on the probe; leave --compile out")
+
+    def as_asked(training: TrainingConfig) -> TrainingConfig:
+        return replace(
+            training,
+            num_steps=num_steps or training.num_steps,
+            batch_size=batch_size or training.batch_size,
+            is_compiled=is_compiled,
+        )
+
     if part == "pictures":
         yield from pictures.make_pictures(folder / "pictures", num_pictures)
     elif part == "edit-model":
         recipe = edit_model.RECIPE
-        training = recipe.train.training
-        training = replace(training, num_steps=num_steps or training.num_steps, is_compiled=is_compiled)
-        recipe = replace(recipe, train=replace(recipe.train, training=training))
-        yield from edit_model.train_edit(folder / "miniature", recipe, version=version)
+        recipe = replace(recipe, train=replace(recipe.train, training=as_asked(recipe.train.training)))
+        yield from edit_model.train_edit(folder / "miniature", recipe, version=version, device=device)
     elif part in recipes:
         if not (folder / "pictures").is_dir():
             raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")
         train, training = recipes[part]
-        training = replace(training, num_steps=num_steps or training.num_steps, is_compiled=is_compiled)
         found = pictures.Pictures(folder / "pictures", num_pictures)
         more = {} if start is None else {"start": start}
-        yield from train(folder / "miniature", found, training, **more)
+        yield from train(folder / "miniature", found, as_asked(training), device=device, **more)
     else:
         raise InputError(f"unknown part {part!r}; choose from pictures, edit-model, {', '.join(recipes)}")

@@ -79,6 +79,8 @@ def build_miniature() -> Callable[..., None]:
         compile: bool = False,
         start: Path | None = None,
         version: Literal["filtered", "unfiltered", "exact"] = "filtered",
+        batch_size: int | None = None,
+        device: str = "cpu",
     ) -> None:
         """Make the models of the miniature world from nothing, one part after the other.
 
@@ -97,6 +99,8 @@ def build_miniature() -> Callable[..., None]:
                 the latter the decoder alone is trained, so that models trained on its latents stay valid.
             version: Pairs that the edit model is trained on: those that the rule accepts (the model that ships), all
                 that were made, or rendered ones; the others go to `edit_model_unfiltered` and `edit_model_exact`.
+            batch_size: Of training; default: the recipe's.
+            device: Where to train, such as `cuda`.
         """
         from restage.recipes import train_miniature
 
@@ -108,6 +112,8 @@ def build_miniature() -> Callable[..., None]:
             is_compiled=compile,
             start=start,
             version=version,
+            batch_size=batch_size,
+            device=device,
         )
         show_progress(steps)
 

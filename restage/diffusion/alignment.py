@@ -15,7 +15,7 @@ from torch import Tensor
 
 from restage.records import InputError
 
-__all__ = ["Alignment", "CaptionsDiffer", "align_phrases", "align_swaps", "find_tokens", "token_mask"]
+__all__ = ["Alignment", "CaptionsDiffer", "align_phrases", "align_swaps", "find_tokens", "token_mask", "token_masks"]
 
 Span = tuple[int, int]
 
@@ -92,16 +92,22 @@ def find_tokens(tokenizer: Any, prompt: str, words: str) -> tuple[tuple[int, ...
     return tuple(tuple(_tokens_in(tokens, span)) for span in _occurrences(prompt, words))
 
 
+def token_masks(tokenizer: Any, prompt: str, words: Sequence[str]) -> Float[Tensor, "words tokens"]:
+    """For each of `words`, 1 at the tokens of all its occurrences, 0 elsewhere, padded to the tokenizer's length."""
+    tokens = _tokenize(tokenizer, prompt)
+    masks = torch.zeros(len(words), tokenizer.model_max_length)
+    for mask, word in zip(masks, words, strict=True):
+        for span in _occurrences(prompt, word):
+            mask[_tokens_in(tokens, span)] = 1
+    return masks
+
+
 def token_mask(tokenizer: Any, prompt: str, words: Sequence[str]) -> Float[Tensor, " tokens"]:
     """1 at the tokens of every occurrence of any of `words`, 0 elsewhere, padded to the tokenizer's length.
 
     Words that do not stand there add nothing: whoever needs them checks that the sum is not 0.
     """
-    mask = torch.zeros(tokenizer.model_max_length)
-    for word in words:
-        for tokens in find_tokens(tokenizer, prompt, word):
-            mask[list(tokens)] = 1
-    return mask
+    return token_masks(tokenizer, prompt, words).sum(0).clamp(max=1)
 
 
 def _words(prompt: str) -> tuple[list[str], list[Span]]:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from restage.records import InputError, derive_seed, write_atomically
 
-__all__ = ["TrainingConfig", "TrainingStep", "explicit_attention", "read_metrics", "train"]
+__all__ = ["LossFunction", "TrainingConfig", "TrainingStep", "explicit_attention", "read_metrics", "train"]
 
 STATE_NAME, METRICS_NAME = "state.pt", "metrics.jsonl"
 

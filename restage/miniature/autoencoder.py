@@ -49,7 +49,12 @@ def _gradient_loss(output: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 
 
 
 def train_autoencoder(
-    folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE, *, start: Path | None = None
+    folder: Path,
+    pictures: Pictures,
+    config: TrainingConfig = RECIPE,
+    *,
+    start: Path | None = None,
+    device: str = "cpu",
 ) -> Iterator[Progress]:
     """Train it, and save it to `<folder>/text_to_image/vae` in half precision.
 
@@ -62,6 +67,7 @@ def train_autoencoder(
         config: How long and how fast.
         start: A text-to-image model whose decoder is trained on, while its encoder stays as it is: latents, and all
             that was trained on them, stay valid. None trains both from nothing.
+        device: Where to train, such as `cuda`.
 
     Raises:
         InputError: the model to start from has an autoencoder of other shapes.
@@ -74,16 +80,16 @@ def train_autoencoder(
         except RuntimeError as error:
             raise InputError(f"the autoencoder to start from has other shapes: {str(error).splitlines()[0]}") from None
         model.encoder.requires_grad_(False)
-    model.to(memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         indices = torch.randint(len(pictures), (config.batch_size,), generator=generator).tolist()
         images = pictures.images(indices) * 2 - 1
         flips = torch.rand(config.batch_size, generator=generator) < 0.5
         images = torch.where(flips[:, None, None, None], images.flip(3), images)
-        images = images.to(memory_format=torch.channels_last)
+        images = images.to(device, memory_format=torch.channels_last)
         latents = model.encode(images).latent
-        noise = torch.randn(latents.shape, generator=generator) * LATENT_NOISE
+        noise = torch.randn(latents.shape, generator=generator).to(device) * LATENT_NOISE
         output = model.decode(latents + noise).sample.float()
         losses = {
             "l1": (output - images).abs().mean(),
@@ -99,4 +105,4 @@ def train_autoencoder(
         yield Progress(
             stage="autoencoder", done=step.step, total=step.num_steps, note=f"mse {step.losses['mse'] / 8:.5f}"
         )
-    model.half().save_pretrained(folder / "text_to_image" / "vae")
+    model.cpu().half().save_pretrained(folder / "text_to_image" / "vae")

@@ -99,7 +99,7 @@ def contrastive_loss(images: Float[Tensor, "b d"], texts: Float[Tensor, "texts d
     in NegCLIP, Yuksekgonul et al. 2023, arXiv 2210.01936).
     """
     logits = scale * functional.normalize(images, dim=-1) @ functional.normalize(texts, dim=-1).T
-    labels = torch.arange(len(logits))
+    labels = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T[: len(logits)], labels)) / 2
 
 
@@ -127,29 +127,37 @@ def _edited_captions(pictures: Pictures, indices: Sequence[int], seed: int) -> l
     return found
 
 
-def train_clip(folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE) -> Iterator[Progress]:
+def train_clip(
+    folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE, *, device: str = "cpu"
+) -> Iterator[Progress]:
     """Train it, and save it to `<folder>/clip` in half precision.
 
     Contrastive, with the caption of an edited scene beside each picture's own, and batches of few surroundings; a head
     that training throws away says what each cell shows.
     Command: `restage miniature train clip --num-pictures 36000 --compile`. 35 minutes on one core; then of 256 held-out
     captions a picture's own is the nearest in 97 % (docs/log.md).
+
+    Args:
+        folder: Of the models.
+        pictures: The training set.
+        config: How long and how fast.
+        device: Where to train, such as `cuda`.
     """
     torch.manual_seed(config.seed)  # initial weights only
     tokenizer = shared_tokenizer(folder)
-    model = _ClipAndCells(build_clip(tokenizer))
+    model = _ClipAndCells(build_clip(tokenizer)).to(device)
     groups = _by_surroundings(pictures)
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         indices = _draw(groups, config.batch_size, generator)
-        images = pictures.images(indices)
+        images = pictures.images(indices).to(device)
         images = functional.interpolate(images, (TRAIN_SIZE, TRAIN_SIZE), mode="bicubic", antialias=True).clamp(0, 1)
         seed = derive_seed(config.seed, "captions", step)
         captions = pictures.captions(indices, seed) + _edited_captions(pictures, indices, seed)
-        ids = torch.tensor(tokenizer(captions, padding="max_length", max_length=MAX_TOKENS)["input_ids"])
+        ids = torch.tensor(tokenizer(captions, padding="max_length", max_length=MAX_TOKENS)["input_ids"]).to(device)
         output = model((images - 0.5) / 0.25, ids)
         labels = concatenate_labels([label_of(pictures.descriptions[i], pictures.object_ids[i]) for i in indices])
-        cells = functional.cross_entropy(output.classes, torch.from_numpy(labels.classes))
+        cells = functional.cross_entropy(output.classes, torch.from_numpy(labels.classes).to(device))
         return {
             "contrastive": contrastive_loss(output.images, output.texts, output.scale),
             "cells": CELLS_WEIGHT * cells,

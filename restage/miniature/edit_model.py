@@ -108,7 +108,11 @@ RECIPE = EditModelRecipe(
 
 
 def train_edit(
-    folder: Path, recipe: EditModelRecipe = RECIPE, *, version: VersionName = "filtered"
+    folder: Path,
+    recipe: EditModelRecipe = RECIPE,
+    *,
+    version: VersionName = "filtered",
+    device: str = "cpu",
 ) -> Iterator[Progress]:
     """Make pairs with `<folder>/text_to_image` and `<folder>/clip`, train on them, and save an edit model.
 
@@ -123,11 +127,12 @@ def train_edit(
         folder: Of the models.
         recipe: From which pairs, and how long.
         version: Which pairs: those that the rule accepts, all that were made, or rendered ones, which are exact.
+        device: Where pairs are made and the model is trained, such as `cuda`.
 
     Raises:
         InputError: fewer pairs were accepted than the recipe asks for.
     """
-    backbone = load_backbone(folder / "text_to_image")
+    backbone = load_backbone(folder / "text_to_image", device)
     name = "edit_model" if version == "filtered" else f"edit_model_{version}"
     if version == "exact":
         pairs = render_pairs(recipe.num_pairs, seed=recipe.made.seed)
@@ -146,7 +151,7 @@ def _generate_pairs(
 
     They are scored anew when they are chosen: a CLIP that was trained again judges pairs that were made before it.
     """
-    clip = load_clip(folder / "clip")
+    clip = load_clip(folder / "clip", str(backbone.device))
     run = RunFolder.open(folder / "state" / "edit_model_pairs", recipe.made, seed=recipe.made.seed)
     yield from run_prompts(run, recipe.made.prompts)
     yield from run_pairs(run, recipe.made.pairs, backbone, clip)

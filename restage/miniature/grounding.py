@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional
 
-from restage.diffusion.alignment import token_mask
+from restage.diffusion.alignment import token_masks
 from restage.world.grammar import Description
 from restage.world.render import GROUND_ID
 
@@ -97,8 +97,9 @@ def word_targets(
     rows, tokens, pixels = [], [], []
     for row, (caption, description) in enumerate(zip(captions, descriptions, strict=True)):
         wanted = [(word, 2 + i) for i, o in enumerate(description.objects) for word in (o.kind, o.color)]
-        for word, object_id in [*wanted, (description.ground, GROUND_ID)] if caption else []:
-            mask = token_mask(tokenizer, caption, [word])
+        wanted.append((description.ground, GROUND_ID))
+        masks = token_masks(tokenizer, caption, [word for word, _ in wanted]) if caption else []
+        for mask, (_, object_id) in zip(masks, wanted, strict=False):
             region = (object_ids[row] == object_id).flatten().float()
             if mask.sum() > 0 and region.sum() > 0:
                 rows.append(row)
@@ -115,7 +116,7 @@ def grounding_loss(
     weights: Float[Tensor, " b"],
 ) -> Float[Tensor, ""]:
     """Mean over words of (1 - share of the word's attention that falls on its pixels)^2, weighted by picture."""
-    total = torch.zeros(())
+    total = torch.zeros((), device=pixels.device)
     for layer in maps:
         attention = torch.einsum("wpt,wt->wp", layer[rows], tokens)
         inside = (attention * pixels).sum(1) / attention.sum(1).clamp(min=1e-8)

@@ -115,13 +115,13 @@ class Probe(nn.Module):
         return ProbeOutput(classes, torch.einsum("bkij,bcij->bkc", weights, colors), *heads)
 
 
-def _to_tensors(labels: Labels) -> dict[str, Int64[Tensor, ...]]:
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in labels._asdict().items()}
+def _to_tensors(labels: Labels, device: torch.device) -> dict[str, Int64[Tensor, ...]]:
+    return {name: torch.from_numpy(np.ascontiguousarray(value)).to(device) for name, value in labels._asdict().items()}
 
 
 def probe_losses(output: ProbeOutput, labels: Labels) -> dict[str, Float[Tensor, ""]]:
     """Cross entropies of all that is read; what is `IGNORED` counts for nothing."""
-    truth = _to_tensors(labels)
+    truth = _to_tensors(labels, output.classes.device)
     present = functional.binary_cross_entropy_with_logits(
         output.present, truth["present"].clamp(min=0).float(), weight=(truth["present"] != IGNORED).float()
     )
@@ -163,7 +163,9 @@ def _training_labels(pictures: Pictures, indices: list[int]) -> Labels:
     return concatenate_labels([label_of(pictures.descriptions[i], pictures.object_ids[i]) for i in indices])
 
 
-def train_probe(folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE) -> Iterator[Progress]:
+def train_probe(
+    folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE, *, device: str = "cpu"
+) -> Iterator[Progress]:
     """Train it, and save `<folder>/probe/probe.safetensors` in half precision.
 
     Half of each batch is from the training set of the models, a quarter are free scenes (any combination, any number
@@ -171,13 +173,19 @@ def train_probe(folder: Path, pictures: Pictures, config: TrainingConfig = RECIP
     are rendered first, to `<folder>/state/probe_pictures`.
     Command: `restage miniature train probe`. 25 minutes on one core; kinds right in 98.4 % of unseen renders, all right
     in 97.8 % (docs/log.md).
+
+    Args:
+        folder: Of the models; its `text_to_image` is there already.
+        pictures: The training set.
+        config: How long and how fast.
+        device: Where to train, such as `cuda`.
     """
     made = folder / "state" / "probe_pictures"
-    yield from make_probe_pictures(made, NUM_PROBE_PICTURES, load_backbone(folder / "text_to_image"))
+    yield from make_probe_pictures(made, NUM_PROBE_PICTURES, load_backbone(folder / "text_to_image", device))
     free = ProbePictures(made, NUM_PROBE_PICTURES)
     torch.manual_seed(config.seed)  # initial weights only
     probe = Probe()
-    probe.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    probe.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         num_free = config.batch_size // 2
@@ -186,7 +194,7 @@ def train_probe(folder: Path, pictures: Pictures, config: TrainingConfig = RECIP
         drawn = to_unit(free.images(others, is_soft=[i % 2 == 0 for i in range(num_free)]))
         labels = concatenate_labels([_training_labels(pictures, indices), free.labels.take(others)])
         images, labels = augment(torch.cat([pictures.images(indices), drawn]), labels, generator)
-        return probe_losses(probe(images), labels)
+        return probe_losses(probe(images.to(device)), labels)
 
     for step in train(probe, loss_of, folder=folder / "state" / "probe", config=config):
         note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())

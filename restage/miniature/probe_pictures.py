@@ -140,7 +140,7 @@ def through_autoencoder(
     generator = torch.Generator().manual_seed(derive_seed("latent noise", seed))
     latents = backbone.encode_images(images)
     drawn = torch.randn(latents.shape, generator=generator) * noise[:, None, None, None]
-    return backbone.decode_latents(latents + drawn)
+    return backbone.decode_latents(latents + drawn.to(latents)).cpu()
 
 
 def make_probe_pictures(folder: Path, num_pictures: int, backbone: Backbone, *, seed: int = 0) -> Iterator[Progress]:

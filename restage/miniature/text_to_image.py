@@ -83,7 +83,7 @@ def encode_pictures(folder: Path, pictures: Pictures, backbone: Backbone) -> Ite
     done = saved = sum(map(len, parts))
     while done < len(pictures):
         indices = list(range(done, min(done + ENCODED_AT_ONCE, len(pictures))))
-        parts.append(backbone.encode_images(pictures.images(indices)).half().numpy())
+        parts.append(backbone.encode_images(pictures.images(indices)).half().cpu().numpy())
         done += len(indices)
         if done == len(pictures) or done - saved >= SAVED_AT_ONCE:
             parts, saved = [np.concatenate(parts)], done
@@ -109,7 +109,12 @@ class _UnetAndText(nn.Module):
 
 
 def train_text_to_image(
-    folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE, *, start: Path | None = None
+    folder: Path,
+    pictures: Pictures,
+    config: TrainingConfig = RECIPE,
+    *,
+    start: Path | None = None,
+    device: str = "cpu",
 ) -> Iterator[Progress]:
     """Train UNet and text encoder on the autoencoder's latents, and save `<folder>/text_to_image`.
 
@@ -124,6 +129,7 @@ def train_text_to_image(
         pictures: The training set.
         config: How long and how fast.
         start: A text-to-image model of the same tokenizer whose weights training goes on from; None for none.
+        device: Where to train, such as `cuda`.
     """
     torch.manual_seed(config.seed)  # initial weights only
     tokenizer = shared_tokenizer(folder)
@@ -133,6 +139,8 @@ def train_text_to_image(
     if start is not None:
         _copy_weights(load_backbone(start), tokenizer, unet, text_encoder)
     unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    for part in (unet, text_encoder, vae):
+        part.to(device)  # pyright: ignore[reportArgumentType]
     backbone = Backbone(tokenizer, text_encoder, unet, vae, schedule, SCHEDULER_CONFIG)
     yield from encode_pictures(folder, pictures, backbone)
     latents = torch.from_numpy(np.load(folder / "state" / "latents.npy")[: len(pictures)])
@@ -143,11 +151,12 @@ def train_text_to_image(
 
         def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
             batch = _sample_batch(latents, pictures, chances, tokenizer, config, step=step, generator=generator)
+            batch = batch.to(device)
             noisy = schedule.add_noise(batch.clean, batch.noise, batch.timesteps)
             prediction, maps = model(noisy, batch.timesteps, batch.ids)
             target = schedule.velocity(batch.clean, batch.noise, batch.timesteps)
             # Where nearly all is noise no word can know its place yet.
-            visible = schedule.alphas_cumprod[batch.timesteps].sqrt().float()
+            visible = schedule.coefficients(batch.timesteps, batch.clean)[0].flatten()
             return {
                 "velocity": nn.functional.mse_loss(prediction.float(), target),
                 "grounding": GROUNDING_WEIGHT * grounding_loss(maps, *batch.words, visible),
@@ -189,6 +198,13 @@ class _Batch(NamedTuple):
     timesteps: Int[Tensor, " b"]
     ids: Int[Tensor, "b tokens"]
     words: WordTargets
+
+    def to(self, device: str) -> _Batch:
+        """Copy it to a device."""
+        words = WordTargets(*(item.to(device) for item in self.words))
+        return _Batch(
+            self.clean.to(device), self.noise.to(device), self.timesteps.to(device), self.ids.to(device), words
+        )
 
 
 def _sample_batch(

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,17 +16,18 @@ from restage.diffusion.backbone import load_backbone, load_vae, save_tokenizer
 from restage.diffusion.clip import load_clip
 from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.pair_sampler import SamplerConfig
-from restage.diffusion.training import read_metrics
-from restage.miniature import autoencoder, clip, edit_model, pictures, text_to_image
+from restage.diffusion.training import LossFunction, TrainingConfig, read_metrics
+from restage.miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
 from restage.miniature.edit_model import render_pairs
 from restage.miniature.grounding import grounding_loss, watched, word_targets
 from restage.miniature.pictures import Pictures, make_pictures
+from restage.miniature.probe_pictures import concatenate_labels, render_labelled
 from restage.miniature.text_to_image import build_unet
 from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.pairs.generate import GenerateConfig
 from restage.prompts.stage import PromptsConfig
 from restage.recipes import models_in, train_miniature
-from restage.records import InputError
+from restage.records import InputError, Progress
 from restage.world.capture import CHANGE_THRESHOLD
 from restage.world.grammar import EDIT_KINDS, Description, SceneObject, caption_of, sample_description
 
@@ -147,6 +150,60 @@ def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(small_set:
         whole, stopped = (read_metrics(tmp_path / name / "state" / part) for name in ("whole", "stopped"))
         assert len(whole) == 3 and whole == stopped
     assert load_backbone(tmp_path / "whole" / "text_to_image").encode_text(["a cube"]).shape == (1, MAX_TOKENS, 192)
+
+
+class _FirstStepDone(Exception):  # noqa: N818
+    """No error: it ends a training after its first step."""
+
+
+class _FreePictures:
+    """In place of the probe's own pictures, which take long to make."""
+
+    def __init__(self, *_: object) -> None:
+        drawn, self.labels = zip(*(render_labelled(seed) for seed in range(2)), strict=True)
+        self.drawn, self.labels = np.stack(drawn), concatenate_labels(self.labels)
+
+    def __len__(self) -> int:
+        return 2
+
+    def images(self, indices: list[int], **_: object) -> np.ndarray:
+        return self.drawn[indices]
+
+
+def _first_step(model: torch.nn.Module, loss_of: LossFunction, **_: object) -> None:
+    total = torch.stack(list(loss_of(0, torch.Generator().manual_seed(0)).values())).sum()
+    total.backward()
+    assert total.device.type == "meta"
+    assert any(parameter.grad is not None for parameter in model.parameters())
+    raise _FirstStepDone
+
+
+@pytest.mark.parametrize(
+    ("module", "train", "recipe"),
+    [
+        (autoencoder, autoencoder.train_autoencoder, autoencoder.RECIPE),
+        (text_to_image, text_to_image.train_text_to_image, text_to_image.RECIPE),
+        (clip, clip.train_clip, clip.RECIPE),
+        (probe, probe.train_probe, probe.RECIPE),
+    ],
+)
+def test_a_step_on_another_device_mixes_no_devices(
+    small_set: Pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    train: Callable[..., Iterator[Progress]],
+    recipe: TrainingConfig,
+) -> None:
+    # Tensors of the device `meta` have shapes only, and are as little to be mixed with the CPU's as a GPU's are.
+    monkeypatch.setattr(module, "train", _first_step)
+    monkeypatch.setattr(probe, "make_probe_pictures", lambda *_: iter(()))
+    monkeypatch.setattr(probe, "ProbePictures", _FreePictures)
+    shutil.copytree(models_in().text_to_image, tmp_path / "text_to_image")
+    (tmp_path / "state").mkdir()
+    np.save(tmp_path / "state" / "latents.npy", np.zeros((len(small_set), 8, 16, 16), np.float16))
+    with pytest.raises(_FirstStepDone):
+        list(train(tmp_path, small_set, replace(recipe, batch_size=8), device="meta"))
 
 
 def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures, tmp_path: Path) -> None:
