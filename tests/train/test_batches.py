@@ -135,8 +135,8 @@ def test_the_loss_is_what_the_two_parts_say(prediction_type: str):
 def test_a_step_on_another_device_mixes_no_devices():
     # Tensors of the device `meta` have shapes only, and are as little to be mixed with the CPU's as a GPU's are.
     batch = sample_edit_batch(make_examples(), ExampleMix(), batch_size=6, seed=0, step=0, device="meta")
-    unet: torch.nn.Module = widen_unet(tiny_unet())
-    unet.to("meta")
+    unet = widen_unet(tiny_unet())
+    unet.to("meta")  # pyright: ignore[reportArgumentType]
     generator = torch.Generator().manual_seed(0)
     loss = edit_loss(unet, batch, generator, schedule=SCHEDULE, condition_scale=1.0, weights=LossWeights())
     (loss.noise + loss.mask).backward()
