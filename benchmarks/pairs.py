@@ -10,6 +10,7 @@ float32, those of at most 32 x 32 queries stored. All sides run in one process, 
 `restage pairs` does. The last line is JSON.
 
 - ratio_like_for_like: pairs a second, ours over explicit: DDIM, as many steps, float32, batches of `--batch` against 1.
+  ratio_like_for_like_compiled: the same with ours compiled, as long runs are.
 - ratio_accepted: accepted pairs a second: ours at the defaults of `restage pairs` for a run of `COMPILED_FROM` pairs
   against the explicit form at the public ones (float32, DDIM, 50 steps, Prompt-to-Prompt's windows); same rule, prompts
   and guidance. The seconds to compile, once in a process, are apart: compile_s. ratio_accepted_short: for a short run.
@@ -23,25 +24,23 @@ float32, those of at most 32 x 32 queries stored. All sides run in one process, 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import json
-import os
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.clocks import Times, in_turn, peak_of_child, rounds_of, times
 from benchmarks.controls import held_out_edits
 from benchmarks.stable_diffusion import random_stable_diffusion
 from restage.diffusion.allocation import keep_freed_memory
-from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.backbone import Backbone, can_compile, load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.control_options import PROMPT_TO_PROMPT
 from restage.diffusion.pair_sampler import SamplerConfig, map_size_of
@@ -56,69 +55,6 @@ from tests.diffusion.explicit import Controller, explicit_steps
 ASSETS = Path(__file__).parents[1] / "restage" / "assets"
 PUBLIC_STEPS = 50
 PARTS = ("like_for_like", "control", "accepted", "memory", "limit", "levers")
-
-
-def synchronise() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-class Times(NamedTuple):
-    """Seconds of one call."""
-
-    wall: float
-    cpu: float
-    """Of all threads of this process: what other processes on the same cores take is not in it."""
-
-
-def times(work: Callable[[], object]) -> Times:
-    """Time one call."""
-    synchronise()
-    start, cpu_start = time.perf_counter(), time.process_time()
-    work()
-    synchronise()
-    return Times(time.perf_counter() - start, time.process_time() - cpu_start)
-
-
-def rounds_of(works: Sequence[Callable[[], object]], repeats: int) -> list[list[Times]]:
-    """Times of each, measured in turn, so that all share the weather; a first round is left out.
-
-    Every other round goes the other way about, so that none always comes after the same one.
-    """
-    rounds = []
-    for i in range(repeats + 1):
-        found = [times(work) for work in works[:: -1 if i % 2 else 1]]
-        rounds.append(found[:: -1 if i % 2 else 1])
-    return rounds[1:]
-
-
-def in_turn(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each."""
-    columns = zip(*rounds_of(works, repeats), strict=True)
-    return [statistics.median(times.wall for times in column) for column in columns]
-
-
-def peak_of_child(work: Callable[[], object]) -> int:
-    """Bytes that a forked child's resident memory grows by while it works."""
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)  # threads do not outlive a fork
-        ctypes.CDLL(None).malloc_trim(0)  # memory that the parent has freed and kept would hide what is taken
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the parent: begin anew
-        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-        work()
-        status = Path("/proc/self/status").read_text()
-        peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
-        os.write(send, str(peak - before).encode())
-        os._exit(0)
-    os.close(send)
-    with os.fdopen(receive) as answer:
-        grown = answer.read()
-    if os.waitpid(child, 0)[1] != 0 or not grown:
-        raise RuntimeError("the child that measures memory failed")
-    return int(grown)
 
 
 def prompts_of(count: int) -> list[PromptPair]:
@@ -179,25 +115,35 @@ class Benchmark:
         sizes = sorted({1, 4, batch, 2 * batch})
         job, guidance = self.jobs[0], self.config.guidance
 
-        def ours(size: int) -> Callable[[], object]:
+        def ours(backbone: Backbone, size: int) -> Callable[[], object]:
             config = self._like(steps, size)
             jobs = self._jobs(size, config)
-            return lambda: generate_pairs(self.exact, jobs, config)
+            return lambda: generate_pairs(backbone, jobs, config)
 
         def explicit() -> None:
             latents, _ = explicit_pair(self.exact, job, steps=steps, guidance=guidance)
             self.exact.decode_latents(latents)
 
-        rounds = rounds_of([explicit, *(ours(size) for size in sizes)], self.arguments.repeats)
+        works = [explicit, *(ours(self.exact, size) for size in sizes)]
+        if can_compile():
+            sizes.append(batch)
+            works.append(ours(self.exact.compiled(), batch))
+            works[-1]()  # compiles
+        rounds = rounds_of(works, self.arguments.repeats)
         walls, cpus = (
             [statistics.median(getattr(t, clock) for t in column) for column in zip(*rounds, strict=True)]
             for clock in ("wall", "cpu")
         )
-        ratios, ratios_cpu = (
-            {size: t[0] / (own / size) for size, own in zip(sizes, t[1:], strict=True)} for t in (walls, cpus)
-        )
+        all_walls, all_cpus = ([t[0] / (own / n) for n, own in zip(sizes, t[1:], strict=True)] for t in (walls, cpus))
+        compiled = {}
+        if can_compile():
+            sizes.pop()
+            compiled = {"ratio_like_for_like_compiled": all_walls.pop()}
+            compiled["ratio_like_for_like_compiled_cpu"] = all_cpus.pop()
+        ratios, ratios_cpu = (dict(zip(sizes, found, strict=True)) for found in (all_walls, all_cpus))
         print("like for like, by batch size:", {size: round(ratio, 2) for size, ratio in ratios.items()}, flush=True)
         return {
+            **compiled,
             "ratio_like_for_like": ratios[batch],
             "ratio_like_for_like_by_batch": ratios,
             "ratio_like_for_like_cpu_by_batch": ratios_cpu,
