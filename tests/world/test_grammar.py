@@ -141,6 +141,16 @@ def test_words_that_mark_the_region_are_in_one_of_the_captions() -> None:
             assert (pair.words == ()) == (edit.kind == "time")
 
 
+def test_colours_mark_the_region_of_a_recoloured_object_and_of_no_other() -> None:
+    cube, ball = SceneObject(kind="cube", color="red"), SceneObject(kind="ball", color="blue", x=1.5)
+    before = Description(objects=(cube, ball), ground="sand", time="noon")
+    recoloured = Description(objects=(replace(cube, color="green"), ball), ground="sand", time="noon")
+    reshaped = Description(objects=(replace(cube, kind="cone"), ball), ground="sand", time="noon")
+    for kind, after, words in (("recolour", recoloured, ("red", "green")), ("reshape", reshaped, ("cone",))):
+        edit = Edit(kind=kind, instruction="change it", before=before, after=after)
+        assert prompt_pair_of(edit, 0).words == ("cube", *words)
+
+
 def test_captions_are_short_and_name_every_object() -> None:
     for seed in SEEDS:
         description = sample_description(seed)
