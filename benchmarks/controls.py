@@ -6,7 +6,8 @@
 
 Every setting edits the same sampled sources. A pair is *accepted* by the rule of the miniature. The probe, which was
 trained on renders, then says of each pair: *source right*: the source shows its caption; *edit right*: the edited
-picture shows its own, counted among pairs whose source is right; *layout kept*: the objects stand where they stood.
+picture shows its own; *layout kept*: the objects stand where they stood; the last two are counted among pairs whose
+source is right. A pair of which all three hold is *good*; good pairs are counted among all.
 Kinds are done in turn, four prompts each, so that a run that is cut off has equally many of each: rows are kept in
 `--folder`, and a run goes on there. The last line is JSON.
 """
@@ -243,38 +244,38 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Shares of one group of rows."""
+    """Shares of one group of rows: of all pairs, of those that are accepted, or of those whose source is right."""
     sound = [row for row in rows if row["source_right"]]
+    good = [bool(row["source_right"] and row["edit_right"] and row["layout_kept"]) for row in rows]
     return {
+        "good": _mean([float(x) for x in good]),
+        "accepted_and_good": _mean([float(x and row["accepted"]) for x, row in zip(good, rows, strict=True)]),
+        "good_if_accepted": _mean([float(x) for x, row in zip(good, rows, strict=True) if row["accepted"]]),
         "pairs": len(rows),
         "accepted": _mean([float(row["accepted"]) for row in rows]),
         "edit_right": _mean([float(row["edit_right"]) for row in sound]),
         "layout_kept": _mean([float(row["layout_kept"]) for row in sound]),
         "accepted_and_right": _mean([float(row["accepted"] and row["edit_right"]) for row in sound]),
-        "usable": _mean([float(row["edit_right"] and row["layout_kept"]) for row in sound]),
-        "accepted_and_usable": _mean(
-            [float(row["accepted"] and row["edit_right"] and row["layout_kept"]) for row in sound]
-        ),
         "right_if_accepted": _mean([float(row["edit_right"]) for row in sound if row["accepted"]]),
     }
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Print acceptance by kind, and the probe's verdicts, for every control; returns the summaries."""
+    """Print by kind which pairs are accepted, and which of these are good; returns the summaries of every control."""
     kinds = [kind for kind in EDIT_KINDS if any(row["kind"] == kind for row in rows)]
     names = list(dict.fromkeys(row["control"] for row in rows))
-    print(f"| control | {' | '.join(kinds)} | all | edit right | layout kept | accepted and right |")
-    print("| --- " * (len(kinds) + 5) + "|")
     found = {}
     for name in names:
         own = [row for row in rows if row["control"] == name]
-        whole = summarise(own)
         by_kind = {kind: summarise([row for row in own if row["kind"] == kind]) for kind in kinds}
-        found[name] = {**whole, "by_kind": by_kind}
-        cells = [by_kind[kind]["accepted"] for kind in kinds] + [
-            whole[key] for key in ("accepted", "edit_right", "layout_kept", "accepted_and_right")
-        ]
-        print(f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+        found[name] = {**summarise(own), "by_kind": by_kind}
+    shares = ("edit_right", "layout_kept", "good_if_accepted")
+    for key, more in (("accepted", ()), ("accepted_and_good", shares)):
+        titles = [key, *kinds, "all", *more]
+        print(f"| {' | '.join(title.replace('_', ' ') for title in titles)} |\n{'| --- ' * len(titles)}|")
+        for name, row in found.items():
+            cells = [*(row["by_kind"][kind][key] for kind in kinds), *(row[column] for column in (key, *more))]
+            print(f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
     return found
 
 

@@ -15,6 +15,7 @@ from benchmarks.controls import (
     names_in_order,
     open_folder,
     size_is_right,
+    summarise,
 )
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.clip import Clip, load_clip
@@ -100,6 +101,16 @@ def test_every_choice_of_controls_is_measured(models: tuple[Backbone, Clip, Prob
     )
     assert [row["control"] for row in rows] == names_in_order(names) * 2
     assert pictures.shape == (2, 1 + len(names), 3, 128, 128)
+
+
+def test_good_pairs_are_counted_among_all_and_right_edits_among_right_sources() -> None:
+    names = ("accepted", "source_right", "edit_right", "layout_kept")
+    verdicts = ["yyyy", "ynyy", "nyny", "yyyn"]
+    found = summarise([{name: x == "y" for name, x in zip(names, row, strict=True)} for row in verdicts])
+    assert found["accepted"] == 0.75
+    assert found["good"] == found["accepted_and_good"] == 0.25
+    assert found["good_if_accepted"] == 0.333
+    assert found["edit_right"] == found["layout_kept"] == found["accepted_and_right"] == 0.667
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
