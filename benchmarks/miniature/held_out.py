@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.miniature.pictures import seed_and_count
+from restage.miniature.pictures import picture_scene
 from restage.miniature.probe_pictures import Labels, concatenate_labels, label_of
 from restage.records import PromptPair, derive_seed
 from restage.scenes.cameras import Cameras
@@ -91,8 +91,7 @@ def render_captioned(items: list[Captioned]) -> Rendered:
 
 def is_in_training(items: list[Captioned], *, num_pictures: int) -> list[bool]:
     """Which scenes equal one of the first `num_pictures` that `restage miniature train pictures` renders."""
-    drawn = (seed_and_count(index) for index in range(num_pictures))
-    seen = {sample_description(seed, num_objects=count) for seed, count in drawn}
+    seen = {picture_scene(index).shown for index in range(num_pictures)}
     return [item.description in seen for item in items]
 
 

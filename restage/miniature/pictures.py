@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,41 +19,58 @@ from torch import Tensor
 
 from restage.records import Progress, derive_seed, read_json, to_plain, write_atomically, write_json
 from restage.world.capture import sample_camera
-from restage.world.grammar import Description, caption_of, sample_description
+from restage.world.grammar import Description, SceneObject, caption_of, sample_description
 from restage.world.kernels import FIRST_OBJECT_ID
 from restage.world.render import render_view
 
-__all__ = ["Pictures", "make_pictures", "render_pictures", "seed_and_count"]
+__all__ = ["PictureScene", "Pictures", "make_pictures", "picture_scene", "render_pictures"]
 
 SHARD_SIZE = 500
 NUM_OBJECTS = (1, 2, 2, 3, 3)
-"""How many objects the scenes show, in turn. Which word belongs to which object can only be learned where there are
-several; a single object is learned within the first thousands of steps."""
+"""How many objects the scenes are laid out with, in turn. Which word belongs to which object can only be learned where
+there are several; a single object is learned within the first thousands of steps."""
+TAKEN_EVERY = 3
+"""In the last of so many shards one object was taken away from each scene. What is left keeps its place, beside the
+middle, with free ground where something can be added; scenes as they are laid out have their objects around it."""
 
 
-def seed_and_count(index: int, *, seed: int = 0) -> tuple[int, int]:
-    """Seed and number of objects of a picture of the training set."""
-    return derive_seed("picture", seed, index), NUM_OBJECTS[index % len(NUM_OBJECTS)]
+class PictureScene(NamedTuple):
+    """The scene of a picture of the training set."""
+
+    shown: Description
+    laid_out: Description
+    """The same, or with one object more; the camera is chosen for this one."""
+    seed: int
+    """Of the camera."""
 
 
-def render_pictures(
-    seeds: Sequence[int], *, split: str = "train", size: int = 128, num_objects: Sequence[int | None] | None = None
-) -> tuple[Array, Array, list[Description]]:
-    """Render one picture a seed, with a number of objects of its own where they are given.
+def picture_scene(index: int, *, seed: int = 0) -> PictureScene:
+    """The scene of a picture of the training set; it depends on nothing but the arguments."""
+    item, count = derive_seed("picture", seed, index), NUM_OBJECTS[index % len(NUM_OBJECTS)]
+    if index // SHARD_SIZE % TAKEN_EVERY < TAKEN_EVERY - 1:
+        description = sample_description(item, num_objects=count)
+        return PictureScene(description, description, item)
+    laid_out = sample_description(item, num_objects=max(count, 2))
+    taken = int(np.random.default_rng(derive_seed("taken", item)).integers(len(laid_out.objects)))
+    left: tuple[SceneObject, ...] = tuple(o for i, o in enumerate(laid_out.objects) if i != taken)
+    return PictureScene(replace(laid_out, objects=left), laid_out, item)
+
+
+def render_pictures(scenes: Sequence[PictureScene], *, size: int = 128) -> tuple[Array, Array]:
+    """Render one picture of each scene.
 
     Returns:
-        Pictures (n, size, size, 3) uint8, object ids (n, size / 8, size / 8) uint8 at the latent grid, descriptions.
+        Pictures (n, size, size, 3) uint8, and object ids (n, size / 8, size / 8) uint8 at the latent grid.
     """
 
-    def render(seed: int, count: int | None) -> tuple[Array, Array, Description]:
-        description = sample_description(seed, num_objects=count, split=split)
-        view = render_view(description, sample_camera(description, seed, size=size))
+    def render(scene: PictureScene) -> tuple[Array, Array]:
+        view = render_view(scene.shown, sample_camera(scene.laid_out, scene.seed, size=size))
         image = (view.image.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8)
-        return image, view.object_ids[4::8, 4::8].astype(np.uint8), description
+        return image, view.object_ids[4::8, 4::8].astype(np.uint8)
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        images, ids, descriptions = zip(*pool.map(render, seeds, num_objects or [None] * len(seeds)), strict=True)
-    return np.stack(images), np.stack(ids), list(descriptions)
+        images, ids = zip(*pool.map(render, scenes), strict=True)
+    return np.stack(images), np.stack(ids)
 
 
 def make_pictures(folder: Path, num_pictures: int, *, seed: int = 0) -> Iterator[Progress]:
@@ -60,14 +78,13 @@ def make_pictures(folder: Path, num_pictures: int, *, seed: int = 0) -> Iterator
     for start in range(0, num_pictures, SHARD_SIZE):
         stem = folder / f"shard-{start // SHARD_SIZE:05d}"
         if not stem.with_suffix(".json").exists():
-            indices = range(start, start + SHARD_SIZE)
-            seeds, counts = zip(*(seed_and_count(index, seed=seed) for index in indices), strict=True)
-            images, ids, descriptions = render_pictures(seeds, num_objects=counts)
+            scenes = [picture_scene(index, seed=seed) for index in range(start, start + SHARD_SIZE)]
+            images, ids = render_pictures(scenes)
             with write_atomically(stem.with_suffix(".npy")) as temporary:
                 np.save(temporary, images)
             with write_atomically(stem.with_suffix(".ids.npy")) as temporary:
                 np.save(temporary, ids)
-            write_json(stem.with_suffix(".json"), [to_plain(description) for description in descriptions])
+            write_json(stem.with_suffix(".json"), [to_plain(scene.shown) for scene in scenes])
         yield Progress(stage="pictures", done=min(start + SHARD_SIZE, num_pictures), total=num_pictures)
 
 

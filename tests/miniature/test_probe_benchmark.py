@@ -123,11 +123,9 @@ def test_held_out_scenes_are_in_no_training_set_and_move_with_the_seed() -> None
 
 
 def test_a_training_scene_is_recognised() -> None:
-    from restage.miniature.pictures import seed_and_count
-    from restage.world.grammar import sample_description
+    from restage.miniature.pictures import picture_scene
 
-    seed, count = seed_and_count(5)
-    known = Captioned(sample_description(seed, num_objects=count), "", 0)
+    known = Captioned(picture_scene(5).shown, "", 0)
     assert is_in_training([known], num_pictures=6) == [True]
     assert is_in_training([known], num_pictures=5) == [False]
 

@@ -20,7 +20,7 @@ from restage.diffusion.training import LossFunction, TrainingConfig, read_metric
 from restage.miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
 from restage.miniature.edit_model import render_pairs
 from restage.miniature.grounding import grounding_loss, watched, word_targets
-from restage.miniature.pictures import Pictures, make_pictures
+from restage.miniature.pictures import Pictures, make_pictures, picture_scene
 from restage.miniature.probe_pictures import concatenate_labels, render_labelled
 from restage.miniature.text_to_image import build_unet
 from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
@@ -77,6 +77,21 @@ def test_pictures_made_in_two_sessions_are_those_of_one(
     list(make_pictures(tmp_path, 12))
     for path in sorted((training_folder / "pictures").iterdir()):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_in_every_third_shard_one_object_is_gone_and_the_others_keep_their_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pictures, "SHARD_SIZE", 6)
+    for index in range(36):
+        scene = picture_scene(index)
+        if index // 6 % 3 == 2:
+            assert len(scene.shown.objects) == len(scene.laid_out.objects) - 1 >= 1
+            assert set(scene.shown.objects) < set(scene.laid_out.objects)
+        else:
+            assert scene.shown == scene.laid_out
+    alone = [picture_scene(i).shown.objects for i in range(12, 18) if len(picture_scene(i).shown.objects) == 1]
+    assert alone and all(math.hypot(item.x, item.y) > 0.1 for (item,) in alone)
 
 
 def test_attention_on_the_object_costs_nothing_and_beside_it_one() -> None:
