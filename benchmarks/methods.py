@@ -2,12 +2,13 @@
 
     python benchmarks/methods.py --out runs/methods [--world-seeds 11,12,13] [--methods restage,idu]
         [--kinds recolour,time] [--editors exact] [--capture FOLDER] [--size 128] [--time-cap 120]
-        [--rows benchmarks/results/methods.csv]
+        [--rows benchmarks/results/methods.csv] [--long-idu 900,3600,15000]
 
 Unseen worlds x kinds of edit x methods with the edit model (one seed for all; three for restage, idu and the best of
 the others), with the exact editor, and restage, idu and replace_once with `noisy(exact)` at three strengths. It is a
 study: only what is missing runs, and it may be killed at any moment. `--capture` edits a capture of photographs with
-`grade` besides (see `methods_capture.py`). The last line is JSON; `--rows` names the table that is kept.
+`grade` besides (see `methods_capture.py`). `--long-idu` runs idu without a cap, for that many steps, on three edits of
+the first world. The last line is JSON; `--rows` names the table that is kept (and one beside it for the long idu).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from restage.compare.study import MenuEditor, Study, StudyMethod, StudyScene
 from restage.compare.study_run import run_study
 from restage.compare.study_scenes import WorldScene
 from restage.edit import METHODS
+from restage.edit.idu import Idu
 from restage.records import Score
 from restage.show import show_progress
 from restage.world.grammar import EDIT_KINDS
@@ -35,6 +37,8 @@ from restage.world.stage import CaptureConfig, ScenesConfig, edit_name, sample_s
 KINDS = ("recolour", "reshape", "ground", "time", "add", "remove")
 SEVERAL_SEEDS = (0, 1, 2)
 STRENGTHS = ("0.15", "0.3", "0.6")
+LONG_KINDS = ("recolour", "ground", "add")
+"""Edits that idu is run to its end on."""
 NOISY = ("replace_once", "idu", "restage")
 COLUMNS = {
     "progress": "progress",
@@ -85,6 +89,31 @@ def make_study(arguments: argparse.Namespace) -> Study:
         time_cap_s=arguments.time_cap,
         compare=CompareConfig(orbit_frames=0),
     )
+
+
+def make_long_study(arguments: argparse.Namespace) -> Study:
+    """Idu for more and more steps, on a few edits of the first world, without a cap."""
+    capture = CaptureConfig(num_views=45, held_out_every=5, size=arguments.size)
+    scene = world(arguments.world_seeds[0], LONG_KINDS, capture)
+    methods = {f"idu-{steps}": StudyMethod(settings=Idu(num_steps=steps)) for steps in arguments.long_idu}
+    methods["nothing"] = StudyMethod(settings=METHODS["nothing"](), editors=())
+    methods["restage"] = StudyMethod(settings=METHODS["restage"]())
+    return Study(
+        name="long idu",
+        scenes=(scene,),
+        methods=methods,
+        editors={"edit_model": MenuEditor(name="edit_model")},
+        compare=CompareConfig(orbit_frames=0),
+    )
+
+
+def run(study: Study, folder: Path, *, workers: int, rows: Path | None) -> list[Score]:
+    """Run what is missing; gives all scores, and writes the table where it is asked for."""
+    show_progress(run_study(study, folder, workers=workers), file=sys.stderr)
+    scores = read_scores(folder / "compare" / "scores.parquet")
+    if rows is not None:
+        write_rows(rows, scores)
+    return scores
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, object]:
@@ -172,8 +201,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--time-cap", type=float, default=120.0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rows", type=Path, default=None)
+    parser.add_argument("--long-idu", default="", help="steps of each long run of idu, such as 900,3600,15000")
     arguments = parser.parse_args()
     arguments.world_seeds = [int(part) for part in arguments.world_seeds.split(",") if part]
+    arguments.long_idu = [int(part) for part in arguments.long_idu.split(",") if part]
     arguments.methods = choose_names(contenders, arguments.methods)
     arguments.repeated = choose_names(contenders, arguments.repeated) if arguments.repeated else ()
     arguments.editors = choose_names(("edit_model", "exact", "noisy"), arguments.editors)
@@ -184,12 +215,15 @@ def read_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = read_arguments()
     found: dict[str, object] = {}
+    rows: Path | None = arguments.rows
     if arguments.world_seeds:
-        show_progress(run_study(make_study(arguments), arguments.out, workers=arguments.workers), file=sys.stderr)
-        scores = read_scores(arguments.out / "compare" / "scores.parquet")
-        if arguments.rows:
-            write_rows(arguments.rows, scores)
+        scores = run(make_study(arguments), arguments.out, workers=arguments.workers, rows=rows)
         found = {**summarise(scores), "progress_by_kind": by_kind(scores)}
+    if arguments.long_idu:
+        out = arguments.out.with_name(f"{arguments.out.name}-long-idu")
+        beside = None if rows is None else rows.with_stem(f"{rows.stem}_long_idu")
+        scores = run(make_long_study(arguments), out, workers=arguments.workers, rows=beside)
+        found["long_idu"] = {"methods": summarise(scores)["methods"], "progress_by_kind": by_kind(scores)}
     if arguments.capture:
         from methods_capture import edit_capture
 
