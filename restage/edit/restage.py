@@ -47,7 +47,9 @@ class Restage:
        where views agree on a surface that is not there (`births.py`); not where most of the views is edited.
     5. Then shapes are fitted, too. Pixels that the views do not agree on weigh less and less (`robust_weights`), as
        do pixels at which the mask is undecided.
-    6. The key views are refreshed: rendered, edited again from less noise, and fitted to once more.
+
+    With more than one of `noise_levels` the key views are refreshed: rendered, edited again from less noise, and fitted
+    to once more. That brought nothing in progress on truth, and a third more time (docs/log.md).
 
     The parts are known (masks lifted to Gaussians: GaussianEditor, Chen et al. 2023, arXiv 2311.14521; robust
     weights: iteratively reweighted least squares; sources of the others in their files); that the mask comes out of
@@ -60,11 +62,11 @@ class Restage:
 
     num_key_views: int = 24
     """Views that are edited; all training views if there are fewer."""
-    noise_levels: tuple[float, ...] = (1.0, 0.6)
+    noise_levels: tuple[float, ...] = (1.0,)
     """Share of the schedule that the first edit and each refresh start at."""
-    color_steps: int = 60
+    color_steps: int = 120
     """Fit steps per round that move colours only."""
-    shape_steps: int = 190
+    shape_steps: int = 380
     """Fit steps per round that move everything."""
     noise: Literal["anchored", "shared", "own"] = "shared"
     """Which noise key views start from: that of the surfaces they show, the same picture of noise, or each its own."""
