@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from restage.compare.judges import CompareConfig
+from restage.compare.per_view import PerView
 from restage.compare.rows import read_scores
 from restage.compare.statistics import clustered_estimate
 from restage.compare.study import MenuEditor, Study, StudyMethod, StudyScene
@@ -36,8 +37,10 @@ from restage.world.stage import CaptureConfig, ScenesConfig, edit_name, sample_s
 
 KINDS = ("recolour", "reshape", "ground", "time", "add", "remove")
 SEVERAL_SEEDS = (0, 1, 2)
+ANCHORS = ("nothing", "per_view")
+"""Rows to read the others by: no edit at all, and held-out views edited one by one, which makes no scene."""
 STRENGTHS = ("0.15", "0.3", "0.6")
-LONG_KINDS = ("recolour", "ground", "add")
+LONG_KINDS = ("recolour", "ground", "time")
 """Edits that idu is run to its end on."""
 NOISY = ("replace_once", "idu", "restage")
 COLUMNS = {
@@ -80,6 +83,8 @@ def make_study(arguments: argparse.Namespace) -> Study:
     editors = {name: MenuEditor(name=name) for name in ("edit_model", "exact")}
     editors |= {f"noisy-{strength}-exact": MenuEditor(name=f"noisy-{strength}-exact") for strength in STRENGTHS}
     methods["nothing"] = StudyMethod(settings=METHODS["nothing"](), editors=(), edits=names)
+    if "edit_model" in arguments.editors:
+        methods["per_view"] = StudyMethod(settings=PerView(), editors=("edit_model",), edits=names)
     scenes: tuple[StudyScene, ...] = tuple(worlds)
     return Study(
         name="methods",
@@ -137,7 +142,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, object]:
 
 def ranks(table: dict[str, dict[str, float | int | None]]) -> dict[str, float | None]:
     """Where restage stands among the methods with the edit model, and its time over idu's."""
-    contenders = {name: row for name, row in table.items() if name != "nothing" and "(" not in name}
+    contenders = {name: row for name, row in table.items() if name not in ANCHORS and "(" not in name}
     found: dict[str, float | None] = {}
     for column, sign in (("progress", -1), ("spill", 1)):
         known = {name: sign * row[column] for name, row in contenders.items() if row[column] is not None}  # pyright: ignore
@@ -219,7 +224,7 @@ def main() -> None:
     if arguments.world_seeds:
         scores = run(make_study(arguments), arguments.out, workers=arguments.workers, rows=rows)
         found = {**summarise(scores), "progress_by_kind": by_kind(scores)}
-    if arguments.long_idu:
+    if arguments.world_seeds and arguments.long_idu:
         out = arguments.out.with_name(f"{arguments.out.name}-long-idu")
         beside = None if rows is None else rows.with_stem(f"{rows.stem}_long_idu")
         scores = run(make_long_study(arguments), out, workers=arguments.workers, rows=beside)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.methods import (
+    ANCHORS,
     KINDS,
     by_kind,
     choose_names,
@@ -63,6 +64,8 @@ def test_every_method_sees_every_edit_and_only_some_run_with_several_seeds() -> 
     }
     assert [counts["restage", e] for e in ("edit_model", "exact", "noisy-0.3-exact")] == [54, 18, 18]
     assert [counts["pds", e] for e in ("edit_model", "exact", "noisy-0.3-exact")] == [18, 18, 0]
+    anchors = [(unit.method, unit.editor) for unit in units if unit.method in ANCHORS]
+    assert anchors.count(("nothing", "none")) == anchors.count(("per_view", "edit_model")) == 18 == len(anchors) / 2
 
 
 def test_a_narrower_study_asks_for_results_of_the_wide_one_only() -> None:
@@ -107,6 +110,7 @@ def test_ranks_count_methods_with_the_edit_model_only() -> None:
         "idu": {"progress": 0.6, "spill": 0.02, "seconds": 40.0},
         "idu (exact)": {"progress": 0.9, "spill": 0.001, "seconds": 9.0},
         "nothing": {"progress": 0.0, "spill": 0.0, "seconds": 0.0},
+        "per_view": {"progress": 0.7, "spill": 0.03, "seconds": 2.0},
     }
     assert ranks(table) == {"restage_rank_progress": 2, "restage_rank_spill": 1, "restage_time_over_idu": 0.25}
 
