@@ -42,6 +42,8 @@ VARIANTS: Mapping[str, Restage] = {
     "views_attend_to_each_other": replace(FULL, group_size=4),
     "anchored_noise": replace(FULL, noise="anchored"),
     "own_noise": replace(FULL, noise="own"),
+    "one_noise": replace(FULL, num_noises=1),
+    "without_cooldown": replace(FULL, cooldown_share=0.0),
     "without_robust_loss": replace(FULL, robust_scale=1e6),
     "one_refresh": replace(FULL, noise_levels=(1.0, 0.6), color_steps=60, shape_steps=190),
     "two_refreshes": replace(FULL, noise_levels=(1.0, 0.6, 0.3), color_steps=40, shape_steps=127),
@@ -51,7 +53,7 @@ VARIANTS: Mapping[str, Restage] = {
     "half_the_key_views": replace(FULL, num_key_views=12),
 }
 """Variants with fewer or more rounds take as many fit steps as the method as it is."""
-OF_THE_EDIT_MODEL = ("views_attend_to_each_other", "anchored_noise", "own_noise")
+OF_THE_EDIT_MODEL = ("views_attend_to_each_other", "anchored_noise", "own_noise", "one_noise")
 """Variants that are all one with editors that know neither noise nor attention."""
 
 

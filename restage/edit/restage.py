@@ -34,9 +34,9 @@ SHAPE_RATES = LearningRates(means=5e-4, log_scales=5e-3, sh=1e-2)
 class Restage:
     """Edits key views together, lifts their masks to the splats, moves only those, lets some go and adds others.
 
-    1. Key views are chosen far apart from each other and edited in one batch; all of them start from the same
-       noise, so that the editor's choices (which blue, which shape) agree between views as far as they can. With
-       `group_size` they attend to each other, too.
+    1. Key views are chosen far apart from each other and edited in one batch. They start from a few pictures of noise
+       in turn: views with the same noise agree on what the editor chooses (whether a thing is gone, which shape), and
+       over several its errors (too light a blue) average out. With `group_size` they attend to each other, too.
     2. The editor's soft masks say where. Outside, the target is the render of the unedited splats, pixel by pixel,
        so nothing there has a reason to move.
     3. The masks are lifted to the splats by blending weight (`lift_masks`); splats below a threshold are frozen
@@ -45,8 +45,8 @@ class Restage:
     4. The others are fitted to the targets, colours first. What colours cannot explain is shape: splats go that the
        views ask for different things and are shown better without (`deaths.py`), and new ones are seeded
        where views agree on a surface that is not there (`births.py`); not where most of the views is edited.
-    5. Then shapes are fitted, too. Pixels that the views do not agree on weigh less and less (`robust_weights`), as
-       do pixels at which the mask is undecided.
+    5. Then shapes are fitted, too, in ever smaller steps, so that the last view has no more say than the others.
+       Pixels that the views do not agree on weigh less (`robust_weights`), as do those at which the mask is undecided.
 
     With more than one of `noise_levels` the key views are refreshed: rendered, edited again from less noise, and fitted
     to once more. That brought nothing in progress on truth, and a third more time (docs/log.md).
@@ -68,8 +68,12 @@ class Restage:
     """Fit steps per round that move colours only."""
     shape_steps: int = 380
     """Fit steps per round that move everything."""
+    cooldown_share: float = 0.5
+    """Share of the last `shape_steps` over which the learning rates fall to zero."""
     noise: Literal["anchored", "shared", "own"] = "shared"
-    """Which noise key views start from: that of the surfaces they show, the same picture of noise, or each its own."""
+    """Which noise key views start from: that of the surfaces they show, few pictures of noise, or each its own."""
+    num_noises: int = 4
+    """Pictures of noise that key views take in turn where noise is shared."""
     group_size: int = 0
     """Views for each of those that attend to each other at a denoising step (the attention of DGE, Chen et al. 2024,
     arXiv 2404.18929, as in `joint`); 0 to edit each view by itself. With the shipped edit model attention makes views
@@ -98,11 +102,14 @@ class Restage:
             raise InputError(f"expected 0 <= mask_low < mask_high <= 1, got {self.mask_low} and {self.mask_high}")
         if not 0 <= self.max_renewed_share <= 1:
             raise InputError(f"expected max_renewed_share in [0, 1], got {self.max_renewed_share}")
+        if not 0 <= self.cooldown_share <= 1:
+            raise InputError(f"expected cooldown_share in [0, 1], got {self.cooldown_share}")
         if self.noise not in ("anchored", "shared", "own"):
             raise InputError(f"expected noise 'anchored', 'shared' or 'own', got {self.noise!r}")
-        if self.num_key_views < 1 or self.group_size < 0:
+        if self.num_key_views < 1 or self.group_size < 0 or self.num_noises < 1:
             raise InputError(
-                f"expected at least one key view and group_size >= 0, got {self.num_key_views} and {self.group_size}"
+                "expected at least one key view and noise, and group_size >= 0, got "
+                f"{self.num_key_views}, {self.num_noises} and {self.group_size}"
             )
 
     @property
@@ -134,7 +141,13 @@ class Restage:
                         splats, trainable = self._renew(splats, views, lifted=lifted, trainable=trainable)
                     targets = trust(targets, render_views(splats, cameras), self.robust_scale)
                 note = f"fitting {int((trainable > 0).sum())} of {len(splats)} splats to {len(keys)} key views"
-                config = RefineConfig(steps=num_steps, rates=rates, seed=derive_seed(job.seed, "fit", number))
+                is_last = rates is SHAPE_RATES and number + 1 == len(self.noise_levels)
+                config = RefineConfig(
+                    steps=num_steps,
+                    rates=rates,
+                    cooldown_share=self.cooldown_share if is_last else 0.0,
+                    seed=derive_seed(job.seed, "fit", number),
+                )
                 for step in refine_splats(splats, targets, config=config, trainable=trainable):
                     done, splats = done + 1, step.splats.clone()
                     yield EditStep(done, self.num_steps, step.loss, splats, note)
@@ -143,7 +156,9 @@ class Restage:
         cameras, originals = job.capture.cameras[keys], job.capture.images[keys]
         views = originals if number == 0 else render_views(splats, cameras)
         seed = derive_seed(job.seed, "restage", number)
-        noise: NoiseKeys = (0,) * len(keys) if self.noise == "shared" else None
+        noise: NoiseKeys = None
+        if self.noise == "shared":
+            noise = tuple(place % self.num_noises for place in range(len(keys)))
         if self.noise == "anchored":
             noise = AnchoredNoise(render_depths(job.splats, cameras))
         how: dict[str, Any] = {

@@ -130,7 +130,14 @@ class RefineConfig:
     steps: int = 500
     rates: LearningRates = field(default_factory=lambda: LearningRates(means=5e-4, log_scales=5e-3))
     loss: PhotometricLoss = field(default_factory=PhotometricLoss)
+    cooldown_share: float = 0.0
+    """Share of the steps, at the end, over which all learning rates fall linearly to zero. Each step sees one view;
+    without it the splats end where the last few views pushed them."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cooldown_share <= 1:
+            raise InputError(f"expected cooldown_share in [0, 1], got {self.cooldown_share}")
 
 
 class FitStep(NamedTuple):
@@ -290,7 +297,9 @@ def refine_splats(
         size = surroundings_of(targets.cameras).size
         optimizer = SplatOptimizer(splats, config.rates, scene_size=size, loss=config.loss, trainable=trainable)
     for step in range(config.steps):
-        loss = optimizer.step(targets, view_at(config.seed, optimizer.num_updates, len(targets)))
+        left = min(1.0, (config.steps - step) / max(1.0, config.cooldown_share * config.steps))
+        view = view_at(config.seed, optimizer.num_updates, len(targets))
+        loss = optimizer.step(targets, view, decay=left, other_decay=left)
         yield FitStep(step + 1, config.steps, loss, optimizer.splats)
 
 

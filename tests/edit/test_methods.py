@@ -138,10 +138,12 @@ def test_every_method_states_its_memory(name):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (Restage(noise="shared", group_size=0), (0, 0, 0)),
+        (Restage(noise="shared", group_size=0), (0, 1, 2)),
+        (Restage(noise="shared", num_noises=2), (0, 1, 0)),
+        (Restage(noise="shared", num_noises=1), (0, 0, 0)),
         (Restage(noise="own", group_size=0), None),
         (Restage(noise="anchored", group_size=0), AnchoredNoise),
-        (Restage(noise="shared", group_size=2), (0, 0, 0)),
+        (Restage(noise="shared", group_size=2, num_noises=1), (0, 0, 0)),
         (Restage(noise="anchored", group_size=2), AnchoredNoise),
     ],
 )
@@ -247,6 +249,10 @@ def test_settings_that_make_no_sense_are_refused():
         Restage(mask_low=0.7, mask_high=0.5)
     with pytest.raises(InputError, match="group_size"):
         Restage(group_size=-1)
+    with pytest.raises(InputError, match="noise"):
+        Restage(num_noises=0)
+    with pytest.raises(InputError, match="cooldown_share"):
+        Restage(cooldown_share=1.5)
     with pytest.raises(InputError, match="max_renewed_share"):
         Restage(max_renewed_share=1.5)
     with pytest.raises(InputError, match="lowest_noise"):

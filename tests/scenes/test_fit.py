@@ -1,5 +1,6 @@
 """Fitting and refining: it learns, repeats itself, resumes, and leaves alone what it must."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -181,6 +182,23 @@ def test_refining_in_segments_equals_refining_at_once(capture):
     for _ in range(3):
         part = run(refine_splats(ball_of_splats(), targets, config=RefineConfig(steps=4), optimizer=optimizer)).splats
     assert equal(whole, part)
+
+
+def test_with_a_cooldown_steps_grow_smaller_at_the_end_only(capture):
+    targets = Targets(capture.cameras, 1 - capture.images)
+
+    def moves(share: float) -> list[float]:
+        config = RefineConfig(steps=8, cooldown_share=share)
+        colors = [ball_of_splats().sh]
+        colors += [step.splats.sh.clone() for step in refine_splats(ball_of_splats(), targets, config=config)]
+        return [float((after - before).abs().mean()) for before, after in itertools.pairwise(colors)]
+
+    plain, cooled = moves(0.0), moves(0.5)
+    assert cooled[:5] == plain[:5]
+    shares = [b / a for a, b in zip(plain[5:], cooled[5:], strict=True)]
+    assert shares == pytest.approx([0.75, 0.5, 0.25], abs=0.1)
+    with pytest.raises(InputError, match="cooldown_share"):
+        RefineConfig(cooldown_share=-0.1)
 
 
 def test_psnr_has_its_closed_form():
