@@ -41,7 +41,7 @@ test-nerfstudio: $(NERF_STAMP)  ## Train and edit a small nerfacto on the CPU, s
 
 benchmark-methods: $(STAMP)  ## Every edit method on unseen worlds, hours on two cores; only what is missing runs (CAPTURE=folder: photographs, too)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py --out runs/methods --rows benchmarks/results/methods.csv \
-		--long-idu 900,3600,15000 $(if $(CAPTURE),--capture $(CAPTURE))
+		--long-idu 900,2700,8100 $(if $(CAPTURE),--capture $(CAPTURE))
 
 clean:  ## Remove the environment and caches; runs stay
 	rm -rf $(VENV) $(NERF_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -2,7 +2,7 @@
 
     python benchmarks/methods.py --out runs/methods [--world-seeds 11,12,13] [--methods restage,idu]
         [--kinds recolour,time] [--editors exact] [--capture FOLDER] [--size 128] [--time-cap 120]
-        [--rows benchmarks/results/methods.csv] [--long-idu 900,3600,15000]
+        [--rows benchmarks/results/methods.csv] [--long-idu 900,2700,8100]
 
 Unseen worlds x kinds of edit x methods with the edit model (one seed for all; three for restage, idu and the best of
 the others), with the exact editor, and restage, idu and replace_once with `noisy(exact)` at three strengths. It is a
@@ -153,11 +153,11 @@ def ranks(table: dict[str, dict[str, float | int | None]]) -> dict[str, float | 
     return found
 
 
-def by_kind(scores: Sequence[Score]) -> dict[str, dict[str, float | None]]:
-    """Mean progress of each method with each editor, for each kind of edit."""
+def by_kind(scores: Sequence[Score], metric: str = "progress") -> dict[str, dict[str, float | None]]:
+    """Mean of a metric for each method with each editor and each kind of edit."""
     table: dict[str, dict[str, list[float]]] = {}
     for score in scores:
-        if score.metric == "progress" and not math.isnan(score.value):
+        if score.metric == metric and not math.isnan(score.value):
             name = f"{score.method.removesuffix('-again')} ({score.editor})"
             table.setdefault(name, {}).setdefault(score.kind, []).append(score.value)
     return {name: {kind: _rounded(sum(v) / len(v)) for kind, v in row.items()} for name, row in sorted(table.items())}
@@ -206,7 +206,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--time-cap", type=float, default=120.0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rows", type=Path, default=None)
-    parser.add_argument("--long-idu", default="", help="steps of each long run of idu, such as 900,3600,15000")
+    parser.add_argument("--long-idu", default="", help="steps of each long run of idu, such as 900,2700,8100")
     arguments = parser.parse_args()
     arguments.world_seeds = [int(part) for part in arguments.world_seeds.split(",") if part]
     arguments.long_idu = [int(part) for part in arguments.long_idu.split(",") if part]
@@ -224,6 +224,7 @@ def main() -> None:
     if arguments.world_seeds:
         scores = run(make_study(arguments), arguments.out, workers=arguments.workers, rows=rows)
         found = {**summarise(scores), "progress_by_kind": by_kind(scores)}
+        found["spill_by_kind"] = by_kind(scores, "spill")
     if arguments.world_seeds and arguments.long_idu:
         out = arguments.out.with_name(f"{arguments.out.name}-long-idu")
         beside = None if rows is None else rows.with_stem(f"{rows.stem}_long_idu")

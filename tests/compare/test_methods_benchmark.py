@@ -102,6 +102,7 @@ def test_the_table_joins_seeds_and_clusters_by_scene() -> None:
     assert table["restage"]["capped"] == 1 and table["restage"]["failed"] == 0
     assert table["restage (exact)"]["progress"] == pytest.approx(0.95)
     assert by_kind(rows)["restage (edit_model)"] == {"recolour": pytest.approx(0.7)}
+    assert by_kind(rows, "is_capped") == {"restage (edit_model)": {"recolour": pytest.approx(0.5)}}
 
 
 def test_ranks_count_methods_with_the_edit_model_only() -> None:
