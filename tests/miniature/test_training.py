@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -10,7 +10,7 @@ from tests.edit.conftest import TinyScene, tiny_scene
 
 __all__ = ["tiny_scene"]
 
-QUICK = EditChoice(method="restage", editor="exact", settings=Restage(num_key_views=3, color_steps=3, shape_steps=2))
+QUICK = EditChoice(method="restage", editor="exact", settings=Restage(num_key_views=3, color_steps=6, shape_steps=4))
 
 
 @pytest.fixture
