@@ -198,7 +198,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--world-seeds", default="11,12,13")
     parser.add_argument("--methods", default=",".join(contenders))
-    parser.add_argument("--repeated", default="restage,idu", help="methods that run with three seeds")
+    parser.add_argument("--repeated", default="restage,idu,igs2gs", help="methods that run with three seeds")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--editors", default="edit_model,exact,noisy")
     parser.add_argument("--capture", type=Path, default=None)
