@@ -140,9 +140,9 @@ def _tokens_of(tokenizer: Any, caption: str, word: str) -> list[int]:
 
 def _cross(tokenizer: Any, target: str, alignment: Alignment, options: ControlOptions) -> CrossControl:
     length = len(alignment.gate)
-    window, strength = torch.tensor(options.cross_window).repeat(length, 1), torch.ones(length)
+    window, strength = torch.tensor(options.cross_window).float().repeat(length, 1), torch.ones(length)
     for word, own_window in options.word_windows.items():
-        window[_tokens_of(tokenizer, target, word)] = torch.tensor(own_window)
+        window[_tokens_of(tokenizer, target, word)] = torch.tensor(own_window).float()
     for word, factor in options.word_strengths.items():
         tokens = _tokens_of(tokenizer, target, word)
         if bool((window[tokens, 0] >= window[tokens, 1]).any()):
@@ -154,7 +154,7 @@ def _cross(tokenizer: Any, target: str, alignment: Alignment, options: ControlOp
 def _self(options: ControlOptions) -> SelfControl:
     return SelfControl(
         kind=torch.tensor([SELF_KINDS[options.self_attention]]),
-        window=torch.tensor([options.self_window]),
+        window=torch.tensor([options.self_window]).float(),
         max_size=torch.tensor([options.self_max_size or ANY_SIZE]),
         first_layer=torch.tensor([float(options.self_first_layer)]),
         has_unconditional=torch.tensor([options.self_unconditional]),
