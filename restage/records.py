@@ -200,16 +200,25 @@ class PromptPair:
     parent: str = ""
     """Id of the prompt pair that it was derived from, empty for none."""
     writer: str = "grammar"
+    picture: str = ""
+    """File of a picture that shows one of the captions, relative to the pairs' own file; empty for none."""
+    pictured: str = "source"
+    """Which caption the picture shows: `source`, or `target`, from which the picture before the edit is then made."""
 
     def __post_init__(self) -> None:
         for name in ("source", "target", "instruction"):
             if not getattr(self, name).strip():
                 raise InputError(f"a prompt pair needs a {name}, got an empty text")
+        if self.pictured not in ("source", "target"):
+            raise InputError(f"a prompt pair's picture shows 'source' or 'target', got {self.pictured!r}")
 
     @property
     def id(self) -> str:
         """Content id."""
-        return content_id("prompt", self)
+        plain = to_plain(self)
+        if not self.picture:  # the id that such a pair had before pairs could have pictures
+            del plain["picture"], plain["pictured"]
+        return content_id("prompt", plain)
 
     @classmethod
     def from_plain(cls, value: Mapping[str, Any]) -> PromptPair:

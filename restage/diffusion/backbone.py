@@ -101,6 +101,13 @@ class Backbone:
         """Where the UNet is."""
         return next(self.unet.parameters()).device
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels of a picture along a side of one latent."""
+        config: Any = self.vae.config
+        widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        return 2 ** (len(widths) - 1)
+
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
         """Bfloat16 autocast on CPU, and on a GPU that has it, where asked for; weights stay as they are."""

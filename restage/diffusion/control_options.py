@@ -29,6 +29,7 @@ from restage.records import InputError
 
 __all__ = [
     "BLEND_ONLY",
+    "IN_PLACE",
     "INSTRUCT_PIX2PIX",
     "MASACTRL",
     "PROMPT_TO_PROMPT",
@@ -72,6 +73,9 @@ class ControlOptions:
 
     cross_window: Window = (0.0, 0.8)
     """When edit tokens with a counterpart in the source take its cross attention."""
+    swapped_window: Window | None = None
+    """The same for words that stand in another's place, where they may do otherwise than those: None = `cross_window`.
+    Held for a short time or not at all, what is swapped takes a shape of its own where all else stays in its place."""
     word_windows: Mapping[str, Window] = field(default_factory=dict)
     """The same for single words of the edit caption."""
     word_strengths: Mapping[str, float] = field(default_factory=dict)
@@ -95,6 +99,8 @@ class ControlOptions:
     def __post_init__(self) -> None:
         _check_window("cross_window", self.cross_window)
         _check_window("self_window", self.self_window)
+        if self.swapped_window is not None:
+            _check_window("swapped_window", self.swapped_window)
         for word, window in self.word_windows.items():
             _check_window(f"word_windows[{word!r}]", window)
         if self.self_max_size is not None and self.self_max_size < 1:
@@ -111,6 +117,8 @@ INSTRUCT_PIX2PIX = ControlOptions(cross_window=(0.0, 0.0), blend=LocalBlend(star
 anew for each pair (`GenerateConfig.self_share`; there 0.1 to 0.9). Words only make the mask."""
 BLEND_ONLY = ControlOptions(cross_window=(0.0, 0.0), self_attention="none")
 """Only local blend holds the edit to its source: outside its region nothing changes, inside any shape may come."""
+IN_PLACE = ControlOptions(cross_window=(0.0, 0.8), swapped_window=(0.0, 0.2), self_attention="none")
+"""What is swapped keeps its place, but not its shape, and all else keeps both."""
 MASACTRL = ControlOptions(
     cross_window=(0.0, 0.0),
     self_attention="mutual",
@@ -138,10 +146,13 @@ def _tokens_of(tokenizer: Any, caption: str, word: str) -> list[int]:
     return found
 
 
-def _cross(tokenizer: Any, target: str, alignment: Alignment, options: ControlOptions) -> CrossControl:
+def _cross(
+    tokenizer: Any, target: str, alignment: Alignment, options: ControlOptions, *, swapped: Sequence[str]
+) -> CrossControl:
     length = len(alignment.gate)
     window, strength = torch.tensor(options.cross_window).float().repeat(length, 1), torch.ones(length)
-    for word, own_window in options.word_windows.items():
+    windows = {} if options.swapped_window is None else dict.fromkeys(swapped, options.swapped_window)
+    for word, own_window in {**windows, **options.word_windows}.items():
         window[_tokens_of(tokenizer, target, word)] = torch.tensor(own_window).float()
     for word, factor in options.word_strengths.items():
         tokens = _tokens_of(tokenizer, target, word)
@@ -208,4 +219,6 @@ def build_control(
     for asked, found in ((words, blend.has_words), (kept_words, blend.has_kept)):
         if asked and not bool(found.any()):
             raise InputError(f"none of the words {list(asked)} stands in {source!r} or {target!r}")
-    return name, PairControl(_cross(tokenizer, target, alignment, options), _self(options), blend)
+    swapped = [new for _, new in swaps] if name == "replace" else []
+    cross = _cross(tokenizer, target, alignment, options, swapped=swapped)
+    return name, PairControl(cross, _self(options), blend)

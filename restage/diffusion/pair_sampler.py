@@ -66,12 +66,17 @@ class PairBatch:
     """One for each source: of its initial noise and its step noise, which its edits share."""
     guidance: Float[Tensor, " sources"]
     """Strength of classifier-free guidance of each source and its edits; 1 = none."""
+    trajectories: Float[Tensor, "levels sources channels height width"] | None = None
+    """Where sources are pictures: their latents at each noise level, from `inversion.invert_latents` with as many
+    steps. They are held to these, and their edits start from the first; None to sample them."""
 
     def __post_init__(self) -> None:
         num_sources, num_edits = len(self.seeds), len(self.control)
         found = (len(self.source_text), len(self.guidance), len(self.edit_text), len(self.source_of))
         if found != (num_sources, num_sources, num_edits, num_edits):
             raise InputError(f"a batch of {num_sources} seeds and {num_edits} controls has other parts of {found}")
+        if self.trajectories is not None and self.trajectories.shape[1] != num_sources:
+            raise InputError(f"{num_sources} sources need as many trajectories, got {self.trajectories.shape[1]}")
         if not bool(((self.source_of >= 0) & (self.source_of < num_sources)).all()):
             raise InputError(f"source_of must name some of {num_sources} sources, got {self.source_of.tolist()}")
 
@@ -92,6 +97,7 @@ class PairBatch:
             edit_text=self.edit_text.select(edits),
             seeds=tuple(self.seeds[i] for i in sources.tolist()),
             guidance=self.guidance[sources],
+            trajectories=None if self.trajectories is None else self.trajectories[:, sources],
         )
         return chosen, sources, edits
 
@@ -150,8 +156,26 @@ class _Trajectory:
         if batch.control.needs_maps or bool(regions.any()):
             size = config.map_size or map_size_of(backbone.unet.config, self.shape[1])
             self.maps = WordMaps(size, len(batch.control), self.device)
-        self.latents = self._for_branches(initial_noise(self.shape, batch.seeds).to(self.device))
+        self.latents = self._for_branches(self._first_latents().to(self.device))
         self.x0 = self.latents
+
+    def _first_latents(self) -> Float[Tensor, "sources channels height width"]:
+        found = self.batch.trajectories
+        if found is None:
+            return initial_noise(self.shape, self.batch.seeds)
+        if found.shape[0] != self.config.num_steps + 1 or tuple(found.shape[2:]) != self.shape:
+            raise InputError(
+                f"{self.config.num_steps} steps at latents of {self.shape} need trajectories of one level more, got "
+                f"{found.shape[0]} levels of {tuple(found.shape[2:])}"
+            )
+        return found[0]
+
+    def _hold_sources(self, step: int) -> None:
+        """Where sources are pictures, put them where they were found to be after `step` steps."""
+        if self.batch.trajectories is not None:
+            num_sources = len(self.batch.seeds)
+            self.latents = torch.cat([self.batch.trajectories[step].to(self.latents), self.latents[num_sources:]])
+            self.x0 = torch.cat([self.batch.trajectories[-1].to(self.x0), self.x0[num_sources:]])
 
     def _for_branches(self, sources: Float[Tensor, "sources ..."]) -> Float[Tensor, "branches ..."]:
         return torch.cat([sources, sources[self.batch.source_of.to(sources.device)]])
@@ -208,6 +232,7 @@ class _Trajectory:
             t = torch.full((len(self.latents),), self.timesteps[step], device=self.device)
             self.x0 = schedule.to_x0(self._predict(step), self.latents, t)
             self.latents = self.solver.step(step, self.latents, self.x0)
+            self._hold_sources(step + 1)
             self._blend(step)
         return self._state(step + 1)
 
@@ -246,7 +271,7 @@ class _Trajectory:
 def sample_pairs(
     backbone: Backbone, batch: PairBatch, config: SamplerConfig | None = None, *, keep: KeepEdits | None = None
 ) -> Iterator[PairStep]:
-    """Sample sources and their edits from the same noise, the edits under control.
+    """Sample sources and their edits from the same noise, the edits under control; sources may be pictures.
 
     Args:
         backbone: the text-to-image model.

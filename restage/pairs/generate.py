@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,12 @@ from torch import Tensor
 
 from restage.diffusion.backbone import Backbone, can_compile
 from restage.diffusion.control import PairControl
-from restage.diffusion.control_options import BLEND_ONLY, ControlOptions, build_control
+from restage.diffusion.control_options import BLEND_ONLY, IN_PLACE, ControlOptions, build_control
+from restage.diffusion.inversion import invert_latents
 from restage.diffusion.pair_sampler import PairBatch, PairStep, SamplerConfig, sample_pairs
+from restage.diffusion.sampler import latent_shape
 from restage.diffusion.word_maps import blend_masks
+from restage.pairs.pictures import decode_picture, read_picture
 from restage.records import InputError, PromptPair, content_id, derive_seed
 
 __all__ = [
@@ -56,9 +60,14 @@ class GenerateConfig:
     shape_control: ControlOptions | None = BLEND_ONLY
     """The same for the `SHAPE_KINDS` of pairs that name words: attention of the source, which `control` keeps, holds an
     object to its old outline. None = `control` for all."""
+    reshape_control_of_pictures: ControlOptions | None = IN_PLACE
+    """The same for reshapes of a given picture, whose layout the model would not have chosen: all else is held to its
+    place. None = `shape_control`."""
+    inversion_iterations: int = 3
+    """UNet evaluations for each step back from a given picture to noise."""
     is_removal_reversed: bool = True
-    """Whether removals are made as additions whose pictures change places: what is removed by attention control leaves
-    its outline in the attention of all other words, and something else grows into it."""
+    """Whether removals without a picture are made as additions whose pictures change places: what is removed by
+    attention control leaves its outline in the attention of all other words, and something else grows into it."""
     self_share: tuple[float, float] = (0.3, 0.7)
     """Lowest and highest share of the steps with the source's self attention; each pair draws its own in between,
     as the pair maker of InstructPix2Pix does (there 0.1 to 0.9)."""
@@ -72,8 +81,11 @@ class GenerateConfig:
         low, high = self.self_share
         if not 0 <= low <= high <= 1:
             raise InputError(f"shares of steps must lie in [0, 1], low before high; got {self.self_share}")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.batch_size < 1 or self.inversion_iterations < 1:
+            raise InputError(
+                f"batch_size and inversion_iterations must be at least 1, got {self.batch_size} and "
+                f"{self.inversion_iterations}"
+            )
 
     def for_run(self, num_pairs: int) -> GenerateConfig:
         """The same with what depends on the length of the run, and on this machine, decided."""
@@ -95,6 +107,13 @@ class PairJob:
     """Of the noise, which both branches share; the same for all prompt pairs with this source caption."""
     self_share: float
     """Share of the steps with the source's self attention."""
+    picture: bytes = dataclasses.field(default=b"", repr=False)
+    """File of the picture that the pair is made from; empty for none."""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether one side of the pair is a given picture."""
+        return bool(self.picture)
 
 
 class GeneratedPairs(NamedTuple):
@@ -115,19 +134,36 @@ IsHopeless = Callable[[Sequence[PairJob], GeneratedPairs], Sequence[bool]]
 
 
 def make_jobs(
-    prompts: Sequence[PromptPair], config: GenerateConfig, *, samples_per_prompt: int, run_seed: int
+    prompts: Sequence[PromptPair],
+    config: GenerateConfig,
+    *,
+    samples_per_prompt: int,
+    run_seed: int,
+    folder: Path | None = None,
 ) -> list[PairJob]:
     """List the pairs to make; each depends on its own prompt pair, sample number, run seed and config only.
 
     Prompt pairs with the same source caption get the same noise, so that one sampled source serves them all.
+
+    Args:
+        prompts: the prompt pairs.
+        config: how they are sampled.
+        samples_per_prompt: pairs of each.
+        run_seed: of the run.
+        folder: where the pictures of prompt pairs are.
+
+    Raises:
+        InputError: a picture is not there.
     """
     jobs = []
     for prompt in prompts:
+        picture = read_picture(folder or Path(), prompt.picture) if prompt.picture else b""
         for sample in range(samples_per_prompt):
             pair_id = content_id("pair", {"prompt": prompt.id, "sample": sample, "seed": run_seed, "config": config})
             seed = derive_seed(run_seed, prompt.source, sample)
             share = np.random.default_rng(derive_seed(seed, prompt.id, "self_share")).uniform(*config.self_share)
-            jobs.append(PairJob(id=pair_id, prompt=prompt, sample=sample, seed=seed, self_share=round(share, 4)))
+            share = round(share, 4)
+            jobs.append(PairJob(id=pair_id, prompt=prompt, sample=sample, seed=seed, self_share=share, picture=picture))
     return jobs
 
 
@@ -138,7 +174,10 @@ def make_control(backbone: Backbone, job: PairJob, config: GenerateConfig) -> tu
         InputError: a caption is too long, or none of the pair's words stands in either caption.
     """
     prompt, options = job.prompt, config.control
-    if config.shape_control is not None and prompt.kind in SHAPE_KINDS and prompt.words:
+    in_place = config.reshape_control_of_pictures
+    if job.is_picture and in_place is not None and prompt.kind == "reshape":
+        options = in_place
+    elif config.shape_control is not None and prompt.kind in SHAPE_KINDS and prompt.words:
         options = config.shape_control
     else:
         window = (min(options.self_window[0], job.self_share), job.self_share)
@@ -154,18 +193,42 @@ def reversed_prompt(prompt: PromptPair) -> PromptPair:
     return dataclasses.replace(prompt, source=prompt.target, target=prompt.source, swaps=swaps)
 
 
-def _batch(backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig) -> tuple[tuple[str, ...], PairBatch]:
-    """Names of the controls, and the tensors of all jobs; jobs of one source caption and seed share their source."""
+def _batch(
+    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, *, pad_to: int
+) -> tuple[tuple[str, ...], PairBatch]:
+    """Names of the controls, and the tensors of all jobs; jobs of one source caption, seed and picture share it."""
     names, controls = zip(*(make_control(backbone, job, config) for job in jobs), strict=True)
-    sources = list(dict.fromkeys((job.prompt.source, job.seed) for job in jobs))
+    keys = [(job.prompt.source, job.seed, job.picture) for job in jobs]
+    sources = list(dict.fromkeys(keys))
+    source_text = backbone.encode_prompts([caption for caption, _, _ in sources])
+    trajectories = None
+    if jobs[0].is_picture:
+        rows = torch.arange(-(-len(sources) // pad_to) * pad_to) % len(sources)
+        height, width = (side * backbone.pixels_per_latent for side in latent_shape(backbone)[1:])
+        pictures = torch.stack([decode_picture(content, (height, width)) for _, _, content in sources])
+        trajectories = invert_latents(
+            backbone,
+            backbone.encode_images(pictures.to(backbone.device))[rows],
+            source_text.select(rows),
+            num_steps=config.sampler.num_steps,
+            num_iterations=config.inversion_iterations,
+        )[:, : len(sources)]
     return names, PairBatch(
         control=PairControl.merge(controls),
-        source_of=torch.tensor([sources.index((job.prompt.source, job.seed)) for job in jobs]),
-        source_text=backbone.encode_prompts([caption for caption, _ in sources]),
+        source_of=torch.tensor([sources.index(key) for key in keys]),
+        source_text=source_text,
         edit_text=backbone.encode_prompts([job.prompt.target for job in jobs]),
-        seeds=tuple(seed for _, seed in sources),
+        seeds=tuple(seed for _, seed, _ in sources),
         guidance=torch.full((len(sources),), float(config.guidance)),
+        trajectories=trajectories,
     )
+
+
+def _is_backwards(job: PairJob, config: GenerateConfig) -> bool:
+    """Whether the picture after the edit is made, or given, first."""
+    if job.is_picture:
+        return job.prompt.pictured == "target"
+    return config.is_removal_reversed and job.prompt.kind == "remove"
 
 
 def _pictures(
@@ -186,6 +249,9 @@ def generate_pairs(
 ) -> GeneratedPairs:
     """Make one batch of pairs; the same jobs in the same batch give the same pictures.
 
+    A pair with a picture is made from the noise that the picture would have come from, and the side that it shows is
+    the picture as the autoencoder gives it back, so that both sides differ by the edit alone.
+
     Args:
         backbone: the text-to-image model.
         jobs: the pairs.
@@ -193,17 +259,20 @@ def generate_pairs(
         is_hopeless: asked once, after half of the steps; what it names is not sampled further.
 
     Raises:
-        InputError: as `make_control`.
+        InputError: as `make_control`; or a picture cannot be decoded.
     """
-    is_reversed = torch.tensor([config.is_removal_reversed and job.prompt.kind == "remove" for job in jobs])
+    with_picture = [index for index, job in enumerate(jobs) if job.is_picture]
+    if 0 < len(with_picture) < len(jobs):
+        return _generate_apart(backbone, jobs, config, with_picture=with_picture, is_hopeless=is_hopeless)
+    is_reversed = torch.tensor([_is_backwards(job, config) for job in jobs])
     sampled = [
         dataclasses.replace(job, prompt=reversed_prompt(job.prompt)) if back else job
         for job, back in zip(jobs, is_reversed.tolist(), strict=True)
     ]
-    names, batch = _batch(backbone, sampled, config)
     num_steps, sampler = config.sampler.num_steps, config.sampler
     if config.is_compiled:
         backbone, sampler = backbone.compiled(), dataclasses.replace(sampler, pad_to=max(sampler.pad_to, PAD_COMPILED))
+    names, batch = _batch(backbone, sampled, config, pad_to=sampler.pad_to)
     check_step = -(-num_steps // 2) if is_hopeless is not None else num_steps
     made: list[list[Tensor]] = [[] for _ in jobs]
     steps = [0] * len(jobs)
@@ -229,3 +298,22 @@ def generate_pairs(
             store(state, is_final=True)
     sources, edited, masks = (torch.stack(parts) for parts in zip(*made, strict=True))
     return GeneratedPairs(sources, edited, masks, names, tuple(steps))
+
+
+def _generate_apart(
+    backbone: Backbone,
+    jobs: Sequence[PairJob],
+    config: GenerateConfig,
+    *,
+    with_picture: Sequence[int],
+    is_hopeless: IsHopeless | None,
+) -> GeneratedPairs:
+    """Make pairs that have a picture, then those that have none, and give them in the order of the jobs."""
+    order = [*with_picture, *(index for index in range(len(jobs)) if index not in with_picture)]
+    cut = len(with_picture)
+    groups = [[jobs[index] for index in part] for part in (order[:cut], order[cut:])]
+    first, second = (generate_pairs(backbone, group, config, is_hopeless=is_hopeless) for group in groups)
+    place = [order.index(index) for index in range(len(jobs))]
+    sources, edited, masks = (torch.cat([a, b])[place] for a, b in zip(first[:3], second[:3], strict=True))
+    controls, steps = (*first.controls, *second.controls), (*first.steps, *second.steps)
+    return GeneratedPairs(sources, edited, masks, tuple(controls[i] for i in place), tuple(steps[i] for i in place))

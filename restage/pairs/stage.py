@@ -36,8 +36,9 @@ def make_plan(run: RunFolder, config: PairsConfig, maker: Maker) -> TaskPlan:
     Raises:
         InputError: there are no prompt pairs.
     """
-    prompts = read_prompts(run.path / "prompts" / "prompts.jsonl")
-    return TaskPlan(prompts=prompts, config=config, run_seed=run.seed, maker_id=maker.id)
+    folder = run.path / "prompts"
+    prompts = read_prompts(folder / "prompts.jsonl")
+    return TaskPlan(prompts=prompts, config=config, run_seed=run.seed, maker_id=maker.id, folder=folder)
 
 
 def run_pairs(run: RunFolder, config: PairsConfig, backbone: Backbone, clip: ImageTextModel) -> Iterator[Progress]:

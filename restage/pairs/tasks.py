@@ -9,6 +9,7 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from restage.pairs.files import Files
 from restage.pairs.generate import GenerateConfig, PairJob, make_jobs
@@ -61,6 +62,8 @@ class TaskPlan(Sequence[PairTask]):
     run_seed: int
     maker_id: str
     """Id of what makes the pairs; empty if it is not known."""
+    folder: Path | None = None
+    """Where the pictures of prompt pairs are, whose names are of their content."""
 
     @property
     def num_pairs(self) -> int:
@@ -87,6 +90,7 @@ class TaskPlan(Sequence[PairTask]):
             self.config.generate,
             samples_per_prompt=samples,
             run_seed=self.run_seed,
+            folder=self.folder,
         )[start - first * samples : stop - first * samples]
         content = {"pairs": [job.id for job in jobs], "maker": self.maker_id}  # a pair's id holds how it is sampled
         return PairTask(index=index, content=content_id("shard", content), jobs=tuple(jobs))

@@ -21,6 +21,7 @@ from restage.prompts.form import FORM_SPACES
 from restage.prompts.forms import Arm, FormChooser, FormsConfig, make_arms
 from restage.prompts.llm_config import LlmConfig
 from restage.prompts.orders import Answer, Writer, WriterSettings, WritingStopped
+from restage.prompts.pictures import copy_pictures
 from restage.prompts.store import prompt_line, read_prompts, write_prompts
 from restage.prompts.trials import MANIFEST, Learned, measure_yield, read_trials
 from restage.records import (
@@ -49,7 +50,8 @@ class PromptsConfig:
     kinds: tuple[str, ...] = EDIT_KINDS
     """Kinds of edit to write, in turn."""
     path: Path | None = None
-    """Take the pairs from this JSON Lines file instead; all else is then unused."""
+    """Take the pairs from this JSON Lines file instead, with the pictures that they name in or below its folder; all
+    else is then unused."""
     captions: Path | None = None
     """Edit the user's own captions: a text file with one a line. The grammar leaves out those that it cannot read."""
     near_duplicates: float = 0.92
@@ -249,8 +251,13 @@ def _control_facts(job: _Job) -> dict[str, Any]:
 
 
 def _copy(run: RunFolder, config: PromptsConfig, path: Path) -> Iterator[Progress]:
-    pairs = read_prompts(path)
-    write_prompts(run.folder("prompts") / "prompts.jsonl", pairs)
+    pairs, folder = read_prompts(path), run.folder("prompts")
+    for step in copy_pictures(pairs, path.parent, to=folder):
+        if isinstance(step, Progress):
+            yield step
+        else:
+            pairs = step
+    write_prompts(folder / "prompts.jsonl", pairs)
     run.mark_done(
         "prompts", config.identity(), num_prompts=len(pairs), by_kind=dict(Counter(pair.kind for pair in pairs))
     )

@@ -9,6 +9,13 @@ from tests.diffusion.tiny import tiny_tokenizer
 SOURCE, TARGET, SWAPS = "a red ball on sand", "a blue ball on sand", (("red", "blue"),)
 
 
+SWAPPED = {
+    "held": {},
+    "freed": {"swapped_window": (0.0, 0.2)},
+    "word": {"swapped_window": (0.0, 0.2), "word_windows": {"blue": (0.0, 1.0)}},
+}
+
+
 def build(source=SOURCE, target=TARGET, swaps=SWAPS, **options):
     texts = {name: options.pop(name) for name in ("words", "kept_words") if name in options}
     return build_control(tiny_tokenizer(), source, target, swaps=swaps, **texts, options=ControlOptions(**options))
@@ -40,6 +47,16 @@ def test_words_have_windows_and_strengths_of_their_own():
     assert float(early.source_gain.max()) == 2
 
 
+def test_swapped_words_have_a_window_of_their_own():
+    at = {name: build(cross_window=(0.0, 1.0), **options)[1].at_step(5, 10) for name, options in SWAPPED.items()}
+    freed = (at["held"].source_gain != at["freed"].source_gain)[0].nonzero().flatten().tolist()
+    assert freed and all(float(at["freed"].own_gain[0, i]) == 1 for i in freed)
+    assert torch.equal(at["word"].source_gain, at["held"].source_gain)  # what is said of a word comes first
+    refined = [build(target="a blue ball on sand at night", **options)[1] for options in (SWAPPED["freed"], {})]
+    first, second = (control.at_step(0, 10).own_gain for control in refined)
+    assert torch.equal(first, second)
+
+
 def test_controlled_tokens_keep_the_sum_of_attention():
     _, control = build(target="a big blue ball on sand", swaps=())
     now = control.at_step(0, 10)
@@ -58,6 +75,7 @@ def test_kinds_of_self_attention():
     ("options", "message"),
     [
         ({"cross_window": (0.8, 0.2)}, "cross_window"),
+        ({"swapped_window": (0.8, 0.2)}, "swapped_window"),
         ({"self_window": (0.0, 1.2)}, "self_window"),
         ({"word_windows": {"blue": (0.5, 0.1)}}, "word_windows"),
         ({"word_windows": {"castle": (0.0, 1.0)}}, "castle"),

@@ -215,3 +215,36 @@ def test_a_batch_whose_parts_do_not_fit_is_refused(backbone, source_of):
 def test_bad_sampler_settings_are_refused(settings):
     with pytest.raises(InputError):
         SamplerConfig(**settings)
+
+
+def picture_batch(backbone, cases, num_steps=NUM_STEPS):
+    generator = torch.Generator().manual_seed(5)
+    shape = (num_steps + 1, len(cases), *SHAPE)
+    trajectories = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return dataclasses.replace(make_batch(backbone, cases), trajectories=trajectories), trajectories
+
+
+def test_sources_that_are_pictures_are_held_to_their_trajectories_and_edits_start_there(backbone):
+    cases = list(CASES.values())[:2]
+    batch, trajectories = picture_batch(backbone, cases)
+    config = SamplerConfig(num_steps=NUM_STEPS, solver="ddim")
+    states = list(sample_pairs(backbone, batch, config))
+    for state in states:
+        assert torch.equal(state.source_latents, trajectories[state.step])
+        assert torch.equal(state.source_x0, trajectories[-1])
+    other = dataclasses.replace(batch, trajectories=torch.cat([trajectories[:1] + 1, trajectories[1:]]))
+    *_, last = sample_pairs(backbone, other, config)
+    assert not torch.allclose(last.edit_latents, states[-1].edit_latents)
+
+
+def test_pictures_stay_with_their_edits_when_others_leave(backbone):
+    batch, trajectories = picture_batch(backbone, list(CASES.values())[:2])
+    config = SamplerConfig(num_steps=NUM_STEPS, solver="ddim")
+    *_, last = sample_pairs(backbone, batch, config, keep=lambda state: state.edits == 1)
+    assert last.edits.tolist() == [1] and torch.equal(last.source_latents[0], trajectories[-1, 1])
+
+
+def test_trajectories_of_other_steps_are_refused(backbone):
+    batch, _ = picture_batch(backbone, list(CASES.values())[:2], num_steps=NUM_STEPS + 1)
+    with pytest.raises(InputError, match="one level more"):
+        next(sample_pairs(backbone, batch, SamplerConfig(num_steps=NUM_STEPS)))

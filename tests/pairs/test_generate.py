@@ -1,7 +1,10 @@
 import dataclasses
+import io
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.pairs.generate import (
@@ -12,6 +15,7 @@ from restage.pairs.generate import (
     make_jobs,
     reversed_prompt,
 )
+from restage.pairs.pictures import decode_picture
 from restage.records import InputError, PromptPair
 from tests.pairs.tiny import PROMPTS, tiny_model
 
@@ -112,7 +116,7 @@ def test_only_long_runs_on_machines_that_can_are_compiled(monkeypatch):
     assert not decided(COMPILED_FROM)
 
 
-@pytest.mark.parametrize("settings", [{"self_share": (0.7, 0.3)}, {"batch_size": 0}])
+@pytest.mark.parametrize("settings", [{"self_share": (0.7, 0.3)}, {"batch_size": 0}, {"inversion_iterations": 0}])
 def test_bad_settings_are_refused(settings):
     with pytest.raises(InputError):
         GenerateConfig(**settings)
@@ -153,3 +157,64 @@ def test_a_batch_in_which_all_are_given_up_still_gives_pictures(backbone):
     jobs = make_jobs(PROMPTS[:2], config, samples_per_prompt=1, run_seed=0)
     made = generate_pairs(backbone, jobs, config, is_hopeless=lambda some, predicted: [True] * len(some))
     assert made.steps == (2, 2) and made.edited.shape == (2, 3, 128, 128)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((192, 128), Image.Resampling.BICUBIC).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def pictured_job(picture, prompt, pictured="source"):
+    (job,) = make_jobs([prompt], CONFIG, samples_per_prompt=1, run_seed=0)
+    prompt = dataclasses.replace(prompt, picture="given.png", pictured=pictured)
+    return dataclasses.replace(job, prompt=prompt, picture=picture)
+
+
+def test_one_side_of_a_pair_is_the_picture_that_is_given(backbone, picture):
+    given = decode_picture(picture, (128, 128))[None]
+    expected = backbone.decode_latents(backbone.encode_images(given))[0]
+    prompt = dataclasses.replace(_job("remove").prompt)
+    forth = generate_pairs(backbone, [pictured_job(picture, prompt)], CONFIG)
+    torch.testing.assert_close(forth.sources[0], expected, rtol=0, atol=0.03)
+    assert not torch.allclose(forth.edited[0], expected, atol=0.03)
+    back = generate_pairs(backbone, [pictured_job(picture, prompt, "target")], CONFIG)
+    torch.testing.assert_close(back.edited[0], expected, rtol=0, atol=0.03)
+    assert not torch.allclose(back.sources[0], expected, atol=0.03)
+
+
+def test_pairs_with_and_without_pictures_go_in_one_batch(backbone, picture):
+    plain = make_jobs(PROMPTS[:2], CONFIG, samples_per_prompt=1, run_seed=0)
+    given = pictured_job(picture, PROMPTS[2])
+    mixed = generate_pairs(backbone, [plain[0], given, plain[1]], CONFIG)
+    alone = generate_pairs(backbone, plain, CONFIG), generate_pairs(backbone, [given], CONFIG)
+    assert torch.equal(mixed.edited[[0, 2]], alone[0].edited) and torch.equal(mixed.edited[1], alone[1].edited[0])
+    assert len(mixed.controls) == len(mixed.steps) == 3
+
+
+def test_a_reshape_of_a_picture_is_held_to_its_place(backbone, picture):
+    prompt = dataclasses.replace(PROMPTS[0], kind="reshape")
+    job = pictured_job(picture, prompt)
+    windows = make_control(backbone, job, CONFIG)[1].cross.window[0]
+    assert {(0.0, round(float(end), 3)) for end in windows[:, 1]} == {(0.0, 0.8), (0.0, 0.2)}
+    free = make_control(backbone, dataclasses.replace(job, picture=b""), CONFIG)[1].cross.window
+    assert not bool((free[..., 1] > 0).any())
+
+
+def test_a_picture_that_cannot_be_decoded_is_refused(backbone):
+    with pytest.raises(InputError, match="cannot be decoded"):
+        generate_pairs(backbone, [pictured_job(b"no picture", PROMPTS[0])], CONFIG)
+
+
+def test_a_picture_is_turned_upright_and_cut_from_its_middle():
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, 10:30] = 255  # the middle; left of it the corner that shows which way is up
+    pixels[:10, :10] = (255, 0, 0)
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise to be upright
+    Image.fromarray(pixels).save(buffer, format="PNG", exif=exif)
+    assert decode_picture(buffer.getvalue(), (20, 20)).min() > 0.99
+    whole = decode_picture(buffer.getvalue(), (40, 20))
+    assert whole.shape == (3, 40, 20) and whole[0, 0, -1] == 1 and whole[1, 0, -1] == 0

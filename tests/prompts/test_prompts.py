@@ -1,12 +1,14 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from restage.prompts.stage import PromptsConfig, run_prompts, write_pairs
 from restage.prompts.store import read_prompts, write_prompts
-from restage.records import InputError, PromptPair, RunFolder
+from restage.records import InputError, PromptPair, RunFolder, file_sha256
 from restage.world.grammar import EDIT_KINDS
 
 PAIR: dict[str, Any] = {
@@ -105,3 +107,38 @@ def test_missing_and_empty_files_are_refused(tmp_path):
 def test_bad_settings_are_refused(settings):
     with pytest.raises(InputError):
         PromptsConfig(**settings)
+
+
+def write_pictured(folder, name="photos/one.PNG", **changes):
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6), "red").save(folder / "photos" / "one.PNG")
+    (folder / "photos" / "two.jpg").write_bytes(b"no picture")
+    (folder / "mine.jsonl").write_text(json.dumps({**PAIR, "picture": name, **changes}) + "\n")
+    return folder / "mine.jsonl"
+
+
+def test_pictures_of_a_users_pairs_are_copied_under_names_of_their_content(tmp_path):
+    path = write_pictured(tmp_path / "user", pictured="target")
+    (pair,) = run_all(tmp_path / "run", PromptsConfig(path=path))
+    copy = tmp_path / "run" / "prompts" / pair.picture
+    assert copy.read_bytes() == (tmp_path / "user" / "photos" / "one.PNG").read_bytes()
+    assert pair.picture == f"pictures/{file_sha256(copy)[:16]}.png" and pair.pictured == "target"
+    plain = PromptPair.from_plain(PAIR)
+    assert len({pair.id, plain.id, dataclasses.replace(pair, pictured="source").id}) == 3
+    assert plain.id == dataclasses.replace(plain, pictured="target").id  # without a picture nothing is shown
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("photos/none.png", {}, "does not exist"),
+        ("../other.png", {}, "inside"),
+        ("photos/two.jpg", {}, "not readable as an image"),
+        ("photos/one.PNG", {"pictured": "both"}, "'both'"),
+    ],
+)
+def test_pictures_that_cannot_be_used_are_named(tmp_path, name, changes, message):
+    path = write_pictured(tmp_path / "user", name, **changes)
+    with pytest.raises(InputError, match=message):
+        run_all(tmp_path / "run", PromptsConfig(path=path))
+    assert not (tmp_path / "run" / "prompts" / "prompts.jsonl").exists()
