@@ -16,19 +16,16 @@ from restage.diffusion.editor import Guidance
 from restage.diffusion.editor_folder import load_edit_model, save_edit_model
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
+from restage.miniature.rendered_pairs import render_pairs, write_pictured_prompts
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.score import PairRule, judge, score_pairs
 from restage.pairs.stage import PairsConfig, run_pairs
 from restage.pairs.store import read_pairs
-from restage.prompts.grammar import sample_grammar_edit
 from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.records import InputError, Progress, RunFolder, derive_seed
+from restage.records import InputError, Progress, RunFolder
 from restage.train.batches import LossWeights
 from restage.train.edit_model import TrainConfig, train_edit_model
-from restage.train.examples import ExactPair, TrainingPair
-from restage.world.capture import change_mask, sample_camera
-from restage.world.grammar import EDIT_KINDS, prompt_pair_of
-from restage.world.render import render_view
+from restage.train.examples import TrainingPair
 
 __all__ = [
     "NO_RULE",
@@ -38,7 +35,6 @@ __all__ = [
     "EditModelRecipe",
     "PairSet",
     "VersionName",
-    "render_pairs",
     "train_edit",
 ]
 
@@ -48,9 +44,9 @@ VersionName = Literal["filtered", "unfiltered", "exact"]
 
 @dataclass(frozen=True, kw_only=True)
 class PairSet:
-    """The pairs that are made."""
+    """The pairs that are made: of rendered pictures, the same scenes as the exact pairs of this seed."""
 
-    prompts: PromptsConfig
+    num_prompts: int
     pairs: PairsConfig
     seed: int
 
@@ -93,7 +89,7 @@ SCORED_AT_ONCE = 64
 
 # Another seed than the demo's, whose pairs would else be these.
 RECIPE = EditModelRecipe(
-    made=PairSet(prompts=PromptsConfig(num_prompts=4200), pairs=replace(PAIRS, rule=NO_RULE), seed=101),
+    made=PairSet(num_prompts=4200, pairs=replace(PAIRS, rule=NO_RULE), seed=101),
     rule=RULE,
     num_pairs=3000,
     train=TrainConfig(
@@ -152,8 +148,10 @@ def _generate_pairs(
     They are scored anew when they are chosen: a CLIP that was trained again judges pairs that were made before it.
     """
     clip = load_clip(folder / "clip", str(backbone.device))
+    prompts = folder / "state" / "edit_model_prompts"
+    yield from write_pictured_prompts(prompts, recipe.made.num_prompts, seed=recipe.made.seed)
     run = RunFolder.open(folder / "state" / "edit_model_pairs", recipe.made, seed=recipe.made.seed)
-    yield from run_prompts(run, recipe.made.prompts)
+    yield from run_prompts(run, PromptsConfig(path=prompts / "prompts.jsonl"))
     yield from run_pairs(run, recipe.made.pairs, backbone, clip)
     run.close("done")
     pairs_folder = run.path / "pairs"
@@ -176,14 +174,3 @@ def _generate_pairs(
         )
     wanted = set(chosen[: recipe.num_pairs])
     return (pair for index, pair in enumerate(read_pairs(pairs_folder)) if index in wanted)
-
-
-def render_pairs(count: int, *, seed: int) -> Iterator[ExactPair]:
-    """Render exact pairs, kinds of edit in turn, each seen by one camera that shows the scene before well."""
-    for index in range(count):
-        item = derive_seed("exact pair", seed, index)
-        edit = sample_grammar_edit(EDIT_KINDS[index % len(EDIT_KINDS)], item)
-        camera = sample_camera(edit.before, item)
-        before, after = render_view(edit.before, camera).image, render_view(edit.after, camera).image
-        mask = torch.from_numpy(change_mask(before, after))
-        yield ExactPair(torch.from_numpy(before), torch.from_numpy(after), mask, prompt_pair_of(edit, item))

@@ -18,15 +18,16 @@ from restage.diffusion.clip import load_clip
 from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import LossFunction, TrainingConfig, read_metrics
+from restage.edit.pictures import read_image
 from restage.miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
-from restage.miniature.edit_model import render_pairs
 from restage.miniature.grounding import grounding_loss, watched, word_targets
 from restage.miniature.pictures import Pictures, make_pictures, picture_scene
 from restage.miniature.probe_pictures import concatenate_labels, render_labelled
+from restage.miniature.rendered_pairs import render_pairs, write_pictured_prompts
 from restage.miniature.text_to_image import build_unet
 from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.pairs.generate import GenerateConfig
-from restage.prompts.stage import PromptsConfig
+from restage.prompts.store import read_prompts
 from restage.recipes import models_in, train_miniature
 from restage.records import InputError, Progress
 from restage.world.capture import CHANGE_THRESHOLD
@@ -300,6 +301,23 @@ def test_exact_pairs_come_of_every_kind_and_change_what_their_masks_say() -> Non
         assert pair.prompt.source != pair.prompt.target
 
 
+def test_pictured_prompts_show_the_side_that_is_not_to_be_made(tmp_path: Path) -> None:
+    count = len(EDIT_KINDS)
+    list(write_pictured_prompts(tmp_path, count, seed=3))
+    pairs, exact = read_prompts(tmp_path / "prompts.jsonl"), list(render_pairs(count, seed=3))
+    assert [pair.kind for pair in pairs if pair.pictured == "target"] == ["remove"]
+    for pair, truth in zip(pairs, exact, strict=True):
+        assert (pair.source, pair.target) == (truth.prompt.source, truth.prompt.target)
+        expected = truth.edited if pair.pictured == "target" else truth.source
+        found = read_image(tmp_path / pair.picture)
+        if pair.kind != "add":  # its camera looks at the scene after
+            torch.testing.assert_close(found, expected, rtol=0, atol=1 / 255)
+    first = tmp_path / pairs[0].picture
+    first.write_bytes((tmp_path / pairs[1].picture).read_bytes())  # what is there is kept
+    list(write_pictured_prompts(tmp_path, count, seed=3))
+    assert first.read_bytes() == (tmp_path / pairs[1].picture).read_bytes()
+
+
 def test_versions_of_the_edit_model_are_trained_alike_on_other_pairs(tmp_path: Path) -> None:
     models = models_in()
     for name in ("text_to_image", "clip"):
@@ -307,7 +325,7 @@ def test_versions_of_the_edit_model_are_trained_alike_on_other_pairs(tmp_path: P
     sampler = SamplerConfig(num_steps=2)
     made = replace(
         edit_model.RECIPE.made,
-        prompts=PromptsConfig(num_prompts=4),
+        num_prompts=4,
         pairs=replace(edit_model.RECIPE.made.pairs, generate=GenerateConfig(sampler=sampler)),
     )
     training = replace(edit_model.RECIPE.train.training, num_steps=1, batch_size=2)

@@ -1,0 +1,74 @@
+"""Edits of rendered scenes for the edit model: pairs that are exact, and prompt pairs that name a rendered picture.
+
+Of the latter the text-to-image model makes the other side, as of a user's photographs. Pictures that it makes by
+itself are softer than renders, and an edit model that has seen no others is lost on these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from restage.prompts.grammar import sample_grammar_edit
+from restage.prompts.store import write_prompts
+from restage.records import Progress, PromptPair, derive_seed, write_atomically
+from restage.scenes.cameras import Cameras
+from restage.train.examples import ExactPair
+from restage.world.capture import change_mask, sample_camera
+from restage.world.grammar import EDIT_KINDS, Edit, prompt_pair_of
+from restage.world.render import render_view
+
+__all__ = ["render_pairs", "write_pictured_prompts"]
+
+
+def _seed(index: int, seed: int) -> int:
+    return derive_seed("exact pair", seed, index)
+
+
+def _edit(index: int, seed: int) -> Edit:
+    """The edit of one pair; kinds come in turn."""
+    return sample_grammar_edit(EDIT_KINDS[index % len(EDIT_KINDS)], _seed(index, seed))
+
+
+def render_pairs(count: int, *, seed: int) -> Iterator[ExactPair]:
+    """Render exact pairs, kinds of edit in turn, each seen by one camera that shows the scene before well."""
+    for index in range(count):
+        edit, item = _edit(index, seed), _seed(index, seed)
+        camera = sample_camera(edit.before, item)
+        before, after = render_view(edit.before, camera).image, render_view(edit.after, camera).image
+        mask = torch.from_numpy(change_mask(before, after))
+        yield ExactPair(torch.from_numpy(before), torch.from_numpy(after), mask, prompt_pair_of(edit, item))
+
+
+def _camera(edit: Edit, item: int) -> Cameras:
+    """Shows the scene with more objects well, so that there is room for what is added to the other one."""
+    return sample_camera(edit.after if edit.kind == "add" else edit.before, item)
+
+
+def write_pictured_prompts(folder: Path, count: int, *, seed: int) -> Iterator[Progress]:
+    """Write `<folder>/prompts.jsonl` and the pictures that it names; pictures that are there are kept.
+
+    Kinds come in turn. The picture shows the scene before the edit; of a removal the one after, so that what has to be
+    made is the object, which the model can, and not what was behind it.
+    """
+    pairs: list[PromptPair] = []
+    for index in range(count):
+        edit, item = _edit(index, seed), _seed(index, seed)
+        is_target = edit.kind == "remove"
+        name = f"pictures/{index:06d}.png"
+        path = folder / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            view = render_view(edit.after if is_target else edit.before, _camera(edit, item))
+            with write_atomically(path) as temporary:
+                pixels = (view.image.transpose(1, 2, 0) * 255 + 0.5).astype("uint8")
+                Image.fromarray(pixels).save(temporary, format="PNG")
+        pictured = "target" if is_target else "source"
+        pairs.append(replace(prompt_pair_of(edit, item), picture=name, pictured=pictured))
+        if index % 100 == 99 or index + 1 == count:
+            yield Progress(stage="pictured prompts", done=index + 1, total=count)
+    write_prompts(folder / "prompts.jsonl", pairs)
