@@ -28,7 +28,7 @@ def invert_latents(
     text: TextCondition,
     *,
     num_steps: int,
-    num_iterations: int = 3,
+    num_iterations: int = 2,
 ) -> Float[Tensor, "levels batch channels height width"]:
     """Find the latents at all noise levels of a trajectory that ends at the given ones, without guidance.
 

@@ -63,7 +63,7 @@ class GenerateConfig:
     reshape_control_of_pictures: ControlOptions | None = IN_PLACE
     """The same for reshapes of a given picture, whose layout the model would not have chosen: all else is held to its
     place. None = `shape_control`."""
-    inversion_iterations: int = 3
+    inversion_iterations: int = 2
     """UNet evaluations for each step back from a given picture to noise."""
     is_removal_reversed: bool = True
     """Whether removals without a picture are made as additions whose pictures change places: what is removed by

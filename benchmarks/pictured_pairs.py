@@ -1,0 +1,113 @@
+"""Pairs made of rendered pictures against the exact picture after the edit: how right is what Prompt-to-Prompt paints?
+
+    python -m benchmarks.pictured_pairs [--pairs 84] [--variants defaults,one_iteration] [--sheet pictured.png]
+
+Scenes of the training split, kinds of edit in turn. A removal is left out: its picture shows the scene after, and what
+is made has no one truth. Additions have none either, since the instruction names no place. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from restage.compare.metrics import mask_iou, progress, spill
+from restage.diffusion.backbone import Backbone, load_backbone
+from restage.edit.pictures import quantize
+from restage.miniature.edit_model import RECIPE
+from restage.miniature.rendered_pairs import render_pairs
+from restage.pairs.encoding import to_uint8
+from restage.pairs.generate import GenerateConfig, PairJob, generate_pairs, make_jobs
+from restage.recipes import models_in
+from restage.train.examples import ExactPair
+
+DEFAULTS = RECIPE.made.pairs.generate
+VARIANTS: Mapping[str, GenerateConfig] = {
+    "defaults": DEFAULTS,
+    "one_iteration": replace(DEFAULTS, inversion_iterations=1),
+    "three_iterations": replace(DEFAULTS, inversion_iterations=3),
+    "reshape_by_blend_alone": replace(DEFAULTS, reshape_control_of_pictures=None),
+    "guidance_3": replace(DEFAULTS, guidance=3.0),
+    "guidance_1": replace(DEFAULTS, guidance=1.0),
+    "guidance_1.5": replace(DEFAULTS, guidance=1.5),
+    "guidance_5": replace(DEFAULTS, guidance=5.0),
+}
+KINDS = ("recolour", "reshape", "ground", "time", "resize")
+
+
+def job_of(pair: ExactPair, config: GenerateConfig) -> PairJob:
+    (job,) = make_jobs([pair.prompt], config, samples_per_prompt=1, run_seed=0)
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(pair.source)).save(buffer, format="PNG")
+    prompt = replace(pair.prompt, picture="render.png")
+    return replace(job, prompt=prompt, picture=buffer.getvalue())
+
+
+def make(backbone: Backbone, pairs: Sequence[ExactPair], config: GenerateConfig) -> tuple[Tensor, Tensor]:
+    jobs = [job_of(pair, config) for pair in pairs]
+    made = [generate_pairs(backbone, jobs[i : i + 16], config) for i in range(0, len(jobs), 16)]
+    return torch.cat([part.sources for part in made]), torch.cat([part.edited for part in made])
+
+
+def figures(pairs: Sequence[ExactPair], sources: Tensor, edited: Tensor) -> dict[str, dict[str, float]]:
+    """Progress, spill and mask IoU of the edited pictures, by kind."""
+    table: dict[str, list[tuple[float, float, float]]] = {}
+    for pair, source, picture in zip(pairs, quantize(sources), quantize(edited), strict=True):
+        truth, mask = pair.edited[None], pair.mask[None].float()
+        row = (
+            progress(picture[None], pair.source[None], truth, mask).mean,
+            spill(picture[None], source[None], mask).mean,
+            mask_iou(picture[None], source[None], pair.source[None], truth).mean,
+        )
+        table.setdefault(pair.prompt.kind, []).append(row)
+    means = {kind: np.nanmean(np.array(rows), axis=0) for kind, rows in table.items()}
+    return {
+        kind: dict(zip(("progress", "spill", "mask_iou"), map(float, mean.round(4)), strict=True))
+        for kind, mean in means.items()
+    }
+
+
+def write_sheet(path: Path, columns: Sequence[Tensor]) -> None:
+    """A row for each pair, a column for each list of pictures."""
+    rows = [torch.cat(list(row), dim=2) for row in zip(*columns, strict=True)]
+    Image.fromarray(to_uint8(torch.cat(rows, dim=1).clamp(0, 1))).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=None, help="folder of models; default: those of the package")
+    parser.add_argument("--pairs", type=int, default=84)
+    parser.add_argument("--variants", default="defaults")
+    parser.add_argument("--sheet", type=Path, default=None, help="draw source, truth and what each variant makes")
+    arguments = parser.parse_args()
+    names = arguments.variants.split(",")
+    if unknown := sorted(set(names) - set(VARIANTS)):
+        raise SystemExit(f"unknown: {', '.join(unknown)}; choose from {', '.join(VARIANTS)}")
+    backbone = load_backbone(models_in(arguments.models).text_to_image)
+    pairs = [pair for pair in render_pairs(arguments.pairs, seed=777) if pair.prompt.kind in KINDS]
+    columns = [torch.stack([pair.source for pair in pairs]), torch.stack([pair.edited for pair in pairs])]
+    found = {}
+    for name in names:
+        started_s = time.perf_counter()
+        sources, edited = make(backbone, pairs, VARIANTS[name])
+        found[name] = {"seconds_a_pair": round((time.perf_counter() - started_s) / len(pairs), 3)}
+        found[name] |= figures(pairs, sources, edited)
+        columns.append(edited)
+        print(name, found[name], flush=True)
+    if arguments.sheet:
+        write_sheet(arguments.sheet, columns)
+    print(json.dumps({"pairs": len(pairs), "variants": found}))
+
+
+if __name__ == "__main__":
+    main()
