@@ -20,6 +20,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from restage.compare.judges import CompareConfig
 from restage.compare.per_view import PerView
@@ -153,6 +154,12 @@ def ranks(table: dict[str, dict[str, float | int | None]]) -> dict[str, float | 
     return found
 
 
+def times(table: Any) -> dict[str, float]:
+    """Time of restage over that of each length of idu."""
+    ours = table["restage"]["seconds"]
+    return {name: round(ours / row["seconds"], 3) for name, row in table.items() if name.startswith("idu-")}
+
+
 def by_kind(scores: Sequence[Score], metric: str = "progress") -> dict[str, dict[str, float | None]]:
     """Mean of a metric for each method with each editor and each kind of edit."""
     table: dict[str, dict[str, list[float]]] = {}
@@ -229,7 +236,8 @@ def main() -> None:
         out = arguments.out.with_name(f"{arguments.out.name}-long-idu")
         beside = None if rows is None else rows.with_stem(f"{rows.stem}_long_idu")
         scores = run(make_long_study(arguments), out, workers=arguments.workers, rows=beside)
-        found["long_idu"] = {"methods": summarise(scores)["methods"], "progress_by_kind": by_kind(scores)}
+        table = summarise(scores)["methods"]
+        found["long_idu"] = {"methods": table, "progress_by_kind": by_kind(scores), "restage_time_over": times(table)}
     if arguments.capture:
         from methods_capture import edit_capture
 

@@ -17,6 +17,7 @@ from benchmarks.methods import (
     make_study,
     ranks,
     summarise,
+    times,
     world,
     write_rows,
 )
@@ -128,3 +129,9 @@ def test_rows_are_one_a_result_and_say_why_a_number_is_missing(tmp_path: Path) -
 def test_unknown_names_are_refused_with_the_menu() -> None:
     with pytest.raises(SystemExit, match="unknown: rstage; choose from idu, restage"):
         choose_names(("idu", "restage"), "rstage,idu")
+
+
+def test_the_time_of_restage_is_given_over_each_length_of_idu() -> None:
+    seconds = {"restage": 10.0, "idu-900": 20.0, "idu-8100": 200.0, "nothing": 0.1}
+    table = {name: {"seconds": value} for name, value in seconds.items()}
+    assert times(table) == {"idu-900": 0.5, "idu-8100": 0.05}
