@@ -98,10 +98,10 @@ RECIPE = EditModelRecipe(
         seed=101,
     ),
     rule=RULE,
-    num_pairs=3000,
+    num_pairs=3400,
     train=TrainConfig(
         training=TrainingConfig(
-            num_steps=4500, batch_size=32, learning_rate=1e-3, num_warmup_steps=100, ema_decay=0.998
+            num_steps=9000, batch_size=32, learning_rate=1e-3, num_warmup_steps=100, ema_decay=0.998
         ),
         weights=LossWeights(mask=0.3, changed=1.0),
         noise_shift=2.0,
@@ -122,9 +122,10 @@ def train_edit(
     The version `filtered` is the one that ships, in `<folder>/edit_model`; the others, trained alike on as many pairs,
     tell what pair maker and filter cost, in `<folder>/edit_model_<version>`. Each `edit_model.json` names the
     text-to-image folder beside it for the parts that both share; UNet and text encoder are its own.
-    Command: `restage miniature train edit-model --compile [--version exact]`. 40 minutes on one core for the pairs, 50
-    for the training; on single views progress 0.62 of recolour, ground and time, 0.13 of reshape, add and remove. The
-    shipped weights (0.65 and 0.12) are of pairs made before `shape_control`, at half the learning rate (docs/log.md).
+    Command: `restage miniature train edit-model --compile [--version exact]`. 45 minutes on one core for the pairs, 100
+    for the training. The shipped weights (on single views progress 0.65 of recolour, ground and time, 0.12 of reshape,
+    add and remove) are of an earlier recipe: 3,000 pairs whose sources were generated, made before `shape_control`,
+    4,500 steps at half the learning rate (docs/log.md).
 
     Args:
         folder: Of the models.
