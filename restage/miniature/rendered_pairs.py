@@ -1,7 +1,7 @@
 """Edits of rendered scenes for the edit model: pairs that are exact, and prompt pairs that name a rendered picture.
 
 Of the latter the text-to-image model makes the other side, as of a user's photographs. Pictures that it makes by
-itself are softer than renders, and an edit model that has seen no others is lost on these.
+itself are softer than renders, which is what the edit model will be shown.
 """
 
 from __future__ import annotations
