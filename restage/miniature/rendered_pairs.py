@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from restage.pairs.encoding import to_uint8
 from restage.prompts.grammar import sample_grammar_edit
 from restage.prompts.store import write_prompts
 from restage.records import Progress, PromptPair, derive_seed, write_atomically
@@ -65,8 +66,7 @@ def write_pictured_prompts(folder: Path, count: int, *, seed: int) -> Iterator[P
             path.parent.mkdir(parents=True, exist_ok=True)
             view = render_view(edit.after if is_target else edit.before, _camera(edit, item))
             with write_atomically(path) as temporary:
-                pixels = (view.image.transpose(1, 2, 0) * 255 + 0.5).astype("uint8")
-                Image.fromarray(pixels).save(temporary, format="PNG")
+                Image.fromarray(to_uint8(torch.from_numpy(view.image))).save(temporary, format="PNG")
         pictured = "target" if is_target else "source"
         pairs.append(replace(prompt_pair_of(edit, item), picture=name, pictured=pictured))
         if index % 100 == 99 or index + 1 == count:
