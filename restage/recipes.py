@@ -334,6 +334,7 @@ def train_miniature(
     start: Path | None = None,
     version: VersionName = "filtered",
     batch_size: int | None = None,
+    seed: int = 0,
     device: str = "cpu",
 ) -> Iterator[Progress]:
     """Train one part of the miniature; see `restage.miniature`.
@@ -348,6 +349,7 @@ def train_miniature(
             trained, so that latents stay what they are.
         version: For `edit-model`, which pairs it is trained on.
         batch_size: Of training; None for the recipe's.
+        seed: Of first weights, batches and noise.
         device: Where to train, such as `cuda`.
 
     Raises:
@@ -371,6 +373,7 @@ def train_miniature(
             training,
             num_steps=num_steps or training.num_steps,
             batch_size=batch_size or training.batch_size,
+            seed=seed,
             is_compiled=is_compiled,
         )
 

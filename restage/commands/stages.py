@@ -80,6 +80,7 @@ def build_miniature() -> Callable[..., None]:
         start: Path | None = None,
         version: Literal["filtered", "unfiltered", "exact"] = "filtered",
         batch_size: int | None = None,
+        seed: int = 0,
         device: str = "cpu",
     ) -> None:
         """Make the models of the miniature world from nothing, one part after the other.
@@ -100,6 +101,7 @@ def build_miniature() -> Callable[..., None]:
             version: Pairs that the edit model is trained on: those that the rule accepts (the model that ships), all
                 that were made, or rendered ones; the others go to `edit_model_unfiltered` and `edit_model_exact`.
             batch_size: Of training; default: the recipe's.
+            seed: Of first weights, batches and noise; another one needs a folder of its own.
             device: Where to train, such as `cuda`.
         """
         from restage.recipes import train_miniature
@@ -113,6 +115,7 @@ def build_miniature() -> Callable[..., None]:
             start=start,
             version=version,
             batch_size=batch_size,
+            seed=seed,
             device=device,
         )
         show_progress(steps)

@@ -90,14 +90,15 @@ def read_metrics(folder: Path) -> list[dict[str, float | int]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
-def _resume(
-    folder: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-) -> int:
+def _resume(folder: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, *, seed: int) -> int:
+    device = next(model.parameters()).device
     path = folder / STATE_NAME
     if not path.exists():  # killed before the first checkpoint: those steps are done again
         (folder / METRICS_NAME).unlink(missing_ok=True)
         return 0
     state = torch.load(path, map_location=device, weights_only=True)
+    if state.get("seed", seed) != seed:
+        raise InputError(f"{folder} holds a training with seed {state['seed']}, not {seed}; choose another folder")
     model.load_state_dict(state["model"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
@@ -165,13 +166,16 @@ def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: Trai
 
     Yields:
         One record a step.
+
+    Raises:
+        InputError: The training in the folder has another seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     average = copy.deepcopy(model).requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
-    first = _resume(folder, model, average, optimizer, device)
+    first = _resume(folder, model, average, optimizer, seed=config.seed)
     saved_s = time.monotonic()
     model.train()
     with (
@@ -200,6 +204,7 @@ def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: Trai
                     folder,
                     {
                         "step": step + 1,
+                        "seed": config.seed,
                         "model": model.state_dict(),
                         "average": average.state_dict(),
                         "optimizer": optimizer.state_dict(),

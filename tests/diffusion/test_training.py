@@ -9,6 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from restage.diffusion.training import TrainingConfig, explicit_attention, read_metrics, train
 from restage.miniature.text_to_image import build_unet
+from restage.records import InputError
 
 
 def _tensors() -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,3 +75,18 @@ def test_compiled_training_learns_what_plain_training_learns(tmp_path: Path) -> 
         assert model._compiled_call_impl is None
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
     assert losses[True][-1] < 0.7 * losses[True][0]
+
+
+def test_a_training_with_another_seed_is_not_gone_on_with(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+
+    def loss_of(step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"square": model(torch.ones(4, 1)).square().mean()}
+
+    list(train(model, loss_of, folder=tmp_path, config=TrainingConfig(num_steps=2, is_bf16=False)))
+    before = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(InputError, match="seed 0, not 1"):
+        next(train(model, loss_of, folder=tmp_path, config=TrainingConfig(num_steps=4, seed=1, is_bf16=False)))
+    assert (tmp_path / "state.pt").read_bytes() == before
+    list(train(model, loss_of, folder=tmp_path, config=TrainingConfig(num_steps=4, is_bf16=False)))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
