@@ -73,9 +73,9 @@ PAIRS = PairsConfig(
 )
 """How the miniature's pairs are made, here and in the demo; more guidance makes colours too strong."""
 
-GUIDANCE = Guidance(text=1.0, image=1.0)
-"""None, which is a third of the work. On single views of three worlds as good as 1.5 and 1.5; in scenes better:
-progress of `restage` 0.63 against 0.61, of `replace_once` 0.62 against 0.59 (docs/log.md)."""
+GUIDANCE = Guidance(text=1.5, image=1.5)
+"""On single views no better than none, which is a third of the work and better for `restage`; but idu, which starts
+from noised renders, needs it (docs/log.md)."""
 
 PICTURE_GUIDANCE = 2.0
 """Of pairs made from pictures: nearest to the exact picture after the edit, but for reshapes, which like 3."""
@@ -124,8 +124,8 @@ def train_edit(
     tell what pair maker and filter cost, in `<folder>/edit_model_<version>`. Each `edit_model.json` names the
     text-to-image folder beside it for the parts that both share; UNet and text encoder are its own.
     Command: `restage miniature train edit-model --compile [--version exact]`. 45 minutes on one core for the pairs, 100
-    for the training. On single views, mean of four worlds: progress 0.72 of recolour, ground and time, 0.15 of reshape,
-    add and remove, spill 0.009, mask IoU 0.57 (docs/log.md).
+    for the training. On single views, mean of four worlds: progress 0.72 of recolour, ground and time, 0.14 of reshape,
+    add and remove, spill 0.009, mask IoU 0.55 (docs/log.md).
 
     Args:
         folder: Of the models.
