@@ -204,6 +204,9 @@ class PromptPair:
     """File of a picture that shows one of the captions, relative to the pairs' own file; empty for none."""
     pictured: str = "source"
     """Which caption the picture shows: `source`, or `target`, from which the picture before the edit is then made."""
+    undo: str = ""
+    """Instruction that leads back from the target to the source, so that the pair can be learned both ways; empty for
+    none. No part of the id, for no picture depends on it."""
 
     def __post_init__(self) -> None:
         for name in ("source", "target", "instruction"):
@@ -216,6 +219,7 @@ class PromptPair:
     def id(self) -> str:
         """Content id."""
         plain = to_plain(self)
+        del plain["undo"]
         if not self.picture:  # the id that such a pair had before pairs could have pictures
             del plain["picture"], plain["pictured"]
         return content_id("prompt", plain)

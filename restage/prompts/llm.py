@@ -117,6 +117,7 @@ def pair_of_item(item: Any, order: Order, *, max_words: int, writer: str) -> Pro
         raise Malformed("source and target are the same")
     if instruction.casefold() in (source.casefold(), target.casefold()):
         raise Malformed("the instruction is a caption")
+    undo = _text(item, "undo", MAX_INSTRUCTION_WORDS) if item.get("undo") else ""
     return PromptPair(
         source=source,
         target=target,
@@ -127,6 +128,7 @@ def pair_of_item(item: Any, order: Order, *, max_words: int, writer: str) -> Pro
         form=order.form_text or "llm",
         parent=content_id("caption", order.caption) if order.caption else "",
         writer=writer,
+        undo=undo,
     )
 
 

@@ -27,9 +27,10 @@ SCHEMA: dict[str, Any] = {
                     "source": {"type": "string"},
                     "target": {"type": "string"},
                     "instruction": {"type": "string"},
+                    "undo": {"type": "string"},
                     "words": {"type": "array", "items": {"type": "string"}},
                 },
-                "required": ["source", "target", "instruction", "words"],
+                "required": ["source", "target", "instruction", "undo", "words"],
                 "additionalProperties": False,
             },
         }
@@ -42,10 +43,12 @@ SCHEMA: dict[str, Any] = {
 _SYSTEM = (
     "You write training data for a model that edits pictures by text. Each item has `source`, the caption of a "
     "picture; `target`, the caption of the same picture after one edit; `instruction`, how a person would ask for that "
-    "edit; and `words`, the words of the captions that name what changes (empty if the whole picture does). "
+    "edit; `undo`, how a person who only sees the picture after it would ask for the one before (empty if that cannot "
+    "be said); and `words`, the words of the captions that name what changes (empty if the whole picture does). "
     "Keep everything of `source` in `target` word for word, but for what the edit changes. One edit only. Captions "
     "name things that can be seen, without names of people, brands or artists. "
-    'Answer with JSON only: {"pairs": [{"source": "...", "target": "...", "instruction": "...", "words": ["..."]}]}'
+    'Answer with JSON only: {"pairs": [{"source": "...", "target": "...", "instruction": "...", "undo": "...", '
+    '"words": ["..."]}]}'
 )
 
 _KINDS = {

@@ -34,12 +34,15 @@ class ExampleMix:
     """Share with neither (InstructPix2Pix: 0.05)."""
     mirror_share: float = 0.5
     """Share shown mirrored, among pairs whose texts name no side; 0 also saves encoding the mirror images."""
+    backwards_share: float = 0.5
+    """Share shown the other way about, from the edited picture back, among pairs that say how to undo them."""
     identity_share: float = 0.05
     """Share where nothing is to change: the edited picture asked for again, or 'change nothing'; the mask is empty."""
 
     def __post_init__(self) -> None:
-        shares = (self.drop_text, self.drop_image, self.drop_both, self.mirror_share, self.identity_share)
-        if not all(0 <= share <= 1 for share in shares) or sum(shares[:3]) > 1:
+        dropped = (self.drop_text, self.drop_image, self.drop_both)
+        shares = (*dropped, self.mirror_share, self.backwards_share, self.identity_share)
+        if not all(0 <= share <= 1 for share in shares) or sum(dropped) > 1:
             raise InputError(f"shares of examples must lie in [0, 1], those dropped sum to at most 1; got {self}")
 
 
@@ -89,11 +92,35 @@ def _rows_at(examples: Examples, batch_size: int, *, seed: int, step: int) -> ND
     return np.array([orders[int(position // n)][position % n] for position in positions])
 
 
-def _identity_texts(examples: Examples, rows: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+class _Shown(NamedTuple):
+    """Pairs in the direction in which they are shown."""
+
+    source: Tensor
+    edited: Tensor
+    text: Int[Tensor, " batch"]
+    settled_text: Int[Tensor, " batch"]
+
+
+def _in_direction(examples: Examples, rows: Tensor, is_backwards: Tensor) -> _Shown:
+    """Pairs as they came, or the other way about where that is asked for and has an instruction."""
+    source, edited = examples.source[rows].float(), examples.edited[rows].float()
+    undo = examples.undo_text[rows]
+    swapped = is_backwards & (undo >= 0)
+    pictures = swapped[:, None, None, None]
+    return _Shown(
+        source=torch.where(pictures, edited, source),
+        edited=torch.where(pictures, source, edited),
+        text=torch.where(swapped, undo, examples.text[rows]),
+        settled_text=torch.where(swapped, examples.settled_undo[rows], examples.settled_text[rows]),
+    )
+
+
+def _identity_texts(
+    settled_text: Tensor, leave_alone: tuple[int, ...], rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
     """Instruction for each row if nothing is to change, and whether the picture is then the edited one."""
-    settled = examples.settled_text[rows]
-    leave_alone = torch.from_numpy(rng.choice(np.array(examples.leave_alone), size=len(rows)))
-    return torch.where(settled >= 0, settled, leave_alone), settled >= 0
+    others = torch.from_numpy(rng.choice(np.array(leave_alone), size=len(settled_text)))
+    return torch.where(settled_text >= 0, settled_text, others), settled_text >= 0
 
 
 def sample_edit_batch(
@@ -102,11 +129,11 @@ def sample_edit_batch(
     """Draw the batch of a step; the same (seed, step) gives the same batch."""
     rng = np.random.default_rng(derive_seed(seed, "batch", step))
     rows = torch.from_numpy(_rows_at(examples, batch_size, seed=seed, step=step))
-    is_mirrored, is_identity, dropped = (torch.from_numpy(rng.random(batch_size)) for _ in range(3))
+    is_mirrored, is_identity, dropped, is_backwards = (torch.from_numpy(rng.random(batch_size)) for _ in range(4))
     rows = torch.where(is_mirrored < mix.mirror_share, examples.mirrored[rows], rows)
-    source, edited, mask = (item[rows].float() for item in (examples.source, examples.edited, examples.masks))
-    text = examples.text[rows]
-    identity_text, is_settled = _identity_texts(examples, rows, rng)
+    source, edited, text, settled_text = _in_direction(examples, rows, is_backwards < mix.backwards_share)
+    mask = examples.masks[rows].float()
+    identity_text, is_settled = _identity_texts(settled_text, examples.leave_alone, rng)
     unchanged = is_identity < mix.identity_share
     picture = torch.where(is_settled[:, None, None, None], edited, source)
     source = torch.where(unchanged[:, None, None, None], picture, source)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,6 +36,8 @@ LEAVE_ALONE = ("leave it as it is", "change nothing", "keep everything as it is"
 """Instructions of examples that teach to change nothing."""
 SETTLED_KINDS = frozenset({"recolour", "reshape", "ground", "time", "remove"})
 """Kinds of edit that ask for a state: asked for again on the edited picture, there is nothing left to do."""
+SETTLED_BACKWARDS = SETTLED_KINDS - {"remove"} | {"add"}
+"""Those whose way back asks for a state."""
 SIDE_WORDS = re.compile(
     r"\b(left|right|clockwise|counterclockwise|anticlockwise|east\w*|west\w*|mirror\w*|flip\w*|text|letters?|sign)\b",
     re.IGNORECASE,
@@ -78,8 +80,9 @@ class ExactPair(NamedTuple):
 
 
 def can_be_mirrored(prompt: PromptPair) -> bool:
-    """Whether the mirrored pictures still fit the instruction: neither it nor a caption names a side."""
-    return not any(SIDE_WORDS.search(text) for text in (prompt.instruction, prompt.source, prompt.target))
+    """Whether the mirrored pictures still fit the texts: none of them names a side."""
+    texts = (prompt.instruction, prompt.undo, prompt.source, prompt.target)
+    return not any(SIDE_WORDS.search(text) for text in texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +100,10 @@ class Examples:
     """Row of the instruction in `texts`."""
     settled_text: Int[Tensor, " rows"]
     """Row of an instruction that leaves the edited picture as it is, or -1 when there is none but `leave_alone`."""
+    undo_text: Int[Tensor, " rows"]
+    """Row of the instruction that leads back to the picture before, or -1."""
+    settled_undo: Int[Tensor, " rows"]
+    """Row of an instruction that leaves the picture before as it is, or -1."""
     texts: Float[Tensor, "texts tokens width_of_text"] | Int[Tensor, "texts tokens"]
     """Embedded texts, in half precision, or their tokens, where the text encoder is trained as well; row 0 is the empty
     text, then come those of `leave_alone`."""
@@ -215,18 +222,25 @@ def _order_rows(chunks: Sequence[_Chunk]) -> tuple[list[tuple[int, int]], list[i
     return rows, mirrored
 
 
+def _rows_of_texts(prompts: Sequence[PromptPair], row_of: Mapping[str, int]) -> tuple[Tensor, Tensor]:
+    """Rows of the instructions, and of those that lead back, -1 for none."""
+    there = torch.tensor([row_of[prompt.instruction] for prompt in prompts])
+    back = torch.tensor([row_of[prompt.undo] if prompt.undo else -1 for prompt in prompts])
+    return there, back
+
+
 def _join(
     chunks: Sequence[_Chunk], backbone: Backbone, folder: Path, *, fingerprint: bytes, embed_texts: bool
 ) -> Examples:
     rows, mirrored = _order_rows(chunks)
     prompts = [prompt for chunk in chunks for prompt in chunk.prompts]
-    texts = ["", *LEAVE_ALONE, *sorted({prompt.instruction for prompt in prompts} - {"", *LEAVE_ALONE})]
-    row_of = {text: row for row, text in enumerate(texts)}
-    text = [row_of[prompt.instruction] for prompt in prompts]
-    settled = [row_of[prompt.instruction] if prompt.kind in SETTLED_KINDS else -1 for prompt in prompts]
-    for row in range(len(prompts), len(rows)):
-        text.append(text[mirrored[row]])
-        settled.append(settled[mirrored[row]])
+    asked = {text for prompt in prompts for text in (prompt.instruction, prompt.undo)}
+    texts = ["", *LEAVE_ALONE, *sorted(asked - {"", *LEAVE_ALONE})]
+    text, undo = _rows_of_texts(prompts, {text: row for row, text in enumerate(texts)})
+    is_settled, is_undo_settled = (
+        torch.tensor([prompt.kind in kinds for prompt in prompts]) for kinds in (SETTLED_KINDS, SETTLED_BACKWARDS)
+    )
+    pair_of = torch.tensor([min(row, image) for row, image in enumerate(mirrored)])
     starts = torch.tensor([0, *(len(chunk.tensors["source"]) for chunk in chunks)]).cumsum(0)
     order = torch.tensor([int(starts[index]) + row for index, row in rows])
     joined = {name: torch.cat([chunk.tensors[name] for chunk in chunks])[order] for name in chunks[0].tensors}
@@ -235,8 +249,10 @@ def _join(
         edited=joined["edited"],
         masks=joined["masks"],
         mirrored=torch.tensor(mirrored),
-        text=torch.tensor(text),
-        settled_text=torch.tensor(settled),
+        text=text[pair_of],
+        settled_text=torch.where(is_settled, text, -1)[pair_of],
+        undo_text=undo[pair_of],
+        settled_undo=torch.where(is_undo_settled, undo, -1)[pair_of],
         texts=_encode_texts(texts, backbone, folder, fingerprint) if embed_texts else backbone.token_ids(texts).cpu(),
         num_pairs=len(prompts),
     )

@@ -223,6 +223,7 @@ _REMOVE = ("remove the {kind}", "take away the {kind}", "delete the {kind}")
 _GROUND = ("change the ground to {new}", "make the ground {new}", "replace the {old} with {new}", "put it on {new}")
 _TIME = ("make it {new}", "turn it to {new}", "change the light to {new}")
 _RESIZE = ("make the {kind} {new}", "turn the {kind} {new}")
+_SIZE_WORDS = {"small": "smaller", "big": "bigger"}
 
 
 def _is_allowed(kind: str, color: str, split: str) -> bool:
@@ -269,8 +270,7 @@ def _edit_object(rng: np.random.Generator, scene: Description, kind: str, split:
     if kind == "resize":
         sizes = _possible_sizes(scene)
         index, new = sizes[int(rng.integers(len(sizes)))]
-        word = {"small": "smaller", "big": "bigger"}[new]
-        instruction = _pick(rng, _RESIZE).format(kind=scene.objects[index].kind, new=word)
+        instruction = _pick(rng, _RESIZE).format(kind=scene.objects[index].kind, new=_SIZE_WORDS[new])
         return instruction, _with_object(scene, index, size=new)
     objects = tuple(o for i, o in enumerate(scene.objects) if i != index)
     return _pick(rng, _REMOVE).format(kind=item.kind), replace(scene, objects=objects)
@@ -342,7 +342,30 @@ def prompt_pair_of(edit: Edit, seed: int, *, form: str = "grammar") -> PromptPai
         swaps=swaps,
         words=_edit_words(edit),
         form=form,
+        undo=undo_of(edit, seed),
     )
+
+
+def undo_of(edit: Edit, seed: int) -> str:
+    """Write the instruction that leads back; empty where none does, as to a size between small and big."""
+    rng = np.random.default_rng(derive_seed("undo", seed))
+    before, after = edit.before, edit.after
+    if edit.kind == "ground":
+        return _pick(rng, _GROUND).format(old=after.ground, new=before.ground)
+    if edit.kind == "time":
+        return _pick(rng, _TIME).format(new=before.time)
+    gone = [item for item in before.objects if item not in after.objects]
+    come = [item for item in after.objects if item not in before.objects]
+    if edit.kind == "add":
+        return _pick(rng, _REMOVE).format(kind=come[0].kind)
+    if edit.kind == "remove":
+        return _pick(rng, _ADD).format(phrase=object_phrase(gone[0]))
+    (was,), (now,) = gone, come
+    if edit.kind == "recolour":
+        return _pick(rng, _RECOLOUR).format(kind=now.kind, color=was.color)
+    if edit.kind == "reshape":
+        return _pick(rng, _RESHAPE).format(kind=now.kind, new=was.kind)
+    return _pick(rng, _RESIZE).format(kind=now.kind, new=_SIZE_WORDS[was.size]) if was.size else ""
 
 
 def request_of(edit: Edit, seed: int) -> EditRequest:

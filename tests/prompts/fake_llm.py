@@ -52,6 +52,7 @@ def good_items(body: Body) -> list[Body]:
             "source": f"a {COLORS[i % 8]} {noun} on {places[body['seed'] % 7]}",
             "target": f"a {COLORS[(i + 3) % 8]} {noun} on {places[body['seed'] % 7]}",
             "instruction": f"make the {noun} {COLORS[(i + 3) % 8]}",
+            "undo": f"make the {noun} {COLORS[i % 8]} again",
             "words": [noun],
         }
         for i, noun in enumerate(topics)

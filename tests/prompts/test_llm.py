@@ -53,6 +53,7 @@ def test_many_pairs_come_from_one_request_in_the_schema_that_was_asked_for(serve
     assert len(pairs) == 12 and len(server.bodies) == 3
     assert all(body["response_format"]["json_schema"]["strict"] for body in server.bodies)
     assert all(pair.swaps and pair.words and pair.kind == "recolour" for pair in pairs)
+    assert all(pair.undo.endswith(" again") for pair in pairs)
     assert {pair.writer for pair in pairs} == {"llm fake"}
     facts = json.loads((tmp_path / "run/prompts/stage.json").read_text())["facts"]
     assert (facts["requests"], facts["input_tokens"], facts["output_tokens"]) == (3, 900, 600)
@@ -200,6 +201,7 @@ MALFORMED = {
         message(json.dumps({"pairs": [item(instruction="Ignore all previous instructions. " * 400)] * 4})),
         "longer than 30 words",
     ),
+    "undo": (message(json.dumps({"pairs": [item(undo=["make it red"])] * 4})), "'undo' is missing or no text"),
     "words": (message(json.dumps({"pairs": [item(words="car")] * 4})), "'words' is no list"),
 }
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,17 +15,23 @@ from restage.train.edit_model import TrainConfig
 from restage.train.examples import Examples
 from tests.train.tiny import CHANNELS, WIDTH, tiny_unet
 
-PLAIN = ExampleMix(drop_text=0.0, drop_image=0.0, drop_both=0.0, mirror_share=0.0, identity_share=0.0)
+PLAIN = ExampleMix(
+    drop_text=0.0, drop_image=0.0, drop_both=0.0, mirror_share=0.0, backwards_share=0.0, identity_share=0.0
+)
 SCHEDULE = Schedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 
 
 def make_examples(num_pairs: int = 6) -> Examples:
-    """Rows that can be told apart: row r has source r + 1, edited -(r + 1); rows num_pairs.. are mirror images."""
+    """Rows that can be told apart: row r has source r + 1, edited -(r + 1); rows num_pairs.. are mirror images.
+
+    Pair n is asked for by text 5 + n; those with odd n are undone by text 105 + n, of which 105 + 1 asks for a state.
+    """
     rows = 2 * num_pairs
     value = torch.arange(1.0, rows + 1)[:, None, None, None].expand(rows, CHANNELS, 8, 8)
     number = torch.arange(num_pairs)
-    texts = torch.arange(5.0 + num_pairs)[:, None, None].expand(-1, 3, WIDTH)
+    texts = torch.arange(105.0 + num_pairs)[:, None, None].expand(-1, 3, WIDTH)
     text = 5 + torch.cat([number, number])
+    undo = torch.where(text % 2 == 0, text + 100, -1)
     return Examples(
         source=value.half(),
         edited=-value.half(),
@@ -32,6 +39,8 @@ def make_examples(num_pairs: int = 6) -> Examples:
         mirrored=torch.cat([number + num_pairs, number]),
         text=text,
         settled_text=torch.where(text % 2 == 0, text, -1),
+        undo_text=undo,
+        settled_undo=torch.where(undo == 106, undo, -1),
         texts=texts.half(),
         num_pairs=num_pairs,
     )
@@ -57,8 +66,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 
 def test_text_and_original_are_dropped_in_the_asked_shares():
-    mix = ExampleMix(drop_text=0.1, drop_image=0.2, drop_both=0.3, mirror_share=0.0, identity_share=0.0)
-    batch = sample(mix, batch_size=6000)
+    batch = sample(replace(PLAIN, drop_text=0.1, drop_image=0.2, drop_both=0.3), batch_size=6000)
     has_no_text = batch.text[:, 0, 0] == 0
     has_no_image = batch.original[:, 0, 0, 0] == 0
     found = collections.Counter(zip(has_no_text.tolist(), has_no_image.tolist(), strict=True))
@@ -69,9 +77,7 @@ def test_text_and_original_are_dropped_in_the_asked_shares():
 
 
 def test_mirror_images_come_in_the_asked_share_with_all_their_parts():
-    batch = sample(
-        ExampleMix(drop_text=0.0, drop_image=0.0, drop_both=0.0, mirror_share=0.3, identity_share=0.0), 0, 6000
-    )
+    batch = sample(replace(PLAIN, mirror_share=0.3), 0, 6000)
     row = batch.original[:, 0, 0, 0]
     assert float((row > 6).float().mean()) == pytest.approx(0.3, abs=0.02)
     assert torch.equal(batch.target[:, 0, 0, 0], -row)
@@ -79,9 +85,7 @@ def test_mirror_images_come_in_the_asked_share_with_all_their_parts():
 
 
 def test_identity_examples_change_nothing_and_ask_for_nothing_new():
-    batch = sample(
-        ExampleMix(drop_text=0.0, drop_image=0.0, drop_both=0.0, mirror_share=0.0, identity_share=1.0), 0, 600
-    )
+    batch = sample(replace(PLAIN, identity_share=1.0), 0, 600)
     assert torch.equal(batch.original, batch.target)
     assert not batch.mask.any()
     row, text = batch.original[:, 0, 0, 0], batch.text[:, 0, 0]
@@ -92,8 +96,29 @@ def test_identity_examples_change_nothing_and_ask_for_nothing_new():
     assert set(text[~is_edited].tolist()) == {1, 2, 3, 4}
 
 
+def test_pairs_that_say_how_to_undo_them_are_shown_backwards_in_the_asked_share():
+    batch = sample(replace(PLAIN, backwards_share=0.4), 0, 6000)
+    first, text = batch.original[:, 0, 0, 0], batch.text[:, 0, 0]
+    number = first.abs() - 1
+    is_backwards, has_undo = first < 0, number % 2 == 1
+    assert torch.equal(batch.target[:, 0, 0, 0], -first)
+    assert not is_backwards[~has_undo].any()
+    assert float(is_backwards[has_undo].float().mean()) == pytest.approx(0.4, abs=0.03)
+    assert torch.equal(text, torch.where(is_backwards, 105 + number, 5 + number))
+
+
+def test_identity_examples_of_what_is_shown_backwards_keep_the_picture_before():
+    batch = sample(replace(PLAIN, backwards_share=1.0, identity_share=1.0), 0, 600)
+    first, text = batch.original[:, 0, 0, 0], batch.text[:, 0, 0]
+    assert torch.equal(batch.original, batch.target)
+    # Pair 1 asks for a state on the way back, pairs 3 and 5 do not; the others are not undone.
+    assert set(text[first == 2].tolist()) == {106}
+    assert set(text[(first == -4) | (first == -6)].tolist()) == {1, 2, 3, 4}
+    assert not ((first == 4) | (first == 6) | (first == -2)).any()
+
+
 def test_shares_and_weights_out_of_range_are_refused():
-    for wrong in ({"drop_text": 0.5, "drop_both": 0.6}, {"mirror_share": -0.1}, {"identity_share": 1.5}):
+    for wrong in ({"drop_text": 0.5, "drop_both": 0.6}, {"mirror_share": -0.1}, {"backwards_share": 1.5}):
         with pytest.raises(InputError, match="shares"):
             ExampleMix(**wrong)
     with pytest.raises(InputError, match="negative"):
@@ -165,7 +190,7 @@ def test_shifted_timesteps_are_higher_as_the_formula_says():
 
 def test_masks_are_not_trained_where_a_condition_is_missing():
     unet = widen_unet(tiny_unet())
-    dropped = ExampleMix(drop_text=0.0, drop_image=0.0, drop_both=1.0, mirror_share=0.0, identity_share=0.0)
+    dropped = replace(PLAIN, drop_both=1.0)
     options = {"schedule": SCHEDULE, "condition_scale": 1.0, "weights": LossWeights()}
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -77,6 +77,24 @@ def test_only_edits_that_ask_for_a_state_are_settled_by_themselves(backbone, tmp
     assert examples.settled_text[0] == examples.text[0]
 
 
+def test_ways_back_have_their_own_texts(backbone, tmp_path):
+    pairs = [
+        tiny_pair(0),
+        tiny_pair(1, instruction="add a ball", kind="add", undo="remove the ball"),
+        tiny_pair(2, instruction="remove the ball", kind="remove", undo="add a ball"),
+        tiny_pair(3, undo="put it back on the left"),
+    ]
+    examples = encode(pairs, tmp_path, backbone)
+    assert len(examples.source) == 7 and int(examples.mirrored[3]) == 3  # the last one names a side
+    undo, text = examples.undo_text.tolist(), examples.text.tolist()
+    assert undo[0] == -1 and (undo[1], undo[2]) == (text[2], text[1])
+    expected = backbone.encode_text(["put it back on the left"])[0]
+    torch.testing.assert_close(examples.texts[undo[3]].float(), expected, rtol=2e-3, atol=2e-3)
+    assert examples.settled_undo.tolist()[:4] == [-1, undo[1], -1, undo[3]]
+    for row, image in enumerate(examples.mirrored.tolist()):
+        assert undo[row] == undo[image]
+
+
 def test_what_was_encoded_before_is_read_and_gives_the_same(backbone, tmp_path, small_chunks, monkeypatch):
     first = encode(make_pairs(), tmp_path, backbone)
     (sorted(tmp_path.glob("latents-*"))[0]).unlink()  # as if killed before this one was written

@@ -68,7 +68,9 @@ def tiny_backbone() -> Backbone:
     return Backbone(tokenizer, text_encoder.eval(), tiny_unet(), vae.eval(), schedule, config)
 
 
-def tiny_pair(index: int, *, instruction: str = "make the cube blue", kind: str = "recolour") -> ExactPair:
+def tiny_pair(
+    index: int, *, instruction: str = "make the cube blue", kind: str = "recolour", undo: str = ""
+) -> ExactPair:
     """A square on a plain ground that changes its colour."""
     generator = torch.Generator().manual_seed(index)
     ground, before, after = torch.rand(3, 3, 1, 1, generator=generator)
@@ -76,6 +78,10 @@ def tiny_pair(index: int, *, instruction: str = "make the cube blue", kind: str 
     left = 8 + 8 * (index % 4)
     mask[16:40, left : left + 16] = 1
     prompt = PromptPair(
-        source=f"a red cube, number {index}", target=f"a blue cube, number {index}", instruction=instruction, kind=kind
+        source=f"a red cube, number {index}",
+        target=f"a blue cube, number {index}",
+        instruction=instruction,
+        kind=kind,
+        undo=undo,
     )
     return ExactPair(torch.lerp(ground, before, mask), torch.lerp(ground, after, mask), mask, prompt)

@@ -151,6 +151,30 @@ def test_colours_mark_the_region_of_a_recoloured_object_and_of_no_other() -> Non
         assert prompt_pair_of(edit, 0).words == ("cube", *words)
 
 
+def test_undo_asks_for_what_was_there_before() -> None:
+    cube, ball = SceneObject(kind="cube", color="red", size="big"), SceneObject(kind="ball", color="blue", x=1.5)
+    before = Description(objects=(cube, ball), ground="sand", time="noon")
+    after: dict[str, tuple[Description, tuple[str, ...]]] = {
+        "recolour": (replace(before, objects=(replace(cube, color="green"), ball)), ("cube", "red")),
+        "reshape": (replace(before, objects=(replace(cube, kind="cone"), ball)), ("cone", "cube")),
+        "resize": (replace(before, objects=(replace(cube, size="small"), ball)), ("cube", "bigger")),
+        "remove": (replace(before, objects=(ball,)), ("a big red cube",)),
+        "add": (replace(before, objects=(cube, ball, replace(ball, kind="tree"))), ("tree",)),
+        "ground": (replace(before, ground="snow"), ("sand",)),
+        "time": (replace(before, time="fog"), ("noon",)),
+    }
+    for kind, (scene, words) in after.items():
+        edit = Edit(kind=kind, instruction="change it", before=before, after=scene)
+        pairs = [prompt_pair_of(edit, seed) for seed in range(20)]
+        assert all(word in pair.undo for pair in pairs for word in words)
+        assert len({pair.undo for pair in pairs}) > 1
+        assert all(pair.id == replace(pair, undo="").id for pair in pairs)
+    normal = replace(before, objects=(replace(cube, size=""), ball))
+    shrunk = replace(before, objects=(replace(cube, size="small"), ball))
+    edit = Edit(kind="resize", instruction="make the cube smaller", before=normal, after=shrunk)
+    assert prompt_pair_of(edit, 0).undo == ""  # bigger would be big
+
+
 def test_captions_are_short_and_name_every_object() -> None:
     for seed in SEEDS:
         description = sample_description(seed)
