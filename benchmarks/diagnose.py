@@ -40,7 +40,8 @@ from restage.pairs.stage import PairsConfig
 from restage.pairs.store import done_shards, read_pairs, read_rows, write_shard
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.recipes import make_pairs, models_in, open_run
-from restage.records import Progress, RunFolder, derive_seed, read_json, write_json
+from restage.records import Progress, derive_seed, read_json, write_json
+from restage.run_folder import RunFolder
 from restage.scenes.fit import FitConfig
 from restage.scenes.io import read_capture, write_capture
 from restage.scenes.stage import ScenesConfig, run_scenes

@@ -10,7 +10,8 @@ from restage.pairs.exchange.bring_in import ImportConfig, import_pairs
 from restage.pairs.exchange.card import collect_facts, render_card
 from restage.pairs.exchange.exported import export_to, open_set
 from restage.pairs.files import is_url
-from restage.records import InputError, Progress, RunFolder, write_atomically
+from restage.records import InputError, Progress, write_atomically
+from restage.run_folder import RunFolder
 
 __all__ = ["ImportConfig", "export_pairs", "import_folder"]
 

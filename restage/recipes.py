@@ -21,14 +21,9 @@ from restage.pairs.makers import ModelMaker, folder_sha256
 from restage.pairs.stage import PairsConfig, make_plan, rejudge_pairs, run_campaign
 from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.records import (
-    EditRequest,
-    InputError,
-    Progress,
-    RunFolder,
-    read_json,
-)
+from restage.records import EditRequest, InputError, Progress, read_json
 from restage.report.page import ReportConfig, run_report
+from restage.run_folder import RunFolder
 from restage.scenes.capture import turn_upright
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture

@@ -1,26 +1,20 @@
-"""What passes between stages: content ids, seeds, small typed records, and the run folder they live in.
+"""What passes between stages: content ids, seeds, small typed records, and how they are written.
 
-Every stage imports this module; of ours it imports only `environment` and `memory`.
+Every stage imports this module; it imports nothing of ours.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fnmatch
 import hashlib
 import json
 import os
 import secrets
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from restage.environment import git_commit, machine, versions
-from restage.memory import process_peak_mb
 
 __all__ = [
     "EditCase",
@@ -29,7 +23,6 @@ __all__ = [
     "MissingExtra",
     "Progress",
     "PromptPair",
-    "RunFolder",
     "Score",
     "canonical_json",
     "content_id",
@@ -134,11 +127,6 @@ def write_atomically(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _was_begun(file: Path) -> bool:
-    """Whether it is what a start leaves that was killed while it wrote `run.json`."""
-    return file.match(".run.*.tmp.json")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -281,136 +269,3 @@ class Score:
     reason: str = ""
     is_cost: bool = False
     """True for time and memory, which differ from run to run."""
-
-
-UNSEALED = (
-    *("*/stage.json", "*/.*", "train/cache/*", "train/state.pt", "scenes/*/fit_state.pt"),
-    # Pairs have marks of their own, which hold hashes and allow for repairs.
-    *("pairs/*.tar", "pairs/*.parquet", "pairs/*.done", "pairs/*.json", "pairs/quarantine/*"),
-)
-"""Files of stages whose hashes are in no mark of a stage: states that work goes on from, and what is marked apart."""
-
-SEALED_APART = "sealed apart"
-"""Stands for the hash of a record that holds a seal, and hashes, of its own."""
-
-
-@dataclass
-class RunFolder:
-    """A run is a folder: `run.json` is written first and closed last, each stage marks itself done with a file.
-
-    A stage's mark, `<run>/<stage>/stage.json`, holds the id of its resolved config and is written after everything
-    else of that stage. A stage that is asked for again with the same id is skipped; with another id it is refused,
-    since a finished stage is never overwritten.
-    """
-
-    path: Path
-    config: Any
-    """The resolved config of the whole run (a dataclass)."""
-    seed: int
-    started_s: float = field(default_factory=time.time)
-
-    @property
-    def id(self) -> str:
-        """Content id of config and seed."""
-        return content_id("run", {"config": to_plain(self.config), "seed": self.seed})
-
-    @classmethod
-    def open(cls, path: Path, config: Any, *, seed: int) -> RunFolder:
-        """Start a run in `path`, or go on with the one that is there.
-
-        Raises:
-            InputError: `path` holds a run with another config, or something that is not a run.
-        """
-        run = cls(path=path, config=config, seed=seed)
-        record_path = path / "run.json"
-        if record_path.exists():
-            found = read_json(record_path)
-            if found.get("id") != run.id:
-                raise InputError(
-                    f"{path} holds run {found.get('id')} with another config; choose another folder with --out"
-                )
-        elif path.exists() and not (path.is_dir() and all(_was_begun(file) for file in path.iterdir())):
-            raise InputError(f"{path} exists and is not a run folder; choose another folder with --out")
-        else:
-            write_json(record_path, seal(run._record("running")))
-        return run
-
-    def _record(self, status: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "config": to_plain(self.config),
-            "seed": self.seed,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "git_commit": git_commit(),
-            "versions": versions(),
-            "machine": machine(),
-            "status": status,
-            "started_s": self.started_s,
-        }
-
-    def close(self, status: str) -> None:
-        """Write the end of this session of work into `run.json`: status, wall time, peak memory.
-
-        Args:
-            status: `done`, `stopped` (by the user) or `failed`.
-        """
-        record = read_json(self.path / "run.json")
-        is_untouched = has_right_seal(record, is_required=False)
-        session = {
-            "status": status,
-            "wall_s": time.time() - self.started_s,
-            "peak_memory_mb": process_peak_mb(),
-            "git_commit": git_commit(),
-        }
-        record.update(status=status, sessions=[*record.get("sessions", []), session])
-        # What was changed by hand is not sealed anew: `restage verify` is to find it.
-        write_json(self.path / "run.json", seal(record) if is_untouched else record)
-        if status == "done":
-            for leftover in self.path.rglob(".*.tmp*"):  # of sessions that were killed while they wrote
-                leftover.unlink(missing_ok=True)
-
-    def folder(self, stage: str) -> Path:
-        """The stage's folder, made if missing."""
-        folder = self.path / stage
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def is_done(self, stage: str, config: Any) -> bool:
-        """Whether the stage was finished with this config.
-
-        Raises:
-            InputError: it was finished with another one.
-        """
-        mark = self.path / stage / "stage.json"
-        if not mark.exists():
-            return False
-        found = read_json(mark)
-        expected = content_id(stage.split("/")[0], config)
-        if found["id"] != expected:
-            raise InputError(f"{mark.parent} was made with another config ({found['id']}); choose another --out")
-        return True
-
-    def mark_done(self, stage: str, config: Any, *, also: Sequence[str] = (), **facts: Any) -> None:
-        """Mark a stage as finished, with the hashes of its files; call it after everything else of it is on disk.
-
-        Args:
-            stage: its name, which is that of its folder.
-            config: resolved.
-            also: patterns, relative to the run, of files that it wrote outside of its folder.
-            facts: what `restage show` and the page are to say of it.
-        """
-        mark = {"id": content_id(stage.split("/")[0], config), "config": to_plain(config), "facts": facts}
-        write_json(self.path / stage / "stage.json", seal({**mark, "files": self._hashes(stage, also)}))
-
-    def _hashes(self, stage: str, also: Sequence[str]) -> dict[str, str]:
-        """Hashes of a stage's files by their path in the run, but for those that another record holds the hashes of."""
-        found = {path for pattern in (f"{stage}/**/*", *also) for path in self.path.glob(pattern) if path.is_file()}
-        records = {path: read_json(path) for path in found if path.name in ("record.json", "fit.json")}
-        records = {path: record for path, record in records.items() if "seal" in record}
-        theirs = {path.parent / name for path, record in records.items() for name in record["files"]}
-        names = {path.relative_to(self.path).as_posix(): path for path in sorted(found - theirs)}
-        return {
-            name: SEALED_APART if path in records else file_sha256(path)
-            for name, path in names.items()
-            if not any(fnmatch.fnmatch(name, pattern) for pattern in UNSEALED)
-        }

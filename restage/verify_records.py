@@ -10,15 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from restage.records import (
-    SEALED_APART,
-    InputError,
-    Progress,
-    content_id,
-    file_sha256,
-    has_right_seal,
-    read_json,
-)
+from restage.records import InputError, Progress, content_id, file_sha256, has_right_seal, read_json
+from restage.run_folder import SEALED_APART
 
 __all__ = ["REASONS", "RecordFinding", "RecordsResult", "check_records", "describe_records", "records_to_plain"]
 

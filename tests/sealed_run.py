@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from restage.compare.rows import write_scores
-from restage.records import RunFolder, Score, file_sha256, write_record
+from restage.records import Score, file_sha256, write_record
+from restage.run_folder import RunFolder
 
 METHODS = {("restage", "edit_model"): 0.75, ("idu", "edit_model"): 0.5, ("nothing", "none"): 0.0}
 

@@ -19,7 +19,6 @@ from restage.records import (
     InputError,
     MissingExtra,
     PromptPair,
-    RunFolder,
     canonical_json,
     content_id,
     derive_seed,
@@ -28,6 +27,7 @@ from restage.records import (
     write_atomically,
     write_json,
 )
+from restage.run_folder import RunFolder
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -13,7 +13,8 @@ import pytest
 from restage.compare.judges import CompareConfig
 from restage.compare.rows import read_scores, write_scores
 from restage.compare.study_run import run_study
-from restage.records import RunFolder, read_json
+from restage.records import read_json
+from restage.run_folder import RunFolder
 from restage.verify_pictures import check_pictures
 from restage.verify_records import RecordsResult, check_records
 from tests.compare.tiny_study import tiny_study

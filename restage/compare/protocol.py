@@ -15,7 +15,8 @@ from restage.compare.judges import CompareConfig, Judges, open_judges
 from restage.compare.measure import measure_result, unmeasured
 from restage.compare.metrics import Measured
 from restage.compare.rows import ViewScore, read_scores, write_scores, write_view_scores
-from restage.records import Progress, RunFolder, Score
+from restage.records import Progress, Score
+from restage.run_folder import RunFolder
 
 __all__ = ["JUDGED_BY", "CompareConfig", "Scorer", "Scores", "read_scores", "run_compare", "write_scores"]
 

@@ -29,7 +29,6 @@ from restage.records import (
     EditCase,
     InputError,
     Progress,
-    RunFolder,
     Score,
     derive_seed,
     file_sha256,
@@ -37,6 +36,7 @@ from restage.records import (
     to_plain,
     write_json,
 )
+from restage.run_folder import RunFolder
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io import read_capture
 

@@ -20,7 +20,8 @@ from restage.pairs.generate import GenerateConfig
 from restage.pairs.stage import PairsConfig
 from restage.prompts.stage import PromptsConfig
 from restage.recipes import STAGES, Models, working
-from restage.records import InputError, Progress, RunFolder, read_json, to_plain
+from restage.records import InputError, Progress, read_json, to_plain
+from restage.run_folder import RunFolder
 from restage.scenes.fit import FitConfig
 from restage.scenes.stage import ScenesConfig
 from restage.train.batches import LossWeights

@@ -18,16 +18,8 @@ from restage.edit.editors import EditorSource, check_editor, open_editor
 from restage.edit.job import EditStep, Method
 from restage.edit.results import edit_scene
 from restage.edit.stage import EditUnit
-from restage.records import (
-    EditCase,
-    EditRequest,
-    InputError,
-    RunFolder,
-    content_id,
-    derive_seed,
-    read_json,
-    write_json,
-)
+from restage.records import EditCase, EditRequest, InputError, content_id, derive_seed, read_json, write_json
+from restage.run_folder import RunFolder
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture

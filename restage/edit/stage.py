@@ -16,15 +16,8 @@ from restage.edit import METHODS
 from restage.edit.editors import Edited, Editor, EditorSource, check_editor, open_editor
 from restage.edit.job import Method
 from restage.edit.results import edit_scene, write_failure
-from restage.records import (
-    EditCase,
-    InputError,
-    Progress,
-    RunFolder,
-    derive_seed,
-    file_sha256,
-    read_json,
-)
+from restage.records import EditCase, InputError, Progress, derive_seed, file_sha256, read_json
+from restage.run_folder import RunFolder
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture
 from restage.scenes.io.ply import read_splats

@@ -22,7 +22,8 @@ from restage.pairs.score import PairRule, judge, score_pairs
 from restage.pairs.stage import PairsConfig, run_pairs
 from restage.pairs.store import read_pairs
 from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.records import InputError, Progress, RunFolder
+from restage.records import InputError, Progress
+from restage.run_folder import RunFolder
 from restage.train.batches import LossWeights
 from restage.train.edit_model import TrainConfig, train_edit_model
 from restage.train.examples import TrainingPair

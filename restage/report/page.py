@@ -18,15 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from restage.compare.definitions import METRICS
-from restage.records import (
-    Progress,
-    RunFolder,
-    content_id,
-    file_sha256,
-    read_json,
-    to_plain,
-    write_atomically,
-)
+from restage.records import Progress, content_id, file_sha256, read_json, to_plain, write_atomically
 from restage.report.charts import interval_mark, loss_curve
 from restage.report.config import ReportConfig
 from restage.report.gallery import EditSection, edit_sections, spread
@@ -39,6 +31,7 @@ from restage.report.summary import summarise
 from restage.report.supplement import write_supplement
 from restage.report.trace import rows_data, trace_results
 from restage.report.words import as_json, as_text, as_words, count_of, format_duration, format_number
+from restage.run_folder import RunFolder
 
 __all__ = ["ReportConfig", "run_report", "write_report"]
 

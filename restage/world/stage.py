@@ -18,13 +18,13 @@ from restage.records import (
     EditCase,
     InputError,
     Progress,
-    RunFolder,
     content_id,
     derive_seed,
     read_json,
     write_atomically,
     write_json,
 )
+from restage.run_folder import RunFolder
 from restage.scenes.capture import Capture
 from restage.scenes.io.nerfstudio import write_capture
 from restage.world.capture import make_capture, make_truth

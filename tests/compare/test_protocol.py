@@ -9,7 +9,8 @@ from restage.compare.protocol import CompareConfig, run_compare
 from restage.compare.rows import read_scores, read_view_scores, write_scores
 from restage.compare.tables import method_table
 from restage.edit.pictures import write_image, write_mask
-from restage.records import EditCase, EditRequest, InputError, RunFolder, Score, write_json
+from restage.records import EditCase, EditRequest, InputError, Score, write_json
+from restage.run_folder import RunFolder
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views

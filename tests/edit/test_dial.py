@@ -11,7 +11,8 @@ from restage.edit.editors import EditorSource, open_editor
 from restage.edit.results import edit_scene
 from restage.edit.single import EditChoice
 from restage.recipes import edit_folder
-from restage.records import EditRequest, InputError, RunFolder
+from restage.records import EditRequest, InputError
+from restage.run_folder import RunFolder
 from restage.scenes.fit import render_views
 from restage.scenes.io.ply import read_splats
 

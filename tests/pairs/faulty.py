@@ -14,7 +14,8 @@ from restage.pairs.encoding import ImagePair
 from restage.pairs.score import PairScores, score_pairs
 from restage.pairs.sheet import make_preview
 from restage.pairs.store import rebuild_manifest, write_shard
-from restage.records import PromptPair, RunFolder, derive_seed
+from restage.records import PromptPair, derive_seed
+from restage.run_folder import RunFolder
 
 GRID = 6
 SIZE = 24

@@ -16,7 +16,8 @@ from restage.pairs.generate import GenerateConfig
 from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig
 from restage.prompts.store import write_prompts
-from restage.records import PromptPair, RunFolder
+from restage.records import PromptPair
+from restage.run_folder import RunFolder
 from tests.diffusion.tiny import tiny_unet
 from tests.train.tiny import tiny_backbone
 

@@ -6,7 +6,8 @@ from restage.prompts.captions import parse_caption, read_captions
 from restage.prompts.grammar import write_caption_pair
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts
-from restage.records import InputError, RunFolder
+from restage.records import InputError
+from restage.run_folder import RunFolder
 from restage.world.grammar import caption_of, sample_description
 
 

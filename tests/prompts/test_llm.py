@@ -18,7 +18,8 @@ from restage.prompts.llm_config import LlmConfig, LlmLimits
 from restage.prompts.orders import WritingStopped
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts
-from restage.records import InputError, RunFolder
+from restage.records import InputError
+from restage.run_folder import RunFolder
 from tests.prompts.fake_llm import KEY, Plain, answer_well, asked_number, fail, good_items, message, serve
 
 

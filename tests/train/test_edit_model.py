@@ -13,7 +13,8 @@ from restage.diffusion.backbone import save_backbone
 from restage.diffusion.editor import EditModel, EditSettings, Guidance, edit_images
 from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.training import TrainingConfig
-from restage.records import InputError, RunFolder
+from restage.records import InputError
+from restage.run_folder import RunFolder
 from restage.train import (
     ExampleMix,
     LossWeights,

@@ -5,7 +5,7 @@ import pytest
 from restage.edit import Restage
 from restage.edit.single import EditChoice
 from restage.recipes import StepByStep
-from restage.records import RunFolder
+from restage.run_folder import RunFolder
 from tests.edit.conftest import TinyScene, tiny_scene
 
 __all__ = ["tiny_scene"]

@@ -18,7 +18,8 @@ from PIL import Image
 
 from restage.edit import METHODS, EditJob, EditStep
 from restage.recipes import StepByStep
-from restage.records import RunFolder, read_json
+from restage.records import read_json
+from restage.run_folder import RunFolder
 from restage.scenes.cameras import project_points
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import SH_C0

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restage.records import EditCase, InputError, RunFolder, read_json
+from restage.records import EditCase, InputError, read_json
+from restage.run_folder import RunFolder
 from restage.scenes.io import read_capture
 from restage.world.grammar import HELD_OUT_COMBINATIONS, Description, sample_description, sample_edit
 from restage.world.render import render_view

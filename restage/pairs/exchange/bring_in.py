@@ -23,7 +23,8 @@ from restage.pairs.score import PairScores
 from restage.pairs.sheet import make_preview
 from restage.pairs.stage import write_views
 from restage.pairs.store import done_shards, write_shard
-from restage.records import InputError, Progress, PromptPair, RunFolder, content_id
+from restage.records import InputError, Progress, PromptPair, content_id
+from restage.run_folder import RunFolder
 
 __all__ = ["ImportConfig", "import_pairs"]
 
