@@ -23,7 +23,7 @@ from restage.miniature import autoencoder, clip, edit_model, pictures, probe, te
 from restage.miniature.grounding import grounding_loss, watched, word_targets
 from restage.miniature.pictures import Pictures, make_pictures, picture_scene
 from restage.miniature.probe_pictures import concatenate_labels, render_labelled
-from restage.miniature.rendered_pairs import render_pairs, write_pictured_prompts
+from restage.miniature.rendered_pairs import PAIR_KINDS, render_pairs, write_pictured_prompts
 from restage.miniature.text_to_image import build_unet
 from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.pairs.generate import GenerateConfig
@@ -292,8 +292,9 @@ def test_captions_of_no_picture_make_the_contrastive_loss_larger() -> None:
 
 
 def test_exact_pairs_come_of_every_kind_and_change_what_their_masks_say() -> None:
-    pairs = list(render_pairs(len(EDIT_KINDS), seed=3))
-    assert [pair.prompt.kind for pair in pairs] == list(EDIT_KINDS)
+    assert set(PAIR_KINDS) == set(EDIT_KINDS)
+    pairs = list(render_pairs(len(PAIR_KINDS), seed=3))
+    assert [pair.prompt.kind for pair in pairs] == list(PAIR_KINDS)
     for pair in pairs:
         change = (pair.edited - pair.source).abs().amax(0)
         assert bool(((change > CHANGE_THRESHOLD) == (pair.mask > 0)).all())
@@ -302,7 +303,7 @@ def test_exact_pairs_come_of_every_kind_and_change_what_their_masks_say() -> Non
 
 
 def test_pictured_prompts_show_the_side_that_is_not_to_be_made(tmp_path: Path) -> None:
-    count = len(EDIT_KINDS)
+    count = len(PAIR_KINDS)
     list(write_pictured_prompts(tmp_path, count, seed=3))
     pairs, exact = read_prompts(tmp_path / "prompts.jsonl"), list(render_pairs(count, seed=3))
     assert [pair.kind for pair in pairs if pair.pictured == "target"] == ["remove"]
