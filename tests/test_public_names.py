@@ -50,6 +50,7 @@ def test_every_module_says_what_it_is_and_what_is_public(name: str) -> None:
 # The layers of the house, low to high: a module imports from its own package and from lower layers.
 LAYERS = (
     {"records"},
+    {"run_folder"},
     {"diffusion", "scenes", "world"},
     {"prompts", "pairs", "train", "edit", "compare", "report", "miniature", "show", "stages"},
     {"recipes", "view"},
