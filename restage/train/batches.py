@@ -102,7 +102,11 @@ class _Shown(NamedTuple):
 
 
 def _in_direction(examples: Examples, rows: Tensor, is_backwards: Tensor) -> _Shown:
-    """Pairs as they came, or the other way about where that is asked for and has an instruction."""
+    """Pairs as they came, or the other way about where that is asked for and has an instruction.
+
+    A side that was a real picture is then what is learned, as in Paint by Inpaint (Wasserman et al. 2024, arXiv
+    2404.18212).
+    """
     source, edited = examples.source[rows].float(), examples.edited[rows].float()
     undo = examples.undo_text[rows]
     swapped = is_backwards & (undo >= 0)
