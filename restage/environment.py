@@ -6,23 +6,34 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["git_commit", "machine", "versions"]
+__all__ = ["BFLOAT16_FLAGS", "git_commit", "machine", "processor_name", "versions"]
 
+BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
+"""What processors of x86 and ARM that compute in bfloat16 say of themselves, by the names of Linux and of torch."""
 PACKAGES = ("restage", "torch", "numpy", "numba", "diffusers", "transformers", "safetensors", "pyarrow", "pillow")
 
 
 def machine() -> dict[str, Any]:
-    """Platform, Python, number of cores, memory in GiB."""
+    """Platform, Python, processor, number of cores, memory in GiB."""
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
+        "processor": processor_name(),
         "cpu_count": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
     }
+
+
+def processor_name() -> str:
+    """The processor's model: whether it computes in bfloat16 decides in which precision models do."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    model = re.search(r"model name\s*:\s*(.+)", text)
+    return model.group(1) if model else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

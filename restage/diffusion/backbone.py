@@ -28,6 +28,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from restage.diffusion.attention import controlled
 from restage.diffusion.control import StepControl
+from restage.diffusion.precision import bfloat16_autocast
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError, read_json, write_json
 
@@ -92,8 +93,8 @@ class Backbone:
     tokenizer_2: Any = None
     """Of Stable Diffusion XL, which has two text encoders; None for others."""
     text_encoder_2: CLIPTextModelWithProjection | None = None
-    has_autocast: bool = True
-    """Whether UNet and VAE compute under bfloat16 autocast: 2 to 3 times faster on CPUs that have it."""
+    has_autocast: bool | None = None
+    """Whether UNet and VAE compute under bfloat16 autocast; None for where the device computes in it by itself."""
     _compiled: Backbone | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -110,8 +111,8 @@ class Backbone:
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
-        """Bfloat16 autocast on CPU, and on a GPU that has it, where asked for; weights stay as they are."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.has_autocast):
+        """Bfloat16 autocast where asked for, or where it is fast; weights stay as they are."""
+        with bfloat16_autocast(self.device, is_wanted=self.has_autocast):
             yield
 
     def compiled(self) -> Backbone:

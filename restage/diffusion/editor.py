@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone
 from restage.diffusion.edited import Edited
+from restage.diffusion.precision import bfloat16_autocast
 from restage.diffusion.sampler import initial_noise
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.solvers import denoise
@@ -105,8 +106,8 @@ class EditSettings:
     """Hold latents and pixels outside the predicted mask to the original's."""
     batch_size: int = 16
     """Pictures per UNet call (times up to three evaluations); the pictures do not depend on it beyond rounding."""
-    use_bfloat16: bool = True
-    """Run the UNet in bfloat16 autocast: 2 to 3 times faster on CPUs that have it."""
+    use_bfloat16: bool | None = None
+    """Run the UNet in bfloat16 autocast; None for where the device computes in it by itself."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
@@ -292,7 +293,7 @@ def _edit_batch(
     masks = _MaskMean(model.has_mask_output)
 
     def predict(noisy: Tensor, t: Tensor, step: int) -> Tensor:
-        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=settings.use_bfloat16):
+        with bfloat16_autocast(noisy.device, is_wanted=settings.use_bfloat16):
             predicted = model.predict_guided(noisy, t, condition, settings.guidance or model.guidance)
         masks.add(predicted.mask)
         if not settings.keep_outside:

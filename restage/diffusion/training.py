@@ -20,6 +20,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from restage.diffusion.precision import bfloat16_autocast
 from restage.records import InputError, derive_seed, write_atomically
 
 __all__ = ["LossFunction", "TrainingConfig", "TrainingStep", "explicit_attention", "read_metrics", "train"]
@@ -45,8 +46,8 @@ class TrainingConfig:
     """Decay of the moving average of the weights that is kept in the end; less in the first steps."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
-    is_bf16: bool = True
-    """Whether losses are computed under bfloat16 autocast."""
+    is_bf16: bool | None = None
+    """Whether losses are computed under bfloat16 autocast; None for where the device computes in it by itself."""
     is_compiled: bool = False
     """Whether the model goes through `torch.compile` (needs a C++ compiler): minutes at first, then faster steps."""
     checkpoint_every_s: float = 120.0
@@ -185,7 +186,7 @@ def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: Trai
     ):
         for step in range(first, config.num_steps):
             generator = torch.Generator().manual_seed(derive_seed(config.seed, "step", step))
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.is_bf16):
+            with bfloat16_autocast(device, is_wanted=config.is_bf16):
                 terms = dict(loss_of(step, generator))
             loss = torch.stack(list(terms.values())).sum()
             loss.backward()

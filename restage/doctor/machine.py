@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import psutil
 
 from restage.doctor.findings import Finding
+from restage.environment import BFLOAT16_FLAGS, processor_name
 
 __all__ = ["Gpu", "check_bf16", "check_gpus", "check_memory", "check_processor", "check_threads", "query_gpus"]
 
@@ -51,12 +51,11 @@ class Processor(NamedTuple):
 def query_processor() -> Processor:
     """Ask the system about the processor."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    model = re.search(r"model name\s*:\s*(.+)", text)
-    flags = re.search(r"^flags\s*:\s*(.+)", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)", text, re.MULTILINE)
     num_logical = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_logical
     return Processor(
-        model.group(1) if model else platform.processor() or platform.machine(),
+        processor_name(),
         num_logical,
         allowed,
         _read_quota(Path("/sys/fs/cgroup/cpu.max")),
@@ -134,7 +133,7 @@ def check_memory() -> Iterator[Finding]:
 def check_bf16() -> Iterator[Finding]:
     """Whether the processor computes in bf16 by itself, which training on it relies on to be fast."""
     flags = query_processor().flags
-    known = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
+    known = [flag for flag in BFLOAT16_FLAGS if flag in flags]
     if known:
         yield Finding(group="Machine", name="bf16", status="ok", found=f"in hardware ({', '.join(known)})")
     else:
@@ -143,7 +142,7 @@ def check_bf16() -> Iterator[Finding]:
             name="bf16",
             status="note",
             found="not in hardware, as far as can be told",
-            advice="Training on this processor works, two to three times slower; editing hardly changes.",
+            advice="Models compute in float32 here; processors with bf16 are two to four times as fast.",
         )
 
 
