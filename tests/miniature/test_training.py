@@ -163,9 +163,9 @@ def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(small_set:
 
     run(tmp_path / "whole", stop=False)
     run(tmp_path / "stopped", stop=True)
-    for part in ("autoencoder", "text_to_image", "clip"):
+    for part, num_steps in (("autoencoder", 1), ("decoder", 2), ("text_to_image", 3), ("clip", 3)):
         whole, stopped = (read_metrics(tmp_path / name / "state" / part) for name in ("whole", "stopped"))
-        assert len(whole) == 3 and whole == stopped
+        assert len(whole) == num_steps and whole == stopped
     assert load_backbone(tmp_path / "whole" / "text_to_image").encode_text(["a cube"]).shape == (1, MAX_TOKENS, 192)
 
 
@@ -234,6 +234,17 @@ def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures,
         weights = getattr(before, part).state_dict()
         for name, value in getattr(after, part).state_dict().items():
             torch.testing.assert_close(value, weights[name], rtol=2e-3, atol=1e-5, msg=f"{part} {name}")
+
+
+def test_after_its_first_part_the_autoencoder_trains_its_decoder_alone(small_set: Pictures, tmp_path: Path) -> None:
+    config = replace(autoencoder.RECIPE, num_steps=6, batch_size=2, is_bf16=False)
+    list(autoencoder.train_autoencoder(tmp_path, small_set, config))
+    stages = {name: torch.load(tmp_path / "state" / name / "state.pt") for name in ("autoencoder", "decoder")}
+    assert [state["step"] for state in stages.values()] == [2, 4]
+    saved = load_vae(tmp_path / "text_to_image" / "vae").state_dict()
+    for name, value in saved.items():
+        before = stages["autoencoder"]["average"][name].half().to(value.dtype)
+        assert torch.equal(value, before) == name.startswith("encoder"), name
 
 
 def test_a_decoder_that_is_trained_on_leaves_the_latents_as_they_were(small_set: Pictures, tmp_path: Path) -> None:
