@@ -18,8 +18,8 @@ CUDA_CAPABILITY = (8, 0)
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether a device computes in bfloat16 by itself; False where that is not known, as on Apple's.
 
-    A processor that does not converts back and forth: with AVX-512 but no bfloat16 it takes 2.1 to 3.4 times as long as
-    in float32 (docs/log.md).
+    A processor that does not converts back and forth: one with AVX-512 but no bfloat16 took two to four times as long
+    as in float32 (docs/log.md).
     """
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
