@@ -30,7 +30,7 @@ from restage.report.slides import write_slides
 from restage.report.summary import summarise
 from restage.report.supplement import write_supplement
 from restage.report.trace import rows_data, trace_results
-from restage.report.words import as_json, as_text, as_words, count_of, format_duration, format_number
+from restage.report.words import as_json, as_text, as_words, count_of, format_duration, format_number, hardware_in_words
 from restage.run_folder import RunFolder
 
 __all__ = ["ReportConfig", "run_report", "write_report"]
@@ -177,6 +177,7 @@ def _page_values(
         "headline": headline,
         "headline_instruction": _instruction_of(contents, headline.scene, headline.edit) if headline else "",
         "wall_s": wall_seconds(contents, run),
+        "hardware": hardware_in_words(contents.record.get("machine", {})),
         "sections": sections,
         "num_edits": len([edit for edit in contents.edits if any(result.held_out for result in edit.results)]),
         "rows": rows,

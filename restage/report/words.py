@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from restage.records import to_plain
 
-__all__ = ["as_json", "as_text", "as_words", "count_of", "format_duration", "format_number"]
+__all__ = ["as_json", "as_text", "as_words", "count_of", "format_duration", "format_number", "hardware_in_words"]
 
 
 def format_number(value: float, digits: int) -> str:
@@ -50,3 +53,13 @@ def as_text(value: Any) -> str:
 def as_json(value: Any) -> str:
     """A JSON value to be read."""
     return json.dumps(to_plain(value), indent=2, ensure_ascii=False)
+
+
+def hardware_in_words(machine: Mapping[str, Any]) -> str:
+    """What a run was made on, from the `machine` of its record: GPUs, then cores; runs from before say less."""
+    gpus = Counter(machine.get("gpus", ()))
+    parts = [name if count == 1 else f"{count} \N{MULTIPLICATION SIGN} {name}" for name, count in gpus.items()]
+    if cores := machine.get("cpu_count"):
+        processor = re.sub(r"\((R|TM)\)", "", machine.get("processor", ""))
+        parts.append(count_of(cores, "core") + (f" of {processor}" if processor else ""))
+    return ", ".join(parts) or "see the record"
