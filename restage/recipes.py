@@ -340,8 +340,8 @@ def train_miniature(
         num_pictures: Size of the training set.
         num_steps: Of training; None for the recipe's.
         is_compiled: Whether the model is compiled for its training.
-        start: A text-to-image folder from whose weights training goes on; of the autoencoder only the decoder is then
-            trained, so that latents stay what they are.
+        start: A text-to-image folder (of a probe, the folder with its weights) from whose weights training goes on; of
+            the autoencoder only the decoder is then trained, so that latents stay what they are.
         version: For `edit-model`, which pairs it is trained on.
         batch_size: Of training; None for the recipe's.
         seed: Of first weights, batches and noise.
@@ -358,8 +358,8 @@ def train_miniature(
         "clip": (clip.train_clip, clip.RECIPE),
         "probe": (probe.train_probe, probe.RECIPE),
     }
-    if start is not None and part not in ("autoencoder", "text-to-image"):
-        raise InputError(f"a model to start from is for autoencoder and text-to-image, and {part} was asked for")
+    if start is not None and part not in ("autoencoder", "text-to-image", "probe"):
+        raise InputError(f"a model to start from is for autoencoder, text-to-image and probe; {part} was asked for")
     if is_compiled and part == "probe":
         raise InputError("PyTorch's compiler fails on the probe; leave --compile out")
 

@@ -111,6 +111,12 @@ class Pictures:
         chosen = np.stack([self.shards[i // SHARD_SIZE][i % SHARD_SIZE] for i in indices])
         return torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 255
 
+    def chances(self, shares: Sequence[float]) -> Float[Tensor, " n"]:
+        """How likely each picture is to be drawn such that those with one, two, three objects come in such shares."""
+        counts = torch.tensor([len(description.objects) for description in self.descriptions])
+        each = torch.tensor(shares) / torch.bincount(counts, minlength=len(shares) + 1)[1:].clamp(min=1)
+        return each[counts - 1]
+
     def captions(self, indices: list[int], seed: int) -> list[str]:
         """Captions in the wording that the seed chooses; objects are named in the order in which they were placed."""
         return [caption_of(self.descriptions[i], derive_seed("wording", seed, i)) for i in indices]

@@ -42,6 +42,7 @@ __all__ = [
     "Probe",
     "ProbeOutput",
     "Readings",
+    "likeliest_kinds",
     "load_probe",
     "probe_losses",
     "read_pictures",
@@ -52,6 +53,9 @@ __all__ = [
 RECIPE = TrainingConfig(num_steps=5000, batch_size=48, learning_rate=2e-3, num_warmup_steps=50, ema_decay=0.99)
 NUM_PROBE_PICTURES = 6000
 """Free scenes that are rendered for it, each once as it is and once as the autoencoder gives it back."""
+SHARES = (0.1, 0.3, 0.6)
+"""Shares of pictures with one, two and three objects, of those from the training set of the models: single objects are
+soon read without a mistake, objects behind others are not."""
 FILE_NAME = "probe.safetensors"
 
 
@@ -164,7 +168,12 @@ def _training_labels(pictures: Pictures, indices: list[int]) -> Labels:
 
 
 def train_probe(
-    folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE, *, device: str = "cpu"
+    folder: Path,
+    pictures: Pictures,
+    config: TrainingConfig = RECIPE,
+    *,
+    start: Path | None = None,
+    device: str = "cpu",
 ) -> Iterator[Progress]:
     """Train it, and save `<folder>/probe/probe.safetensors` in half precision.
 
@@ -177,19 +186,25 @@ def train_probe(
     Args:
         folder: Of the models; its `text_to_image` is there already.
         pictures: The training set.
-        config: How long and how fast.
+        config: How long and how fast; free scenes come of its seed.
+        start: Folder of a probe whose weights training goes on from; None for none.
         device: Where to train, such as `cuda`.
+
+    Raises:
+        InputError: there is no probe to start from.
     """
-    made = folder / "state" / "probe_pictures"
-    yield from make_probe_pictures(made, NUM_PROBE_PICTURES, load_backbone(folder / "text_to_image", device))
-    free = ProbePictures(made, NUM_PROBE_PICTURES)
     torch.manual_seed(config.seed)  # initial weights only
-    probe = Probe()
+    probe = Probe() if start is None else load_probe(start / FILE_NAME).requires_grad_(True)
+    made = folder / "state" / "probe_pictures"
+    backbone = load_backbone(folder / "text_to_image", device)
+    yield from make_probe_pictures(made, NUM_PROBE_PICTURES, backbone, seed=config.seed)
+    free, chances = ProbePictures(made, NUM_PROBE_PICTURES), pictures.chances(SHARES)
     probe.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         num_free = config.batch_size // 2
-        indices = torch.randint(len(pictures), (config.batch_size - num_free,), generator=generator).tolist()
+        drawn_ones = torch.multinomial(chances, config.batch_size - num_free, replacement=True, generator=generator)
+        indices = drawn_ones.tolist()
         others = torch.randint(len(free), (num_free,), generator=generator).tolist()
         drawn = to_unit(free.images(others, is_soft=[i % 2 == 0 for i in range(num_free)]))
         labels = concatenate_labels([_training_labels(pictures, indices), free.labels.take(others)])
@@ -243,6 +258,31 @@ def read_pictures(probe: Probe, images: Float[Tensor, "n 3 128 128"], *, batch_s
     for part in images.split(batch_size):
         with torch.no_grad():
             output = probe(part)
-        heads = [output.colors.argmax(2), *(head.argmax(1) for head in output[3:])]
-        parts.append(((output.present > 0).long(), *heads, output.classes.argmax(1)))
+        present, count = likeliest_kinds(output.present, output.count)
+        ground, time = output.ground.argmax(1), output.time.argmax(1)
+        parts.append(Readings(present, output.colors.argmax(2), count, ground, time, output.classes.argmax(1)))
     return Readings(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def likeliest_kinds(
+    present: Float[Tensor, "n kinds"], count: Float[Tensor, "n counts"]
+) -> tuple[Int64[Tensor, "n kinds"], Int64[Tensor, " n"]]:
+    """The likeliest kinds and number of objects that go together: an object is of one kind, a kind may come twice.
+
+    Args:
+        present: Logits of each kind.
+        count: Logits of each number of objects, from 0.
+
+    Returns:
+        1 where the kind is there; the number of objects.
+    """
+    order = present.argsort(1, descending=True)
+    # Of so many kinds the likeliest are those of the highest logits, which are what their being there adds.
+    gains = functional.pad(present.gather(1, order).cumsum(1), (1, 0))
+    counts, numbers = torch.arange(count.shape[1])[:, None], torch.arange(gains.shape[1])[None]
+    is_possible = (numbers <= counts) & (numbers >= counts.clamp(max=1))
+    scores = count.log_softmax(1)[:, :, None] + gains[:, None]
+    best = scores.masked_fill(~is_possible, -torch.inf).flatten(1).argmax(1)
+    number = best % gains.shape[1]
+    is_chosen = torch.arange(present.shape[1]) < number[:, None]
+    return torch.zeros_like(order).scatter(1, order, is_chosen.long()), best // gains.shape[1]

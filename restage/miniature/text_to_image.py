@@ -144,7 +144,7 @@ def train_text_to_image(
     backbone = Backbone(tokenizer, text_encoder, unet, vae, schedule, SCHEDULER_CONFIG)
     yield from encode_pictures(folder, pictures, backbone)
     latents = torch.from_numpy(np.load(folder / "state" / "latents.npy")[: len(pictures)])
-    chances = _chances(pictures)
+    chances = pictures.chances(SHARES)
 
     with watched(unet, latents.shape[-1]) as shares:
         model = _UnetAndText(unet, text_encoder, shares)
@@ -181,13 +181,6 @@ def _copy_weights(start: Backbone, tokenizer: Any, unet: nn.Module, text_encoder
         text_encoder.load_state_dict(start.text_encoder.state_dict())
     except RuntimeError as error:
         raise InputError(f"the model to start from has other shapes: {str(error).splitlines()[0]}") from None
-
-
-def _chances(pictures: Pictures) -> Float[Tensor, " n"]:
-    """How likely each picture is to be drawn: such that numbers of objects come in their `SHARES`."""
-    counts = torch.tensor([len(description.objects) for description in pictures.descriptions])
-    shares = torch.tensor(SHARES) / torch.bincount(counts, minlength=len(SHARES) + 1)[1:].clamp(min=1)
-    return shares[counts - 1]
 
 
 class _Batch(NamedTuple):

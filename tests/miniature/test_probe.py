@@ -12,7 +12,16 @@ from restage.diffusion.backbone import load_backbone
 from restage.diffusion.training import read_metrics
 from restage.miniature import pictures, probe, probe_pictures
 from restage.miniature.pictures import Pictures, make_pictures
-from restage.miniature.probe import Probe, augment, load_probe, probe_losses, read_pictures, save_probe, train_probe
+from restage.miniature.probe import (
+    Probe,
+    augment,
+    likeliest_kinds,
+    load_probe,
+    probe_losses,
+    read_pictures,
+    save_probe,
+    train_probe,
+)
 from restage.miniature.probe_pictures import (
     FIRST_KIND_CLASS,
     IGNORED,
@@ -161,6 +170,44 @@ def test_probe_reads_the_same_from_disk(tmp_path: Path) -> None:
         torch.testing.assert_close(saved(images).colors, loaded(images).colors, atol=0.02, rtol=0.02)
     whole, parts = read_pictures(loaded, images), read_pictures(loaded, images, batch_size=2)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_kinds_and_number_of_objects_are_the_likeliest_that_go_together() -> None:
+    generator = torch.Generator().manual_seed(3)
+    present, count = 2 * torch.randn(40, 5, generator=generator), 3 * torch.randn(40, 5, generator=generator)
+    found, number = likeliest_kinds(present, count)
+    for row in range(len(present)):
+
+        def likelihood(kinds: tuple[int, ...], objects: int, row: int = row) -> float:
+            there = torch.tensor([kind in kinds for kind in range(5)])
+            signs = torch.where(there, 1.0, -1.0)
+            return float((signs * present[row]).sigmoid().log().sum() + count[row].log_softmax(0)[objects])
+
+        possible = [
+            (kinds, objects)
+            for objects in range(5)
+            for size in range(min(1, objects), objects + 1)
+            for kinds in itertools.combinations(range(5), size)
+        ]
+        best = max(possible, key=lambda item: likelihood(*item))
+        assert (tuple(found[row].nonzero()[:, 0].tolist()), int(number[row])) == best
+
+
+def test_a_probe_goes_on_from_the_weights_of_another(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pictures, "SHARD_SIZE", 6)
+    monkeypatch.setattr(probe_pictures, "SHARD_SIZE", 3)
+    monkeypatch.setattr(probe, "NUM_PROBE_PICTURES", 3)
+    torch.manual_seed(5)
+    first = Probe()
+    save_probe(first, tmp_path / "first" / "probe.safetensors")
+    (tmp_path / "text_to_image").symlink_to(folder / "miniature" / "text_to_image")
+    config = replace(probe.RECIPE, num_steps=1, batch_size=4, learning_rate=1e-9, weight_decay=0.0)
+    list(train_probe(tmp_path, Pictures(folder / "pictures"), config, start=tmp_path / "first"))
+    second = load_probe(tmp_path / "probe" / "probe.safetensors").state_dict()
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(second[name], value, rtol=2e-3, atol=1e-5, msg=name)
+    with pytest.raises(InputError, match="expected a probe"):
+        next(train_probe(tmp_path, Pictures(folder / "pictures"), config, start=tmp_path / "none"))
 
 
 def test_missing_or_other_weights_are_refused(tmp_path: Path) -> None:

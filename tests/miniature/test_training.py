@@ -281,6 +281,13 @@ def test_training_sets_show_several_objects_more_often_than_one(training_folder:
     assert counts[:5] == list(pictures.NUM_OBJECTS) and min(counts[5:]) == 1
 
 
+def test_pictures_are_drawn_in_the_shares_that_are_asked_for(small_set: Pictures) -> None:
+    chances = small_set.chances((0.1, 0.3, 0.6))
+    counts = torch.tensor([len(description.objects) for description in small_set.descriptions])
+    shares = torch.stack([chances[counts == number].sum() for number in (1, 2, 3)]) / chances.sum()
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.3, 0.6]))
+
+
 def test_captions_from_the_left_name_objects_as_they_stand_in_the_picture(small_set: Pictures) -> None:
     several = [i for i, d in enumerate(small_set.descriptions) if len(d.objects) > 1]
     captions = small_set.captions_from_the_left(several, 0)
