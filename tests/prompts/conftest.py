@@ -1,0 +1,14 @@
+import pytest
+
+from restage.prompts import endpoint
+from tests.prompts.fake_llm import KEY, serve
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.delenv("RESTAGE_LLM_MODEL", raising=False)
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE_S", 0.01)
+    with serve() as fake:
+        yield fake
