@@ -195,7 +195,7 @@ class Benchmark:
         cases = list(held_out.edit_cases(self.settings.world_seed, self.settings.cases))
         edited = edits.run_edits(load_edit_model(self.settings.edit_model or self.folders.edit_model), cases)
         self.figures.add(edits.edit_figures(edited))
-        self.figures.details["progress_of_adding_elsewhere"] = edits.progress_of_adding_elsewhere(cases)
+        self.figures.details.update(edits.adding_elsewhere(cases))
         self.figures.pictures["edits"] = page.draw_edits(edited)
 
     def assets(self) -> None:

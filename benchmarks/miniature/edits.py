@@ -18,7 +18,7 @@ from restage.records import derive_seed
 from restage.world.grammar import EDIT_KINDS, SceneObject, sample_edit
 from restage.world.render import render_view
 
-__all__ = ["APPEARANCE", "SHAPE", "EditedCase", "edit_figures", "progress_of_adding_elsewhere", "run_edits"]
+__all__ = ["APPEARANCE", "SHAPE", "EditedCase", "adding_elsewhere", "edit_figures", "run_edits"]
 
 APPEARANCE, SHAPE = ("recolour", "ground", "time"), ("reshape", "add", "remove")
 BATCH_SIZE = 14
@@ -69,7 +69,7 @@ def edit_figures(edits: Sequence[EditedCase]) -> dict[str, float]:
         "edit_progress_shape": mean(SHAPE, "progress"),
         "edit_spill": mean(EDIT_KINDS, "spill"),
         "edit_mask_iou": mean(EDIT_KINDS, "mask_iou"),
-        **{f"edit_progress_{kind}": mean((kind,), "progress") for kind in EDIT_KINDS},
+        **{f"edit_{name}_{kind}": mean((kind,), name) for name in ("progress", "mask_iou") for kind in EDIT_KINDS},
     }
 
 
@@ -84,16 +84,20 @@ def _another_place(case: Case, index: int) -> SceneObject:
     raise RuntimeError(f"no place found for {added}")
 
 
-def progress_of_adding_elsewhere(cases: Sequence[Case]) -> float:
-    """Progress of exact pictures in which the right object was added in another free place; NaN without such cases.
+def adding_elsewhere(cases: Sequence[Case]) -> dict[str, float]:
+    """Progress and mask IoU of exact pictures in which the right object was added in another free place.
 
     An instruction does not say where an object is to go, but truth has put it somewhere: this is what an editor that
-    adds perfectly, and cannot guess, is scored.
+    adds perfectly, and cannot guess, is scored. NaN without such cases.
     """
-    values = []
+    scores = []
     for index, case in enumerate(cases):
         if case.edit.kind == "add":
             scene = replace(case.edit.after, objects=(*case.edit.before.objects, _another_place(case, index)))
             view = torch.from_numpy(render_view(scene, case.camera).image)[None]
-            values.append(progress(view, case.before[None], case.after[None], case.mask[None]).mean)
-    return float(np.mean(values)) if values else float("nan")
+            before, after = case.before[None], case.after[None]
+            scores.append(
+                (progress(view, before, after, case.mask[None]).mean, mask_iou(view, before, before, after).mean)
+            )
+    means = np.mean(scores, axis=0) if scores else (float("nan"), float("nan"))
+    return {f"{name}_of_adding_elsewhere": float(m) for name, m in zip(("progress", "mask_iou"), means, strict=True)}
