@@ -2,8 +2,9 @@
 
     python -m benchmarks.pictured_pairs [--pairs 84] [--variants defaults,one_iteration] [--sheet pictured.png]
 
-Scenes of the training split, kinds of edit in turn. A removal is left out: its picture shows the scene after, and what
-is made has no one truth. Additions have none either, since the instruction names no place. The last line is JSON.
+Scenes of the training split, kinds of edit in turn. The picture shows the scene before, of a removal, too (those of the
+edit model's recipe show the scene after). Additions are left out: they have no one truth, since the instruction names
+no place. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -37,20 +38,27 @@ VARIANTS: Mapping[str, GenerateConfig] = {
     "one_iteration": replace(DEFAULTS, inversion_iterations=1),
     "three_iterations": replace(DEFAULTS, inversion_iterations=3),
     "reshape_by_blend_alone": replace(DEFAULTS, reshape_control_of_pictures=None),
+    "target_behind": DEFAULTS,
     "guidance_3": replace(DEFAULTS, guidance=3.0),
     "guidance_1": replace(DEFAULTS, guidance=1.0),
     "guidance_1.5": replace(DEFAULTS, guidance=1.5),
     "guidance_5": replace(DEFAULTS, guidance=5.0),
 }
-KINDS = ("recolour", "reshape", "ground", "time", "resize")
+KINDS = ("recolour", "reshape", "ground", "time", "resize", "remove")
 
 
 def job_of(pair: ExactPair, config: GenerateConfig) -> PairJob:
+    """The job of making a pair like an exact one from its first picture."""
     (job,) = make_jobs([pair.prompt], config, samples_per_prompt=1, run_seed=0)
     buffer = io.BytesIO()
     Image.fromarray(to_uint8(pair.source)).save(buffer, format="PNG")
     prompt = replace(pair.prompt, picture="render.png")
     return replace(job, prompt=prompt, picture=buffer.getvalue())
+
+
+def without_behind(pair: ExactPair) -> ExactPair:
+    """The same pair, whose removal is painted by its target caption, as all were before captions of what is behind."""
+    return pair._replace(prompt=replace(pair.prompt, behind=""))
 
 
 def make(backbone: Backbone, pairs: Sequence[ExactPair], config: GenerateConfig) -> tuple[Tensor, Tensor]:
@@ -87,19 +95,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=None, help="folder of models; default: those of the package")
     parser.add_argument("--pairs", type=int, default=84)
-    parser.add_argument("--variants", default="defaults")
+    parser.add_argument("--variants", default="defaults", help=f"of {', '.join(VARIANTS)}")
+    parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--sheet", type=Path, default=None, help="draw source, truth and what each variant makes")
     arguments = parser.parse_args()
     names = arguments.variants.split(",")
     if unknown := sorted(set(names) - set(VARIANTS)):
         raise SystemExit(f"unknown: {', '.join(unknown)}; choose from {', '.join(VARIANTS)}")
     backbone = load_backbone(models_in(arguments.models).text_to_image)
-    pairs = [pair for pair in render_pairs(arguments.pairs, seed=777) if pair.prompt.kind in KINDS]
+    pairs = [pair for pair in render_pairs(arguments.pairs, seed=777) if pair.prompt.kind in arguments.kinds.split(",")]
     columns = [torch.stack([pair.source for pair in pairs]), torch.stack([pair.edited for pair in pairs])]
     found = {}
     for name in names:
         started_s = time.perf_counter()
-        sources, edited = make(backbone, pairs, VARIANTS[name])
+        chosen = [without_behind(pair) for pair in pairs] if name == "target_behind" else pairs
+        sources, edited = make(backbone, chosen, VARIANTS[name])
         found[name] = {"seconds_a_pair": round((time.perf_counter() - started_s) / len(pairs), 3)}
         found[name] |= figures(pairs, sources, edited)
         columns.append(edited)

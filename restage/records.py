@@ -195,6 +195,9 @@ class PromptPair:
     undo: str = ""
     """Instruction that leads back from the target to the source, so that the pair can be learned both ways; empty for
     none. No part of the id, for no picture depends on it."""
+    behind: str = ""
+    """Of a removal, caption of what is left where the thing was, such as `sand in the fog`; empty for none. A pair made
+    of a picture that shows the thing is painted with it, since the target's other things would fill the gap."""
 
     def __post_init__(self) -> None:
         for name in ("source", "target", "instruction"):
@@ -208,9 +211,17 @@ class PromptPair:
         """Content id."""
         plain = to_plain(self)
         del plain["undo"]
+        if not self.is_painted_behind:
+            del plain["behind"]
         if not self.picture:  # the id that such a pair had before pairs could have pictures
             del plain["picture"], plain["pictured"]
         return content_id("prompt", plain)
+
+    @property
+    def is_painted_behind(self) -> bool:
+        """Whether the picture after the edit is painted by the caption of what is behind, inside the words' region."""
+        has_thing = bool(self.picture) and self.pictured == "source"
+        return has_thing and self.kind == "remove" and bool(self.behind and self.words)
 
     @classmethod
     def from_plain(cls, value: Mapping[str, Any]) -> PromptPair:

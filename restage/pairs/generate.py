@@ -173,7 +173,7 @@ def make_control(backbone: Backbone, job: PairJob, config: GenerateConfig) -> tu
     Raises:
         InputError: a caption is too long, or none of the pair's words stands in either caption.
     """
-    prompt, options = job.prompt, config.control
+    prompt, options, target = job.prompt, config.control, _painted_caption(job)
     in_place = config.reshape_control_of_pictures
     if job.is_picture and in_place is not None and prompt.kind == "reshape":
         options = in_place
@@ -183,14 +183,19 @@ def make_control(backbone: Backbone, job: PairJob, config: GenerateConfig) -> tu
         window = (min(options.self_window[0], job.self_share), job.self_share)
         options = dataclasses.replace(options, self_window=window)
     return build_control(
-        backbone.tokenizer, prompt.source, prompt.target, swaps=prompt.swaps, words=prompt.words, options=options
+        backbone.tokenizer, prompt.source, target, swaps=prompt.swaps, words=prompt.words, options=options
     )
+
+
+def _painted_caption(job: PairJob) -> str:
+    """The caption of the edit branch."""
+    return job.prompt.behind if job.prompt.is_painted_behind else job.prompt.target
 
 
 def reversed_prompt(prompt: PromptPair) -> PromptPair:
     """The prompt pair the other way about; its instruction and kind stay what they are."""
     swaps = tuple((new, old) for old, new in prompt.swaps)
-    return dataclasses.replace(prompt, source=prompt.target, target=prompt.source, swaps=swaps)
+    return dataclasses.replace(prompt, source=prompt.target, target=prompt.source, swaps=swaps, behind="")
 
 
 def _batch(
@@ -217,7 +222,7 @@ def _batch(
         control=PairControl.merge(controls),
         source_of=torch.tensor([sources.index(key) for key in keys]),
         source_text=source_text,
-        edit_text=backbone.encode_prompts([job.prompt.target for job in jobs]),
+        edit_text=backbone.encode_prompts([_painted_caption(job) for job in jobs]),
         seeds=tuple(seed for _, seed, _ in sources),
         guidance=torch.full((len(sources),), float(config.guidance)),
         trajectories=trajectories,

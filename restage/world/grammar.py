@@ -343,7 +343,14 @@ def prompt_pair_of(edit: Edit, seed: int, *, form: str = "grammar") -> PromptPai
         words=_edit_words(edit),
         form=form,
         undo=undo_of(edit, seed),
+        behind=background_of(edit.after, seed) if edit.kind == "remove" else "",
     )
+
+
+def background_of(description: Description, seed: int) -> str:
+    """Write a caption of ground and light alone, in the wording that the seed chooses for captions."""
+    rng = np.random.default_rng(derive_seed("background", seed))
+    return f"{description.ground} {_TIME_FORMS[int(rng.integers(len(_TIME_FORMS)))][description.time]}"
 
 
 def undo_of(edit: Edit, seed: int) -> str:

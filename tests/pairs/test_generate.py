@@ -218,3 +218,29 @@ def test_a_picture_is_turned_upright_and_cut_from_its_middle():
     assert decode_picture(buffer.getvalue(), (20, 20)).min() > 0.99
     whole = decode_picture(buffer.getvalue(), (40, 20))
     assert whole.shape == (3, 40, 20) and whole[0, 0, -1] == 1 and whole[1, 0, -1] == 0
+
+
+def test_a_removal_from_a_picture_is_painted_by_what_is_behind(backbone, picture):
+    prompt = PromptPair(
+        source="a red cube and a blue ball on sand",
+        target="a red cube on sand",
+        instruction="remove the ball",
+        kind="remove",
+        words=("ball",),
+        behind="sand",
+    )
+    by_caption = dataclasses.replace(prompt, target="sand", behind="")
+    made, expected, filled = (
+        generate_pairs(backbone, [pictured_job(picture, some)], CONFIG)
+        for some in (prompt, by_caption, dataclasses.replace(prompt, behind=""))
+    )
+    assert torch.equal(made.edited, expected.edited) and not torch.equal(made.edited, filled.edited)
+
+
+def test_what_is_behind_counts_only_where_it_is_painted():
+    prompt = dataclasses.replace(_job("remove").prompt, behind="sand", picture="given.png")
+    assert prompt.is_painted_behind and prompt.id != dataclasses.replace(prompt, behind="").id
+    for other in ({"picture": ""}, {"pictured": "target"}, {"words": ()}, {"kind": "add"}, {"behind": ""}):
+        changed = dataclasses.replace(prompt, **other)
+        assert not changed.is_painted_behind and changed.id == dataclasses.replace(changed, behind="").id
+    assert not reversed_prompt(prompt).is_painted_behind

@@ -175,6 +175,15 @@ def test_undo_asks_for_what_was_there_before() -> None:
     assert prompt_pair_of(edit, 0).undo == ""  # bigger would be big
 
 
+def test_only_removals_say_what_is_behind_and_that_names_no_object() -> None:
+    for seed in SEEDS:
+        for edit in edits_of(seed):
+            behind = prompt_pair_of(edit, seed).behind
+            assert bool(behind) == (edit.kind == "remove")
+            assert not set(behind.split()) & {*KINDS, *(item.color for item in edit.before.objects)}
+            assert not behind or behind.startswith(edit.before.ground)
+
+
 def test_captions_are_short_and_name_every_object() -> None:
     for seed in SEEDS:
         description = sample_description(seed)
