@@ -30,7 +30,15 @@ from restage.report.slides import write_slides
 from restage.report.summary import summarise
 from restage.report.supplement import write_supplement
 from restage.report.trace import rows_data, trace_results
-from restage.report.words import as_json, as_text, as_words, count_of, format_duration, format_number, hardware_in_words
+from restage.report.words import (
+    as_json,
+    as_text,
+    as_words,
+    count_of,
+    format_number,
+    hardware_in_words,
+    unbroken_duration,
+)
 from restage.run_folder import RunFolder
 
 __all__ = ["ReportConfig", "run_report", "write_report"]
@@ -143,7 +151,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        duration=format_duration, words=as_words, plain=as_text, pretty=as_json, number=format_number
+        duration=unbroken_duration, words=as_words, plain=as_text, pretty=as_json, number=format_number
     )
     environment.globals.update(
         style=Markup(package.joinpath("page.css").read_text(encoding="utf-8")),

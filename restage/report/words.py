@@ -11,7 +11,16 @@ from typing import Any
 
 from restage.records import to_plain
 
-__all__ = ["as_json", "as_text", "as_words", "count_of", "format_duration", "format_number", "hardware_in_words"]
+__all__ = [
+    "as_json",
+    "as_text",
+    "as_words",
+    "count_of",
+    "format_duration",
+    "format_number",
+    "hardware_in_words",
+    "unbroken_duration",
+]
 
 
 def format_number(value: float, digits: int) -> str:
@@ -53,6 +62,11 @@ def as_text(value: Any) -> str:
 def as_json(value: Any) -> str:
     """A JSON value to be read."""
     return json.dumps(to_plain(value), indent=2, ensure_ascii=False)
+
+
+def unbroken_duration(seconds: float) -> str:
+    """The same for narrow columns: a line may end between minutes and seconds, not between a number and its unit."""
+    return re.sub(r"(?<=\d) ", "\N{NO-BREAK SPACE}", format_duration(seconds))
 
 
 def hardware_in_words(machine: Mapping[str, Any]) -> str:
