@@ -122,7 +122,7 @@ def train_text_to_image(
     Command: `restage miniature train text-to-image`. The shipped weights had 6,500 steps, half of whose pictures showed
     one object, then 5,500, 4,000 and 6,500 from there (`--start`, `--compile`, `--num-pictures 36000`; the last two in
     today's `SHARES`, the last with another seed and scenes from which an object was taken), 0.55 to 0.8 s each on one
-    core. Then 93 % of the pictures of held-out captions are right (97, 93, 86 % with one, two, three objects).
+    core. Then 94 % of the pictures of held-out captions are right (97, 93, 88 % with one, two, three objects).
 
     Args:
         folder: Of the models; its `text_to_image/vae` is there already.
