@@ -142,7 +142,7 @@ def check_bf16() -> Iterator[Finding]:
             name="bf16",
             status="note",
             found="not in hardware, as far as can be told",
-            advice="Models compute in float32 here; processors with bf16 are two to four times as fast.",
+            advice="Models compute in float32 here; processors with bf16 are two to three times as fast.",
         )
 
 
