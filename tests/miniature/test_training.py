@@ -214,7 +214,7 @@ def test_a_step_on_another_device_mixes_no_devices(
 ) -> None:
     # Tensors of the device `meta` have shapes only, and are as little to be mixed with the CPU's as a GPU's are.
     monkeypatch.setattr(module, "train", _first_step)
-    monkeypatch.setattr(probe, "make_probe_pictures", lambda *_: iter(()))
+    monkeypatch.setattr(probe, "make_probe_pictures", lambda *_, **__: iter(()))
     monkeypatch.setattr(probe, "ProbePictures", _FreePictures)
     shutil.copytree(models_in().text_to_image, tmp_path / "text_to_image")
     (tmp_path / "state").mkdir()
