@@ -64,7 +64,7 @@ def train_autoencoder(
 
     Each of the two has a rise and a fall of the learning rate of its own.
     Command: `restage miniature train autoencoder`. 32.3 dB on unseen renders after the first 1,100 steps, 35.8 after
-    all, 33 minutes on one core with bfloat16 (docs/log.md).
+    all, 33 minutes on one core with bfloat16 (docs/log.md). What ships ran the two as two commands.
 
     Args:
         folder: Of the models.

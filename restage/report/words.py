@@ -65,7 +65,7 @@ def as_json(value: Any) -> str:
 
 
 def unbroken_duration(seconds: float) -> str:
-    """The same for narrow columns: a line may end between minutes and seconds, not between a number and its unit."""
+    """As `format_duration`, for narrow columns: no line ends between a number and its unit."""
     return re.sub(r"(?<=\d) ", "\N{NO-BREAK SPACE}", format_duration(seconds))
 
 

@@ -348,7 +348,7 @@ def prompt_pair_of(edit: Edit, seed: int, *, form: str = "grammar") -> PromptPai
 
 
 def background_of(description: Description, seed: int) -> str:
-    """Write a caption of ground and light alone, in the wording that the seed chooses for captions."""
+    """Write a caption of ground and light alone; the seed chooses the wording."""
     rng = np.random.default_rng(derive_seed("background", seed))
     return f"{description.ground} {_TIME_FORMS[int(rng.integers(len(_TIME_FORMS)))][description.time]}"
 
