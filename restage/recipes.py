@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.compare.protocol import CompareConfig, run_compare
+from restage.diffusion.precision import without_denormals
 from restage.diffusion.training import TrainingConfig
 from restage.edit.single import EditChoice, StartingPoint, open_edit
 from restage.edit.stage import EditConfig, run_edit
@@ -384,6 +385,7 @@ def train_miniature(
         train, training = recipes[part]
         found = pictures.Pictures(folder / "pictures", num_pictures)
         more = {} if start is None else {"start": start}
-        yield from train(folder / "miniature", found, as_asked(training), device=device, **more)
+        with without_denormals():
+            yield from train(folder / "miniature", found, as_asked(training), device=device, **more)
     else:
         raise InputError(f"unknown part {part!r}; choose from pictures, edit-model, {', '.join(recipes)}")

@@ -1,15 +1,18 @@
-"""Whether models compute in bfloat16: where the hardware does so by itself it is faster, elsewhere it is slower.
+"""How finely models compute: in bfloat16 where the hardware does so by itself, and without denormal numbers.
 
 Weights stay as they are; only the operations under autocast change.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from restage.environment import BFLOAT16_FLAGS
 
-__all__ = ["bfloat16_autocast", "has_fast_bfloat16"]
+__all__ = ["bfloat16_autocast", "has_fast_bfloat16", "without_denormals"]
 
 CUDA_CAPABILITY = (8, 0)
 """NVIDIA's Ampere: the first with bfloat16; those before it emulate it."""
@@ -36,3 +39,18 @@ def bfloat16_autocast(device: torch.device, *, is_wanted: bool | None = None) ->
     """
     is_enabled = has_fast_bfloat16(device) if is_wanted is None else is_wanted
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_enabled)
+
+
+@contextlib.contextmanager
+def without_denormals() -> Iterator[None]:
+    """Within it, what is smaller than the least normal number (1.2e-38 in float32) counts as zero on the CPU.
+
+    Where an activation is far below zero, its gradient is such a number, and processors take a hundred times as long
+    over one: the backward pass of the trained autoencoder took six times as long with them (docs/log.md). PyTorch's
+    worker threads take this over from the thread that starts them, so enter it before the first of its operations.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

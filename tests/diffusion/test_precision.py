@@ -1,9 +1,9 @@
-"""Bfloat16 only where the hardware computes in it, unless the settings say otherwise."""
+"""Bfloat16 only where the hardware computes in it, unless the settings say otherwise; training without denormals."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,9 @@ from restage.diffusion import precision
 from restage.diffusion.edit_unet import widen_unet
 from restage.diffusion.editor import EditModel, EditSettings, edit_images
 from restage.diffusion.training import TrainingConfig, train
+from restage.miniature import autoencoder, pictures
+from restage.recipes import train_miniature
+from restage.records import Progress
 from tests.train.tiny import tiny_backbone
 
 CPU = torch.device("cpu")
@@ -97,3 +100,34 @@ def test_editing_computes_in_what_was_asked_for_or_is_fast(
     edited = edit_images(model, views, views, "x", noise_level=1.0, seeds=[0], settings=settings)
     assert dtypes == {"unet": expected, "vae": expected}
     assert edited.images.dtype == torch.float32
+
+
+class NoPictures(pictures.Pictures):
+    """A training set that is never looked at."""
+
+    def __init__(self, *_: object) -> None:
+        self.descriptions = []
+
+
+def half_of_the_least_normal_number() -> float:
+    return float(torch.tensor(torch.finfo(torch.float32).tiny) * 0.5)
+
+
+def test_denormal_numbers_are_zero_within_and_come_back_after_an_error() -> None:
+    assert half_of_the_least_normal_number() > 0
+    with pytest.raises(ValueError, match="stop"), precision.without_denormals():
+        assert half_of_the_least_normal_number() == 0
+        raise ValueError("stop")
+    assert half_of_the_least_normal_number() > 0
+
+
+def test_the_miniature_is_trained_without_denormal_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recipe(*_: object, **__: object) -> Iterator[Progress]:
+        for _step in range(2):
+            yield Progress(stage=f"{half_of_the_least_normal_number():g}", done=1, total=1)
+
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.setattr(pictures, "Pictures", NoPictures)
+    monkeypatch.setattr(autoencoder, "train_autoencoder", recipe)
+    assert [progress.stage for progress in train_miniature("autoencoder", tmp_path)] == ["0", "0"]
+    assert half_of_the_least_normal_number() > 0
