@@ -236,6 +236,24 @@ def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures,
             torch.testing.assert_close(value, weights[name], rtol=2e-3, atol=1e-5, msg=f"{part} {name}")
 
 
+def test_crops_are_squares_of_their_own_pictures_half_of_them_mirrored() -> None:
+    places = torch.arange(128 * 128.0).view(1, 1, 128, 128)
+    images = (places + 128 * 128 * torch.arange(64.0).view(64, 1, 1, 1)).expand(-1, 3, -1, -1)
+    crops = autoencoder.random_crops(images, torch.Generator().manual_seed(0))
+    assert crops.shape == (64, 3, autoencoder.CROP, autoencoder.CROP)
+    corners = set()
+    for index, crop in enumerate(crops[:, 0].int()):
+        is_mirrored = bool(crop[0, 0] > crop[0, 1])
+        upright = crop.flip(1) if is_mirrored else crop
+        picture, place = divmod(int(upright[0, 0]), 128 * 128)
+        y, x = divmod(place, 128)
+        assert picture == index
+        assert torch.equal(upright, images[index, 0, y : y + autoencoder.CROP, x : x + autoencoder.CROP].int())
+        corners.add((y, x, is_mirrored))
+    assert len(corners) > 60
+    assert 16 < sum(is_mirrored for *_, is_mirrored in corners) < 48
+
+
 def test_after_its_first_part_the_autoencoder_trains_its_decoder_alone(small_set: Pictures, tmp_path: Path) -> None:
     config = replace(autoencoder.RECIPE, num_steps=6, batch_size=2, is_bf16=False)
     list(autoencoder.train_autoencoder(tmp_path, small_set, config))
