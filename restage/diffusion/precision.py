@@ -45,6 +45,8 @@ def bfloat16_autocast(device: torch.device, *, is_wanted: bool | None = None) ->
 def without_denormals() -> Iterator[None]:
     """Within it, what is smaller than the least normal number (1.2e-38 in float32) counts as zero on the CPU.
 
+    Afterwards it counts again, whatever was set before.
+
     Where an activation is far below zero, its gradient is such a number, and processors are slow over them: the
     backward pass of the trained autoencoder took six times as long (docs/log.md). PyTorch's worker threads take this
     over from the thread that starts them, so enter it before the first of its operations.
