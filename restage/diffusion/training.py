@@ -150,7 +150,7 @@ def _compiled(model: nn.Module, is_compiled: bool) -> Iterator[None]:
     """Within it, calls of the model are compiled; its weights and their names stay what they are."""
     try:
         if is_compiled:
-            model.compile()
+            model.compile(dynamic=False)  # sizes are few, and each is compiled for itself
         yield
     finally:
         model._compiled_call_impl = None
@@ -175,7 +175,9 @@ def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: Trai
     device = next(model.parameters()).device
     average = copy.deepcopy(model).requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
+    )
     first = _resume(folder, model, average, optimizer, seed=config.seed)
     saved_s = time.monotonic()
     model.train()

@@ -105,6 +105,10 @@ def word_targets(
                 rows.append(row)
                 tokens.append(mask / mask.sum())
                 pixels.append(region)
+    if not rows:  # a small batch whose captions were all left out
+        num_pixels = object_ids[0].numel()
+        no_tokens = torch.zeros(0, tokenizer.model_max_length)
+        return WordTargets(torch.zeros(0, dtype=torch.long), no_tokens, torch.zeros(0, num_pixels))
     return WordTargets(torch.tensor(rows), torch.stack(tokens), torch.stack(pixels))
 
 
@@ -120,5 +124,5 @@ def grounding_loss(
     for layer in maps:
         attention = torch.einsum("wpt,wt->wp", layer[rows], tokens)
         inside = (attention * pixels).sum(1) / attention.sum(1).clamp(min=1e-8)
-        total = total + ((1 - inside).square() * weights[rows]).mean()
+        total = total + ((1 - inside).square() * weights[rows]).sum() / max(1, len(rows))
     return total / len(maps)

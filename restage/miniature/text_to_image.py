@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from restage.records import InputError, Progress, derive_seed, write_atomically
 
 __all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "train_text_to_image"]
 
-RECIPE = TrainingConfig(num_steps=6500, batch_size=32, learning_rate=5e-4, num_warmup_steps=80, ema_decay=0.996)
+RECIPE = TrainingConfig(num_steps=10500, batch_size=32, learning_rate=5e-4, num_warmup_steps=80, ema_decay=0.996)
 TEXT_WIDTH = 192
 DROP_TEXT = 0.1
 """Share of captions left out in training, for classifier-free guidance."""
@@ -32,6 +33,8 @@ SHARES = (0.1, 0.35, 0.55)
 """Shares of pictures with one, two and three objects in a batch: a single object is soon learned, a third is not."""
 GROUNDING_WEIGHT = 0.1
 """Weight of the grounding loss beside the mean squared error of the velocity."""
+HALF_SIZE_SHARE = 2 / 3
+"""Share of the steps, from the first, on latents of half the size; none where training goes on from other weights."""
 
 SCHEDULER_CONFIG = {
     "_class_name": "DDIMScheduler",
@@ -145,6 +148,7 @@ def train_text_to_image(
     yield from encode_pictures(folder, pictures, backbone)
     latents = torch.from_numpy(np.load(folder / "state" / "latents.npy")[: len(pictures)])
     chances = pictures.chances(SHARES)
+    num_halved = int(HALF_SIZE_SHARE * config.num_steps) if start is None else 0
 
     with watched(unet, latents.shape[-1]) as shares:
         model = _UnetAndText(unet, text_encoder, shares)
@@ -153,19 +157,32 @@ def train_text_to_image(
             batch = _sample_batch(latents, pictures, chances, tokenizer, config, step=step, generator=generator)
             batch = batch.to(device)
             noisy = schedule.add_noise(batch.clean, batch.noise, batch.timesteps)
-            prediction, maps = model(noisy, batch.timesteps, batch.ids)
             target = schedule.velocity(batch.clean, batch.noise, batch.timesteps)
+            words = batch.words
+            if step < num_halved:
+                noisy, target, words = _halve(noisy), _halve(target), _halve_words(words)
+            prediction, maps = model(noisy, batch.timesteps, batch.ids)
             # Where nearly all is noise no word can know its place yet.
             visible = schedule.coefficients(batch.timesteps, batch.clean)[0].flatten()
             return {
                 "velocity": nn.functional.mse_loss(prediction.float(), target),
-                "grounding": GROUNDING_WEIGHT * grounding_loss(maps, *batch.words, visible),
+                "grounding": GROUNDING_WEIGHT * grounding_loss(maps, *words, visible),
             }
 
         for step in train(model, loss_of, folder=folder / "state" / "text_to_image", config=config):
             note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
             yield Progress(stage="text-to-image", done=step.step, total=step.num_steps, note=note)
     save_backbone(backbone, folder / "text_to_image")
+
+
+def _halve(latents: Float[Tensor, "b c height width"]) -> Float[Tensor, "b c height/2 width/2"]:
+    """Average them in fours. Noise averages like the picture does, so each keeps its part of the noise level's mix."""
+    return nn.functional.avg_pool2d(latents, 2)
+
+
+def _halve_words(words: WordTargets) -> WordTargets:
+    size = math.isqrt(words.pixels.shape[1])
+    return words._replace(pixels=_halve(words.pixels.unflatten(1, (1, size, size))).flatten(1))
 
 
 def _copy_weights(start: Backbone, tokenizer: Any, unet: nn.Module, text_encoder: nn.Module) -> None:

@@ -17,10 +17,11 @@ from restage.diffusion.backbone import load_backbone, load_vae, save_tokenizer
 from restage.diffusion.clip import load_clip
 from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.pair_sampler import SamplerConfig
+from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import LossFunction, TrainingConfig, read_metrics
 from restage.edit.pictures import read_image
 from restage.miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
-from restage.miniature.grounding import grounding_loss, watched, word_targets
+from restage.miniature.grounding import WordTargets, grounding_loss, watched, word_targets
 from restage.miniature.pictures import Pictures, make_pictures, picture_scene
 from restage.miniature.probe_pictures import concatenate_labels, render_labelled
 from restage.miniature.rendered_pairs import PAIR_KINDS, render_pairs, write_pictured_prompts
@@ -118,6 +119,15 @@ def test_words_look_at_their_own_object(tokenizer) -> None:
     assert regions[:, :4].sum(1).tolist() == [4, 4, 0, 0, 0]
     assert regions[2].reshape(4, 4)[1].sum() == 4 and regions[4].reshape(4, 4)[2:].sum() == 8
     assert torch.allclose(tokens.sum(1), torch.ones(5))
+
+
+def test_a_batch_without_captions_grounds_nothing(tokenizer) -> None:
+    description = Description(objects=(SceneObject(kind="cube", color="red"),), ground="sand", time="noon")
+    words = word_targets(tokenizer, ["", ""], [description] * 2, torch.ones(2, 4, 4, dtype=torch.uint8))
+    maps = torch.full((2, 16, MAX_TOKENS), 1 / MAX_TOKENS, requires_grad=True)
+    loss = grounding_loss([maps], *words, torch.ones(2))
+    loss.backward()
+    assert float(loss.detach()) == 0 and maps.grad is not None and not maps.grad.any()
 
 
 def test_watching_a_unet_does_not_change_what_it_predicts_and_ends() -> None:
@@ -234,6 +244,43 @@ def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures,
         weights = getattr(before, part).state_dict()
         for name, value in getattr(after, part).state_dict().items():
             torch.testing.assert_close(value, weights[name], rtol=2e-3, atol=1e-5, msg=f"{part} {name}")
+
+
+@pytest.mark.parametrize(("has_start", "sizes"), [(False, [8, 8, 8, 8, 16, 16]), (True, [16] * 6)])
+def test_text_to_image_sees_latents_of_half_the_size_first(
+    small_set: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_start: bool, sizes: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def watch(model: torch.nn.Module, loss_of: LossFunction, *, config: TrainingConfig, **_: object) -> Iterator[None]:
+        model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+        for step in range(config.num_steps):
+            terms = loss_of(step, torch.Generator().manual_seed(step))
+            assert all(torch.isfinite(term) for term in terms.values())
+        yield from ()
+
+    monkeypatch.setattr(text_to_image, "train", watch)
+    start = models_in().text_to_image
+    shutil.copytree(start / "tokenizer", tmp_path / "tokenizer")
+    shutil.copytree(start / "vae", tmp_path / "text_to_image" / "vae")
+    config = replace(text_to_image.RECIPE, num_steps=6, batch_size=2)
+    list(text_to_image.train_text_to_image(tmp_path, small_set, config, start=start if has_start else None))
+    assert seen == sizes
+
+
+def test_half_the_size_keeps_pictures_and_the_places_of_words() -> None:
+    clean, noise = torch.randn(2, 3, 8, 16, 16)
+    schedule = Schedule.from_config(text_to_image.SCHEDULER_CONFIG)
+    timesteps = torch.tensor([10, 500, 900])
+    halved = text_to_image._halve(schedule.add_noise(clean, noise, timesteps))
+    torch.testing.assert_close(
+        halved, schedule.add_noise(text_to_image._halve(clean), text_to_image._halve(noise), timesteps)
+    )
+    pixels = torch.zeros(1, 16, 16)
+    pixels[0, 4:6, 10:16] = 1
+    words = WordTargets(torch.tensor([0]), torch.ones(1, 1), pixels.flatten(1))
+    small = text_to_image._halve_words(words).pixels.view(8, 8)
+    assert small[2, 5:].tolist() == [1, 1, 1] and small.sum() == 3
 
 
 def test_crops_are_squares_of_their_own_pictures_half_of_them_mirrored() -> None:
