@@ -24,7 +24,7 @@ from restage.records import InputError, Progress, derive_seed, write_atomically
 
 __all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "train_text_to_image"]
 
-RECIPE = TrainingConfig(num_steps=10500, batch_size=32, learning_rate=5e-4, num_warmup_steps=80, ema_decay=0.996)
+RECIPE = TrainingConfig(num_steps=7500, batch_size=32, learning_rate=5e-4, num_warmup_steps=80, ema_decay=0.996)
 TEXT_WIDTH = 192
 DROP_TEXT = 0.1
 """Share of captions left out in training, for classifier-free guidance."""
@@ -33,7 +33,7 @@ SHARES = (0.1, 0.35, 0.55)
 """Shares of pictures with one, two and three objects in a batch: a single object is soon learned, a third is not."""
 GROUNDING_WEIGHT = 0.1
 """Weight of the grounding loss beside the mean squared error of the velocity."""
-HALF_SIZE_SHARE = 2 / 3
+HALF_SIZE_SHARE = 1 / 3
 """Share of the steps, from the first, on latents of half the size; none where training goes on from other weights."""
 
 SCHEDULER_CONFIG = {

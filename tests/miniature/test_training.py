@@ -246,7 +246,7 @@ def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures,
             torch.testing.assert_close(value, weights[name], rtol=2e-3, atol=1e-5, msg=f"{part} {name}")
 
 
-@pytest.mark.parametrize(("has_start", "sizes"), [(False, [8, 8, 8, 8, 16, 16]), (True, [16] * 6)])
+@pytest.mark.parametrize(("has_start", "sizes"), [(False, [8, 8, 16, 16, 16, 16]), (True, [16] * 6)])
 def test_text_to_image_sees_latents_of_half_the_size_first(
     small_set: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_start: bool, sizes: list[int]
 ) -> None:
