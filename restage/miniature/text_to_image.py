@@ -121,11 +121,11 @@ def train_text_to_image(
 ) -> Iterator[Progress]:
     """Train UNet and text encoder on the autoencoder's latents, and save `<folder>/text_to_image`.
 
-    v-prediction on a cosine schedule, captions worded anew at each use, one in ten left out.
-    Command: `restage miniature train text-to-image`. The shipped weights had 6,500 steps, half of whose pictures showed
-    one object, then 5,500, 4,000 and 6,500 from there (`--start`, `--compile`, `--num-pictures 36000`; the last two in
-    today's `SHARES`, the last with another seed and scenes from which an object was taken), 0.55 to 0.8 s each on one
-    core. Then 94 % of the pictures of held-out captions are right (97, 93, 88 % with one, two, three objects).
+    v-prediction on a cosine schedule, captions worded anew at each use, one in ten left out. The first third of the
+    steps sees latents of half the size: enough for words, colours and places, which are learned there at two fifths of
+    a whole step's cost; shapes come after it.
+    Command: `restage miniature train text-to-image --num-pictures 36000 --compile`. Cost and figures, also of the
+    shipped weights, which had three times as many steps: docs/miniature.md.
 
     Args:
         folder: Of the models; its `text_to_image/vae` is there already.
