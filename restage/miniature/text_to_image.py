@@ -122,10 +122,10 @@ def train_text_to_image(
     """Train UNet and text encoder on the autoencoder's latents, and save `<folder>/text_to_image`.
 
     v-prediction on a cosine schedule, captions worded anew at each use, one in ten left out. The first third of the
-    steps sees latents of half the size: enough for words, colours and places, which are learned there at two fifths of
-    a whole step's cost; shapes come after it.
-    Command: `restage miniature train text-to-image --num-pictures 36000 --compile`. Cost and figures, also of the
-    shipped weights, which had three times as many steps: docs/miniature.md.
+    steps sees latents of half the size, at two fifths of a whole step's cost: most of which words belong where is
+    learned there, shapes come after it. Not run to its end yet; 7,500 steps may be too few.
+    Command: `restage miniature train text-to-image --num-pictures 36000 --num-steps 22500 --compile`. Cost and figures,
+    also of the shipped weights, which had 22,500 steps, all of them whole: docs/miniature.md.
 
     Args:
         folder: Of the models; its `text_to_image/vae` is there already.
