@@ -123,7 +123,7 @@ def train_text_to_image(
 
     v-prediction on a cosine schedule, captions worded anew at each use, one in ten left out. The first third of the
     steps sees latents of half the size, at two fifths of a whole step's cost: most of which words belong where is
-    learned there, shapes come after it. Not run to its end yet; 7,500 steps may be too few.
+    learned there, shapes come after it. 7,500 steps come close to what is asked of it, 22,500 were not run so.
     Command: `restage miniature train text-to-image --num-pictures 36000 --num-steps 22500 --compile`. Cost and figures,
     also of the shipped weights, which had 22,500 steps, all of them whole: docs/miniature.md.
 
