@@ -341,12 +341,12 @@ def train_miniature(
         num_pictures: Size of the training set.
         num_steps: Of training; None for the recipe's.
         is_compiled: Whether the model is compiled for its training.
-        start: A text-to-image folder (of a probe, the folder with its weights) from whose weights training goes on; of
-            the autoencoder only the decoder is then trained, so that latents stay what they are.
+        start: A text-to-image folder (an edit model's own; of a probe, the folder with its weights) from whose weights
+            training goes on; of the autoencoder only the decoder is then trained, so that latents stay what they are.
         version: For `edit-model`, which pairs it is trained on.
         batch_size: Of training; None for the recipe's.
         seed: Of first weights, batches and noise.
-        device: Where to train, such as `cuda`.
+        device: Where to train, such as `cuda`; the edit model's pairs are made on every GPU, or else on every core.
 
     Raises:
         InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
@@ -359,8 +359,8 @@ def train_miniature(
         "clip": (clip.train_clip, clip.RECIPE),
         "probe": (probe.train_probe, probe.RECIPE),
     }
-    if start is not None and part not in ("autoencoder", "text-to-image", "probe"):
-        raise InputError(f"a model to start from is for autoencoder, text-to-image and probe; {part} was asked for")
+    if start is not None and part in ("pictures", "clip"):
+        raise InputError(f"{part} starts from nothing; a model to start from is for the other parts")
     if is_compiled and part == "probe":
         raise InputError("PyTorch's compiler fails on the probe; leave --compile out")
 
@@ -378,7 +378,9 @@ def train_miniature(
     elif part == "edit-model":
         recipe = edit_model.RECIPE
         recipe = replace(recipe, train=replace(recipe.train, training=as_asked(recipe.train.training)))
-        yield from edit_model.train_edit(folder / "miniature", recipe, version=version, device=device)
+        engine = EngineConfig(engine="local")
+        models = folder / "miniature"
+        yield from edit_model.train_edit(models, recipe, version=version, start=start, engine=engine, device=device)
     elif part in recipes:
         if not (folder / "pictures").is_dir():
             raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")

@@ -97,8 +97,8 @@ def build_miniature() -> Callable[..., None]:
             num_steps: Of training; default: the recipe's.
             compile: Compile the model first (needs a C++ compiler): some minutes, then faster steps.
             start: Folder of a text-to-image model from whose weights that of another, or of an autoencoder, goes on; of
-                the latter the decoder alone is trained, so that models trained on its latents stay valid. For a probe,
-                the folder of another one.
+                the latter the decoder alone is trained, so that models trained on its latents stay valid. For a probe
+                or an edit model, the folder of another one.
             version: Pairs that the edit model is trained on: those that the rule accepts (the model that ships), all
                 that were made, or rendered ones; the others go to `edit_model_unfiltered` and `edit_model_exact`.
             batch_size: Of training; default: the recipe's.

@@ -10,22 +10,24 @@ from typing import Literal
 
 import torch
 
-from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.editor import Guidance
 from restage.diffusion.editor_folder import load_edit_model, save_edit_model
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
 from restage.miniature.rendered_pairs import render_pairs, write_pictured_prompts
+from restage.pairs.executors.interface import EngineConfig
 from restage.pairs.generate import GenerateConfig
+from restage.pairs.makers import ModelMaker
 from restage.pairs.score import PairRule, judge, score_pairs
-from restage.pairs.stage import PairsConfig, run_pairs
+from restage.pairs.stage import PairsConfig, run_campaign
 from restage.pairs.store import read_pairs
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import InputError, Progress
 from restage.run_folder import RunFolder
 from restage.train.batches import LossWeights
-from restage.train.edit_model import TrainConfig, train_edit_model
+from restage.train.edit_model import TrainConfig, load_start, train_edit_model
 from restage.train.examples import TrainingPair
 
 __all__ = [
@@ -117,6 +119,8 @@ def train_edit(
     recipe: EditModelRecipe = RECIPE,
     *,
     version: VersionName = "filtered",
+    start: Path | None = None,
+    engine: EngineConfig | None = None,
     device: str = "cpu",
 ) -> Iterator[Progress]:
     """Make pairs with `<folder>/text_to_image` and `<folder>/clip`, train on them, and save an edit model.
@@ -132,37 +136,44 @@ def train_edit(
         folder: Of the models.
         recipe: From which pairs, and how long.
         version: Which pairs: those that the rule accepts, all that were made, or rendered ones, which are exact.
-        device: Where pairs are made and the model is trained, such as `cuda`.
+        start: An edit model that training goes on from; None for `<folder>/text_to_image`, whose UNet is widened.
+        engine: Where pairs are made; in this process by default.
+        device: Where the model is trained, such as `cuda`.
 
     Raises:
-        InputError: fewer pairs were accepted than the recipe asks for.
+        InputError: fewer pairs were accepted than the recipe asks for, or there is no model to start from.
     """
     backbone = load_backbone(folder / "text_to_image", device)
     name = "edit_model" if version == "filtered" else f"edit_model_{version}"
     if version == "exact":
         pairs = render_pairs(recipe.num_pairs, seed=recipe.made.seed)
     else:
-        pairs = yield from _generate_pairs(folder, recipe, backbone, is_filtered=version == "filtered")
+        is_filtered = version == "filtered"
+        pairs = yield from _generate_pairs(folder, recipe, engine or EngineConfig(), is_filtered=is_filtered)
     state = folder / "state" / name
-    yield from train_edit_model(pairs, backbone, state, recipe.train, text_to_image=folder / "text_to_image")
+    first = load_start(start, device) if start is not None else backbone
+    yield from train_edit_model(pairs, first, state, recipe.train, text_to_image=folder / "text_to_image")
     model = replace(load_edit_model(state), guidance=GUIDANCE)
     save_edit_model(model, folder / name, text_to_image=folder / "text_to_image")
 
 
 def _generate_pairs(
-    folder: Path, recipe: EditModelRecipe, backbone: Backbone, *, is_filtered: bool
+    folder: Path, recipe: EditModelRecipe, engine: EngineConfig, *, is_filtered: bool
 ) -> Generator[Progress, None, Iterator[TrainingPair]]:
     """Make the pairs of both versions, or go on making them, and choose those to train on.
 
     They are scored anew when they are chosen: a CLIP that was trained again judges pairs that were made before it.
     """
-    clip = load_clip(folder / "clip", str(backbone.device))
     prompts = folder / "state" / "edit_model_prompts"
     yield from write_pictured_prompts(prompts, recipe.made.num_prompts, seed=recipe.made.seed)
     run = RunFolder.open(folder / "state" / "edit_model_pairs", recipe.made, seed=recipe.made.seed)
     yield from run_prompts(run, PromptsConfig(path=prompts / "prompts.jsonl"))
-    yield from run_pairs(run, recipe.made.pairs, backbone, clip)
+    config = recipe.made.pairs
+    maker = ModelMaker.of(folder / "text_to_image", folder / "clip", config.generate)
+    maker = replace(maker, num_pairs=recipe.made.num_prompts)
+    yield from run_campaign(run, config, maker, engine)
     run.close("done")
+    clip = load_clip(folder / "clip")
     pairs_folder = run.path / "pairs"
     chosen: list[int] = []
     numbered = enumerate(read_pairs(pairs_folder))

@@ -338,20 +338,33 @@ def test_pictured_prompts_show_the_side_that_is_not_to_be_made(tmp_path: Path) -
     assert first.read_bytes() == (tmp_path / pairs[1].picture).read_bytes()
 
 
+def _short_recipe() -> edit_model.EditModelRecipe:
+    """Four prompts, three pairs, one step of training."""
+    recipe = edit_model.RECIPE
+    generate = GenerateConfig(sampler=SamplerConfig(num_steps=2))
+    made = replace(recipe.made, num_prompts=4, pairs=replace(recipe.made.pairs, generate=generate))
+    training = replace(recipe.train.training, num_steps=1, batch_size=2)
+    return replace(recipe, made=made, num_pairs=3, train=replace(recipe.train, training=training))
+
+
+def test_an_edit_model_can_be_trained_on(tmp_path: Path) -> None:
+    shipped = models_in()
+    (tmp_path / "text_to_image").symlink_to(shipped.text_to_image)
+    list(edit_model.train_edit(tmp_path, _short_recipe(), version="exact", start=shipped.edit_model))
+    before, after = load_edit_model(shipped.edit_model), load_edit_model(tmp_path / "edit_model_exact")
+    for name in ("unet", "text_encoder"):  # one step of a warm-up changes next to nothing
+        old, new = (getattr(m if name == "unet" else m.backbone, name).state_dict() for m in (before, after))
+        assert all(float((old[key].float() - new[key].float()).abs().max()) < 1e-3 for key in old)
+        assert any(not torch.equal(old[key], new[key]) for key in old)
+    with pytest.raises(InputError, match="holds no model to start from"):
+        list(edit_model.train_edit(tmp_path, _short_recipe(), version="exact", start=tmp_path))
+
+
 def test_versions_of_the_edit_model_are_trained_alike_on_other_pairs(tmp_path: Path) -> None:
     models = models_in()
     for name in ("text_to_image", "clip"):
         shutil.copytree(getattr(models, name), tmp_path / name)
-    sampler = SamplerConfig(num_steps=2)
-    made = replace(
-        edit_model.RECIPE.made,
-        num_prompts=4,
-        pairs=replace(edit_model.RECIPE.made.pairs, generate=GenerateConfig(sampler=sampler)),
-    )
-    training = replace(edit_model.RECIPE.train.training, num_steps=1, batch_size=2)
-    recipe = replace(
-        edit_model.RECIPE, made=made, num_pairs=3, train=replace(edit_model.RECIPE.train, training=training)
-    )
+    recipe = _short_recipe()
     for version in ("unfiltered", "exact"):
         list(edit_model.train_edit(tmp_path, recipe, version=version))
         assert load_edit_model(tmp_path / f"edit_model_{version}").has_mask_output
