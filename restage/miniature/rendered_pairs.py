@@ -26,8 +26,8 @@ from restage.world.render import render_view
 __all__ = ["PAIR_KINDS", "render_pairs", "write_pictured_prompts"]
 
 PAIR_KINDS = (
-    *("recolour", "reshape", "add", "recolour", "ground"),
-    *("remove", "recolour", "reshape", "time", "resize"),
+    *("recolour", "reshape", "remove", "recolour", "ground", "reshape", "remove"),
+    *("recolour", "add", "time", "remove", "recolour", "reshape", "resize"),
 )
 """Kinds of edit of the pairs, in turn. Grounds and lights are learned from few pairs; recolours of objects that were
 not trained on stay twice as wrong as of those that were, so they come most often (docs/log.md)."""
@@ -60,13 +60,13 @@ def _camera(edit: Edit, item: int) -> Cameras:
 def write_pictured_prompts(folder: Path, count: int, *, seed: int) -> Iterator[Progress]:
     """Write `<folder>/prompts.jsonl` and the pictures that it names; pictures that are there are kept.
 
-    Kinds come in turn. The picture shows the scene before the edit; of a removal the one after, so that what has to be
-    made is the object, which the model can, and not what was behind it.
+    Kinds come in turn. The picture shows the scene before the edit; of half of the removals the one after. There what
+    has to be made is the object, softer than a render's own; in the others it is what was behind it.
     """
     pairs: list[PromptPair] = []
     for index in range(count):
         edit, item = _edit(index, seed), _seed(index, seed)
-        is_target = edit.kind == "remove"
+        is_target = edit.kind == "remove" and item % 2 == 0
         name = f"pictures/{index:06d}.png"
         path = folder / name
         if not path.exists():

@@ -313,7 +313,8 @@ def sample_edit(description: Description, seed: int, *, kind: str | None = None,
 def _edit_words(edit: Edit) -> tuple[str, ...]:
     """Words whose attention marks the region that changes; empty where that is the whole picture.
 
-    Of a recoloured object also its colours: the word "house" looks at the roof, and it is the walls that are painted.
+    Of an object that is recoloured or removed also its colours: the word "house" looks at the roof, and it is the walls
+    that are painted.
     """
     if edit.kind == "ground":
         return edit.before.ground, edit.after.ground
@@ -322,7 +323,7 @@ def _edit_words(edit: Edit) -> tuple[str, ...]:
     gone = [o.kind for o in edit.before.objects if o not in edit.after.objects]
     come = [o.kind for o in edit.after.objects if o not in edit.before.objects]
     colors = [o.color for o in (*edit.before.objects, *edit.after.objects) if o.kind in gone]
-    return tuple(dict.fromkeys(gone + come + (colors if edit.kind == "recolour" else [])))
+    return tuple(dict.fromkeys(gone + come + (colors if edit.kind in ("recolour", "remove") else [])))
 
 
 def prompt_pair_of(edit: Edit, seed: int, *, form: str = "grammar") -> PromptPair:

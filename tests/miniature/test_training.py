@@ -321,11 +321,15 @@ def test_exact_pairs_come_of_every_kind_and_change_what_their_masks_say() -> Non
         assert pair.prompt.source != pair.prompt.target
 
 
-def test_pictured_prompts_show_the_side_that_is_not_to_be_made(tmp_path: Path) -> None:
-    count = len(PAIR_KINDS)
+def test_pictured_prompts_show_one_side_of_which_half_of_the_removals_show_the_other(tmp_path: Path) -> None:
+    count = 4 * len(PAIR_KINDS)
     list(write_pictured_prompts(tmp_path, count, seed=3))
     pairs, exact = read_prompts(tmp_path / "prompts.jsonl"), list(render_pairs(count, seed=3))
-    assert [pair.kind for pair in pairs if pair.pictured == "target"] == ["remove"]
+    after = [pair for pair in pairs if pair.pictured == "target"]
+    removals = [pair for pair in pairs if pair.kind == "remove"]
+    assert {pair.kind for pair in after} == {"remove"}
+    assert 0.2 < len(after) / len(removals) < 0.8
+    assert all(pair.is_painted_behind for pair in removals if pair not in after)
     for pair, truth in zip(pairs, exact, strict=True):
         assert (pair.source, pair.target) == (truth.prompt.source, truth.prompt.target)
         expected = truth.edited if pair.pictured == "target" else truth.source
