@@ -259,7 +259,7 @@ def test_a_decoder_that_is_trained_on_leaves_the_latents_as_they_were(small_set:
 
 
 def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="clip was asked for"):
+    with pytest.raises(InputError, match="clip starts from nothing"):
         next(train_miniature("clip", tmp_path, start=tmp_path))
     with pytest.raises(InputError, match="leave --compile out"):
         next(train_miniature("probe", tmp_path, is_compiled=True))
