@@ -166,10 +166,11 @@ def _generate_pairs(
 
     They are scored anew when they are chosen: a CLIP that was trained again judges pairs that were made before it.
     """
-    prompts = folder / "state" / "edit_model_prompts"
-    yield from write_pictured_prompts(prompts, recipe.made.num_prompts, seed=recipe.made.seed)
     run = RunFolder.open(folder / "state" / "edit_model_pairs", recipe.made, seed=recipe.made.seed)
-    yield from run_prompts(run, PromptsConfig(path=prompts / "prompts.jsonl"))
+    if not (run.path / "prompts" / "stage.json").exists():  # whose config names a path: the folder may be moved
+        prompts = folder / "state" / "edit_model_prompts"
+        yield from write_pictured_prompts(prompts, recipe.made.num_prompts, seed=recipe.made.seed)
+        yield from run_prompts(run, PromptsConfig(path=prompts / "prompts.jsonl"))
     config = recipe.made.pairs
     maker = ModelMaker.of(folder / "text_to_image", folder / "clip", config.generate)
     maker = replace(maker, num_pairs=recipe.made.num_prompts)
