@@ -21,6 +21,8 @@ STAGES = ("prompts", "pairs", "train", "world", "scenes", "edit", "compare", "re
 """Stages in the order data flows."""
 
 PLAIN_LINES_PER_STAGE = 10
+MAX_SILENCE_S = 120.0
+"""Seconds after which the next step is shown, whatever its share."""
 
 MAX_EDIT_LINES = 24
 """Edits that are listed one by one."""
@@ -58,16 +60,17 @@ class _Last:
 
 
 def plain_lines(steps: Iterable[Progress]) -> Iterator[str]:
-    """One line for the first and last step of a stage and for each tenth between."""
-    stage, shown, started_s = None, -1, time.monotonic()
+    """One line for the first and last step of a stage, for each tenth between, and after a long silence."""
+    stage, shown, started_s, spoke_s = None, -1, time.monotonic(), time.monotonic()
     for step in steps:
+        now_s = time.monotonic()
         if step.stage != stage:
-            stage, shown, started_s = step.stage, -1, time.monotonic()
+            stage, shown, started_s = step.stage, -1, now_s
         tenth = step.done * PLAIN_LINES_PER_STAGE // max(step.total, 1)
-        if tenth != shown:
-            shown = tenth
+        if tenth != shown or now_s - spoke_s >= MAX_SILENCE_S:
+            shown, spoke_s = tenth, now_s
             note = f"  {step.note}" if step.note else ""
-            yield f"{step.stage:<8} {step.done:>5}/{step.total:<5} {time.monotonic() - started_s:6.1f} s{note}"
+            yield f"{step.stage:<8} {step.done:>5}/{step.total:<5} {now_s - started_s:6.1f} s{note}"
 
 
 def _show_bars(steps: Iterable[Progress]) -> None:

@@ -259,3 +259,10 @@ def test_plain_progress_is_about_ten_lines_a_stage() -> None:
     lines = list(plain_lines(steps))
     assert len(lines) == 11
     assert "1000/1000" in lines[-1] and "loss" in lines[-1]
+
+
+def test_plain_progress_is_never_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**9, 50))
+    monkeypatch.setattr("restage.show.time.monotonic", lambda: next(clock))
+    lines = list(plain_lines(Progress(stage="pairs", done=done, total=1000) for done in range(7)))
+    assert [line.split()[1] for line in lines] == ["0/1000", "3/1000", "6/1000"]
