@@ -60,17 +60,22 @@ class _Last:
 
 
 def plain_lines(steps: Iterable[Progress]) -> Iterator[str]:
-    """One line for the first and last step of a stage, for each tenth between, and after a long silence."""
-    stage, shown, started_s, spoke_s = None, -1, time.monotonic(), time.monotonic()
+    """One line for the first and last step of a stage, for each tenth between, and after a long silence.
+
+    Seconds count from the stage's first step, also where another came in between.
+    """
+    stage, shown, spoke_s = None, -1, time.monotonic()
+    started_s: dict[str, float] = {}
     for step in steps:
         now_s = time.monotonic()
         if step.stage != stage:
-            stage, shown, started_s = step.stage, -1, now_s
+            stage, shown = step.stage, -1
+            started_s.setdefault(stage, now_s)
         tenth = step.done * PLAIN_LINES_PER_STAGE // max(step.total, 1)
         if tenth != shown or now_s - spoke_s >= MAX_SILENCE_S:
             shown, spoke_s = tenth, now_s
             note = f"  {step.note}" if step.note else ""
-            yield f"{step.stage:<8} {step.done:>5}/{step.total:<5} {now_s - started_s:6.1f} s{note}"
+            yield f"{step.stage:<8} {step.done:>5}/{step.total:<5} {now_s - started_s[step.stage]:6.1f} s{note}"
 
 
 def _show_bars(steps: Iterable[Progress]) -> None:
