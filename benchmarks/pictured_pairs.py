@@ -1,10 +1,12 @@
 """Pairs made of rendered pictures against the exact picture after the edit: how right is what Prompt-to-Prompt paints?
 
     python -m benchmarks.pictured_pairs [--pairs 84] [--variants defaults,one_iteration] [--sheet pictured.png]
+    python -m benchmarks.pictured_pairs --pairs 70 --world-seed 0 --edit-model restage/assets/edit_model
 
-Scenes of the training split, kinds of edit in turn. The picture shows the scene before, of a removal, too (those of the
-edit model's recipe show the scene after). Additions are left out: they have no one truth, since the instruction names
-no place. The last line is JSON.
+Scenes of the training split, kinds of edit in turn, or the held-out edits of `benchmarks.miniature`. An edit model,
+which is given the instruction in place of the captions, edits the same renders: is it as good as its pairs?
+The picture shows the scene before, of a removal, too (of half of those in the edit model's recipe it shows the scene
+after). Additions are left out: they have no one truth, since the instruction names no place. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import argparse
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +24,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.miniature.edits import edit_views
+from benchmarks.miniature.held_out import edit_cases
 from restage.compare.metrics import mask_iou, progress, spill
 from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.editor_folder import load_edit_model
 from restage.edit.pictures import quantize
 from restage.miniature.edit_model import RECIPE
 from restage.miniature.rendered_pairs import render_pairs
@@ -67,6 +72,15 @@ def make(backbone: Backbone, pairs: Sequence[ExactPair], config: GenerateConfig)
     return torch.cat([part.sources for part in made]), torch.cat([part.edited for part in made])
 
 
+def exact_pairs(count: int, world_seed: int | None) -> Iterator[ExactPair]:
+    """Of scenes of the training split; with a world seed the held-out edits of `benchmarks.miniature`."""
+    if world_seed is None:
+        yield from render_pairs(count, seed=777)
+        return
+    for case in edit_cases(world_seed, count):
+        yield ExactPair(case.before, case.after, case.mask, case.prompt)
+
+
 def figures(pairs: Sequence[ExactPair], sources: Tensor, edited: Tensor) -> dict[str, dict[str, float]]:
     """Progress, spill and mask IoU of the edited pictures, by kind."""
     table: dict[str, list[tuple[float, float, float]]] = {}
@@ -97,13 +111,16 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=84)
     parser.add_argument("--variants", default="defaults", help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--world-seed", type=int, default=None, help="edits of benchmarks.miniature in this world")
+    parser.add_argument("--edit-model", type=Path, default=None, help="folder of an edit model to edit the same")
     parser.add_argument("--sheet", type=Path, default=None, help="draw source, truth and what each variant makes")
     arguments = parser.parse_args()
     names = arguments.variants.split(",")
     if unknown := sorted(set(names) - set(VARIANTS)):
         raise SystemExit(f"unknown: {', '.join(unknown)}; choose from {', '.join(VARIANTS)}")
     backbone = load_backbone(models_in(arguments.models).text_to_image)
-    pairs = [pair for pair in render_pairs(arguments.pairs, seed=777) if pair.prompt.kind in arguments.kinds.split(",")]
+    kinds, every = arguments.kinds.split(","), exact_pairs(arguments.pairs, arguments.world_seed)
+    pairs = [pair for pair in every if pair.prompt.kind in kinds]
     columns = [torch.stack([pair.source for pair in pairs]), torch.stack([pair.edited for pair in pairs])]
     found = {}
     for name in names:
@@ -114,6 +131,12 @@ def main() -> None:
         found[name] |= figures(pairs, sources, edited)
         columns.append(edited)
         print(name, found[name], flush=True)
+    if arguments.edit_model is not None:
+        model, instructions = load_edit_model(arguments.edit_model), [pair.prompt.instruction for pair in pairs]
+        _, edited = edit_views(model, columns[0], instructions)
+        found["edit_model"] = figures(pairs, columns[0], edited)
+        columns.append(edited)
+        print("edit_model", found["edit_model"], flush=True)
     if arguments.sheet:
         write_sheet(arguments.sheet, columns)
     print(json.dumps({"pairs": len(pairs), "variants": found}))

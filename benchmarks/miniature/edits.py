@@ -18,7 +18,7 @@ from restage.records import derive_seed
 from restage.world.grammar import EDIT_KINDS, SceneObject, sample_edit
 from restage.world.render import render_view
 
-__all__ = ["APPEARANCE", "SHAPE", "EditedCase", "adding_elsewhere", "edit_figures", "run_edits"]
+__all__ = ["APPEARANCE", "SHAPE", "EditedCase", "adding_elsewhere", "edit_figures", "edit_views", "run_edits"]
 
 APPEARANCE, SHAPE = ("recolour", "ground", "time"), ("reshape", "add", "remove")
 BATCH_SIZE = 14
@@ -37,23 +37,32 @@ class EditedCase(NamedTuple):
     mask_iou: float
 
 
+def edit_views(
+    model: EditModel, views: Float[Tensor, "n 3 h w"], instructions: Sequence[str]
+) -> tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]]:
+    """Edit views from pure noise: as the model gives them, and with everything outside its mask as it was."""
+    edited, kept = [], []
+    for start in range(0, len(views), BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        before = views[part]
+        made = edit_images(model, before, before, instructions[part], noise_level=1.0, seeds=[0] * len(before))
+        edited.append(made.images)
+        kept.append(before + (made.images - before) * (made.masks[:, None] > 0.5))
+    return torch.cat(edited), torch.cat(kept)
+
+
 def run_edits(model: EditModel, cases: Sequence[Case]) -> list[EditedCase]:
     """Edit the view of each case from pure noise and score it."""
+    before, instructions = torch.stack([case.before for case in cases]), [case.edit.instruction for case in cases]
     found = []
-    for start in range(0, len(cases), BATCH_SIZE):
-        batch = cases[start : start + BATCH_SIZE]
-        before = torch.stack([case.before for case in batch])
-        instructions = [case.edit.instruction for case in batch]
-        edited = edit_images(model, before, before, instructions, noise_level=1.0, seeds=[0] * len(batch))
-        kept = before + (edited.images - before) * (edited.masks[:, None] > 0.5)
-        for index, case in enumerate(batch):
-            view, source, truth = kept[index, None], case.before[None], case.after[None]
-            scores = (
-                progress(view, source, truth, case.mask[None]).mean,
-                spill(view, source, case.mask[None]).mean,
-                mask_iou(view, source, source, truth).mean,
-            )
-            found.append(EditedCase(case, edited.images[index], kept[index], *scores))
+    for case, edited, kept in zip(cases, *edit_views(model, before, instructions), strict=True):
+        view, source, truth = kept[None], case.before[None], case.after[None]
+        scores = (
+            progress(view, source, truth, case.mask[None]).mean,
+            spill(view, source, case.mask[None]).mean,
+            mask_iou(view, source, source, truth).mean,
+        )
+        found.append(EditedCase(case, edited, kept, *scores))
     return found
 
 
