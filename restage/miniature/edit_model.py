@@ -132,7 +132,8 @@ def train_edit(
     for the training, with bfloat16; four times that without. Not run to its end since half of the removals show the
     object: with 7,200 pairs of the recipe before, and 2,000 more steps on 2,188 of this one, which ships, single views
     have, in the mean of four worlds, progress 0.76 of recolour, ground and time, 0.20 of reshape, add and remove, spill
-    0.009, mask IoU 0.60 (docs/log.md).
+    0.009, mask IoU 0.60; 3,000 steps more on 7,200 of this one change nothing, since the pairs are hardly better
+    themselves (docs/miniature.md).
 
     Args:
         folder: Of the models.
