@@ -119,6 +119,7 @@ def main() -> None:
     if unknown := sorted(set(names) - set(VARIANTS)):
         raise SystemExit(f"unknown: {', '.join(unknown)}; choose from {', '.join(VARIANTS)}")
     backbone = load_backbone(models_in(arguments.models).text_to_image)
+    model = load_edit_model(arguments.edit_model) if arguments.edit_model is not None else None
     kinds, every = arguments.kinds.split(","), exact_pairs(arguments.pairs, arguments.world_seed)
     pairs = [pair for pair in every if pair.prompt.kind in kinds]
     columns = [torch.stack([pair.source for pair in pairs]), torch.stack([pair.edited for pair in pairs])]
@@ -131,9 +132,8 @@ def main() -> None:
         found[name] |= figures(pairs, sources, edited)
         columns.append(edited)
         print(name, found[name], flush=True)
-    if arguments.edit_model is not None:
-        model, instructions = load_edit_model(arguments.edit_model), [pair.prompt.instruction for pair in pairs]
-        _, edited = edit_views(model, columns[0], instructions)
+    if model is not None:
+        _, edited = edit_views(model, columns[0], [pair.prompt.instruction for pair in pairs])
         found["edit_model"] = figures(pairs, columns[0], edited)
         columns.append(edited)
         print("edit_model", found["edit_model"], flush=True)
