@@ -105,7 +105,7 @@ RECIPE = EditModelRecipe(
     num_pairs=7200,
     train=TrainConfig(
         training=TrainingConfig(
-            num_steps=4800, batch_size=32, learning_rate=1e-3, num_warmup_steps=100, ema_decay=0.998
+            num_steps=9000, batch_size=32, learning_rate=1e-3, num_warmup_steps=100, ema_decay=0.998
         ),
         weights=LossWeights(mask=0.3, changed=1.0),
         noise_shift=2.0,
@@ -129,10 +129,10 @@ def train_edit(
     tell what pair maker and filter cost, in `<folder>/edit_model_<version>`. Each `edit_model.json` names the
     text-to-image folder beside it for the parts that both share; UNet and text encoder are its own.
     Command: `restage miniature train edit-model --compile [--version exact]`. On two cores of an EPYC with bfloat16, 80
-    minutes for the pairs and 55 for the training; on an older Xeon without it two and three times that. In the mean of
-    four worlds, single views then have progress 0.73 of recolour, ground and time, 0.20 of reshape, add and remove,
-    spill 0.009, mask IoU 0.57. The model that ships had 11,000 steps, on earlier pairs and then on such: 0.76, 0.20,
-    0.009, 0.60; 3,000 more steps of it on these pairs change little, since the pairs are hardly better themselves
+    minutes for the pairs and 100 for the training; on an older Xeon without it two and three times that. In the mean of
+    four worlds, single views then have progress 0.75 of recolour, ground and time, 0.23 of reshape, add and remove,
+    spill 0.009, mask IoU 0.60; after `--num-steps 4800`, with two seeds, 0.73 and 0.72, 0.20 and 0.19, 0.009 and 0.010,
+    0.57 and 0.56. The model that ships had 11,000 steps, on earlier pairs and then on such: 0.76, 0.20, 0.009, 0.60
     (docs/miniature.md).
 
     Args:
