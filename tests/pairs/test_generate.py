@@ -30,8 +30,8 @@ def backbone():
 def test_control_is_chosen_by_what_the_pair_says(backbone):
     jobs = make_jobs(PROMPTS, CONFIG, samples_per_prompt=1, run_seed=0)
     made = [make_control(backbone, job, CONFIG) for job in jobs]
-    assert [name for name, _ in made] == ["replace", "replace", "replace", "refine", "refine"]
-    assert [bool(control.blend.has_words) for _, control in made] == [True, True, True, False, True]
+    assert [name for name, _ in made] == ["replace", "replace", "replace", "refine", "refine", "replace"]
+    assert [bool(control.blend.has_words) for _, control in made] == [True, True, True, False, True, True]
     assert all(0.3 <= float(control.self_attention.window[0, 1]) <= 0.7 for _, control in made)
 
 

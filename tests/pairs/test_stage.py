@@ -31,9 +31,10 @@ def test_accepted_pairs_are_stored_and_every_pair_has_a_row(undisturbed):
     folder, progress = undisturbed
     rows = read_rows(folder)
     accepted = [row["id"] for row in rows if row["accepted"]]
-    assert [pair.id for pair in read_pairs(folder)] == accepted and 0 < len(accepted) < len(rows) == len(PROMPTS)
-    assert all(row["accepted"] == (row["reason"] == "") for row in rows)
-    assert [(step.done, step.total) for step in progress][-1] == (5, 5) and len(done_shards(folder)) == 3
+    assert [pair.id for pair in read_pairs(folder)] == accepted
+    assert [row["reason"] for row in rows] == [*[""] * 5, "direction cannot be scored"]
+    assert [row["accepted"] for row in rows] == [*[True] * 5, False]
+    assert [(step.done, step.total) for step in progress][-1] == (6, 6) and len(done_shards(folder)) == 3
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])

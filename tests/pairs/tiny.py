@@ -36,7 +36,16 @@ PROMPTS = [
     PromptPair(
         source="a ball", target="a ball and a big cube", instruction="add a big cube", kind="add", words=("cube",)
     ),
+    PromptPair(
+        source="a red cube and a blue ball",
+        target="a blue cube and a red ball",
+        instruction="exchange their colours",
+        kind="recolour",
+        swaps=(("red", "blue"), ("blue", "red")),
+        words=("cube", "ball"),
+    ),
 ]
+"""In the last one both captions have the same letters, so that `WordlessClip` sees no step between them."""
 
 
 def tiny_model() -> Backbone:
@@ -52,16 +61,18 @@ class WordlessClip:
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         counts = torch.stack([torch.bincount(torch.tensor(list(text.encode())), minlength=128) for text in texts])
-        return F.normalize(counts.float() @ torch.randn(128, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
+        projection = torch.randn(128, 8, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+        return F.normalize(counts.double() @ projection, dim=-1)
 
 
 LENIENT = PairRule(
-    min_image_similarity=-1.0,
-    min_direction_similarity=-0.4,
-    min_text_similarity=-1.0,
+    min_image_similarity=-2.0,
+    min_direction_similarity=-2.0,
+    min_text_similarity=-2.0,
     min_change=0.0,
     min_mask_share=0.0,
 )
+"""Accepts whatever can be scored: a threshold that pictures of a random model meet depends on the machine."""
 
 
 def tiny_config(**changes) -> PairsConfig:
