@@ -187,7 +187,7 @@ class Benchmark:
 
     def sampling(self) -> None:
         """Seconds for 16 pictures, with the threads that torch has."""
-        self.figures.add(parts.measure_sampling(self.backbone, self.captions(16)))
+        self.figures.add(parts.measure_sampling(self.backbone, self.captions(16), self.settings.sampling))
         self.figures.details["num_threads"] = torch.get_num_threads()
 
     def edit_model(self) -> None:

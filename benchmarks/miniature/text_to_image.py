@@ -34,7 +34,7 @@ __all__ = ["Sample", "Sampling", "WordMask", "load_training_state", "mask_iou_of
 class Sampling:
     """How pictures are sampled; the defaults are those of `sample_images`."""
 
-    steps: int = 18
+    steps: int = 15
     guidance: float = 5.0
     solver: str = "dpmpp_2m"
     batch_size: int = 16

@@ -58,7 +58,7 @@ def sample_latents(
     *,
     seeds: Sequence[int],
     guidance: Float[Tensor, " batch"],
-    num_steps: int = 18,
+    num_steps: int = 15,
     solver: str = "dpmpp_2m",
 ) -> Iterator[SampleStep]:
     """Denoise under captions with classifier-free guidance, its strength per item (1 = none).
@@ -85,7 +85,7 @@ def sample_images(
     captions: Sequence[str],
     *,
     seeds: Sequence[int],
-    steps: int = 18,
+    steps: int = 15,
     guidance: float = 5.0,
     solver: str = "dpmpp_2m",
 ) -> Float[Tensor, "batch 3 height width"]:
