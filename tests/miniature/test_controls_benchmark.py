@@ -87,7 +87,7 @@ def test_sizes_of_other_edits_are_not_looked_at() -> None:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, Clip, Probe]:
     folder = write_tiny_models(tmp_path_factory.mktemp("models"))
-    return load_backbone(folder / "text_to_image"), load_clip(folder / "clip"), Probe(widths=(8, 8)).eval()
+    return load_backbone(folder / "text_to_image"), load_clip(folder / "clip"), Probe(widths=(8, 8, 8)).eval()
 
 
 @pytest.mark.parametrize("names", [["blend only, backwards"], ["blend only, backwards", "none"]])

@@ -158,7 +158,7 @@ def test_probe_that_is_stopped_ends_with_the_same_losses(folder: Path, tmp_path:
     whole, stopped = (read_metrics(tmp_path / name / "state" / "probe") for name in ("whole", "stopped"))
     assert len(whole) == 3 and whole == stopped
     paths = [tmp_path / name / "probe" / "probe.safetensors" for name in ("whole", "stopped")]
-    assert paths[0].read_bytes() == paths[1].read_bytes() and paths[0].stat().st_size < 2e6
+    assert paths[0].read_bytes() == paths[1].read_bytes() and paths[0].stat().st_size < 5e6
 
 
 def test_probe_reads_the_same_from_disk(tmp_path: Path) -> None:
@@ -213,6 +213,6 @@ def test_a_probe_goes_on_from_the_weights_of_another(folder: Path, tmp_path: Pat
 def test_missing_or_other_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         load_probe(tmp_path / "probe.safetensors")
-    save_probe(Probe((16, 16)), tmp_path / "small.safetensors")
+    save_probe(Probe((16, 16, 16)), tmp_path / "small.safetensors")
     with pytest.raises(InputError, match="no probe of this shape"):
         load_probe(tmp_path / "small.safetensors")
