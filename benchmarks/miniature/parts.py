@@ -90,7 +90,7 @@ def measure_sampling(backbone: Backbone, items: Sequence[Captioned], sampling: S
         sample_images(
             backbone,
             captions,
-            seeds=list(range(16)),
+            seeds=list(range(len(captions))),
             steps=sampling.steps,
             guidance=sampling.guidance,
             solver=sampling.solver,

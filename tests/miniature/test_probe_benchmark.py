@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from benchmarks.miniature.__main__ import WANTED, Figures
 from benchmarks.miniature.held_out import Captioned, captions, edit_cases, is_in_training, render_captioned
 from benchmarks.miniature.page import WRONG, Card, card_of, draw_cards, write_page, wrong_words
-from benchmarks.miniature.parts import roc_auc
+from benchmarks.miniature.parts import measure_sampling, roc_auc
 from benchmarks.miniature.text_to_image import (
     Sample,
     Sampling,
@@ -161,6 +162,22 @@ def test_samples_are_those_of_the_plain_sampler(backbone) -> None:
     for item, drawn in zip(items, samples, strict=True):
         assert [word.kind for word in drawn.words] == [o.kind for o in item.description.objects]
         assert all(word.attention.shape == (16, 16) and float(word.attention.min()) >= 0 for word in drawn.words)
+
+
+def test_the_time_is_that_of_the_sampling_asked_for(backbone, monkeypatch) -> None:
+    calls = []
+    predict = backbone.predict_noise
+    monkeypatch.setattr(type(backbone), "predict_noise", lambda self, *args: calls.append(1) or predict(*args))
+    for steps in (2, 5):
+        calls.clear()
+        assert measure_sampling(backbone, captions(0, 2), Sampling(steps=steps))["sample16_s"] > 0
+        assert len(calls) == 2 * steps  # it is timed twice
+
+
+def test_benchmark_samples_as_the_sampler_does_by_itself() -> None:
+    defaults = inspect.signature(sample_images).parameters
+    for name in ("steps", "guidance", "solver"):
+        assert getattr(Sampling(), name) == defaults[name].default
 
 
 def test_averaged_weights_of_a_training_take_the_place_of_the_models(backbone, tmp_path: Path) -> None:
