@@ -22,14 +22,14 @@ from pathlib import Path
 from methods import KINDS, by_kind, choose_names, world, write_rows
 
 from restage.compare.judges import CompareConfig
-from restage.compare.rows import read_scores
-from restage.compare.statistics import clustered_estimate
-from restage.compare.study import MenuEditor, Study, StudyMethod
-from restage.compare.study_run import run_study
-from restage.edit import Nothing, Restage
+from restage.edit.methods import Nothing, Restage
 from restage.records import Score
+from restage.run.progress import show_progress
 from restage.scenes.fit import FitConfig
-from restage.show import show_progress
+from restage.scores.rows import read_scores
+from restage.scores.statistics import clustered_estimate
+from restage.studies.run import run_study
+from restage.studies.study import MenuEditor, Study, StudyMethod
 from restage.world.stage import CaptureConfig, edit_name
 
 EDITORS = ("exact", "noisy-0.3-exact", "edit_model")

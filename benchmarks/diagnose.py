@@ -30,7 +30,7 @@ from restage.diagnose import DiagnoseConfig, run_diagnose
 from restage.diffusion.clip import load_clip
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
-from restage.edit import Restage
+from restage.edit.methods import Restage
 from restage.edit.stage import EditConfig
 from restage.miniature.edit_model import NO_RULE, RULE
 from restage.pairs.encoding import ImagePair
@@ -39,18 +39,18 @@ from restage.pairs.score import score_pairs
 from restage.pairs.stage import PairsConfig
 from restage.pairs.store import done_shards, read_pairs, read_rows, write_shard
 from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.recipes import make_pairs, models_in, open_run
+from restage.recipes import make_pairs
 from restage.records import Progress, derive_seed, read_json, write_json
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder, open_run
+from restage.run.models import models_in
+from restage.run.progress import show_progress
 from restage.scenes.fit import FitConfig
 from restage.scenes.io import read_capture, write_capture
 from restage.scenes.stage import ScenesConfig, run_scenes
-from restage.show import show_progress
 from restage.train.batches import LossWeights
 from restage.train.edit_model import TrainConfig
 from restage.train.stage import run_train
-from restage.world.stage import CaptureConfig, run_world
-from restage.world.stage import ScenesConfig as WorldConfig
+from restage.world.stage import CaptureConfig, WorldConfig, run_world
 
 NUM_SCENES = 8
 KINDS = ("ground", "time")

@@ -23,8 +23,8 @@ import numpy as np
 from restage.diffusion.clip import load_clip
 from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
 from restage.pairs.verify.findings import Finding
-from restage.recipes import models_in
 from restage.records import derive_seed
+from restage.run.models import models_in
 
 KINDS = ("shard-*.tar", "shard-*.parquet", "shard-*.done", "manifest.parquet")
 """Flips take these in turn; within a kind, each byte of all files is as likely as any other."""

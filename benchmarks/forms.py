@@ -29,8 +29,9 @@ from restage.pairs.stage import PairsConfig, run_pairs
 from restage.prompts.rounds import RoundsConfig, round_folders, run_rounds
 from restage.prompts.stage import PromptsConfig
 from restage.prompts.trials import Trial, measure_yield, read_trials
-from restage.recipes import models_in, open_run, working
-from restage.show import show_progress
+from restage.run.folder import open_run, working
+from restage.run.models import models_in
+from restage.run.progress import show_progress
 
 NUM_RESAMPLES = 2000
 

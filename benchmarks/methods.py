@@ -23,18 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from restage.compare.judges import CompareConfig
-from restage.compare.per_view import PerView
-from restage.compare.rows import read_scores
-from restage.compare.statistics import clustered_estimate
-from restage.compare.study import MenuEditor, Study, StudyMethod, StudyScene
-from restage.compare.study_run import run_study
-from restage.compare.study_scenes import WorldScene
-from restage.edit import METHODS
-from restage.edit.idu import Idu
+from restage.edit.methods import METHODS
+from restage.edit.methods.idu import Idu
 from restage.records import Score
-from restage.show import show_progress
+from restage.run.progress import show_progress
+from restage.scores.rows import read_scores
+from restage.scores.statistics import clustered_estimate
+from restage.studies.per_view import PerView
+from restage.studies.run import run_study
+from restage.studies.scenes import WorldScene
+from restage.studies.study import MenuEditor, Study, StudyMethod, StudyScene
 from restage.world.grammar import EDIT_KINDS
-from restage.world.stage import CaptureConfig, ScenesConfig, edit_name, sample_scene
+from restage.world.stage import CaptureConfig, WorldConfig, edit_name, sample_scene
 
 KINDS = ("recolour", "reshape", "ground", "time", "add", "remove")
 SEVERAL_SEEDS = (0, 1, 2)
@@ -57,7 +57,7 @@ COLUMNS = {
 
 def world(seed: int, kinds: Sequence[str], capture: CaptureConfig) -> WorldScene:
     """A world of combinations that no model was trained on; which one it is does not depend on the kinds asked for."""
-    config = ScenesConfig(edit_kinds=KINDS, split="unseen")
+    config = WorldConfig(edit_kinds=KINDS, split="unseen")
     description, edits = sample_scene(config, name=f"world-{seed}", seed=seed)
     chosen = tuple(edit for edit in edits if edit.kind in kinds)
     return WorldScene(name=f"world-{seed}", description=description, world_edits=chosen, seed=seed, capture=capture)

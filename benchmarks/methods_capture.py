@@ -13,18 +13,19 @@ from typing import Any
 import torch
 
 from restage.compare.judges import CompareConfig
-from restage.compare.protocol import run_compare
-from restage.compare.rows import read_scores
-from restage.edit.lift import render_masks
-from restage.edit.regions import keep_largest, lift_boxes
+from restage.compare.stage import run_compare
+from restage.edit.masks.lift import render_masks
+from restage.edit.masks.regions import keep_largest, lift_boxes
 from restage.edit.single import EditChoice, open_edit
 from restage.edit.truth import write_grade_truth
-from restage.recipes import fit_folder, open_run, working
+from restage.recipes import fit_folder
 from restage.records import EditRequest, Progress, read_json
+from restage.run.folder import open_run, working
+from restage.run.progress import show_progress
 from restage.scenes.fit import PHOTOGRAPHS
 from restage.scenes.io import capture_name, read_capture
 from restage.scenes.io.ply import read_splats
-from restage.show import show_progress
+from restage.scores.rows import read_scores
 
 BOXES = Path(__file__).with_name("bear_boxes.json")
 """By file name: left, top, right, bottom, as shares of the view's width and height."""

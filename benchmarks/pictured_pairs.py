@@ -34,7 +34,7 @@ from restage.miniature.edit_model import RECIPE
 from restage.miniature.rendered_pairs import render_pairs
 from restage.pairs.encoding import to_uint8
 from restage.pairs.generate import GenerateConfig, PairJob, generate_pairs, make_jobs
-from restage.recipes import models_in
+from restage.run.models import models_in
 from restage.train.examples import ExactPair
 
 DEFAULTS = RECIPE.made.pairs.generate

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw
 
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.sampler import sample_images
-from restage.recipes import models_in
 from restage.records import EditCase, read_json
 from restage.report.figures import compose_grid
+from restage.run.models import models_in
 from restage.world.capture import sample_camera
 from restage.world.grammar import caption_of, sample_description
 from restage.world.render import render_view

@@ -35,9 +35,9 @@ from restage.diffusion.segment import SegmentConfig, coarse_segments, cut_masks,
 from restage.miniature.probe import Probe, load_probe
 from restage.miniature.probe_pictures import FIRST_KIND_CLASS, MIN_VISIBLE_PX
 from restage.pairs.generate import GenerateConfig, generate_pairs, make_jobs
-from restage.recipes import models_in
 from restage.records import PromptPair, derive_seed, write_atomically
 from restage.report.figures import compose_grid
+from restage.run.models import models_in
 from restage.world.capture import sample_camera
 from restage.world.grammar import KINDS, prompt_pair_of, sample_description, sample_edit
 from restage.world.render import render_view

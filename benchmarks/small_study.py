@@ -10,10 +10,10 @@ methods that are close.
 from __future__ import annotations
 
 from restage.compare.judges import CompareConfig
-from restage.compare.study import MenuEditor, Study, StudyMethod
-from restage.compare.study_scenes import sample_world_scenes
-from restage.edit import Idu, Nothing, ReplaceOnce, Restage
+from restage.edit.methods import Idu, Nothing, ReplaceOnce, Restage
 from restage.scenes.fit import FitConfig
+from restage.studies.scenes import sample_world_scenes
+from restage.studies.study import MenuEditor, Study, StudyMethod
 from restage.world.stage import CaptureConfig
 
 STUDY = Study(

@@ -26,15 +26,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from restage.compare.agreement import Judged, judged_results, pair_agreement, rank_agreement
-from restage.compare.definitions import METRICS
 from restage.compare.evidence import ResultViews, embed_before, load_case
 from restage.compare.judges import open_judges
 from restage.compare.measure import measure_result
-from restage.compare.rows import read_scores, write_scores
-from restage.compare.study_file import load_study
 from restage.edit.pictures import read_image
 from restage.records import Score
+from restage.scores.agreement import Judged, judged_results, pair_agreement, rank_agreement
+from restage.scores.definitions import METRICS
+from restage.scores.rows import read_scores, write_scores
+from restage.studies.file import load_study
 
 JUDGED = (
     *("clip_text", "clip_direction", "clip_image"),

@@ -20,12 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.compare.judges import CompareConfig
-from restage.compare.study import MenuEditor, Study, StudyMethod
-from restage.compare.study_scenes import sample_world_scenes
-from restage.edit import Nothing, ReplaceOnce, Restage
 from restage.edit.editors import Edited, Editor, EditorSource
+from restage.edit.methods import Nothing, ReplaceOnce, Restage
 from restage.records import EditRequest, derive_seed
 from restage.scenes.fit import FitConfig
+from restage.studies.scenes import sample_world_scenes
+from restage.studies.study import MenuEditor, Study, StudyMethod
 from restage.world.stage import CaptureConfig
 
 KINDS = ("recolour", "reshape", "add", "remove", "ground", "time")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from restage.records import InputError
-from restage.stopping import is_stop_requested, stop_on_signals
+from restage.run.stopping import is_stop_requested, stop_on_signals
 
 __all__ = ["main"]
 

@@ -6,80 +6,47 @@ A recipe composes stages; what each stage does, and what it leaves in the run fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from restage.compare.protocol import CompareConfig, run_compare
+from restage.compare.stage import CompareConfig, run_compare
 from restage.diffusion.precision import without_denormals
 from restage.diffusion.training import TrainingConfig
 from restage.edit.single import EditChoice, StartingPoint, open_edit
 from restage.edit.stage import EditConfig, run_edit
 from restage.miniature.edit_model import PAIRS, VersionName
 from restage.pairs.executors.interface import EngineConfig
-from restage.pairs.makers import ModelMaker, folder_sha256
+from restage.pairs.makers import ModelMaker
 from restage.pairs.stage import PairsConfig, make_plan, rejudge_pairs, run_campaign
 from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import EditRequest, InputError, Progress, read_json
 from restage.report.page import ReportConfig, run_report
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder, open_run, working
+from restage.run.models import Models
 from restage.scenes.capture import turn_upright
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io import capture_name, read_capture, write_capture
 from restage.scenes.stage import ScenesConfig, run_scenes
-from restage.stopping import is_stop_requested
 from restage.train.edit_model import TrainConfig
 from restage.train.stage import run_train
-from restage.world.stage import ScenesConfig as WorldConfig
-from restage.world.stage import run_world
+from restage.world.stage import WorldConfig, run_world
 
 __all__ = [
     "DemoConfig",
     "EditChoice",
-    "Models",
     "STAGES",
     "Stage",
-    "StepByStep",
     "demo",
     "demo_config",
     "edit_folder",
     "find_scene",
     "fit_folder",
     "learn_forms",
-    "models_in",
-    "open_run",
     "train_miniature",
-    "working",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """Where the models lie that a run starts from."""
-
-    text_to_image: Path
-    """A diffusers folder."""
-    clip: Path
-    """A transformers folder, which pairs are scored with."""
-    edit_model: Path
-    """Folder of the edit model that training goes on from."""
-
-    def sha256(self) -> dict[str, str]:
-        """Hash of each folder: of the names and contents of its files.
-
-        Raises:
-            InputError: a folder is missing.
-        """
-        return {name: folder_sha256(path) for name, path in asdict(self).items()}
-
-
-def models_in(folder: Path | None = None) -> Models:
-    """The models in a folder laid out as `restage/assets`, which is the default."""
-    folder = folder or Path(__file__).parent / "assets"
-    return Models(text_to_image=folder / "text_to_image", clip=folder / "clip", edit_model=folder / "edit_model")
 
 
 class Stage(NamedTuple):
@@ -131,48 +98,6 @@ STAGES: dict[str, Stage] = {
     "report": Stage(ReportConfig, lambda run, config, models: run_report(run, config)),
 }
 """The stages in the order data flows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepByStep:
-    """The config of a run whose stages are started one by one; each stage records its own."""
-
-    kind: str = "step by step"
-
-
-def open_run(folder: Path, *, seed: int = 0) -> RunFolder:
-    """Open the run in a folder, whatever its config and seed are, or start one there for stages to be added by hand.
-
-    Raises:
-        InputError: the folder holds something that is not a run.
-    """
-    record_path = folder / "run.json"
-    if not record_path.exists():
-        return RunFolder.open(folder, StepByStep(), seed=seed)
-    record = read_json(record_path)
-    return RunFolder(path=folder, config=record["config"], seed=record["seed"])
-
-
-@contextmanager
-def working(run: RunFolder) -> Iterator[RunFolder]:
-    """Close the run's record at the end with what became of the work: done, stopped or failed."""
-    before = read_json(run.path / "run.json")["status"]
-    status = "failed"
-    try:
-        yield run
-        status = "done"
-    except (KeyboardInterrupt, GeneratorExit):
-        status = "stopped"
-        raise
-    except InputError:
-        # What the user mistyped does not undo what was done before.
-        status = "done" if before == "done" else "failed"
-        raise
-    except Exception:
-        status = "stopped" if is_stop_requested() else "failed"
-        raise
-    finally:
-        run.close(status)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from restage.records import (
     write_atomically,
     write_json,
 )
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -6,23 +6,23 @@ import os
 import signal
 from pathlib import Path
 
-from restage.compare.protocol import CompareConfig
+from restage.compare.stage import CompareConfig
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
-from restage.edit import Idu, ReplaceOnce, Restage
+from restage.edit.methods import Idu, ReplaceOnce, Restage
 from restage.edit.stage import EditConfig
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig
 from restage.prompts.stage import PromptsConfig
-from restage.recipes import DemoConfig, Models, demo, models_in
+from restage.recipes import DemoConfig, demo
 from restage.records import Progress
 from restage.report.page import ReportConfig
+from restage.run.models import Models, models_in
 from restage.scenes.fit import FitConfig
 from restage.scenes.stage import ScenesConfig
 from restage.train.edit_model import TrainConfig
-from restage.world.stage import CaptureConfig
-from restage.world.stage import ScenesConfig as WorldConfig
+from restage.world.stage import CaptureConfig, WorldConfig
 
 # Random models make pictures that no rule would accept.
 ACCEPT_ALL = PairRule(

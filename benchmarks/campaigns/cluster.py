@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from restage.miniature.edit_model import PAIRS
 from restage.pairs.executors.interface import EngineConfig
 from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.recipes import make_pairs, models_in, open_run
+from restage.recipes import make_pairs
+from restage.run.folder import open_run
+from restage.run.models import models_in
 
 __all__ = ["measure"]
 

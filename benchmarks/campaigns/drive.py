@@ -10,7 +10,7 @@ from pathlib import Path
 
 from restage.pairs.executors.interface import EngineConfig
 from restage.pairs.stage import run_campaign
-from restage.stopping import stop_on_signals
+from restage.run.stopping import stop_on_signals
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config
 
 __all__ = ["CLOCK_JUMP_S", "config"]

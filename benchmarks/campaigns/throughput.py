@@ -22,9 +22,9 @@ from restage.pairs.store import done_shards, read_rows
 from restage.pairs.tasks import PairsConfig
 from restage.pairs.worker import Worker, WorkerSettings
 from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.recipes import models_in, open_run
 from restage.records import read_json
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder, open_run
+from restage.run.models import models_in
 from tests.pairs.stand_in import StandIn, stand_in_config
 from tests.pairs.stand_in import open_run as open_stand_in_run
 

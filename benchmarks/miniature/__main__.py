@@ -115,7 +115,7 @@ class Benchmark:
     """The parts, each a method that fills in its figures; models and worlds are loaded when first asked for."""
 
     def __init__(self, settings: Settings) -> None:
-        from restage.recipes import models_in
+        from restage.run.models import models_in
 
         self.settings = settings
         self.folders = models_in(settings.models)

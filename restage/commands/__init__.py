@@ -7,8 +7,8 @@ function in one of the modules here, one line in this menu, and one in `SUMMARIE
 from collections.abc import Callable
 
 from restage.commands import pairs, runs, scenes, stages
-from restage.compare import command as compare
-from restage.diagnose.command import build_diagnose
+from restage.commands import study as compare
+from restage.commands.diagnose import build_diagnose
 
 __all__ = ["COMMANDS"]
 

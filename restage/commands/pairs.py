@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from restage.commands.arguments import ModelsArgument, RunArgument, RunSeedArgument
 from restage.records import InputError
-from restage.show import show_progress
+from restage.run.progress import show_progress
 
 __all__ = ["PROMPTS_HELP", "build_import", "build_pairs", "build_rounds"]
 
@@ -68,7 +68,8 @@ def build_rounds() -> Callable[..., None]:
         Each round is a run in RUN/rounds. To write in bulk with what was learned:
         restage prompts runs/big --num-prompts 20000 --learn-from runs/forms/rounds/*
         """
-        from restage.recipes import learn_forms, models_in
+        from restage.recipes import learn_forms
+        from restage.run.models import models_in
 
         last = show_progress(learn_forms(run, config, pairs, models_in(models), seed=run_seed))
         print(f"rounds: {run / 'rounds'}  {last.note if last else ''}")
@@ -106,7 +107,9 @@ def build_pairs() -> Callable[..., None]:
             models: Models to start from.
             run_seed: Of the run.
         """
-        from restage.recipes import make_pairs, models_in, open_run, working
+        from restage.recipes import make_pairs
+        from restage.run.folder import open_run, working
+        from restage.run.models import models_in
 
         with working(open_run(run, seed=run_seed)) as opened:
             found = models_in(models)
@@ -118,7 +121,7 @@ def build_pairs() -> Callable[..., None]:
 
 def build_import() -> Callable[..., None]:
     """Build `restage import`."""
-    from restage.exchange import ImportConfig
+    from restage.pairs.exchange.run import ImportConfig
 
     default = ImportConfig()
 
@@ -137,8 +140,8 @@ def build_import() -> Callable[..., None]:
             out: Folder of the run; made if it is missing.
             config: How to take them in.
         """
-        from restage.exchange import import_folder
-        from restage.recipes import open_run, working
+        from restage.pairs.exchange.run import import_folder
+        from restage.run.folder import open_run, working
 
         if not folder.is_dir():
             raise InputError(f"{folder} does not exist; expected the folder of a data set")

@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from restage.audit.show import describe_run, list_runs
 from restage.commands.arguments import ModelsArgument, RunArgument
 from restage.records import InputError
-from restage.show import describe_run, list_runs, show_progress
+from restage.run.progress import show_progress
 
 __all__ = [
     "build_bundle",
@@ -69,7 +70,7 @@ def build_ls() -> Callable[..., None]:
 
 def build_verify() -> Callable[..., None]:
     """Build `restage verify`."""
-    from restage.verify import VerifyConfig, verify_folder
+    from restage.audit.verify import VerifyConfig, verify_folder
 
     default = VerifyConfig()
 
@@ -131,8 +132,10 @@ def build_report() -> Callable[..., None]:
             config: How it is made.
             out: With several runs and zip: the one zip that holds all of them; default: supplement.zip beside them.
         """
-        from restage.recipes import STAGES, models_in, open_run, working
+        from restage.recipes import STAGES
         from restage.report.supplement import write_supplement
+        from restage.run.folder import open_run, working
+        from restage.run.models import models_in
 
         if not runs:
             raise InputError("name at least one run, such as: restage report runs/demo")
@@ -151,7 +154,7 @@ def build_report() -> Callable[..., None]:
 
 def build_bundle() -> Callable[..., None]:
     """Build `restage bundle`."""
-    from restage.bundle import BundleConfig, pack_bundle
+    from restage.audit.bundle import BundleConfig, pack_bundle
 
     default = BundleConfig()
 
@@ -201,7 +204,7 @@ def build_track() -> Callable[..., None]:
             project: Name of the project or experiment.
             where: Tracking URI of MLflow or URL of a trackio server; default: what these packages take by themselves.
         """
-        from restage.sinks import SINKS, facts_of
+        from restage.audit.trackers import SINKS, facts_of
 
         for facts in map(facts_of, runs):
             for name in to:
@@ -225,7 +228,7 @@ def build_diff() -> Callable[..., None]:
             second: Another one.
             json: Print JSON instead of lines.
         """
-        from restage.difference import compare_runs, describe_difference, difference_to_plain
+        from restage.audit.difference import compare_runs, describe_difference, difference_to_plain
 
         found = compare_runs(first, second)
         print(difference_to_plain(found) if json else "\n".join(describe_difference(found)))

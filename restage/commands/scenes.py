@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from restage.audit.show import describe_run
 from restage.records import EditRequest, InputError
-from restage.show import describe_run, show_progress
+from restage.run.progress import show_progress
 
 __all__ = ["build_edit", "build_export", "build_fit", "build_view"]
 
@@ -160,7 +161,7 @@ def build_export() -> Callable[..., None]:
 
             print(f"{export_splats(find_scene(Path(path)), place, frame=frame)} splats: {place}")
         else:
-            from restage.exchange import export_pairs
+            from restage.pairs.exchange.run import export_pairs
 
             show_progress(export_pairs(path, place, format))
             print(f"{format}: {place}")

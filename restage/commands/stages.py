@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from restage.commands.arguments import ModelsArgument, RunArgument, RunSeedArgument
-from restage.show import show_progress
+from restage.run.progress import show_progress
 
 __all__ = ["build_demo", "build_miniature", "build_stage"]
 
@@ -31,7 +31,8 @@ def build_demo() -> Callable[..., None]:
             models: Folder with the models to start from; default: those that come with the package.
         """
         from restage.recipes import demo as run_demo
-        from restage.recipes import demo_config, models_in
+        from restage.recipes import demo_config
+        from restage.run.models import models_in
 
         found = models_in(models)
         show_progress(run_demo(out, demo_config(found), found, seed=seed))
@@ -44,7 +45,9 @@ def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None
     """A sub-command that runs one stage of a run, with the stage's config as its flags."""
 
     def build() -> Callable[..., None]:
-        from restage.recipes import STAGES, models_in, open_run, working
+        from restage.recipes import STAGES
+        from restage.run.folder import open_run, working
+        from restage.run.models import models_in
 
         config_type, run_stage = STAGES[stage]
         default = config_type()

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-import restage
 from restage.records import InputError, content_id, file_sha256, read_json
+from restage.run.models import models_in
 
 __all__ = ["CompareConfig", "Dino", "ImageModel", "Judges", "TextModel", "load_dino", "open_judges"]
 
@@ -134,7 +134,7 @@ def open_judges(config: CompareConfig) -> Judges:
     from restage.compare.lpips import load_lpips
     from restage.diffusion.clip import load_clip
 
-    clip_folder = config.clip or Path(restage.__file__).parent / "assets" / "clip"
+    clip_folder = config.clip or models_in().clip
     missing = {}
     for name, option in (("dino", "a DINOv2 folder"), ("lpips", "a folder with the weights of LPIPS")):
         if getattr(config, name) is None:

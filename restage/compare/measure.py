@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from restage.compare import features, metrics
-from restage.compare.definitions import COST_METRICS, METRICS
 from restage.compare.evidence import NO_TRUTH, Before, CaseViews, ResultViews
 from restage.compare.judges import CompareConfig, Judges
 from restage.compare.metrics import Measured, unscored
+from restage.scores.definitions import COST_METRICS, METRICS
 
 __all__ = ["MEASURED", "measure_result", "unmeasured"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from scipy import stats
 
-from restage.compare.statistics import clustered_estimate
+from restage.scores.statistics import clustered_estimate
 
 __all__ = ["Attribution", "Interval", "Share", "Swap", "Values", "attribute", "interval", "share_of", "subtract"]
 

@@ -19,8 +19,8 @@ from restage.diagnose.parts import RunParts, differing_parts, differing_training
 from restage.diagnose.stages import StageRow, ladder, measured_rows
 from restage.diagnose.trials import Kind, Trial, Trials
 from restage.diagnose.workbench import SCENE_PARTS, Workbench
-from restage.recipes import Models
 from restage.records import InputError, Progress
+from restage.run.models import Models
 
 __all__ = ["MEASURES", "DiagnoseConfig", "Diagnosis", "PartResult", "diagnose", "is_to_blame", "smallest_effect"]
 

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from restage.audit.difference import compare_runs
 from restage.diagnose.cases import Case
 from restage.diagnose.parts import RunParts, noise_settings, other_settings
-from restage.difference import compare_runs
 from restage.edit.stage import load_scene
 from restage.records import canonical_json, to_plain
 

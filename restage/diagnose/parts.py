@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import restage
 from restage.diagnose.plain import from_plain
 from restage.diagnose.pools import PairPool
 from restage.diffusion.editor import Guidance
 from restage.diffusion.editor_folder import edit_weights_sha256
-from restage.edit import METHODS
 from restage.edit.job import Method
+from restage.edit.methods import METHODS
 from restage.records import InputError, canonical_json, derive_seed, read_json, to_plain
+from restage.run.models import edit_model_of
 from restage.train.edit_model import TrainConfig
 
 __all__ = [
@@ -92,10 +92,7 @@ class RunParts:
     @cached_property
     def model(self) -> Path:
         """Folder of the edit model: the run's own, or the one of the package."""
-        trained = self.path / "train"
-        if (trained / "stage.json").exists():
-            return trained
-        return Path(restage.__file__).parent / "assets" / "edit_model"
+        return edit_model_of(self.path)
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -13,21 +13,21 @@ from typing import Any
 from restage.diagnose.plain import from_plain
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
-from restage.edit import METHODS, Restage
+from restage.edit.methods import METHODS, Restage
 from restage.edit.stage import EditConfig
 from restage.miniature.edit_model import RULE
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.stage import PairsConfig
 from restage.prompts.stage import PromptsConfig
-from restage.recipes import STAGES, Models, working
+from restage.recipes import STAGES
 from restage.records import InputError, Progress, read_json, to_plain
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder, working
+from restage.run.models import Models
 from restage.scenes.fit import FitConfig
 from restage.scenes.stage import ScenesConfig
 from restage.train.batches import LossWeights
 from restage.train.edit_model import TrainConfig
-from restage.world.stage import CaptureConfig
-from restage.world.stage import ScenesConfig as WorldConfig
+from restage.world.stage import CaptureConfig, WorldConfig
 
 __all__ = ["SmallConfig", "changed", "make_run", "read_changes"]
 

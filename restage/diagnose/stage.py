@@ -9,8 +9,8 @@ from restage.diagnose.diagnosis import DiagnoseConfig, diagnose
 from restage.diagnose.parts import RunParts
 from restage.diagnose.record import write_diagnosis
 from restage.diagnose.words import sentence
-from restage.recipes import Models
 from restage.records import InputError, Progress
+from restage.run.models import Models
 
 __all__ = ["run_diagnose"]
 

@@ -15,8 +15,8 @@ from restage.diagnose.parts import EDIT_MODEL_PARTS, RunParts, noise_settings
 from restage.diagnose.pools import mix_pairs
 from restage.diffusion.editor import Guidance
 from restage.diffusion.editor_folder import edit_weights_sha256
-from restage.edit import METHODS
 from restage.edit.job import Method
+from restage.edit.methods import METHODS
 from restage.edit.stage import load_scene
 from restage.records import InputError, Progress, content_id, read_json, to_plain, write_json
 from restage.scenes.fitted import fit_capture

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from restage.environment import BFLOAT16_FLAGS
+from restage.run.environment import BFLOAT16_FLAGS
 
 __all__ = ["bfloat16_autocast", "has_fast_bfloat16", "without_denormals"]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import psutil
 
 from restage.doctor.findings import Finding
-from restage.environment import BFLOAT16_FLAGS, processor_name
+from restage.run.environment import BFLOAT16_FLAGS, processor_name
 
 __all__ = ["Gpu", "check_bf16", "check_gpus", "check_memory", "check_processor", "check_threads", "query_gpus"]
 

@@ -15,7 +15,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 import restage
 from restage.doctor.findings import Finding
-from restage.environment import git_commit
+from restage.run.environment import git_commit
 
 __all__ = ["check_conflicts", "check_extras", "check_packages", "check_python", "check_restage", "check_traps"]
 

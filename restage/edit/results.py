@@ -17,14 +17,14 @@ from restage.edit.job import EditJob, EditStep, Method
 from restage.edit.pictures import write_image, write_mask, write_video
 from restage.edit.preview import NO_OP_SHARE, Preview, changed_share
 from restage.edit.sharing import ViewSharing
-from restage.memory import PeakMemory, process_peak_mb
 from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
+from restage.run.memory import PeakMemory, process_peak_mb
+from restage.run.stopping import is_stop_requested
 from restage.scenes.cameras import Cameras, orbit
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
 from restage.scenes.io.ply import write_splats
 from restage.scenes.splats import Splats
-from restage.stopping import is_stop_requested
 
 __all__ = ["KeptEdits", "edit_scene", "orbit_cameras", "write_failure"]
 

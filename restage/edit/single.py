@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import restage
-from restage.edit import METHODS
 from restage.edit.dial import Dialed, TimeLimited
 from restage.edit.editors import EditorSource, check_editor, open_editor
 from restage.edit.job import EditStep, Method
+from restage.edit.methods import METHODS
 from restage.edit.results import edit_scene
 from restage.edit.stage import EditUnit
 from restage.records import EditCase, EditRequest, InputError, content_id, derive_seed, read_json, write_json
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
+from restage.run.models import edit_model_of
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
@@ -200,9 +200,6 @@ def _with_renders(capture: Capture, splats: Splats) -> Capture:
 
 
 def _model_folder(run: RunFolder, choice: EditChoice) -> Path | None:
-    trained = run.path / "train"
-    if not choice.editor.endswith("edit_model"):
-        return choice.model
-    if choice.model is None and (trained / "stage.json").exists():
-        return trained
-    return choice.model or Path(restage.__file__).parent / "assets" / "edit_model"
+    if choice.model is None and choice.editor.endswith("edit_model"):
+        return edit_model_of(run.path)
+    return choice.model

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import restage
 from restage.diffusion.editor_folder import edit_weights_sha256
-from restage.edit import METHODS
 from restage.edit.editors import Edited, Editor, EditorSource, check_editor, open_editor
 from restage.edit.job import Method
+from restage.edit.methods import METHODS
 from restage.edit.results import edit_scene, write_failure
 from restage.records import EditCase, InputError, Progress, derive_seed, file_sha256, read_json
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
+from restage.run.models import edit_model_of
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture
 from restage.scenes.io.ply import read_splats
@@ -125,7 +125,7 @@ def run_edit(run: RunFolder, config: EditConfig, *, model: Path | None = None) -
         yield Progress(stage="edit", done=1, total=1, note="done before")
         return
     units = list_units(run.path, config)
-    editors = _Editors(model or _default_model(run.path))
+    editors = _Editors(model or edit_model_of(run.path))
     if any(unit.editor == "edit_model" for unit in units):
         editors.open("edit_model", EditorSource(model=editors.model))
     num_failed = 0
@@ -139,11 +139,6 @@ def run_edit(run: RunFolder, config: EditConfig, *, model: Path | None = None) -
         num_failed += record["status"] == "failed"
         yield Progress(stage="edit", done=done + 1, total=len(units), note=f"{name}: {_outcome(record)}")
     run.mark_done("edit", config, num_edits=len(units), num_failed=num_failed)
-
-
-def _default_model(run_path: Path) -> Path:
-    trained = run_path / "train"
-    return trained if (trained / "stage.json").exists() else Path(restage.__file__).parent / "assets" / "edit_model"
 
 
 def _outcome(record: dict[str, Any]) -> str:

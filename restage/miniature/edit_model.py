@@ -25,7 +25,7 @@ from restage.pairs.stage import PairsConfig, run_campaign
 from restage.pairs.store import read_pairs
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import InputError, Progress
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from restage.train.batches import LossWeights
 from restage.train.edit_model import TrainConfig, load_start, train_edit_model
 from restage.train.examples import TrainingPair

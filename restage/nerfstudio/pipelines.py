@@ -18,16 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-import restage
 from restage.edit.editors import Edited, Editor, EditorSource, check_editor, open_editor
-from restage.edit.idu import check_noise_range, turns
-from restage.edit.restage import choose_key_views, robust_weights, sharpen
+from restage.edit.methods.idu import check_noise_range, turns
+from restage.edit.methods.restage import choose_key_views, robust_weights, sharpen
 from restage.nerfstudio.frames import from_nerfstudio_cameras
 from restage.nerfstudio.installed import require_nerfstudio
 from restage.nerfstudio.lpips import lpips_or_not_scored
 from restage.nerfstudio.splatfacto import SplatHolder
 from restage.nerfstudio.views import open_views, soften
 from restage.records import EditRequest, InputError, derive_seed
+from restage.run.models import models_in
 
 require_nerfstudio()
 from nerfstudio.models.splatfacto import SplatfactoModel  # noqa: E402
@@ -167,13 +167,13 @@ class EditPipeline(FitPipeline):
 
 
 def _open_editor(config: EditPipelineConfig, file_names: tuple[str, ...]) -> Editor:
-    model = config.edit_model or Path(restage.__file__).parent / "assets" / "edit_model"
+    model = config.edit_model or models_in().edit_model
     return open_editor(config.editor, EditorSource(file_names=file_names, truth=config.truth, model=model))
 
 
 @dataclass
 class IduPipelineConfig(EditPipelineConfig):
-    """Iterative dataset update; see `restage.edit.idu.Idu`."""
+    """Iterative dataset update; see `restage.edit.methods.idu.Idu`."""
 
     _target: type = field(default_factory=lambda: IduPipeline)
     edit_every: int = 10
@@ -205,7 +205,7 @@ class IduPipeline(EditPipeline):
 
 @dataclass
 class RestagePipelineConfig(EditPipelineConfig):
-    """Key views and predicted masks; see `restage.edit.restage.Restage`."""
+    """Key views and predicted masks; see `restage.edit.methods.restage.Restage`."""
 
     _target: type = field(default_factory=lambda: RestagePipeline)
     num_key_views: int = 24

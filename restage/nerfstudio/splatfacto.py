@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from restage.edit.lift import lift_masks, render_masks
+from restage.edit.masks.lift import lift_masks, render_masks
 from restage.nerfstudio.installed import require_nerfstudio
 from restage.records import InputError
 from restage.scenes.cameras import Cameras

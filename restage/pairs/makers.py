@@ -5,7 +5,6 @@ A `Maker` is small and can be sent; `open` loads what is heavy on a device.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from restage.diffusion.allocation import keep_freed_memory
 from restage.diffusion.backbone import Backbone
 from restage.pairs.generate import GenerateConfig, GeneratedPairs, PairJob, generate_pairs, make_control
 from restage.pairs.score import ImageTextModel, PairScores, score_pairs
-from restage.records import InputError, canonical_json, content_id, file_sha256
+from restage.records import InputError, content_id
+from restage.run.models import ASSETS, folder_sha256
 
-__all__ = ["LoadedMaker", "Made", "Maker", "ModelMaker", "OpenMaker", "folder_sha256"]
+__all__ = ["LoadedMaker", "Made", "Maker", "ModelMaker", "OpenMaker"]
 
 PACKAGE = "package:"
 """Stands before a folder's path within `restage/assets`, wherever a machine has that."""
@@ -127,28 +127,11 @@ class ModelMaker:
         return LoadedMaker(backbone, load_clip(clip, device), generate, self.id).open(device)
 
 
-def _assets() -> Path:
-    return Path(__file__).parents[1] / "assets"
-
-
 def _portable(folder: Path) -> str:
-    if folder.resolve().is_relative_to(_assets()):
-        return PACKAGE + folder.resolve().relative_to(_assets()).as_posix()
+    if folder.resolve().is_relative_to(ASSETS):
+        return PACKAGE + folder.resolve().relative_to(ASSETS).as_posix()
     return str(folder.resolve())
 
 
 def _here(folder: str) -> Path:
-    return _assets() / folder.removeprefix(PACKAGE) if folder.startswith(PACKAGE) else Path(folder)
-
-
-def folder_sha256(folder: Path) -> str:
-    """Hash of a folder: of the names and contents of its files.
-
-    Raises:
-        InputError: it is missing.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist; name a folder of models with --models")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    content = [(path.relative_to(folder).as_posix(), file_sha256(path)) for path in files]
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    return ASSETS / folder.removeprefix(PACKAGE) if folder.startswith(PACKAGE) else Path(folder)

@@ -26,7 +26,7 @@ from restage.pairs.tasks import PairsConfig, TaskPlan, read_plan_id
 from restage.pairs.verdicts import current_rule, rule_id, set_rule
 from restage.prompts.store import read_prompts
 from restage.records import InputError, Progress, content_id
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 
 __all__ = ["PairsConfig", "make_plan", "rejudge_pairs", "run_campaign", "run_pairs", "write_views"]
 

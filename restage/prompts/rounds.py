@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.trials import Yield, measure_yield, read_trials
 from restage.records import InputError, Progress, derive_seed
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 
 __all__ = ["RoundYield", "RoundsConfig", "round_folders", "run_rounds", "yields_of_rounds"]
 

@@ -25,7 +25,7 @@ from restage.prompts.pictures import copy_pictures
 from restage.prompts.store import prompt_line, read_prompts, write_prompts
 from restage.prompts.trials import MANIFEST, Learned, measure_yield, read_trials
 from restage.records import InputError, Progress, PromptPair, canonical_json, file_sha256, to_plain, write_atomically
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from restage.world.grammar import EDIT_KINDS
 
 __all__ = ["PromptsConfig", "run_prompts", "write_answers", "write_pairs"]

@@ -9,11 +9,11 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from restage.compare.definitions import METRICS
 from restage.records import write_atomically
 from restage.report.charts import draw_loss
 from restage.report.scores import MethodRow
 from restage.report.summary import Summary, best_row, cell_parts
+from restage.scores.definitions import METRICS
 
 __all__ = ["escape_latex", "method_tabular", "write_latex"]
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from restage.compare.definitions import METRICS
 from restage.records import Progress, content_id, file_sha256, read_json, to_plain, write_atomically
 from restage.report.charts import interval_mark, loss_curve
 from restage.report.config import ReportConfig
@@ -39,7 +38,8 @@ from restage.report.words import (
     hardware_in_words,
     unbroken_duration,
 )
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
+from restage.scores.definitions import METRICS
 
 __all__ = ["ReportConfig", "run_report", "write_report"]
 

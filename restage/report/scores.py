@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from restage.compare.definitions import METRICS
-from restage.compare.statistics import clustered_estimate, paired_difference
 from restage.records import InputError, Score
+from restage.scores.definitions import METRICS
+from restage.scores.statistics import clustered_estimate, paired_difference
 
 __all__ = [
     "SHOWN_METRICS",

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from restage.compare.definitions import METRICS
 from restage.records import MissingExtra, write_atomically
 from restage.report.figures import load_images
 from restage.report.latex import draw_loss
 from restage.report.summary import EditFigure, Summary, best_row, cell_parts
+from restage.scores.definitions import METRICS
 
 __all__ = ["write_slides"]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from PIL import Image
 
-from restage.compare.definitions import METRICS
 from restage.report.config import ReportConfig
 from restage.report.figures import compose_grid, load_images
 from restage.report.gallery import spread
 from restage.report.read import EditEntry, ResultEntry, RunContents
 from restage.report.scores import Estimate, Gap, MethodRow, gaps_to_best, is_anchor, method_rows
 from restage.report.words import count_of, format_duration
+from restage.scores.definitions import METRICS
 
 __all__ = ["COLUMNS", "EditFigure", "Summary", "best_row", "cell_parts", "summarise"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jinja2
 
-from restage.bundle import add_entry
+from restage.audit.bundle import add_entry
 from restage.records import InputError, Score, read_json, write_atomically
 from restage.report.scores import read_scores
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restage.compare.definitions import METRICS
 from restage.records import InputError, Score
 from restage.report.read import EditEntry, ResultEntry, RunContents, read_run
+from restage.scores.definitions import METRICS
 
 __all__ = ["Number", "Trace", "again_commands", "describe_row", "rows_data", "trace_results"]
 

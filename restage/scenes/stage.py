@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from restage.records import InputError, Progress, file_sha256
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io import read_capture

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from restage.records import Progress, derive_seed
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from restage.train.edit_model import TrainConfig, load_start, train_edit_model
 from restage.train.examples import TrainingPair
 

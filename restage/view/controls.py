@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from restage.edit import METHODS, EditStep
 from restage.edit.editors import EDITORS
+from restage.edit.job import EditStep
+from restage.edit.methods import METHODS
 from restage.edit.single import EditChoice
 from restage.records import EditRequest, InputError
 from restage.view.background import PICTURE_LAYERS, SPLAT_LAYERS

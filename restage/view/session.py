@@ -12,8 +12,8 @@ from pathlib import Path
 
 from restage.edit.job import EditStep
 from restage.edit.single import EditChoice, StartingPoint, find_case, open_edit
-from restage.recipes import open_run, working
 from restage.records import EditRequest, InputError
+from restage.run.folder import open_run, working
 from restage.scenes.io.ply import read_splats, write_splats
 from restage.scenes.splats import Splats
 from restage.view.scene import KeptEdit, ViewScene, list_kept, load_scene, open_scenes, read_kept

@@ -7,8 +7,8 @@ import inspect
 import re
 from typing import Any
 
-from restage.edit import METHODS
 from restage.edit.job import Method
+from restage.edit.methods import METHODS
 from restage.records import InputError
 
 __all__ = ["SettingsForm", "field_hints", "parse_numbers"]

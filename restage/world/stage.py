@@ -24,7 +24,7 @@ from restage.records import (
     write_atomically,
     write_json,
 )
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from restage.scenes.capture import Capture
 from restage.scenes.io.nerfstudio import write_capture
 from restage.world.capture import make_capture, make_truth
@@ -38,7 +38,7 @@ from restage.world.grammar import (
     sample_edit,
 )
 
-__all__ = ["CaptureConfig", "ScenesConfig", "edit_name", "make_scene", "run_world", "sample_scene"]
+__all__ = ["CaptureConfig", "WorldConfig", "edit_name", "make_scene", "run_world", "sample_scene"]
 
 STAGE = "world"
 MAX_SCENE_TRIES = 1000
@@ -67,7 +67,7 @@ class CaptureConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScenesConfig:
+class WorldConfig:
     """Which scenes and edits to make."""
 
     num_scenes: int = 1
@@ -94,7 +94,7 @@ def edit_name(edit: Edit) -> str:
     return f"{edit.kind}-{content_id('edit', edit).rpartition('-')[2][:6]}"
 
 
-def sample_scene(config: ScenesConfig, *, name: str, seed: int) -> tuple[Description, tuple[Edit, ...]]:
+def sample_scene(config: WorldConfig, *, name: str, seed: int) -> tuple[Description, tuple[Edit, ...]]:
     """Sample a scene that allows all wanted kinds of edit, and the edits.
 
     Raises:
@@ -188,7 +188,7 @@ def _write_png(path: Path, pixels: Float[Tensor, "h w *channels"]) -> None:
         Image.fromarray((pixels.numpy() * 255).round().astype("uint8")).save(temporary)
 
 
-def run_world(run: RunFolder, config: ScenesConfig) -> Iterator[Progress]:
+def run_world(run: RunFolder, config: WorldConfig) -> Iterator[Progress]:
     """Make all scenes and edits that are not there yet.
 
     Raises:

@@ -1,7 +1,7 @@
 import pytest
 
-from restage.compare.held_out import GuardedEditor
 from restage.edit.job import EditJob
+from restage.studies.held_out import GuardedEditor
 from tests.edit.conftest import TinyScene, tiny_scene
 
 __all__ = ["tiny_scene"]

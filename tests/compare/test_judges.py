@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
-from restage.compare.definitions import COST_METRICS, METRICS
 from restage.compare.evidence import CaseViews, ResultViews, embed_before
 from restage.compare.judges import CompareConfig, Judges, load_dino, open_judges
 from restage.compare.lpips import WIDTHS, alexnet_features, load_lpips
 from restage.compare.measure import MEASURED, measure_result
 from restage.records import InputError
+from restage.scores.definitions import COST_METRICS, METRICS
 
 
 @pytest.fixture

@@ -3,15 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from restage.edit import ReplaceOnce
+from restage.edit.methods import ReplaceOnce
 from restage.edit.stage import EditConfig
-from restage.recipes import open_run
 from restage.records import write_json
+from restage.run.folder import open_run
 from restage.scenes.fit import FitConfig
 from restage.scenes.stage import ScenesConfig, run_scenes
 from restage.train.edit_model import TrainConfig
-from restage.world.stage import CaptureConfig, run_world
-from restage.world.stage import ScenesConfig as WorldConfig
+from restage.world.stage import CaptureConfig, WorldConfig, run_world
 
 
 @pytest.fixture(scope="session")

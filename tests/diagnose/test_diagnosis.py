@@ -6,8 +6,8 @@ from PIL import Image
 
 from restage.diagnose import DiagnoseConfig, run_diagnose
 from restage.diagnose.trials import Trials
-from restage.recipes import models_in
 from restage.records import InputError, read_json
+from restage.run.models import models_in
 
 CONFIG = DiagnoseConfig(method="replace_once", max_cases=4)
 

@@ -18,8 +18,9 @@ from restage.pairs.files import open_files
 from restage.pairs.score import PairRule
 from restage.pairs.store import write_shard
 from restage.pairs.verdicts import set_rule
-from restage.recipes import models_in, open_run
 from restage.records import PromptPair, read_json
+from restage.run.folder import open_run
+from restage.run.models import models_in
 from restage.scenes.fit import FitConfig
 from restage.scenes.io import read_capture, write_capture
 from restage.scenes.stage import ScenesConfig, run_scenes

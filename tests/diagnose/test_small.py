@@ -4,7 +4,7 @@ import pytest
 
 from restage.diagnose.plain import from_plain
 from restage.diagnose.small import SmallConfig, changed, read_changes
-from restage.edit import Restage
+from restage.edit.methods import Restage
 from restage.records import InputError, to_plain
 from restage.scenes.fit import FitConfig
 from restage.train.edit_model import TrainConfig

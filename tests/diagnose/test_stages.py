@@ -4,7 +4,7 @@ from restage.diagnose.differences import describe_part
 from restage.diagnose.parts import RunParts
 from restage.diagnose.stages import MEASURED, measured_rows
 from restage.diagnose.trials import Trial
-from restage.edit import Restage
+from restage.edit.methods import Restage
 
 SCENES = {f"scene-{number}": f"scene-{number}" for number in range(3)}
 

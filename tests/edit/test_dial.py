@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from restage.edit import EditJob, EditStep, Nothing, ReplaceOnce, Restage
 from restage.edit.dial import Dialed, TimeLimited, blend_splats
 from restage.edit.editors import EditorSource, open_editor
+from restage.edit.job import EditJob, EditStep
+from restage.edit.methods import Nothing, ReplaceOnce, Restage
 from restage.edit.results import edit_scene
 from restage.edit.single import EditChoice
 from restage.recipes import edit_folder
 from restage.records import EditRequest, InputError
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from restage.scenes.fit import render_views
 from restage.scenes.io.ply import read_splats
 

@@ -27,8 +27,9 @@ from restage.miniature.rendered_pairs import PAIR_KINDS, render_pairs, write_pic
 from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.pairs.generate import GenerateConfig
 from restage.prompts.store import read_prompts
-from restage.recipes import models_in, train_miniature
+from restage.recipes import train_miniature
 from restage.records import InputError, Progress
+from restage.run.models import models_in
 from restage.world.capture import CHANGE_THRESHOLD
 from restage.world.grammar import EDIT_KINDS, caption_of, sample_description
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from restage.records import EditCase, read_json
-from restage.world.stage import CaptureConfig, ScenesConfig, make_scene, sample_scene
+from restage.world.stage import CaptureConfig, WorldConfig, make_scene, sample_scene
 
 if importlib.util.find_spec("nerfstudio"):  # elsewhere other tests do compile
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nerfstudio compiles a 4x4 inverse, which takes a minute
@@ -50,7 +50,7 @@ class Scene:
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     folder = tmp_path_factory.mktemp("miniature")
-    config = ScenesConfig(
+    config = WorldConfig(
         edit_kinds=("recolour",),
         num_objects=1,
         capture=CaptureConfig(num_views=20, size=48, num_points=1500),

@@ -15,7 +15,7 @@ from restage.pairs.score import PairScores, score_pairs
 from restage.pairs.sheet import make_preview
 from restage.pairs.store import rebuild_manifest, write_shard
 from restage.records import PromptPair, derive_seed
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 
 GRID = 6
 SIZE = 24

@@ -16,7 +16,7 @@ from restage.pairs.score import PairRule, PairScores
 from restage.pairs.stage import PairsConfig
 from restage.prompts.store import write_prompts
 from restage.records import InputError, PromptPair
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 
 RULE = PairRule(min_image_similarity=0.3, min_direction_similarity=0.3, min_text_similarity=0.3, min_change=0.0)
 

@@ -7,15 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from restage.exchange import ImportConfig, export_pairs, import_folder
 from restage.pairs.exchange import EXPORTERS
+from restage.pairs.exchange.run import ImportConfig, export_pairs, import_folder
 from restage.pairs.files import open_files
 from restage.pairs.left_out import add_left_out
 from restage.pairs.store import read_pairs, read_rows
 from restage.pairs.verify import verify_pairs
-from restage.recipes import open_run
 from restage.records import InputError, read_json
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder, open_run
 from tests.pairs.faulty import NUM_SHARDS, PAIRS_PER_SHARD, make_pair, write_set
 from tests.pairs.test_verify_repair import command
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from restage.exchange import ImportConfig, import_folder
+from restage.pairs.exchange.run import ImportConfig, import_folder
 from restage.pairs.store import done_shards, read_pairs, read_rows
-from restage.recipes import open_run
 from restage.records import InputError
+from restage.run.folder import open_run
 from restage.train.examples import encode_examples
 from tests.train.tiny import tiny_backbone
 

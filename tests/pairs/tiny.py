@@ -17,7 +17,7 @@ from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig
 from restage.prompts.store import write_prompts
 from restage.records import PromptPair
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from tests.diffusion.tiny import tiny_unet
 from tests.train.tiny import tiny_backbone
 

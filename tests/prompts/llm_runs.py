@@ -5,7 +5,7 @@ import json
 from restage.prompts.llm_config import LlmConfig, LlmLimits
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 
 
 def config_of(server, num_prompts=12, limits=None, llm=None, **changes) -> PromptsConfig:

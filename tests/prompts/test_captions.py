@@ -7,7 +7,7 @@ from restage.prompts.grammar import write_caption_pair
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts
 from restage.records import InputError
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from restage.world.grammar import caption_of, sample_description
 
 

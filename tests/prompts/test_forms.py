@@ -16,7 +16,7 @@ from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts
 from restage.prompts.trials import measure_yield, read_trials
 from restage.records import InputError, PromptPair, derive_seed
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from restage.world.grammar import EDIT_KINDS, prompt_pair_of, sample_description, sample_edit
 
 KINDS = ("recolour", "add", "resize", "time")

@@ -14,7 +14,7 @@ from restage.prompts.llm_config import LlmConfig, LlmLimits
 from restage.prompts.orders import WritingStopped
 from restage.prompts.stage import PromptsConfig
 from restage.records import InputError
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from tests.prompts.fake_llm import KEY, Plain, answer_well, asked_number, fail, good_items, message
 from tests.prompts.llm_runs import config_of, rejects_of, run_all
 

@@ -11,7 +11,7 @@ import pytest
 from restage.prompts.answers import AnswerCache
 from restage.prompts.stage import run_prompts
 from restage.records import InputError
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from tests.prompts.fake_llm import KEY, Plain, answer_well, fail
 from tests.prompts.llm_runs import config_of, rejects_of, run_all
 

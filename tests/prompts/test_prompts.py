@@ -9,7 +9,7 @@ from PIL import Image
 from restage.prompts.stage import PromptsConfig, run_prompts, write_pairs
 from restage.prompts.store import read_prompts, write_prompts
 from restage.records import InputError, PromptPair, file_sha256
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from restage.world.grammar import EDIT_KINDS
 
 PAIR: dict[str, Any] = {

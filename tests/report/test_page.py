@@ -12,7 +12,7 @@ import pytest
 from restage.records import InputError, read_json, write_json
 from restage.report import ReportConfig, run_report, write_report
 from restage.report.words import format_duration
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{ 7 * 7 }}"
 

@@ -14,7 +14,7 @@ from restage.diffusion.editor import EditModel, EditSettings, Guidance, edit_ima
 from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.training import TrainingConfig
 from restage.records import InputError
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from restage.train import (
     ExampleMix,
     LossWeights,

@@ -2,10 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from restage.edit import Restage
+from restage.edit.methods import Restage
 from restage.edit.single import EditChoice
-from restage.recipes import StepByStep
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder, StepByStep
 from tests.edit.conftest import TinyScene, tiny_scene
 
 __all__ = ["tiny_scene"]

@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from restage.edit import METHODS, EditJob, EditStep
-from restage.recipes import StepByStep
+from restage.edit.job import EditJob, EditStep
+from restage.edit.methods import METHODS
 from restage.records import read_json
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder, StepByStep
 from restage.scenes.cameras import project_points
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import SH_C0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from restage.edit import Idu, Restage
+from restage.edit.methods import Idu, Restage
 from restage.records import InputError
 from restage.scenes.fit import render_views
 from restage.view.pictures import (

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from restage.edit import ReplaceOnce
 from restage.edit.editors import EDITORS, Edited
+from restage.edit.methods import ReplaceOnce
 from restage.edit.single import EditChoice
 from restage.recipes import edit_folder
 from restage.records import EditRequest, InputError, read_json

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from restage.records import EditCase, InputError, read_json
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 from restage.scenes.io import read_capture
 from restage.world.grammar import HELD_OUT_COMBINATIONS, Description, sample_description, sample_edit
 from restage.world.render import render_view
-from restage.world.stage import CaptureConfig, ScenesConfig, edit_name, make_scene, run_world, sample_scene
+from restage.world.stage import CaptureConfig, WorldConfig, edit_name, make_scene, run_world, sample_scene
 
 TINY = CaptureConfig(num_views=4, held_out_every=2, size=24, num_points=40)
-CONFIG = ScenesConfig(num_scenes=2, edit_kinds=("recolour", "time"), capture=TINY)
+CONFIG = WorldConfig(num_scenes=2, edit_kinds=("recolour", "time"), capture=TINY)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -93,7 +93,7 @@ def test_an_edit_of_another_scene_is_refused(tmp_path: Path) -> None:
 
 
 def test_scenes_are_sampled_so_that_they_allow_all_wanted_edits() -> None:
-    config = ScenesConfig(edit_kinds=("add", "remove", "resize"), split="unseen")
+    config = WorldConfig(edit_kinds=("add", "remove", "resize"), split="unseen")
     description, edits = sample_scene(config, name="x", seed=3)
     assert [edit.kind for edit in edits] == ["add", "remove", "resize"]
     assert {(o.kind, o.color) for o in description.objects} <= HELD_OUT_COMBINATIONS
@@ -101,7 +101,7 @@ def test_scenes_are_sampled_so_that_they_allow_all_wanted_edits() -> None:
 
 def test_edits_that_no_scene_allows_are_refused() -> None:
     with pytest.raises(InputError, match="remove"):
-        sample_scene(ScenesConfig(edit_kinds=("remove",), num_objects=1), name="x", seed=0)
+        sample_scene(WorldConfig(edit_kinds=("remove",), num_objects=1), name="x", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_edits_that_no_scene_allows_are_refused() -> None:
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(InputError, match="expected"):
-        ScenesConfig(**settings)  # type: ignore[arg-type]
+        WorldConfig(**settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("settings", [{"held_out_every": 1}, {"num_views": 3}, {"size": 2}, {"num_points": -1}])

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-import restage
 from restage.diffusion.backbone import Backbone, TextCondition, load_backbone
 from restage.diffusion.sampler import guided
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.solvers import denoise
 from restage.edit.editors.interface import Branches, Edited, EditorSource, NoiseKeys, PredictNoise, draw_noise
 from restage.records import EditRequest, InputError
+from restage.run.models import models_in
 
 __all__ = ["TextToImageEditor", "TextToImageScores", "open_text_to_image"]
 
@@ -121,5 +120,5 @@ def open_text_to_image(source: EditorSource) -> TextToImageEditor:
     Raises:
         InputError: it does not load.
     """
-    folder = source.model or Path(restage.__file__).parent / "assets" / "text_to_image"
+    folder = source.model or models_in().text_to_image
     return TextToImageEditor(load_backbone(folder, source.device))

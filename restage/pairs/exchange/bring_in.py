@@ -24,7 +24,7 @@ from restage.pairs.sheet import make_preview
 from restage.pairs.stage import write_views
 from restage.pairs.store import done_shards, write_shard
 from restage.records import InputError, Progress, PromptPair, content_id
-from restage.run_folder import RunFolder
+from restage.run.folder import RunFolder
 
 __all__ = ["ImportConfig", "import_pairs"]
 

@@ -1,0 +1,219 @@
+"""What differs between two runs, from their records alone: config, versions, data, weights, scores (`restage diff`).
+
+Nothing is computed anew and no model is loaded; `restage diagnose` finds out which of the differences matters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from restage.records import InputError, Score, file_sha256, read_json, to_plain
+
+__all__ = ["Changed", "RunDifference", "ScoreGap", "compare_runs", "describe_difference", "difference_to_plain"]
+
+ABSENT = "(not there)"
+SHOWN_METRICS = ("progress", "spill", "mask_iou", "psnr_db", "seconds")
+MAX_LINES = 40
+"""Differences of one kind that are printed."""
+
+
+class Changed(NamedTuple):
+    """One value that is not the same in both runs."""
+
+    where: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreGap:
+    """How a metric of a method differs, over the results that both runs have."""
+
+    method: str
+    editor: str
+    metric: str
+    first: float
+    """Mean in the first run."""
+    second: float
+    gap: float
+    """Second minus first."""
+    standard_error: float
+    """Of the gap, clustered by scene; NaN with fewer than two scenes."""
+    num_results: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDifference:
+    """All that differs between two runs."""
+
+    first: Path
+    second: Path
+    config: tuple[Changed, ...]
+    versions: tuple[Changed, ...]
+    """Of packages, and the code's commit."""
+    machine: tuple[Changed, ...]
+    data: tuple[Changed, ...]
+    """Hashes of prompts, pairs, captures and true views."""
+    weights: tuple[Changed, ...]
+    """Hashes of models and splats."""
+    scores: tuple[ScoreGap, ...]
+    only_in_one: tuple[Changed, ...]
+    """Number of results by method, where one run has more."""
+
+
+def compare_runs(first: Path, second: Path) -> RunDifference:
+    """Compare two runs.
+
+    Raises:
+        InputError: one of them is not a run, or a record in it cannot be read.
+    """
+    for run in (first, second):
+        if not (run / "run.json").is_file():
+            raise InputError(f"{run} holds no run.json; name the folders of two runs")
+    facts = [_facts(run) for run in (first, second)]
+    named = {name: _changed(facts[0][name], facts[1][name]) for name in facts[0]}
+    scores = [_scores(run) for run in (first, second)]
+    counts = [_result_counts(rows) for rows in scores]
+    return RunDifference(
+        first=first,
+        second=second,
+        **named,
+        scores=tuple(_gaps(scores[0], scores[1])),
+        only_in_one=_changed(counts[0], counts[1]),
+    )
+
+
+def _facts(run: Path) -> dict[str, dict[str, str]]:
+    record = read_json(run / "run.json")
+    stages = {path.parent.name: read_json(path) for path in sorted(run.glob("*/stage.json"))}
+    config = record.get("config") if isinstance(record.get("config"), dict) else {}
+    configs = {**config, **{name: mark.get("config") for name, mark in stages.items()}, "seed": record.get("seed")}
+    models = configs.pop("models_sha256", {})
+    return {
+        "config": dict(_flatten("", configs)),
+        "versions": dict(_flatten("", {**record.get("versions", {}), "commit": record.get("git_commit")})),
+        "machine": dict(_flatten("", record.get("machine", {}))),
+        "data": _data(run),
+        "weights": {**dict(_flatten("", models)), **_weights(run, stages)},
+    }
+
+
+def _data(run: Path) -> dict[str, str]:
+    found = {}
+    for path in (run / "prompts" / "prompts.jsonl", *sorted(run.glob("scenes/*/truth/*/edit.json"))):
+        if path.exists():
+            found[path.relative_to(run).as_posix()] = file_sha256(path)[:16]
+    for path in sorted(run.glob("pairs/*.done")):
+        found[path.relative_to(run).as_posix()] = file_sha256(path)[:16]
+    for path in sorted(run.glob("scenes/*/fit.json")):
+        found[f"views of {path.parent.name}"] = str(read_json(path).get("capture_sha256", "unknown"))[:16]
+    return found
+
+
+def _weights(run: Path, stages: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    for path in sorted(run.glob("scenes/*/splats.ply")):
+        found[f"splats of {path.parent.name}"] = file_sha256(path)[:16]
+    trained = stages.get("train", {}).get("files", {})
+    names = {name: found for name, found in trained.items() if name.endswith((".safetensors", ".bin"))}
+    found |= {name: value[:16] for name, value in names.items()}
+    used = {
+        str(record.get("inputs", {}).get("model_sha256", ""))[:16]
+        for record in map(read_json, run.glob("edit/*/*/*/*/record.json"))
+    }
+    if used - {""}:
+        found["edit model of the results"] = ", ".join(sorted(used - {""}))
+    return found
+
+
+def _flatten(where: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _flatten(f"{where}.{name}" if where else str(name), item)
+    elif value is not None:
+        yield where, value if isinstance(value, str) else json.dumps(to_plain(value), ensure_ascii=False)
+
+
+def _changed(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[Changed, ...]:
+    pairs = [(name, first.get(name, ABSENT), second.get(name, ABSENT)) for name in dict.fromkeys([*first, *second])]
+    return tuple(Changed(name, one, other) for name, one, other in pairs if one != other)
+
+
+def _scores(run: Path) -> dict[tuple[str, ...], Score]:
+    from restage.scores.rows import read_scores
+
+    path = run / "compare" / "scores.parquet"
+    rows = read_scores(path) if path.exists() else []
+    return {(row.method, row.editor, row.metric, row.scene, row.edit, str(row.seed)): row for row in rows}
+
+
+def _result_counts(rows: Mapping[tuple[str, ...], Score]) -> dict[str, str]:
+    counts: dict[str, int] = {}
+    for method, editor, metric, *_ in rows:
+        if metric == "progress":
+            counts[f"{method} {editor}"] = counts.get(f"{method} {editor}", 0) + 1
+    return {name: f"{count} results" for name, count in counts.items()}
+
+
+def _gaps(first: Mapping[tuple[str, ...], Score], second: Mapping[tuple[str, ...], Score]) -> Iterator[ScoreGap]:
+    from restage.scores.statistics import clustered_estimate
+
+    shared = [key for key in first if key in second]
+    groups: dict[tuple[str, str, str], list[tuple[float, float, str]]] = {}
+    for key in shared:
+        one, other = first[key].value, second[key].value
+        if key[2] in SHOWN_METRICS and not math.isnan(one) and not math.isnan(other):
+            groups.setdefault((key[0], key[1], key[2]), []).append((one, other, key[3]))
+    for (method, editor, metric), rows in groups.items():
+        gap = clustered_estimate([two - one for one, two, _ in rows], [scene for *_, scene in rows])
+        means = math.fsum(row[0] for row in rows) / len(rows), math.fsum(row[1] for row in rows) / len(rows)
+        if means[0] != means[1] or gap.standard_error > 0:
+            yield ScoreGap(
+                method=method,
+                editor=editor,
+                metric=metric,
+                first=means[0],
+                second=means[1],
+                gap=gap.mean,
+                standard_error=gap.standard_error,
+                num_results=len(rows),
+            )
+
+
+def describe_difference(found: RunDifference) -> list[str]:
+    """The differences by kind, one a line; what is the same is said to be."""
+    lines = [f"{found.first} -> {found.second}"]
+    kinds = {"config": found.config, "versions": found.versions, "machine": found.machine}
+    kinds |= {"data": found.data, "weights": found.weights, "results": found.only_in_one}
+    for kind, changed in kinds.items():
+        if not changed:
+            lines.append(f"{kind}: the same")
+            continue
+        lines.append(f"{kind}: {len(changed)} differ")
+        lines += [f"  {one.where}: {_short(one.first)} -> {_short(one.second)}" for one in changed[:MAX_LINES]]
+        if len(changed) > MAX_LINES:
+            lines.append(f"  and {len(changed) - MAX_LINES} more; --json lists all")
+    lines.append("scores: " + ("over the results of both, second minus first" if found.scores else "the same, or none"))
+    for gap in found.scores:
+        error = "" if math.isnan(gap.standard_error) else f" ± {gap.standard_error:.3g}"
+        who = f"{gap.method} {gap.editor} {gap.metric}"
+        change = f"{gap.first:.4g} -> {gap.second:.4g}"
+        lines.append(f"  {who}: {change}, {gap.gap:+.3g}{error} over {gap.num_results} results")
+    return lines
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def difference_to_plain(found: RunDifference) -> str:
+    """All of it as JSON; NaN becomes null."""
+    plain = to_plain(asdict(found))
+    for gap in plain["scores"]:
+        gap["standard_error"] = None if math.isnan(gap["standard_error"]) else gap["standard_error"]
+    return json.dumps(plain, indent=1, ensure_ascii=False)

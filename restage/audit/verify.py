@@ -1,0 +1,194 @@
+"""`restage verify`: checks a run, a bundle of one, or a folder of pairs; shows, and repairs, what it found.
+
+A run is checked against its records (`verify_records`), its pictures (`verify_pictures`), and pair by pair
+(`pairs.verify`). A further check is one more generator like these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from restage.audit.bundle import is_bundle, open_bundle
+from restage.audit.pictures import check_pictures
+from restage.audit.records import (
+    RecordFinding,
+    RecordsResult,
+    check_records,
+    describe_records,
+    records_to_plain,
+)
+from restage.pairs.files import is_url, open_files
+from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
+from restage.pairs.verify.repair import repair_pairs
+from restage.pairs.verify.sheets import write_sheets
+from restage.pairs.verify.words import describe_repair, describe_result, result_to_plain
+from restage.records import InputError, Progress, read_json
+from restage.run.progress import show_progress
+
+__all__ = ["Part", "VerifyConfig", "find_parts", "verify_folder"]
+
+
+class Part(NamedTuple):
+    """A part of a run that can be checked."""
+
+    stage: str
+    """`records`, or a stage with checks of its own."""
+    folder: Path | str
+    run: Path | None
+    """The run that it belongs to, if any."""
+
+
+def find_parts(path: str) -> list[Part]:
+    """What there is to check at a path: the records and stages of a run and its rounds, or a folder or URL of shards.
+
+    Raises:
+        InputError: there is nothing that can be checked.
+    """
+    if is_url(path):
+        return [Part("pairs", path, None)]
+    folder = Path(path)
+    runs = [record.parent for record in (folder / "run.json", *sorted(folder.glob("rounds/*/run.json")))]
+    parts = [Part("records", run, run) for run in runs if (run / "run.json").is_file()]
+    if (folder / "pairs").is_dir() and (any((folder / "pairs").glob("*.done")) or not parts or _has_store(folder)):
+        parts.append(Part("pairs", folder / "pairs", folder))
+    if not parts and any(folder.glob("shard-*")):
+        is_of_run = folder.name == "pairs" and (folder.parent / "run.json").exists()
+        parts.append(Part("pairs", folder, folder.parent if is_of_run else None))
+    if not parts:
+        raise InputError(
+            f"{path} holds no image pairs and no run to check; name a run, a bundle of one, or a folder of shards"
+        )
+    return parts
+
+
+def _has_store(run: Path) -> bool:
+    return (run / "pairs" / "store.json").exists() or (run / "pairs" / "plan.json").exists()
+
+
+class _Last:
+    """Hands the steps of a check on, and keeps what it returns."""
+
+    result: Any
+
+    def __init__(self, steps: Generator[Progress, None, Any]) -> None:
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[Progress]:
+        self.result = yield from self.steps
+
+
+def verify_folder(
+    path: str,
+    config: VerifyConfig,
+    *,
+    models: Path | None = None,
+    repairs: bool = False,
+    is_json: bool = False,
+    sheets: Path | None = None,
+) -> bool:
+    """Check, say what was found, and repair it if asked to; returns whether anything was found.
+
+    Args:
+        path: a run, a bundle of one, or a folder or URL of shards.
+        config: what to look at.
+        models: folder with the CLIP to judge captions with; None takes the one that comes with the package.
+        repairs: take out what is bad among the pairs.
+        is_json: print JSON instead of lines; progress then goes to the error stream.
+        sheets: folder for contact sheets; None takes `verify` in the run, and writes none for a bare folder.
+
+    Raises:
+        InputError: there is nothing to check, or a bundle is to be repaired.
+    """
+    checks = _Checks(config, models=models, repairs=repairs, is_json=is_json, sheets=sheets)
+    if is_bundle(path):
+        if repairs:
+            raise InputError(f"{path} is a bundle, which is not repaired; unpack it first, or repair the run")
+        with open_bundle(Path(path)) as opened:
+            checks.say(f"bundle sha256 {opened.sha256}")
+            parts = find_parts(str(opened.run))
+            is_whole = not any(name.startswith("pairs/") for name in opened.left_out)
+            for part in parts:
+                if part.stage == "records":
+                    first = opened.findings if part.folder == opened.run else []
+                    checks.records(part, left_out=opened.left_out, first=first, shown=path)
+                elif is_whole:
+                    checks.pairs(part)
+    else:
+        for part in find_parts(path):
+            if part.stage == "records":
+                checks.records(part, left_out={}, first=[], shown=str(part.folder))
+            else:
+                checks.pairs(part)
+    checks.finish()
+    return checks.has_findings
+
+
+class _Checks:
+    """Runs checks and says what they found."""
+
+    def __init__(
+        self, config: VerifyConfig, *, models: Path | None, repairs: bool, is_json: bool, sheets: Path | None
+    ) -> None:
+        self.config, self.models, self.repairs, self.is_json, self.sheets = config, models, repairs, is_json, sheets
+        self.has_findings = False
+        self.plain: dict[str, list[dict[str, Any]]] = {"records": [], "stages": []}
+
+    def say(self, *lines: str) -> None:
+        """Print lines, unless JSON was asked for."""
+        if not self.is_json:
+            print("\n".join(lines))
+
+    def work(self, steps: Generator[Progress, None, Any]) -> Any:
+        """Show the progress of a check; returns its result."""
+        last = _Last(steps)
+        with contextlib.redirect_stdout(sys.stderr if self.is_json else sys.stdout):
+            show_progress(last)
+        return last.result
+
+    def records(self, part: Part, *, left_out: Mapping[str, str], first: list[RecordFinding], shown: str) -> None:
+        """Check a run against its records, and its pictures against its numbers."""
+        run = Path(part.folder)
+        result: RecordsResult = self.work(check_records(run, left_out=left_out))
+        known = {finding.file for finding in first}
+        result.findings[:0] = first
+        result.findings[len(first) :] = [found for found in result.findings[len(first) :] if found.file not in known]
+        if not self.config.fast:
+            self.work(check_pictures(run, result))
+        self.has_findings = self.has_findings or bool(result.findings)
+        self.plain["records"].append(records_to_plain(shown, result))
+        self.say(*describe_records(result))
+
+    def pairs(self, part: Part) -> None:
+        """Check image pairs, and repair them if that was asked for."""
+        clip = None if self.config.fast else _load_clip(self.models)
+        result: VerifyResult = self.work(check_pairs(part.folder, self.config, clip=clip))
+        self.has_findings = self.has_findings or bool(result.findings)
+        folder = self.sheets or (part.run / "verify" if part.run else None)
+        written = write_sheets(open_files(part.folder), result.findings, folder) if folder else []
+        self.say(*describe_result(result), *(f"sheet: {sheet}" for sheet in written))
+        repaired = repair_pairs(part.folder, result.findings) if self.repairs and result.findings else None
+        if repaired is not None:
+            self.say(*describe_repair(repaired, _command_of(part.run)))
+        self.plain["stages"].append(result_to_plain(part.folder, result, repaired))
+
+    def finish(self) -> None:
+        """Print the JSON, if it was asked for."""
+        if self.is_json:
+            print(json.dumps(self.plain, indent=1))
+
+
+def _load_clip(models: Path | None) -> Any:
+    from restage.diffusion.clip import load_clip
+    from restage.run.models import models_in
+
+    return load_clip(models_in(models).clip)
+
+
+def _command_of(run: Path | None) -> list[str]:
+    """The command line that made a run."""
+    return read_json(run / "run.json").get("command", []) if run and (run / "run.json").exists() else []

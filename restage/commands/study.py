@@ -1,0 +1,49 @@
+"""`restage study`: runs or goes on with a study, and prints its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from restage.records import InputError
+from restage.run.progress import show_progress
+
+__all__ = ["build_study"]
+
+StudyArgument = Annotated[
+    Path, arg(metavar="STUDY", help="A Python file with a STUDY, or the folder of a study that was begun.")
+]
+
+
+def build_study() -> Callable[..., None]:
+    """The sub-command."""
+
+    def study(study: Positional[StudyArgument], *, out: Path | None = None, workers: int = 1) -> None:
+        """Compare methods on scenes, edits, editors and seeds that a Python file names; only what is missing runs.
+
+        Example: restage study benchmarks/truth_study.py --out runs/truth --workers 2
+
+        Ctrl-C stops it at any time; the same command goes on from there, and ends with the same numbers. The folder is
+        a run: restage report runs/truth
+
+        Args:
+            study: What to compare.
+            out: Folder of the study; default: runs/ and the file's name.
+            workers: Processes that share the work; each takes one core.
+        """
+        from restage.scores.rows import read_scores
+        from restage.scores.tables import markdown_table, method_table
+        from restage.studies.file import load_study
+        from restage.studies.run import run_study
+
+        if out is not None and study.is_dir():
+            raise InputError(f"{study} is the folder of a study already; leave --out away")
+        folder = study if study.is_dir() else out or Path("runs") / study.stem
+        file = study / "study.py" if study.is_dir() else study
+        show_progress(run_study(load_study(file), folder, workers=workers, file=file))
+        print(markdown_table(method_table(read_scores(folder / "compare" / "scores.parquet"))), end="")
+
+    return study

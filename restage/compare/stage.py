@@ -1,0 +1,119 @@
+"""The compare stage: every result of the edit stage judged on the held-out views, into rows of Score and ViewScore."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from restage.compare.cases import Result, find_results
+from restage.compare.evidence import Before, CaseViews, embed_before, load_case, load_result
+from restage.compare.judges import CompareConfig, Judges, open_judges
+from restage.compare.measure import measure_result, unmeasured
+from restage.compare.metrics import Measured
+from restage.records import Progress, Score
+from restage.run.folder import RunFolder
+from restage.scores.definitions import COST_METRICS, METRICS
+from restage.scores.rows import ViewScore, read_scores, write_scores, write_view_scores
+
+__all__ = ["JUDGED_BY", "CompareConfig", "Scorer", "Scores", "read_scores", "run_compare", "write_scores"]
+
+JUDGED_BY = ("study.json", "study.py", "scenes/*/capture/**/*", "scenes/*/truth/**/*")
+"""What numbers rest on, whoever put it there: the stage's mark holds its hashes too, so that `verify` sees changes."""
+
+
+class Scores(NamedTuple):
+    """The rows of results."""
+
+    scores: list[Score]
+    views: list[ViewScore]
+
+
+@dataclass
+class Scorer:
+    """Scores results one after another; what results of the same edit share is loaded once."""
+
+    run_path: Path
+    config: CompareConfig
+    judges: Judges
+    _case: tuple[tuple[str, str], CaseViews, Before] | None = None
+
+    def score(self, result: Result) -> Scores:
+        """All rows of one result; NaN with the reason where it cannot be scored.
+
+        Raises:
+            InputError: a picture of a finished result is missing or broken.
+        """
+        if result.problem:
+            return _rows(result, unmeasured(result.problem), ())
+        key = result.scene, result.edit
+        if self._case is None or self._case[0] != key:
+            case = load_case(self.run_path, *key, self.config)
+            self._case = key, case, embed_before(case, self.judges)
+        _, case, before = self._case
+        shown = load_result(result.folder, case)
+        measured = measure_result(shown, case, before=before, judges=self.judges, config=self.config)
+        return _rows(result, measured, case.names)
+
+
+def run_compare(run: RunFolder, config: CompareConfig) -> Iterator[Progress]:
+    """Score all results of the run's edit stage; write `compare/scores.parquet` and `compare/views.parquet`.
+
+    Raises:
+        InputError: there are no results, a picture of a finished one is missing or broken, or a model that is to judge
+            does not load.
+    """
+    if run.is_done("compare", config):
+        yield Progress(stage="compare", done=1, total=1, note="done before")
+        return
+    results = find_results(run.path)
+    scorer = Scorer(run.path, config, open_judges(config))
+    rows = Scores([], [])
+    for done, result in enumerate(results):
+        found = scorer.score(result)
+        rows.scores.extend(found.scores)
+        rows.views.extend(found.views)
+        note = f"{result.scene} {result.edit} {result.contender.method}-{result.contender.editor}"
+        yield Progress(stage="compare", done=done + 1, total=len(results), note=note)
+    write_tables(run, rows)
+    run.mark_done("compare", config, also=JUDGED_BY, num_results=len(results), num_scores=len(rows.scores))
+
+
+def write_tables(run: RunFolder, rows: Scores) -> None:
+    """Write both tables of a run, each atomically; `scores.parquet` last."""
+    write_view_scores(run.folder("compare") / "views.parquet", rows.views)
+    write_scores(run.folder("compare") / "scores.parquet", rows.scores)
+
+
+def _rows(result: Result, measured: dict[str, Measured], names: tuple[str, ...]) -> Scores:
+    who = {
+        "scene": result.scene,
+        "edit": result.edit,
+        "kind": result.kind,
+        "method": result.contender.method,
+        "editor": result.contender.editor,
+        "seed": result.contender.seed,
+    }
+    found = Scores([], [])
+    for metric, value in measured.items():
+        found.scores.append(Score(**who, metric=metric, value=float(value.mean), reason=value.reason))
+        for place, one in zip(_places(value, names), value.per_view, strict=True):
+            reason = value.reason.rpartition(": ")[2] if math.isnan(one) else ""
+            found.views.append(ViewScore(**who, metric=metric, view=place, value=float(one), reason=reason))
+    cost = {"is_capped": 0.0, **(result.record or {}).get("cost", {})}
+    for metric in COST_METRICS:
+        missing = (
+            result.problem if result.record is None else "" if metric in cost else result.problem or "not recorded"
+        )
+        value = math.nan if missing else float(cost[metric])
+        found.scores.append(Score(**who, metric=metric, value=value, reason=missing, is_cost=True))
+    assert {score.metric for score in found.scores} == set(METRICS)
+    return found
+
+
+def _places(measured: Measured, names: tuple[str, ...]) -> tuple[str, ...]:
+    """What the numbers of a metric belong to: held-out views, or pairs of neighbouring frames of the orbit."""
+    count = len(measured.per_view)
+    return names if count == len(names) else tuple(f"orbit-{index:03d}" for index in range(count))

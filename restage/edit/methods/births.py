@@ -1,0 +1,221 @@
+"""New splats for what the edited views show and the old splats cannot: seeded where several views agree on a surface.
+
+`restage.py` calls it between two fits; what is born is appended to the splats and fitted with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from restage.edit.methods.deaths import KeyViews, mean_shown
+from restage.edit.methods.warp import DepthMaps, render_depths
+from restage.records import InputError
+from restage.scenes.cameras import Cameras, project_points, unproject_depth
+from restage.scenes.fit import render_views
+from restage.scenes.splats import SH_C0, Splats
+
+__all__ = ["Births", "join_splats", "seed_splats"]
+
+FIRST_SHARE = 0.25
+"""Points on a ray begin at this share of the depth of the old surface."""
+MAX_DEPTH = 3.0
+"""Where the old surface is farther than so many times the median depth, as the sky is, points end there."""
+DEPTH_SLACK = 1.02
+"""A point this much behind the old surface still counts as before it."""
+COLOR_SLACK = 0.02
+"""Of the points whose colour is confirmed about as well, within this of the best, the nearest is the surface."""
+SCALE_SHARE = 0.6
+"""Standard deviation of a new splat, as a share of the distance to the next one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Births:
+    """Where splats are seeded, and how many.
+
+    Rays go out from pixels that the old splats, in new colours, cannot explain. A point of a ray is solid where nearly
+    all key views that could see it, since no old surface hides it, show an edit there (the visual hull of the masks:
+    Laurentini 1994, doi 10.1109/34.273735). The surface of a ray is the nearest of the solid points whose colour the
+    neighbouring views confirm (as in space carving: Kutulakos and Seitz 2000, doi 10.1023/A:1008191222954). A ray that
+    meets nothing empty on its way seeds nothing: where an edit covers all, its masks say nothing about depth. In the
+    end those seeds are kept that bring all views that show them closer to the edit. So nothing is born by a new ground
+    or time of the day, or where views disagree on the place or the colour.
+    """
+
+    residual: float = 0.12
+    """Pixels send a ray where the fitted scene is off by more than this, in [0, 1], mean over channels,"""
+    residual_share: float = 0.4
+    """and by more than this share of what the edit changes there,"""
+    crowd: float = 0.5
+    """and where more than this share of the 3 x 3 pixels around do: lines at the edges of things are not missing."""
+    min_share: float = 0.9
+    """Share of the views that could see a point that must show an edit there, in (0, 1]."""
+    min_views: int = 5
+    """Views, at least, that could see it."""
+    color_limit: float = 0.06
+    """How far neighbouring views may be from a ray's colour, in [0, 1], mean over channels."""
+    num_neighbours: int = 4
+    """Views nearest to a ray's own that its colour is compared in."""
+    max_rays: int = 6000
+    """Rays over all key views; pixels are thinned out evenly."""
+    num_depths: int = 40
+    """Points that are tried along a ray."""
+    spacing_px: float = 1.5
+    """Distance between new splats, in pixels of the key views at their depth."""
+    min_gain: float = 0.03
+    """New splats are kept that bring what views show at them closer to the edit by this, in [0, 1], on the average."""
+    max_share: float = 0.5
+    """New splats, at most, as a share of the old ones."""
+    opacity: float = 0.8
+    """Of a new splat."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.min_share <= 1 and 0 < self.opacity < 1 and self.max_share >= 0 and self.spacing_px > 0):
+            raise InputError(f"expected shares and opacity in (0, 1) and a spacing above 0, got {self}")
+        if min(self.min_views, self.max_rays, self.num_depths, self.num_neighbours) < 1:
+            raise InputError(f"expected counts of at least 1, got {self}")
+
+
+class _Rays(NamedTuple):
+    views: Int[Tensor, " rays"]
+    points: Float[Tensor, "rays depths 3"]
+    """In world units, near ones first."""
+    colors: Float[Tensor, "rays 3"]
+
+
+class _Tested(NamedTuple):
+    is_solid: Bool[Tensor, "rays depths"]
+    is_empty: Bool[Tensor, "rays depths"]
+    """Seen by enough views, and not solid."""
+    errors: Float[Tensor, "rays depths"]
+    """Mean distance of the ray's colour from what neighbouring views show there."""
+
+
+@torch.no_grad()
+def seed_splats(births: Births, splats: Splats, key_views: KeyViews, *, max_count: int) -> Splats:
+    """Seed round splats on the surfaces that the edited views agree on.
+
+    Args:
+        births: How.
+        splats: The scene with colours fitted to the edited views, without what is gone.
+        key_views: The edited views.
+        max_count: New splats, at most.
+
+    Returns:
+        The new splats, with as many harmonics as the old; none where views agree on nothing.
+    """
+    cameras, maps = key_views.cameras, render_depths(splats, key_views.cameras)
+    residuals = (render_views(splats, cameras) - key_views.edited).abs().mean(dim=1)
+    rays = _cast_rays(births, key_views, residuals, maps)
+    tested = _test_points(births, rays, key_views, maps)
+    has_entered = tested.is_empty.int().cumsum(dim=1) > 0
+    errors = torch.where(tested.is_solid & has_entered, tested.errors, torch.inf)
+    best = errors.amin(dim=1)
+    chosen = (errors <= best[:, None] + COLOR_SLACK).int().argmax(dim=1)
+    is_found = best < births.color_limit
+    points = rays.points[torch.arange(len(chosen)), chosen][is_found]
+    colors, views = rays.colors[is_found], rays.views[is_found]
+    depths = (points - cameras.positions[views]).norm(dim=1)
+    sizes = births.spacing_px * depths / cameras.intrinsics[views, 0, 0]
+    kept = _thin_out(points, sizes, max_count)
+    fresh = _round_splats(points[kept], colors[kept], sizes[kept], births.opacity, splats.sh.shape[1])
+    return fresh[_are_of_use(births, splats, fresh, key_views, residuals)]
+
+
+def join_splats(first: Splats, second: Splats) -> Splats:
+    """The splats of both, in this order."""
+    ours, added = first.parameters(), second.parameters()
+    return Splats(**{name: torch.cat([ours[name], added[name]]) for name in ours})
+
+
+def _are_of_use(
+    births: Births, splats: Splats, fresh: Splats, key_views: KeyViews, residuals: Float[Tensor, "n h w"]
+) -> Bool[Tensor, " fresh"]:
+    """Which new splats bring the views that show them closer to the edit; where views disagree, none does."""
+    joined = join_splats(splats, fresh)
+    changes = (render_views(joined, key_views.cameras) - key_views.edited).abs().mean(dim=1) - residuals
+    return mean_shown(joined, key_views.cameras, changes)[len(splats) :] < -births.min_gain
+
+
+def _cast_rays(births: Births, key_views: KeyViews, residuals: Float[Tensor, "n h w"], maps: DepthMaps) -> _Rays:
+    cameras, depths = maps.cameras, maps.depths.flatten(1)
+    changes = (key_views.unedited - key_views.edited).abs().mean(dim=1)
+    wanted = (residuals > births.residual) & (residuals > births.residual_share * changes) & (key_views.masks > 0.5)
+    wanted &= functional.avg_pool2d(wanted[:, None].float(), 3, stride=1, padding=1)[:, 0] > births.crowd
+    chosen = wanted.flatten().nonzero()[:, 0]
+    if len(chosen) > births.max_rays:
+        chosen = chosen[torch.linspace(0, len(chosen) - 1, births.max_rays).long()]
+    views, pixels = chosen // depths.shape[1], chosen % depths.shape[1]
+    is_known = torch.isfinite(depths)
+    limit = MAX_DEPTH * float(depths[is_known].median()) if bool(is_known.any()) else 1.0
+    unit_depth = torch.ones(cameras.height, cameras.width)
+    ends = torch.stack([unproject_depth(unit_depth, cameras[view]).reshape(-1, 3) for view in range(len(cameras))])
+    starts = cameras.positions[views]
+    along = (ends[views, pixels] - starts) * depths[views, pixels].clamp_max(limit)[:, None]
+    shares = torch.linspace(FIRST_SHARE, 1.0, births.num_depths)
+    points = starts[:, None] + along[:, None] * shares[:, None]
+    return _Rays(views, points, key_views.edited.flatten(2)[views, :, pixels])
+
+
+def _test_points(births: Births, rays: _Rays, key_views: KeyViews, maps: DepthMaps) -> _Tested:
+    cameras, shape = maps.cameras, rays.points.shape[:2]
+    points, owners = rays.points.reshape(-1, 3), rays.views.repeat_interleave(shape[1])
+    own_colors = rays.colors.repeat_interleave(shape[1], dim=0)
+    is_neighbour = _neighbours(cameras, births.num_neighbours)
+    seen, shown, error, compared = (torch.zeros(len(points)) for _ in range(4))
+    for view in range(len(cameras)):
+        pixels, depths = project_points(points, cameras[view])
+        column, row = pixels.floor().long().unbind(1)
+        is_inside = (depths > 0) & (column >= 0) & (column < cameras.width) & (row >= 0) & (row < cameras.height)
+        index = torch.where(is_inside, row * cameras.width + column, 0)
+        is_free = is_inside & (depths <= DEPTH_SLACK * maps.depths[view].flatten()[index])
+        is_edited = is_free & (key_views.masks[view].flatten()[index] > 0.5)
+        seen += is_free
+        shown += is_edited
+        counts = is_edited & is_neighbour[owners, view]
+        error += counts * (key_views.edited[view].flatten(1)[:, index].T - own_colors).abs().mean(dim=1)
+        compared += counts
+    is_seen, is_shown = seen >= births.min_views, shown >= births.min_share * seen
+    is_solid = is_seen & is_shown & (compared > 0)
+    errors = error / compared.clamp_min(1)
+    return _Tested(is_solid.reshape(shape), (is_seen & ~is_shown).reshape(shape), errors.reshape(shape))
+
+
+def _neighbours(cameras: Cameras, count: int) -> Bool[Tensor, "n n"]:
+    """Which views are nearest to each by position; none is its own neighbour."""
+    distances = (cameras.positions[:, None] - cameras.positions).norm(dim=2)
+    distances.fill_diagonal_(torch.inf)
+    nearest = distances.argsort(dim=1)[:, : min(count, len(cameras) - 1)]
+    return torch.zeros(len(cameras), len(cameras), dtype=torch.bool).scatter_(1, nearest, True)
+
+
+def _thin_out(points: Float[Tensor, "m 3"], sizes: Float[Tensor, " m"], max_count: int) -> Int[Tensor, " kept"]:
+    """Indices of one point in each cell of a grid as wide as the sizes, wider if they would be too many."""
+    if not len(points) or max_count < 1:
+        return torch.zeros(0, dtype=torch.long)
+    size = float(sizes.median())
+    while True:
+        _, cells = torch.unique(torch.floor((points - points.amin(dim=0)) / size), dim=0, return_inverse=True)
+        first = torch.full((int(cells.max()) + 1,), len(points)).scatter_reduce(
+            0, cells, torch.arange(len(points)), "amin"
+        )
+        if len(first) <= max_count:
+            return first
+        size *= 1.2
+
+
+def _round_splats(points: Tensor, colors: Tensor, sizes: Tensor, opacity: float, num_harmonics: int) -> Splats:
+    sh = torch.zeros(len(points), num_harmonics, 3)
+    sh[:, 0] = (colors - 0.5) / SH_C0
+    return Splats(
+        means=points.clone(),
+        log_scales=(SCALE_SHARE * sizes).log()[:, None].repeat(1, 3),
+        rotations=torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(points), 1),
+        opacity_logits=torch.full((len(points),), opacity).logit(),
+        sh=sh,
+    )

@@ -1,0 +1,210 @@
+"""The folder of a run: what it was started with, which stages are done, and the hashes of what they left.
+
+Every stage works in one; what lies where is in docs/conventions.md.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from restage.records import (
+    InputError,
+    content_id,
+    file_sha256,
+    has_right_seal,
+    read_json,
+    seal,
+    to_plain,
+    write_json,
+)
+from restage.run.environment import git_commit, machine, versions
+from restage.run.memory import process_peak_mb
+from restage.run.stopping import is_stop_requested
+
+__all__ = ["SEALED_APART", "UNSEALED", "RunFolder", "StepByStep", "open_run", "working"]
+
+UNSEALED = (
+    *("*/stage.json", "*/.*", "train/cache/*", "train/state.pt", "scenes/*/fit_state.pt"),
+    # Pairs have marks of their own, which hold hashes and allow for repairs.
+    *("pairs/*.tar", "pairs/*.parquet", "pairs/*.done", "pairs/*.json", "pairs/quarantine/*"),
+)
+"""Files of stages whose hashes are in no mark of a stage: states that work goes on from, and what is marked apart."""
+
+SEALED_APART = "sealed apart"
+"""Stands for the hash of a record that holds a seal, and hashes, of its own."""
+
+
+def _was_begun(file: Path) -> bool:
+    """Whether it is what a start leaves that was killed while it wrote `run.json`."""
+    return file.match(".run.*.tmp.json")
+
+
+@dataclass
+class RunFolder:
+    """A run is a folder: `run.json` is written first and closed last, each stage marks itself done with a file.
+
+    A stage's mark, `<run>/<stage>/stage.json`, holds the id of its resolved config and is written after everything
+    else of that stage. A stage that is asked for again with the same id is skipped; with another id it is refused,
+    since a finished stage is never overwritten.
+    """
+
+    path: Path
+    config: Any
+    """The resolved config of the whole run (a dataclass)."""
+    seed: int
+    started_s: float = field(default_factory=time.time)
+
+    @property
+    def id(self) -> str:
+        """Content id of config and seed."""
+        return content_id("run", {"config": to_plain(self.config), "seed": self.seed})
+
+    @classmethod
+    def open(cls, path: Path, config: Any, *, seed: int) -> RunFolder:
+        """Start a run in `path`, or go on with the one that is there.
+
+        Raises:
+            InputError: `path` holds a run with another config, or something that is not a run.
+        """
+        run = cls(path=path, config=config, seed=seed)
+        record_path = path / "run.json"
+        if record_path.exists():
+            found = read_json(record_path)
+            if found.get("id") != run.id:
+                raise InputError(
+                    f"{path} holds run {found.get('id')} with another config; choose another folder with --out"
+                )
+        elif path.exists() and not (path.is_dir() and all(_was_begun(file) for file in path.iterdir())):
+            raise InputError(f"{path} exists and is not a run folder; choose another folder with --out")
+        else:
+            write_json(record_path, seal(run._record("running")))
+        return run
+
+    def _record(self, status: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "config": to_plain(self.config),
+            "seed": self.seed,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "git_commit": git_commit(),
+            "versions": versions(),
+            "machine": machine(),
+            "status": status,
+            "started_s": self.started_s,
+        }
+
+    def close(self, status: str) -> None:
+        """Write the end of this session of work into `run.json`: status, wall time, peak memory.
+
+        Args:
+            status: `done`, `stopped` (by the user) or `failed`.
+        """
+        record = read_json(self.path / "run.json")
+        is_untouched = has_right_seal(record, is_required=False)
+        session = {
+            "status": status,
+            "wall_s": time.time() - self.started_s,
+            "peak_memory_mb": process_peak_mb(),
+            "git_commit": git_commit(),
+        }
+        record.update(status=status, sessions=[*record.get("sessions", []), session])
+        # What was changed by hand is not sealed anew: `restage verify` is to find it.
+        write_json(self.path / "run.json", seal(record) if is_untouched else record)
+        if status == "done":
+            for leftover in self.path.rglob(".*.tmp*"):  # of sessions that were killed while they wrote
+                leftover.unlink(missing_ok=True)
+
+    def folder(self, stage: str) -> Path:
+        """The stage's folder, made if missing."""
+        folder = self.path / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def is_done(self, stage: str, config: Any) -> bool:
+        """Whether the stage was finished with this config.
+
+        Raises:
+            InputError: it was finished with another one.
+        """
+        mark = self.path / stage / "stage.json"
+        if not mark.exists():
+            return False
+        found = read_json(mark)
+        expected = content_id(stage.split("/")[0], config)
+        if found["id"] != expected:
+            raise InputError(f"{mark.parent} was made with another config ({found['id']}); choose another --out")
+        return True
+
+    def mark_done(self, stage: str, config: Any, *, also: Sequence[str] = (), **facts: Any) -> None:
+        """Mark a stage as finished, with the hashes of its files; call it after everything else of it is on disk.
+
+        Args:
+            stage: its name, which is that of its folder.
+            config: resolved.
+            also: patterns, relative to the run, of files that it wrote outside of its folder.
+            facts: what `restage show` and the page are to say of it.
+        """
+        mark = {"id": content_id(stage.split("/")[0], config), "config": to_plain(config), "facts": facts}
+        write_json(self.path / stage / "stage.json", seal({**mark, "files": self._hashes(stage, also)}))
+
+    def _hashes(self, stage: str, also: Sequence[str]) -> dict[str, str]:
+        """Hashes of a stage's files by their path in the run, but for those that another record holds the hashes of."""
+        found = {path for pattern in (f"{stage}/**/*", *also) for path in self.path.glob(pattern) if path.is_file()}
+        records = {path: read_json(path) for path in found if path.name in ("record.json", "fit.json")}
+        records = {path: record for path, record in records.items() if "seal" in record}
+        theirs = {path.parent / name for path, record in records.items() for name in record["files"]}
+        names = {path.relative_to(self.path).as_posix(): path for path in sorted(found - theirs)}
+        return {
+            name: SEALED_APART if path in records else file_sha256(path)
+            for name, path in names.items()
+            if not any(fnmatch.fnmatch(name, pattern) for pattern in UNSEALED)
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepByStep:
+    """The config of a run whose stages are started one by one; each stage records its own."""
+
+    kind: str = "step by step"
+
+
+def open_run(folder: Path, *, seed: int = 0) -> RunFolder:
+    """Open the run in a folder, whatever its config and seed are, or start one there for stages to be added by hand.
+
+    Raises:
+        InputError: the folder holds something that is not a run.
+    """
+    record_path = folder / "run.json"
+    if not record_path.exists():
+        return RunFolder.open(folder, StepByStep(), seed=seed)
+    record = read_json(record_path)
+    return RunFolder(path=folder, config=record["config"], seed=record["seed"])
+
+
+@contextmanager
+def working(run: RunFolder) -> Iterator[RunFolder]:
+    """Close the run's record at the end with what became of the work: done, stopped or failed."""
+    before = read_json(run.path / "run.json")["status"]
+    status = "failed"
+    try:
+        yield run
+        status = "done"
+    except (KeyboardInterrupt, GeneratorExit):
+        status = "stopped"
+        raise
+    except InputError:
+        # What the user mistyped does not undo what was done before.
+        status = "done" if before == "done" else "failed"
+        raise
+    except Exception:
+        status = "stopped" if is_stop_requested() else "failed"
+        raise
+    finally:
+        run.close(status)

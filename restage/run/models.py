@@ -1,0 +1,59 @@
+"""Where the models lie that a run starts from: those that come with the package, or a folder laid out like theirs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from restage.records import InputError, canonical_json, file_sha256
+from restage.run.layout import is_stage_done
+
+__all__ = ["ASSETS", "Models", "edit_model_of", "folder_sha256", "models_in"]
+
+ASSETS = Path(__file__).parents[1] / "assets"
+"""The models that come with the package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """The models that a run starts from."""
+
+    text_to_image: Path
+    """A diffusers folder."""
+    clip: Path
+    """A transformers folder, which pairs are scored with."""
+    edit_model: Path
+    """Folder of the edit model that training goes on from."""
+
+    def sha256(self) -> dict[str, str]:
+        """Hash of each model's folder.
+
+        Raises:
+            InputError: a folder is missing.
+        """
+        return {name: folder_sha256(path) for name, path in asdict(self).items()}
+
+
+def models_in(folder: Path | None = None) -> Models:
+    """The models in a folder laid out like `restage/assets`, which is the default."""
+    folder = folder or ASSETS
+    return Models(text_to_image=folder / "text_to_image", clip=folder / "clip", edit_model=folder / "edit_model")
+
+
+def edit_model_of(run: Path) -> Path:
+    """Folder of the edit model that a run's edits use: its own if its training is done, else the shipped one."""
+    return run / "train" if is_stage_done(run, "train") else models_in().edit_model
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hash of the names and contents of all files in a folder.
+
+    Raises:
+        InputError: the folder is missing.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; name a folder of models with --models")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    content = [(path.relative_to(folder).as_posix(), file_sha256(path)) for path in files]
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()

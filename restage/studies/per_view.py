@@ -1,0 +1,86 @@
+"""The anchor without a scene: every held-out view is edited by itself, in 2D, to show what 3D costs or gains.
+
+No method could do this, since methods see no held-out views. What is edited are renders of the unedited scene, so that
+spill counts what the editor changed and not what the fit got wrong.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from restage.edit.editors import Editor
+from restage.edit.job import EditJob, EditStep
+from restage.edit.pictures import write_image
+from restage.records import EditRequest, InputError, content_id, derive_seed, write_record
+from restage.run.memory import PeakMemory
+from restage.scenes.capture import Capture
+from restage.scenes.fit import render_views
+from restage.scenes.splats import Splats
+
+__all__ = ["PerView", "edit_views"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerView:
+    """Stands among the methods of a study for the anchor `per_view`; it makes pictures and no scene."""
+
+    noise_level: float = 1.0
+    """Share of the schedule that the edit of each view starts at."""
+
+    def run(self, job: EditJob) -> Iterator[EditStep]:
+        """There is no scene to make."""
+        raise InputError("per_view edits pictures and makes no scene; it runs in studies only")
+
+
+def edit_views(
+    splats: Splats,
+    capture: Capture,
+    *,
+    request: EditRequest,
+    settings: PerView,
+    editor: Editor,
+    seed: int,
+    folder: Path,
+    facts: Mapping[str, Any],
+) -> None:
+    """Edit the held-out views one by one and write the result folder, which has pictures and a record only.
+
+    Args:
+        splats: The fitted scene.
+        capture: Its views; of the held-out ones only the cameras are used.
+        request: What to do.
+        settings: How.
+        editor: The 2D editor.
+        seed: Of the edit; each view has noise of its own.
+        folder: Where the result goes; `record.json` is written last.
+        facts: What else the record is to say.
+    """
+    peak, started_s = PeakMemory(), time.perf_counter()
+    paths = []
+    for index in capture.held_out_indices:
+        view = render_views(splats, capture.cameras[index])
+        edited = editor.edit(
+            view,
+            view,
+            request,
+            view_indices=(index,),
+            noise_level=settings.noise_level,
+            seed=derive_seed(seed, "per view"),
+        )
+        paths.append(folder / "held_out" / Path(capture.file_names[index]).with_suffix(".png").name)
+        write_image(paths[-1], edited.images[0])
+    record = {
+        "id": content_id("edited", {"seed": seed, **facts, "settings": settings, "request": request}),
+        **facts,
+        "request": request,
+        "settings": settings,
+        "num_steps": len(paths),
+        "status": "done",
+        "reason": "",
+        "cost": {"seconds": time.perf_counter() - started_s, "peak_memory_mb": peak.read_mb()},
+    }
+    write_record(folder / "record.json", record, files=paths)

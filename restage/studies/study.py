@@ -1,0 +1,215 @@
+"""A study as data: scenes with edits x methods x editors x seeds. What runs it is `study_run.py`.
+
+A study lives in a folder that is a run like any other: scenes/, edit/ and compare/ lie where docs/conventions.md says,
+so that `restage report`, `restage show` and `restage verify` read it without knowing what a study is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from restage.compare.judges import CompareConfig
+from restage.edit.editors import Editor, EditorSource, check_editor, open_editor
+from restage.edit.job import Method
+from restage.edit.stage import METHODS_WITHOUT_EDITOR, NO_EDITOR, EditUnit
+from restage.records import InputError, content_id, to_plain
+from restage.run.models import models_in
+from restage.scenes.fit import FitConfig
+
+__all__ = ["MenuEditor", "Study", "StudyEditor", "StudyMethod", "StudyScene", "identity_of", "list_units"]
+
+
+@runtime_checkable
+class StudyScene(Protocol):
+    """A scene with its edits; `study_scenes.py` has the world's and a user's own. A frozen dataclass."""
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        ...
+
+    @property
+    def fit(self) -> FitConfig:
+        """How it is fitted, once for all methods."""
+        ...
+
+    @property
+    def edits(self) -> tuple[str, ...]:
+        """Names of its edits; the cases of the study are scene x edit."""
+        ...
+
+    def facts_of(self, edit: str) -> Mapping[str, Any]:
+        """All that a result of this edit depends on, of the scene: names and settings, no paths, no other edits."""
+        ...
+
+    def write(self, folder: Path) -> Iterator[str]:
+        """Write `capture/` and, for every edit, `truth/<edit>/` (`edit.json` last); what is there stays.
+
+        Yields:
+            A line for each thing that is there.
+
+        Raises:
+            InputError: the folder holds another scene, or what it is made from cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class StudyEditor(Protocol):
+    """How an editor is opened; a frozen dataclass, since its fields are part of what a result is known by."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether what is opened once serves all cases; else it is opened for each, with the case's truth."""
+        ...
+
+    def open(self, source: EditorSource) -> Editor:
+        """Make the editor.
+
+        Args:
+            source: File names of all views, and truth folder (None where there is no truth); empty if the editor is
+                shared.
+
+        Raises:
+            InputError: what it needs is not there; the result then is a row that says so.
+        """
+        ...
+
+
+MODELS = ("edit_model", "instruct_pix2pix", "pipeline", "text_to_image")
+"""Editors that are a model and look nothing up that belongs to one case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MenuEditor:
+    """An editor of the menu `EDITORS` by its name, or `noisy-<strength>-<one of them>`."""
+
+    name: str
+    model: Path | None = None
+    """Folder of its model; None with edit_model for the one that comes with the package."""
+    device: str = "cpu"
+    """Where the model computes."""
+
+    def __post_init__(self) -> None:
+        check_editor(self.name)
+
+    @property
+    def is_shared(self) -> bool:
+        """Models are; the others look up what belongs to one case."""
+        return self.name.rpartition("-")[2] in MODELS
+
+    def open(self, source: EditorSource) -> Editor:
+        """Open it; see `StudyEditor.open`."""
+        model = self.model or source.model
+        if model is None and self.name.endswith("edit_model"):
+            model = models_in().edit_model
+        return open_editor(self.name, replace(source, model=model, device=self.device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyMethod:
+    """A method as it takes part in a study, under a name of its own."""
+
+    settings: Method
+    """The method with its settings: a frozen dataclass."""
+    editors: tuple[str, ...] | None = None
+    """Names of the study's editors that it runs with; None for all. A method that asks none gets the editor `none`."""
+    seeds: tuple[int, ...] | None = None
+    """None for the study's."""
+    edits: tuple[str, ...] | None = None
+    """Names of the edits that it runs on; None for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is compared; everything that a number of it depends on, apart from the code.
+
+    A study may grow: what is added later (scenes, methods, editors, seeds) runs, what is there stays. What has run
+    may not change under its name: that is refused, with the name of what changed.
+    """
+
+    name: str
+    scenes: tuple[StudyScene, ...]
+    methods: Mapping[str, StudyMethod]
+    """By the name in tables and folders. `nothing` is the anchor by which all others are read."""
+    editors: Mapping[str, StudyEditor] = field(default_factory=dict)
+    """By the name in tables and folders. `exact` is the anchor for the 3D half alone."""
+    seeds: tuple[int, ...] = (0,)
+    time_cap_s: float | None = None
+    """Seconds after which a method is stopped at its next step; the scene as it then is is the result, and the row
+    `is_capped` says so. A cap that bites makes results depend on the machine."""
+    compare: CompareConfig = field(default_factory=CompareConfig)
+    """How results are judged, and with which models."""
+    seed: int = 0
+    """Of the run; seeds of edits derive from it."""
+
+    def __post_init__(self) -> None:
+        names = [scene.name for scene in self.scenes]
+        if not names or len(set(names)) != len(names):
+            raise InputError(f"expected at least one scene, all of different names, got {names}")
+        if not self.methods or not self.seeds:
+            raise InputError("expected at least one method and one seed")
+        if self.time_cap_s is not None and not self.time_cap_s > 0:
+            raise InputError(f"expected a time cap above 0 s, got {self.time_cap_s}")
+        for name, method in self.methods.items():
+            unknown = sorted(set(method.editors or ()) - set(self.editors))
+            if unknown:
+                raise InputError(f"method {name} is to run with {', '.join(unknown)}, which the study does not have")
+        for name in (*self.methods, *self.editors, *names):
+            if not name or name != Path(name).name:
+                raise InputError(f"{name!r} cannot be the name of a folder")
+
+
+def list_units(study: Study) -> list[EditUnit]:
+    """All single results of a study, scene by scene, in the order of its rows."""
+    units = []
+    for scene in study.scenes:
+        for edit in scene.edits:
+            for name, method in study.methods.items():
+                if method.edits is not None and edit not in method.edits:
+                    continue
+                for editor in _editors_of(study, method):
+                    for seed in study.seeds if method.seeds is None else method.seeds:
+                        units.append(EditUnit(scene=scene.name, edit=edit, method=name, editor=editor, seed=seed))
+    return units
+
+
+def _editors_of(study: Study, method: StudyMethod) -> tuple[str, ...]:
+    kind = type(method.settings).__name__.lower()
+    if kind in METHODS_WITHOUT_EDITOR or method.editors == ():
+        return (NO_EDITOR,)
+    return tuple(study.editors) if method.editors is None else method.editors
+
+
+def identity_of(study: Study, unit: EditUnit) -> str:
+    """Content id of all that a result depends on: scene, edit, method, editor, seeds; paths and times not.
+
+    It is in every record (`inputs.unit_id`); a result with another one is never taken for this one.
+    """
+    scene = next(scene for scene in study.scenes if scene.name == unit.scene)
+    editor = None if unit.editor == NO_EDITOR else study.editors[unit.editor]
+    method = study.methods[unit.method].settings
+    return content_id(
+        "unit",
+        {
+            "scene": [unit.scene, scene.facts_of(unit.edit)],
+            "edit": unit.edit,
+            "method": [type(method).__qualname__, method],
+            "editor": [type(editor).__qualname__, _without_places(to_plain(editor), editor)],
+            "seeds": [study.seed, unit.seed],
+            "time_cap_s": study.time_cap_s,
+        },
+    )
+
+
+def _without_places(plain: Any, value: Any) -> Any:
+    """A dataclass's plain form with paths reduced to their names: where a model lies is no part of a result."""
+    if not isinstance(plain, dict):
+        return plain
+    return {
+        name: item.name if isinstance(item := getattr(value, name), Path) else _without_places(part, item)
+        for name, part in plain.items()
+    }

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from restage.cli import SUMMARIES, run
+from restage.records import Progress, read_json
+from restage.run.progress import plain_lines
+
+
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def restage(*arguments: str | Path) -> Result:
+    """Run a command line in this process, which saves seconds of imports."""
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = run([str(argument) for argument in arguments])
+    return Result(code, out.getvalue(), errors.getvalue())
+
+
+def restage_process(*arguments: str | Path) -> Result:
+    """Run a command line as a user does."""
+    command = [sys.executable, "-m", "restage.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def assert_is_bad_input(result: Result, *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def write_capture_folder(folder: Path, num_views: int = 4, size: int = 32) -> Path:
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for index in range(num_views):
+        pixels = np.random.default_rng(index).integers(0, 255, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
+        angle = 2 * np.pi * index / num_views
+        # OpenGL axes: the camera looks along its -z, here at the origin from a circle of radius 3.
+        right, up, back = (-np.sin(angle), np.cos(angle), 0), (0, 0, 1), (np.cos(angle), np.sin(angle), 0)
+        matrix = np.eye(4)
+        matrix[:3] = np.stack([right, up, back, 3 * np.array(back)], axis=1)
+        frames.append({"file_path": f"images/{index}.png", "transform_matrix": matrix.tolist()})
+    meta = {"w": size, "h": size, "fl_x": size, "fl_y": size, "cx": size / 2, "cy": size / 2, "frames": frames}
+    (folder / "transforms.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fitted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fitted")
+    capture = write_capture_folder(folder / "mine")
+    result = restage("fit", capture, "--out", folder / "run", "--steps", "10", "--num-splats", "200")
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
+
+
+def test_help_lists_every_command_without_heavy_imports() -> None:
+    program = (
+        "import sys; from restage.cli import run; run(['--help']);"
+        "heavy = {'torch', 'numba', 'diffusers', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for name in SUMMARIES:
+        assert re.search(rf"^  {name} ", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_help_of_every_command_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run([name, "--help"])
+    assert caught.value.code == 0
+    assert f"Example: restage {name}" in capsys.readouterr().out
+
+
+def test_unknown_command_is_bad_input() -> None:
+    assert_is_bad_input(restage("frobnicate"), "frobnicate", "demo")
+
+
+def test_fit_leaves_a_run_that_says_how_good_it_is(fitted_run: Path) -> None:
+    fit = read_json(fitted_run / "scenes" / "mine" / "fit.json")
+    assert fit["held_out_psnr_db"] > 0 and fit["seconds"] > 0 and fit["num_held_out"] == 1
+    assert read_json(fitted_run / "run.json")["status"] == "done"
+    shown = restage("show", fitted_run).stdout
+    assert "dB on held-out views" in shown and "scene mine" in shown
+
+
+def test_second_fit_finds_the_first(fitted_run: Path) -> None:
+    capture = fitted_run.parent / "mine"
+    before = (fitted_run / "scenes" / "mine" / "splats.ply").read_bytes()
+    result = restage("fit", capture, "--out", fitted_run, "--steps", "10", "--num-splats", "200")
+    assert result.returncode == 0 and "fitted before" in result.stdout
+    assert (fitted_run / "scenes" / "mine" / "splats.ply").read_bytes() == before
+
+
+def test_fit_with_another_config_is_refused(fitted_run: Path) -> None:
+    result = restage("fit", fitted_run.parent / "mine", "--out", fitted_run, "--steps", "11", "--num-splats", "200")
+    assert_is_bad_input(result, "another config", "--out")
+
+
+def test_fitted_scene_is_exported_as_ply(fitted_run: Path, tmp_path: Path) -> None:
+    result = restage("export", fitted_run, tmp_path / "mine.ply", "--frame", "upright")
+    assert result.returncode == 0 and str(tmp_path / "mine.ply") in result.stdout
+    assert (tmp_path / "mine.ply").read_bytes() == (fitted_run / "scenes" / "mine" / "splats.ply").read_bytes()
+    assert_is_bad_input(restage("export", fitted_run, tmp_path / "mine.obj"), ".ply")
+
+
+def test_run_can_be_listed(fitted_run: Path) -> None:
+    listed = restage("ls", fitted_run.parent)
+    assert listed.returncode == 0 and str(fitted_run) in listed.stdout and "done" in listed.stdout
+
+
+def test_missing_capture_is_bad_input(tmp_path: Path) -> None:
+    result = restage_process("fit", tmp_path / "nothing", "--out", tmp_path / "run")
+    assert_is_bad_input(result, "nothing")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", ['{"frames": []}', "{}", "[]", "{", ""])
+def test_transforms_without_frames_are_bad_input(tmp_path: Path, content: str) -> None:
+    folder = write_capture_folder(tmp_path / "capture")
+    (folder / "transforms.json").write_text(content)
+    assert_is_bad_input(restage("fit", folder, "--out", tmp_path / "run"), "transforms.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_corrupt_image_is_bad_input(tmp_path: Path, content: bytes) -> None:
+    folder = write_capture_folder(tmp_path / "capture")
+    (folder / "images" / "2.png").write_bytes(content)
+    assert_is_bad_input(restage("fit", folder, "--out", tmp_path / "run"), "2.png")
+
+
+def test_cut_off_image_is_bad_input(tmp_path: Path) -> None:
+    folder = write_capture_folder(tmp_path / "capture")
+    path = folder / "images" / "2.png"
+    path.write_bytes(path.read_bytes()[:200])
+    assert_is_bad_input(restage("fit", folder, "--out", tmp_path / "run"), "2.png")
+
+
+@pytest.mark.parametrize("instruction", ["", "   "])
+def test_empty_instruction_is_bad_input(fitted_run: Path, instruction: str) -> None:
+    assert_is_bad_input(restage("edit", fitted_run, instruction), "instruction is empty")
+
+
+def test_edit_without_a_scene_is_bad_input(tmp_path: Path) -> None:
+    assert_is_bad_input(restage("edit", tmp_path / "nothing", "make it blue"), "fitted scene")
+
+
+@pytest.mark.parametrize(("flag", "word"), [("--method", "restage"), ("--editor", "exact")])
+def test_unknown_method_or_editor_is_bad_input_that_names_the_menu(fitted_run: Path, flag: str, word: str) -> None:
+    assert_is_bad_input(restage("edit", fitted_run, "make it blue", flag, "magic"), "magic", word)
+
+
+def test_edit_with_a_missing_model_is_bad_input(fitted_run: Path, tmp_path: Path) -> None:
+    result = restage("edit", fitted_run, "make it blue", "--model", tmp_path / "none")
+    assert_is_bad_input(result, "none")
+
+
+def test_stage_without_its_inputs_is_bad_input(tmp_path: Path) -> None:
+    for stage in ("pairs", "train", "compare"):
+        assert_is_bad_input(restage(stage, tmp_path / stage), stage)
+
+
+def test_folder_with_something_else_in_it_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert_is_bad_input(restage("demo", "--out", tmp_path), "not a run folder")
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_run_says_so_and_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    capture = write_capture_folder(tmp_path / "mine")
+    command = ["fit", str(capture), "--out", str(tmp_path / "run"), "--num-splats", "200"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "restage.cli", *command, "--steps", "1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()  # the first step is done
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.strip() == "stopped; the same command goes on from here"
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "stopped"
+    assert not (tmp_path / "run" / "scenes" / "mine" / "fit.json").exists()
+    assert restage(*command, "--steps", "3").returncode == 0
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "done"
+
+
+@pytest.mark.parametrize("answer", ["raise SystemError('returned a result with an exception set')", "pass"])
+def test_stop_that_compiled_code_turns_into_an_error_or_swallows_is_still_a_stop(tmp_path: Path, answer: str) -> None:
+    program = (
+        "import os, signal, sys, time\n"
+        "import restage.scenes.fit as fit\n"
+        "step = fit.SplatFit.step\n"
+        "def interrupted_step(self):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(5)\n"
+        "    except KeyboardInterrupt:\n"
+        f"        {answer}\n"
+        "    return step(self)\n"
+        "fit.SplatFit.step = interrupted_step\n"
+        "sys.argv = ['restage', 'fit', sys.argv[1], '--out', sys.argv[2], '--num-splats', '200', '--steps', '100000']\n"
+        "from restage.cli import main; main()\n"
+    )
+    capture = write_capture_folder(tmp_path / "mine")
+    command = [sys.executable, "-c", program, str(capture), str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert (result.returncode, result.stderr.strip()) == (130, "stopped; the same command goes on from here")
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "stopped"
+
+
+def test_unexpected_error_keeps_its_traceback_and_marks_the_run_failed(tmp_path: Path) -> None:
+    program = (
+        "import sys, restage.scenes.fitted as fitted\n"
+        "def broken(*_): raise RuntimeError('a bug')\n"
+        "fitted.SplatFit = broken\n"
+        "sys.argv = ['restage', 'fit', sys.argv[1], '--out', sys.argv[2]]\n"
+        "from restage.cli import main; main()\n"
+    )
+    capture = write_capture_folder(tmp_path / "mine")
+    command = [sys.executable, "-c", program, str(capture), str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "Traceback" in result.stderr and "RuntimeError: a bug" in result.stderr
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
+
+
+def test_plain_progress_is_about_ten_lines_a_stage() -> None:
+    steps = [Progress(stage="fit", done=done, total=1000, note="loss") for done in range(1001)]
+    lines = list(plain_lines(steps))
+    assert len(lines) == 11
+    assert "1000/1000" in lines[-1] and "loss" in lines[-1]
+
+
+def test_plain_progress_is_never_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**9, 50))
+    monkeypatch.setattr("restage.audit.show.time.monotonic", lambda: next(clock))
+    lines = list(plain_lines(Progress(stage="pairs", done=done, total=1000) for done in range(7)))
+    assert [line.split()[1] for line in lines] == ["0/1000", "3/1000", "6/1000"]
+
+
+def test_plain_progress_counts_a_stages_seconds_through_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**9, 10))
+    monkeypatch.setattr("restage.audit.show.time.monotonic", lambda: next(clock))
+    steps = [Progress(stage=stage, done=1, total=3) for stage in ("pairs", "pairs", "estimate", "pairs")]
+    assert [line.split()[2] for line in plain_lines(steps)] == ["0.0", "0.0", "30.0"]

@@ -1,0 +1,269 @@
+import dataclasses
+
+import pytest
+import torch
+
+from restage.compare.metrics import progress, spill
+from restage.edit.dial import TimeLimited
+from restage.edit.editors import EDITORS, Edited, EditorSource
+from restage.edit.editors.known import KnownScores
+from restage.edit.job import EditJob
+from restage.edit.methods import (
+    METHODS,
+    Dds,
+    DepthFusion,
+    DreamCatalyst,
+    Idu,
+    Igs2gs,
+    Joint,
+    Pds,
+    ReplaceOnce,
+    Restage,
+    Sds,
+)
+from restage.edit.methods.anchored_noise import AnchoredNoise
+from restage.edit.methods.deaths import KeyViews
+from restage.edit.methods.restage import choose_key_views, composite, robust_weights, sharpen
+from restage.edit.preview import NO_OP_SHARE, changed_share
+from restage.records import InputError
+from restage.scenes.fit import render_views
+from restage.scenes.splats import Splats
+
+QUICK = {
+    "nothing": METHODS["nothing"](),
+    "replace_once": ReplaceOnce(num_steps=300),
+    "idu": Idu(num_steps=400, edit_every=5),
+    "igs2gs": Igs2gs(num_steps=300, edit_every=150),
+    "sds": Sds(num_steps=600),
+    "dds": Dds(num_steps=900),
+    "pds": Pds(num_steps=900),
+    "dreamcatalyst": DreamCatalyst(num_steps=300),
+    "depth_fusion": DepthFusion(num_steps=300),
+    "joint": Joint(noise_levels=(1.0, 0.3), steps_per_round=150),
+    "restage": Restage(noise_levels=(1.0,), color_steps=60, shape_steps=60),
+}
+HELD_BACK = ("dreamcatalyst",)
+"""It weighs the edit against the unedited view, so that even exact predictions do not lead all the way."""
+
+
+@pytest.fixture
+def job(tiny_scene, tmp_path) -> EditJob:
+    truth = tiny_scene.write(tmp_path / "tiny")
+    editor = EDITORS["exact"](EditorSource(file_names=tiny_scene.capture.file_names, truth=truth))
+    indices = tiny_scene.capture.train_indices
+    return EditJob(tiny_scene.splats, tiny_scene.capture.select(indices), indices, tiny_scene.request, editor, 0)
+
+
+def scores(scene, splats) -> tuple[float, float]:
+    held_out = list(scene.capture.held_out_indices)
+    cameras, masks = scene.capture.cameras[held_out], scene.truth_masks[held_out]
+    edited, unedited = render_views(splats, cameras), render_views(scene.splats, cameras)
+    done = progress(edited, scene.capture.images[held_out], scene.truth_images[held_out], masks)
+    return done.mean, spill(edited, unedited, masks).mean
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "nothing"])
+def test_with_the_exact_editor_a_method_gets_to_the_truth_on_held_out_views(name, job, tiny_scene):
+    steps = list(QUICK[name].run(job))
+    done, spilled = scores(tiny_scene, steps[-1].splats)
+    assert done > (0.3 if name in HELD_BACK else 0.85)
+    assert spilled < (0.02 if name == "depth_fusion" else 0.01)
+
+
+def test_nothing_gives_the_splats_back_bit_for_bit(job, tiny_scene):
+    (step,) = QUICK["nothing"].run(job)
+    for name, tensor in step.splats.parameters().items():
+        assert torch.equal(tensor, getattr(tiny_scene.splats, name))
+    assert scores(tiny_scene, step.splats)[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_restage_leaves_frozen_splats_bit_for_bit_as_they_were(job, tiny_scene):
+    result = list(QUICK["restage"].run(job))[-1].splats
+    is_far = (tiny_scene.splats.means[:, :2].norm(dim=1) > 0.8) & ~tiny_scene.is_ball
+    assert is_far.sum() > 10
+    for name, tensor in result.parameters().items():
+        assert torch.equal(tensor[is_far], getattr(tiny_scene.splats, name)[is_far]), name
+    assert not torch.equal(result.sh[tiny_scene.is_ball], tiny_scene.splats.sh[tiny_scene.is_ball])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_does_not_touch_the_splats_that_it_gets(name, job, tiny_scene):
+    before = tiny_scene.splats.clone()
+    list(_short(name).run(job))
+    for field, tensor in before.parameters().items():
+        assert torch.equal(tensor, getattr(tiny_scene.splats, field))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_splats_of_any_step_can_be_used_and_do_not_change_later(name, job, tiny_scene):
+    steps, copies = [], []
+    for step in _short(name).run(job):
+        steps.append(step)
+        copies.append(step.splats.clone())
+        assert torch.isfinite(render_views(step.splats, tiny_scene.capture.cameras[0])).all()
+    assert steps[-1].step == steps[-1].num_steps
+    assert all(torch.equal(step.splats.sh, copy.sh) for step, copy in zip(steps, copies, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "nothing"])
+def test_a_method_whose_time_is_up_ends_at_its_first_step_with_a_scene_that_can_be_used(name, job, tiny_scene):
+    steps = list(TimeLimited(settings=_short(name), time_budget_s=1e-9).run(job))
+    assert steps[-1].step == 1 < steps[-1].num_steps
+    assert all(step.step == 0 for step in steps[:-1])
+    assert torch.isfinite(render_views(steps[-1].splats, tiny_scene.capture.cameras)).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unwilling:
+    """An editor that changes nothing, and says so."""
+
+    def edit(self, views, originals, request, **options) -> Edited:
+        return Edited(originals.clone(), torch.zeros_like(originals[:, 0]))
+
+    def scores(self) -> KnownScores:
+        return KnownScores(self)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_where_the_editor_changes_nothing_every_method_leaves_a_scene_that_counts_as_unchanged(name, job):
+    result = list(_short(name).run(dataclasses.replace(job, editor=_Unwilling())))[-1].splats
+    assert changed_share(job.splats, result, job.capture) <= NO_OP_SHARE
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_states_its_memory(name):
+    assert "\n    Memory: " in (METHODS[name].__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (Restage(noise="shared", group_size=0), (0, 1, 2)),
+        (Restage(noise="shared", num_noises=2), (0, 1, 0)),
+        (Restage(noise="shared", num_noises=1), (0, 0, 0)),
+        (Restage(noise="own", group_size=0), None),
+        (Restage(noise="anchored", group_size=0), AnchoredNoise),
+        (Restage(noise="shared", group_size=2, num_noises=1), (0, 0, 0)),
+        (Restage(noise="anchored", group_size=2), AnchoredNoise),
+    ],
+)
+def test_restage_tells_the_editor_which_noise_and_which_views_belong_together(settings, expected, job):
+    asked, together = [], []
+
+    class Watching:
+        def edit(self, *args, noise_keys=None, **options):
+            asked.append(noise_keys)
+            return job.editor.edit(*args, **options)
+
+        def edit_together(self, *args, sharing, **options):
+            together.append(sharing)
+            return self.edit(*args, **options, noise_keys=sharing.noise)
+
+    method = dataclasses.replace(settings, num_key_views=3, color_steps=1, shape_steps=1)
+    list(method.run(dataclasses.replace(job, editor=Watching())))
+    assert len(asked) == len(method.noise_levels)
+    assert len(together) == (len(asked) if settings.group_size else 0)
+    if expected is AnchoredNoise:
+        assert all(isinstance(noise, AnchoredNoise) and len(noise.maps.cameras) == 3 for noise in asked)
+    else:
+        assert asked == [expected] * len(asked)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "nothing"])
+def test_the_same_seed_gives_the_same_splats_bit_for_bit(name, job):
+    first, second = (list(_short(name).run(job))[-1].splats for _ in range(2))
+    for field, tensor in first.parameters().items():
+        assert torch.equal(tensor, getattr(second, field))
+
+
+def test_a_method_asks_the_editor_for_training_views_only(job):
+    asked = set()
+
+    class Watching:
+        def edit(self, *args, view_indices, **options):
+            asked.update(view_indices)
+            return job.editor.edit(*args, view_indices=view_indices, **options)
+
+    for name in ("replace_once", "idu", "igs2gs", "depth_fusion", "joint", "restage"):
+        list(_short(name).run(dataclasses.replace(job, editor=Watching())))
+    assert asked == set(job.view_indices)
+
+
+def test_a_job_with_held_out_views_is_refused(job, tiny_scene):
+    with pytest.raises(InputError, match="training views only"):
+        dataclasses.replace(job, capture=tiny_scene.capture)
+
+
+def test_key_views_are_far_apart_and_at_most_all_of_them(tiny_scene):
+    cameras = tiny_scene.capture.cameras
+    assert choose_key_views(cameras, 2) == [0, 4]
+    assert choose_key_views(cameras, 4) == [0, 2, 4, 6]
+    assert choose_key_views(cameras, 99) == list(range(8))
+
+
+def test_outside_the_mask_the_target_is_the_unedited_view_bit_for_bit(tiny_scene):
+    edited, unedited = torch.rand(2, 1, 3, 32, 32)
+    masks = torch.zeros(1, 32, 32)
+    masks[:, :4] = 1
+    targets = composite(tiny_scene.capture.cameras[0], edited, unedited=unedited, masks=masks)
+    assert torch.equal(targets.images[:, :, 4:], unedited[:, :, 4:])
+    assert torch.equal(targets.images[:, :, :4], edited[:, :, :4])
+    assert targets.weights is not None
+    assert torch.equal(targets.weights, torch.ones(1, 32, 32))
+
+
+def test_undecided_pixels_weigh_half(tiny_scene):
+    edited, unedited = torch.rand(2, 1, 3, 32, 32)
+    cameras = tiny_scene.capture.cameras[0]
+    targets = composite(cameras, edited, unedited=unedited, masks=torch.full((1, 32, 32), 0.5))
+    assert targets.weights is not None
+    assert targets.weights.unique() == 0.5
+
+
+def test_sharpening_and_robust_weights_have_known_values():
+    assert torch.allclose(sharpen(torch.tensor([[[0.1, 0.4, 0.9]]]), 0.2, 0.6), torch.tensor([[[0.0, 0.5, 1.0]]]))
+    assert torch.allclose(robust_weights(torch.tensor([[[0.0, 0.2]]]), 0.2), torch.tensor([[[1.0, 0.5]]]))
+
+
+@pytest.mark.parametrize(("share", "is_asked"), [(0.4, True), (0.6, False)])
+def test_splats_are_born_only_where_an_edit_covers_less_than_half(share, is_asked, job, monkeypatch):
+    asked = []
+
+    def seed_none(births, splats, views, *, max_count):
+        asked.append(max_count)
+        return Splats(**{name: tensor[:0] for name, tensor in splats.parameters().items()})
+
+    monkeypatch.setattr("restage.edit.methods.restage.seed_splats", seed_none)
+    cameras, images = job.capture.cameras, job.capture.images
+    views = KeyViews(cameras, images, images, torch.full_like(images[:, 0], share))
+    lifted = torch.zeros(len(job.splats))
+    splats, trainable = Restage(deaths=None)._renew(job.splats, views, lifted=lifted, trainable=lifted)
+    assert bool(asked) == is_asked
+    assert len(splats) == len(job.splats) == len(trainable)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(InputError, match="noise level"):
+        Restage(noise_levels=())
+    with pytest.raises(InputError, match="mask_low"):
+        Restage(mask_low=0.7, mask_high=0.5)
+    with pytest.raises(InputError, match="group_size"):
+        Restage(group_size=-1)
+    with pytest.raises(InputError, match="noise"):
+        Restage(num_noises=0)
+    with pytest.raises(InputError, match="cooldown_share"):
+        Restage(cooldown_share=1.5)
+    with pytest.raises(InputError, match="max_renewed_share"):
+        Restage(max_renewed_share=1.5)
+    with pytest.raises(InputError, match="lowest_noise"):
+        Idu(lowest_noise=0.0)
+
+
+def _short(name: str):
+    changes = {
+        name: {"num_steps": 6} for name in ("replace_once", "sds", "dds", "pds", "dreamcatalyst", "depth_fusion")
+    }
+    changes |= {"idu": {"num_steps": 12, "edit_every": 2}, "igs2gs": {"num_steps": 4, "edit_every": 2}}
+    changes["joint"] = {"steps_per_round": 2}
+    changes["restage"] = {"color_steps": 3, "shape_steps": 3}
+    return METHODS[name](**changes.get(name, {}))
