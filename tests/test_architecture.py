@@ -51,6 +51,9 @@ def imports_of(name: str, path: Path) -> set[str]:
             found |= {part if part in MODULES else module for part in parts}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
+    # Importing a module runs the packages around it first.
+    found |= {other.rsplit(".", depth)[0] for other in found for depth in range(1, other.count(".") + 1)}
+    found = {other for other in found if not f"{name}.".startswith(f"{other}.")}
     return {other for other in found if other in MODULES and other not in ("restage", name)}
 
 

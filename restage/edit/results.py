@@ -16,7 +16,7 @@ from restage.edit.editors.interface import Edited, Editor, NoiseKeys, ScoreModel
 from restage.edit.job import EditJob, EditStep, Method
 from restage.edit.pictures import write_image, write_mask, write_video
 from restage.edit.preview import NO_OP_SHARE, Preview, changed_share
-from restage.edit.sharing import ViewSharing
+from restage.edit.sharing.views import ViewSharing
 from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
 from restage.run.memory import PeakMemory, process_peak_mb
 from restage.run.stopping import is_stop_requested

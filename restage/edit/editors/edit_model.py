@@ -14,8 +14,8 @@ from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Gui
 from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import Branches, Edited, EditorSource, NoiseKeys, PredictNoise, draw_noise
-from restage.edit.methods.joint_attention import share_attention
-from restage.edit.sharing import ViewSharing
+from restage.edit.sharing.joint_attention import share_attention
+from restage.edit.sharing.views import ViewSharing
 from restage.records import EditRequest, InputError
 
 __all__ = ["ModelEditor", "ModelScores", "open_edit_model", "open_instruct_pix2pix"]

@@ -16,8 +16,8 @@ from torch import Tensor
 from restage.diffusion.edited import Edited
 from restage.diffusion.sampler import initial_noise
 from restage.diffusion.schedule import Schedule
-from restage.edit.methods.anchored_noise import AnchoredNoise
-from restage.edit.sharing import ViewSharing
+from restage.edit.sharing.anchored_noise import AnchoredNoise
+from restage.edit.sharing.views import ViewSharing
 from restage.records import EditRequest, InputError, derive_seed
 
 __all__ = [

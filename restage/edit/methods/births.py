@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.edit.methods.deaths import KeyViews, mean_shown
-from restage.edit.methods.warp import DepthMaps, render_depths
+from restage.edit.sharing.warp import DepthMaps, render_depths
 from restage.records import InputError
 from restage.scenes.cameras import Cameras, project_points, unproject_depth
 from restage.scenes.fit import render_views

@@ -13,11 +13,11 @@ from torch import Tensor
 from restage.edit.editors.interface import Edited, NoiseKeys, edit_together
 from restage.edit.job import EditJob, EditStep
 from restage.edit.masks.lift import lift_masks, render_masks
-from restage.edit.methods.anchored_noise import AnchoredNoise
 from restage.edit.methods.births import Births, join_splats, seed_splats
 from restage.edit.methods.deaths import Deaths, KeyViews, fade, find_gone
-from restage.edit.methods.warp import render_depths
-from restage.edit.sharing import ViewSharing
+from restage.edit.sharing.anchored_noise import AnchoredNoise
+from restage.edit.sharing.views import ViewSharing
+from restage.edit.sharing.warp import render_depths
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras
 from restage.scenes.fit import RefineConfig, Targets, refine_splats, render_views

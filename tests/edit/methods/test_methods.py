@@ -21,10 +21,10 @@ from restage.edit.methods import (
     Restage,
     Sds,
 )
-from restage.edit.methods.anchored_noise import AnchoredNoise
 from restage.edit.methods.deaths import KeyViews
 from restage.edit.methods.restage import choose_key_views, composite, robust_weights, sharpen
 from restage.edit.preview import NO_OP_SHARE, changed_share
+from restage.edit.sharing.anchored_noise import AnchoredNoise
 from restage.records import InputError
 from restage.scenes.fit import render_views
 from restage.scenes.splats import Splats

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from restage.edit.methods.anchored_noise import AnchoredNoise
+from restage.edit.sharing.anchored_noise import AnchoredNoise
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras
 

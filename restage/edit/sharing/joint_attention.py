@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from restage.diffusion.attention import attention_layers
-from restage.edit.methods.epipolar import near_epipolar_lines
-from restage.edit.sharing import ViewSharing
+from restage.edit.sharing.epipolar import near_epipolar_lines
+from restage.edit.sharing.views import ViewSharing
 
 __all__ = ["share_attention"]
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.methods.warp import DepthMaps
+from restage.edit.sharing.warp import DepthMaps
 from restage.records import derive_seed
 from restage.scenes.cameras import unproject_depth
 from restage.scenes.initial import surroundings_of
