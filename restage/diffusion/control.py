@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from restage.diffusion.word_maps import WordMaps
+from restage.diffusion.word_maps import BlendControl, WordMaps
 
-__all__ = ["INJECT", "MUTUAL", "NO_SELF", "BlendControl", "CrossControl", "PairControl", "SelfControl", "StepControl"]
+__all__ = ["INJECT", "MUTUAL", "NO_SELF", "CrossControl", "PairControl", "SelfControl", "StepControl"]
 
 NO_SELF, INJECT, MUTUAL = 0, 1, 2
 """Kinds of self-attention control: none, the source's probabilities, the source's keys and values."""
@@ -79,38 +79,6 @@ class SelfControl:
     region_threshold: Float[Tensor, " pairs"]
     """`MUTUAL` only: above 0, the named things of both branches attend to each other and the rest to the rest; a word
     map, scaled to [0, 1], counts above this."""
-
-
-@dataclass(frozen=True, eq=False)
-class BlendControl:
-    """Which words say what may change (local blend): token axes are the padded prompt; 1 for the words, else 0."""
-
-    source_words: Float[Tensor, "pairs tokens"]
-    edit_words: Float[Tensor, "pairs tokens"]
-    source_kept: Float[Tensor, "pairs tokens"]
-    """Words whose place is never to change, though the others cover it."""
-    edit_kept: Float[Tensor, "pairs tokens"]
-    start: Float[Tensor, " pairs"]
-    """Share of the steps after which latents are blended; 1 = never, the words then only make the pair's mask."""
-    threshold: Float[Tensor, " pairs"]
-    """Share of its maximum above which a word map counts."""
-    kept_threshold: Float[Tensor, " pairs"]
-    """The same for the words that are kept."""
-
-    @property
-    def has_words(self) -> Bool[Tensor, " pairs"]:
-        """Which pairs have words that say what may change."""
-        return (self.source_words.sum(-1) + self.edit_words.sum(-1)) > 0
-
-    @property
-    def has_kept(self) -> Bool[Tensor, " pairs"]:
-        """Which pairs have words to keep."""
-        return (self.source_kept.sum(-1) + self.edit_kept.sum(-1)) > 0
-
-    def words(self) -> Float[Tensor, "branches_pairs 2 tokens"]:
-        """What to record, [source branch x pairs | edit branch x pairs]: words that change, words that are kept."""
-        source = torch.stack([self.source_words, self.source_kept], dim=1)
-        return torch.cat([source, torch.stack([self.edit_words, self.edit_kept], dim=1)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,16 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.diffusion.alignment import Alignment, CaptionsDiffer, align_phrases, align_swaps, find_tokens, token_mask
-from restage.diffusion.control import (
-    ANY_SIZE,
-    INJECT,
-    MUTUAL,
-    NO_SELF,
-    BlendControl,
-    CrossControl,
-    PairControl,
-    SelfControl,
-)
+from restage.diffusion.control import ANY_SIZE, INJECT, MUTUAL, NO_SELF, CrossControl, PairControl, SelfControl
+from restage.diffusion.word_maps import BlendControl
 from restage.records import InputError
 
 __all__ = [

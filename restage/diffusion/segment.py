@@ -24,18 +24,11 @@ from scipy.cluster.vq import kmeans2
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from restage.diffusion.control import (
-    ANY_SIZE,
-    INJECT,
-    BlendControl,
-    CrossControl,
-    PairControl,
-    SelfControl,
-    StepControl,
-)
+from restage.diffusion.control import ANY_SIZE, INJECT, CrossControl, PairControl, SelfControl, StepControl
 from restage.diffusion.pair_sampler import map_size_of
 from restage.diffusion.sampler import initial_noise
 from restage.diffusion.solvers import Solver
+from restage.diffusion.word_maps import BlendControl
 from restage.records import InputError, derive_seed
 
 if TYPE_CHECKING:

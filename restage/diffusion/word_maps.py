@@ -6,17 +6,46 @@ and what is around it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from restage.diffusion.control import BlendControl
+__all__ = ["BlendControl", "WordMaps", "blend_masks"]
 
-__all__ = ["WordMaps", "blend_masks"]
+
+@dataclass(frozen=True, eq=False)
+class BlendControl:
+    """Which words say what may change (local blend): token axes are the padded prompt; 1 for the words, else 0."""
+
+    source_words: Float[Tensor, "pairs tokens"]
+    edit_words: Float[Tensor, "pairs tokens"]
+    source_kept: Float[Tensor, "pairs tokens"]
+    """Words whose place is never to change, though the others cover it."""
+    edit_kept: Float[Tensor, "pairs tokens"]
+    start: Float[Tensor, " pairs"]
+    """Share of the steps after which latents are blended; 1 = never, the words then only make the pair's mask."""
+    threshold: Float[Tensor, " pairs"]
+    """Share of its maximum above which a word map counts."""
+    kept_threshold: Float[Tensor, " pairs"]
+    """The same for the words that are kept."""
+
+    @property
+    def has_words(self) -> Bool[Tensor, " pairs"]:
+        """Which pairs have words that say what may change."""
+        return (self.source_words.sum(-1) + self.edit_words.sum(-1)) > 0
+
+    @property
+    def has_kept(self) -> Bool[Tensor, " pairs"]:
+        """Which pairs have words to keep."""
+        return (self.source_kept.sum(-1) + self.edit_kept.sum(-1)) > 0
+
+    def words(self) -> Float[Tensor, "branches_pairs 2 tokens"]:
+        """What to record, [source branch x pairs | edit branch x pairs]: words that change, words that are kept."""
+        source = torch.stack([self.source_words, self.source_kept], dim=1)
+        return torch.cat([source, torch.stack([self.edit_words, self.edit_kept], dim=1)])
 
 
 class WordMaps:

@@ -17,14 +17,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numba
 import torch
 
-if TYPE_CHECKING:
-    from restage.studies.run import StudyWorker
-    from restage.studies.study import Study
+from restage.studies.study import Study
+from restage.studies.worker import StudyWorker
 
 __all__ = ["Crew", "Finished", "run_tasks"]
 
@@ -96,12 +95,6 @@ def run_tasks(crew: Crew, kind: str, numbers: Sequence[int]) -> Iterator[Finishe
         yield from found or [_give_up(crew, kind, number)]
 
 
-def _worker_of(study: Study, folder: Path) -> StudyWorker:
-    from restage.studies.run import StudyWorker
-
-    return StudyWorker(study, folder)
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute with one thread, so that sums come out the same however many processes share the work."""
@@ -116,7 +109,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _work_here(crew: Crew, kind: str, numbers: Sequence[int]) -> Iterator[Finished]:
-    worker = _worker_of(crew.study, crew.folder)
+    worker = StudyWorker(crew.study, crew.folder)
     for number in numbers:
         with one_thread():
             note = worker.work(kind, number)
@@ -125,7 +118,7 @@ def _work_here(crew: Crew, kind: str, numbers: Sequence[int]) -> Iterator[Finish
 
 def _give_up(crew: Crew, kind: str, number: int) -> Finished:
     reason = "the process ended without a word, twice; was it out of memory?"
-    worker = _worker_of(crew.study, crew.folder)
+    worker = StudyWorker(crew.study, crew.folder)
     if kind == "scene":
         raise RuntimeError(f"scene {crew.study.scenes[number].name}: {reason}")
     worker.give_up(worker.units[number], reason)
@@ -159,7 +152,7 @@ def _start(study: Study | None, folder: Path, file: Path | None) -> None:
 
         assert file is not None
         study = load_study(file)
-    _here.append(_worker_of(study, folder))
+    _here.append(StudyWorker(study, folder))
 
 
 def _end_with(parent: int) -> None:
