@@ -90,7 +90,7 @@ def build_miniature() -> Callable[..., None]:
 
         Example: restage miniature train pictures; restage miniature train autoencoder
 
-        Ctrl-C stops it at any time; the same command goes on from the last checkpoint. docs/log.md has the costs.
+        Ctrl-C stops it at any time; the same command goes on from the last checkpoint. docs/miniature.md has the costs.
 
         Args:
             action: What to do.

@@ -22,7 +22,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether a device computes in bfloat16 by itself; False where that is not known, as on Apple's.
 
     A processor that does not converts back and forth: one with AVX-512 but no bfloat16 took two to four times as long
-    as in float32 (docs/log.md).
+    as in float32 (docs/log/2026-11-27-precision.md).
     """
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
@@ -48,8 +48,8 @@ def without_denormals() -> Iterator[None]:
     Afterwards it counts again, whatever was set before.
 
     Where an activation is far below zero, its gradient is such a number, and processors are slow over them: the
-    backward pass of the trained autoencoder took six times as long (docs/log.md). PyTorch's worker threads take this
-    over from the thread that starts them, so enter it before the first of its operations.
+    backward pass of the trained autoencoder took six times as long (docs/log/2026-11-28-autoencoder.md). PyTorch's
+    worker threads take this over from the thread that starts them, so enter it before the first of its operations.
     """
     torch.set_flush_denormal(True)
     try:

@@ -122,7 +122,7 @@ def explicit_attention(model: nn.Module) -> Iterator[int]:
     """Within it, attention on the CPU is written out as two matrix products and a softmax; elsewhere nothing changes.
 
     The backward pass of PyTorch's fused attention on CPUs takes two to seven times as long as this at the sizes of
-    small models (docs/log.md). Layers with a processor of their own keep it.
+    small models (docs/log/2026-11-26-text-to-image.md). Layers with a processor of their own keep it.
 
     Yields:
         How many layers of diffusers and models of transformers it changed.

@@ -135,7 +135,7 @@ def train_clip(
     Contrastive, with the caption of an edited scene beside each picture's own, and batches of few surroundings; a head
     that training throws away says what each cell shows.
     Command: `restage miniature train clip --num-pictures 36000 --compile`. 35 minutes on one core; then of 256 held-out
-    captions a picture's own is the nearest in 97 % (docs/log.md).
+    captions a picture's own is the nearest in 97 % (docs/log/2026-11-27-clip-autoencoder-probe.md).
 
     Args:
         folder: Of the models.

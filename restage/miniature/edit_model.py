@@ -78,7 +78,7 @@ PAIRS = PairsConfig(
 
 GUIDANCE = Guidance(text=1.5, image=1.5)
 """On single views no better than none, which is a third of the work and better for `restage`; but idu, which starts
-from noised renders, needs it (docs/log.md)."""
+from noised renders, needs it (docs/log/2026-11-27-edit-model.md)."""
 
 PICTURE_GUIDANCE = 2.0
 """Of pairs made from pictures: nearest to the exact picture after the edit, but for reshapes, which like 3."""

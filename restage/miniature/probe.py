@@ -186,7 +186,7 @@ def train_probe(
     are rendered first, to `<folder>/state/probe_pictures`.
     Command: `restage miniature train probe --num-pictures 36000`. 70 minutes on two cores with bfloat16, nine of them
     for the free scenes; kinds right in 99.3 to 99.9 % of 1,000 unseen renders of a world (mean of nine 99.6), all right
-    in 99.1 to 99.5 % (docs/log.md).
+    in 99.1 to 99.5 % (docs/log/2026-11-29-sampling-and-probe.md).
 
     Args:
         folder: Of the models; its `text_to_image` is there already.

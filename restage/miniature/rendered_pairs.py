@@ -30,7 +30,8 @@ PAIR_KINDS = (
     *("recolour", "add", "time", "remove", "recolour", "reshape", "resize"),
 )
 """Kinds of edit of the pairs, in turn. Grounds and lights are learned from few pairs; recolours of objects that were
-not trained on stay twice as wrong as of those that were, so they come most often, then shapes (docs/log.md)."""
+not trained on stay twice as wrong as of those that were, so they come most often, then shapes
+(docs/log/2026-11-27-edit-model.md)."""
 
 
 def _seed(index: int, seed: int) -> int:

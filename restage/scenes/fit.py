@@ -120,7 +120,8 @@ PHOTOGRAPHS = FitConfig(
     shell_radius=10.0,
     scale_share=0.5,
 )
-"""For captures of photographs, which show more than the miniature world; found on the bear, see docs/log.md."""
+"""For captures of photographs, which show more than the miniature world; found on the bear, see
+docs/log/2026-11-22-scenes.md."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ REACH = (0.1, 10.0)
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRates:
-    """Adam's step for each group of parameters; 0 freezes the group. Found by trial, see docs/log.md."""
+    """Adam's step for each group of parameters; 0 freezes the group. Found by trial (docs/log/2026-11-22-scenes.md)."""
 
     means: float = 2e-3
     """In units of the scene's size, or of a splat's distance from its centre: see `SplatOptimizer.center`."""

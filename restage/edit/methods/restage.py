@@ -49,7 +49,8 @@ class Restage:
        Pixels that the views do not agree on weigh less (`robust_weights`), as do those at which the mask is undecided.
 
     With more than one of `noise_levels` the key views are refreshed: rendered, edited again from less noise, and fitted
-    to once more. That brought nothing in progress on truth, and a third more time (docs/log.md).
+    to once more. That brought nothing in progress on truth, and cost a third more time
+    (docs/log/2026-11-27-edit-methods.md).
 
     The parts are known (masks lifted to Gaussians: GaussianEditor, Chen et al. 2023, arXiv 2311.14521; robust
     weights: iteratively reweighted least squares; sources of the others in their files); that the mask comes out of

@@ -31,7 +31,7 @@ MIN_BANK_SIZE = 16
 """Fewer different captions say nothing."""
 MIN_DEVIATIONS = 1.3
 """A picture must fit its own caption better than those of others by this many robust deviations. In 1,938 pictures of
-the miniature the least was 1.5; of captions drawn at random 88 % stay below (docs/log.md)."""
+the miniature the least was 1.5; of captions drawn at random 88 % stay below (docs/log/2026-11-22-campaigns.md)."""
 SWAPPED_DIRECTION = -0.15
 """Direction similarity below which a pair is swapped: an accepted one has at least 0.2, and swapping turns the sign."""
 MAD_TO_DEVIATION = 1.4826

@@ -18,7 +18,7 @@ BAND_BITS = 32
 are all found, and some that differ in more."""
 MAX_BITS = 8
 """Differing bits of 128 up to which the pictures have one layout. In 969 different pairs of the miniature the least
-was 8, in one (docs/log.md)."""
+was 8, in one (docs/log/2026-11-22-campaigns.md)."""
 MAX_COLOUR_LEVELS = 6
 """Difference of mean colours, of 255 levels, up to which they have one colouring, which difference hashes ignore."""
 MAX_RUN = 64
