@@ -17,7 +17,7 @@ from restage.records import InputError
 from restage.scenes.capture import Capture
 from restage.scenes.io.colmap_files import ModelCamera, ModelImage, PointArrays, read_cameras, read_images, read_points
 from restage.scenes.io.distortion import Lens
-from restage.scenes.io.images import path_inside, read_image_size
+from restage.scenes.io.images import path_inside, read_head
 from restage.scenes.io.ply import Points
 from restage.scenes.io.views import MAX_FRAMES, Photo, ReadOptions, check_rigid, make_capture, split_every
 
@@ -103,7 +103,7 @@ def _make_photo(image: ModelImage, cameras: dict[int, ModelCamera], folder: Path
         raise InputError(f"{where}: expected its camera in the model, got {image.camera_id}; write the model anew")
     image_path = path_inside(folder, image.name, where)
     mask_path = path_inside(folder.parent / "masks", f"{image.name}.png", where)
-    width, height = read_image_size(image_path)
+    width, height, _ = read_head(image_path)
     try:
         lens = lens_of(cameras[image.camera_id]).to_size(width, height)
     except InputError as error:

@@ -1,25 +1,62 @@
 """Photographs and masks as arrays, with one clear line for whatever can be wrong with an image file.
 
-The readers ask for sizes first, which reads headers only; pixels are decoded when a view is made.
+Every picture that comes from outside is opened by `open_picture`. The readers ask for sizes first, which reads headers
+only; pixels are decoded when a view is made.
 """
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from restage.records import InputError
+from restage.records import InputError, MissingExtra
 from restage.scenes.cameras import MAX_SIDE
 
-__all__ = ["IMAGE_SUFFIXES", "list_images", "path_inside", "read_image", "read_image_size", "read_mask"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "RASTER_FORMATS",
+    "PictureHead",
+    "list_images",
+    "open_picture",
+    "path_inside",
+    "read_head",
+    "read_image",
+    "read_mask",
+]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit against decompression bombs."""
-UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif")
+RASTER_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "AVIF")
+"""Pillow's names. Its other plugins start programs (Ghostscript for EPS) or parse what no camera writes."""
+MAX_PIXELS = 120_000_000
+"""More than the largest cameras' sensors have; a small file can claim far more."""
+UNREADABLE = (
+    UnidentifiedImageError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    Image.DecompressionBombError,
+)
+"""What Pillow's plugins raise on broken files."""
+
+
+class PictureHead(NamedTuple):
+    """What the header of an image file says."""
+
+    width: int
+    """In pixels, as the file stores them."""
+    height: int
+    orientation: int
+    """EXIF orientation, 1 to 8: how stored pixels are turned or mirrored to be shown."""
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -42,6 +79,7 @@ def path_inside(folder: Path, name: str, where: str) -> Path:
     try:
         path = folder / name
         is_inside = path.resolve().is_relative_to(folder.resolve())
+        path.is_file()
     except (ValueError, OSError, RuntimeError):  # a null byte, a name too long, a circle of links
         is_inside = False
     if not is_inside:
@@ -49,26 +87,75 @@ def path_inside(folder: Path, name: str, where: str) -> Path:
     return path
 
 
-def read_image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, from the header.
+def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
+    """Open an image from a file or from bytes; its header is read, its pixels are not.
+
+    Only raster formats are tried, so that no file reaches a Pillow plugin that runs other programs.
+
+    Args:
+        source: Where the image is.
+        name: Opens error messages; default: the path.
+
+    Raises:
+        InputError: there is no such file, it is no image of a known format, or it has too many pixels.
+        MissingExtra: it is HEIC, and pillow-heif is not installed.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "a picture")
+    if isinstance(source, Path) and not source.is_file():
+        raise InputError(f"{name} does not exist or is not a file")
+    formats: list[str] = list(RASTER_FORMATS)
+    try:
+        head = source[:32] if isinstance(source, bytes) else _first_bytes(source)
+        if head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis"):
+            _register_heif(name)
+            formats = ["HEIF"]
+        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=formats)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(f"{name} is not readable as an image: {str(error)[:200]}") from None
+    width, height = image.size
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
+        image.close()
+        limits = f"{MAX_SIDE} px a side and {MAX_PIXELS // 10**6} MP"
+        raise InputError(f"{name}: expected an image of at most {limits}, got {width}x{height}")
+    return image
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(32)
+
+
+def _register_heif(name: str) -> None:
+    try:
+        import pillow_heif  # pyright: ignore[reportMissingImports]  (optional)
+    except ImportError:
+        raise MissingExtra(f"{name} is a HEIC picture, and pillow-heif", "heif") from None
+    pillow_heif.register_heif_opener()
+
+
+def read_head(path: Path) -> PictureHead:
+    """Size and orientation from the header.
 
     Raises:
         InputError: there is no such file, it is no image, or it is absurdly large.
     """
-    with _open(path) as image:
-        width, height = image.size
-    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
-        raise InputError(f"{path}: expected an image of at most {MAX_SIDE} px a side and 178 MP, got {width}x{height}")
-    return width, height
+    with open_picture(path) as image:
+        try:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except UNREADABLE:  # broken EXIF says nothing; the pixels may still be fine
+            orientation = 1
+        return PictureHead(*image.size, orientation if orientation in range(1, 9) else 1)
 
 
 def read_image(path: Path) -> Float[np.ndarray, "h w 3"]:
-    """RGB, float32 in [0, 1]; grey images get three equal channels, and what is transparent is black.
+    """RGB, float32 in [0, 1], as stored; grey images get three equal channels, and what is transparent is black.
 
     Raises:
         InputError: it cannot be decoded to its end.
     """
-    with _open(path) as image:
+    with open_picture(path) as image:
         try:
             if image.mode.startswith("I;16"):
                 grey = np.asarray(image, dtype=np.float32) / 65535
@@ -91,24 +178,10 @@ def read_mask(path: Path) -> Float[np.ndarray, "h w"]:
     Raises:
         InputError: it is missing or not readable.
     """
-    with _open(path) as image:
+    with open_picture(path) as image:
         try:
             is_deep = image.mode.startswith("I;16")
             values = np.asarray(image if is_deep else image.convert("L"), dtype=np.float32)
         except UNREADABLE as error:
             raise InputError(f"{path} is not readable as a mask: {error}") from None
     return values if values.max(initial=0) <= 1 else values / (65535 if is_deep else 255)
-
-
-def _open(path: Path) -> Image.Image:
-    """The image with its header read.
-
-    Raises:
-        InputError: there is no such file, or it is no image.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist, though the capture names it")
-    try:
-        return Image.open(path)
-    except UNREADABLE as error:
-        raise InputError(f"{path} is not readable as an image: {error}") from None

@@ -21,7 +21,7 @@ from restage.records import InputError, read_json, write_atomically, write_json
 from restage.scenes.capture import Capture
 from restage.scenes.io.colmap import find_model, read_colmap_points
 from restage.scenes.io.distortion import Lens
-from restage.scenes.io.images import path_inside, read_image_size
+from restage.scenes.io.images import path_inside, read_head
 from restage.scenes.io.ply import Points, read_points, write_points
 from restage.scenes.io.views import MAX_FRAMES, Photo, ReadOptions, check_rigid, make_capture, split_every
 
@@ -139,7 +139,7 @@ def _read_photo(frame: Any, meta: Mapping[str, Any], path: Path, index: int) -> 
     image_path = path_inside(path.parent, frame["file_path"], where)
     # Synthetic captures from Blender name their images without an ending.
     image_path = image_path if image_path.suffix else image_path.with_suffix(".png")
-    width, height = read_image_size(image_path)
+    width, height, _ = read_head(image_path)
     mask = frame.get("mask_path")
     if not isinstance(mask, str | None):
         raise InputError(f"{where}: expected mask_path to be a path, got {str(mask)[:40]}")

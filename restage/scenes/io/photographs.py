@@ -14,7 +14,7 @@ import torch
 from restage.records import InputError, MissingExtra
 from restage.scenes.capture import Capture
 from restage.scenes.io.colmap import ModelFiles, read_colmap
-from restage.scenes.io.images import list_images, read_image_size
+from restage.scenes.io.images import list_images, read_head
 from restage.scenes.io.views import ReadOptions, common_size
 
 __all__ = ["MIN_PHOTOGRAPHS", "find_cameras", "read_photographs"]
@@ -43,7 +43,7 @@ def read_photographs(folder: Path, name: str, options: ReadOptions) -> Capture:
         MissingExtra: pycolmap is not installed.
         InputError: too few photographs, of several shapes, or they do not connect to a scene.
     """
-    common_size(name, [read_image_size(path) for path in list_images(folder)], options.size)
+    common_size(name, [read_head(path)[:2] for path in list_images(folder)], options.size)
     with tempfile.TemporaryDirectory() as workplace:
         model = find_cameras(folder, Path(workplace))
         return read_colmap(model, name, options, image_folder=folder)
@@ -66,7 +66,7 @@ def find_cameras(folder: Path, workplace: Path) -> ModelFiles:
     photographs = list_images(folder)
     if len(photographs) < MIN_PHOTOGRAPHS:
         raise InputError(f"{folder}: expected at least {MIN_PHOTOGRAPHS} photographs, got {len(photographs)}")
-    has_one_camera = len({read_image_size(path) for path in photographs}) == 1
+    has_one_camera = len({read_head(path)[:2] for path in photographs}) == 1
     database, model_folder = workplace / "database.db", workplace / "model"
     pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
     pycolmap.set_random_seed(0)
