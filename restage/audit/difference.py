@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.records import InputError, Score, file_sha256, read_json, to_plain
+from restage.scores.definitions import metrics_shown_in
+from restage.scores.rows import read_scores
+from restage.scores.statistics import clustered_estimate
 
 __all__ = ["Changed", "RunDifference", "ScoreGap", "compare_runs", "describe_difference", "difference_to_plain"]
 
 ABSENT = "(not there)"
-SHOWN_METRICS = ("progress", "spill", "mask_iou", "psnr_db", "seconds")
 MAX_LINES = 40
 """Differences of one kind that are printed."""
 
@@ -145,8 +147,6 @@ def _changed(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[Chang
 
 
 def _scores(run: Path) -> dict[tuple[str, ...], Score]:
-    from restage.scores.rows import read_scores
-
     path = run / "compare" / "scores.parquet"
     rows = read_scores(path) if path.exists() else []
     return {(row.method, row.editor, row.metric, row.scene, row.edit, str(row.seed)): row for row in rows}
@@ -161,13 +161,11 @@ def _result_counts(rows: Mapping[tuple[str, ...], Score]) -> dict[str, str]:
 
 
 def _gaps(first: Mapping[tuple[str, ...], Score], second: Mapping[tuple[str, ...], Score]) -> Iterator[ScoreGap]:
-    from restage.scores.statistics import clustered_estimate
-
     shared = [key for key in first if key in second]
     groups: dict[tuple[str, str, str], list[tuple[float, float, str]]] = {}
     for key in shared:
         one, other = first[key].value, second[key].value
-        if key[2] in SHOWN_METRICS and not math.isnan(one) and not math.isnan(other):
+        if key[2] in metrics_shown_in("diff") and not math.isnan(one) and not math.isnan(other):
             groups.setdefault((key[0], key[1], key[2]), []).append((one, other, key[3]))
     for (method, editor, metric), rows in groups.items():
         gap = clustered_estimate([two - one for one, two, _ in rows], [scene for *_, scene in rows])

@@ -10,9 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scipy import stats
-
-from restage.scores.statistics import clustered_estimate
+from restage.scores.statistics import clustered_estimate, student_reach
 
 __all__ = ["Attribution", "Interval", "Share", "Swap", "Values", "attribute", "interval", "share_of", "subtract"]
 
@@ -47,7 +45,7 @@ class Interval:
         if self.num_clusters < 2:
             return False
         confidence = 1 - (1 - CONFIDENCE) / max(num_tests, 1)
-        return abs(self.mean) > _reach(confidence, self.num_clusters) * self.standard_error
+        return abs(self.mean) > student_reach(self.standard_error, self.num_clusters, confidence=confidence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +95,8 @@ def interval(values: Values, scenes: Mapping[str, str]) -> Interval:
         clusters = list(kept)
     estimate = clustered_estimate(list(kept.values()), clusters)
     num_clusters = len(set(clusters))
-    reach = _reach(CONFIDENCE, num_clusters) * estimate.standard_error if num_clusters > 1 else math.inf
+    is_alone = num_clusters < 2
+    reach = math.inf if is_alone else student_reach(estimate.standard_error, num_clusters, confidence=CONFIDENCE)
     return Interval(
         mean=estimate.mean,
         standard_error=estimate.standard_error,
@@ -106,11 +105,6 @@ def interval(values: Values, scenes: Mapping[str, str]) -> Interval:
         num_cases=len(kept),
         num_clusters=num_clusters,
     )
-
-
-def _reach(confidence: float, num_clusters: int) -> float:
-    """Half the width of the interval of Student's t, in standard errors."""
-    return float(stats.t.ppf((1 + confidence) / 2, num_clusters - 1))
 
 
 def subtract(first: Values, second: Values) -> dict[str, float]:

@@ -24,8 +24,9 @@ from restage.report.pictures import (
     read_picture,
 )
 from restage.report.read import EditEntry, ResultEntry, RunContents
-from restage.report.scores import Estimate, estimates_of, is_anchor
 from restage.report.trace import trace_results
+from restage.scores.statistics import Estimate, clustered_estimate
+from restage.scores.tables import anchor_note, estimates_of
 
 __all__ = ["EditSection", "MethodEntry", "edit_sections", "spread"]
 
@@ -179,11 +180,11 @@ def _method_entry(results: Sequence[ResultEntry], scores: Sequence[Score], prepa
     shown = next((result for result in results if result.held_out), results[0])
     estimates = estimates_of(scores)
     if not scores and shown.seconds is not None:
-        estimates["seconds"] = Estimate(shown.seconds, float("nan"), 1, 0, "")
+        estimates["seconds"] = clustered_estimate([shown.seconds], [""])
     return MethodEntry(
         method=shown.method,
         editor=shown.editor,
-        is_anchor=is_anchor(shown.method, shown.editor),
+        is_anchor=bool(anchor_note(shown.method, shown.editor)),
         seed=shown.seed,
         num_seeds=len(results),
         record=prepared.records[shown.folder],

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from restage.records import write_atomically
 from restage.report.charts import draw_loss
-from restage.report.scores import MethodRow
 from restage.report.summary import Summary, best_row, cell_parts
 from restage.scores.definitions import METRICS
+from restage.scores.tables import MethodRow
 
 __all__ = ["escape_latex", "method_tabular", "write_latex"]
 
@@ -122,7 +122,7 @@ def _row(row: MethodRow, summary: Summary, best: dict[str, MethodRow | None]) ->
         mean, error = cell_parts(row.estimates[name], name)
         shown = escape_latex(mean) if name == "seconds" else f"${mean}$" if mean else "--"
         shown = rf"\textbf{{{shown}}}".replace("$", "") if best[name] is row and mean else shown
-        missing = f" ({row.estimates[name].count})" if row.estimates[name].num_missing and mean else ""
+        missing = f" ({row.estimates[name].num_scored})" if row.estimates[name].num_missing and mean else ""
         cells.append(shown + (rf" {{\scriptsize$\pm${error}}}" if error else "") + missing)
     flag = rf" {{\scriptsize({escape_latex(row.flag)})}}" if row.flag else ""
     editor = "" if row.method == "nothing" or row.editor == "none" else escape_latex(row.editor)

@@ -24,7 +24,6 @@ from restage.report.gallery import EditSection, edit_sections, spread
 from restage.report.latex import write_latex
 from restage.report.pictures import AssetFolder, read_picture
 from restage.report.read import RunContents, SceneEntry, read_run
-from restage.report.scores import further_metrics, gaps_to_best, headline_of, method_rows
 from restage.report.slides import write_slides
 from restage.report.summary import summarise
 from restage.report.supplement import write_supplement
@@ -39,7 +38,8 @@ from restage.report.words import (
     unbroken_duration,
 )
 from restage.run.folder import RunFolder
-from restage.scores.definitions import METRICS
+from restage.scores.definitions import METRICS, metrics_shown_in
+from restage.scores.tables import further_metrics, gaps_to_best, headline_of, method_table
 
 __all__ = ["ReportConfig", "run_report", "write_report"]
 
@@ -169,7 +169,7 @@ def _page_values(
     config: ReportConfig,
     run: RunFolder | None,
 ) -> dict[str, Any]:
-    rows = method_rows(contents.scores, noop_progress=config.noop_progress)
+    rows = method_table(contents.scores, noop_progress=config.noop_progress)
     progress = [row.estimates["progress"].mean for row in rows]
     pairs = contents.pairs
     headline = headline_of(contents.scores)
@@ -190,6 +190,7 @@ def _page_values(
         "num_edits": len([edit for edit in contents.edits if any(result.held_out for result in edit.results)]),
         "rows": rows,
         "metrics": METRICS,
+        "columns": metrics_shown_in("page"),
         "further": further_metrics(rows),
         "gaps": gaps_to_best(rows, contents.scores),
         "traces": traces,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.records import EditCase, InputError, Score, read_json
-from restage.report.scores import read_scores
+from restage.scores.rows import read_scores
 
 __all__ = [
     "EditEntry",
@@ -147,7 +147,7 @@ def read_run(path: Path) -> RunContents:
         stages=_read_stages(path),
         scenes=scenes,
         edits=tuple(edit for scene in scenes for edit in _read_edits(path, scene)),
-        scores=read_scores(scores_path) if scores_path.exists() else (),
+        scores=tuple(read_scores(scores_path)) if scores_path.exists() else (),
         pairs=_read_pairs(path / "pairs"),
         train=_read_train(path / "train" / "metrics.jsonl"),
         num_prompts=len(prompts_path.read_text().splitlines()) if prompts_path.exists() else None,

@@ -17,14 +17,12 @@ from restage.report.config import ReportConfig
 from restage.report.figures import compose_grid, load_images
 from restage.report.gallery import spread
 from restage.report.read import EditEntry, ResultEntry, RunContents
-from restage.report.scores import Estimate, Gap, MethodRow, gaps_to_best, is_anchor, method_rows
 from restage.report.words import count_of, format_duration
-from restage.scores.definitions import METRICS
+from restage.scores.definitions import METRICS, metrics_shown_in
+from restage.scores.statistics import Estimate
+from restage.scores.tables import Gap, MethodRow, anchor_note, gaps_to_best, method_table
 
-__all__ = ["COLUMNS", "EditFigure", "Summary", "best_row", "cell_parts", "summarise"]
-
-COLUMNS = ("progress", "spill", "mask_iou", "psnr_db", "clip_direction", "seconds")
-"""Metrics of the table; those that nothing was scored by are left out."""
+__all__ = ["EditFigure", "Summary", "best_row", "cell_parts", "summarise"]
 
 STRIP_VIEWS = 2
 STRIP_METHODS = 4
@@ -55,7 +53,7 @@ class Summary:
     contents: RunContents
     title: str
     is_miniature: bool
-    rows: tuple[MethodRow, ...]
+    rows: Sequence[MethodRow]
     metrics: tuple[str, ...]
     """Columns of the table."""
     gaps: Sequence[Gap]
@@ -87,8 +85,8 @@ def summarise(contents: RunContents, config: ReportConfig) -> Summary:
     Raises:
         InputError: a picture cannot be read.
     """
-    rows = method_rows(contents.scores, noop_progress=config.noop_progress)
-    metrics = tuple(name for name in COLUMNS if any(row.estimates[name].count for row in rows))
+    rows = method_table(contents.scores, noop_progress=config.noop_progress)
+    metrics = tuple(name for name in metrics_shown_in("paper") if any(row.estimates[name].num_scored for row in rows))
     shown = [entry for entry in contents.edits if any(result.held_out for result in entry.results)]
     order = {(row.method, row.editor): place for place, row in enumerate(rows)}
     has_truth = any(entry.truth for entry in contents.edits)
@@ -113,7 +111,7 @@ def _figure(entry: EditEntry, order: Mapping[tuple[str, str], int]) -> EditFigur
         {(result.method, result.editor): result for result in reversed(entry.results) if result.held_out}.values(),
         key=lambda result: order.get((result.method, result.editor), len(order)),
     )
-    competitors = [result for result in results if not is_anchor(result.method, result.editor)][:STRIP_METHODS]
+    competitors = [result for result in results if not anchor_note(result.method, result.editor)][:STRIP_METHODS]
     shown = competitors or results[:STRIP_METHODS]
     views = spread(sorted({view for result in shown for view in result.held_out}), STRIP_VIEWS)
     columns: list[tuple[str, Mapping[str, Path]]] = [("before", entry.before)]
@@ -142,7 +140,7 @@ def best_row(rows: Sequence[MethodRow], metric: str) -> MethodRow | None:
     """
     better = METRICS[metric].better
     fit = [row for row in rows if not row.is_anchor and row.flag not in ("no-op", "wrong way")]
-    scored = [row for row in fit if row.estimates[metric].count]
+    scored = [row for row in fit if row.estimates[metric].num_scored]
     if better == "neither" or not scored:
         return None
     return (max if better == "higher" else min)(scored, key=lambda row: row.estimates[metric].mean)
@@ -150,7 +148,7 @@ def best_row(rows: Sequence[MethodRow], metric: str) -> MethodRow | None:
 
 def cell_parts(estimate: Estimate, metric: str) -> tuple[str, str]:
     """A mean and its standard error as text; empty where there is none."""
-    if not estimate.count:
+    if not estimate.num_scored:
         return "", ""
     if metric == "seconds":
         return format_duration(estimate.mean), ""

@@ -17,7 +17,7 @@ import jinja2
 
 from restage.audit.bundle import add_entry
 from restage.records import InputError, Score, read_json, write_atomically
-from restage.report.scores import read_scores
+from restage.scores.rows import read_scores
 
 __all__ = ["write_supplement"]
 

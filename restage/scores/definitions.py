@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["COST_METRICS", "METRICS", "Metric", "Need"]
+__all__ = ["COST_METRICS", "FLAG_METRICS", "METRICS", "Metric", "Need", "Place", "metrics_shown_in"]
 
 Need = Literal["truth", "depth", "captions", "clip", "dino", "lpips"]
+Place = Literal["show", "diff", "page", "paper"]
+"""Where a metric has a column: `restage show` and studies, `restage diff`, the page's first table, LaTeX and slides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,14 @@ class Metric:
     needs: tuple[Need, ...] = ()
     """Without any of these it is NaN, and the row says which is missing."""
     digits: int = 3
-    """After the point, in tables."""
+    """Digits after the point in tables; the page, which has less room, drops one where there are several."""
+    shown_in: tuple[Place, ...] = ()
+    """Tables that have a column for it; the page lists every other metric that was measured in a second table."""
+
+    @property
+    def page_digits(self) -> int:
+        """Digits after the point in the page's first table."""
+        return self.digits - 1 if self.digits > 1 else self.digits
 
 
 NERF2NERF = "Instruct-NeRF2NeRF (Haque et al. 2023, arXiv 2303.12789)"
@@ -41,6 +50,7 @@ METRICS: dict[str, Metric] = {
         better="higher",
         definition="1 - mean|E - T| / mean|S - T| inside R; 0 nothing done, 1 perfect, below 0 the wrong way.",
         needs=("truth",),
+        shown_in=("show", "diff", "page", "paper"),
     ),
     "spill": Metric(
         label="spill",
@@ -49,6 +59,7 @@ METRICS: dict[str, Metric] = {
         definition="Mean |E - B| outside R.",
         needs=("truth",),
         digits=4,
+        shown_in=("show", "diff", "page", "paper"),
     ),
     "mask_iou": Metric(
         label="mask IoU",
@@ -56,6 +67,7 @@ METRICS: dict[str, Metric] = {
         better="higher",
         definition="Intersection over union of {|E - B| > 0.05} and {|T - S| > 0.05}, means over channels.",
         needs=("truth",),
+        shown_in=("show", "diff", "page", "paper"),
     ),
     "depth_error": Metric(
         label="depth error",
@@ -64,9 +76,16 @@ METRICS: dict[str, Metric] = {
         definition="Mean |z(E) - z(T)| / z(T) inside R; a pixel that E leaves more than half empty counts as 1.",
         source="absolute relative error, Eigen et al. 2014, arXiv 1406.2283",
         needs=("truth", "depth"),
+        shown_in=("show",),
     ),
     "psnr_db": Metric(
-        label="PSNR", unit="dB", better="higher", definition="Of E against T, whole view.", needs=("truth",), digits=1
+        label="PSNR",
+        unit="dB",
+        better="higher",
+        definition="Of E against T, whole view.",
+        needs=("truth",),
+        digits=1,
+        shown_in=("show", "diff", "page", "paper"),
     ),
     "psnr_inside_db": Metric(
         label="PSNR inside",
@@ -121,6 +140,7 @@ METRICS: dict[str, Metric] = {
         definition="cos(C(E) - C(B), C(target caption) - C(source caption)); its sign is kept.",
         source="StyleGAN-NADA (Gal et al. 2021, arXiv 2108.00946); for scenes " + NERF2NERF,
         needs=("captions", "clip"),
+        shown_in=("show", "paper"),
     ),
     "clip_image": Metric(
         label="CLIP image",
@@ -153,6 +173,7 @@ METRICS: dict[str, Metric] = {
         definition="Mean cos(C(e_i) - C(o_i), C(e_i+1) - C(o_i+1)) over neighbouring frames of an orbit, o unedited.",
         source=NERF2NERF + ", appendix C as issue 91 of its repository reads it, beside the other",
         needs=("clip",),
+        shown_in=("show",),
     ),
     "typeset_consistency": Metric(
         label="typeset consistency",
@@ -194,6 +215,7 @@ METRICS: dict[str, Metric] = {
         definition="1 if mean |E - B| inside R is below a tenth of mean |S - T| there (`CompareConfig.no_op_share`).",
         needs=("truth",),
         digits=0,
+        shown_in=("show",),
     ),
     "wrong_way": Metric(
         label="wrong way",
@@ -202,6 +224,7 @@ METRICS: dict[str, Metric] = {
         definition="1 if it is no no-op and progress is below 0.",
         needs=("truth",),
         digits=0,
+        shown_in=("show",),
     ),
     "is_capped": Metric(
         label="capped",
@@ -216,6 +239,7 @@ METRICS: dict[str, Metric] = {
         better="lower",
         definition="Of the method, editor included, without scoring.",
         digits=1,
+        shown_in=("show", "diff", "page", "paper"),
     ),
     "peak_memory_mb": Metric(
         label="memory",
@@ -226,9 +250,19 @@ METRICS: dict[str, Metric] = {
             "the system's mark cannot be set back (`cost.peak_memory_of` says so)."
         ),
         digits=0,
+        shown_in=("page",),
     ),
 }
 """By the name in rows, in the order of tables. The device of a result is in its record (`cost.device`)."""
 
 COST_METRICS = ("seconds", "peak_memory_mb", "is_capped")
-"""Differ from run to run; rows of these have `is_cost`."""
+"""Metrics that differ from run to run; their rows have `is_cost`."""
+
+FLAG_METRICS = tuple(name for name, metric in METRICS.items() if metric.unit == "0 or 1")
+"""Metrics that are counted, not averaged; tables show them last, the page as flags of a row."""
+
+
+def metrics_shown_in(place: Place) -> tuple[str, ...]:
+    """Names of the metrics that a table has columns for, in the order of columns."""
+    names = [name for name, metric in METRICS.items() if place in metric.shown_in]
+    return tuple(sorted(names, key=lambda name: name in FLAG_METRICS))

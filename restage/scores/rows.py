@@ -1,15 +1,13 @@
-"""Rows of results as parquet: one a number (`Score`), one a number and view (`ViewScore`), and their readers."""
+"""Rows of results as parquet: one for each number (`Score`), one for each number and view (`ViewScore`)."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TypeVar, get_type_hints
 
 from restage.records import InputError, Score, write_atomically
 
@@ -34,6 +32,9 @@ class ViewScore:
     reason: str = ""
 
 
+Row = TypeVar("Row", Score, ViewScore)
+
+
 def write_scores(path: Path, scores: Sequence[Score]) -> None:
     """Write rows of Score as parquet, atomically."""
     _write(path, scores, Score)
@@ -45,24 +46,27 @@ def write_view_scores(path: Path, scores: Sequence[ViewScore]) -> None:
 
 
 def read_scores(path: Path) -> list[Score]:
-    """Read `compare/scores.parquet` of a run or a study.
+    """Read the `compare/scores.parquet` of a run or a study.
 
     Raises:
-        InputError: the file is missing or not one of ours.
+        InputError: the file is missing, is not parquet, or lacks a column.
     """
     return _read(path, Score)
 
 
 def read_view_scores(path: Path) -> list[ViewScore]:
-    """Read `compare/views.parquet` of a run or a study.
+    """Read the `compare/views.parquet` of a run or a study.
 
     Raises:
-        InputError: the file is missing or not one of ours.
+        InputError: the file is missing, is not parquet, or lacks a column.
     """
     return _read(path, ViewScore)
 
 
-def _write(path: Path, rows: Sequence[Any], kind: type) -> None:
+def _write(path: Path, rows: Sequence[Row], kind: type[Row]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     schema = pa.schema([(name, types[hint]) for name, hint in get_type_hints(kind).items()])
     table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema)
@@ -70,10 +74,23 @@ def _write(path: Path, rows: Sequence[Any], kind: type) -> None:
         pq.write_table(table, temporary)
 
 
-def _read(path: Path, kind: type) -> list[Any]:
+def _read(path: Path, kind: type[Row]) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        raise InputError(f"{path} does not exist; run: restage compare")
     try:
-        return [kind(**row) for row in pq.read_table(path).to_pylist()]
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run: restage compare") from None
-    except (pa.ArrowInvalid, TypeError) as error:
-        raise InputError(f"{path} is not a table of scores: {error}") from None
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"{path} is not readable as parquet ({first_line}); run the compare stage again") from None
+    names = [field.name for field in dataclasses.fields(kind)]
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise InputError(f"{path} lacks columns {missing}; it should have those of {kind.__name__}: {names}")
+    # Other writers of parquet store NaN as null, and an empty text too.
+    return [
+        kind(**{**row, "value": math.nan if row["value"] is None else row["value"], "reason": row["reason"] or ""})
+        for row in table.select(names).to_pylist()
+    ]

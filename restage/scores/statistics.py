@@ -1,17 +1,18 @@
-"""How sure a mean is, and a difference between two methods, when edits of one scene are alike: clustered by scene."""
+"""How sure a mean is, and a difference between two methods, when edits of one scene are alike: clustered by scene.
+
+NaN means not scored: it is counted, and never enters a mean.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from scipy import stats
+from dataclasses import dataclass, replace
 
 from restage.records import InputError, Score
 
-__all__ = ["Difference", "Estimate", "clustered_estimate", "paired_difference"]
+__all__ = ["Difference", "Estimate", "clustered_estimate", "estimate_scores", "paired_difference", "student_reach"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +20,21 @@ class Estimate:
     """Mean of a metric over results."""
 
     mean: float
-    """NaN if nothing could be scored."""
+    """NaN if nothing could be scored; then `reason` says why."""
     standard_error: float
     """Clustered by scene; NaN with fewer than two scenes, since one scene says nothing about others."""
     num_scored: int
     num_missing: int
     """Results whose value is NaN; they are not in the mean, and the table says how many they are."""
+    num_scenes: int
+    """Scenes among the scored results."""
+    reason: str = ""
+    """Why results are missing, each reason once; empty when none is, or when nobody said."""
+
+    @property
+    def reach(self) -> float:
+        """Half of the 95 % interval; NaN with fewer than two scenes."""
+        return student_reach(self.standard_error, self.num_scenes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +53,7 @@ class Difference:
     """Lower end of the interval."""
     high: float
     confidence: float
-    """Of the interval, such as 0.95."""
+    """How sure the interval is, such as 0.95."""
     num_pairs: int
     num_scenes: int
     num_missing: int
@@ -53,6 +63,15 @@ class Difference:
     def is_clear(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.low > 0 or self.high < 0
+
+
+def student_reach(standard_error: float, num_clusters: int, *, confidence: float = 0.95) -> float:
+    """Half the width of Student's interval with (clusters - 1) degrees of freedom; NaN with fewer than two clusters."""
+    if num_clusters < 2:
+        return math.nan
+    from scipy import stats  # here, since a second of import is too much for those who only read tables
+
+    return float(stats.t.ppf((1 + confidence) / 2, num_clusters - 1)) * standard_error
 
 
 def clustered_estimate(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
@@ -66,19 +85,31 @@ def clustered_estimate(values: Sequence[float], clusters: Sequence[str]) -> Esti
         clusters: The scene of each.
     """
     scored = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if not math.isnan(value)]
-    num_missing = len(values) - len(scored)
-    if not scored:
-        return Estimate(mean=math.nan, standard_error=math.nan, num_scored=0, num_missing=num_missing)
-    mean = math.fsum(value for value, _ in scored) / len(scored)
+    mean = math.fsum(value for value, _ in scored) / len(scored) if scored else math.nan
+    # Residuals are summed within a scene before they are squared: results of one scene err in the same direction, and
+    # their errors must not cancel out as independent ones would.
     sums: dict[str, float] = defaultdict(float)
     for value, cluster in scored:
         sums[cluster] += value - mean
-    num_clusters = len(sums)
     error = math.nan
-    if num_clusters > 1:
+    if len(sums) > 1:
         squares = math.fsum(total**2 for total in sums.values())
-        error = math.sqrt(num_clusters / (num_clusters - 1) * squares) / len(scored)
-    return Estimate(mean=mean, standard_error=error, num_scored=len(scored), num_missing=num_missing)
+        # G/(G-1) makes up for residuals being taken from the sample's own mean, as n/(n-1) does for single values.
+        error = math.sqrt(len(sums) / (len(sums) - 1) * squares) / len(scored)
+    return Estimate(
+        mean=mean,
+        standard_error=error,
+        num_scored=len(scored),
+        num_missing=len(values) - len(scored),
+        num_scenes=len(sums),
+    )
+
+
+def estimate_scores(scores: Sequence[Score]) -> Estimate:
+    """Mean of rows of one metric, clustered by scene, with the reasons of those that are not scored."""
+    found = clustered_estimate([score.value for score in scores], [score.scene for score in scores])
+    reasons = dict.fromkeys(score.reason or "no reason given" for score in scores if math.isnan(score.value))
+    return replace(found, reason="; ".join(reasons) or ("" if scores else "not measured"))
 
 
 def paired_difference(
@@ -100,7 +131,7 @@ def paired_difference(
         metric: A name of `METRICS`.
         first: Method and editor.
         second: Method and editor.
-        confidence: Of the interval, in (0, 1).
+        confidence: How sure the interval is to be, in (0, 1).
 
     Raises:
         InputError: one of the two does not occur, or the confidence is out of range.
@@ -117,10 +148,7 @@ def paired_difference(
         if one is not None and other is not None:
             pairs.append((scene, one - other))
     estimate = clustered_estimate([gap for _, gap in pairs], [scene for scene, _ in pairs])
-    num_scenes = len({scene for scene, gap in pairs if not math.isnan(gap)})
-    reach = math.nan
-    if num_scenes > 1:
-        reach = float(stats.t.ppf((1 + confidence) / 2, num_scenes - 1)) * estimate.standard_error
+    reach = student_reach(estimate.standard_error, estimate.num_scenes, confidence=confidence)
     return Difference(
         metric=metric,
         first=first,
@@ -131,7 +159,7 @@ def paired_difference(
         high=estimate.mean + reach,
         confidence=confidence,
         num_pairs=estimate.num_scored,
-        num_scenes=num_scenes,
+        num_scenes=estimate.num_scenes,
         num_missing=estimate.num_missing,
     )
 
