@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from restage.prompts.grammar import GrammarWriter
 from restage.prompts.llm import LlmWriter
+from restage.prompts.orders import Writer
 
 __all__ = ["WRITERS"]
 
-WRITERS = {"grammar": GrammarWriter, "llm": LlmWriter}
+WRITERS: dict[str, type[Writer]] = {"grammar": GrammarWriter, "llm": LlmWriter}
 """Writers by name."""

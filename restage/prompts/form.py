@@ -13,7 +13,7 @@ from typing import NamedTuple
 from restage.records import InputError
 from restage.world.grammar import EDIT_KINDS, KINDS, SIZES, TIMES
 
-__all__ = ["FORM_SPACES", "GRAMMAR_SPACE", "OPEN_SPACE", "Form", "FormSpace", "ReadForm", "read_form", "write_form"]
+__all__ = ["GRAMMAR_SPACE", "OPEN_SPACE", "Form", "FormSpace", "ReadForm", "read_form", "write_form"]
 
 CONTROL = "control"
 """First word of a form's text where the pair belongs to the control slice."""
@@ -139,7 +139,4 @@ OPEN_SPACE = FormSpace(
         for kind in EDIT_KINDS
     },
 )
-"""For writers of free text."""
-
-FORM_SPACES = {"grammar": GRAMMAR_SPACE, "llm": OPEN_SPACE}
-"""By name of the writer."""
+"""Forms of captions in free text."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from restage.prompts.captions import features_of_edit, parse_caption
-from restage.prompts.form import Form
-from restage.prompts.orders import Answer, Order, WriterSettings
+from restage.prompts.form import GRAMMAR_SPACE, Form
+from restage.prompts.orders import Answer, Order, Writer, WriterSettings
 from restage.records import InputError, PromptPair, content_id, derive_seed
 from restage.world.grammar import (
     EDIT_KINDS,
@@ -116,24 +115,14 @@ def write_caption_pair(caption: str, kind: str, seed: int) -> PromptPair | None:
     return replace(prompt_pair_of(edit, found.wording_seed), parent=content_id("caption", caption))
 
 
-class GrammarWriter:
+class GrammarWriter(Writer):
     """Answers every order by itself, at once."""
 
-    chunk_size = 1
-    num_parallel = 1
-    max_draws = 200
-    """After this many repeats in a row it is taken to have no new pair."""
+    form_space = GRAMMAR_SPACE
+    is_endless = True
 
     def __init__(self, settings: WriterSettings) -> None:
-        """It needs nothing."""
-
-    def remark(self) -> str:
-        """Nothing."""
-        return ""
-
-    def facts(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+        """Needs no settings."""
 
     def write(self, chunks: Sequence[Sequence[Order]]) -> Iterator[Answer]:
         """Answer the orders one by one."""

@@ -14,8 +14,9 @@ from typing import Any
 
 from restage.prompts.answers import Reply, Usage
 from restage.prompts.endpoint import Asked, Endpoint
+from restage.prompts.form import OPEN_SPACE
 from restage.prompts.llm_messages import SCHEMA, write_messages
-from restage.prompts.orders import Answer, Order, WriterSettings
+from restage.prompts.orders import Answer, Order, Writer, WriterSettings
 from restage.records import PromptPair, content_id, derive_seed
 
 __all__ = ["LlmWriter", "Malformed", "pair_of_item", "parse_items"]
@@ -132,10 +133,12 @@ def pair_of_item(item: Any, order: Order, *, max_words: int, writer: str) -> Pro
     )
 
 
-class LlmWriter:
+class LlmWriter(Writer):
     """Asks for chunks of pairs, several at a time; answers come in the order of the chunks whatever comes first."""
 
     max_draws = 4
+    form_space = OPEN_SPACE
+    asks_model = True
 
     def __init__(self, settings: WriterSettings) -> None:
         """Make the client.

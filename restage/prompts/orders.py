@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
-from restage.prompts.form import Form, write_form
+from restage.prompts.form import Form, FormSpace, write_form
 from restage.prompts.llm_config import LlmConfig
 from restage.records import PromptPair
 
@@ -71,17 +72,31 @@ class WriterSettings:
     """Accepted pairs of earlier runs, by form, best first."""
 
 
-@runtime_checkable
-class Writer(Protocol):
-    """Writes prompt pairs; one file each, listed in the menu `WRITERS`."""
+class Writer(ABC):
+    """Writes prompt pairs; each writer is a class in a file of its own, and a line in the menu `WRITERS`."""
 
-    chunk_size: int
-    """Orders of one kind and form that it takes at once."""
-    num_parallel: int
-    """Such chunks that it works on at the same time."""
-    max_draws: int
-    """How often one pair is ordered before the order is given up."""
+    chunk_size: int = 1
+    """Number of orders of one kind and form that it takes at once."""
+    num_parallel: int = 1
+    """Number of such chunks that it works on at the same time."""
+    max_draws: int = 200
+    """Number of times that a pair is ordered before the order is given up."""
+    form_space: FormSpace | None = None
+    """The forms that it can write with; None if it cannot be asked for a form."""
+    is_endless: bool = False
+    """Whether it can always write another pair, so that a place left empty is an error."""
+    asks_model: bool = False
+    """Whether what it writes depends on the settings of the language model."""
 
+    @abstractmethod
+    def __init__(self, settings: WriterSettings) -> None:
+        """Make it ready to write.
+
+        Raises:
+            InputError: it cannot be used with these settings.
+        """
+
+    @abstractmethod
     def write(self, chunks: Sequence[Sequence[Order]]) -> Iterator[Answer]:
         """Answer every order, in order; the same orders get the same answers.
 
@@ -89,12 +104,11 @@ class Writer(Protocol):
             WritingStopped: a limit was reached.
             InputError: it cannot go on.
         """
-        ...
 
     def remark(self) -> str:
-        """What the user should know before it starts; empty = nothing."""
-        ...
+        """What the user should know before it starts; empty if there is nothing to say."""
+        return ""
 
     def facts(self) -> dict[str, Any]:
         """What the stage's record says of its work; nothing that depends on kills and restarts."""
-        ...
+        return {}

@@ -17,7 +17,6 @@ from restage.prompts import WRITERS
 from restage.prompts.captions import read_captions
 from restage.prompts.collect import CaptionPlan, FormPlan, KindPlan, NounQuota, Plan, collect
 from restage.prompts.duplicates import Duplicates
-from restage.prompts.form import FORM_SPACES
 from restage.prompts.forms import Arm, FormChooser, FormsConfig, make_arms
 from restage.prompts.llm_config import LlmConfig
 from restage.prompts.orders import Answer, Writer, WriterSettings, WritingStopped
@@ -71,8 +70,11 @@ class PromptsConfig:
             raise InputError("near_duplicates and max_noun_share must lie above 0 and up to 1")
         if self.is_learning and (self.captions or self.path):
             raise InputError(
-                "forms choose what is written; leave out --captions and --path, or --use-forms/--learn-from"
+                "forms choose what is written; omit --captions and --path, or --use-forms and --learn-from"
             )
+        if self.is_learning and WRITERS[self.writer].form_space is None:
+            with_forms = ", ".join(name for name, writer in WRITERS.items() if writer.form_space)
+            raise InputError(f"writer {self.writer!r} has no forms to learn; writers that have: {with_forms}")
 
     @property
     def is_learning(self) -> bool:
@@ -83,7 +85,7 @@ class PromptsConfig:
         """What decides what is written; rates and limits of a language model do not."""
         return {
             **to_plain(self),
-            "llm": self.llm.identity() if self.writer == "llm" else {},
+            "llm": self.llm.identity() if WRITERS[self.writer].asks_model else {},
             "captions": _sha256(self.captions) if self.captions else None,
             "learn_from": [_sha256(run / MANIFEST) for run in self.learn_from],
         }
@@ -121,14 +123,13 @@ def _prepare(config: PromptsConfig, seed: int, cache: Path) -> _Job:
     captions = read_captions(config.captions) if config.captions else ()
     learned = read_trials(config.learn_from)
     settings = WriterSettings(llm=config.llm, cache=config.llm.cache or cache, examples=learned.examples)
-    writer: Writer = WRITERS[config.writer](settings)
+    writer = WRITERS[config.writer](settings)
     if captions:
         return _Job(config, writer, CaptionPlan(captions, config.kinds, seed))
     if not config.is_learning:
-        plan = KindPlan(config.kinds, config.writer, seed, is_strict=config.writer == "grammar")
-        return _Job(config, writer, plan)
-    space = FORM_SPACES[config.writer]
-    arms = make_arms(space, config.kinds, learned.trials, config=config.forms, seed=seed)
+        return _Job(config, writer, KindPlan(config.kinds, config.writer, seed, is_strict=writer.is_endless))
+    assert writer.form_space is not None
+    arms = make_arms(writer.form_space, config.kinds, learned.trials, config=config.forms, seed=seed)
     return _Job(config, writer, FormPlan(FormChooser(arms, config.forms, seed), seed), arms, learned)
 
 

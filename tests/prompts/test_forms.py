@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from restage.prompts import WRITERS
 from restage.prompts.captions import features_of_edit, features_of_pair
-from restage.prompts.form import FORM_SPACES, GRAMMAR_SPACE, Form, read_form, write_form
+from restage.prompts.form import GRAMMAR_SPACE, Form, read_form, write_form
 from restage.prompts.forms import Choice, FormChooser, FormsConfig, Trial, make_arms
 from restage.prompts.grammar import write_form_pair
 from restage.prompts.rounds import RoundsConfig, round_folders, run_rounds, yields_of_rounds
@@ -161,13 +162,13 @@ def test_an_exhausted_form_is_replaced_and_does_not_come_back():
             chooser.exhaust(Choice(arm.form, False))
 
 
-@pytest.mark.parametrize("name", FORM_SPACES)
-def test_forms_are_read_back_as_they_were_written(name):
-    for form in FORM_SPACES[name].originals(EDIT_KINDS):
-        for child in (form, *FORM_SPACES[name].children(form)):
+@pytest.mark.parametrize("space", [writer.form_space for writer in WRITERS.values() if writer.form_space])
+def test_forms_are_read_back_as_they_were_written(space):
+    for form in space.originals(EDIT_KINDS):
+        for child in (form, *space.children(form)):
             assert read_form(write_form(child, is_control=True)) == (child, True)
             assert read_form(str(child)) == (child, False)
-            assert FORM_SPACES[name].has(child) and child.features[0][0] == "kind"
+            assert space.has(child) and child.features[0][0] == "kind"
     assert read_form("grammar") is None and read_form("kind=") is None and read_form("") is None
     assert not GRAMMAR_SPACE.has(Form((("kind", "time"), ("subject", "animal"))))
 

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from restage.prompts import WRITERS
+from restage.prompts.orders import Answer, Order, Writer
 from restage.prompts.stage import PromptsConfig, run_prompts, write_pairs
 from restage.prompts.store import read_prompts, write_prompts
 from restage.records import InputError, PromptPair, file_sha256
@@ -55,6 +57,36 @@ def test_swaps_and_words_stand_in_the_captions():
     for pair in write_pairs(PromptsConfig(num_prompts=42), 3):
         assert all(old in pair.source and new in pair.target for old, new in pair.swaps)
         assert all(word in pair.source or word in pair.target for word in pair.words)
+
+
+class CountingWriter(Writer):
+    """A writer as a newcomer may add it: no forms, and nothing but what it must have."""
+
+    def __init__(self, settings) -> None:
+        self.number = 0
+
+    def write(self, chunks):
+        for order in (order for chunk in chunks for order in chunk):
+            self.number += 1
+            yield self._answer(order)
+
+    def _answer(self, order: Order) -> Answer:
+        source, target = (f"a {thing} beside {self.number} dogs" for thing in ("cat", "hat"))
+        return Answer(
+            order, PromptPair(source=source, target=target, instruction="turn the cat into a hat", kind=order.kind)
+        )
+
+
+def test_a_writer_is_a_class_and_a_line_in_the_menu(tmp_path, monkeypatch):
+    monkeypatch.setitem(WRITERS, "counting", CountingWriter)
+    pairs = run_all(tmp_path / "run", PromptsConfig(num_prompts=3, writer="counting", kinds=("reshape",)))
+    assert [pair.source for pair in pairs] == [f"a cat beside {number} dogs" for number in (1, 2, 3)]
+
+
+def test_a_writer_without_forms_cannot_learn_them(monkeypatch):
+    monkeypatch.setitem(WRITERS, "counting", CountingWriter)
+    with pytest.raises(InputError, match="'counting' has no forms to learn; writers that have: grammar, llm"):
+        PromptsConfig(writer="counting", use_forms=True)
 
 
 def test_a_writer_that_only_repeats_itself_is_an_error(monkeypatch):
