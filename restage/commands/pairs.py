@@ -121,7 +121,7 @@ def build_pairs() -> Callable[..., None]:
 
 def build_import() -> Callable[..., None]:
     """Build `restage import`."""
-    from restage.pairs.exchange.run import ImportConfig
+    from restage.pairs.exchange.bring_in import ImportConfig
 
     default = ImportConfig()
 
@@ -140,7 +140,7 @@ def build_import() -> Callable[..., None]:
             out: Folder of the run; made if it is missing.
             config: How to take them in.
         """
-        from restage.pairs.exchange.run import import_folder
+        from restage.pairs.exchange.bring_in import import_folder
         from restage.run.folder import open_run, working
 
         if not folder.is_dir():

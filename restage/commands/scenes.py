@@ -5,7 +5,7 @@ Annotations are evaluated when a command is built: hence no `from __future__ imp
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
@@ -136,7 +136,7 @@ def build_export() -> Callable[..., None]:
         path: Positional[ExportedArgument],
         target: Positional[TargetArgument] = None,
         *,
-        format: Literal["ply", "hf", "webdataset", "instruct-pix2pix"] = "ply",
+        format: str = "ply",
         out: Path | None = None,
         frame: Frame = "own",
     ) -> None:
@@ -149,7 +149,8 @@ def build_export() -> Callable[..., None]:
         Args:
             path: A run with one fitted scene, `<run>/scenes/<scene>`, the folder of an edit; for pairs, a run.
             target: What to write: a PLY, or a folder.
-            format: Splats as PLY; or pairs for Hugging Face's load_dataset, WebDataset, InstructPix2Pix's loader.
+            format: `ply` for splats; or, for pairs, `hf` (for Hugging Face's load_dataset), `webdataset`, or
+                `instruct-pix2pix` (for its loader).
             out: The same as OUT.
             frame: Of splats: the capture's own, which its cameras fit, or upright as in the run, z up.
         """
@@ -161,7 +162,7 @@ def build_export() -> Callable[..., None]:
 
             print(f"{export_splats(find_scene(Path(path)), place, frame=frame)} splats: {place}")
         else:
-            from restage.pairs.exchange.run import export_pairs
+            from restage.pairs.exchange.export import export_pairs
 
             show_progress(export_pairs(path, place, format))
             print(f"{format}: {place}")

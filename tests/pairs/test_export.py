@@ -7,17 +7,22 @@ import pytest
 import torch
 from PIL import Image
 
-from restage.pairs.exchange import EXPORTERS
-from restage.pairs.exchange.run import ImportConfig, export_pairs, import_folder
+from restage.pairs.encoding import encode_pair
+from restage.pairs.exchange import FORMATS
+from restage.pairs.exchange.bring_in import ImportConfig, import_folder
+from restage.pairs.exchange.export import export_pairs
+from restage.pairs.exchange.foreign_pair import ForeignPair
+from restage.pairs.exchange.format import PairFormat
 from restage.pairs.files import open_files
 from restage.pairs.left_out import add_left_out
 from restage.pairs.store import read_pairs, read_rows
 from restage.pairs.verify import verify_pairs
-from restage.records import InputError, read_json
+from restage.records import InputError, Progress, read_json
 from restage.run.folder import RunFolder, open_run
 from tests.pairs.faulty import NUM_SHARDS, PAIRS_PER_SHARD, make_pair, write_set
 from tests.pairs.test_verify_repair import command
 
+EXPORTED = [name for name, found in FORMATS.items() if found.export]
 NUM_ACCEPTED = NUM_SHARDS * (PAIRS_PER_SHARD - 1)
 
 
@@ -31,9 +36,9 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exported")
-    for form in EXPORTERS:
+    for form in EXPORTED:
         list(export_pairs(str(run), folder / form, form))
-    return {form: folder / form for form in EXPORTERS}
+    return {form: folder / form for form in EXPORTED}
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
@@ -46,7 +51,7 @@ def bring_in(folder: Path, out: Path, form, **options) -> tuple[RunFolder, str]:
     return run, last.note
 
 
-@pytest.mark.parametrize("form", EXPORTERS)
+@pytest.mark.parametrize("form", EXPORTED)
 def test_what_is_exported_comes_back(run, exported, tmp_path, form):
     back, note = bring_in(exported[form], tmp_path / "back", form, pairs_per_shard=5)
     pairs, originals = list(read_pairs(back.path / "pairs")), list(read_pairs(run / "pairs"))
@@ -124,7 +129,7 @@ def test_tars_are_those_of_the_run_and_listed_in_an_index(run, exported):
 def test_pairs_that_are_left_out_are_not_exported(tmp_path):
     folder = write_set(tmp_path / "run")
     add_left_out(open_files(folder), {make_pair(2).id: "swapped"})
-    for form in EXPORTERS:
+    for form in EXPORTED:
         list(export_pairs(str(tmp_path / "run"), tmp_path / form, form))
         back, _ = bring_in(tmp_path / form, tmp_path / f"back_{form}", form)
         pairs = list(read_pairs(back.path / "pairs"))
@@ -148,7 +153,7 @@ def test_folders_are_as_the_loader_of_instruct_pix2pix_reads_them(exported, run)
         assert [str(json.loads(line)["seed"]) for line in lines] == seeds
 
 
-@pytest.mark.parametrize("form", EXPORTERS)
+@pytest.mark.parametrize("form", EXPORTED)
 def test_a_stopped_export_leaves_nothing_half_written_and_goes_on(run, exported, tmp_path, form):
     steps = export_pairs(str(run), tmp_path / "out", form)
     next(steps)
@@ -161,6 +166,28 @@ def test_a_stopped_export_leaves_nothing_half_written_and_goes_on(run, exported,
         expected
     )
     assert all((tmp_path / "out" / name).read_bytes() == path.read_bytes() for name, path in expected.items())
+
+
+def test_a_format_is_a_record_and_a_line_in_the_menu(run, tmp_path, monkeypatch):
+    def export(pair_set, folder):
+        texts = [dict(pair.row) for index in pair_set.marks for pair in pair_set.pairs(index)]
+        (folder / "texts.json").write_text(json.dumps([row["instruction"] for row in texts]))
+        yield Progress(stage="export", done=1, total=1)
+
+    def read(folder):
+        for number, text in enumerate(read_json(folder / "texts.json")):
+            picture = next(iter(read_pairs(run / "pairs")))
+            source, edited = (encode_pair(picture).members[side][1] for side in range(2))
+            texts = {"source_caption": "a", "target_caption": "b", "instruction": f"{text} {number}"}
+            yield ForeignPair(where=str(number), source=source, edited=edited, mask=None, texts=texts, row={})
+
+    form = PairFormat(description="Instructions, as a list.", read=read, export=export)
+    monkeypatch.setitem(FORMATS, "texts", form)
+    list(export_pairs(str(run), tmp_path / "texts", "texts"))
+    assert "Instructions, as a list." in (tmp_path / "texts" / "README.md").read_text()
+    brought, note = bring_in(tmp_path / "texts", tmp_path / "back", "texts")
+    assert note.startswith(f"{NUM_ACCEPTED} of {NUM_ACCEPTED} pairs taken")
+    assert len(list(read_pairs(brought.path / "pairs"))) == NUM_ACCEPTED
 
 
 def test_an_export_is_not_written_over_another(run, exported, tmp_path):

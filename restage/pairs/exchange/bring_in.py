@@ -6,11 +6,11 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from restage.pairs.encoding import ImagePair, pixel_sha256
+from restage.pairs.exchange import FORMATS
 from restage.pairs.exchange.foreign_pair import ForeignPair
 from restage.pairs.score import PairScores
 from restage.pairs.sheet import make_preview
@@ -26,7 +27,7 @@ from restage.pairs.store import done_shards, write_shard
 from restage.records import InputError, Progress, PromptPair, content_id
 from restage.run.folder import RunFolder
 
-__all__ = ["ImportConfig", "import_pairs"]
+__all__ = ["ImportConfig", "import_folder"]
 
 MULTIPLE_OF = 8
 """Sides of pictures must be a multiple: autoencoders work on cells of 8 pixels."""
@@ -37,8 +38,9 @@ UNSCORED = "not scored by the data set that it comes from"
 class ImportConfig:
     """How foreign pairs are taken in."""
 
-    format: Literal["hf", "webdataset", "instruct-pix2pix"] = "hf"
-    """Form of the data set: parquet files with pictures, tars, or folders of InstructPix2Pix."""
+    format: str = "hf"
+    """Form of the data set: `hf` (parquet files with pictures), `webdataset` (tars), or `instruct-pix2pix` (its
+    folders)."""
     size: int | None = None
     """Crop pictures to a square in the middle and bring them to this many pixels a side; None leaves them as they are,
     and they must then have one size, whose sides are multiples of 8."""
@@ -48,6 +50,8 @@ class ImportConfig:
     """Refuse a data set with any bad pair, instead of listing it as rejected."""
 
     def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise InputError(f"unknown format {self.format!r}; known: {', '.join(FORMATS)}")
         if self.size is not None and (self.size < MULTIPLE_OF or self.size % MULTIPLE_OF):
             raise InputError(f"size must be a multiple of {MULTIPLE_OF} pixels, got {self.size}")
         if self.pairs_per_shard < 1:
@@ -218,16 +222,13 @@ def _rejected_row(pair: ForeignPair, reason: str) -> dict[str, Any]:
     return {**row, **texts, "prompt_id": "", "accepted": False, "reason": reason}
 
 
-def import_pairs(
-    run: RunFolder, folder: Path, config: ImportConfig, *, read: Callable[[Path], Iterator[ForeignPair]]
-) -> Iterator[Progress]:
+def import_folder(run: RunFolder, folder: Path, config: ImportConfig) -> Iterator[Progress]:
     """Take a foreign data set in as the pairs of a run; a shard that is there is not made again.
 
     Args:
         run: gets a `pairs` stage.
         folder: of the data set.
-        config: how; `format` belongs to `read`.
-        read: of the menu `READERS`.
+        config: how.
 
     Raises:
         InputError: the folder holds no pairs of this form, captions or instruction are not there at all, no pair is
@@ -241,7 +242,7 @@ def import_pairs(
         return
     place, importer, index = run.path / "pairs", _Importer(config), 0
     finished = done_shards(place) if place.exists() else {}
-    pairs, seen, reasons = read(folder), set[str](), Counter[str]()
+    pairs, seen, reasons = FORMATS[config.format].read(folder), set[str](), Counter[str]()
     while group := list(islice(pairs, config.pairs_per_shard)):
         content = content_id("import", {"source": source, "index": index})
         if finished.get(index, {}).get("content", content) != content:

@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from restage.pairs.exchange import FORMATS
 from restage.pairs.exchange.exported import PairSet
 from restage.pairs.files import open_files
 from restage.pairs.score import PairScores
@@ -36,13 +37,6 @@ SIZE_CATEGORIES = (
     (100_000_000, "10M<n<100M"),
 )
 """The hub's names of sizes, by the first number that is beyond."""
-COLUMNS = {
-    "hf": "Columns: original_image, edited_image, mask_image (pictures), original_prompt, edited_prompt, edit_prompt "
-    "(the instruction), kind, id, prompt_id, scores, and record (JSON of everything that was stored of the pair).",
-    "webdataset": "Samples: source.png, edited.png, mask.png (white: what may change), json (prompt, facts, scores).",
-    "instruct-pix2pix": "Layout of InstructPix2Pix: a folder for each prompt pair, JPEG pictures (quality 100, not "
-    "lossless), masks beside them as PNG.",
-}
 
 
 @dataclass
@@ -144,15 +138,12 @@ def _provenance(pair_set: PairSet, run: Path | None) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def _header(facts: SetFacts, form: str) -> Iterator[str]:
+def _header(facts: SetFacts, of_format: Sequence[str]) -> Iterator[str]:
     count = facts.num_accepted
     category = next((name for limit, name in SIZE_CATEGORIES if count < limit), "n>100M")
     yield from ("---", f"pretty_name: {json.dumps(facts.name)}", "task_categories:", "- image-to-image")
     yield from ("tags:", "- image-editing", "- instruct-pix2pix", "- synthetic", "size_categories:", f"- {category}")
-    if form == "hf":
-        yield from ("configs:", "- config_name: default", "  data_files:")
-        yield from ("  - split: train", "    path: data/train-*.parquet")
-    yield "---"
+    yield from (*of_format, "---")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
@@ -191,7 +182,7 @@ def render_card(facts: SetFacts, form: str) -> str:
 
     Args:
         facts: of the set.
-        form: a name of the menu `EXPORTERS`.
+        form: a name of the menu `FORMATS`.
     """
     share = facts.num_accepted / max(facts.num_made, 1)
     kinds = [
@@ -199,10 +190,15 @@ def render_card(facts: SetFacts, form: str) -> str:
         for kind, made in sorted(facts.made.items())
     ]
     kinds.append(("all", facts.num_made, facts.num_accepted, f"{share:.3f}"))
-    lines = [*_header(facts, form), "", f"# {facts.name}: image pairs for instruction-based editing", ""]
+    lines = [
+        *_header(facts, FORMATS[form].card_header),
+        "",
+        f"# {facts.name}: image pairs for instruction-based editing",
+        "",
+    ]
     lines += [f"{facts.num_accepted} pairs of a picture before and after an edit, with captions and instruction, made "]
     lines[-1] += f"by Restage. Picture size: {', '.join(sorted(facts.sizes))} pixels."
-    lines += ["", COLUMNS[form], "", "## Counts", ""]
+    lines += ["", FORMATS[form].description, "", "## Counts", ""]
     lines += _table(("kind of edit", "made", "accepted", "yield"), kinds)
     if facts.reasons:
         lines += ["", *_table(("rejected because", "pairs"), facts.reasons.most_common())]

@@ -1,24 +1,18 @@
-"""What an export writes from, and the folder that appears whole or not at all.
-
-An export is made beside its place, file by file, and renamed at the end; one that was stopped goes on where it was.
-"""
+"""What an export writes from: the accepted pairs of a folder of shards, as readers see them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.pairs.files import open_files
 from restage.pairs.store import PairReader, done_shards
-from restage.records import InputError, Progress, content_id, read_json, write_json
+from restage.records import InputError, content_id
 
-__all__ = ["EXPORT_RECORD", "ExportedPair", "Exporter", "PairSet", "export_to", "open_set"]
-
-EXPORT_RECORD = "export.json"
-"""In the folder of an export: what it was made from."""
+__all__ = ["ExportedPair", "PairSet", "open_set"]
 
 
 class ExportedPair(NamedTuple):
@@ -71,39 +65,3 @@ def open_set(folder: Path | str) -> PairSet:
     if not marks:
         raise InputError(f"{open_files(folder).where()} holds no finished shard of image pairs; run: restage pairs RUN")
     return PairSet(folder, PairReader.open(folder), marks)
-
-
-Exporter = Callable[[PairSet, Path], Iterator[Progress]]
-"""Writes a set into a folder; a file that is there already is whole, and stays."""
-
-
-def export_to(
-    pair_set: PairSet, out: Path, *, form: str, exporter: Exporter, finish: Callable[[Path], None]
-) -> Iterator[Progress]:
-    """Export a set so that `out` appears only when all of it is there.
-
-    Args:
-        pair_set: what to export.
-        out: folder to make.
-        form: name of the form.
-        exporter: writes the files.
-        finish: writes what describes them, such as the data card.
-
-    Raises:
-        InputError: `out` exists and is not this same export, or a stopped export of another set is in the way.
-    """
-    record = {"id": content_id("export", {"form": form, "set": pair_set.id}), "form": form, "set": pair_set.id}
-    if out.exists():
-        if (out / EXPORT_RECORD).exists() and read_json(out / EXPORT_RECORD) == record:
-            yield Progress(stage="export", done=1, total=1, note="already done")
-            return
-        raise InputError(f"{out} exists and is not this export; name another folder with --out")
-    work = out.with_name(f".{out.name}.unfinished")
-    if (work / EXPORT_RECORD).exists() and read_json(work / EXPORT_RECORD) != record:
-        raise InputError(f"{work} holds a stopped export of other pairs; delete it, or name another folder with --out")
-    write_json(work / EXPORT_RECORD, record)
-    yield from exporter(pair_set, work)
-    finish(work)
-    work.rename(out)
-    total = len(pair_set.marks)
-    yield Progress(stage="export", done=total, total=total, note=str(out))

@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 
 from restage.pairs.exchange.exported import ExportedPair, PairSet
 from restage.pairs.exchange.foreign_pair import ForeignPair, find_names, texts_of
+from restage.pairs.exchange.format import PairFormat
 from restage.pairs.score import PairScores
 from restage.records import InputError, Progress, canonical_json, write_atomically
 
-__all__ = ["export_huggingface", "read_huggingface"]
+__all__ = ["HUGGINGFACE"]
 
 FILE_MB = 256
-"""Size that files are filled up to; the hub recommends some hundred MB."""
+"""Size at which a new file is begun; the hub recommends files of a few hundred MB."""
 PICTURES = {"original_image": "source.png", "edited_image": "edited.png", "mask_image": "mask.png"}
 TEXTS = {
     "id": "id",
@@ -32,7 +33,7 @@ TEXTS = {
     "kind": "kind",
     "prompt_id": "prompt_id",
 }
-"""Columns of texts, and the sidecar's names of them."""
+"""Columns with texts, and their names in the sidecar."""
 READ_ROWS = 64
 
 
@@ -56,7 +57,7 @@ def _row(pair: ExportedPair) -> dict[str, Any]:
 
 
 def _groups(pair_set: PairSet) -> list[list[int]]:
-    """Shards of each file."""
+    """Groups the shards that go into one file."""
     groups, size = [[]], 0
     for index, mark in pair_set.marks.items():
         num_bytes = mark.get("num_bytes", {}).get("tar", 0)
@@ -68,7 +69,7 @@ def _groups(pair_set: PairSet) -> list[list[int]]:
     return groups
 
 
-def export_huggingface(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
+def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
     """Write `data/train-<n>-of-<m>.parquet`; a shard's pairs are one row group."""
     groups, schema = _groups(pair_set), _schema()
     done = 0
@@ -86,7 +87,7 @@ def export_huggingface(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
             done += len(group)
 
 
-def read_huggingface(folder: Path) -> Iterator[ForeignPair]:
+def _read(folder: Path) -> Iterator[ForeignPair]:
     """Read the pairs of a folder of parquet files with pictures, in order of their names.
 
     Raises:
@@ -109,7 +110,7 @@ def read_huggingface(folder: Path) -> Iterator[ForeignPair]:
 
 
 def _bytes_of(value: Any) -> bytes | None:
-    """Of a picture: a struct with its bytes, or the bytes."""
+    """The bytes of a picture, which a column holds as such or in a struct."""
     if isinstance(value, Mapping):
         value = value.get("bytes")
     return value if isinstance(value, bytes) else None
@@ -120,3 +121,18 @@ def _foreign(row: Mapping[str, Any], names: Mapping[str, str], where: str) -> Fo
         part: _bytes_of(row.get(names[part])) if part in names else None for part in ("source", "edited", "mask")
     }
     return ForeignPair(where=where, **pictures, texts=texts_of(row, names), row=row)
+
+
+HUGGINGFACE = PairFormat(
+    description="Columns: original_image, edited_image, mask_image (pictures), original_prompt, edited_prompt, "
+    "edit_prompt (the instruction), kind, id, prompt_id, scores, and record (JSON of everything stored of the pair).",
+    read=_read,
+    export=_export,
+    card_header=(
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        "  - split: train",
+        "    path: data/train-*.parquet",
+    ),
+)

@@ -18,9 +18,10 @@ from PIL import Image
 
 from restage.pairs.exchange.exported import ExportedPair, PairSet
 from restage.pairs.exchange.foreign_pair import ForeignPair
+from restage.pairs.exchange.format import PairFormat
 from restage.records import InputError, Progress, read_json, write_atomically
 
-__all__ = ["export_instruct_pix2pix", "read_instruct_pix2pix"]
+__all__ = ["INSTRUCT_PIX2PIX"]
 
 SCORES = {
     "clip_sim_0": "source_text",
@@ -78,7 +79,7 @@ def _write_folder(folder: Path, pairs: Sequence[ExportedPair]) -> list[str]:
     return seeds
 
 
-def export_instruct_pix2pix(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
+def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
     """Write the layout; samples of one prompt pair that follow each other share a folder."""
     done = 0
 
@@ -137,7 +138,7 @@ def _texts(folder: Path) -> dict[str, str]:
     return {part: value for part, value in parts.items() if isinstance(value, str) and value.strip()}
 
 
-def read_instruct_pix2pix(folder: Path) -> Iterator[ForeignPair]:
+def _read_pairs(folder: Path) -> Iterator[ForeignPair]:
     """Read the pairs of such a folder, in the order of `seeds.json`.
 
     Raises:
@@ -162,3 +163,11 @@ def read_instruct_pix2pix(folder: Path) -> Iterator[ForeignPair]:
                 texts=texts,
                 row={"seed": seed, **scores.get(seed, {})},
             )
+
+
+INSTRUCT_PIX2PIX = PairFormat(
+    description="Layout of InstructPix2Pix: a folder for each prompt pair, JPEG pictures (quality 100, not "
+    "lossless), masks beside them as PNG.",
+    read=_read_pairs,
+    export=_export,
+)

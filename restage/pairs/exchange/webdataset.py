@@ -12,10 +12,11 @@ from typing import Any
 from restage.pairs.encoding import EncodedPair, write_tar
 from restage.pairs.exchange.exported import PairSet
 from restage.pairs.exchange.foreign_pair import ALIASES, ForeignPair, find_names, texts_of
+from restage.pairs.exchange.format import PairFormat
 from restage.pairs.store import shard_name
 from restage.records import InputError, Progress, write_atomically, write_json
 
-__all__ = ["export_webdataset", "read_webdataset"]
+__all__ = ["WEBDATASET"]
 
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
@@ -33,7 +34,7 @@ def _tar_of(pair_set: PairSet, index: int) -> tuple[bytes, int]:
     return write_tar(encoded), len(pairs)
 
 
-def export_webdataset(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
+def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
     """Write `shard-<n>.tar`, then `index.json` (the form of WebDataset's `wids`: url, nsamples, and our SHA-256)."""
     shards = []
     for number, index in enumerate(pair_set.marks, start=1):
@@ -68,7 +69,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, parts
 
 
-def read_webdataset(folder: Path) -> Iterator[ForeignPair]:
+def _read(folder: Path) -> Iterator[ForeignPair]:
     """Read the pairs of all tars of a folder, in order of their names.
 
     A sample holds pictures such as `source.png` and `edited.jpg` (see `foreign_pair.ALIASES`), and `json` with captions
@@ -121,3 +122,10 @@ def _foreign(key: str, parts: Mapping[str, bytes], path: Path, *, is_first: bool
     names = find_names(row, where, ("source_caption", "target_caption", "instruction") if is_first else ())
     pictures = {part: _picture(parts, part) for part in ("source", "edited", "mask")}
     return ForeignPair(where=where, **pictures, texts=texts_of(row, names), row=row)
+
+
+WEBDATASET = PairFormat(
+    description="Samples: source.png, edited.png, mask.png (white: what may change), json (prompt, facts, scores).",
+    read=_read,
+    export=_export,
+)
