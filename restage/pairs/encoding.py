@@ -1,6 +1,6 @@
-"""An image pair, and the bytes it is stored as: PNG files that lose nothing, a JSON record, hashes of both.
+"""An image pair, and the bytes that it is stored as: lossless PNG files, a JSON record, and hashes of both.
 
-`store` keeps what is made here in shards.
+`store` puts what is made here into shards.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class ImagePair:
     source: Float[Tensor, "3 height width"]
     edited: Float[Tensor, "3 height width"]
     mask: Float[Tensor, "height width"]
-    """1 where the pictures may differ, else 0."""
+    """1 where the pictures may differ, 0 elsewhere."""
     prompt: PromptPair
     facts: Mapping[str, Any]
-    """How it was made and scored, as JSON values."""
+    """How the pair was made and scored, as JSON values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPair:
-    """The files of a pair, as they stand in the tar."""
+    """The files of a pair, as they lie in the tar."""
 
     id: str
     members: tuple[tuple[str, bytes], ...]
@@ -62,12 +62,13 @@ class EncodedPair:
 def _png(array: np.ndarray, mode: str | None = None) -> bytes:
     buffer = io.BytesIO()
     image = Image.fromarray(array)
+    # Dithering would turn a gray level into a pattern of dots, which a mask must not have.
     (image.convert(mode, dither=Image.Dither.NONE) if mode else image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def to_uint8(image: Float[Tensor, "3 height width"]) -> np.ndarray:
-    """A picture in [0, 1] as rounded bytes, (height, width, 3)."""
+    """Round a picture in [0, 1] to bytes, (height, width, 3)."""
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
@@ -76,21 +77,22 @@ def pixel_sha256(
     edited: Float[Tensor, "3 height width"],
     mask: Float[Tensor, "height width"],
 ) -> str:
-    """Hash of a pair's pixels as they are stored: sizes and bytes of source, edited picture and 0 / 1 mask."""
+    """Hash a pair's pixels as they are stored: sizes and bytes of source, edited picture and 0 / 1 mask."""
     return array_sha256(to_uint8(source), to_uint8(edited), (mask > 0.5).numpy().astype(np.uint8))
 
 
 def array_sha256(*arrays: np.ndarray) -> str:
-    """Hash of arrays of bytes, with their sizes."""
+    """Hash arrays of bytes together with their sizes."""
     digest = hashlib.sha256()
     for array in arrays:
+        # With the size, since pictures of 2 x 8 and of 4 x 4 pixels may have the same bytes.
         digest.update(f"{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
 def bytes_sha256(members: Sequence[tuple[str, bytes]]) -> str:
-    """Hash of a pair's files in the tar: their names, sizes and bytes, in order."""
+    """Hash a pair's files in the tar: their names, sizes and bytes, in order."""
     digest = hashlib.sha256()
     for name, content in members:
         digest.update(f"{name} {len(content)} ".encode())
@@ -99,7 +101,7 @@ def bytes_sha256(members: Sequence[tuple[str, bytes]]) -> str:
 
 
 def encode_pair(pair: ImagePair) -> EncodedPair:
-    """Turn a pair into its files, losslessly; the mask has one bit a pixel."""
+    """Turn a pair into its files without loss; the mask takes one bit a pixel."""
     members = (
         ("source.png", _png(to_uint8(pair.source))),
         ("edited.png", _png(to_uint8(pair.edited))),
@@ -115,12 +117,13 @@ def encode_pair(pair: ImagePair) -> EncodedPair:
 
 
 def write_tar(pairs: Sequence[EncodedPair]) -> bytes:
-    """A tar of the pairs' files that WebDataset reads; equal pairs give equal bytes."""
+    """Pack the pairs' files into a tar that WebDataset reads; equal pairs give equal bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for pair in pairs:
             for name, content in pair.members:
-                member = tarfile.TarInfo(f"{pair.id}.{name}")  # its time and owner are 0 by default
+                # Time and owner of a TarInfo are 0: equal pairs give equal bytes on any machine at any time.
+                member = tarfile.TarInfo(f"{pair.id}.{name}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
@@ -132,7 +135,7 @@ def _read_image(content: bytes) -> Tensor:
 
 
 def decode_pair(parts: Mapping[str, bytes]) -> ImagePair:
-    """Turn the files of a pair back into it."""
+    """Turn the files of a pair back into the pair."""
     record = json.loads(parts["json"])
     return ImagePair(
         id=record["id"],
@@ -145,7 +148,7 @@ def decode_pair(parts: Mapping[str, bytes]) -> ImagePair:
 
 
 def read_tar(content: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The files of each pair in a tar: id, and bytes by name."""
+    """Yield the files of each pair in a tar: the id, and bytes by name."""
     parts: dict[str, bytes] = {}
     key = ""
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:

@@ -1,7 +1,7 @@
-"""Named files in one folder, on a disk or in an object store: each is there as a whole or not at all.
+"""Named files in one folder, on a disk or in an object store; each file is there as a whole or not at all.
 
-`store` keeps shards in it. A disk is written by tmp -> fsync -> hash read back -> rename; an object store, which has no
-rename, puts a whole object at once. `open_files` chooses.
+`store` keeps shards in it. A file on a disk is written beside its place, synced, read back and renamed; an object
+store, which has no rename, puts a whole object at once. `open_files` chooses between them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from restage.records import InputError, MissingExtra, read_json, write_json
 __all__ = ["Files", "LocalFiles", "RemoteFiles", "is_url", "open_files", "point_to_store"]
 
 POINTER = "store.json"
-"""In a run's pairs folder if its shards lie elsewhere: names the URL."""
+"""Record in a run's pairs folder that names the URL where the shards lie, if that is elsewhere."""
 
 
 @runtime_checkable
 class Files(Protocol):
-    """What the store asks of a place; names have no folders in them, but for `failures/`."""
+    """What the store asks of a place; names hold no folders, except `failures/` and `quarantine/`."""
 
     def where(self, name: str = "") -> str:
-        """A file as a person would write it."""
+        """Return the place of a file as a person would write it."""
         ...
 
     def names(self) -> list[str]:
-        """Names of all whole files, sorted; one listing."""
+        """Return the names of all whole files, sorted, by one listing."""
         ...
 
     def exists(self, name: str) -> bool:
@@ -41,7 +41,7 @@ class Files(Protocol):
         ...
 
     def read(self, name: str) -> bytes:
-        """All of a file.
+        """Read a whole file.
 
         Raises:
             FileNotFoundError: it is not there.
@@ -49,19 +49,19 @@ class Files(Protocol):
         ...
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a file there, in place of one of that name; when it returns, the file outlives a power cut."""
+        """Write a file, in place of any of that name; once this returns, the file survives a power cut."""
         ...
 
     def remove(self, name: str) -> None:
-        """Take a file away, if it is there."""
+        """Delete a file, if it is there."""
         ...
 
     def sync(self) -> None:
-        """Make all that was written outlive a power cut, names included."""
+        """Make everything written survive a power cut, file names included."""
         ...
 
     def free_bytes(self) -> int | None:
-        """Room left; None where there is no limit to be known."""
+        """Return the room left in bytes; None if no limit is known."""
         ...
 
 
@@ -72,16 +72,16 @@ def is_url(place: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files in a folder of a disk, also one that several machines share."""
+    """Files in a folder of a disk, which several machines may share."""
 
     path: Path
 
     def where(self, name: str = "") -> str:
-        """The path."""
+        """Return the path."""
         return str(self.path / name)
 
     def names(self) -> list[str]:
-        """Names of all whole files, sorted."""
+        """Return the names of all whole files; those that begin with a dot are not whole."""
         try:
             with os.scandir(self.path) as entries:
                 return sorted(entry.name for entry in entries if not entry.name.startswith("."))
@@ -93,18 +93,18 @@ class LocalFiles:
         return (self.path / name).exists()
 
     def read(self, name: str) -> bytes:
-        """All of a file."""
+        """Read a whole file."""
         return (self.path / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write beside, sync, read back, rename.
+        """Write beside the place, sync, read back, and rename.
 
         Raises:
             OSError: the disk is full, or what was written reads differently.
         """
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Unique on all machines that share the folder: two that write the same shard do not touch each other's file.
+        # Unique on all machines that share the folder: two that write the same shard must not touch each other's file.
         unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         temporary = path.with_name(f".{path.stem}.{unique}.tmp{path.suffix}")
         try:
@@ -113,6 +113,7 @@ class LocalFiles:
                 file.flush()
                 os.fsync(file.fileno())
                 file.seek(0)
+                # A disk or network that corrupts what it stores is best noticed while the content is still in memory.
                 if hashlib.file_digest(file, "sha256").digest() != hashlib.sha256(content).digest():
                     raise OSError(f"{temporary} reads differently from what was written; check the disk")
             os.replace(temporary, path)
@@ -120,11 +121,11 @@ class LocalFiles:
             temporary.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        """Take a file away, if it is there."""
+        """Delete a file, if it is there."""
         (self.path / name).unlink(missing_ok=True)
 
     def sync(self) -> None:
-        """Sync the folder's names."""
+        """Sync the folder itself: renaming a synced file does not yet make its new name durable."""
         number = os.open(self.path, os.O_RDONLY)
         try:
             os.fsync(number)
@@ -132,7 +133,7 @@ class LocalFiles:
             os.close(number)
 
     def free_bytes(self) -> int | None:
-        """Room left on the disk for this user."""
+        """Return the room that the disk has for this user."""
         path = self.path
         while not path.exists():
             path = path.parent
@@ -154,14 +155,15 @@ class RemoteFiles:
             raise InputError(f"{self.url} cannot be opened: {error}; expected a URL such as s3://bucket/run") from None
 
     def where(self, name: str = "") -> str:
-        """The URL."""
+        """Return the URL."""
         return f"{self.url}/{name}".rstrip("/")
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def names(self) -> list[str]:
-        """Names of all files, sorted; asked of the store anew each time."""
+        """Return the names of all files; the store is asked anew each time."""
+        # Other machines write too, and fsspec would answer from a listing that it made before.
         self.system.invalidate_cache()
         with contextlib.suppress(FileNotFoundError):
             entries: list[Any] = self.system.ls(self.root, detail=False)
@@ -174,30 +176,30 @@ class RemoteFiles:
         return bool(self.system.exists(self._path(name)))
 
     def read(self, name: str) -> bytes:
-        """All of an object."""
+        """Read a whole object."""
         return bytes(self.system.cat_file(self._path(name)))
 
     def write(self, name: str, content: bytes) -> None:
-        """Put an object, whole or not at all; no rename."""
+        """Put an object, which appears whole or not at all."""
         with contextlib.suppress(FileExistsError, NotImplementedError):
             self.system.makedirs(self._path(name).rsplit("/", 1)[0], exist_ok=True)
         self.system.pipe_file(self._path(name), content)
 
     def remove(self, name: str) -> None:
-        """Take an object away, if it is there."""
+        """Delete an object, if it is there."""
         with contextlib.suppress(FileNotFoundError):
             self.system.rm_file(self._path(name))
 
     def sync(self) -> None:
-        """Nothing to do: a put that has returned is kept."""
+        """Nothing to do: an object is durable once its put returns."""
 
     def free_bytes(self) -> int | None:
-        """Not to be known."""
+        """Unknown for an object store."""
         return None
 
 
 def open_files(place: str | Path) -> Files:
-    """Open a folder, a URL, or what a run's pairs folder points to.
+    """Open a folder, a URL, or the place that a run's pairs folder points to.
 
     Raises:
         InputError: a URL that fsspec cannot open.
@@ -213,7 +215,7 @@ def open_files(place: str | Path) -> Files:
 
 
 def point_to_store(folder: Path, url: str) -> None:
-    """Let a run's pairs folder say that its shards lie at a URL.
+    """Record in a run's pairs folder that its shards lie at a URL.
 
     Raises:
         InputError: it holds shards, or points elsewhere.
@@ -221,7 +223,7 @@ def point_to_store(folder: Path, url: str) -> None:
     if (folder / POINTER).exists():
         found = read_json(folder / POINTER)["url"]
         if found != url:
-            raise InputError(f"the shards of {folder} lie at {found}; got --store {url}; leave it out, or move them")
+            raise InputError(f"the shards of {folder} lie at {found}; got --store {url}; omit it, or move them")
         return
     if any(folder.glob("shard-*.done")):
         raise InputError(f"{folder} holds shards already; --store can only be chosen at the start")

@@ -1,4 +1,4 @@
-"""Prompt pairs to pictures before and after, and the mask of what may differ, by batched Prompt-to-Prompt.
+"""Turns prompt pairs into pictures before and after and masks of what may differ, by batched Prompt-to-Prompt.
 
 Everything that depends on a pair (alignment, words, seed, strengths) becomes a tensor before the sampling loop.
 """
@@ -40,11 +40,11 @@ __all__ = [
 ]
 
 SHAPE_KINDS = frozenset({"reshape", "add", "remove", "resize"})
-"""Kinds of edit after which objects have other outlines."""
+"""Kinds of edit that change the outlines of objects."""
 COMPILED_FROM = 2000
-"""Pairs of a run from which on compiling takes less time than it saves."""
+"""Number of pairs in a run at which compiling saves more time than it takes."""
 PAD_COMPILED = 8
-"""Rows of batches of a compiled UNet are multiples of this."""
+"""The number of rows in a batch for a compiled UNet is a multiple of this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,30 +52,30 @@ class GenerateConfig:
     """How pairs are sampled."""
 
     sampler: SamplerConfig = SamplerConfig()
-    """Solver, steps, where guidance is on."""
+    """Solver, number of steps, and the steps with guidance."""
     guidance: float = 4.0
     """Strength of classifier-free guidance; 1 = none."""
     control: ControlOptions = ControlOptions()
-    """How edits are held to their sources; the end of `self_window` is drawn for each pair, see `self_share`."""
+    """How edits are held to their sources; the end of `self_window` is drawn for each pair (see `self_share`)."""
     shape_control: ControlOptions | None = BLEND_ONLY
-    """The same for the `SHAPE_KINDS` of pairs that name words: attention of the source, which `control` keeps, holds an
-    object to its old outline. None = `control` for all."""
+    """The same for pairs of the `SHAPE_KINDS` that name words: the source's attention, which `control` keeps, would
+    hold an object to its old outline. None = `control` for all."""
     reshape_control_of_pictures: ControlOptions | None = IN_PLACE
-    """The same for reshapes of a given picture, whose layout the model would not have chosen: all else is held to its
-    place. None = `shape_control`."""
+    """The same for reshapes of a given picture, whose layout the model would not have chosen, so that everything else
+    is held in place. None = `shape_control`."""
     inversion_iterations: int = 2
-    """UNet evaluations for each step back from a given picture to noise."""
+    """Number of UNet evaluations for each step back from a given picture to noise."""
     is_removal_reversed: bool = True
-    """Whether removals without a picture are made as additions whose pictures change places: what is removed by
-    attention control leaves its outline in the attention of all other words, and something else grows into it."""
+    """Whether removals without a picture are made as additions whose pictures change places: a thing removed by
+    attention control leaves its outline in the attention of all other words, and something else grows there."""
     self_share: tuple[float, float] = (0.3, 0.7)
-    """Lowest and highest share of the steps with the source's self attention; each pair draws its own in between,
-    as the pair maker of InstructPix2Pix does (there 0.1 to 0.9)."""
+    """Lowest and highest share of the steps with the source's self attention; each pair draws its own share in between,
+    as the pair maker of InstructPix2Pix does (there from 0.1 to 0.9)."""
     batch_size: int = 16
-    """Pairs per UNet call; pairs of one source caption and sample share their source."""
+    """Number of pairs in a UNet call; pairs of one source caption and sample share their source."""
     is_compiled: bool | None = None
-    """Compile the UNet: some minutes in each process, then faster. None: in runs of at least `COMPILED_FROM` pairs, on
-    machines that can."""
+    """Whether to compile the UNet, which takes some minutes in each process and is faster afterwards. None: in runs of
+    at least 2000 pairs, on machines that can."""
 
     def __post_init__(self) -> None:
         low, high = self.self_share
@@ -88,7 +88,7 @@ class GenerateConfig:
             )
 
     def for_run(self, num_pairs: int) -> GenerateConfig:
-        """The same with what depends on the length of the run, and on this machine, decided."""
+        """Decide what depends on the length of the run and on this machine."""
         if self.is_compiled is not None:
             return self
         return dataclasses.replace(self, is_compiled=num_pairs >= COMPILED_FROM and can_compile())
@@ -99,16 +99,16 @@ class PairJob:
     """One pair to make."""
 
     id: str
-    """Content id: of the prompt pair, the number of the sample, the run seed and the config."""
+    """Content id of the prompt pair, the number of the sample, the run seed and the config."""
     prompt: PromptPair
     sample: int
-    """Number of the sample of this prompt pair, from 0."""
+    """Number of the sample among those of the prompt pair, from 0."""
     seed: int
-    """Of the noise, which both branches share; the same for all prompt pairs with this source caption."""
+    """Seed of the noise, which both branches share; the same for all prompt pairs with this source caption."""
     self_share: float
     """Share of the steps with the source's self attention."""
     picture: bytes = dataclasses.field(default=b"", repr=False)
-    """File of the picture that the pair is made from; empty for none."""
+    """Content of the picture file that the pair is made from; empty if there is none."""
 
     @property
     def is_picture(self) -> bool:
@@ -122,15 +122,15 @@ class GeneratedPairs(NamedTuple):
     sources: Float[Tensor, "pairs 3 height width"]
     edited: Float[Tensor, "pairs 3 height width"]
     masks: Float[Tensor, "pairs height width"]
-    """1 where the pair may differ, else 0."""
+    """1 where the pictures may differ, 0 elsewhere."""
     controls: tuple[str, ...]
-    """How cross attention was controlled: `replace` or `refine`."""
+    """How the cross attention of each pair was controlled: `replace` or `refine`."""
     steps: tuple[int, ...]
-    """How many steps each was sampled for; one that was given up early is shown as it was predicted then."""
+    """Number of steps that each pair was sampled for; one that was given up early is shown as predicted then."""
 
 
 IsHopeless = Callable[[Sequence[PairJob], GeneratedPairs], Sequence[bool]]
-"""Says of jobs, from their pictures as predicted half-way, which are not worth finishing."""
+"""Tells from the pictures as predicted half-way which jobs are not worth finishing."""
 
 
 def make_jobs(
@@ -188,12 +188,12 @@ def make_control(backbone: Backbone, job: PairJob, config: GenerateConfig) -> tu
 
 
 def _painted_caption(job: PairJob) -> str:
-    """The caption of the edit branch."""
+    """Return the caption that the edit branch is painted with."""
     return job.prompt.behind if job.prompt.is_painted_behind else job.prompt.target
 
 
 def reversed_prompt(prompt: PromptPair) -> PromptPair:
-    """The prompt pair the other way about; its instruction and kind stay what they are."""
+    """Return the prompt pair the other way round; its instruction and kind stay as they are."""
     swaps = tuple((new, old) for old, new in prompt.swaps)
     return dataclasses.replace(prompt, source=prompt.target, target=prompt.source, swaps=swaps, behind="")
 
@@ -201,13 +201,14 @@ def reversed_prompt(prompt: PromptPair) -> PromptPair:
 def _batch(
     backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, *, pad_to: int
 ) -> tuple[tuple[str, ...], PairBatch]:
-    """Names of the controls, and the tensors of all jobs; jobs of one source caption, seed and picture share it."""
+    """Return the names of the controls, and the tensors of all jobs; jobs with the same source share it."""
     names, controls = zip(*(make_control(backbone, job, config) for job in jobs), strict=True)
     keys = [(job.prompt.source, job.seed, job.picture) for job in jobs]
     sources = list(dict.fromkeys(keys))
     source_text = backbone.encode_prompts([caption for caption, _, _ in sources])
     trajectories = None
     if jobs[0].is_picture:
+        # Inversion runs in batches of the padded size as well, since a compiled UNet knows no other.
         rows = torch.arange(-(-len(sources) // pad_to) * pad_to) % len(sources)
         height, width = (side * backbone.pixels_per_latent for side in latent_shape(backbone)[1:])
         pictures = torch.stack([decode_picture(content, (height, width)) for _, _, content in sources])
@@ -239,7 +240,7 @@ def _is_backwards(job: PairJob, config: GenerateConfig) -> bool:
 def _pictures(
     backbone: Backbone, state: PairStep, *, control: PairControl, is_final: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sources, edited pictures and masks of the edits of a step: of its latents, or of the clean ones it predicts."""
+    """Return sources, edited pictures and masks of a step: from its latents, or from the clean ones it predicts."""
     latents = (state.source_latents, state.edit_latents) if is_final else (state.source_x0, state.edit_x0)
     sources, edited = backbone.decode_latents(torch.cat(latents)).cpu().split([len(part) for part in latents])
     size = (sources.shape[2], sources.shape[3])
@@ -254,14 +255,14 @@ def generate_pairs(
 ) -> GeneratedPairs:
     """Make one batch of pairs; the same jobs in the same batch give the same pictures.
 
-    A pair with a picture is made from the noise that the picture would have come from, and the side that it shows is
-    the picture as the autoencoder gives it back, so that both sides differ by the edit alone.
+    A pair with a picture is made from the noise that the picture would have come from. The side that it shows is the
+    picture as the autoencoder gives it back, so that both sides differ by the edit alone.
 
     Args:
         backbone: the text-to-image model.
-        jobs: the pairs.
-        config: how; the UNet is compiled only where `is_compiled` says so (see `GenerateConfig.for_run`).
-        is_hopeless: asked once, after half of the steps; what it names is not sampled further.
+        jobs: the pairs to make.
+        config: how to make them; the UNet is compiled only if `is_compiled` is True (see `GenerateConfig.for_run`).
+        is_hopeless: asked once, after half of the steps; the pairs that it names are not sampled further.
 
     Raises:
         InputError: as `make_control`; or a picture cannot be decoded.
@@ -284,6 +285,7 @@ def generate_pairs(
 
     def store(state: PairStep, *, is_final: bool) -> tuple[Tensor, Tensor, Tensor]:
         first, second, masks = _pictures(backbone, state, control=batch.control, is_final=is_final)
+        # A pair made backwards gets its pictures in the order of its captions again; its mask is the same.
         swapped = is_reversed[state.edits.cpu()][:, None, None, None]
         pictures = torch.where(swapped, second, first), torch.where(swapped, first, second), masks
         for row, job in enumerate(state.edits.tolist()):
@@ -313,7 +315,8 @@ def _generate_apart(
     with_picture: Sequence[int],
     is_hopeless: IsHopeless | None,
 ) -> GeneratedPairs:
-    """Make pairs that have a picture, then those that have none, and give them in the order of the jobs."""
+    """Make the pairs that have a picture, then the others, and return all in the order of the jobs."""
+    # Their source trajectories differ in kind (inverted or sampled), which one batch cannot mix.
     order = [*with_picture, *(index for index in range(len(jobs)) if index not in with_picture)]
     cut = len(with_picture)
     groups = [[jobs[index] for index in part] for part in (order[:cut], order[cut:])]

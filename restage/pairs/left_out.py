@@ -1,7 +1,7 @@
-"""Pairs that readers leave out although their shard is whole: a list in versions beside the shards.
+"""Pairs that readers skip although their shard is whole: a list in versions beside the shards.
 
-Shards never change. What `restage verify --repair` finds wrong with a single pair goes into the next version of the
-list, `left-out-<version>.json`, which holds all of the one before; readers follow the last.
+Shards never change. A pair that `restage verify --repair` finds wrong is added to the next version of the list,
+`left-out-<version>.json`, which also holds what the one before held; readers follow the last version.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _versions(files: Files) -> list[str]:
 
 
 def read_left_out(files: Files) -> dict[str, str]:
-    """The pairs to leave out, by id, with the reason; empty if there is no list.
+    """Return the reasons of the pairs to leave out, by id; empty if there is no list.
 
     Raises:
         InputError: the list cannot be read.
@@ -44,9 +44,10 @@ def read_left_out(files: Files) -> dict[str, str]:
 
 
 def add_left_out(files: Files, pairs: Mapping[str, str]) -> str:
-    """Write the next version of the list: what it held, and these pairs with their reasons; returns its name."""
+    """Write the next version of the list with these pairs and their reasons added; returns its name."""
     versions = _versions(files)
     number = int(versions[-1].removeprefix(PREFIX).removesuffix(SUFFIX)) + 1 if versions else 1
+    # A new version, never an overwritten one: object stores have no rename, and a reader may be at work.
     name = f"{PREFIX}{number:04d}{SUFFIX}"
     record = seal({"version": number, "pairs": {**read_left_out(files), **pairs}})
     files.write(name, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
@@ -54,6 +55,6 @@ def add_left_out(files: Files, pairs: Mapping[str, str]) -> str:
 
 
 def mark_left_out(row: Mapping[str, Any], left_out: Mapping[str, str]) -> dict[str, Any]:
-    """A sidecar row as readers see it: one of the list counts as rejected, and says why."""
+    """Return a sidecar row as readers see it: a pair of the list counts as rejected, and says why."""
     reason = left_out.get(row["id"])
     return dict(row) if reason is None else {**row, "accepted": False, "reason": f"left out: {reason}"}

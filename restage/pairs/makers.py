@@ -1,6 +1,6 @@
-"""What makes and scores a batch of pairs, and how a worker on another machine opens the same.
+"""What makes and scores a batch of pairs, and how a worker on another machine opens the same models.
 
-A `Maker` is small and can be sent; `open` loads what is heavy on a device.
+A `Maker` is small and can be sent; `open` loads what is heavy onto a device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from restage.run.models import ASSETS, folder_sha256
 __all__ = ["LoadedMaker", "Made", "Maker", "ModelMaker", "OpenMaker"]
 
 PACKAGE = "package:"
-"""Stands before a folder's path within `restage/assets`, wherever a machine has that."""
+"""Prefix of a path within `restage/assets`, wherever that lies on a machine."""
 
 
 class Made(NamedTuple):
@@ -53,21 +53,21 @@ class Maker(Protocol):
 
     @property
     def id(self) -> str:
-        """Content id of all that its pictures depend on, but for the jobs; empty if it is not known."""
+        """Content id of all that the pictures depend on besides the jobs; empty if it is not known."""
         ...
 
     def open(self, device: str) -> OpenMaker:
-        """Load it on a device.
+        """Load it onto a device.
 
         Raises:
-            InputError: it is not on this machine, or is another one here.
+            InputError: the models are missing on this machine, or are different ones here.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LoadedMaker:
-    """Models that are in memory: for work inside this process."""
+    """Models that are in memory, for work inside this process."""
 
     backbone: Backbone
     clip: ImageTextModel
@@ -75,7 +75,8 @@ class LoadedMaker:
     id: str = ""
 
     def open(self, device: str) -> LoadedMaker:
-        """Itself, where it lies."""
+        """Return itself, since its models are loaded."""
+        # Batch after batch has the same sizes: memory given back to the system would only be asked for again.
         if self.backbone.device.type == "cpu":
             keep_freed_memory()
         return self
@@ -94,18 +95,18 @@ class LoadedMaker:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMaker:
-    """Models by their folders, the same on every machine: a worker with other bytes there is turned away."""
+    """Models named by their folders; a worker that has different files there is turned away."""
 
     text_to_image: str
     clip: str
     generate: GenerateConfig
     id: str
     num_pairs: int = 0
-    """Of the run, for what is worth its while only in long ones."""
+    """Number of pairs of the run, for what pays off only in long runs."""
 
     @classmethod
     def of(cls, text_to_image: Path, clip: Path, generate: GenerateConfig) -> ModelMaker:
-        """Describe the models in two folders; folders of the package are found on every machine.
+        """Describe the models in two folders; folders inside the package are found on every machine.
 
         Raises:
             InputError: a folder is missing.
@@ -114,14 +115,14 @@ class ModelMaker:
         return cls(text_to_image=_portable(text_to_image), clip=_portable(clip), generate=generate, id=models_id)
 
     def open(self, device: str) -> OpenMaker:
-        """Load the models on a device, after a look at their bytes."""
+        """Load the models onto a device, after comparing their files with the id."""
         from restage.diffusion.backbone import load_backbone
         from restage.diffusion.clip import load_clip
 
         text_to_image, clip = _here(self.text_to_image), _here(self.clip)
         found = content_id("models", [folder_sha256(text_to_image), folder_sha256(clip)])
         if found != self.id:
-            raise InputError(f"the models in {text_to_image} and {clip} are others than the campaign's; copy them here")
+            raise InputError(f"the models in {text_to_image} and {clip} are not those of the campaign; copy those here")
         backbone = load_backbone(text_to_image, device)
         generate = self.generate.for_run(self.num_pairs)
         return LoadedMaker(backbone, load_clip(clip, device), generate, self.id).open(device)

@@ -1,4 +1,4 @@
-"""Pictures that pairs are made from: sent with the job as they are, decoded where the pair is made."""
+"""Pictures that pairs are made from: sent along with the job, and decoded where the pair is made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["decode_picture", "read_picture"]
 
 
 def read_picture(folder: Path, name: str) -> bytes:
-    """The file of a picture, as it is.
+    """Read the file of a picture as it is.
 
     Raises:
         InputError: it is not there.
@@ -29,7 +29,7 @@ def read_picture(folder: Path, name: str) -> bytes:
 
 
 def decode_picture(content: bytes, size: tuple[int, int]) -> Float[Tensor, "3 height width"]:
-    """A picture in [0, 1], turned upright, and cut from its middle to the given height and width.
+    """Decode a picture to [0, 1], turn it upright, and crop its middle to the given height and width.
 
     Raises:
         InputError: it cannot be decoded.

@@ -1,6 +1,6 @@
 """Scores of an image pair, and the rule that accepts or rejects it, with the reason.
 
-Scores of rejects are kept: filtering by CLIP hides what CLIP does not see, so it has to stay possible to look.
+Scores of rejected pairs are kept: filtering by CLIP hides what CLIP does not see, so one must be able to look.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["ImageTextModel", "PairRule", "PairScores", "judge", "score_pairs"]
 
 @runtime_checkable
 class ImageTextModel(Protocol):
-    """What scoring asks of a CLIP: unit-norm embeddings in one space (`diffusion.clip.Clip` is one)."""
+    """What scoring needs of a CLIP: unit-norm embeddings in one space, as `diffusion.clip.Clip` gives."""
 
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Embed pictures in [0, 1]."""
@@ -36,18 +36,18 @@ class PairScores(NamedTuple):
     """Scores of one pair; the first four are cosines in [-1, 1]."""
 
     image_similarity: float
-    """Of the two pictures."""
+    """Similarity of the two pictures."""
     direction_similarity: float
-    """Of the step between the pictures and the step between the captions; NaN if either step is zero.
-    Negative means that the edit went the wrong way."""
+    """Similarity of the step between the pictures and the step between the captions; NaN if either step is zero,
+    negative if the edit went the wrong way."""
     source_text: float
-    """Of the source picture and its caption."""
+    """Similarity of the source picture and its caption."""
     target_text: float
-    """Of the edited picture and its caption."""
+    """Similarity of the edited picture and its caption."""
     change: float
     """Mean absolute difference of the pictures, in [0, 1]."""
     mask_share: float
-    """Share of the picture that may change, in [0, 1]."""
+    """Share of the picture that was allowed to change, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class PairRule:
     min_image_similarity: float = 0.7
     min_direction_similarity: float = 0.2
     min_text_similarity: float = 0.2
-    """For either picture and its caption."""
+    """Similarity of each picture and its caption below which the picture does not show it."""
     min_change: float = 0.004
     """Mean absolute difference below which nothing was edited."""
     min_mask_share: float = 0.002
@@ -102,7 +102,8 @@ def score_pairs(
 
 
 def judge(scores: PairScores, rule: PairRule) -> str:
-    """Why a pair is rejected, in a few words without numbers; empty = accepted."""
+    """Return why a pair is rejected, in a few words without numbers; empty if it is accepted."""
+    # The cheapest and surest reasons come first, since a pair is counted under the first one that applies.
     if scores.change < rule.min_change:
         return "nothing changed"
     if scores.mask_share < rule.min_mask_share:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -17,13 +16,13 @@ from restage.pairs.encoding import to_uint8
 from restage.pairs.store import PREVIEW
 from restage.records import write_atomically
 
-__all__ = ["make_preview", "write_contact_sheet", "write_sheet"]
+__all__ = ["make_preview", "write_sheet"]
 
 THUMBNAIL_PX = 112
 CELL_PX = (3 * THUMBNAIL_PX + 12, THUMBNAIL_PX + 64)
 NUM_COLUMNS = 3
 MAX_CELLS = 18
-"""Cells for accepted pairs, and as many for rejected ones."""
+"""Number of cells for accepted pairs, and for rejected ones."""
 INK, FAINT, ACCEPTED, REJECTED, PAPER = "#1d1d1f", "#6b6b70", "#1a7f45", "#b3261e", "#ffffff"
 
 
@@ -32,7 +31,7 @@ def make_preview(
     edited: Float[Tensor, "3 height width"],
     mask: Float[Tensor, "height width"],
 ) -> bytes:
-    """Source, edited picture and mask in a row, small, as JPEG (of PNG it has a sixth of the bytes)."""
+    """Draw source, edited picture and mask small in a row, as JPEG (a sixth of the size of PNG)."""
     row = Image.new("RGB", (3 * THUMBNAIL_PX, THUMBNAIL_PX))
     for column, image in enumerate((source, edited, mask.expand(3, -1, -1))):
         thumbnail = Image.fromarray(to_uint8(image)).resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC)
@@ -45,47 +44,22 @@ def make_preview(
 def _draw_cell(sheet: Image.Image, row: Mapping[str, Any], at: tuple[int, int]) -> None:
     draw, (left, top) = ImageDraw.Draw(sheet), at
     sheet.paste(Image.open(io.BytesIO(row[PREVIEW])), at)
-    lines = [(row["instruction"], INK, 13), (f"{row['source_caption']}  >  {row['target_caption']}", FAINT, 10)]
-    verdict = f"direction {row['direction_similarity']:.2f}, pictures {row['image_similarity']:.2f}"
-    lines.append(
-        (f"{row['reason']}: {verdict}" if row["reason"] else verdict, REJECTED if row["reason"] else ACCEPTED, 11)
+    scores = f"direction {row['direction_similarity']:.2f}, pictures {row['image_similarity']:.2f}"
+    reason = row["reason"]
+    lines = (
+        (row["instruction"], INK, 13),
+        (f"{row['source_caption']}  >  {row['target_caption']}", FAINT, 10),
+        (f"{reason}: {scores}", REJECTED, 11) if reason else (scores, ACCEPTED, 11),
     )
     y = top + THUMBNAIL_PX + 4
     for text, color, size in lines:
-        width = round((CELL_PX[0] - 12) / (0.52 * size))
-        draw.text(
-            (left, y), textwrap.shorten(text, width, placeholder="..."), fill=color, font=ImageFont.load_default(size)
-        )
+        shown = textwrap.shorten(text, round((CELL_PX[0] - 12) / (0.52 * size)), placeholder="...")
+        draw.text((left, y), shown, fill=color, font=ImageFont.load_default(size))
         y += size + 5
 
 
-def _pick_evenly(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """At most `MAX_CELLS` of the rows, from the first to the last."""
-    picks = torch.linspace(0, max(len(rows) - 1, 0), min(MAX_CELLS, len(rows))).round().long().tolist()
-    return [rows[i] for i in picks]
-
-
-def write_contact_sheet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the sheet as PNG, evenly chosen from all pairs of either verdict.
-
-    Args:
-        path: where to.
-        rows: sidecar rows, with their previews.
-    """
-    groups = []
-    for title, is_accepted in (("accepted", True), ("rejected", False)):
-        group = [row for row in rows if row["accepted"] == is_accepted]
-        groups.append((f"{len(group)} {title}", _pick_evenly(group)))
-    write_sheet(path, groups)
-
-
 def write_sheet(path: Path, groups: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
-    """Write pairs as one picture, group below group.
-
-    Args:
-        path: where to.
-        groups: a title, and sidecar rows with their previews.
-    """
+    """Write pairs as one PNG, group below group; a group is a title, and sidecar rows with their previews."""
     num_rows = [-(-len(cells) // NUM_COLUMNS) for _, cells in groups]
     height = sum(34 + count * CELL_PX[1] for count in num_rows) + 12
     sheet = Image.new("RGB", (NUM_COLUMNS * CELL_PX[0] + 12, height), PAPER)

@@ -1,7 +1,7 @@
-"""Image pairs on disk: tar shards that WebDataset reads, a parquet sidecar each, and a mark that is written last.
+"""Image pairs on disk: tar shards that WebDataset reads, each with a parquet sidecar and a mark that is written last.
 
-A shard counts when its `.done` is there and its hashes are right. Equal pairs give equal bytes. Every `folder` may be
-the pairs folder of a run or the URL of an object store (see `files`).
+A shard counts if its `.done` is there and its hashes are right. Equal pairs give equal bytes. A `folder` is the pairs
+folder of a run or the URL of an object store (see `files`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ __all__ = [
     "has_shard",
     "iter_rows",
     "read_mark",
-    "read_members",
     "read_pairs",
     "read_rows",
     "read_rows_at",
@@ -45,16 +44,16 @@ __all__ = [
 ]
 
 PREVIEW = "preview"
-"""Column of the sidecar with a small picture of the pair as PNG; not in the manifest."""
+"""Column of the sidecar with a small picture of the pair as JPEG; the manifest has no such column."""
 
 MANIFEST_GROUP_SIZE = 65_536
-"""Rows of the manifest that are held in memory at once, and stand in one row group."""
+"""Number of the manifest's rows that are held in memory at once and form a row group."""
 
 NUM_READERS = 16
-"""Marks that are read from an object store at the same time."""
+"""Number of marks that are read from an object store at the same time."""
 
 WRITE_ATTEMPTS = 5
-"""Times a shard is written again because another machine has written it differently meanwhile."""
+"""Number of times that a shard is written because another machine has meanwhile written it differently."""
 
 
 def _sidecar(pairs: Sequence[EncodedPair], rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -70,7 +69,7 @@ def _sidecar(pairs: Sequence[EncodedPair], rows: Sequence[Mapping[str, Any]]) ->
 
 
 def shard_name(index: int, suffix: str) -> str:
-    """Name of a shard's file."""
+    """Return the name of a shard's file."""
     return f"shard-{index:05d}.{suffix}"
 
 
@@ -84,22 +83,22 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write a shard: the tar of accepted pairs, the sidecar with a row for every pair, then the mark.
 
-    Two machines may write the same shard at once: the last thing that each does is to read back that mark, tar and
-    sidecar belong together. Where both make equal bytes nothing can be seen of it.
+    Two machines may write the same shard at once, so each finally reads back whether mark, tar and sidecar belong
+    together. If both make equal bytes, nothing of this can be seen.
 
     Args:
         folder: `<run>/pairs`, or a URL.
         index: number of the shard.
         pairs: the accepted pairs.
-        rows: columns of accepted and rejected pairs, the same in all shards; the hashes of pixels and of bytes are
-            added here (a rejected pair brings `pixel_sha256`, if at all).
+        rows: rows of accepted and rejected pairs, with the same columns in all shards; the hashes of pixels and of
+            bytes are added here (a rejected pair may bring its own `pixel_sha256`).
         facts: what else the mark holds, such as what the shard was made from.
 
     Returns:
         The mark.
 
     Raises:
-        OSError: it could not be written; what is there does not count.
+        OSError: the shard could not be written; what is there does not count.
     """
     files = open_files(folder)
     encoded = [encode_pair(pair) if isinstance(pair, ImagePair) else pair for pair in pairs]
@@ -108,12 +107,13 @@ def write_shard(
     sizes = {suffix: len(content) for suffix, content in contents.items()}
     mark = seal({**facts, "sha256": hashes, "num_bytes": sizes, "num_accepted": len(encoded), "num_pairs": len(rows)})
     if has_shard(folder, index, mark):
-        return mark  # another driver was quicker; its mark must not vanish for a moment
+        return mark  # another driver was quicker, and its mark must not vanish even for a moment
     for _ in range(WRITE_ATTEMPTS):
+        # Without the old mark first, a reader could pair it with the new tar.
         files.remove(shard_name(index, "done"))
         for suffix, content in contents.items():
             files.write(shard_name(index, suffix), content)
-        files.sync()  # so that no power cut leaves a mark without its shard
+        files.sync()  # otherwise a power cut could leave a mark without its shard
         files.write(shard_name(index, "done"), (json.dumps(mark, indent=1, sort_keys=True) + "\n").encode())
         if has_shard(folder, index, mark):
             return mark
@@ -121,7 +121,7 @@ def write_shard(
 
 
 def has_shard(folder: Path | str, index: int, mark: Mapping[str, Any]) -> bool:
-    """Whether a shard lies there whole, with this mark."""
+    """Whether a shard lies there as a whole, with this mark."""
     files = open_files(folder)
     with contextlib.suppress(FileNotFoundError, InputError):
         return read_mark(files, index) == mark and all(
@@ -132,17 +132,17 @@ def has_shard(folder: Path | str, index: int, mark: Mapping[str, Any]) -> bool:
 
 
 def drop_shard(folder: Path | str, index: int) -> None:
-    """Take a shard away, its mark first: the next run of the stage makes it again."""
+    """Delete a shard, its mark first, so that the next run of the stage makes it again."""
     files = open_files(folder)
     for suffix in ("done", "tar", "parquet"):
         files.remove(shard_name(index, suffix))
 
 
 def read_mark(files: Files, index: int) -> dict[str, Any]:
-    """The mark of one shard.
+    """Read the mark of a shard.
 
     Raises:
-        FileNotFoundError: it is not finished.
+        FileNotFoundError: the shard is not finished.
         InputError: the mark cannot be read.
     """
     name = shard_name(index, "done")
@@ -156,13 +156,13 @@ def read_mark(files: Files, index: int) -> dict[str, Any]:
 
 
 def done_indices(folder: Path | str) -> list[int]:
-    """Numbers of the finished shards, in order: one listing, no file is opened."""
+    """Return the numbers of the finished shards, in order, by one listing and without opening a file."""
     names = open_files(folder).names()
     return sorted(int(name[6:-5]) for name in names if name.startswith("shard-") and name.endswith(".done"))
 
 
 def done_shards(folder: Path | str) -> dict[int, Mapping[str, Any]]:
-    """Marks of the finished shards by number, in order.
+    """Return the marks of the finished shards by number, in order.
 
     Raises:
         InputError: a mark cannot be read.
@@ -187,7 +187,7 @@ def _checked(files: Files, index: int, suffix: str, mark: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True)
 class PairReader:
-    """How readers see a folder: by the rule that holds now, without what is left out."""
+    """A folder as readers see it: judged by the rule that holds now, and without what is left out."""
 
     files: Files
     rule: PairRule | None
@@ -195,16 +195,16 @@ class PairReader:
 
     @classmethod
     def open(cls, folder: Path | str) -> PairReader:
-        """Read once what holds for all shards."""
+        """Read what holds for all shards."""
         files = open_files(folder)
         return cls(files, current_rule(files), read_left_out(files))
 
     def is_judged_anew(self, mark: Mapping[str, Any]) -> bool:
-        """Whether the shard's verdicts are those of another rule."""
+        """Whether the verdicts in the shard are those of another rule."""
         return self.rule is not None and "rule" in mark and mark["rule"] != rule_id(self.rule)
 
     def rows(self, index: int, mark: Mapping[str, Any], *, has_previews: bool) -> pa.Table:
-        """The rows of a shard, as readers see them."""
+        """Return the rows of a shard, as readers see them."""
         content = io.BytesIO(_checked(self.files, index, "parquet", mark))
         table = pq.ParquetFile(content).read()
         if not has_previews and PREVIEW in table.column_names:
@@ -217,7 +217,8 @@ class PairReader:
         return pa.Table.from_pylist([mark_left_out(row, self.left_out) for row in rows], schema=table.schema)
 
     def members(self, index: int, mark: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """The files of a shard's accepted pairs."""
+        """Yield the files of a shard's accepted pairs: the id, and bytes by name such as `source.png`."""
+        # A tar is never rewritten when the rule changes: what is rejected now is hidden from readers instead.
         hidden: set[str] = set(self.left_out)
         if self.is_judged_anew(mark):
             rows = self.rows(index, mark, has_previews=False)
@@ -227,24 +228,10 @@ class PairReader:
                 yield key, parts
 
 
-def read_members(folder: Path | str, index: int, mark: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Read the files of a shard's accepted pairs as they are: id, and bytes by name such as `source.png`.
-
-    Args:
-        folder: `<run>/pairs`.
-        index: number of the shard.
-        mark: its mark, of `done_shards`.
-
-    Raises:
-        InputError: the shard was changed since.
-    """
-    return PairReader.open(folder).members(index, mark)
-
-
 def read_pairs(folder: Path | str) -> Iterator[ImagePair]:
     """Read the accepted pairs of all finished shards, in order.
 
-    Accepted is what the rule of `rule.json` accepts now; those of the list of `left_out` are passed over.
+    Accepted are the pairs that the rule in `rule.json` accepts now, except those on the list of `left_out`.
 
     Raises:
         InputError: there is no finished shard, or one was changed since.
@@ -258,7 +245,7 @@ def read_pairs(folder: Path | str) -> Iterator[ImagePair]:
 
 
 def iter_rows(folder: Path | str) -> Iterator[dict[str, Any]]:
-    """Rows of accepted and rejected pairs of all finished shards, previews included, in order, a shard in memory.
+    """Yield the rows of all finished shards in order, previews included, with one shard in memory at a time.
 
     Raises:
         InputError: a sidecar was changed since its shard was finished.
@@ -269,7 +256,7 @@ def iter_rows(folder: Path | str) -> Iterator[dict[str, Any]]:
 
 
 def read_rows_at(folder: Path, positions: Iterable[int]) -> list[dict[str, Any]]:
-    """Rows by their places in the manifest, previews included; only their shards are opened."""
+    """Read rows by their places in the manifest, previews included; only their shards are opened."""
     reader, wanted = PairReader.open(folder), sorted(positions)
     rows: list[dict[str, Any]] = []
     start = 0
@@ -284,12 +271,12 @@ def read_rows_at(folder: Path, positions: Iterable[int]) -> list[dict[str, Any]]
 
 
 def read_rows(folder: Path | str) -> list[dict[str, Any]]:
-    """All rows of `iter_rows`, for small sets: previews take some 10 KB a pair."""
+    """Read all rows of `iter_rows`, for small sets: previews take some 10 KB a pair."""
     return list(iter_rows(folder))
 
 
 def _manifest_tables(folder: Path | str) -> Iterator[pa.Table]:
-    """Rows of all finished shards without previews, as readers see them; a table is a row group of the manifest."""
+    """Yield the rows of all finished shards without previews; each table is a row group of the manifest."""
     reader = PairReader.open(folder)
     waiting: list[pa.Table] = []
     num_waiting = 0
@@ -306,11 +293,7 @@ def _manifest_tables(folder: Path | str) -> Iterator[pa.Table]:
 def write_manifest(folder: Path | str, path: Path) -> int:
     """Write the rows of all finished shards, without previews, as one parquet file; returns how many.
 
-    Equal shards give equal bytes, with one version of pyarrow.
-
-    Args:
-        folder: `<run>/pairs`.
-        path: where to.
+    Equal shards give equal bytes with the same version of pyarrow.
 
     Raises:
         InputError: there is no finished shard, or a sidecar was changed since its shard was finished.

@@ -1,4 +1,4 @@
-"""The rule that a set of pairs is judged by: a record beside the shards, and what it says of stored scores.
+"""The rule that a set of pairs is judged by: a record beside the shards, and its verdict on stored scores.
 
 A rule can be changed without making a picture: `restage pairs RUN --rejudge` (see `rejudge`).
 """
@@ -18,16 +18,16 @@ __all__ = ["NOT_STORED", "current_rule", "rule_id", "set_rule", "verdict_of"]
 RULE_FILE = "rule.json"
 
 NOT_STORED = "accepted by the rule, but its pictures were not stored"
-"""Reason of a pair that waits for `rejudge` to have its shard made again."""
+"""Reason of a pair that waits until `rejudge` has its shard made again."""
 
 
 def rule_id(rule: PairRule) -> str:
-    """Content id of a rule: of its thresholds and its version."""
+    """Content id of a rule's thresholds and version."""
     return content_id("rule", rule)
 
 
 def current_rule(files: Files) -> PairRule | None:
-    """The rule that holds for these pairs; None where none is recorded, and verdicts stand as stored.
+    """Return the rule that holds for these pairs; None if none is recorded, so that verdicts stand as stored.
 
     Raises:
         InputError: the record cannot be read.
@@ -47,7 +47,7 @@ def set_rule(files: Files, rule: PairRule) -> None:
 
 
 def verdict_of(row: Mapping[str, Any], rule: PairRule) -> dict[str, Any]:
-    """A sidecar row with the verdict of a rule on its scores in place of the one that it was stored with."""
+    """Return a sidecar row with the verdict of a rule on its scores in place of the stored verdict."""
     scores = PairScores(**{name: float("nan") if row[name] is None else row[name] for name in PairScores._fields})
     reason = judge(scores, rule)
     if not reason and not row["accepted"]:

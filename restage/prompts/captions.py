@@ -1,6 +1,6 @@
-"""Captions of the miniature world, read back: from text to the scene it tells of, and edits of that scene.
+"""Captions of the miniature world, read back: from a text to the scene that it describes.
 
-Called by the grammar writer for a user's captions, and by `forms` to see which features a finished pair has.
+Called by the grammar writer for a user's captions, and by `trials` to see which features a finished pair has.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _TIME = re.compile(rf"\b({'|'.join(_TIME_WORDS)}|foggy)\b")
 _WHOLE_SCENE = ("ground", "time")
 MAX_OBJECTS = 3
 SPACING = 2.0
-"""World units between the objects of a scene that is known by its caption only: far enough for any size."""
+"""Distance in world units between the objects of a scene known by its caption alone: enough for any size."""
 
 
 class ReadCaption(NamedTuple):
     """What a caption says, and how."""
 
     description: Description
-    """Its objects stand in a row, since a caption names no places."""
+    """The scene; its objects stand in a row, since a caption names no places."""
     wording_seed: int
     """`caption_of(description, wording_seed)` is the caption."""
 
@@ -51,7 +51,7 @@ def _normalise(text: str) -> str:
 
 
 def _describe(text: str) -> Description | None:
-    """The scene that a caption names; None if it lacks objects, ground or time."""
+    """Return the scene that a caption describes; None if objects, ground or time are missing."""
     found = _OBJECT.findall(text)
     ground, time = _GROUND.search(text), _TIME.search(text)
     if not 1 <= len(found) <= MAX_OBJECTS or ground is None or time is None:
@@ -65,7 +65,7 @@ def _describe(text: str) -> Description | None:
 
 
 def parse_caption(caption: str) -> ReadCaption | None:
-    """Read a caption that the grammar could have written (whatever its case, spaces and full stop); else None."""
+    """Read a caption that the grammar could have written, in any case, spacing or ending; None for any other."""
     text = _normalise(caption)
     description = _describe(text)
     if description is None:
@@ -94,12 +94,12 @@ def _words(item: SceneObject) -> tuple[str, str, str]:
 
 
 def features_of_edit(edit: Edit) -> dict[str, str]:
-    """All features of an edit that forms can fix; `noun` and `size` are those of the edited object before the edit."""
+    """Return all features of an edit that forms can fix; `noun` and `size` describe the edited object before it."""
     return _features(edit.kind, edit.before, edit.after)
 
 
 def features_of_pair(pair: PromptPair | Mapping[str, str]) -> dict[str, str]:
-    """The same from two captions; only the kind where the grammar could not have written them.
+    """Return the same for a pair of captions; only the kind if the grammar could not have written them.
 
     Args:
         pair: a prompt pair, or a row of the pairs' manifest.
@@ -115,7 +115,7 @@ def features_of_pair(pair: PromptPair | Mapping[str, str]) -> dict[str, str]:
 
 
 def read_captions(path: Path) -> tuple[str, ...]:
-    """Read a user's captions: one a line; blank lines, lines that start with # and repeats are passed over.
+    """Read a user's captions, one a line; blank lines, lines that start with # and repeats are skipped.
 
     Raises:
         InputError: the file is missing, is not text, or holds no caption.

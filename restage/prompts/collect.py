@@ -1,4 +1,4 @@
-"""The loop of the prompts stage: order pairs from a writer, and keep what is new and within the quotas.
+"""The loop of the prompts stage: orders pairs from a writer, and keeps what is new and within the quotas.
 
 Plans say what is ordered: kinds of edit in turn, a user's captions, or the forms that learn.
 """
@@ -6,10 +6,10 @@ Plans say what is ordered: kinds of edit in turn, a user's captions, or the form
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from restage.prompts.duplicates import Duplicates
 from restage.prompts.forms import Choice, FormChooser
@@ -19,70 +19,62 @@ from restage.records import InputError, PromptPair, derive_seed
 __all__ = ["CaptionPlan", "FormPlan", "KindPlan", "NounQuota", "Plan", "collect"]
 
 LOOKAHEAD = 8
-"""Chunks that are gathered for each one that is written next, so that chunks of one form fill up."""
+"""Number of chunks whose orders are gathered for each chunk that is written, so that chunks of one form fill up."""
 
 
 @dataclass
 class _Slot:
-    """A place for one pair."""
+    """A place for one pair, and what is ordered for it."""
 
     index: int
     order: Order
     draw: int = 0
 
 
-@runtime_checkable
-class Plan(Protocol):
-    """What to order for each place."""
+class Plan(ABC):
+    """Decides what to order for each place."""
 
-    @property
-    def max_draws(self) -> int:
-        """How often a place is ordered for before it is given up."""
-        ...
+    max_draws: int
+    """Number of times that a place is ordered for before it is given up."""
 
-    def first(self, index: int) -> Order:
-        """The order for a place; asked for place after place."""
-        ...
+    @abstractmethod
+    def order(self, index: int, draw: int = 0, last: Order | None = None) -> Order:
+        """Return the order for a place; the first ones are asked for place after place.
 
-    def again(self, index: int, draw: int, last: Order) -> Order:
-        """The order for a place after `draw` others came to nothing."""
-        ...
+        Args:
+            index: number of the place.
+            draw: number of orders for it that came to nothing.
+            last: the last of these.
+        """
 
     def instead(self, index: int, last: Order) -> Order | None:
-        """Something else to order for a place that is given up; None leaves it empty.
+        """Return something else to order for a place that is given up; None leaves it empty.
 
         Raises:
             InputError: the whole plan cannot be filled.
         """
-        ...
+        return None
 
 
 @dataclass(frozen=True)
-class KindPlan:
-    """Kinds of edit in turn."""
+class KindPlan(Plan):
+    """Orders the kinds of edit in turn."""
 
     kinds: Sequence[str]
     writer: str
     seed: int
     max_draws: int = 200
-    """After this many repeats in a row, a writer is taken to have no new pair of a kind."""
+    """Number of repeats in a row after which a writer is taken to have no new pair of a kind."""
     is_strict: bool = True
-    """An empty place is an error (for a writer that can always write), not left out."""
+    """Whether a place that stays empty is an error, for a writer that can always write."""
 
-    def first(self, index: int) -> Order:
+    def order(self, index: int, draw: int = 0, last: Order | None = None) -> Order:
         """The kind follows from the place."""
-        return self._order(index, 0)
-
-    def again(self, index: int, draw: int, last: Order) -> Order:
-        """The same kind."""
-        return self._order(index, draw)
-
-    def _order(self, index: int, draw: int) -> Order:
         kind = self.kinds[index % len(self.kinds)]
         return Order(kind=kind, seed=derive_seed(self.seed, "prompt", self.writer, index, draw))
 
     def instead(self, index: int, last: Order) -> Order | None:
-        """See `Plan`."""
+        """Nothing else has this kind."""
         if self.is_strict:
             raise InputError(
                 f"writer {self.writer!r} has no new pair of kind {last.kind!r} after {index}; ask for fewer"
@@ -91,23 +83,16 @@ class KindPlan:
 
 
 @dataclass(frozen=True)
-class CaptionPlan:
-    """A user's captions in turn, each with another kind of edit every time round."""
+class CaptionPlan(Plan):
+    """Orders edits of a user's captions in turn, each time round with another kind of edit."""
 
     captions: Sequence[str]
     kinds: Sequence[str]
     seed: int
     max_draws: int = 20
 
-    def first(self, index: int) -> Order:
-        """Caption and kind follow from the place."""
-        return self._order(index, 0)
-
-    def again(self, index: int, draw: int, last: Order) -> Order:
-        """The same caption and kind."""
-        return self._order(index, draw)
-
-    def _order(self, index: int, draw: int) -> Order:
+    def order(self, index: int, draw: int = 0, last: Order | None = None) -> Order:
+        """Caption and kind follow from the place; a caption that allows no such edit is left out."""
         turn, number = divmod(index, len(self.captions))
         return Order(
             kind=self.kinds[(turn + number) % len(self.kinds)],
@@ -115,29 +100,21 @@ class CaptionPlan:
             caption=self.captions[number],
         )
 
-    def instead(self, index: int, last: Order) -> Order | None:
-        """A caption that allows no such edit is left out."""
-        return None
-
 
 @dataclass(frozen=True)
-class FormPlan:
-    """The form of each place is chosen once, in order."""
+class FormPlan(Plan):
+    """Orders the forms that are chosen, one for each place."""
 
     chooser: FormChooser
     seed: int
     max_draws: int = 60
 
-    def first(self, index: int) -> Order:
-        """A form for this place."""
-        return self._order(self.chooser.choose(), index, 0)
-
-    def again(self, index: int, draw: int, last: Order) -> Order:
-        """The same form."""
-        return self._order(_choice_of(last), index, draw)
+    def order(self, index: int, draw: int = 0, last: Order | None = None) -> Order:
+        """A place keeps its form, whatever comes to nothing."""
+        return self._order(self.chooser.choose() if last is None else _choice_of(last), index, draw)
 
     def instead(self, index: int, last: Order) -> Order | None:
-        """Another form, which has new pairs still."""
+        """Another form, which still has new pairs."""
         return self._order(self.chooser.exhaust(_choice_of(last)), index, 0)
 
     def _order(self, choice: Choice, index: int, draw: int) -> Order:
@@ -153,17 +130,17 @@ def _choice_of(order: Order) -> Choice:
 
 
 class NounQuota:
-    """At most so many pairs whose edit is about the same noun: the first of the pair's words."""
+    """Limits the number of pairs whose edit is about the same noun, which is the first of the pair's words."""
 
     LEAST = 4
-    """Pairs of a noun that are always allowed, however few pairs there are in all."""
+    """Number of pairs about a noun that are allowed however few pairs there are in all."""
 
     def __init__(self, max_share: float, num_pairs: int) -> None:
         self.limit = max(self.LEAST, math.ceil(max_share * num_pairs))
         self._counts: Counter[str] = Counter()
 
     def find(self, pair: PromptPair) -> str:
-        """Why a pair is too many, in a few words; empty = it is not."""
+        """Return why a pair is one too many, in a few words; empty if it is not."""
         noun = self._noun(pair)
         return f"enough pairs about {noun!r}" if noun and self._counts[noun] >= self.limit else ""
 
@@ -177,7 +154,7 @@ class NounQuota:
 
 
 def _chunks(slots: Iterable[_Slot], size: int, count: int) -> list[list[Order]]:
-    """Group the orders by kind and form, in order of their first."""
+    """Group the orders by kind and form; the groups are in the order of their first members."""
     groups: dict[tuple[str, str], list[list[Order]]] = {}
     chunks: list[list[Order]] = []
     for slot in slots:
@@ -195,7 +172,7 @@ class _Judge:
     quota: NounQuota | None
 
     def judge(self, answer: Answer) -> Answer:
-        """The answer, without its pair and with a reason where that is not to be kept."""
+        """Return the answer, with a reason if its pair is not to be kept."""
         pair = answer.pair
         if pair is None:
             return answer
@@ -210,7 +187,7 @@ class _Judge:
 def collect(
     writer: Writer, plan: Plan, *, num_pairs: int, duplicates: Duplicates, quota: NounQuota | None
 ) -> Iterator[Answer]:
-    """Order pairs until every place is filled or given up; yields each answer, with a reason where it is not kept.
+    """Order pairs until every place is filled or given up; yields each answer, with a reason if it is not kept.
 
     Raises:
         WritingStopped: the writer reached a limit.
@@ -221,9 +198,10 @@ def collect(
     window = writer.chunk_size * writer.num_parallel * (LOOKAHEAD if writer.chunk_size > 1 else 1)
     open_slots: dict[int, _Slot] = {}
     next_index = 0
+    # A window is written as a whole before new places open, so that what is asked together does not depend on timing.
     while open_slots or next_index < num_pairs:
         while next_index < num_pairs and len(open_slots) < window:
-            open_slots[next_index] = _Slot(next_index, plan.first(next_index))
+            open_slots[next_index] = _Slot(next_index, plan.order(next_index))
             next_index += 1
         slots = {slot.order: slot for slot in open_slots.values()}
         for answer in writer.write(_chunks(open_slots.values(), writer.chunk_size, writer.num_parallel)):
@@ -234,10 +212,10 @@ def collect(
 
 
 def _order_again(slot: _Slot, plan: Plan, max_draws: int) -> bool:
-    """Put another order on a place; False where it stays empty."""
+    """Put another order on a place; returns False if the place stays empty."""
     slot.draw += 1
     if slot.draw < max_draws:
-        slot.order = plan.again(slot.index, slot.draw, slot.order)
+        slot.order = plan.order(slot.index, slot.draw, slot.order)
         return True
     other = plan.instead(slot.index, slot.order)
     if other is None:

@@ -1,6 +1,7 @@
-"""Which prompt pairs say the same: in other case or spaces, in other wording, or in all but a word of a long caption.
+"""Finds prompt pairs that say the same: in other case or spacing, in other words, or but for a word of a long caption.
 
-The prompts stage asks it before it keeps a pair. Memory is some 200 bytes a pair; time per pair hardly grows.
+The prompts stage asks before it keeps a pair. A pair takes some 200 bytes of memory, and the time per pair hardly
+grows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LINKS = frozenset(
     "a an the this that on in at by of to from with and or into onto over under near next beside behind is are was "
     "its it his her their there which who".split()
 )
-"""Words that tie phrases together and say nothing themselves."""
+"""Words that link phrases and say nothing themselves."""
 
 
 def _stem(word: str) -> str:
@@ -42,10 +43,10 @@ def _phrases(caption: str) -> list[tuple[str, ...]]:
 
 
 def content_of_caption(caption: str) -> tuple[tuple[str, ...], ...]:
-    """The phrases of a caption, each as its content words, in alphabetical order.
+    """Return the phrases of a caption as their content words, in alphabetical order.
 
-    `A red cube on the grass, at noon` and `at noon, a photo of a red cube on grass` have the same, and no other
-    colour, thing or binding of both has.
+    `A red cube on the grass, at noon` and `at noon, a photo of a red cube on grass` give the same; a caption with
+    another color, another thing, or colors bound to other things does not.
     """
     return tuple(sorted(_phrases(caption)))
 
@@ -59,19 +60,18 @@ def _plain(text: str) -> str:
 
 
 class Duplicates:
-    """The pairs that are kept so far.
+    """Remembers the pairs that are kept so far.
 
-    Two captions of a pair differ by a word by design, and so do the captions of good neighbours: what is alike in
-    letters is not the same. Hence words are the units, and only pairs with the same change are compared.
+    The captions of a pair differ by a word by design, and so do those of good neighbors: similar letters do not mean
+    the same thing. Hence words are the units, and only pairs with the same change are compared.
     """
 
     def __init__(self, near: float = 0.92) -> None:
         """Start with no pair.
 
         Args:
-            near: share of content words, in (0, 1], from which on two pairs with the same change are near duplicates;
-                1 = the same content in whatever wording. At 0.92 captions of up to 12 content words must have the
-                same ones.
+            near: share of content words, in (0, 1], at which two pairs with the same change are near duplicates; 1 =
+                the same content in any wording. At 0.92, captions of up to 12 content words must have the same ones.
 
         Raises:
             InputError: `near` is out of range.
@@ -85,13 +85,14 @@ class Duplicates:
         self._by_change: dict[int, list[str]] = {}
 
     def _write(self, words: list[str]) -> str:
-        """Words as one character each, which is what rapidfuzz compares fastest."""
+        """Write each word as one character, which is what rapidfuzz compares fastest."""
         for word in words:
+            # Code points from 0xD800 to 0xDFFF are surrogates, which are no characters: leave a gap there.
             self._alphabet.setdefault(word, chr(0x100 + len(self._alphabet) + (len(self._alphabet) >= 0xD700) * 0x800))
         return "".join(self._alphabet[word] for word in words)
 
     def find(self, pair: PromptPair) -> str:
-        """Why a pair is a duplicate, in a few words; empty = it is new, and is kept from now on."""
+        """Return why a pair is a duplicate, in a few words; empty if it is new, and then it is remembered."""
         text = _digest([_plain(part) for part in (pair.source, pair.target, pair.instruction)])
         if text in self._texts:
             return "the same text as before"
@@ -109,11 +110,8 @@ class Duplicates:
         return ""
 
     def _is_near(self, change: int, words: str) -> bool:
-        """Whether a source caption with this change is all but the same as one before; else it is kept.
-
-        The share of words in common is that of the longer caption (longest common subsequence), so a caption in which
-        one word is too many is never near: it is not compared at all.
-        """
+        """Whether a source caption with this change is nearly one from before; if not, it is remembered."""
+        # The common share is that of the longer caption: in a short one a single other word is too much already.
         if (1 - self.near) * len(words) < 1:
             return False
         others = self._by_change.setdefault(change, [])

@@ -1,7 +1,8 @@
 """Prompt forms: what is fixed before a prompt pair is written, as an ordered list of features.
 
-`kind=resize objects=1 size=small` is a form; the order is its lineage, since a form's parent is the form without its
-last feature. A prompt pair keeps the form as text, so that all that is learned of forms can be learned again from rows.
+`kind=resize objects=1 size=small` is a form. The order of the features is its lineage: a form's parent is the form
+without its last feature. A prompt pair keeps its form as text, so that everything learned can be learned again from
+rows.
 """
 
 from __future__ import annotations
@@ -16,32 +17,32 @@ from restage.world.grammar import EDIT_KINDS, KINDS, SIZES, TIMES
 __all__ = ["GRAMMAR_SPACE", "OPEN_SPACE", "Form", "FormSpace", "ReadForm", "read_form", "write_form"]
 
 CONTROL = "control"
-"""First word of a form's text where the pair belongs to the control slice."""
+"""First word of the form's text if the pair belongs to the control slice."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """Features in the order they were fixed in; the first is the kind of edit."""
+    """Features in the order in which they were fixed; the first is the kind of edit."""
 
     features: tuple[tuple[str, str], ...]
 
     @property
     def kind(self) -> str:
-        """Kind of edit."""
+        """The kind of edit."""
         return self.as_dict["kind"]
 
     @property
     def as_dict(self) -> dict[str, str]:
-        """The features by name."""
+        """The values of the features by name."""
         return dict(self.features)
 
     @property
     def parent(self) -> Form | None:
-        """The form that this one was made from; None for one of a single feature."""
+        """The form that this one was made from; None if it has a single feature."""
         return Form(self.features[:-1]) if len(self.features) > 1 else None
 
     def refine(self, feature: str, value: str) -> Form:
-        """The child with one more feature."""
+        """Returns the child with one more feature."""
         return Form((*self.features, (feature, value)))
 
     def fits(self, features: Mapping[str, str]) -> bool:
@@ -53,14 +54,14 @@ class Form:
 
 
 class ReadForm(NamedTuple):
-    """The form of a prompt pair, and what it was chosen for."""
+    """The form of a prompt pair, and whether it belongs to the control slice."""
 
     form: Form
     is_control: bool
 
 
 def read_form(text: str) -> ReadForm | None:
-    """Read the `form` field of a prompt pair; None where it names no form (pairs of users and of unlearned writing)."""
+    """Read the `form` field of a prompt pair; None if it names no form, as in pairs of users."""
     words = text.split()
     is_control = words[:1] == [CONTROL]
     parts = [word.partition("=") for word in words[is_control:]]
@@ -70,23 +71,23 @@ def read_form(text: str) -> ReadForm | None:
 
 
 def write_form(form: Form, *, is_control: bool) -> str:
-    """The `form` field of a prompt pair."""
+    """Write the `form` field of a prompt pair."""
     return f"{CONTROL} {form}" if is_control else str(form)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormSpace:
-    """The forms of a writer: those it starts with, and the features that can be added to them."""
+    """The forms that a writer can use: those it starts with, and the features that can be added to them."""
 
     root_feature: str
-    """Fixed in every form, beside the kind of edit."""
+    """Name of the feature that every form fixes, beside the kind of edit."""
     root_values: Mapping[str, tuple[str, ...]]
-    """Its values, by kind of edit."""
+    """Values of the root feature, by kind of edit."""
     refinements: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]]
-    """Further features with their values, by kind of edit."""
+    """Further features and their values, by kind of edit."""
 
     def originals(self, kinds: Iterable[str]) -> tuple[Form, ...]:
-        """The forms that the writer starts with.
+        """Return the forms that the writer starts with.
 
         Raises:
             InputError: there is no such kind of edit.
@@ -106,7 +107,7 @@ class FormSpace:
         return len(names) == len(set(names)) and all(value in known.get(name, ()) for name, value in form.features)
 
     def children(self, form: Form) -> tuple[Form, ...]:
-        """All forms with one more feature than this one."""
+        """Return all forms with one more feature than this one."""
         fixed = form.as_dict
         free = [(name, values) for name, values in self.refinements[form.kind] if name not in fixed]
         return tuple(form.refine(name, value) for name, values in free for value in values)
@@ -123,8 +124,8 @@ GRAMMAR_SPACE = FormSpace(
 )
 """Chosen by what moves acceptance in 2,160 pairs of the miniature: the kind of edit most (0.21 to 0.99), then, within
 kinds, the number of objects (resize: 0.32, 0.12, 0.06), the edited object (recolour: house 0.46, others 0.86 and more)
-and its size (add: big 0.66, small 0.27). Caption wordings and grounds differ by 0.03 at most; the instruction's wording
-never reaches the picture. So these are no features."""
+and its size (add: big 0.66, small 0.27). Caption wordings and grounds differ by 0.03 at most, and the instruction's
+wording never reaches the picture, so these are not features."""
 
 OPEN_SPACE = FormSpace(
     root_feature="objects",

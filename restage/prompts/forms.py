@@ -1,7 +1,7 @@
 """Forms that learn: each prompt form is an arm with a Beta posterior on the acceptance of its pairs.
 
-Trials are read back from the rows of earlier runs; arms, posteriors and new arms follow from them and a seed, so there
-is no other state to lose. The prompts stage asks `FormChooser` for the form of every pair.
+Trials are read back from the rows of earlier runs. Arms, their posteriors and new arms follow from the trials and a
+seed, so there is no other state that could be lost. The prompts stage asks `FormChooser` for the form of every pair.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ __all__ = ["Arm", "Choice", "FormChooser", "FormsConfig", "Trial", "make_arms"]
 
 @dataclass(frozen=True, kw_only=True)
 class FormsConfig:
-    """How forms are chosen from what is known of them."""
+    """How forms are chosen by what is known about them."""
 
     control_share: float = 0.2
-    """Share of the pairs whose form is drawn evenly among the original forms, whatever was learned: their acceptance
-    is the unbiased yield."""
+    """Share of pairs whose form is drawn evenly from the original forms, whatever was learned: the acceptance of these
+    pairs is the unbiased yield."""
     min_kind_share: float = 0.5
-    """Least share of a kind of edit among the other pairs, as a factor of an even share."""
+    """Smallest share of a kind of edit among the other pairs, as a multiple of an even share."""
     max_kind_share: float = 2.0
-    """Greatest share of a kind of edit among them, as a factor of an even share."""
+    """Largest share of a kind of edit among the other pairs, as a multiple of an even share."""
     children_per_round: int = 3
-    """New forms for each kind of edit, made from its form with the highest lower bound."""
+    """Number of new forms for each kind of edit; they are made from its form with the highest lower bound."""
     max_forms_per_kind: int = 16
-    """Forms of a kind from which on no new ones are made."""
+    """Number of forms of a kind at which no new ones are made."""
     min_trials: int = 6
-    """Pairs a form must have been tried with before it has children."""
+    """Number of pairs that a form must have been tried with before it gets children."""
     good_enough: float = 0.9
-    """Acceptance from which on a form has no children: little is to be gained, and variety to be lost."""
+    """Acceptance at which a form gets no more children, since little is to be gained and variety is lost."""
     lower_quantile: float = 0.1
-    """Quantile of the posterior that is its lower bound."""
+    """Quantile of the posterior that serves as its lower bound."""
     prior_strength: float = 2.0
-    """Pairs that a parent's acceptance counts for in its child's prior."""
+    """Number of pairs that the parent's acceptance counts as in the prior of its child."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.control_share <= 1:
@@ -66,7 +66,7 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Arm:
-    """A form and what is known of its acceptance."""
+    """A form and what is known about its acceptance."""
 
     form: Form
     is_original: bool
@@ -75,24 +75,24 @@ class Arm:
     alpha: float
     beta: float
     lower: float
-    """Lower bound of its acceptance: a quantile of the posterior."""
+    """Lower bound of the acceptance: a quantile of the posterior."""
 
     @property
     def mean(self) -> float:
-        """Of the posterior."""
+        """Mean of the posterior."""
         return self.alpha / (self.alpha + self.beta)
 
     @property
     def num_trials(self) -> int:
-        """Pairs that say something about it."""
+        """Number of pairs that say something about the form."""
         return self.num_accepted + self.num_rejected
 
 
 class _Evidence:
-    """Counts of what all trials say about any form.
+    """Counts what all trials say about any form.
 
-    A pair counts for the form it was written with, and for every narrower form that it happens to fit: among the pairs
-    of the wider form those are a fair draw. It does not count for wider forms than its own, which it would bias.
+    A pair counts for the form that it was written with, and for every narrower form that it happens to fit, since among
+    the pairs of the wider form those are a fair sample. It does not count for wider forms, which it would bias.
     """
 
     def __init__(self, trials: Iterable[Trial]) -> None:
@@ -101,7 +101,7 @@ class _Evidence:
         ).items()
 
     def of(self, form: Form) -> tuple[int, int]:
-        """Accepted and rejected pairs that count for a form."""
+        """Return the numbers of accepted and of rejected pairs that count for a form."""
         features = frozenset(form.features)
         found = [0, 0]
         for (written, shown, is_accepted), count in self._counts:
@@ -112,6 +112,7 @@ class _Evidence:
 
 def _arm(form: Form, evidence: _Evidence, config: FormsConfig, originals: frozenset[Form]) -> Arm:
     prior_mean, strength = 0.5, 2.0
+    # A child starts from what its parent has shown, so that a new form is neither feared nor favored without reason.
     if form not in originals and form.parent is not None:
         parent = _arm(form.parent, evidence, config, originals)
         prior_mean, strength = parent.mean, config.prior_strength
@@ -124,7 +125,7 @@ def _arm(form: Form, evidence: _Evidence, config: FormsConfig, originals: frozen
 def _new_forms(
     arms: Sequence[Arm], space: FormSpace, evidence: _Evidence, config: FormsConfig, seed: int
 ) -> list[Form]:
-    """Children of the arm of one kind that is surest to be good: those that promise most in one draw of each."""
+    """Return children of the arm that is most surely good: those that promise most in one draw from each posterior."""
     grown = [arm for arm in arms if arm.num_trials >= config.min_trials and arm.mean < config.good_enough]
     if not grown or len(arms) >= config.max_forms_per_kind:
         return []
@@ -136,7 +137,7 @@ def _new_forms(
             if frozenset(child.features) not in known:
                 arm = _arm(child, evidence, config, frozenset(arm.form for arm in arms if arm.is_original))
                 drawn.append((float(rng.beta(arm.alpha, arm.beta)), child))
-        # No better than the parent is no reason to give up its variety.
+        # A child that is no better than its parent would only narrow what is written.
         better = [child for promise, child in sorted(drawn, key=lambda item: -item[0]) if promise > parent.mean]
         if better:
             return better[: min(config.children_per_round, config.max_forms_per_kind - len(arms))]
@@ -146,16 +147,17 @@ def _new_forms(
 def make_arms(
     space: FormSpace, kinds: Sequence[str], trials: Sequence[Trial], *, config: FormsConfig, seed: int
 ) -> tuple[Arm, ...]:
-    """All arms that follow from the trials: the original forms, those already written with, and new children.
+    """Return all arms that follow from the trials: original forms, forms already written with, and new children.
 
     Args:
         space: the writer's forms.
         kinds: kinds of edit to write.
         trials: all finished pairs, in any order.
-        config: how.
-        seed: of the new children.
+        config: how many children there are, and of which forms.
+        seed: seed for the draws that choose new children.
     """
     originals = frozenset(space.originals(kinds))
+    # Sorted, so that the order in which trials were read changes neither the arms nor the draws from them.
     forms = dict.fromkeys(space.originals(kinds))
     written = {trial.form for trial in trials if len(trial.form.features) > 2}
     written = {form for form in written if form.kind in kinds and space.has(form)}
@@ -180,13 +182,7 @@ class FormChooser:
     """Chooses the form of one pair after the other: control slice, quotas of kinds, Thompson sampling."""
 
     def __init__(self, arms: Sequence[Arm], config: FormsConfig, seed: int) -> None:
-        """Start a round.
-
-        Args:
-            arms: from `make_arms`.
-            config: how.
-            seed: of all draws; the same gives the same forms.
-        """
+        """Start a round; the same arms (of `make_arms`) and seed give the same forms."""
         self.config = config
         self.arms = tuple(arms)
         self._originals = [arm.form for arm in arms if arm.is_original]
@@ -202,19 +198,20 @@ class FormChooser:
         self._control_rng = np.random.default_rng(derive_seed(seed, "control"))
 
     def choose(self) -> Choice:
-        """The form of the next pair.
+        """Choose the form of the next pair.
 
         Raises:
             InputError: every form is exhausted.
         """
         share, asked = self.config.control_share, self._num_asked
         self._num_asked += 1
+        # Control pairs are spread evenly, so that a round that is cut short has its share of them, too.
         if int((asked + 1) * share + 1e-9) > int(asked * share + 1e-9):
             return Choice(self._next_control(), True)
         return self._sample()
 
     def exhaust(self, choice: Choice) -> Choice:
-        """A form in place of one that the writer has no more new pairs of; that one is not chosen again.
+        """Choose a form in place of one for which the writer has no more new pairs; that one is not chosen again.
 
         Raises:
             InputError: every form is exhausted.
@@ -230,14 +227,14 @@ class FormChooser:
         return self._sample()
 
     def _next_control(self) -> Form:
-        """Every original form comes once in each shuffled cycle: uniform, with less noise than drawing anew."""
+        """Take the next original form of a shuffled cycle, which is as uniform as drawing anew and has less noise."""
         if not self._control_cycle:
             order = self._control_rng.permutation(len(self._originals))
             self._control_cycle = [self._originals[index] for index in order]
         return self._control_cycle.pop()
 
     def _allowed_kinds(self) -> np.ndarray:
-        """Kinds that are behind their least share; else those below their greatest."""
+        """Mark the kinds that are below their smallest share; if there are none, those below their largest."""
         has_open = np.array([bool(self._is_open[self._kind_of_arm == kind].any()) for kind in range(len(self._kinds))])
         expected = (self._counts.sum() + 1) / len(self._kinds)
         behind = has_open & (self._counts < self.config.min_kind_share * expected)
@@ -248,6 +245,7 @@ class FormChooser:
         raise InputError("no form has new pairs left; ask for fewer pairs or more kinds of edit")
 
     def _sample(self) -> Choice:
+        # Thompson sampling: one draw from each posterior, and the greatest wins, so that what is uncertain gets tried.
         drawn = self._rng.beta(self._alpha, self._beta)
         drawn[~(self._is_open & self._allowed_kinds()[self._kind_of_arm])] = -1
         best = int(drawn.argmax())

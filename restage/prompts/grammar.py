@@ -1,4 +1,4 @@
-"""The writer that knows the procedural world: samples a scene and an edit of it, and words both."""
+"""The writer that knows the procedural world: samples a scene and an edit of it, and puts both into words."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from restage.world.grammar import (
 __all__ = ["GrammarWriter", "sample_grammar_edit", "write_caption_pair", "write_form_pair", "write_grammar_pair"]
 
 MAX_SCENES = 400
-"""Scenes drawn for a form until it is taken to be empty."""
+"""Number of scenes that are drawn for a form before it is taken to be empty."""
 EDITS_PER_SCENE = 8
-"""Edits tried of a scene that a form fits, before another scene is drawn."""
+"""Number of edits that are tried for a fitting scene before another one is drawn."""
 
 
 def _check_kind(kind: str) -> None:
@@ -33,7 +33,7 @@ def _check_kind(kind: str) -> None:
 
 
 def sample_grammar_edit(kind: str, seed: int) -> Edit:
-    """Sample the edit of one seed; scenes are drawn until one allows this kind.
+    """Sample the edit that belongs to a seed; scenes are drawn until one allows this kind.
 
     Raises:
         InputError: the world has no such kind of edit.
@@ -48,7 +48,7 @@ def sample_grammar_edit(kind: str, seed: int) -> Edit:
 
 
 def write_grammar_pair(kind: str, seed: int) -> PromptPair:
-    """Write the pair of one seed, with the edit that `sample_grammar_edit` samples.
+    """Write the pair that belongs to a seed, with the edit that `sample_grammar_edit` samples.
 
     Raises:
         InputError: the world has no such kind of edit.
@@ -62,11 +62,12 @@ def _fits_object(item: SceneObject, fixed: dict[str, str]) -> bool:
 
 
 def _sample_form_edit(form: Form, seed: int) -> Edit | None:
-    """Draw scenes and edits until one has the form's features, so that it is a fair draw among those that have.
+    """Draw scenes and edits until one has the form's features; None after `MAX_SCENES` scenes.
 
-    None after `MAX_SCENES`: some forms hardly exist, such as a small object that has room to grow beside two others.
+    Some forms hardly exist, such as a small object that has room to grow beside two others.
     """
     fixed = form.as_dict
+    # Rejecting what does not fit, instead of building it, gives each edit that has the features its natural share.
     num_objects = int(fixed["objects"]) if "objects" in fixed else None
     for draw in range(MAX_SCENES):
         scene = sample_description(derive_seed(seed, "scene", draw), num_objects=num_objects)
@@ -82,12 +83,12 @@ def _sample_form_edit(form: Form, seed: int) -> Edit | None:
 
 
 def write_form_pair(form: Form, seed: int, *, form_text: str = "") -> PromptPair | None:
-    """Write the pair of one seed with a form of `GRAMMAR_SPACE`; None where the world hardly has such a pair.
+    """Write the pair that belongs to a seed and a form of `GRAMMAR_SPACE`; None if the world hardly has such a pair.
 
     Args:
         form: what is fixed.
-        seed: chooses the rest.
-        form_text: the pair's `form` field; default: the form.
+        seed: chooses everything else.
+        form_text: the pair's `form` field; by default the form.
 
     Raises:
         InputError: the world has no such kind of edit.
@@ -101,8 +102,8 @@ def write_caption_pair(caption: str, kind: str, seed: int) -> PromptPair | None:
     """Write an edit of a user's caption, in the caption's own wording.
 
     Returns:
-        The pair, its `parent` the id of the caption; None where the grammar cannot read the caption, or what it tells
-        of does not allow this kind of edit.
+        The pair, whose `parent` is the id of the caption; None if the grammar cannot read the caption, or if its scene
+        does not allow this kind of edit.
 
     Raises:
         InputError: the world has no such kind of edit.

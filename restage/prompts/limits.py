@@ -1,4 +1,4 @@
-"""How fast and how far requests may go: a rate limit by the minute, and a budget that is never overspent."""
+"""Limits on requests: how many a minute, and a budget that is never overspent."""
 
 from __future__ import annotations
 
@@ -14,15 +14,10 @@ __all__ = ["Budget", "RateLimit"]
 
 
 class RateLimit:
-    """A bucket that fills evenly and holds a sixth of a minute's worth: bursts are short, the rate holds."""
+    """A token bucket that fills evenly and holds ten seconds' worth, so that bursts are short and the rate holds."""
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start full.
-
-        Args:
-            per_minute: units a minute; 0 = no limit.
-            clock: seconds.
-        """
+        """Start with a full bucket; a rate of 0 is no limit, and `clock` gives seconds."""
         self._per_second = per_minute / 60
         self._room = max(per_minute / 6, 1.0)
         self._level = self._room
@@ -31,41 +26,40 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def take(self, units: float | int) -> float:
-        """Take units, and say how many seconds to wait before they are used; they are taken from the future then.
-
-        Fewer than none gives units back that were taken and not used.
-        """
+        """Take units, and return how many seconds to wait before using them; negative units are given back."""
         if not self._per_second:
             return 0.0
         with self._lock:
             now = self._clock()
             self._level = min(self._room, self._level + (now - self._filled_s) * self._per_second)
             self._filled_s = now
+            # The level may fall below zero: later callers then wait behind this one, in turn.
             self._level -= units
             return max(0.0, -self._level / self._per_second)
 
 
 class Budget:
-    """Adds up what was spent and what requests under way may still cost; refuses what could go past the limit."""
+    """Adds up what was spent and what requests under way may still cost; refuses what could exceed the limit."""
 
     def __init__(self, limits: LlmLimits, past: Usage) -> None:
-        """Start with what was spent before."""
+        """Start with what was spent in earlier sessions."""
         self._limits = limits
         self._reserved = Usage()
         self._settled = threading.Condition()
         self.spent = past
 
     def cost(self, usage: Usage) -> float:
-        """Of some usage."""
+        """Return the cost of some usage."""
         return usage.cost(self._limits.input_price, self._limits.output_price)
 
     def reserve(self, usage: Usage) -> None:
-        """Set aside what a request may cost at most; waits for others under way where what they leave may be enough.
+        """Set aside what a request may cost at most; waits for requests under way if they may leave enough.
 
         Raises:
-            WritingStopped: it could go past a limit.
+            WritingStopped: the request could exceed a limit.
         """
         with self._settled:
+            # Requests mostly cost less than was set aside, so only when none is left under way is a refusal final.
             while reason := self._reason_against(usage):
                 if not self._reserved.num_requests:
                     raise WritingStopped(reason)
@@ -88,7 +82,7 @@ class Budget:
         return ""
 
     def settle(self, reserved: Usage, spent: Usage) -> None:
-        """Put what a request did cost in the place of what was set aside."""
+        """Replace what was set aside for a request by what it did cost."""
         with self._settled:
             self._reserved += Usage(-reserved.num_requests, -reserved.num_input, -reserved.num_output)
             self.spent += spent

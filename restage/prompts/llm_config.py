@@ -17,26 +17,26 @@ DEFAULT_URL = "https://api.openai.com/v1"
 
 @dataclass(frozen=True, kw_only=True)
 class LlmLimits:
-    """How fast a model is asked, and when to stop; none of it changes what is written, only how much."""
+    """How fast a model is asked, and when to stop; this decides how much is written, never what."""
 
     num_parallel: int = 4
     """Requests under way at the same time."""
     timeout_s: float = 120.0
-    """For one answer."""
+    """Seconds that the server may take for one answer."""
     max_tries: int = 6
-    """Times a request is sent, with growing pauses, when the server is busy, fails or does not answer."""
+    """Number of times that a request is sent, with growing pauses, if the server is busy, fails or does not answer."""
     requests_per_minute: int = 0
-    """0 = no limit."""
+    """Number of requests a minute; 0 = no limit."""
     tokens_per_minute: int = 0
-    """In and out together; 0 = no limit."""
+    """Number of tokens a minute, in and out together; 0 = no limit."""
     input_price: float = 0.0
-    """Of a million tokens that are sent, in whatever currency `max_cost` is in."""
+    """Price of a million tokens that are sent, in the currency of `max_cost`."""
     output_price: float = 0.0
-    """Of a million tokens that are answered."""
+    """Price of a million tokens that are answered."""
     max_cost: float | None = None
-    """Stop before a request that could go past this; all requests of the cache folder count. Needs the prices."""
+    """Stop before a request that could exceed this cost; all requests in the cache folder count. Needs the prices."""
     max_tokens: int | None = None
-    """The same, in tokens in and out."""
+    """Stop before a request that could exceed this number of tokens, in and out together."""
 
     def __post_init__(self) -> None:
         if self.num_parallel < 1 or self.max_tries < 1 or self.timeout_s <= 0:
@@ -52,23 +52,23 @@ class LlmConfig:
     """Which model writes, and how it is asked."""
 
     base_url: str = ""
-    """Of any OpenAI-compatible endpoint; default: OPENAI_BASE_URL, else OpenAI's own."""
+    """Address of any OpenAI-compatible endpoint; default: OPENAI_BASE_URL, else OpenAI's own."""
     model: str = ""
-    """Its name there; default: RESTAGE_LLM_MODEL."""
+    """Name of the model at the endpoint; default: RESTAGE_LLM_MODEL."""
     key_variable: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key. The key itself is never a flag, since flags are recorded."""
+    """Name of the environment variable that holds the key. The key itself is never a flag, since flags are recorded."""
     pairs_per_request: int = 10
-    """Prompt pairs asked for at once."""
+    """Number of prompt pairs asked for in one request."""
     temperature: float = 1.0
-    """Of its sampling."""
+    """Temperature at which the model samples."""
     max_output_tokens: int = 4000
-    """Of one answer; also what the cost limit expects of an answer that is under way."""
+    """Number of tokens that an answer may have; the cost limit expects as many of an answer that is under way."""
     max_words: int = 50
-    """Of a caption; longer ones are rejected (77 tokens fit a CLIP text encoder)."""
+    """Number of words that a caption may have; longer ones are rejected (a CLIP text encoder takes 77 tokens)."""
     cache: Path | None = None
-    """Where answers are kept, so that nothing is paid twice; default: `prompts/llm` of the run."""
+    """Folder where answers are kept, so that nothing is paid for twice; default: `prompts/llm` in the run."""
     limits: LlmLimits = LlmLimits()
-    """Rates and costs."""
+    """Limits on rate and cost."""
 
     def __post_init__(self) -> None:
         if self.pairs_per_request < 1 or self.max_output_tokens < 1 or self.max_words < 3:
@@ -78,7 +78,7 @@ class LlmConfig:
             raise InputError("base_url must hold no user, password or query, since it is recorded; use key_variable")
 
     def identity(self) -> dict[str, Any]:
-        """What decides what is written; a change of anything else goes on with the same work."""
+        """Return what decides what is written; with anything else changed, the same work goes on."""
         return {
             "model": self.model or os.environ.get("RESTAGE_LLM_MODEL", ""),
             "pairs_per_request": self.pairs_per_request,
@@ -90,7 +90,7 @@ class LlmConfig:
 
 @dataclass(frozen=True)
 class Access:
-    """Where to ask, with which key. Never recorded; its text form hides the key."""
+    """Which model to ask, where, and with which key. Never recorded; its text form hides the key."""
 
     base_url: str
     model: str
@@ -101,7 +101,7 @@ class Access:
 
 
 def find_access(config: LlmConfig) -> Access:
-    """Take from the environment what the config leaves open.
+    """Complete the config from the environment.
 
     Raises:
         InputError: no model is named, or OpenAI itself is asked without a key.

@@ -1,6 +1,6 @@
 """What a language model is told: the task, the form of the pairs, accepted examples, and a user's captions.
 
-Called by the `llm` writer; nothing here depends on what was answered before, so a request can be made again.
+Called by the `llm` writer. Nothing here depends on earlier answers, so the same request can always be made again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCHEMA: dict[str, Any] = {
     "required": ["pairs"],
     "additionalProperties": False,
 }
-"""Of an answer; strict in the sense of OpenAI's structured outputs."""
+"""Schema of an answer; strict in the sense of OpenAI's structured outputs."""
 
 _SYSTEM = (
     "You write training data for a model that edits pictures by text. Each item has `source`, the caption of a "
@@ -89,7 +89,7 @@ _NOUNS = {
 
 
 def _topics(order: Order, count: int) -> list[str]:
-    """Nouns to write about, drawn from the order's seed, so that no two requests ask for the same."""
+    """Draw nouns to write about from the order's seed, so that no two requests ask for the same."""
     subject = order.form.as_dict.get("subject", "") if order.form else ""
     nouns = (_NOUNS[subject] if subject else " ".join(_NOUNS.values())).split()
     rng = np.random.default_rng(derive_seed(order.seed, "topics"))
@@ -97,7 +97,7 @@ def _topics(order: Order, count: int) -> list[str]:
 
 
 def _examples(order: Order, examples: Mapping[str, Sequence[Example]]) -> list[dict[str, str]]:
-    """Accepted pairs of this form or, where there are none, of the form it was made from; else a built-in one."""
+    """Return accepted pairs of this form or, if there are none, of the form it was made from; else a built-in one."""
     form = order.form
     while form is not None:
         if examples.get(str(form)):
@@ -107,10 +107,10 @@ def _examples(order: Order, examples: Mapping[str, Sequence[Example]]) -> list[d
 
 
 def write_messages(orders: Sequence[Order], examples: Mapping[str, Sequence[Example]]) -> list[dict[str, str]]:
-    """The messages of one request.
+    """Return the messages of one request.
 
     Args:
-        orders: of one kind and form; all with captions of the user's, or none.
+        orders: orders of one kind and form; either all have a caption of the user's, or none has.
         examples: accepted pairs by form.
     """
     first = orders[0]

@@ -1,4 +1,4 @@
-"""What the prompts stage asks of a writer, and what it gets back; every writer imports this."""
+"""What the prompts stage asks a writer for, and what it gets back; every writer imports this."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Answer", "Example", "Order", "Writer", "WriterSettings", "WritingSto
 
 
 class WritingStopped(Exception):
-    """A limit of the user's was reached; what was written before stands. The message says which limit."""
+    """A limit of the user's was reached; what was written before remains. The message names the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,37 +24,37 @@ class Order:
     """One prompt pair to write."""
 
     kind: str
-    """Kind of edit."""
+    """The kind of edit."""
     seed: int
-    """Chooses among what can be written."""
+    """Seed that chooses among all that can be written."""
     form: Form | None = None
-    """What else is fixed; None leaves it to the writer."""
+    """The form to write with; None leaves it to the writer."""
     is_control: bool = False
-    """Whether the form was drawn without regard to what was learned."""
+    """Whether the form was drawn regardless of what was learned."""
     caption: str = ""
-    """The source caption, where it is the user's."""
+    """The source caption, if it is the user's."""
 
     @property
     def form_text(self) -> str:
-        """The `form` field of the pair; empty where the writer names it."""
+        """The `form` field of the pair; empty if the writer names it."""
         return write_form(self.form, is_control=self.is_control) if self.form else ""
 
 
 class Answer(NamedTuple):
-    """What became of an order: a pair, or a reason why there is none and what there is instead."""
+    """What became of an order: a pair, or the reason why there is none and what came instead."""
 
     order: Order
     pair: PromptPair | None = None
     reason: str = ""
     raw: str = ""
     is_final: bool = False
-    """Whether ordering the same again is of no use."""
+    """Whether ordering the same again is useless."""
     request: str = ""
-    """Id of the request that it came from, for writers that make requests."""
+    """Id of the request that it came from, if the writer makes requests."""
 
 
 class Example(NamedTuple):
-    """An accepted pair, to show a writer what works."""
+    """An accepted pair that shows a writer what works."""
 
     source: str
     target: str
@@ -63,11 +63,11 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class WriterSettings:
-    """What a writer is made from; each takes what it needs."""
+    """What writers are made from; each takes what it needs."""
 
     llm: LlmConfig = LlmConfig()
     cache: Path = Path("llm")
-    """Where answers that cost something are kept."""
+    """Folder for answers that cost something."""
     examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """Accepted pairs of earlier runs, by form, best first."""
 

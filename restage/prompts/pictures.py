@@ -1,6 +1,6 @@
-"""Pictures that a user's prompt pairs name: checked, and copied beside the run's prompts under names of their content.
+"""Checks the pictures that a user's prompt pairs name, and copies them beside the run's prompts.
 
-So a run holds all that it is made of, and a picture that changes is another picture.
+A copy is named by its content: a run holds all that it is made from, and a picture that changes is another picture.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ PICTURES = "pictures"
 def copy_pictures(
     pairs: Sequence[PromptPair], folder: Path, *, to: Path
 ) -> Iterator[Progress | tuple[PromptPair, ...]]:
-    """Copy the pictures of prompt pairs; gives progress, and the pairs with the names of the copies at the end.
+    """Copy the pictures of prompt pairs; yields progress, and at the end the pairs with the names of the copies.
 
     Args:
-        pairs: as they were read.
-        folder: of the file that they were read from; pictures lie in it or below.
+        pairs: the pairs as they were read.
+        folder: folder of the file that they were read from; the pictures lie in it or below.
         to: the run's folder of prompts.
 
     Raises:

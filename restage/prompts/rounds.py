@@ -1,6 +1,6 @@
-"""Rounds of prompts -> pairs -> forms: each round is a run of its own, whose forms are learned from those before it.
+"""Rounds of prompts -> pairs -> forms: each round is a run whose forms are learned from the rounds before it.
 
-Lies at `<run>/rounds/00`, `01`, ...; a round that is finished is passed over, so a kill costs what a shard costs.
+The rounds lie at `<run>/rounds/00`, `01`, ...; finished ones are skipped, so a kill costs no more than a shard.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ class RoundsConfig:
     """How many rounds, and what is written in each."""
 
     num_rounds: int = 5
-    """The first knows nothing, unless `prompts.learn_from` names earlier runs."""
+    """Number of rounds; the first one knows nothing, unless `prompts.learn_from` names earlier runs."""
     prompts: PromptsConfig = PromptsConfig(num_prompts=96, use_forms=True)
-    """Of every round."""
+    """The prompts of every round."""
 
     def __post_init__(self) -> None:
         if self.num_rounds < 1:
             raise InputError(f"num_rounds must be at least 1, got {self.num_rounds}")
         if not self.prompts.is_learning:
-            raise InputError("rounds are for forms that learn; leave --prompts.use-forms True")
+            raise InputError("rounds are for forms that learn; do not set --prompts.use-forms False")
 
 
 class RoundYield(NamedTuple):
-    """What a round's pairs came to."""
+    """The share of a round's pairs that was accepted."""
 
     control: Yield
-    """Of the control slice: what the writer yields with nothing learned."""
+    """Yield of the control slice: what the writer yields with nothing learned."""
     learned: Yield
-    """Of the pairs whose forms were chosen."""
+    """Yield of the pairs whose forms were chosen."""
 
 
 def round_folders(run: Path, num_rounds: int) -> list[Path]:
-    """The run folders of the rounds, in order."""
+    """Return the run folders of the rounds, in order."""
     return [run / "rounds" / f"{index:02d}" for index in range(num_rounds)]
 
 
 def yields_of_rounds(folders: list[Path]) -> list[RoundYield]:
-    """The yields of finished rounds.
+    """Return the yields of finished rounds.
 
     Raises:
         InputError: the pairs of a round are not made.
@@ -73,10 +73,10 @@ def run_rounds(
     """Write prompts, make their pairs, learn from them, and again.
 
     Args:
-        run: holds the rounds.
-        config: how many, of what.
-        make_pairs: the pairs stage, for a run whose prompts are written.
-        pairs_config: its config, which is recorded.
+        run: the run that holds the rounds.
+        config: how many rounds to make, and what is written in each.
+        make_pairs: runs the pairs stage of a run whose prompts are written.
+        pairs_config: config of the pairs stage, which is recorded.
 
     Raises:
         InputError: a round was made with another config, or as either stage.
@@ -89,7 +89,7 @@ def run_rounds(
         if not (folder / "pairs" / "stage.json").exists():
             yield from run_prompts(round_run, prompts)
             if not (folder / "prompts" / "stage.json").exists():
-                return  # a limit was reached, which the last note says
+                return  # a limit was reached, as the last note says
             yield from make_pairs(round_run)
             round_run.close("done")
         made.append(folder)

@@ -1,7 +1,7 @@
 """The prompts stage: fills `<run>/prompts/prompts.jsonl` from a writer, or from a file of the user's.
 
-Beside it lie `rejects.jsonl` (what was written and not kept, each with its reason), `forms.jsonl` (what is known of
-each prompt form, where forms learn), and `llm/` (the answers of a language model).
+Beside it lie `rejects.jsonl` (what was written and not kept, with reasons), `forms.jsonl` (what is known of each prompt
+form, if forms learn), and `llm/` (the answers of a language model).
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ __all__ = ["PromptsConfig", "run_prompts", "write_answers", "write_pairs"]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsConfig:
-    """Which prompt pairs a run works with."""
+    """The prompt pairs that a run works with."""
 
     num_prompts: int = 120
-    """How many pairs to write; those of the kinds differ by at most one, unless forms learn."""
+    """Number of pairs to write; unless forms learn, the numbers of pairs of each kind differ by at most one."""
     writer: str = "grammar"
-    """Who writes them: `grammar` (the miniature world's), or `llm` (any OpenAI-compatible endpoint; restage[llm])."""
+    """Writer of the pairs: `grammar` (of the miniature world), or `llm` (any OpenAI-compatible endpoint;
+    restage[llm])."""
     kinds: tuple[str, ...] = EDIT_KINDS
     """Kinds of edit to write, in turn."""
     path: Path | None = None
-    """Take the pairs from this JSON Lines file instead, with the pictures that they name in or below its folder; all
-    else is then unused."""
+    """JSON Lines file with the user's own pairs, which are taken instead; the pictures that they name lie in or below
+    its folder. All other settings are then unused."""
     captions: Path | None = None
-    """Edit the user's own captions: a text file with one a line. The grammar leaves out those that it cannot read."""
+    """Text file with the user's own captions to edit, one a line. The grammar skips those that it cannot read."""
     near_duplicates: float = 0.92
-    """Share of content words, above 0 and up to 1, from which on two pairs with the same change are duplicates; in
-    captions of up to 12 content words that takes the same ones."""
+    """Share of content words, above 0 and up to 1, at which two pairs with the same change are duplicates; captions of
+    up to 12 content words must have the same ones."""
     max_noun_share: float = 0.25
-    """Greatest share of the pairs whose edit is about the same noun (at least 4 pairs; captions have no such quota)."""
+    """Largest share of pairs whose edit is about the same noun (at least 4 pairs; no quota applies to `captions`)."""
     use_forms: bool = False
     """Choose each pair's form by what was accepted before, instead of kinds in turn."""
     learn_from: tuple[Path, ...] = ()
-    """Runs whose finished pairs forms are learned from; implies --use-forms True."""
+    """Runs from whose finished pairs forms are learned; implies --use-forms True."""
     forms: FormsConfig = FormsConfig()
     """How forms are chosen."""
     llm: LlmConfig = LlmConfig()
@@ -82,7 +83,7 @@ class PromptsConfig:
         return self.use_forms or bool(self.learn_from)
 
     def identity(self) -> dict[str, Any]:
-        """What decides what is written; rates and limits of a language model do not."""
+        """Return what decides what is written; the rates and limits of a language model do not."""
         return {
             **to_plain(self),
             "llm": self.llm.identity() if WRITERS[self.writer].asks_model else {},
@@ -92,7 +93,7 @@ class PromptsConfig:
 
 
 def _sha256(path: Path) -> str:
-    """What a file says, wherever it lies.
+    """Hash a file, so that its content counts and not its place.
 
     Raises:
         InputError: it does not exist.
@@ -104,7 +105,7 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """The work of the stage, made ready."""
+    """The work of the stage, ready to begin."""
 
     config: PromptsConfig
     writer: Writer
@@ -134,7 +135,7 @@ def _prepare(config: PromptsConfig, seed: int, cache: Path) -> _Job:
 
 
 def write_answers(config: PromptsConfig, seed: int, *, cache: Path = Path("llm")) -> Iterator[Answer]:
-    """Everything that is written for a config: pairs that are kept (without a reason), and rejects.
+    """Yield everything that is written for a config: pairs to keep (without a reason), and rejects.
 
     Raises:
         InputError: the config cannot be used, the writer has no more new pairs, or its endpoint fails.
@@ -144,7 +145,7 @@ def write_answers(config: PromptsConfig, seed: int, *, cache: Path = Path("llm")
 
 
 def write_pairs(config: PromptsConfig, seed: int) -> Iterator[PromptPair]:
-    """Write the pairs of a config, kinds in turn or by forms; none says what another says.
+    """Yield the pairs that are written for a config; no two say the same.
 
     Raises:
         InputError: as `write_answers`.
@@ -170,7 +171,7 @@ def _reject_line(answer: Answer) -> str:
 
 @dataclass
 class _Tally:
-    """What became of the answers."""
+    """Counts of what became of the answers."""
 
     kinds: Counter[str]
     reasons: Counter[str]
@@ -215,7 +216,7 @@ def _write_files(folder: Path, job: _Job, tally: _Tally) -> Iterator[Progress | 
 
 
 def _write_forms(path: Path, job: _Job, tally: _Tally) -> None:
-    """One line a form: its lineage, what is known of it, and how many pairs of this run have it."""
+    """Write a line for each form: its lineage, what is known of it, and how many pairs of this run have it."""
     with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for arm in job.arms:
             row = {
@@ -260,8 +261,8 @@ def _copy(run: RunFolder, config: PromptsConfig, path: Path) -> Iterator[Progres
 def run_prompts(run: RunFolder, config: PromptsConfig) -> Iterator[Progress]:
     """Write the prompt pairs of a run; the same run seed and config give the same file.
 
-    Where a limit of cost stops it, the pairs so far are written and the stage is not marked as done: the same command
-    with a higher limit goes on, and pays for nothing twice.
+    If a limit on cost stops it, the pairs so far are written and the stage is not marked as done: the same command with
+    a higher limit goes on and pays for nothing twice.
 
     Raises:
         InputError: the stage was finished with another config, the user's file cannot be used, or no pair was written.

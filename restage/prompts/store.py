@@ -21,7 +21,7 @@ def _is_text_list(value: Any) -> bool:
 
 
 def _check(record: Any) -> None:
-    """Say what is wrong with a line's fields.
+    """Refuse a line whose fields are wrong.
 
     Raises:
         InputError: a field is missing, unknown, or of the wrong type.
@@ -53,12 +53,12 @@ def _read_line(line: str) -> PromptPair:
     given_id = record.pop("id", None)
     pair = PromptPair.from_plain(record)
     if given_id not in (None, pair.id):
-        raise InputError(f"its id {given_id!r} is not that of its content; leave 'id' out after a change by hand")
+        raise InputError(f"its id {given_id!r} is not that of its content; remove 'id' after a change by hand")
     return pair
 
 
 def iterate_prompts(path: Path) -> Iterator[PromptPair]:
-    """Read prompt pairs one by one, in flat memory; blank lines are passed over, equal pairs all come.
+    """Read prompt pairs one by one; blank lines are skipped, and equal pairs are all given.
 
     Raises:
         InputError: the file is missing, or has a line that is not a pair; the message names the line.
@@ -79,7 +79,7 @@ def iterate_prompts(path: Path) -> Iterator[PromptPair]:
 
 
 def read_prompts(path: Path) -> tuple[PromptPair, ...]:
-    """Read prompt pairs; blank lines are passed over, and of equal pairs the first stays.
+    """Read prompt pairs; blank lines are skipped, and of equal pairs the first one is kept.
 
     Raises:
         InputError: the file is missing, holds no pair, or has a line that is not one; the message names the line.
@@ -93,7 +93,7 @@ def read_prompts(path: Path) -> tuple[PromptPair, ...]:
 
 
 def prompt_line(pair: PromptPair) -> str:
-    """A prompt pair with its id as a line of the file, its end included."""
+    """Write a prompt pair with its id as a line of the file, line end included."""
     return canonical_json({"id": pair.id, **to_plain(pair)}) + "\n"
 
 

@@ -19,31 +19,31 @@ from restage.records import InputError
 __all__ = ["MANIFEST", "Learned", "Yield", "measure_yield", "read_trials"]
 
 MANIFEST = Path("pairs") / "manifest.parquet"
-"""Of the finished pairs of a run."""
+"""Manifest of a run's finished pairs."""
 COLUMNS = ("kind", "form", "instruction", "source_caption", "target_caption", "direction_similarity", "accepted")
 EXAMPLES_PER_FORM = 4
 
 
 class Learned(NamedTuple):
-    """What earlier runs say."""
+    """What was learned from earlier runs."""
 
     trials: tuple[Trial, ...]
     examples: dict[str, tuple[Example, ...]]
-    """By form, best first."""
+    """Accepted pairs by form, best first."""
 
 
 class Yield(NamedTuple):
-    """Share of pairs that were accepted, with the interval that holds it with 95 % (Wilson's)."""
+    """The share of pairs that were accepted, with its 95 % interval (Wilson's)."""
 
     share: float
-    """NaN without pairs."""
+    """The share; NaN if there are no pairs."""
     low: float
     high: float
     num_pairs: int
 
 
 def measure_yield(trials: Sequence[Trial]) -> Yield:
-    """Yield of some trials; the control slice's is the unbiased one."""
+    """Return the yield of some trials; that of the control slice is unbiased."""
     count, z = len(trials), 1.96
     if not count:
         return Yield(float("nan"), 0.0, 1.0, 0)
@@ -66,7 +66,7 @@ def _rows(run: Path) -> Iterator[dict[str, Any]]:
 
 def _trial(row: dict[str, Any]) -> Trial:
     found = read_form(row["form"])
-    # A pair of unlearned writing is a fair draw of all that its kind of edit allows.
+    # A pair written without forms is a fair sample of all that its kind of edit allows.
     form = found.form if found else Form((("kind", row["kind"]),))
     features = frozenset({**features_of_pair(row), **form.as_dict}.items())
     return Trial(form, features, bool(row["accepted"]), found is not None and found.is_control)
