@@ -1,4 +1,4 @@
-"""Draws training batches from encoded examples, and the loss of the edit UNet on them.
+"""Draws training batches from encoded examples, and computes the loss of the edit UNet on them.
 
 A batch is a function of (seed, step) alone, so that training can go on anywhere. Called by `restage.train.edit_model`.
 """
@@ -24,36 +24,37 @@ __all__ = ["EditBatch", "EditLoss", "ExampleMix", "LossWeights", "edit_loss", "s
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleMix:
-    """In which forms examples are shown."""
+    """The forms in which examples are shown."""
 
     drop_text: float = 0.05
-    """Share without instruction (InstructPix2Pix: 0.05)."""
+    """Share of examples without instruction (InstructPix2Pix: 0.05)."""
     drop_image: float = 0.05
-    """Share without original (InstructPix2Pix: 0.05)."""
+    """Share of examples without original (InstructPix2Pix: 0.05)."""
     drop_both: float = 0.05
-    """Share with neither (InstructPix2Pix: 0.05)."""
+    """Share of examples with neither (InstructPix2Pix: 0.05)."""
     mirror_share: float = 0.5
-    """Share shown mirrored, among pairs whose texts name no side; 0 also saves encoding the mirror images."""
+    """Share shown mirrored, among pairs whose texts name no side; at 0 no mirror images are encoded."""
     backwards_share: float = 0.5
-    """Share shown the other way about, from the edited picture back, among pairs that say how to undo them."""
+    """Share shown in reverse, from the edited picture back, among pairs that say how to undo the edit."""
     identity_share: float = 0.05
-    """Share where nothing is to change: the edited picture asked for again, or 'change nothing'; the mask is empty."""
+    """Share in which nothing is to change: the edit is asked for again, or 'change nothing'; the mask is empty."""
 
     def __post_init__(self) -> None:
         dropped = (self.drop_text, self.drop_image, self.drop_both)
         shares = (*dropped, self.mirror_share, self.backwards_share, self.identity_share)
         if not all(0 <= share <= 1 for share in shares) or sum(dropped) > 1:
-            raise InputError(f"shares of examples must lie in [0, 1], those dropped sum to at most 1; got {self}")
+            raise InputError(f"shares of examples must lie in [0, 1] and those dropped add up to at most 1; got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """How the parts of the loss are weighed."""
+    """The weights of the parts of the loss."""
 
     mask: float = 0.1
-    """Weight of the mask's binary cross-entropy (nats, mean over pixels); the noise loss has weight 1."""
+    """Weight of the mask's binary cross-entropy (in nats, mean over pixels); the noise loss has weight 1."""
     changed: float = 0.0
-    """Extra weight of the noise loss on changed pixels: a pixel weighs 1 + changed * mask, over the batch's mean."""
+    """Extra weight of the noise loss on changed pixels: a pixel weighs 1 + changed * mask, divided by the batch's
+    mean."""
 
     def __post_init__(self) -> None:
         if self.mask < 0 or self.changed < 0:
@@ -69,21 +70,22 @@ class EditBatch(NamedTuple):
     """Clean latents of the edited picture."""
     mask: Float[Tensor, "batch height width"]
     text: Float[Tensor, "batch tokens width_of_text"] | Int[Tensor, "batch tokens"]
-    """Embedded, or as tokens: whatever the model that is trained takes."""
+    """Embedded texts, or tokens, as the model in training takes them."""
     has_condition: Bool[Tensor, " batch"]
-    """Where both text and original are there: only then a mask can be told, and is trained."""
+    """Whether text and original are both given: only then can a mask be told, and is it trained."""
 
 
 class EditLoss(NamedTuple):
-    """The parts of the loss, weighed; the loss is their sum."""
+    """The weighted parts of the loss, which is their sum."""
 
     noise: Float[Tensor, ""]
     mask: Float[Tensor, ""]
 
 
 def _rows_at(examples: Examples, batch_size: int, *, seed: int, step: int) -> NDArray[np.int64]:
-    """Pairs of a step: the whole set in a new order every epoch."""
+    """Return the pairs of a step; each epoch is the whole set in a new order."""
     n = examples.num_pairs
+    # A batch may lie across the border of two epochs, and then takes from the orders of both.
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     orders = {
         int(epoch): np.random.default_rng(derive_seed(seed, "epoch", int(epoch))).permutation(n)
@@ -102,9 +104,9 @@ class _Shown(NamedTuple):
 
 
 def _in_direction(examples: Examples, rows: Tensor, is_backwards: Tensor) -> _Shown:
-    """Pairs as they came, or the other way about where that is asked for and has an instruction.
+    """Return pairs as they came, or in reverse if that is asked for and has an instruction.
 
-    A side that was a real picture is then what is learned, as in Paint by Inpaint (Wasserman et al. 2024, arXiv
+    A side that was a real picture then becomes the target, as in Paint by Inpaint (Wasserman et al. 2024, arXiv
     2404.18212).
     """
     source, edited = examples.source[rows].float(), examples.edited[rows].float()
@@ -122,7 +124,7 @@ def _in_direction(examples: Examples, rows: Tensor, is_backwards: Tensor) -> _Sh
 def _identity_texts(
     settled_text: Tensor, leave_alone: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Instruction for each row if nothing is to change, and whether the picture is then the edited one."""
+    """Return an instruction for each row if nothing is to change, and whether its picture is the edited one."""
     others = torch.from_numpy(rng.choice(np.array(leave_alone), size=len(settled_text)))
     return torch.where(settled_text >= 0, settled_text, others), settled_text >= 0
 
@@ -133,6 +135,7 @@ def sample_edit_batch(
     """Draw the batch of a step; the same (seed, step) gives the same batch."""
     rng = np.random.default_rng(derive_seed(seed, "batch", step))
     rows = torch.from_numpy(_rows_at(examples, batch_size, seed=seed, step=step))
+    # All four draws are made for every row, so that a change of one share leaves the other draws as they are.
     is_mirrored, is_identity, dropped, is_backwards = (torch.from_numpy(rng.random(batch_size)) for _ in range(4))
     rows = torch.where(is_mirrored < mix.mirror_share, examples.mirrored[rows], rows)
     source, edited, text, settled_text = _in_direction(examples, rows, is_backwards < mix.backwards_share)
@@ -144,6 +147,7 @@ def sample_edit_batch(
     edited = torch.where(unchanged[:, None, None, None], picture, edited)
     mask = torch.where(unchanged[:, None, None], 0.0, mask)
     text = torch.where(unchanged, identity_text, text)
+    # One draw decides which of text and image are dropped: three disjoint parts of [0, 1].
     text_only, image_only = mix.drop_text, mix.drop_text + mix.drop_image
     both = image_only + mix.drop_both
     has_no_text = (dropped < text_only) | ((dropped >= image_only) & (dropped < both))
@@ -160,7 +164,8 @@ def sample_edit_batch(
 
 
 def _draw_timesteps(count: int, num_timesteps: int, shift: float, generator: torch.Generator) -> Int[Tensor, " count"]:
-    """Steps, one from each of `count` equally likely parts of the schedule in random order: less noise in the loss."""
+    """Draw one timestep from each of `count` equally likely parts of the schedule, in random order."""
+    # Stratified, because which timesteps a batch happens to get is most of the noise in its loss.
     jitter = torch.rand(count, generator=generator)
     order = torch.randperm(count, generator=generator)
     uniform = (order + jitter) / count
@@ -180,13 +185,13 @@ def edit_loss(
     """Noise-prediction loss in the UNet's own parameterisation, and cross-entropy of its mask output.
 
     Args:
-        unet: an edit UNet with mask output, or what is called as one and takes tokens in place of embedded text.
-        batch: what to train on.
-        generator: on the CPU; timesteps and noise are drawn from it.
-        schedule: of the model.
+        unet: an edit UNet with mask output, or a module that is called like one with tokens in place of embedded text.
+        batch: the batch to train on.
+        generator: generator on the CPU from which timesteps and noise are drawn.
+        schedule: schedule of the model.
         condition_scale: factor on the original's latents at the input, as in `EditModel`.
-        weights: of the parts.
-        noise_shift: as in `TrainConfig`.
+        weights: weights of the parts.
+        noise_shift: shift of the noise levels, as in `TrainConfig`.
     """
     target, channels = batch.target, batch.target.shape[1]
     t = _draw_timesteps(len(target), schedule.num_train_timesteps, noise_shift, generator).to(target.device)

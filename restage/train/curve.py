@@ -1,4 +1,4 @@
-"""Draws the losses of a training folder as a picture, for the report and for the eye."""
+"""Draws the losses of a training as a picture, for the report and for the eye."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["draw_losses", "running_mean"]
 
 
 def running_mean(values: Float64[np.ndarray, " steps"], width: int) -> Float64[np.ndarray, " steps"]:
-    """Mean of the last `width` values at each place, of fewer at the start."""
+    """Return the mean of the last `width` values at each place; at the start there are fewer."""
     totals = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - width, 0)
@@ -22,11 +22,7 @@ def running_mean(values: Float64[np.ndarray, " steps"], width: int) -> Float64[n
 
 
 def draw_losses(folder: Path) -> Path:
-    """Draw `loss.png` from the metrics of a training folder: each term faint, its running mean on top.
-
-    Returns:
-        Path of the picture.
-    """
+    """Draw `loss.png` from the metrics of a training folder, each term with its running mean; returns the path."""
     from matplotlib.figure import Figure
 
     rows = read_metrics(folder)

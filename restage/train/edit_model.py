@@ -35,20 +35,20 @@ def _default_training() -> TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How an edit model is trained."""
+    """How to train an edit model."""
 
     training: TrainingConfig = field(default_factory=_default_training)
-    """Length, rates and precision."""
+    """Length, learning rates and precision."""
     mix: ExampleMix = field(default_factory=ExampleMix)
-    """In which forms examples are shown."""
+    """The forms in which examples are shown."""
     weights: LossWeights = field(default_factory=LossWeights)
-    """How the parts of the loss are weighed."""
+    """The weights of the parts of the loss."""
     noise_shift: float = 1.0
-    """Above 1, noise levels in training are higher: t = s u / (1 + (s - 1) u) for uniform u (Esser et al. 2024, arXiv
-    2403.03206, equation 23). 1 is InstructPix2Pix's uniform draw."""
+    """Shift s of the noise levels in training, which are higher above 1: t = s u / (1 + (s - 1) u) for uniform u (Esser
+    et al. 2024, arXiv 2403.03206, equation 23). 1 is InstructPix2Pix's uniform draw."""
     train_text_encoder: bool = False
-    """Whether the text encoder is trained as well and saved with the model. InstructPix2Pix leaves it as it is, since
-    CLIP has read all of English; one that has only read captions does not know the words of instructions."""
+    """Whether the text encoder is trained, too, and saved with the model. InstructPix2Pix keeps it as it is, since CLIP
+    has read all of English; an encoder that has only read captions does not know the words of instructions."""
 
     def __post_init__(self) -> None:
         if not self.noise_shift > 0:
@@ -56,7 +56,7 @@ class TrainConfig:
 
 
 def load_start(folder: Path, device: str = "cpu") -> Backbone | EditModel:
-    """Load what training starts from: a text-to-image folder, or an edit model's.
+    """Load what training starts from: a text-to-image model, or an edit model.
 
     Raises:
         InputError: the folder holds neither.
@@ -65,13 +65,14 @@ def load_start(folder: Path, device: str = "cpu") -> Backbone | EditModel:
     if not config_path.is_file():
         raise InputError(f"{folder} holds no model to start from: unet/config.json is missing")
     config = read_json(config_path)
+    # An edit UNet takes the original's latents beside the noisy ones; a text-to-image UNet maps latents to latents.
     if config.get("in_channels") == config.get("out_channels"):
         return load_backbone(folder, device)
     return load_edit_model(folder, device)
 
 
 def _edit_model_from(start: Backbone | EditModel) -> EditModel:
-    """Make the edit model that is to be trained; what it starts from is left as it is."""
+    """Make the edit model to train; the one that it starts from is left as it is."""
     if isinstance(start, Backbone):
         return EditModel(start, widen_unet(start.unet))
     unet = copy.deepcopy(start.unet) if start.has_mask_output else add_mask_output(start.unet)
@@ -79,7 +80,7 @@ def _edit_model_from(start: Backbone | EditModel) -> EditModel:
 
 
 class _UnetAndText(nn.Module):
-    """Both parts as one module that is called like the UNet, with tokens in place of embedded text."""
+    """UNet and text encoder as one module that is called like the UNet, with tokens in place of embedded text."""
 
     def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class _UnetAndText(nn.Module):
 
 
 class _Losses:
-    """The loss of a step, as the training loop asks for it."""
+    """Computes the loss of a step, as the training loop asks for it."""
 
     def __init__(self, trained: nn.Module, model: EditModel, examples: Examples, config: TrainConfig) -> None:
         self.trained, self.model, self.examples, self.config = trained, model, examples, config
@@ -128,16 +129,16 @@ def train_edit_model(
 ) -> Generator[Progress, None, None]:
     """Train an edit model; a call on a folder where training was stopped goes on from there, to the same weights.
 
-    Leaves in `folder`: `cache/` (encoded pairs), `state.pt`, `metrics.jsonl` (a line a step: loss, noise, mask, each
-    weighed), `loss.png`, and last the model with averaged weights.
+    Writes into `folder`: `cache/` (encoded pairs), `state.pt`, `metrics.jsonl` (a line for each step: the weighted
+    loss, noise and mask), `loss.png`, and last the model with averaged weights.
 
     Args:
         pairs: image pairs; the same ones in the same order when training goes on.
-        start: a text-to-image model, whose UNet is widened, or an edit model, which is trained on.
-        folder: where everything lies.
+        start: a text-to-image model, whose UNet is widened, or an edit model, which is trained further.
+        folder: folder for everything that is written.
         config: how to train.
-        text_to_image: folder of the text-to-image model, to be named by the saved model instead of saving the
-            shared parts again; None saves a model that stands alone.
+        text_to_image: folder of a text-to-image model that the saved model names instead of holding the shared parts
+            again; None saves a model that stands alone.
 
     Raises:
         InputError: there are no pairs, or they do not fit the model.

@@ -1,7 +1,7 @@
 """Turns image pairs into what the edit model is trained on: latents, masks on the latent grid, text embeddings.
 
-Encoded once, kept as safetensors files named by their content, so that a second start only reads. Called by
-`restage.train.edit_model`.
+Pairs are encoded once and kept as safetensors files named by their content, so that a second start only reads them.
+Called by `restage.train.edit_model`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from restage.records import InputError, Progress, PromptPair, canonical_json, wr
 __all__ = ["Examples", "ExactPair", "TrainingPair", "can_be_mirrored", "encode_examples"]
 
 CHUNK_SIZE = 128
-"""Pairs per cache file: what a kill costs at most."""
+"""Number of pairs in a cache file, which is what a kill costs at most."""
 ENCODE_BATCH_SIZE = 16
 CHANGE_THRESHOLD = 0.03
-"""Mean absolute difference of pictures, over channels, from which on a place counts as changed."""
+"""Mean absolute difference of the pictures, over channels, at which a place counts as changed."""
 TEXT_BATCH_SIZE = 64
 
 LEAVE_ALONE = ("leave it as it is", "change nothing", "keep everything as it is", "do not change anything")
-"""Instructions of examples that teach to change nothing."""
+"""Instructions of examples that teach the model to change nothing."""
 SETTLED_KINDS = frozenset({"recolour", "reshape", "ground", "time", "remove"})
-"""Kinds of edit that ask for a state: asked for again on the edited picture, there is nothing left to do."""
+"""Kinds of edit that ask for a state, so that nothing is left to do if they are asked for again."""
 SETTLED_BACKWARDS = SETTLED_KINDS - {"remove"} | {"add"}
-"""Those whose way back asks for a state."""
+"""Kinds of edit whose way back asks for a state."""
 SIDE_WORDS = re.compile(
     r"\b(left|right|clockwise|counterclockwise|anticlockwise|east\w*|west\w*|mirror\w*|flip\w*|text|letters?|sign)\b",
     re.IGNORECASE,
@@ -47,7 +47,7 @@ SIDE_WORDS = re.compile(
 
 @runtime_checkable
 class TrainingPair(Protocol):
-    """What training needs of an image pair; the records of the pair store have it."""
+    """What training needs of an image pair; the records of the pair store have all of it."""
 
     @property
     def source(self) -> Float[Tensor, "3 h w"]:
@@ -61,7 +61,7 @@ class TrainingPair(Protocol):
 
     @property
     def mask(self) -> Float[Tensor, "h w"]:
-        """Where the edit is meant to change something, in [0, 1]."""
+        """Where the edit is meant to change the picture, in [0, 1]."""
         ...
 
     @property
@@ -71,7 +71,7 @@ class TrainingPair(Protocol):
 
 
 class ExactPair(NamedTuple):
-    """A pair that was rendered rather than generated, to measure what the pair maker costs."""
+    """A pair that was rendered rather than generated, to measure what generating costs."""
 
     source: Float[Tensor, "3 h w"]
     edited: Float[Tensor, "3 h w"]
@@ -87,28 +87,28 @@ def can_be_mirrored(prompt: PromptPair) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """All pairs of a training set, encoded; a row is a pair or its mirror image."""
+    """All encoded pairs of a training set; a row is a pair or its mirror image."""
 
     source: Float[Tensor, "rows channels height width"]
-    """Unit-variance latents of the picture before, in half precision."""
+    """Unit-variance latents of the pictures before the edit, in half precision."""
     edited: Float[Tensor, "rows channels height width"]
     masks: Float[Tensor, "rows height width"]
     """Share of each latent pixel that the stored mask covers."""
     mirrored: Int[Tensor, " rows"]
-    """Row of the mirror image; a row's own where there is none."""
+    """Row of the mirror image; the row itself if there is none."""
     text: Int[Tensor, " rows"]
     """Row of the instruction in `texts`."""
     settled_text: Int[Tensor, " rows"]
-    """Row of an instruction that leaves the edited picture as it is, or -1 when there is none but `leave_alone`."""
+    """Row of an instruction that leaves the edited picture as it is; -1 if there is none but those of `leave_alone`."""
     undo_text: Int[Tensor, " rows"]
-    """Row of the instruction that leads back to the picture before, or -1."""
+    """Row of the instruction that leads back to the picture before the edit, or -1."""
     settled_undo: Int[Tensor, " rows"]
-    """Row of an instruction that leaves the picture before as it is, or -1."""
+    """Row of an instruction that leaves the picture before the edit as it is, or -1."""
     texts: Float[Tensor, "texts tokens width_of_text"] | Int[Tensor, "texts tokens"]
-    """Embedded texts, in half precision, or their tokens, where the text encoder is trained as well; row 0 is the empty
-    text, then come those of `leave_alone`."""
+    """Embedded texts in half precision, or their tokens if the text encoder is trained as well; row 0 is the empty
+    text, and those of `leave_alone` follow."""
     num_pairs: int
-    """Rows below this are pairs as they came, the rest mirror images."""
+    """Number of pairs; they are the first rows, and their mirror images follow."""
 
     @property
     def leave_alone(self) -> tuple[int, ...]:
@@ -118,13 +118,13 @@ class Examples:
 
 class _Chunk(NamedTuple):
     tensors: dict[str, Tensor]
-    """source, edited, mask: the pairs as they came, then the mirror images of those marked."""
+    """source, edited and masks: the pairs as they came, then the mirror images of those marked."""
     mirrored: tuple[bool, ...]
     prompts: tuple[PromptPair, ...]
 
 
 def _fingerprint(backbone: Backbone) -> bytes:
-    """Hash of what the encodings depend on besides the pairs: the weights of VAE and text encoder."""
+    """Hash what the encodings depend on besides the pairs: the weights of VAE and text encoder."""
     digest = hashlib.sha256(str(backbone.vae.config.get("scaling_factor")).encode())
     for module in (backbone.vae, backbone.text_encoder):
         for name, value in sorted(module.state_dict().items()):
@@ -150,9 +150,9 @@ def _check(pair: TrainingPair) -> None:
 
 
 def changed_mask(pair: TrainingPair) -> Float[Tensor, "h w"]:
-    """The part of a pair's mask in which its pictures really differ, smoothed over 5x5 pixels.
+    """Return the part of a pair's mask in which the pictures really differ, smoothed over 5x5 pixels.
 
-    A mask made from attention says where a pair was allowed to change, and reaches beyond the object that did.
+    A mask made from attention says where a pair was allowed to change, and reaches beyond what did change.
     """
     change = (pair.edited - pair.source).abs().mean(dim=0)
     smooth = functional.avg_pool2d(change[None, None], kernel_size=5, stride=1, padding=2)[0, 0]
@@ -168,6 +168,7 @@ def _encode_images(pairs: Sequence[TrainingPair], is_mirrored: list[bool], backb
         parts = images.split(ENCODE_BATCH_SIZE)
         return torch.cat([backbone.encode_images(part).cpu() for part in parts]).to(torch.float16)
 
+    # The latents of a mirror image are not the mirrored latents, since the autoencoder is not symmetric.
     with torch.no_grad():
         source = encode(_with_mirror_images(torch.stack([pair.source for pair in pairs]), is_mirrored))
         edited = encode(_with_mirror_images(torch.stack([pair.edited for pair in pairs]), is_mirrored))
@@ -182,6 +183,7 @@ def _encode_chunk(
     pairs: Sequence[TrainingPair], backbone: Backbone, folder: Path, fingerprint: bytes, mirror: bool
 ) -> _Chunk:
     """Encode some pairs, or read them back when the same ones were encoded before."""
+    # The name follows from weights and pixels, not from ids, so that pairs that came out differently are encoded anew.
     is_mirrored = [mirror and can_be_mirrored(pair.prompt) for pair in pairs]
     digest = hashlib.sha256(fingerprint + canonical_json(is_mirrored).encode())
     for pair in pairs:
@@ -206,7 +208,7 @@ def _encode_texts(texts: Sequence[str], backbone: Backbone, folder: Path, finger
 
 
 def _order_rows(chunks: Sequence[_Chunk]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Rows of the whole set as (chunk, row in it), pairs first, and each row's mirror image."""
+    """Return the rows of the whole set as (chunk, row in it), pairs first, and the mirror image of each row."""
     rows = [(index, row) for index, chunk in enumerate(chunks) for row in range(len(chunk.prompts))]
     mirrored = list(range(len(rows)))
     position = 0
@@ -223,7 +225,7 @@ def _order_rows(chunks: Sequence[_Chunk]) -> tuple[list[tuple[int, int]], list[i
 
 
 def _rows_of_texts(prompts: Sequence[PromptPair], row_of: Mapping[str, int]) -> tuple[Tensor, Tensor]:
-    """Rows of the instructions, and of those that lead back, -1 for none."""
+    """Return the rows of the instructions, and of those that lead back; -1 for none."""
     there = torch.tensor([row_of[prompt.instruction] for prompt in prompts])
     back = torch.tensor([row_of[prompt.undo] if prompt.undo else -1 for prompt in prompts])
     return there, back
@@ -270,11 +272,11 @@ def encode_examples(
     """Encode image pairs, or read what was encoded before; the generator returns the examples.
 
     Args:
-        pairs: pictures of one size; read once, a chunk at a time.
-        backbone: its VAE and text encoder are used.
-        folder: where the encoded files lie; chunks that are there already are not encoded again.
-        mirror: also encode the mirror image of each pair whose texts name no side.
-        embed_texts: embed the texts; otherwise only their tokens are given, for a text encoder that is trained.
+        pairs: pairs with pictures of one size; read once, a chunk at a time.
+        backbone: the model whose VAE and text encoder are used.
+        folder: folder of the encoded files; chunks that are there already are not encoded again.
+        mirror: whether to encode the mirror image of each pair whose texts name no side, too.
+        embed_texts: whether to embed the texts; otherwise they become tokens, for a text encoder in training.
 
     Raises:
         InputError: there are no pairs, or a pair's pictures differ in size.

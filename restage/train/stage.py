@@ -25,11 +25,11 @@ def run_train(
     """Train the run's edit model into `<run>/train`; see `train_edit_model` for what lies there.
 
     Args:
-        run: its `pairs` stage holds the pairs.
-        config: how to train; its seed is joined with the run's.
-        start: folder of a text-to-image model or of an edit model to go on from.
-        pairs: to train on other pairs, such as rendered ones; None takes those that the run accepted.
-        device: where to train.
+        run: the run whose `pairs` stage holds the pairs.
+        config: how to train; its seed is combined with the run's.
+        start: folder of the text-to-image model or edit model to start from.
+        pairs: other pairs to train on, such as rendered ones; None takes those that the run accepted.
+        device: device to train on.
 
     Raises:
         InputError: there are no pairs, `start` holds no model, or the stage was finished with another config.

@@ -1,4 +1,4 @@
-"""Foreign pairs become a run: each is checked, stored as ours are, and listed with the reason where it is not taken."""
+"""Turns foreign pairs into a run: each is checked and stored as ours are, or listed with the reason against it."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from restage.run.folder import RunFolder
 __all__ = ["ImportConfig", "import_folder"]
 
 MULTIPLE_OF = 8
-"""Sides of pictures must be a multiple: autoencoders work on cells of 8 pixels."""
+"""The sides of pictures must be multiples of this, since autoencoders work on cells of 8 pixels."""
 UNSCORED = "not scored by the data set that it comes from"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """How foreign pairs are taken in."""
+    """How foreign pairs are imported."""
 
     format: str = "hf"
     """Form of the data set: `hf` (parquet files with pictures), `webdataset` (tars), or `instruct-pix2pix` (its
     folders)."""
     size: int | None = None
-    """Crop pictures to a square in the middle and bring them to this many pixels a side; None leaves them as they are,
-    and they must then have one size, whose sides are multiples of 8."""
+    """Number of pixels a side: pictures are cropped to a square in the middle and scaled to it. None leaves them as
+    they are; they must then have one size, whose sides are multiples of 8."""
     pairs_per_shard: int = 64
-    """Pairs in a shard."""
+    """Number of pairs in a shard."""
     strict: bool = False
-    """Refuse a data set with any bad pair, instead of listing it as rejected."""
+    """Refuse a data set with any bad pair, instead of listing that pair as rejected."""
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -64,12 +64,12 @@ class _BadPair(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """A data set by what it holds: another one in the same place is another import."""
+    """A data set identified by what it holds, so that another one in the same place is another import."""
 
     config: ImportConfig
     name: str
     files: str
-    """Hash of names and sizes of its files."""
+    """Hash of the names and sizes of its files."""
 
 
 def _fingerprint(folder: Path) -> str:
@@ -93,7 +93,7 @@ def _decode(content: bytes | None, name: str, mode: str, size: int | None) -> Fl
 
 
 def _pictures(pair: ForeignPair, size: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Source, edited picture and mask; without a mask all may differ."""
+    """Return source, edited picture and mask; without a mask everything may differ."""
     source = _decode(pair.source, "the source picture", "RGB", size)
     edited = _decode(pair.edited, "the edited picture", "RGB", size)
     if source.shape != edited.shape:
@@ -107,7 +107,7 @@ def _pictures(pair: ForeignPair, size: int | None) -> tuple[Tensor, Tensor, Tens
 
 
 def _prompt(pair: ForeignPair) -> tuple[PromptPair, dict[str, Any]]:
-    """The prompt pair and facts: a record of ours as it was, else what the texts say."""
+    """Return the prompt pair and the facts: those of a record of ours as they were, else what the texts say."""
     with_record = pair.row.get("record")
     if isinstance(with_record, str):
         try:
@@ -134,7 +134,7 @@ def _score(value: Any) -> float:
 
 
 def _scores(pair: ForeignPair, pictures: tuple[Tensor, Tensor, Tensor]) -> PairScores:
-    """Those of the data set, if it has any; what the pictures alone tell is measured."""
+    """Take the scores of the data set, if it has any, and measure what the pictures alone can tell."""
     source, edited, mask = pictures
     known = {name: _score(pair.row.get(name)) for name in PairScores._fields}
     measured = {"change": float((source - edited).abs().mean()), "mask_share": float(mask.mean())}
@@ -143,13 +143,13 @@ def _scores(pair: ForeignPair, pictures: tuple[Tensor, Tensor, Tensor]) -> PairS
 
 @dataclass
 class _Importer:
-    """Checks pairs one after the other; the first good one decides which size all have."""
+    """Checks pairs one after the other; the first good one decides the size of all."""
 
     config: ImportConfig
     size: tuple[int, int] | None = None
 
     def take(self, pair: ForeignPair) -> tuple[ImagePair | None, dict[str, Any]]:
-        """The pair as ours and its row; no pair where it is bad, and the row then says why."""
+        """Return the pair as one of ours, and its row; None for a bad pair, whose row says why."""
         try:
             prompt, facts = _prompt(pair)
             source, edited, mask = _pictures(pair, self.config.size)
@@ -223,12 +223,12 @@ def _rejected_row(pair: ForeignPair, reason: str) -> dict[str, Any]:
 
 
 def import_folder(run: RunFolder, folder: Path, config: ImportConfig) -> Iterator[Progress]:
-    """Take a foreign data set in as the pairs of a run; a shard that is there is not made again.
+    """Import a foreign data set as the pairs of a run; a shard that is there is not made again.
 
     Args:
-        run: gets a `pairs` stage.
-        folder: of the data set.
-        config: how.
+        run: the run that gets a `pairs` stage.
+        folder: folder of the data set.
+        config: how to import it.
 
     Raises:
         InputError: the folder holds no pairs of this form, captions or instruction are not there at all, no pair is
@@ -260,7 +260,7 @@ def import_folder(run: RunFolder, folder: Path, config: ImportConfig) -> Iterato
 def _once(
     taken: tuple[ImagePair | None, dict[str, Any]], seen: set[str], config: ImportConfig
 ) -> tuple[ImagePair | None, dict[str, Any]]:
-    """The pair, unless one of its id was taken before."""
+    """Return the pair, unless one with its id was taken before."""
     pair, row = taken
     if row["id"] in seen:
         if config.strict:

@@ -1,6 +1,6 @@
-"""The data card of an export: what is in it, how it was made and chosen, where it comes from, what is wrong with it.
+"""The data card of an export: what it holds, how that was made and chosen, where it comes from, and its limits.
 
-In the form of cards on the Hugging Face hub: Markdown below a YAML header.
+Cards have the form of those on the Hugging Face hub: Markdown below a YAML header.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image
 
 from restage.pairs.exchange import FORMATS
 from restage.pairs.exchange.exported import PairSet
+from restage.pairs.exchange.format import PairFormat
 from restage.pairs.files import open_files
 from restage.pairs.score import PairScores
 from restage.records import InputError, read_json, to_plain
@@ -26,8 +27,9 @@ __all__ = ["SetFacts", "collect_facts", "render_card"]
 
 NUM_BINS = 10
 BAR_WIDTH = 24
+COSINE_RANGE = (-1.0, 1.0)
 SCORE_RANGES = {"change": (0.0, 0.5), "mask_share": (0.0, 1.0)}
-"""Ranges of the histograms; the other scores are cosines in [-1, 1]."""
+"""Ranges of histograms; the other scores are cosines in [-1, 1]."""
 SIZE_CATEGORIES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -36,43 +38,38 @@ SIZE_CATEGORIES = (
     (10_000_000, "1M<n<10M"),
     (100_000_000, "10M<n<100M"),
 )
-"""The hub's names of sizes, by the first number that is beyond."""
+"""The hub's names of sizes, with the first number of pairs beyond each."""
 
 
 @dataclass
 class SetFacts:
-    """What a card says, collected shard by shard."""
+    """What a card says; collected shard by shard."""
 
     name: str
     made: Counter[str] = field(default_factory=Counter)
-    """Pairs by kind of edit, accepted or not."""
+    """Number of pairs by kind of edit, accepted or not."""
     accepted: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
-    """Rejected pairs by reason."""
+    """Number of rejected pairs by reason."""
     histograms: dict[str, list[int]] = field(default_factory=dict)
-    """Accepted pairs by score, `NUM_BINS` bins each."""
+    """Numbers of accepted pairs by score, in `NUM_BINS` bins each."""
     unscored: Counter[str] = field(default_factory=Counter)
     writers: Counter[str] = field(default_factory=Counter)
-    """Accepted pairs by who wrote the prompt."""
+    """Number of accepted pairs by the writer of the prompt."""
     sizes: Counter[str] = field(default_factory=Counter)
-    """Shards by the size of their first picture."""
+    """Number of shards by the size of their first picture."""
     rule: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_accepted(self) -> int:
-        """Pairs in the export."""
+        """Number of pairs in the export."""
         return sum(self.accepted.values())
 
     @property
     def num_made(self) -> int:
-        """Pairs that were made."""
+        """Number of pairs that were made."""
         return sum(self.made.values())
-
-
-def score_range(name: str) -> tuple[float, float]:
-    """Range of a score's histogram."""
-    return SCORE_RANGES.get(name, (-1.0, 1.0))
 
 
 def _count(facts: SetFacts, row: Mapping[str, Any]) -> None:
@@ -86,18 +83,13 @@ def _count(facts: SetFacts, row: Mapping[str, Any]) -> None:
         if value is None or not math.isfinite(value):
             facts.unscored[name] += 1
             continue
-        low, high = score_range(name)
+        low, high = SCORE_RANGES.get(name, COSINE_RANGE)
         place = min(max(int((value - low) / (high - low) * NUM_BINS), 0), NUM_BINS - 1)
         facts.histograms.setdefault(name, [0] * NUM_BINS)[place] += 1
 
 
 def collect_facts(pair_set: PairSet, run: Path | None) -> SetFacts:
-    """Read the rows and records of a set, a shard in memory, and what its run says of itself.
-
-    Args:
-        pair_set: what is exported.
-        run: the run's folder, for its config and models; None if there is none.
-    """
+    """Read the rows and records of a set shard by shard, and what its run, if it has one, says of itself."""
     facts = SetFacts(name=run.name if run else "pairs")
     for index in pair_set.marks:
         for row in pair_set.rows(index):
@@ -116,7 +108,7 @@ def collect_facts(pair_set: PairSet, run: Path | None) -> SetFacts:
 
 
 def _provenance(pair_set: PairSet, run: Path | None) -> dict[str, Any]:
-    """Models, seed, code and config that a run has recorded; what it has not is left out."""
+    """Return the models, seed, code and config that a run has recorded; what it lacks is left out."""
     found: dict[str, Any] = {"set": pair_set.id}
     files = open_files(pair_set.folder)
     if files.exists("plan.json"):
@@ -154,7 +146,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
 
 
 def _histogram(name: str, counts: Sequence[int]) -> Iterator[str]:
-    low, high = score_range(name)
+    low, high = SCORE_RANGES.get(name, COSINE_RANGE)
     step, most = (high - low) / NUM_BINS, max(*counts, 1)
     yield f"**{name}**"
     yield "```"
@@ -178,44 +170,30 @@ def _limits(facts: SetFacts) -> Iterator[str]:
 
 
 def render_card(facts: SetFacts, form: str) -> str:
-    """Write the card as Markdown.
+    """Write the card of an export in a form of the menu `FORMATS`, as Markdown."""
+    return "\n".join(_lines(facts, FORMATS[form]))
 
-    Args:
-        facts: of the set.
-        form: a name of the menu `FORMATS`.
-    """
-    share = facts.num_accepted / max(facts.num_made, 1)
-    kinds = [
-        (kind, made, facts.accepted[kind], f"{facts.accepted[kind] / made:.3f}")
-        for kind, made in sorted(facts.made.items())
-    ]
-    kinds.append(("all", facts.num_made, facts.num_accepted, f"{share:.3f}"))
-    lines = [
-        *_header(facts, FORMATS[form].card_header),
-        "",
-        f"# {facts.name}: image pairs for instruction-based editing",
-        "",
-    ]
-    lines += [f"{facts.num_accepted} pairs of a picture before and after an edit, with captions and instruction, made "]
-    lines[-1] += f"by Restage. Picture size: {', '.join(sorted(facts.sizes))} pixels."
-    lines += ["", FORMATS[form].description, "", "## Counts", ""]
-    lines += _table(("kind of edit", "made", "accepted", "yield"), kinds)
+
+def _lines(facts: SetFacts, form: PairFormat) -> Iterator[str]:
+    yield from (*_header(facts, form.card_header), "")
+    yield from (f"# {facts.name}: image pairs for instruction-based editing", "")
+    yield (
+        f"{facts.num_accepted} pairs of a picture before and after an edit, with captions and instruction, made "
+        f"by Restage. Picture size: {', '.join(sorted(facts.sizes))} pixels."
+    )
+    yield from ("", form.description, "", "## Counts", "")
+    counts = [(kind, made, facts.accepted[kind]) for kind, made in sorted(facts.made.items())]
+    counts.append(("all", facts.num_made, facts.num_accepted))
+    rows = [(kind, made, accepted, f"{accepted / max(made, 1):.3f}") for kind, made, accepted in counts]
+    yield from _table(("kind of edit", "made", "accepted", "yield"), rows)
     if facts.reasons:
-        lines += ["", *_table(("rejected because", "pairs"), facts.reasons.most_common())]
-    lines += ["", "## Rule", ""]
-    lines += _table(("setting", "value"), list(facts.rule.items())) if facts.rule else ["None is recorded."]
-    lines += ["", "## Provenance", "", "Prompts written by: "]
-    lines[-1] += ", ".join(f"{writer} ({count})" for writer, count in facts.writers.most_common()) + "."
-    lines += [
-        "",
-        "```json",
-        json.dumps(facts.provenance, indent=1, sort_keys=True),
-        "```",
-        "",
-        "## Scores of the pairs",
-        "",
-    ]
-    for name in PairScores._fields:
-        lines += [*_histogram(name, facts.histograms[name]), ""] if name in facts.histograms else []
-    lines += ["## Known limits", "", *_limits(facts), ""]
-    return "\n".join(lines)
+        yield from ("", *_table(("rejected because", "pairs"), facts.reasons.most_common()))
+    yield from ("", "## Rule", "")
+    yield from _table(("setting", "value"), list(facts.rule.items())) if facts.rule else ["None is recorded."]
+    writers = ", ".join(f"{writer} ({count})" for writer, count in facts.writers.most_common())
+    yield from ("", "## Provenance", "", f"Prompts written by: {writers}.", "")
+    yield from ("```json", json.dumps(facts.provenance, indent=1, sort_keys=True), "```", "")
+    yield from ("## Scores of the pairs", "")
+    for name in (name for name in PairScores._fields if name in facts.histograms):
+        yield from (*_histogram(name, facts.histograms[name]), "")
+    yield from ("## Known limits", "", *_limits(facts), "")

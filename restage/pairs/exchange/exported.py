@@ -16,17 +16,17 @@ __all__ = ["ExportedPair", "PairSet", "open_set"]
 
 
 class ExportedPair(NamedTuple):
-    """An accepted pair, with its files as they are."""
+    """An accepted pair, with its files as they were stored."""
 
     id: str
     parts: Mapping[str, bytes]
     """`source.png`, `edited.png`, `mask.png`, `json`."""
     row: Mapping[str, Any]
-    """Of the sidecar, without preview."""
+    """Row of the sidecar, without preview."""
 
     @property
     def record(self) -> dict[str, Any]:
-        """Its JSON: id, prompt, facts."""
+        """The stored record with id, prompt and facts."""
         return json.loads(self.parts["json"])
 
 
@@ -40,16 +40,16 @@ class PairSet:
 
     @property
     def id(self) -> str:
-        """Content id of all that an export depends on."""
+        """Content id of everything that an export depends on."""
         hashes = [mark["sha256"] for mark in self.marks.values()]
         return content_id("set", {"shards": hashes, "left_out": self.reader.left_out, "rule": self.reader.rule})
 
     def rows(self, index: int) -> list[dict[str, Any]]:
-        """Rows of a shard, accepted or not."""
+        """Read the rows of a shard, accepted or not."""
         return self.reader.rows(index, self.marks[index], has_previews=False).to_pylist()
 
     def pairs(self, index: int) -> Iterator[ExportedPair]:
-        """Accepted pairs of a shard, in order."""
+        """Yield the accepted pairs of a shard, in order."""
         rows = {row["id"]: row for row in self.rows(index)}
         for pair_id, parts in self.reader.members(index, self.marks[index]):
             yield ExportedPair(pair_id, parts, rows[pair_id])

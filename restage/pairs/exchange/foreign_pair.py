@@ -1,4 +1,4 @@
-"""A pair as somebody else's data set has it, and the names that data sets give to its parts."""
+"""A pair as somebody else's data set holds it, and the names that data sets give to its parts."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "kind": ("kind", "edit_type", "task"),
     "id": ("id", "key"),
 }
-"""Parts of a pair and what data sets call them; the first that is there is taken."""
+"""Parts of a pair and what data sets call them; the first name that is there is taken."""
 NEEDED = ("source", "edited", "source_caption", "target_caption", "instruction")
 
 
 class ForeignPair(NamedTuple):
-    """A pair that is not ours yet; nothing in it is checked."""
+    """A pair that is not ours yet; nothing in it has been checked."""
 
     where: str
-    """For people: file and row."""
+    """File and row, for people."""
     source: bytes | None
-    """A picture file; None if there is none."""
+    """Content of a picture file; None if there is none."""
     edited: bytes | None
     mask: bytes | None
     texts: Mapping[str, str]
-    """source_caption, target_caption, instruction, kind, id: those that there are."""
+    """Those of source_caption, target_caption, instruction, kind and id that there are."""
     row: Mapping[str, Any]
-    """All that the data set says of it, such as scores."""
+    """Everything that the data set says of the pair, such as scores."""
 
 
 def find_names(present: Iterable[str], where: str, needed: Iterable[str] = NEEDED) -> dict[str, str]:
-    """The names that a data set uses, by part.
+    """Find the names that a data set uses, by part.
 
     Args:
         present: names of its columns or fields.
@@ -64,7 +64,7 @@ def find_names(present: Iterable[str], where: str, needed: Iterable[str] = NEEDE
 
 
 def texts_of(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
-    """The texts of a row by part; those that are no texts, or empty, are left out."""
+    """Return the texts of a row by part, without empty ones and values that are no texts."""
     parts = ("source_caption", "target_caption", "instruction", "kind", "id")
     found = {part: row.get(names[part]) for part in parts if part in names}
     return {part: value for part, value in found.items() if isinstance(value, str) and value.strip()}

@@ -1,8 +1,8 @@
 """The folder layout of InstructPix2Pix (Brooks et al. 2022; github.com/timothybrooks/instruct-pix2pix).
 
-A folder for each prompt pair with `prompt.json` (input, edit, output), `<seed>_0.jpg` and `<seed>_1.jpg` (before and
-after), `metadata.jsonl` (a line of scores for each seed); `seeds.json` lists folders with their seeds. Its loader reads
-`seeds.json`, `edit` and the pictures. JPEG loses a little; masks, which it has no place for, stand beside as PNG.
+Each prompt pair has a folder with `prompt.json` (input, edit, output), `<seed>_0.jpg` and `<seed>_1.jpg` (before and
+after), and `metadata.jsonl` (a line of scores for each seed); `seeds.json` lists the folders with their seeds. The
+public loader reads `seeds.json`, `edit` and the pictures. JPEG loses a little; masks lie beside the pictures as PNG.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCORES = {
     "clip_sim_dir": "direction_similarity",
     "clip_sim_image": "image_similarity",
 }
-"""Its names of scores, and ours."""
+"""The layout's names of scores, and ours."""
 
 
 def _jpeg(png: bytes) -> bytes:
@@ -55,13 +55,13 @@ def _metadata(pair: ExportedPair) -> dict[str, Any]:
 
 
 def _seed(pair: ExportedPair) -> int:
-    """The seed of the noise, which names the pictures; of a foreign pair without one, its id."""
+    """Return the seed of the noise, which names the pictures; for a foreign pair without a seed, a part of its id."""
     seed = pair.row.get("seed")
     return int(seed) if seed is not None else int(pair.id[-8:], 16)
 
 
 def _write_folder(folder: Path, pairs: Sequence[ExportedPair]) -> list[str]:
-    """Write the pairs of a prompt; `prompt.json` comes last, so that a folder that has it is whole."""
+    """Write the pairs of a prompt; `prompt.json` is written last, so that a folder that has it is whole."""
     seeds = []
     for pair in pairs:
         seed = str(_seed(pair))
@@ -98,7 +98,7 @@ def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
 
 
 def _folders(folder: Path) -> list[tuple[str, list[str]]]:
-    """Folders with their seeds: as `seeds.json` has them, else as they lie there."""
+    """Return the folders with their seeds, from `seeds.json` or from what lies there."""
     if (folder / "seeds.json").exists():
         try:
             return [(str(name), [str(seed) for seed in seeds]) for name, seeds in read_json(folder / "seeds.json")]
@@ -113,7 +113,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _scores_of(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Our names of the scores in `metadata.jsonl`, by seed."""
+    """Read the scores of `metadata.jsonl` by seed, under our names."""
     rows = {}
     for line in (_read(folder / "metadata.jsonl") or b"").decode("utf-8", "replace").splitlines():
         try:

@@ -1,4 +1,4 @@
-"""WebDataset: the shards' tars as they are, and an index; in the other direction any tars of pairs."""
+"""WebDataset: writes the shards' tars as they are, with an index; reads any tars of pairs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
 
 def _tar_of(pair_set: PairSet, index: int) -> tuple[bytes, int]:
-    """The tar of a shard, as it is unless readers leave some of its pairs out, and its number of pairs."""
+    """Return the tar of a shard and its number of pairs; unchanged, unless some of its pairs are left out."""
     pairs = list(pair_set.pairs(index))
     if len(pairs) == pair_set.marks[index]["num_accepted"]:
         return pair_set.reader.files.read(shard_name(index, "tar")), len(pairs)
@@ -51,7 +51,7 @@ def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Files of each sample of a tar by their extension, streamed: what stands together under one key."""
+    """Yield the key of each sample of a tar, and its files by extension; the tar is read as a stream."""
     key, parts = None, {}
     with tarfile.open(path, "r|*") as tar:
         for member in tar:
@@ -105,7 +105,7 @@ def _record(parts: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _row(parts: Mapping[str, bytes]) -> dict[str, Any]:
-    """What a sample says of itself; a record of ours, which names its prompt pair, in the form of others."""
+    """Return what a sample says of itself; a record of ours is brought into the form of others."""
     record = _record(parts)
     prompt = record.get("prompt")
     if not isinstance(prompt, dict):

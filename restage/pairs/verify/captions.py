@@ -1,7 +1,7 @@
-"""What a CLIP says of a pair's pictures and captions: swapped, captions of something else, scores of something else.
+"""What a CLIP says of a pair's pictures and captions: swapped pictures, wrong captions, wrong scores.
 
 How well a picture fits its caption cannot be judged by the number alone, which depends on the CLIP and on what there is
-to see: the same picture's fit to captions of other pairs is the measure (median and MAD, which outliers do not move).
+to see. It is measured against the picture's fit to other captions (median and MAD, which outliers do not move).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from restage.records import InputError
 __all__ = ["BATCH_SIZE", "CaptionBank", "CaptionFault", "Judged", "judge_captions", "make_bank"]
 
 BATCH_SIZE = 16
-"""Pairs that are embedded at once."""
+"""Number of pairs that are embedded at once."""
 BANK_SIZE = 256
-"""Captions of other pairs that a picture's own is compared with."""
+"""Number of captions that a picture's own caption is compared with."""
 MIN_BANK_SIZE = 16
-"""Fewer different captions say nothing."""
+"""Number of different captions below which nothing can be said."""
 MIN_DEVIATIONS = 1.3
 """A picture must fit its own caption better than those of others by this many robust deviations. In 1,938 pictures of
-the miniature the least was 1.5; of captions drawn at random 88 % stay below (docs/log/2026-11-22-campaigns.md)."""
+the miniature the least was 1.5; of captions drawn at random 88 % stay below it (docs/log/2026-11-22-campaigns.md)."""
 SWAPPED_DIRECTION = -0.15
 """Direction similarity below which a pair is swapped: an accepted one has at least 0.2, and swapping turns the sign."""
 MAD_TO_DEVIATION = 1.4826
@@ -39,31 +39,32 @@ MAD_TO_DEVIATION = 1.4826
 
 
 class CaptionBank(NamedTuple):
-    """Captions of the set with their embeddings, to compare a pair's own with."""
+    """Captions of the set with their embeddings, which a pair's own captions are compared with."""
 
     clip: ImageTextModel
     texts: tuple[str, ...]
     embedded: Float[Tensor, "texts dim"]
     lock: threading.Lock
-    """Tokenizers of several threads at once fail with "already borrowed"."""
+    """Held while texts are embedded: a tokenizer that several threads use at once fails with "already borrowed"."""
 
 
 class CaptionFault(NamedTuple):
-    """What was found about a pair of a batch."""
+    """Something that is wrong with a pair of a batch."""
 
     position: int
-    """In the batch."""
+    """Position of the pair in the batch."""
     reason: str
     detail: str
 
 
 def _encode_texts(clip: ImageTextModel, texts: Sequence[str]) -> Float[Tensor, "b dim"]:
-    """Unit vectors of texts; NaN for those that are too long for this CLIP."""
+    """Embed texts as unit vectors; NaN for those that are too long for this CLIP."""
     try:
         return clip.encode_text(texts).cpu()
     except InputError:
         if len(texts) == 1:
             return torch.full_like(clip.encode_text(["a"]).cpu(), torch.nan)
+        # One long text refuses the whole batch, so find it by trying each on its own.
         return torch.cat([_encode_texts(clip, [text]) for text in texts])
 
 
@@ -86,7 +87,7 @@ def _to_tensor(pictures: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
 
 
 def _deviations(fit: Tensor, own: Sequence[str], fits: Tensor, bank: CaptionBank) -> Tensor:
-    """By how many robust deviations each picture fits its caption better than captions of others; NaN = too few."""
+    """Return by how many robust deviations a picture fits its own caption better than others; NaN if they are few."""
     is_other = torch.tensor([[text != caption for text in bank.texts] for caption in own])
     others = torch.where(is_other, fits, torch.nan)
     median = others.nanmedian(dim=1).values
@@ -100,10 +101,10 @@ class Judged(NamedTuple):
 
     faults: list[CaptionFault]
     gaps: list[float]
-    """Greatest absolute difference of each pair's stored scores and those computed again; NaN where there is none.
-    Whether it is a fault depends on the whole set, which another CLIP may have scored."""
+    """Largest absolute difference between each pair's stored scores and those computed again; NaN if there are none.
+    Whether this is a fault depends on the whole set, which another CLIP may have scored."""
     is_too_long: list[bool]
-    """Of each pair: whether it could not be judged, since a caption is too long for this CLIP."""
+    """Whether each pair could not be judged, since a caption is too long for this CLIP."""
 
 
 def judge_captions(looks: Sequence[Look], rows: Sequence[Mapping[str, Any]], bank: CaptionBank) -> Judged:

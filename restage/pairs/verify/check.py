@@ -1,4 +1,4 @@
-"""All checks over a folder of shards, some shards at a time; what `restage verify` runs."""
+"""Runs all checks over a folder of shards, some shards at a time; `restage verify` calls it."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from restage.records import InputError, Progress
 __all__ = ["VerifyConfig", "VerifyResult", "check_pairs", "verify_pairs"]
 
 BANK_SHARDS = 64
-"""Shards whose captions those of all are compared with."""
+"""Number of shards whose captions serve for comparison with all others."""
 MAX_THREADS = 8
 READ_AHEAD = 2
-"""Shards in work for each thread."""
+"""Number of shards that are in work for each thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """What is looked at, and with how many threads."""
+    """What is checked, and with how many threads."""
 
     fast: bool = False
-    """Only hashes, and what files say of each other; no picture is decoded."""
+    """Check only hashes and what the files say of each other; no picture is decoded."""
     num_threads: int = min(os.cpu_count() or 1, MAX_THREADS)
-    """Shards that are read at the same time; each takes the memory of a shard."""
+    """Number of shards that are read at the same time; each takes the memory of a shard."""
 
     def __post_init__(self) -> None:
         if self.num_threads < 1:
@@ -59,14 +59,14 @@ class VerifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyResult:
-    """What was looked at, and what was found."""
+    """What was checked, and what was found."""
 
     findings: tuple[Finding, ...]
     num_shards: int
     num_pairs: int
     num_accepted: int
     num_left_out: int
-    """Pairs that readers pass over already; their pictures are not judged again."""
+    """Number of pairs that readers skip already; their pictures are not judged again."""
     num_bytes: int
     seconds: float
     notes: tuple[str, ...] = ()
@@ -74,12 +74,12 @@ class VerifyResult:
 
     @property
     def mb_per_s(self) -> float:
-        """Rate over tars and sidecars, in 10^6 bytes a second."""
+        """Rate at which tars and sidecars were read, in 10^6 bytes a second."""
         return self.num_bytes / 1e6 / max(self.seconds, 1e-9)
 
 
 def _captions(files: Files, shards: Sequence[int]) -> Iterator[str]:
-    """Captions of accepted pairs from up to `BANK_SHARDS` shards; those that cannot be read are found later."""
+    """Yield captions of accepted pairs from up to `BANK_SHARDS` shards; unreadable shards are found later."""
     picks = np.linspace(0, len(shards) - 1, min(BANK_SHARDS, len(shards))).round().astype(int)
     for pick in picks:
         try:
@@ -93,10 +93,11 @@ def _captions(files: Files, shards: Sequence[int]) -> Iterator[str]:
 
 
 def _examine_all(examiner: Examiner, shards: Sequence[int], num_threads: int) -> Iterator[Seen]:
-    """Shards in order, some of them ahead."""
+    """Examine the shards in order, some of them ahead."""
     waiting: deque[Future[Seen]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         try:
+            # Only a few shards are ahead at a time, since each keeps its bytes in memory until it is examined.
             for index in shards:
                 waiting.append(pool.submit(examiner.examine, index))
                 if len(waiting) >= READ_AHEAD * num_threads:
@@ -109,7 +110,7 @@ def _examine_all(examiner: Examiner, shards: Sequence[int], num_threads: int) ->
 
 
 def _open_bank(files: Files, shards: Sequence[int], clip: ImageTextModel | None) -> tuple[CaptionBank | None, str]:
-    """The captions to compare with, and what keeps them from being judged, if anything does."""
+    """Return the captions to compare with, and why captions cannot be judged, if they cannot."""
     if clip is None or not shards:
         return None, "captions were not judged: no CLIP was given" if shards else ""
     bank = make_bank(clip, list(_captions(files, shards)))
@@ -119,7 +120,7 @@ def _open_bank(files: Files, shards: Sequence[int], clip: ImageTextModel | None)
 
 @dataclass(frozen=True)
 class _Opened:
-    """A folder that is checked: where its shards lie, and where what the stage leaves beside them."""
+    """A folder to check: where its shards lie, and where the other files of the stage are."""
 
     place: Path | str
     files: Files
@@ -139,12 +140,12 @@ class _Opened:
         return self.home.exists("stage.json")
 
     def check_files(self) -> Iterator[Finding]:
-        """What lies there, but for what is in the shards."""
+        """Check what lies there, except for what is in the shards."""
         for files in (self.home, self.files) if self.home is not self.files else (self.files,):
             yield from check_folder(files, files.names())
 
     def examiner(self, damaged: Sequence[Finding], bank: CaptionBank | None, *, is_fast: bool) -> Examiner:
-        """Follows the records of the folder that are not damaged."""
+        """Return an examiner that follows those records of the folder that are not damaged."""
         names = {finding.file for finding in damaged}
         return Examiner(
             files=self.files,
@@ -156,7 +157,7 @@ class _Opened:
         )
 
     def check_views(self, whole: WholeSet, findings: Sequence[Finding], plan: Plan) -> Iterator[Finding]:
-        """What is derived from the shards: the mark of the stage and the manifest, if the shards are right."""
+        """Check what is derived from the shards, if these are right: the mark of the stage, and the manifest."""
         bad = [finding for finding in findings if finding.shard is not None and not finding.pair]
         if self.is_finished and not bad:
             yield from check_stage(self.home, whole.counts, plan)
@@ -168,7 +169,7 @@ class _Opened:
 
 
 def _notes(whole: WholeSet, bank: CaptionBank | None, note: str) -> Iterator[str]:
-    """What was not checked."""
+    """Say what was not checked."""
     if note:
         yield note
     if bank is not None and not whole.is_scored_by_same_clip():
@@ -185,9 +186,9 @@ def check_pairs(
     Memory is that of a few shards, and some 100 bytes for each pair.
 
     Args:
-        folder: `<run>/pairs`, or where shards lie.
-        config: what to look at.
-        clip: to judge captions with; None leaves that out.
+        folder: `<run>/pairs`, or a folder or URL of shards.
+        config: what to check.
+        clip: the CLIP that judges captions; None leaves captions unjudged.
 
     Raises:
         InputError: the folder does not exist.
@@ -220,7 +221,7 @@ def check_pairs(
 def verify_pairs(
     folder: Path | str, *, fast: bool = False, clip: ImageTextModel | None = None, num_threads: int | None = None
 ) -> tuple[Finding, ...]:
-    """Check the image pairs in a folder or at a URL and say what is wrong; empty = nothing. See `check_pairs`.
+    """Check the image pairs in a folder or at a URL, and return what is wrong; see `check_pairs`.
 
     Raises:
         InputError: the folder does not exist.

@@ -1,4 +1,4 @@
-"""All that can be said of one shard on its own, and what is kept of it to compare it with the others."""
+"""Checks one shard on its own, and describes its pairs briefly for comparison with those of other shards."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Described(NamedTuple):
     """Short descriptions of the pairs of a shard whose pictures were looked at, some 80 bytes a pair."""
 
     ids: np.ndarray
-    """As ASCII."""
+    """Ids of the pairs, as ASCII."""
     pixels: UInt64[np.ndarray, " n"]
     shapes: UInt64[np.ndarray, "n 2"]
     colours: UInt8[np.ndarray, "n 24"]
     score_gaps: Float32[np.ndarray, " n"]
-    """How far stored scores are from those computed again; NaN = not compared."""
+    """Differences between stored scores and those computed again; NaN if not compared."""
     num_too_long: int
-    """Pairs with a caption that is too long for the CLIP to judge."""
+    """Number of pairs with a caption that is too long for the CLIP to judge."""
 
 
 class Seen(NamedTuple):
@@ -45,14 +45,14 @@ class Seen(NamedTuple):
     index: int
     findings: list[Finding]
     ids: UInt64[np.ndarray, " pairs"]
-    """Bits of the ids of all pairs, accepted or not; none if the shard is bad as a whole."""
+    """The ids of all pairs as numbers, accepted or not; empty if the shard is bad as a whole."""
     num_accepted: int
     num_bytes: int
     described: Described | None = None
 
 
 def bits_of(pair_id: str) -> int:
-    """64 bits that stand for an id: its own, if it has the form of ours, else those of a hash."""
+    """Return 64 bits that stand for an id: its own, if it has the form of ours, else those of a hash."""
     digits = pair_id.rpartition("-")[2]
     if len(digits) == 16 and set(digits) <= set("0123456789abcdef"):
         return int(digits, 16)
@@ -60,7 +60,7 @@ def bits_of(pair_id: str) -> int:
 
 
 class _Row(NamedTuple):
-    """Description of one pair."""
+    """A short description of one pair."""
 
     id: bytes
     pixels: int
@@ -85,22 +85,22 @@ def _describe(rows: Sequence[_Row]) -> Described | None:
 
 @dataclass(frozen=True)
 class Examiner:
-    """Looks at shards; several threads may use one."""
+    """Examines shards; several threads may use the same examiner."""
 
     files: Files
     left_out: Mapping[str, str]
     """Pairs whose pictures are not judged again."""
     bank: CaptionBank | None
-    """To judge captions with; None = captions are not judged."""
+    """Captions to compare with; None if captions are not judged."""
     has_pictures: bool
     """Whether pictures are decoded at all."""
     plan: Plan = Plan()
-    """That the shards are made by."""
+    """Plan that the shards are made by."""
     rule: PairRule | None = None
-    """That holds now; None = verdicts stand as stored."""
+    """Rule that holds now; None if verdicts stand as stored."""
 
     def examine(self, index: int) -> Seen:
-        """All checks of one shard."""
+        """Run all checks of one shard."""
         try:
             if index >= (self.plan.num_tasks or index + 1):
                 detail = f"the plan has {self.plan.num_tasks} shards only"
@@ -115,14 +115,14 @@ class Examiner:
         return Seen(index, findings, ids, self._count_accepted(shard.mark, shard.rows), shard.num_bytes, described)
 
     def _count_accepted(self, mark: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
-        """By the rule that holds now."""
+        """Count the pairs that are accepted by the rule that holds now."""
         rule = self.rule
         if rule is not None and mark.get("rule", rule_id(rule)) != rule_id(rule):
             rows = [verdict_of(row, rule) for row in rows]
         return sum(bool(row.get("accepted")) for row in rows)
 
     def _judge(self, index: int, pairs: Sequence[StoredPair], findings: list[Finding]) -> Described | None:
-        """Look at the pictures a batch at a time, and add what is wrong to `findings`."""
+        """Judge the pictures a batch at a time, and add what is wrong to `findings`."""
         rows: list[_Row] = []
         for start in range(0, len(pairs), BATCH_SIZE):
             looks = list(self._decode(index, pairs[start : start + BATCH_SIZE], findings))
@@ -159,6 +159,7 @@ class Examiner:
         for (pair, look), of_pair, gap, too_long in zip(batch, faults, gaps, is_too_long, strict=True):
             findings.extend(_finding(index, pair.id, *fault) for fault in of_pair)
             pair_id = pair.id.encode("ascii", "replace")
+            # A pair that is wrong anyway must not sway the judgment whether the same CLIP has scored the set.
             score_gap = math.nan if of_pair else gap
             yield _Row(pair_id, look.pixels, look.shapes, look.colours, score_gap, too_long)
 

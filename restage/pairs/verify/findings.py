@@ -1,4 +1,4 @@
-"""What can be wrong with a run's image pairs, and what a repair does about each.
+"""What can be wrong with a run's image pairs, and what a repair does about it.
 
 `REASONS` is the menu; every check of this package yields `Finding`s under its names.
 """
@@ -16,10 +16,10 @@ class Reason(NamedTuple):
     """A way of being wrong."""
 
     meaning: str
-    """In one sentence, for people."""
+    """What is wrong, in a sentence for people."""
     remedy: Literal["remake", "leave out", "rebuild", "move away"]
-    """What a repair does: have the shard made again, keep the pair from readers, write the view anew, or move the
-    file out of the way."""
+    """What a repair does: have the shard made again, hide the pair from readers, write the file anew, or move it
+    out of the way."""
 
 
 REASONS: Mapping[str, Reason] = {
@@ -29,7 +29,7 @@ REASONS: Mapping[str, Reason] = {
     "mismatch": Reason("mark, tar and sidecar of a shard contradict each other", "remake"),
     "repeated": Reason("a pair's id stands in the set more than once", "remake"),
     "stale": Reason("the manifest is not what the shards say", "rebuild"),
-    "foreign": Reason("a file that nothing of ours has written", "move away"),
+    "foreign": Reason("a file that Restage has not written", "move away"),
     "unreadable": Reason("a picture cannot be decoded, or the sizes of a pair differ", "leave out"),
     "not finite": Reason("a score is NaN or infinite in a pair that was accepted", "leave out"),
     "black": Reason("a picture is black, as decoders leave one that came out NaN", "leave out"),
@@ -41,7 +41,7 @@ REASONS: Mapping[str, Reason] = {
     "duplicate": Reason("both pictures are those of an earlier pair, pixel by pixel", "leave out"),
     "near duplicate": Reason("both pictures look like those of an earlier pair", "leave out"),
 }
-"""Ways of being wrong by name: first those of files, then those of pairs."""
+"""Ways of being wrong by name; those of files come first, then those of pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,9 @@ class Finding:
     detail: str
     """What was expected and what was found."""
     shard: int | None = None
-    """Number of the shard, if it belongs to one."""
+    """Number of the shard, if the finding belongs to one."""
     pair: str = ""
-    """Id of the pair, if it is about one."""
+    """Id of the pair, if the finding is about one."""
 
     @property
     def remedy(self) -> str:

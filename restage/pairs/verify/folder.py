@@ -1,4 +1,4 @@
-"""What belongs to the folder as a whole: which files may lie there, manifest, rule, the stage's mark, contact sheet."""
+"""Checks the folder as a whole: which files may lie there, manifest, rule, the stage's mark, and contact sheet."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ QUARANTINE = "quarantine"
 """Folder beside the shards where a repair moves what is bad."""
 SHARD_FILE = re.compile(r"shard-(\d{5,})\.(tar|parquet|done)")
 RECORDS = ("rule.json", "store.json", "plan.json", "campaign.json")
-"""Files of the store that are JSON records of ours."""
+"""JSON records that the store keeps beside the shards."""
 VIEWS = ("manifest.parquet", "contact_sheet.png", "stage.json")
-"""What the stage leaves beside the shards when it ends."""
+"""Files that the stage writes beside the shards when it ends."""
 FOLDERS = (QUARANTINE, "failures")
 OLD_MANIFEST = re.compile(r"manifest-rule-[0-9a-f]{16}\.parquet")
-"""The manifest of a rule that held before."""
+"""Name of the manifest of an earlier rule."""
 
 
 class Plan(NamedTuple):
-    """What a campaign's `plan.json` says of its shards; nothing where there is none, or it is damaged."""
+    """What a campaign's `plan.json` says of its shards; nothing if it is missing or damaged."""
 
     maker: str | None = None
-    """Id of what makes the pairs, which each mark's id of its content is derived from."""
+    """Id of what makes the pairs; the content id in each mark is derived from it."""
     num_tasks: int | None = None
     """Number of shards."""
 
 
 def read_plan(files: Files) -> Plan:
-    """Read the plan of the shards, if there is one; damage to it is a finding of `check_folder`."""
+    """Read the plan of the shards, if there is one; `check_folder` reports damage to it."""
     try:
         record = read_canonical_json(files, "plan.json")
     except BadFile:
@@ -67,10 +67,10 @@ class Counts(NamedTuple):
 
     num_shards: int
     last_shard: int
-    """The greatest number of a shard; -1 for none."""
+    """The highest number of a shard; -1 if there is none."""
     num_pairs: int
     num_accepted: int
-    """By the rule that holds now; those left out by the list count as well."""
+    """Number of pairs accepted by the rule that holds now; those on the list of `left_out` count as well."""
 
 
 def _shard_number(name: str) -> int | None:
@@ -81,9 +81,9 @@ def _shard_number(name: str) -> int | None:
 
 
 def find_shards(names: list[str], *, is_finished: bool) -> list[int]:
-    """Numbers of the shards to look at.
+    """Return the numbers of the shards to check.
 
-    Files of a shard without a mark are what a killed worker leaves: only in a finished stage must all have one.
+    A killed worker leaves files of a shard without a mark: only in a finished stage must every shard have one.
     """
     numbers = {_shard_number(name) for name in names if is_finished or name.endswith(".done")}
     return sorted(number for number in numbers if number is not None)
@@ -96,7 +96,7 @@ def _is_ours(name: str) -> bool:
 
 
 def check_folder(files: Files, names: list[str]) -> Iterator[Finding]:
-    """Files that do not belong here, and small ones that do but are damaged."""
+    """Find files that do not belong here, and small files that do but are damaged."""
     for name in names:
         if not _is_ours(name):
             yield Finding(reason="foreign", file=name, detail="it does not belong here")
@@ -117,7 +117,7 @@ def check_folder(files: Files, names: list[str]) -> Iterator[Finding]:
 
 
 def check_stage(files: Files, counts: Counts, plan: Plan) -> Iterator[Finding]:
-    """The mark of the stage: whether it is whole, and whether all that it names is there."""
+    """Check whether the mark of the stage is whole, and whether everything that it counts is there."""
     name = "stage.json"
     try:
         mark = read_canonical_json(files, name)
@@ -137,9 +137,9 @@ def check_stage(files: Files, counts: Counts, plan: Plan) -> Iterator[Finding]:
 
 
 def check_manifest(folder: Path | str, files: Files) -> Iterator[Finding]:
-    """Whether the manifest is what the shards, all of them right, give again, byte by byte.
+    """Check whether the manifest is, byte by byte, what is made of the shards again, all of which are right.
 
-    Another version of pyarrow may have written it in other bytes; then its rows decide.
+    Another version of pyarrow may have written other bytes; then the rows decide.
     """
     name = "manifest.parquet"
     with tempfile.TemporaryDirectory() as scratch:

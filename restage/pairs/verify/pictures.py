@@ -1,6 +1,6 @@
-"""What the pictures of a pair show on their own: whether they decode, show anything, differ, and what they look like.
+"""What can be told from the pictures of a pair alone: whether they decode, show anything, and differ.
 
-Nothing here knows captions or other pairs; `captions` and `repeats` go on with what is measured here.
+Nothing here knows captions or other pairs; `captions` and `repeats` use what is measured here.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from restage.pairs.score import PairScores
 __all__ = ["Look", "NotDecodable", "difference_hash", "find_faults", "look_at"]
 
 FLAT_LEVELS = 8
-"""A picture whose channels each span at most this many of 255 levels shows one colour; JPEG adds some."""
+"""A picture whose channels each span at most this many of 255 levels shows one color; JPEG adds a few."""
 EQUAL_LEVELS = 0.5
-"""Mean absolute difference, of 255 levels, up to which two pictures are the same."""
+"""Mean absolute difference, in levels of 255, up to which two pictures are the same."""
 SCORE_TOLERANCE = 0.004
-"""By how much a share or mean over pixels may differ from the stored one: pictures are rounded to 255 levels."""
+"""Difference that a share or mean over pixels may have from the stored one, since pictures are rounded to bytes."""
 HASH_SIZE = 8
 COLOUR_GRID = 2
 
 
 class NotDecodable(ValueError):
-    """A picture of the pair cannot be decoded, or the sizes differ."""
+    """A picture of the pair cannot be decoded, or the pictures differ in size."""
 
 
 class Look(NamedTuple):
@@ -41,13 +41,13 @@ class Look(NamedTuple):
     edited: UInt8[np.ndarray, "height width 3"]
     mask: UInt8[np.ndarray, "height width"]
     pixels: int
-    """64 bits of a hash of both pictures' pixels."""
+    """64 bits of a hash of the pixels of both pictures."""
     pixel_sha256: str
-    """Of both pictures and the mask, as the sidecar has it."""
+    """Hash of both pictures and the mask, as in the sidecar."""
     shapes: tuple[int, int]
-    """Difference hash of either picture."""
+    """Difference hashes of the two pictures."""
     colours: UInt8[np.ndarray, " 24"]
-    """Mean colours of the quarters of both pictures."""
+    """Mean colors of the quarters of both pictures."""
 
 
 def _decode(content: bytes, mode: str) -> np.ndarray:
@@ -56,9 +56,9 @@ def _decode(content: bytes, mode: str) -> np.ndarray:
 
 
 def difference_hash(grey: Image.Image) -> int:
-    """64 bits: where brightness rises from one cell of a coarse grid to the next on its right (dHash, N. Krawetz 2013).
+    """Return 64 bits: where brightness rises from a cell of a coarse grid to the next (dHash, N. Krawetz 2013).
 
-    Three lines on top of Pillow; the library imagehash would bring PyWavelets and no speed for them.
+    These are three lines on top of Pillow; the library imagehash would bring PyWavelets and no speed.
     """
     small = np.asarray(grey.resize((HASH_SIZE + 1, HASH_SIZE), Image.Resampling.BOX), dtype=np.int16)
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
@@ -108,7 +108,7 @@ def _is_flat(picture: np.ndarray) -> bool:
 
 
 def find_faults(look: Look, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with a pair, from its pictures and the numbers stored of them: (reason, detail)."""
+    """Yield reason and detail of what is wrong with a pair, by its pictures and the numbers stored of them."""
     for name, picture in (("source", look.source), ("edited", look.edited)):
         if _is_flat(picture):
             is_black = int(picture.max()) <= FLAT_LEVELS

@@ -1,7 +1,7 @@
-"""Takes out exactly what is bad, and nothing else: what was right before keeps its bytes.
+"""Takes out what is bad and nothing else: what was right before keeps its bytes.
 
 A bad shard loses its mark and moves to quarantine, and the next `restage pairs` makes it again, bit for bit. A bad pair
-of a right shard goes on the list of `left_out`: made again, it would be the same.
+in a good shard goes on the list of `left_out`, since it would be the same if it were made again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Repaired:
     """What a repair has done."""
 
     shards: tuple[int, ...]
-    """Moved to quarantine; the stage makes them again."""
+    """Numbers of the shards that were moved to quarantine; the stage makes them again."""
     pairs: tuple[str, ...]
-    """Left out by readers from now on."""
+    """Ids of the pairs that readers leave out from now on."""
     moved: tuple[str, ...]
-    """Other files in quarantine."""
+    """Names of other files that were moved to quarantine."""
     rebuilt: tuple[str, ...]
-    """Views that were written anew."""
+    """Names of files that were written anew."""
     quarantine: str
-    """Where what was moved lies now; empty if nothing was."""
+    """Folder of what was moved; empty if nothing was."""
 
     @property
     def needs_stage(self) -> bool:
@@ -45,14 +45,14 @@ class Repaired:
 
 @dataclass(frozen=True)
 class _Quarantine:
-    """A numbered folder beside the shards."""
+    """A numbered folder beside the shards for what is bad."""
 
     files: Files
     name: str
 
     @classmethod
     def open(cls, files: Files, findings: Sequence[Finding]) -> _Quarantine:
-        """The next one; it begins with a record of what was found."""
+        """Make the next one; it begins with a record of what was found."""
         number = 1
         while files.exists(f"{QUARANTINE}/{number:04d}/{REPORT}"):
             number += 1
@@ -62,7 +62,7 @@ class _Quarantine:
         return cls(files, name)
 
     def keep(self, files: Files, name: str) -> None:
-        """Copy a file of a place here, if it is there."""
+        """Copy a file here, if it exists."""
         if files.exists(name):
             self.files.write(f"{self.name}/{name}", files.read(name))
 
@@ -77,11 +77,11 @@ class _Quarantine:
 
 
 def repair_pairs(folder: Path | str, findings: Sequence[Finding]) -> Repaired:
-    """Take out what the findings are about; the mark of the stage goes first, so that a stop in between does no harm.
+    """Take out what the findings are about.
 
     Args:
-        folder: `<run>/pairs`, or where shards lie.
-        findings: of `check_pairs` on the same folder, nothing having changed since.
+        folder: `<run>/pairs`, or a folder or URL of shards.
+        findings: findings of `check_pairs` on the same folder, which has not changed since.
     """
     files = open_files(folder)
     home = files if is_url(folder) else LocalFiles(Path(folder))
@@ -95,11 +95,13 @@ def repair_pairs(folder: Path | str, findings: Sequence[Finding]) -> Repaired:
     if shards or moved:
         room = _Quarantine.open(files, findings)
         quarantine = files.where(room.name)
+        # The mark of the stage goes before any shard: after a stop in between, the stage does not claim to be finished.
         for name in moved:
             place = _place(home, files, name)
             if place is not None:
                 room.move(place, name)
         for index in shards:
+            # A copy first: what is bad may be the only evidence of why, and is deleted only when it is safe elsewhere.
             for suffix in ("done", "tar", "parquet"):
                 room.keep(files, shard_name(index, suffix))
             drop_shard(files.where().rstrip("/"), index)
@@ -120,7 +122,7 @@ def _place(home: Files, files: Files, name: str) -> Files | None:
 
 
 def _bad_pairs(findings: Sequence[Finding], bad_shards: Sequence[int]) -> dict[str, str]:
-    """Reasons by pair, of pairs whose shard stays."""
+    """Return the reasons against single pairs, for pairs whose shard stays."""
     reasons: dict[str, list[str]] = {}
     for finding in findings:
         if finding.pair and finding.shard not in bad_shards:

@@ -1,6 +1,6 @@
-"""Pairs that stand in the set more than once: by id, by the pixels of both pictures, or by what both look like.
+"""Finds pairs that are in the set more than once: by id, by the pixels of both pictures, or by their looks.
 
-Works on short descriptions that are kept of all pairs (about 60 bytes each), not on pictures.
+It works on short descriptions of all pairs (about 60 bytes each), not on pictures.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from jaxtyping import Int, UInt8, UInt64
 __all__ = ["Repeat", "find_near", "find_repeated"]
 
 BAND_BITS = 32
-"""Two hashes of 128 bits that differ in at most 3 have one of four bands of 32 bits in common: those pairs of pictures
-are all found, and some that differ in more."""
+"""Two hashes of 128 bits that differ in at most 3 bits agree in one of four bands of 32 bits: all such pairs of
+pictures are found, and some that differ in more bits."""
 MAX_BITS = 8
-"""Differing bits of 128 up to which the pictures have one layout. In 969 different pairs of the miniature the least
-was 8, in one (docs/log/2026-11-22-campaigns.md)."""
+"""Number of differing bits, of 128, up to which pictures have the same layout. Among 969 different pairs of the
+miniature the smallest number was 8, once (docs/log/2026-11-22-campaigns.md)."""
 MAX_COLOUR_LEVELS = 6
-"""Difference of mean colours, of 255 levels, up to which they have one colouring, which difference hashes ignore."""
+"""Difference of mean colors, in levels of 255, up to which pictures have the same coloring, which the hashes ignore."""
 MAX_RUN = 64
-"""Pairs with one band in common that are compared with one another; of more, neighbours only."""
+"""Number of pairs with a common band up to which all are compared with one another; beyond it, only neighbors."""
 
 
 class Repeat(NamedTuple):
@@ -31,21 +31,22 @@ class Repeat(NamedTuple):
     row: int
     earlier: int
     num_bits: int
-    """In which their hashes differ; 0 for exact repeats."""
+    """Number of bits in which the hashes differ; 0 for exact repeats."""
 
 
 def find_repeated(keys: UInt64[np.ndarray, " n"]) -> Iterator[Repeat]:
-    """Rows whose key stands in an earlier row, in order."""
+    """Yield the rows whose key an earlier row has, in order."""
     order = np.argsort(keys, kind="stable")
     is_repeat = np.zeros(len(keys), bool)
     is_repeat[1:] = keys[order][1:] == keys[order][:-1]
+    # A stable sort keeps equal keys in the order of their rows: the first of each run is the one that is repeated.
     first = order[np.maximum.accumulate(np.where(is_repeat, 0, np.arange(len(keys))))]
     rows = [Repeat(int(order[i]), int(first[i]), 0) for i in np.flatnonzero(is_repeat)]
     yield from sorted(rows)
 
 
 def _runs(values: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows with equal values, two at least."""
+    """Yield groups of at least two rows with equal values."""
     order = np.argsort(values, kind="stable")
     ends = np.flatnonzero(np.diff(values[order])) + 1
     starts, ends = np.r_[0, ends], np.r_[ends, len(order)]
@@ -54,7 +55,7 @@ def _runs(values: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _candidates(shapes: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs of rows (later, earlier) that have one band of their hashes in common."""
+    """Yield pairs of rows (later, earlier) whose hashes have a band in common."""
     for half in range(2):
         for shift in (0, BAND_BITS):
             band = ((shapes[:, half] >> np.uint64(shift)) & np.uint64(2**BAND_BITS - 1)).astype(np.uint32)
@@ -68,12 +69,12 @@ def _candidates(shapes: np.ndarray) -> Iterator[tuple[int, int]]:
 def find_near(
     shapes: UInt64[np.ndarray, "n 2"], colours: UInt8[np.ndarray, "n 24"], known: Sequence[Repeat] = ()
 ) -> list[Repeat]:
-    """Rows that look like an earlier one, the nearest of those found each, in order.
+    """Return the rows that look like an earlier one, in order, each with the nearest that was found.
 
     Args:
         shapes: difference hashes of both pictures.
-        colours: mean colours of both pictures' quarters.
-        known: exact repeats, which are not named again.
+        colours: mean colors of the quarters of both pictures.
+        known: exact repeats, which are not reported again.
     """
     skipped = {repeat.row for repeat in known}
     best: dict[int, Repeat] = {}

@@ -1,6 +1,6 @@
-"""One shard at a time: its mark, the hashes of its files, and whether mark, tar and sidecar tell the same.
+"""Reads a shard, and checks its mark, the hashes of its files, and whether mark, tar and sidecar agree.
 
-Holds one shard in memory, as `store` does when it writes one.
+It holds one shard in memory, as `store` does when it writes one.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ MEMBERS = ("source.png", "edited.png", "mask.png", "json")
 
 
 class BadFile(Exception):
-    """A file is not what it must be; becomes a finding."""
+    """A file is not what it must be; this becomes a finding."""
 
     def __init__(self, reason: str, file: str, detail: str) -> None:
         super().__init__(detail)
         self.reason, self.file, self.detail = reason, file, detail
 
     def finding(self, shard: int | None = None) -> Finding:
-        """As a finding about a shard, or about none."""
+        """Turn it into a finding, about a shard if one is named."""
         return Finding(reason=self.reason, file=self.file, detail=self.detail, shard=shard)
 
 
 class StoredPair(NamedTuple):
-    """An accepted pair as the shard holds it."""
+    """An accepted pair as it lies in the shard."""
 
     id: str
     parts: Mapping[str, bytes]
-    """Files of the tar by name, such as `source.png`."""
+    """The pair's files in the tar by name, such as `source.png`."""
     row: Mapping[str, Any]
-    """Row of the sidecar, without preview."""
+    """The pair's row in the sidecar, without preview."""
 
 
 class StoredShard(NamedTuple):
@@ -54,7 +54,7 @@ class StoredShard(NamedTuple):
 
     mark: Mapping[str, Any]
     rows: list[dict[str, Any]]
-    """Of the sidecar, without previews."""
+    """Rows of the sidecar, without previews."""
     pairs: list[StoredPair]
     num_bytes: int
 
@@ -67,7 +67,7 @@ def _read(files: Files, name: str) -> bytes:
 
 
 def read_canonical_json(files: Files, name: str) -> dict[str, Any]:
-    """Read a JSON record of ours, every byte of which must be as we write it.
+    """Read a JSON record of ours, every byte of which must be as Restage writes it.
 
     Plans, lists of pairs to leave out, and marks (of the version that names sizes) must have a seal.
 
@@ -92,7 +92,7 @@ def read_canonical_json(files: Files, name: str) -> dict[str, Any]:
 
 
 def _as_written(record: Mapping[str, Any]) -> tuple[bytes, ...]:
-    """The forms that our writers give a record: for people, or on one line."""
+    """Return the bytes that a record may be written as: indented for people, or on one line."""
     readable = [json.dumps(record, indent=1, sort_keys=True, ensure_ascii=is_ascii) for is_ascii in (True, False)]
     line = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return tuple(f"{text}\n".encode("utf-8", "surrogatepass") for text in (*readable, line))
@@ -138,15 +138,15 @@ def _read_rows(content: bytes, name: str, mark: Mapping[str, Any]) -> list[dict[
 
 
 def read_shard(files: Files, index: int, *, maker: str | None = None) -> StoredShard:
-    """Read a shard and compare all that is stored of it twice.
+    """Read a shard, and compare everything that is stored twice.
 
     Args:
-        files: where it lies.
-        index: its number.
-        maker: id of what makes the pairs by the folder's plan, which the mark's id of its content comes from.
+        files: the place of the shard.
+        index: number of the shard.
+        maker: id, in the folder's plan, of what makes the pairs; the content id in the mark is derived from it.
 
     Raises:
-        BadFile: a file is missing, torn, changed, or they contradict each other.
+        BadFile: a file is missing, torn or changed, or the files contradict each other.
     """
     mark = _read_mark(files, index)
     sidecar = _read_hashed(files, index, "parquet", mark)
@@ -163,11 +163,11 @@ def read_shard(files: Files, index: int, *, maker: str | None = None) -> StoredS
 
 
 class _Contradiction(Exception):
-    """Tar and sidecar differ."""
+    """Tar and sidecar contradict each other."""
 
 
 def _match(tar: bytes, rows: list[dict[str, Any]]) -> Iterator[StoredPair]:
-    """The pairs of a tar with their rows."""
+    """Yield the pairs of a tar with their rows."""
     accepted = iter([row for row in rows if row.get("accepted")])
     for key, parts in read_tar(tar):
         row = next(accepted, None)

@@ -1,4 +1,4 @@
-"""Contact sheets of what was found: one picture for each reason that is about single pairs."""
+"""Draws contact sheets of what was found: one picture for each reason that is about single pairs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["write_sheets"]
 
 
 def _preview(pair: StoredPair) -> bytes:
-    """Of what the tar holds, which need not be what the sidecar's preview shows."""
+    """Draw what the tar holds, which need not be what the sidecar's preview shows."""
     try:
         look = look_at(pair.parts)
     except NotDecodable:
@@ -33,7 +33,7 @@ def _preview(pair: StoredPair) -> bytes:
 
 
 def _rows(files: Files, findings: Sequence[Finding]) -> Iterator[dict[str, Any]]:
-    """Rows of the pairs that findings are about, as a sheet shows them."""
+    """Yield the rows of the pairs that findings are about, for a sheet."""
     by_shard = groupby(sorted(findings, key=lambda finding: finding.shard or 0), key=lambda finding: finding.shard)
     for index, group in by_shard:
         try:
@@ -50,15 +50,9 @@ def _scores(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def write_sheets(files: Files, findings: Sequence[Finding], folder: Path) -> list[Path]:
-    """Write `<folder>/<reason>.png` for each reason, with at most `MAX_CELLS` pairs evenly chosen.
+    """Write `<folder>/<reason>.png` for each reason, with at most `MAX_CELLS` pairs evenly chosen; returns the paths.
 
-    Args:
-        files: where the shards lie.
-        findings: of `check_pairs`.
-        folder: where to; sheets of an earlier time are taken away.
-
-    Returns:
-        The files.
+    Sheets of an earlier check in that folder are deleted.
     """
     for name in REASONS:
         _path(folder, name).unlink(missing_ok=True)

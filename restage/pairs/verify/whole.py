@@ -1,4 +1,4 @@
-"""What can be said only of the whole set: repeats, and scores that another pair's pictures would have."""
+"""Checks what only the whole set can tell: repeats, and scores that belong to other pictures."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from restage.pairs.verify.repeats import Repeat, find_near, find_repeated
 __all__ = ["WholeSet"]
 
 SCORE_TOLERANCE = 0.05
-"""By how much a score may differ when it is computed again, on another machine and in another precision."""
+"""Difference that a score may have when it is computed again on another machine or in another precision."""
 SAME_CLIP_TOLERANCE = 0.02
-"""Median difference of stored scores and those computed again, above which another CLIP has scored the set."""
+"""Median difference between stored scores and those computed again above which another CLIP has scored the set."""
 
 
 def _join(parts: list[np.ndarray]) -> np.ndarray:
@@ -27,7 +27,7 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
 
 @dataclass
 class WholeSet:
-    """Collects what was seen of each shard, in order."""
+    """What was seen of all shards, collected in order."""
 
     num_shards: int = 0
     last_shard: int = -1
@@ -35,12 +35,12 @@ class WholeSet:
     num_bytes: int = 0
     ids: list[np.ndarray] = field(default_factory=list)
     id_shards: list[np.ndarray] = field(default_factory=list)
-    """Number of the shard of each of `ids`."""
+    """Numbers of the shards that `ids` belong to."""
     described: list[Described] = field(default_factory=list)
     described_shards: list[np.ndarray] = field(default_factory=list)
 
     def add(self, seen: Seen) -> None:
-        """Keep what is needed of one shard."""
+        """Keep what is needed of a shard."""
         self.num_shards += 1
         self.last_shard = max(self.last_shard, seen.index)
         self.num_accepted += seen.num_accepted
@@ -53,16 +53,16 @@ class WholeSet:
 
     @property
     def counts(self) -> Counts:
-        """What the shards hold."""
+        """Numbers of what the shards hold."""
         return Counts(self.num_shards, self.last_shard, sum(map(len, self.ids)), self.num_accepted)
 
     @property
     def num_too_long(self) -> int:
-        """Pairs whose captions could not be judged."""
+        """Number of pairs whose captions could not be judged."""
         return sum(part.num_too_long for part in self.described)
 
     def find_repeated_ids(self) -> Iterator[Finding]:
-        """Shards that hold a pair that an earlier one holds, one finding each."""
+        """Find shards that hold a pair of an earlier shard; one finding for each."""
         shards, said = _join(self.id_shards), set()
         for repeat in find_repeated(_join(self.ids)):
             index, earlier = int(shards[repeat.row]), int(shards[repeat.earlier])
@@ -72,7 +72,7 @@ class WholeSet:
                 yield Finding(reason="repeated", file=shard_name(index, "tar"), detail=detail, shard=index)
 
     def find_repeated_pictures(self) -> Iterator[Finding]:
-        """Pairs whose pictures are those of an earlier pair, or look like them."""
+        """Find pairs whose pictures are those of an earlier pair, or look like them."""
         if not self.described:
             return
         exact = list(find_repeated(_join([part.pixels for part in self.described])))
@@ -85,7 +85,7 @@ class WholeSet:
             )
 
     def _locate(self, row: int) -> tuple[int, str]:
-        """Number of the shard, and id, of a row of all that were described."""
+        """Return the number of the shard, and the id, of a row among all that were described."""
         starts = np.cumsum([0, *(len(part.ids) for part in self.described)])
         number = int(np.searchsorted(starts, row, side="right")) - 1
         place = row - int(starts[number])
@@ -98,7 +98,7 @@ class WholeSet:
         return Finding(reason=reason, file=name, detail=detail.format(earlier), shard=index, pair=pair)
 
     def find_wrong_scores(self) -> Iterator[Finding]:
-        """Pairs whose stored scores are not those of their pictures, in a set that this CLIP has scored."""
+        """Find pairs whose stored scores are not those of their pictures, in a set that this CLIP has scored."""
         if not self.is_scored_by_same_clip():
             return
         for part, shards in zip(self.described, self.described_shards, strict=True):
@@ -109,7 +109,7 @@ class WholeSet:
                 yield Finding(reason="wrong scores", file=name, detail=detail, shard=index, pair=pair)
 
     def is_scored_by_same_clip(self) -> bool:
-        """Whether the stored scores are, for most pairs, those that the CLIP at hand gives."""
+        """Whether most stored scores are those that the CLIP at hand gives."""
         gaps = _join([part.score_gaps for part in self.described])
         gaps = gaps[np.isfinite(gaps)]
         return len(gaps) > 0 and float(np.median(gaps)) <= SAME_CLIP_TOLERANCE

@@ -1,4 +1,4 @@
-"""The result of `restage verify` in words for people, and as JSON values for programs."""
+"""Puts the result of `restage verify` into words for people, and into JSON values for programs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from restage.pairs.verify.repair import Repaired
 __all__ = ["describe_repair", "describe_result", "result_to_plain"]
 
 MAX_LINES = 5
-"""Findings of one reason that are named one by one."""
+"""Number of findings of a reason that are listed one by one."""
 
 
 def describe_result(result: VerifyResult) -> Iterator[str]:
-    """The findings by reason, then what was looked at."""
+    """Yield the findings by reason, then what was checked."""
     for name, reason in REASONS.items():
         found = [finding for finding in result.findings if finding.reason == name]
         if found:
@@ -35,18 +35,13 @@ def describe_result(result: VerifyResult) -> Iterator[str]:
 
 
 def describe_repair(repaired: Repaired, command: Sequence[str]) -> Iterator[str]:
-    """What a repair has done, and what to do next.
-
-    Args:
-        repaired: by `repair_pairs`.
-        command: that made the run.
-    """
+    """Yield what a repair has done, and what to do next, with the command that made the run."""
     if repaired.shards:
         yield f"taken out: {len(repaired.shards)} shards: {', '.join(map(str, repaired.shards[:20]))}"
     if repaired.moved:
         yield f"moved away: {', '.join(repaired.moved)}"
     if repaired.quarantine:
-        yield f"what was moved lies in {repaired.quarantine}"
+        yield f"what was moved is in {repaired.quarantine}"
     if repaired.pairs:
         yield f"left out from now on: {len(repaired.pairs)} pairs"
     if repaired.rebuilt:
@@ -56,7 +51,7 @@ def describe_repair(repaired: Repaired, command: Sequence[str]) -> Iterator[str]
 
 
 def result_to_plain(folder: Path | str, result: VerifyResult, repaired: Repaired | None) -> dict[str, Any]:
-    """All of it as JSON values."""
+    """Return the result and the repair as JSON values."""
     return {
         "folder": str(folder),
         "findings": [{**asdict(finding), "remedy": finding.remedy} for finding in result.findings],
