@@ -14,15 +14,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from jaxtyping import Float
-from torch import Tensor
 
 from restage.compare.judges import CompareConfig
-from restage.edit.editors import Edited, Editor, EditorSource
+from restage.edit.editors import Edited, Editor, EditorSource, ViewBatch
 from restage.edit.methods import Nothing, ReplaceOnce, Restage
-from restage.records import EditRequest, derive_seed
+from restage.records import derive_seed
 from restage.scenes.fit import FitConfig
 from restage.studies.scenes import sample_world_scenes
 from restage.studies.study import MenuEditor, Study, StudyMethod
@@ -51,11 +47,9 @@ class _Blending:
     editor: Editor
     amount: float
 
-    def edit(
-        self, views: Float[Tensor, "b 3 h w"], originals: Float[Tensor, "b 3 h w"], *rest: Any, **how: Any
-    ) -> Edited:
-        edited = self.editor.edit(views, originals, *rest, **how)
-        images = originals + self.amount * (edited.images - originals)
+    def edit(self, batch: ViewBatch) -> Edited:
+        edited = self.editor.edit(batch)
+        images = batch.originals + self.amount * (edited.images - batch.originals)
         return Edited(images.clamp(0, 1), edited.masks)
 
 
@@ -76,10 +70,11 @@ class _Mishearing:
 
     editor: Editor
 
-    def edit(self, views: Tensor, originals: Tensor, request: EditRequest, **how: Any) -> Edited:
-        others = [text for text in INSTRUCTIONS if text != request.instruction]
-        other = others[derive_seed(request.instruction) % len(others)]
-        return self.editor.edit(views, originals, replace(request, instruction=other), **how)
+    def edit(self, batch: ViewBatch) -> Edited:
+        asked = batch.request
+        others = [text for text in INSTRUCTIONS if text != asked.instruction]
+        other = others[derive_seed(asked.instruction) % len(others)]
+        return self.editor.edit(replace(batch, request=replace(asked, instruction=other)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,11 @@ from restage.diffusion.editor import EditSettings
 from restage.diffusion.editor_folder import edit_weights_sha256, load_edit_model
 from restage.edit.editors.edit_model import ModelEditor
 from restage.edit.editors.exact import ExactEditor
-from restage.edit.editors.interface import Edited, Editor
+from restage.edit.editors.interface import Edited, Editor, ViewBatch
 from restage.edit.job import EditJob, EditStep
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import KeptEdits
+from restage.edit.sharing.anchored_noise import AnchoredNoise
 from restage.edit.stage import load_scene
 from restage.records import EditCase, EditRequest, content_id, derive_seed, read_json, to_plain, write_json
 from restage.scenes.capture import Capture
@@ -170,11 +171,14 @@ class _Remembered:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.editor, name)  # what else some editors offer to some methods
 
-    def edit(self, views: Tensor, originals: Tensor, request: EditRequest, **options: Any) -> Edited:
-        pixels = [hashlib.sha256(part.contiguous().numpy().tobytes()).hexdigest() for part in (views, originals)]
-        key = content_id("edits", [self.made_by, pixels, request, options])
+    def edit(self, batch: ViewBatch) -> Edited:
+        if batch.sharing is not None or isinstance(batch.noise_keys, AnchoredNoise):
+            return self.editor.edit(batch)  # both hold whole tensors, which cost more to name than is ever saved
+        pixels = [hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest() for x in (batch.views, batch.originals)]
+        asked = [batch.request, batch.view_indices, batch.noise_level, batch.seed, batch.noise_keys]
+        key = content_id("edits", [self.made_by, pixels, asked])
         if key not in self.memory:
-            self.memory[key] = self.editor.edit(views, originals, request, **options)
+            self.memory[key] = self.editor.edit(batch)
             while len(self.memory) > MAX_REMEMBERED:
                 self.memory.popitem(last=False)
         found = self.memory[key]
@@ -191,9 +195,8 @@ class _MasksOf:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.editor, name)
 
-    def edit(self, views: Tensor, originals: Tensor, request: EditRequest, **options: Any) -> Edited:
-        images = self.editor.edit(views, originals, request, **options).images
-        return Edited(images, self.masks_from.edit(views, originals, request, **options).masks)
+    def edit(self, batch: ViewBatch) -> Edited:
+        return Edited(self.editor.edit(batch).images, self.masks_from.edit(batch).masks)
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,8 @@ class _Scene:
     def measure_single_views(self, editor: Editor, request: EditRequest, seed: int) -> dict[str, float]:
         views = list(self.capture.held_out_indices)
         originals, truth, regions = self.capture.images[views], self.truth_images[views], self.truth_masks[views]
-        edited = editor.edit(originals, originals, request, view_indices=tuple(views), noise_level=1.0, seed=seed)
+        batch = ViewBatch(originals, originals, request=request, view_indices=tuple(views), noise_level=1.0, seed=seed)
+        edited = editor.edit(batch)
         inside, outside = edited.masks > 0.5, regions > 0.5
         union = (inside | outside).sum()
         return {

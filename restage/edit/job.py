@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from restage.edit.editors.interface import Editor
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.edit.editors.interface import Editor, NoiseKeys, ViewBatch, can_share_attention
+from restage.edit.sharing.views import ViewSharing
 from restage.records import EditRequest, InputError
 from restage.scenes.capture import Capture
 from restage.scenes.splats import Splats
@@ -43,6 +47,38 @@ class EditJob:
                 f"{self.capture.name}: expected an index for each of at least one training view, "
                 f"got {len(self.view_indices)} for {len(self.capture.cameras)}"
             )
+
+    def batch(
+        self,
+        chosen: Sequence[int],
+        views: Float[Tensor, "batch 3 height width"] | None = None,
+        *,
+        noise_level: float,
+        seed: int,
+        noise_keys: NoiseKeys = None,
+        sharing: ViewSharing | None = None,
+    ) -> ViewBatch:
+        """Training views for the editor to edit.
+
+        Args:
+            chosen: Which of the training views.
+            views: Their current renders; None to start from the unedited views.
+            noise_level: See `ViewBatch`, as for all that follow.
+            seed: Seed of the noise.
+            noise_keys: Which noise each view starts from.
+            sharing: How the views attend to each other; ignored where the editor cannot share attention.
+        """
+        originals = self.capture.images[list(chosen)]
+        return ViewBatch(
+            originals if views is None else views,
+            originals,
+            request=self.request,
+            view_indices=tuple(self.view_indices[view] for view in chosen),
+            noise_level=noise_level,
+            seed=seed,
+            noise_keys=noise_keys,
+            sharing=sharing if can_share_attention(self.editor) else None,
+        )
 
 
 class EditStep(NamedTuple):

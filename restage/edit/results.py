@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, Editor, NoiseKeys, ScoreModel, edit_together, score_model_of
+from restage.edit.editors.interface import Edited, Editor, ScoreModel, ViewBatch, can_share_attention, score_model_of
 from restage.edit.job import EditJob, EditStep, Method
 from restage.edit.pictures import write_image, write_mask, write_video
 from restage.edit.preview import NO_OP_SHARE, Preview, changed_share
-from restage.edit.sharing.views import ViewSharing
 from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
 from restage.run.memory import PeakMemory, process_peak_mb
 from restage.run.stopping import is_stop_requested
@@ -41,55 +39,15 @@ class KeptEdits:
     """By view index."""
     masks: dict[int, Tensor] = field(default_factory=dict)
 
-    def edit(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        noise_keys: NoiseKeys = None,
-    ) -> Edited:
+    @property
+    def shares_attention(self) -> bool:
+        """Whether the other one lets views attend to each other."""
+        return can_share_attention(self.editor)
+
+    def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
-        edited = self.editor.edit(
-            views,
-            originals,
-            request,
-            view_indices=view_indices,
-            noise_level=noise_level,
-            seed=seed,
-            noise_keys=noise_keys,
-        )
-        return self._keep(edited, view_indices)
-
-    def edit_together(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        sharing: ViewSharing,
-    ) -> Edited:
-        """Edit views as one where the other editor can; see `edit_together`."""
-        edited = edit_together(
-            self.editor,
-            views,
-            originals,
-            request,
-            view_indices=view_indices,
-            noise_level=noise_level,
-            seed=seed,
-            sharing=sharing,
-        )
-        return self._keep(edited, view_indices)
-
-    def _keep(self, edited: Edited, view_indices: tuple[int, ...]) -> Edited:
-        for index, image, mask in zip(view_indices, edited.images, edited.masks, strict=True):
+        edited = self.editor.edit(batch)
+        for index, image, mask in zip(batch.view_indices, edited.images, edited.masks, strict=True):
             self.images[index], self.masks[index] = image, mask
         return edited
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from restage.diffusion.editor_folder import edit_weights_sha256
-from restage.edit.editors import Edited, Editor, EditorSource, check_editor, open_editor
+from restage.edit.editors import Edited, Editor, EditorSource, ViewBatch, check_editor, open_editor
 from restage.edit.job import Method
 from restage.edit.methods import METHODS
 from restage.edit.results import edit_scene, write_failure
@@ -193,7 +193,7 @@ def load_scene(folder: Path) -> tuple[Capture, Splats]:
 class _NoEditor:
     """Stands where a method that asks no editor gets one."""
 
-    def edit(self, *args: object, **options: object) -> Edited:
+    def edit(self, batch: ViewBatch) -> Edited:
         raise InputError("this method was run without an editor, but asks for one; choose an editor")
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors import Edited, Editor, EditorSource, check_editor, open_editor
+from restage.edit.editors import Edited, Editor, EditorSource, ViewBatch, check_editor, open_editor
 from restage.edit.methods.idu import check_noise_range, turns
 from restage.edit.methods.restage import choose_key_views, robust_weights, sharpen
 from restage.nerfstudio.frames import from_nerfstudio_cameras
@@ -154,16 +154,17 @@ class EditPipeline(FitPipeline):
     ) -> Edited:
         """Ask the editor; `is_shared` gives all views the same noise."""
         assert self._editor is not None and self._request is not None
+        batch = ViewBatch(
+            renders,
+            self._originals[indices],
+            request=self._request,
+            view_indices=tuple(indices),
+            noise_level=noise_level,
+            seed=seed,
+            noise_keys=(0,) * len(indices) if is_shared else None,
+        )
         with torch.no_grad(), torch.autocast(torch.device(self.device).type, enabled=False):
-            return self._editor.edit(
-                renders,
-                self._originals[indices],
-                self._request,
-                view_indices=tuple(indices),
-                noise_level=noise_level,
-                seed=seed,
-                noise_keys=(0,) * len(indices) if is_shared else None,
-            )
+            return self._editor.edit(batch)
 
 
 def _open_editor(config: EditPipelineConfig, file_names: tuple[str, ...]) -> Editor:

@@ -16,12 +16,16 @@ from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
-from restage.edit.editors.interface import Edited, Editor, NoiseKeys
+from restage.edit.editors.interface import (
+    Edited,
+    Editor,
+    ScoreModel,
+    ViewBatch,
+    can_share_attention,
+    score_model_of,
+)
 from restage.edit.job import EditJob, EditStep, Method
-from restage.records import EditRequest, InputError
+from restage.records import InputError
 
 __all__ = ["GuardedEditor", "GuardedMethod", "HeldOutRead", "closed_folders"]
 
@@ -86,45 +90,33 @@ class GuardedEditor:
     view_indices: frozenset[int] | None
     """Of the training views in the whole capture; None for anchors, which may edit any."""
 
-    def edit(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        noise_keys: NoiseKeys = None,
-    ) -> Edited:
+    def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`.
 
         Raises:
             HeldOutRead: a view is none of the training views.
             InputError: there is no editor.
         """
-        others = [] if self.view_indices is None else sorted(set(view_indices) - self.view_indices)
+        others = [] if self.view_indices is None else sorted(set(batch.view_indices) - self.view_indices)
         if others:
             for watch in _watches:
                 watch.reads.append(f"view {others[0]}")
             raise HeldOutRead(f"asked the editor for views {others}, which are held out")
+        return self._inner().edit(batch)
+
+    @property
+    def shares_attention(self) -> bool:
+        """Whether the editor lets views attend to each other."""
+        return self.editor is not None and can_share_attention(self.editor)
+
+    def scores(self) -> ScoreModel:
+        """The score model of the editor; what it reads is watched as well."""
+        return score_model_of(self._inner())
+
+    def _inner(self) -> Editor:
         if self.editor is None:
             raise InputError("this method was run without an editor, but asks for one; name its editors in the study")
-        return self.editor.edit(
-            views,
-            originals,
-            request,
-            view_indices=view_indices,
-            noise_level=noise_level,
-            seed=seed,
-            noise_keys=noise_keys,
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        """What else the editor can do: predict noise, edit views as one. What it reads for that is watched as well."""
-        if name not in ("scores", "edit_together"):
-            raise AttributeError(name)
-        return getattr(self.editor, name)
+        return self.editor
 
 
 @dataclass(frozen=True)

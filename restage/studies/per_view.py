@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restage.edit.editors import Editor
+from restage.edit.editors import Editor, ViewBatch
 from restage.edit.job import EditJob, EditStep
 from restage.edit.pictures import write_image
 from restage.records import EditRequest, InputError, content_id, derive_seed, write_record
@@ -63,14 +63,15 @@ def edit_views(
     paths = []
     for index in capture.held_out_indices:
         view = render_views(splats, capture.cameras[index])
-        edited = editor.edit(
+        batch = ViewBatch(
             view,
             view,
-            request,
+            request=request,
             view_indices=(index,),
             noise_level=settings.noise_level,
             seed=derive_seed(seed, "per view"),
         )
+        edited = editor.edit(batch)
         paths.append(folder / "held_out" / Path(capture.file_names[index]).with_suffix(".png").name)
         write_image(paths[-1], edited.images[0])
     record = {

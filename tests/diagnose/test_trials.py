@@ -21,10 +21,10 @@ class StandIn:
     def __init__(self, exact, share):
         self.exact, self.share, self.calls = exact, share, 0
 
-    def edit(self, views, originals, request, **options):
+    def edit(self, batch):
         self.calls += 1
-        truth = self.exact.edit(views, originals, request, **options)
-        return Edited(torch.lerp(originals, truth.images, self.share), truth.masks)
+        truth = self.exact.edit(batch)
+        return Edited(torch.lerp(batch.originals, truth.images, self.share), truth.masks)
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from restage.edit.editors import EDITORS, EditorSource
-from restage.edit.editors.interface import noise_seeds
+from restage.edit.editors import EDITORS, EditorSource, ViewBatch
 from restage.edit.pictures import quantize
 from restage.records import InputError
 
@@ -14,8 +13,8 @@ def source(tiny_scene, tmp_path) -> EditorSource:
 
 def edit(editor, scene, indices, **changes):
     images = scene.capture.images[list(indices)]
-    options = {"view_indices": indices, "noise_level": 1.0, "seed": 0, **changes}
-    return editor.edit(images, images, scene.request, **options)
+    options = {"request": scene.request, "view_indices": indices, "noise_level": 1.0, "seed": 0, **changes}
+    return editor.edit(ViewBatch(images, images, **options))
 
 
 def test_the_exact_editor_gives_the_truth_of_the_views_that_it_is_asked_for(tiny_scene, source):
@@ -48,11 +47,37 @@ def test_the_model_editor_refuses_to_open_without_a_model():
         EDITORS["edit_model"](EditorSource())
 
 
-def test_noise_of_a_view_does_not_depend_on_the_batch():
-    assert noise_seeds(3, (4, 9), None)[1] == noise_seeds(3, (9,), None)[0]
-    assert noise_seeds(3, (4, 9), None)[0] != noise_seeds(3, (4, 9), None)[1]
-    assert noise_seeds(3, (4,), None) != noise_seeds(4, (4,), None)
+def noise(scene, seed, indices, keys=None):
+    images = torch.zeros(len(indices), 3, 8, 8)
+    options = {"request": scene.request, "view_indices": indices, "noise_level": 1.0}
+    return ViewBatch(images, images, **options, seed=seed, noise_keys=keys).draw_noise((2, 4, 4))
 
 
-def test_equal_noise_keys_share_their_noise():
-    assert len(set(noise_seeds(3, (4, 9, 2), (0, 0, 0)))) == 1
+def test_noise_of_a_view_does_not_depend_on_the_batch(tiny_scene):
+    first, second = noise(tiny_scene, 3, (4, 9))
+    assert torch.equal(second, noise(tiny_scene, 3, (9,))[0])
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, noise(tiny_scene, 4, (4,))[0])
+
+
+def test_equal_noise_keys_share_their_noise(tiny_scene):
+    first, second, third = noise(tiny_scene, 3, (4, 9, 2), (0, 0, 1))
+    assert torch.equal(first, second) and not torch.equal(first, third)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"view_indices": (0,)}, "view indices"),
+        ({"noise_keys": (0, 0, 0)}, "noise keys"),
+        ({"originals": torch.zeros(2, 3, 8, 4)}, "of the same size"),
+        ({"noise_level": 0.0}, "noise level in"),
+        ({"noise_level": 1.5}, "noise level in"),
+    ],
+)
+def test_a_batch_that_does_not_fit_together_is_refused(tiny_scene, changes, message):
+    images = torch.zeros(2, 3, 8, 8)
+    asked = {"request": tiny_scene.request, "view_indices": (0, 1), "noise_level": 1.0, "seed": 0}
+    ViewBatch(images, images, **asked)
+    with pytest.raises(InputError, match=message):
+        ViewBatch(**{"views": images, "originals": images, **asked, **changes})

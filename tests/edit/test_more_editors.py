@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from restage.edit.editors import EDITORS, Edited, EditorSource, NoisyEditor, check_editor, open_editor
+from restage.edit.editors import EDITORS, Edited, EditorSource, NoisyEditor, ViewBatch, check_editor, open_editor
 from restage.edit.editors.grade import GRADES, GradeEditor, grade_views, read_grade
 from restage.edit.editors.interface import score_model_of
 from restage.edit.pictures import write_mask
@@ -23,7 +23,7 @@ def exact(tiny_scene, tmp_path):
 def edit(editor, scene, indices, asked=None, **changes):
     images = scene.capture.images[list(indices)]
     options = {"view_indices": tuple(indices), "noise_level": 1.0, "seed": 0, **changes}
-    return editor.edit(images, images, asked or scene.request, **options)
+    return editor.edit(ViewBatch(images, images, request=asked or scene.request, **options))
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_a_model_that_knows_its_picture_predicts_the_noise_that_was_added(tiny_s
 
 def test_an_editor_without_predictions_is_refused_by_name():
     class Plain:
-        def edit(self, views, originals, request, *, view_indices, noise_level, seed, noise_keys=None):
-            return Edited(views, views[:, 0])
+        def edit(self, batch):
+            return Edited(batch.views, batch.views[:, 0])
 
     with pytest.raises(InputError, match="Plain does not offer"):
         score_model_of(Plain())
@@ -138,11 +138,11 @@ def test_the_text_to_image_editor_wants_captions_and_edits_from_noise_to_noise(t
 
     editor = dataclasses.replace(open_text_to_image(EditorSource()), steps=2)
     views = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    options = {"view_indices": (0, 1), "noise_level": 0.5, "seed": 0}
-    edited = editor.edit(views, views, tiny_scene.request, **options)
+    batch = ViewBatch(views, views, request=tiny_scene.request, view_indices=(0, 1), noise_level=0.5, seed=0)
+    edited = editor.edit(batch)
     assert edited.images.shape == views.shape and edited.masks.shape == (2, 128, 128)
     with pytest.raises(InputError, match="--target-caption"):
-        editor.edit(views, views, request("make it blue"), **options)
+        editor.edit(dataclasses.replace(batch, request=request("make it blue")))
     branches = editor.scores().branches(views[:1], tiny_scene.request, view_index=0, seed=0)
     latents = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
     assert not torch.equal(branches.edited(latents, 500, None), branches.source(latents, 500, None))

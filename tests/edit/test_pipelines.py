@@ -19,10 +19,9 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from restage.diffusion.editor import EditSettings, Guidance
-from restage.diffusion.sampler import initial_noise
 from restage.edit.editors import EditorSource, open_editor
 from restage.edit.editors.edit_model import PUBLISHED, ModelEditor
-from restage.edit.editors.interface import noise_seeds
+from restage.edit.editors.interface import ViewBatch
 from restage.edit.editors.pipeline import KontextEditor
 from restage.records import EditRequest, InputError
 from tests.diffusion.tiny import tiny_tokenizer
@@ -110,11 +109,12 @@ def test_instruct_pix2pix_edits_as_the_pipeline_of_diffusers_does(pix2pix, views
         editor.model, EditSettings(steps=1, guidance=Guidance(text=7.5, image=1.5), use_bfloat16=False)
     )
     editor.model.backbone.has_autocast = False
-    ours = editor.edit(views, views, REQUEST, view_indices=(0, 5), noise_level=1.0, seed=3)
+    batch = ViewBatch(views, views, request=REQUEST, view_indices=(0, 5), noise_level=1.0, seed=3)
+    ours = editor.edit(batch)
     theirs = pipeline(
         prompt=[REQUEST.instruction] * 2,
         image=views,
-        latents=initial_noise((4, 16, 16), noise_seeds(3, (0, 5), None)),
+        latents=batch.draw_noise((4, 16, 16)),
         num_inference_steps=1,
         guidance_scale=7.5,
         image_guidance_scale=1.5,
@@ -173,7 +173,7 @@ def kontext(tmp_path_factory):
 def edit_by_kontext(folder, views, originals=None, **changes):
     editor = dataclasses.replace(open_kontext(folder), steps=4)
     options = {"view_indices": tuple(range(len(views))), "noise_level": 1.0, "seed": 0, **changes}
-    return editor.edit(views, views if originals is None else originals, REQUEST, **options)
+    return editor.edit(ViewBatch(views, views if originals is None else originals, request=REQUEST, **options))
 
 
 def open_kontext(folder) -> KontextEditor:

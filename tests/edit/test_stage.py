@@ -152,8 +152,8 @@ def test_a_scene_without_truth_and_without_held_out_views_can_be_edited(tiny_sce
     capture = tiny_scene.capture.select(range(4))
 
     class Darken:
-        def edit(self, views, originals, request, **options):
-            return Edited(originals * 0.5, torch.ones_like(originals[:, 0]))
+        def edit(self, batch):
+            return Edited(batch.originals * 0.5, torch.ones_like(batch.originals[:, 0]))
 
     steps = edit_scene(
         tiny_scene.splats,

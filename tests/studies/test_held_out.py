@@ -1,10 +1,12 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from restage.edit.editors import ViewBatch
 from restage.edit.job import EditStep
 from restage.edit.methods import Nothing
+from restage.edit.sharing.views import ViewSharing
 from restage.records import InputError
 from restage.studies.held_out import GuardedEditor, GuardedMethod, HeldOutRead, closed_folders
 
@@ -60,10 +62,14 @@ def test_everything_is_open_again_afterwards(secret):
 def test_the_editor_refuses_views_that_are_not_training_views(tiny_scene):
     editor = GuardedEditor(None, frozenset({0, 1}))
     images = tiny_scene.capture.images[:1]
+    batch = ViewBatch(images, images, request=tiny_scene.request, view_indices=(2,), noise_level=1.0, seed=0)
     with pytest.raises(HeldOutRead, match="held out"):
-        editor.edit(images, images, tiny_scene.request, view_indices=(2,), noise_level=1.0, seed=0)
-    with pytest.raises(InputError, match="without an editor"):
-        editor.edit(images, images, tiny_scene.request, view_indices=(1,), noise_level=1.0, seed=0)
+        editor.edit(batch)
+    with pytest.raises(HeldOutRead, match="held out"):
+        editor.edit(replace(batch, sharing=ViewSharing(tiny_scene.capture.cameras[2], 1, 0)))
+    for ask in (lambda: editor.edit(replace(batch, view_indices=(1,))), editor.scores):
+        with pytest.raises(InputError, match="without an editor"):
+            ask()
 
 
 @dataclass(frozen=True)

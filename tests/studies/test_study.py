@@ -123,9 +123,8 @@ class Cheater:
                 next(iter(sorted(exact.truth.glob("images/*.png")))).read_bytes()
             elif self.way == "editor":
                 held_out = sorted(set(range(6)) - set(job.view_indices))[:1]
-                images = job.capture.images[:1]
-                options = {"view_indices": tuple(held_out), "noise_level": 1.0, "seed": 0}
-                job.editor.edit(images, images, job.request, **options)
+                batch = job.batch([0], noise_level=1.0, seed=0)
+                job.editor.edit(replace(batch, view_indices=tuple(held_out)))
             else:
                 truth = job.editor.editor.editor.truth
                 (truth.parent.parent / "capture" / "transforms.json").read_text()

@@ -46,10 +46,7 @@ class Paint:
     num_steps: int = 4
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
-        original = job.capture.images[:1]
-        edited = job.editor.edit(
-            original, original, job.request, view_indices=job.view_indices[:1], noise_level=1.0, seed=job.seed
-        )
+        edited = job.editor.edit(job.batch([0], noise_level=1.0, seed=job.seed))
         inside = edited.masks[0] > 0.5
         color = edited.images[0][:, inside].mean(dim=1)
         splats = job.splats.clone()

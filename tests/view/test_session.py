@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from restage.edit.editors import EDITORS, Edited
+from restage.edit.editors import EDITORS, Edited, ViewBatch
 from restage.edit.methods import ReplaceOnce
 from restage.edit.single import EditChoice
 from restage.recipes import edit_folder
@@ -27,10 +27,10 @@ class LayeredEditor:
         self.has_begun = threading.Event()
         self.num_layers_done = 0
 
-    def edit(self, views, originals, request, **options) -> Edited:
-        layer = torch.nn.Identity()
+    def edit(self, batch: ViewBatch) -> Edited:
+        layer, originals = torch.nn.Identity(), batch.originals
         for _ in range(1000):
-            layer(views)
+            layer(batch.views)
             self.num_layers_done += 1
             self.has_begun.set()
         return Edited(originals, torch.ones(len(originals), *originals.shape[2:]))
@@ -39,8 +39,8 @@ class LayeredEditor:
 class DimEditor:
     """Makes every view darker."""
 
-    def edit(self, views, originals, request, **options) -> Edited:
-        return Edited(originals * 0.5, torch.ones(len(originals), *originals.shape[2:]))
+    def edit(self, batch: ViewBatch) -> Edited:
+        return Edited(batch.originals * 0.5, torch.ones_like(batch.originals[:, 0]))
 
 
 DIM = EditChoice(method="replace_once", editor="edit_model", settings=ReplaceOnce(num_steps=2))

@@ -6,7 +6,7 @@ import re
 
 from restage.edit.editors.exact import ExactEditor
 from restage.edit.editors.grade import GradeEditor
-from restage.edit.editors.interface import Edited, Editor, EditorFactory, EditorSource
+from restage.edit.editors.interface import Edited, Editor, EditorFactory, EditorSource, ViewBatch
 from restage.edit.editors.noisy import NoisyEditor
 from restage.records import InputError
 
@@ -19,6 +19,7 @@ __all__ = [
     "ExactEditor",
     "GradeEditor",
     "NoisyEditor",
+    "ViewBatch",
     "check_editor",
     "open_editor",
 ]

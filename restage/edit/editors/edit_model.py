@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,9 +14,8 @@ from torch import Tensor
 from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images
 from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.schedule import Schedule
-from restage.edit.editors.interface import Branches, Edited, EditorSource, NoiseKeys, PredictNoise, draw_noise
+from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ViewBatch
 from restage.edit.sharing.joint_attention import share_attention
-from restage.edit.sharing.views import ViewSharing
 from restage.records import EditRequest, InputError
 
 __all__ = ["ModelEditor", "ModelScores", "open_edit_model", "open_instruct_pix2pix"]
@@ -31,53 +31,26 @@ class ModelEditor:
     model: EditModel
     settings: EditSettings | None = None
     """Steps and guidance; the edit model's own defaults if None."""
+    shares_attention: ClassVar[bool] = True
 
-    def edit(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        noise_keys: NoiseKeys = None,
-    ) -> Edited:
+    def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
-        edited = edit_images(
-            self.model,
-            views,
-            originals,
-            request.instruction,
-            noise_level=noise_level,
-            seeds=partial(draw_noise, seed=seed, view_indices=view_indices, noise_keys=noise_keys),
-            settings=self.settings,
-        )
-        return Edited(edited.images.cpu(), edited.masks.cpu())
-
-    def edit_together(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        sharing: ViewSharing,
-    ) -> Edited:
-        """Edit all views in one batch, with attention between them; see `EditsTogether.edit_together`."""
-        settings = replace(self.settings or EditSettings(), batch_size=len(views))
-        with share_attention(self.model.unet, sharing):
-            return replace(self, settings=settings).edit(
-                views,
-                originals,
-                request,
-                view_indices=view_indices,
-                noise_level=noise_level,
-                seed=seed,
-                noise_keys=sharing.noise,
+        settings, sharing = self.settings or EditSettings(), contextlib.nullcontext()
+        if batch.sharing is not None:
+            # Views can attend to each other only while they are in the model together.
+            settings = replace(settings, batch_size=len(batch.views))
+            sharing = share_attention(self.model.unet, batch.sharing)
+        with sharing:
+            edited = edit_images(
+                self.model,
+                batch.views,
+                batch.originals,
+                batch.request.instruction,
+                noise_level=batch.noise_level,
+                seeds=batch.draw_noise,
+                settings=settings,
             )
+        return Edited(edited.images.cpu(), edited.masks.cpu())
 
     def scores(self) -> ModelScores:
         """The edit model as distillation uses it."""

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from restage.edit.editors.interface import Edited, EditorSource, NoiseKeys
+from restage.edit.editors.interface import Edited, EditorSource, ViewBatch
 from restage.edit.editors.known import KnownScores
 from restage.edit.pictures import read_image, read_mask
-from restage.records import EditRequest, InputError
+from restage.records import InputError
 
 __all__ = ["ExactEditor"]
 
@@ -40,28 +38,18 @@ class ExactEditor:
             raise InputError(f"the exact editor needs a truth folder with images/, got {source.truth}; use another one")
         return cls(truth=source.truth, file_names=source.file_names)
 
-    def edit(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        noise_keys: NoiseKeys = None,
-    ) -> Edited:
+    def edit(self, batch: ViewBatch) -> Edited:
         """Give the true edited views and what truth changes in them, whatever is asked for and from whichever noise.
 
         Raises:
             InputError: a view's truth is missing or has another size.
         """
-        names = [Path(self.file_names[index]).with_suffix(".png").name for index in view_indices]
+        names = [Path(self.file_names[index]).with_suffix(".png").name for index in batch.view_indices]
         images = torch.stack([read_image(self.truth / "images" / name) for name in names])
         masks = torch.stack([read_mask(self.truth / "masks" / name) for name in names])
-        if images.shape != originals.shape or masks.shape[1:] != originals.shape[2:]:
+        if images.shape != batch.originals.shape or masks.shape[1:] != images.shape[2:]:
             raise InputError(
-                f"{self.truth}: expected truth of shape {tuple(originals.shape)}, got {tuple(images.shape)}; "
+                f"{self.truth}: expected truth of shape {tuple(batch.originals.shape)}, got {tuple(images.shape)}; "
                 "make truth and capture at the same size"
             )
         return Edited(images, masks)

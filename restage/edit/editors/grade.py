@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, EditorSource, NoiseKeys
+from restage.edit.editors.interface import Edited, EditorSource, ViewBatch
 from restage.edit.editors.known import KnownScores
 from restage.edit.pictures import read_mask
-from restage.records import EditRequest, InputError
+from restage.records import InputError
 
 __all__ = ["GRADES", "Grade", "GradeEditor", "GradeRequest", "grade_views", "read_grade"]
 
@@ -165,25 +165,14 @@ class GradeEditor:
         names = [Path(name).with_suffix(".png").name for name in source.file_names]
         return cls(torch.stack([read_mask(folder / name) for name in names]))
 
-    def edit(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        noise_keys: NoiseKeys = None,
-    ) -> Edited:
+    def edit(self, batch: ViewBatch) -> Edited:
         """Grade a batch of views; see `Editor.edit`.
 
         Raises:
             InputError: the instruction names no grade, or a thing while it is not known where that is.
         """
-        if self.regions is None:
-            return grade_views(originals, request.instruction)
-        return grade_views(originals, request.instruction, self.regions[list(view_indices)])
+        regions = None if self.regions is None else self.regions[list(batch.view_indices)]
+        return grade_views(batch.originals, batch.request.instruction, regions)
 
     def scores(self) -> KnownScores:
         """A model that knows the graded views."""

@@ -1,4 +1,4 @@
-"""The border between 2D editors and 3D methods: a batch of views in, edited views and soft masks out.
+"""The border between 2D editors and 3D methods: a `ViewBatch` in, edited views and soft masks out.
 
 Methods that distil ask for noise predictions instead: a `ScoreModel`, which an editor may offer beside its edits.
 """
@@ -6,9 +6,9 @@ Methods that distil ask for noise predictions instead: a `ScoreModel`, which an 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,50 +26,75 @@ __all__ = [
     "Editor",
     "EditorFactory",
     "EditorSource",
-    "EditsTogether",
     "NoiseKeys",
     "OffersScores",
     "PredictNoise",
     "ScoreModel",
-    "draw_noise",
-    "edit_together",
-    "noise_seeds",
+    "SharesAttention",
+    "ViewBatch",
+    "can_share_attention",
     "score_model_of",
 ]
 
 
 NoiseKeys = tuple[int, ...] | AnchoredNoise | None
-"""What, with a seed, says which noise each view of a batch starts from; see `Editor.edit`."""
+"""Says, together with a seed, which noise each view of a batch starts from; see `ViewBatch.noise_keys`."""
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Views of one scene, with all that an editor is told about editing them.
+
+    Raises:
+        InputError: the numbers or sizes of the views differ, or the noise level is out of range.
+    """
+
+    views: Float[Tensor, "batch 3 height width"]
+    """Current renders, which the partial noise starts from."""
+    originals: Float[Tensor, "batch 3 height width"]
+    """The unedited views, which the edit is conditioned on."""
+    _: KW_ONLY
+    request: EditRequest
+    """What to do."""
+    view_indices: tuple[int, ...]
+    """Index of each view in the whole capture."""
+    noise_level: float
+    """Share of the noise schedule that the edit starts at, in (0, 1]; 1 forgets `views`."""
+    seed: int
+    """Seed of the noise."""
+    noise_keys: NoiseKeys = None
+    """With `seed`, all that the noise of each view depends on: views with equal keys share their noise. None stands for
+    `view_indices`, so that the noise of a view does not depend on the batch. `AnchoredNoise` belongs to the surfaces
+    that these views show."""
+    sharing: ViewSharing | None = None
+    """How the views attend to each other; None to edit each by itself, as an editor does that cannot share attention
+    (`can_share_attention`)."""
+
+    def __post_init__(self) -> None:
+        keys = len(self.noise_keys) if isinstance(self.noise_keys, tuple) else len(self.view_indices)
+        if self.views.shape != self.originals.shape or not len(self.views) == len(self.view_indices) == keys:
+            raise InputError(
+                "expected as many originals (of the same size), view indices and noise keys as views, got views "
+                f"{tuple(self.views.shape)}, originals {tuple(self.originals.shape)}, {len(self.view_indices)} "
+                f"indices and {keys} keys"
+            )
+        if not 0 < self.noise_level <= 1:
+            raise InputError(f"expected a noise level in (0, 1], got {self.noise_level}")
+
+    def draw_noise(self, shape: Sequence[int]) -> Float[Tensor, "batch channels rows columns"]:
+        """Unit noise for each view, on latents of this shape (channels, rows, columns)."""
+        if isinstance(self.noise_keys, AnchoredNoise):
+            return self.noise_keys.draw(shape, self.seed)
+        keys = self.view_indices if self.noise_keys is None else self.noise_keys
+        return initial_noise(shape, [derive_seed(self.seed, "view noise", key) for key in keys])
 
 
 @runtime_checkable
 class Editor(Protocol):
     """Edits views by text."""
 
-    def edit(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        noise_keys: NoiseKeys = None,
-    ) -> Edited:
-        """Edit a batch of views of one scene.
-
-        Args:
-            views: Current renders, which the partial noise starts from.
-            originals: The condition, always the unedited views.
-            request: What to do.
-            view_indices: Which view of the whole capture each one is.
-            noise_level: In (0, 1], the share of the noise schedule that the edit starts at; 1 forgets `views`.
-            seed: Seed of the noise.
-            noise_keys: With `seed`, all that the noise of each view depends on; views of equal keys share their
-                noise. Default: `view_indices`, so that the noise of a view does not depend on the batch. Or noise that
-                belongs to the scene's surfaces, which is drawn with `seed` for these views.
-        """
+    def edit(self, batch: ViewBatch) -> Edited:
+        """Edit a batch of views of one scene."""
         ...
 
 
@@ -148,40 +173,18 @@ def score_model_of(editor: Editor) -> ScoreModel:
 
 
 @runtime_checkable
-class EditsTogether(Protocol):
-    """An editor whose views can share their attention: an edit model with the layers of Stable Diffusion."""
+class SharesAttention(Protocol):
+    """An editor that can let views attend to each other: an edit model with the layers of Stable Diffusion."""
 
-    def edit_together(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        sharing: ViewSharing,
-    ) -> Edited:
-        """As `Editor.edit`, all views in one batch, with attention between them as `sharing` says."""
+    @property
+    def shares_attention(self) -> bool:
+        """Whether it does; one that hands batches on to another editor answers for that one."""
         ...
 
 
-def edit_together(
-    editor: Editor,
-    views: Float[Tensor, "b 3 h w"],
-    originals: Float[Tensor, "b 3 h w"],
-    request: EditRequest,
-    *,
-    view_indices: tuple[int, ...],
-    noise_level: float,
-    seed: int,
-    sharing: ViewSharing,
-) -> Edited:
-    """Edit views as one where the editor can; else, since there is nothing to share, each by itself."""
-    options: dict[str, Any] = {"view_indices": view_indices, "noise_level": noise_level, "seed": seed}
-    if isinstance(editor, EditsTogether):
-        return editor.edit_together(views, originals, request, **options, sharing=sharing)
-    return editor.edit(views, originals, request, **options, noise_keys=sharing.noise)
+def can_share_attention(editor: Editor) -> bool:
+    """Whether an editor heeds `ViewBatch.sharing`; where it does not, `EditJob.batch` leaves that empty."""
+    return isinstance(editor, SharesAttention) and editor.shares_attention
 
 
 @dataclass(frozen=True)
@@ -199,17 +202,3 @@ class EditorSource:
 
 
 EditorFactory = Callable[[EditorSource], Editor]
-
-
-def noise_seeds(seed: int, view_indices: tuple[int, ...], noise_keys: tuple[int, ...] | None) -> Sequence[int]:
-    """Seed of the noise of each view, from the seed and the view's noise key alone."""
-    return [derive_seed(seed, "view noise", key) for key in (view_indices if noise_keys is None else noise_keys)]
-
-
-def draw_noise(
-    shape: Sequence[int], *, seed: int, view_indices: tuple[int, ...], noise_keys: NoiseKeys
-) -> Float[Tensor, "b c h w"]:
-    """Unit noise of each view of a batch, of `shape` (c, h, w); see `Editor.edit`."""
-    if isinstance(noise_keys, AnchoredNoise):
-        return noise_keys.draw(shape, seed)
-    return initial_noise(shape, noise_seeds(seed, view_indices, noise_keys))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from restage.diffusion.schedule import Schedule
-from restage.edit.editors.interface import Branches, Editor, PredictNoise
+from restage.edit.editors.interface import Branches, Editor, PredictNoise, ViewBatch
 from restage.records import EditRequest
 
 __all__ = ["KnownScores"]
@@ -41,8 +40,8 @@ class KnownScores:
         self, original: Float[Tensor, "1 3 h w"], request: EditRequest, *, view_index: int, seed: int
     ) -> Branches:
         """Ask the editor for the view, once."""
-        options: dict[str, Any] = {"view_indices": (view_index,), "noise_level": 1.0, "seed": seed}
-        edited = self.editor.edit(original, original, request, **options)
+        batch = ViewBatch(original, original, request=request, view_indices=(view_index,), noise_level=1.0, seed=seed)
+        edited = self.editor.edit(batch)
         return Branches(self._predictor(edited.images), self._predictor(original))
 
     def _predictor(self, image: Tensor) -> PredictNoise:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from restage.edit.editors.interface import Edited, Editor, NoiseKeys
+from restage.edit.editors.interface import Edited, Editor, ViewBatch
 from restage.edit.editors.known import KnownScores
-from restage.records import EditRequest, InputError, derive_seed
+from restage.records import InputError, derive_seed
 
 __all__ = ["NoisyEditor"]
 
@@ -59,34 +58,16 @@ class NoisyEditor:
             miss_share=strength * MISS_SHARE,
         )
 
-    def edit(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        noise_keys: NoiseKeys = None,
-    ) -> Edited:
+    def edit(self, batch: ViewBatch) -> Edited:
         """Edit and disturb; see `Editor.edit`.
 
         Views with equal noise keys are disturbed differently all the same: real editors disagree between views that
         start from the same noise, too.
         """
-        edited = self.editor.edit(
-            views,
-            originals,
-            request,
-            view_indices=view_indices,
-            noise_level=noise_level,
-            seed=seed,
-            noise_keys=noise_keys,
-        )
+        edited = self.editor.edit(batch)
         disturbed = [
-            self._disturb(image, mask, original, seed=derive_seed(seed, "disturbed view", index))
-            for image, mask, original, index in zip(*edited, originals, view_indices, strict=True)
+            self._disturb(image, mask, original, seed=derive_seed(batch.seed, "disturbed view", index))
+            for image, mask, original, index in zip(*edited, batch.originals, batch.view_indices, strict=True)
         ]
         return Edited(torch.stack([image for image, _ in disturbed]), torch.stack([mask for _, mask in disturbed]))
 

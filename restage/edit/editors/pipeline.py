@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from diffusers import FluxKontextPipeline
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from restage.edit.editors.interface import Edited, EditorSource, NoiseKeys, draw_noise
-from restage.records import EditRequest, InputError, read_json
+from restage.edit.editors.interface import Edited, EditorSource, ViewBatch
+from restage.records import InputError, read_json
 
 __all__ = ["KontextEditor", "open_pipeline"]
 
@@ -54,33 +53,23 @@ class KontextEditor:
     guidance: float = 2.5
     """Of the distilled guidance; what the model's card recommends."""
 
-    def edit(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        noise_keys: NoiseKeys = None,
-    ) -> Edited:
+    def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views, one after another; see `Editor.edit`.
 
         The mask is where the edited view differs from the original by more than encoding it does.
         """
-        size = tuple(originals.shape[2:])
+        size = tuple(batch.originals.shape[2:])
         multiple = 2 * self.pipeline.vae_scale_factor
         height, width = (max(multiple, round(side / multiple) * multiple) for side in size)
-        inside = [functional.interpolate(x, (height, width), mode="area") for x in (views, originals)]
-        shape = self._latent_shape(height, width)
-        noises = draw_noise(shape, seed=seed, view_indices=view_indices, noise_keys=noise_keys)
+        inside = [functional.interpolate(x, (height, width), mode="area") for x in (batch.views, batch.originals)]
+        noises = batch.draw_noise(self._latent_shape(height, width))
+        instruction, level = batch.request.instruction, batch.noise_level
         edited = [
-            self._edit(view[None], original[None], request.instruction, noise_level=noise_level, noise=noise[None])
+            self._edit(view[None], original[None], instruction, noise_level=level, noise=noise[None])
             for view, original, noise in zip(*inside, noises, strict=True)
         ]
         images = functional.interpolate(torch.cat(edited), size, mode="bilinear").clamp(0, 1)
-        change = (images - originals).abs().mean(dim=1)
+        change = (images - batch.originals).abs().mean(dim=1)
         return Edited(images, ((change - CHANGE_LOW) / (CHANGE_HIGH - CHANGE_LOW)).clamp(0, 1))
 
     def _edit(self, view: Tensor, original: Tensor, instruction: str, *, noise_level: float, noise: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from restage.diffusion.backbone import Backbone, TextCondition, load_backbone
 from restage.diffusion.sampler import guided
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.solvers import denoise
-from restage.edit.editors.interface import Branches, Edited, EditorSource, NoiseKeys, PredictNoise, draw_noise
+from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ViewBatch
 from restage.records import EditRequest, InputError
 from restage.run.models import models_in
 
@@ -45,24 +45,14 @@ class TextToImageEditor:
     highest_noise: float = 0.8
     """From more noise than this share of the schedule nothing of the view would be left, so no more is added."""
 
-    def edit(
-        self,
-        views: Float[Tensor, "b 3 h w"],
-        originals: Float[Tensor, "b 3 h w"],
-        request: EditRequest,
-        *,
-        view_indices: tuple[int, ...],
-        noise_level: float,
-        seed: int,
-        noise_keys: NoiseKeys = None,
-    ) -> Edited:
+    def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
-        backbone, level = self.backbone, min(noise_level, self.highest_noise)
-        captions = _captions(request)
+        backbone, views, level = self.backbone, batch.views, min(batch.noise_level, self.highest_noise)
+        captions = _captions(batch.request)
         before, after, empty = (backbone.encode_prompts([text]).expand(len(views)) for text in (*captions, ""))
         clean = backbone.encode_images(views)
         table = backbone.schedule.timesteps(math.ceil(self.steps * level - 1e-9), start=level)
-        noise = draw_noise(clean.shape[1:], seed=seed, view_indices=view_indices, noise_keys=noise_keys).to(clean)
+        noise = batch.draw_noise(clean.shape[1:]).to(clean)
         first = torch.full((len(views),), table[0], device=clean.device)
         latents = backbone.schedule.add_noise(clean, noise, first)
         scales = torch.full((len(views),), self.guidance)

@@ -76,14 +76,8 @@ class DepthFusion:
             yield EditStep(step.step, total, step.loss, step.splats.clone(), "fitting to the fused views")
 
     def _edit(self, job: EditJob, views: Tensor, noise_level: float, name: str) -> Edited:
-        return job.editor.edit(
-            views,
-            job.capture.images,
-            job.request,
-            view_indices=job.view_indices,
-            noise_level=noise_level,
-            seed=derive_seed(job.seed, "depth fusion", name),
-        )
+        seed = derive_seed(job.seed, "depth fusion", name)
+        return job.editor.edit(job.batch(range(len(views)), views, noise_level=noise_level, seed=seed))
 
 
 def nearest_views(cameras: Cameras, count: int, *, among: Sequence[int] | None = None) -> list[list[int]]:

@@ -79,15 +79,9 @@ def turns(num_views: int, lowest_noise: float, highest_noise: float, *, seed: in
 
 def edit_turn(job: EditJob, turn: Turn, splats: Splats, targets: Targets) -> None:
     """Render a view, edit it, and put it in place of its target."""
-    edited = job.editor.edit(
-        render_views(splats, job.capture.cameras[turn.view]),
-        job.capture.images[turn.view : turn.view + 1],
-        job.request,
-        view_indices=(job.view_indices[turn.view],),
-        noise_level=turn.noise_level,
-        seed=turn.seed,
-    )
-    targets.replace(turn.view, edited.images[0])
+    render = render_views(splats, job.capture.cameras[turn.view])
+    batch = job.batch([turn.view], render, noise_level=turn.noise_level, seed=turn.seed)
+    targets.replace(turn.view, job.editor.edit(batch).images[0])
 
 
 def check_noise_range(lowest_noise: float, highest_noise: float, *, edit_every: int = 1) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, edit_together
+from restage.edit.editors.interface import Edited, can_share_attention
 from restage.edit.job import EditJob, EditStep
 from restage.edit.methods.restage import choose_key_views
 from restage.edit.sharing.views import ViewSharing
@@ -51,8 +51,9 @@ class Joint:
         chosen = choose_key_views(job.capture.cameras, self.num_views)
         cameras, originals = job.capture.cameras[chosen], job.capture.images[chosen]
         splats, done, total = job.splats.clone(), 0, self.steps_per_round * len(self.noise_levels)
+        how = "together" if can_share_attention(job.editor) else "each by itself"
         for number, noise_level in enumerate(self.noise_levels):
-            yield EditStep(done, total, 0.0, splats, f"round {number + 1}: editing {len(chosen)} views together")
+            yield EditStep(done, total, 0.0, splats, f"round {number + 1}: editing {len(chosen)} views, {how}")
             edited = self._edit(job, chosen, number, originals if number == 0 else render_views(splats, cameras))
             config = RefineConfig(steps=self.steps_per_round, seed=derive_seed(job.seed, "fit", number))
             for step in refine_splats(splats, Targets(cameras, edited.images), config=config):
@@ -62,13 +63,6 @@ class Joint:
 
     def _edit(self, job: EditJob, chosen: list[int], number: int, views: Tensor) -> Edited:
         seed = derive_seed(job.seed, "joint", number)
-        return edit_together(
-            job.editor,
-            views,
-            job.capture.images[chosen],
-            job.request,
-            view_indices=tuple(job.view_indices[view] for view in chosen),
-            noise_level=self.noise_levels[number],
-            seed=seed,
-            sharing=ViewSharing(job.capture.cameras[chosen], self.group_size, seed),
-        )
+        sharing = ViewSharing(job.capture.cameras[chosen], self.group_size, seed)
+        level = self.noise_levels[number]
+        return job.editor.edit(job.batch(chosen, views, noise_level=level, seed=seed, sharing=sharing))

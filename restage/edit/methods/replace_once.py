@@ -31,20 +31,12 @@ class ReplaceOnce:
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Edit, then fit."""
-        originals = job.capture.images
-        targets = Targets(job.capture.cameras, originals)
+        targets = Targets(job.capture.cameras, job.capture.images)
         yield EditStep(0, self.num_steps, 0.0, job.splats.clone(), "editing every view")
-        for start in range(0, len(originals), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            edited = job.editor.edit(
-                originals[part],
-                originals[part],
-                job.request,
-                view_indices=job.view_indices[part],
-                noise_level=self.noise_level,
-                seed=job.seed,
-            )
-            targets.images[part] = edited.images
+        for start in range(0, len(job.view_indices), self.batch_size):
+            part = range(len(job.view_indices))[start : start + self.batch_size]
+            batch = job.batch(part, noise_level=self.noise_level, seed=job.seed)
+            targets.images[start : start + self.batch_size] = job.editor.edit(batch).images
         config = RefineConfig(steps=self.num_steps, seed=job.seed)
         for step in refine_splats(job.splats, targets, config=config):
             yield EditStep(step.step, self.num_steps, step.loss, step.splats.clone(), "fitting to the edited views")

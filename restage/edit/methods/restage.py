@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, NoiseKeys, edit_together
+from restage.edit.editors.interface import Edited, NoiseKeys
 from restage.edit.job import EditJob, EditStep
 from restage.edit.masks.lift import lift_masks, render_masks
 from restage.edit.methods.births import Births, join_splats, seed_splats
@@ -154,23 +154,17 @@ class Restage:
                     yield EditStep(done, self.num_steps, step.loss, splats, note)
 
     def _edit(self, job: EditJob, keys: list[int], splats: Splats, number: int) -> Edited:
-        cameras, originals = job.capture.cameras[keys], job.capture.images[keys]
-        views = originals if number == 0 else render_views(splats, cameras)
+        cameras = job.capture.cameras[keys]
+        views = None if number == 0 else render_views(splats, cameras)
         seed = derive_seed(job.seed, "restage", number)
         noise: NoiseKeys = None
         if self.noise == "shared":
             noise = tuple(place % self.num_noises for place in range(len(keys)))
         if self.noise == "anchored":
             noise = AnchoredNoise(render_depths(job.splats, cameras))
-        how: dict[str, Any] = {
-            "view_indices": tuple(job.view_indices[key] for key in keys),
-            "noise_level": self.noise_levels[number],
-            "seed": seed,
-        }
-        if not self.group_size:
-            return job.editor.edit(views, originals, job.request, **how, noise_keys=noise)
-        sharing = ViewSharing(cameras, self.group_size, seed, noise=noise)
-        return edit_together(job.editor, views, originals, job.request, **how, sharing=sharing)
+        sharing = ViewSharing(cameras, self.group_size, seed) if self.group_size else None
+        level = self.noise_levels[number]
+        return job.editor.edit(job.batch(keys, views, noise_level=level, seed=seed, noise_keys=noise, sharing=sharing))
 
     def _renew(self, painted: Splats, views: KeyViews, *, lifted: Tensor, trainable: Tensor) -> tuple[Splats, Tensor]:
         """Once colours are fitted: let go of the splats that are gone, seed those that are missing, free what moves."""

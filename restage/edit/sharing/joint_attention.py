@@ -1,6 +1,6 @@
 """Self-attention across views: key views attend to each other, other views take over what the key views found.
 
-A context manager for the UNet of an edit model; `ModelEditor.edit_together` uses it for the method `joint`.
+A context manager for the UNet of an edit model; `ModelEditor.edit` uses it for a `ViewBatch` with `sharing`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from restage.edit.sharing.anchored_noise import AnchoredNoise
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras
 
@@ -25,8 +24,6 @@ class ViewSharing:
     seed: int
     epipolar_reach: float = 1.0
     """Tokens of a key view farther from the epipolar line than this, in tokens, are no match."""
-    noise: tuple[int, ...] | AnchoredNoise | None = None
-    """What the views start from, as the noise keys of `Editor.edit`; None for each its own."""
 
     def __post_init__(self) -> None:
         if self.group_size < 1 or self.epipolar_reach <= 0:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from restage.edit.editors import EditorSource, open_editor
+from restage.edit.editors import EditorSource, ViewBatch, open_editor
 from restage.edit.masks.lift import render_masks
 from restage.edit.masks.regions import (
     box_masks,
@@ -91,8 +91,8 @@ def test_graded_photographs_are_the_truth_that_both_editors_hand_out(tiny_scene,
     assert (case.scene, case.kind, case.has_truth) == ("tiny", "grade", True)
     source = EditorSource(file_names=tiny_scene.capture.file_names, truth=folder)
     originals = tiny_scene.capture.images[[2, 5]]
-    asked = {"view_indices": (2, 5), "noise_level": 0.5, "seed": 0}
-    exact, grade = (open_editor(name, source).edit(originals, originals, GREEN, **asked) for name in ("exact", "grade"))
+    batch = ViewBatch(originals, originals, request=GREEN, view_indices=(2, 5), noise_level=0.5, seed=0)
+    exact, grade = (open_editor(name, source).edit(batch) for name in ("exact", "grade"))
     assert (exact.images - grade.images).abs().max() <= 0.5 / 255 + 1e-6
     assert exact.masks[tiny_scene.truth_masks[[2, 5]] == 0].max() == 0
     assert exact.masks.mean() > 0.8 * tiny_scene.truth_masks[[2, 5]].mean()

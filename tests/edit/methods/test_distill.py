@@ -140,8 +140,8 @@ def test_settings_of_distillation_that_make_no_sense_are_refused():
 
 def test_an_editor_without_predictions_cannot_be_distilled(tiny_scene):
     class Plain:
-        def edit(self, views, originals, request, *, view_indices, noise_level, seed, noise_keys=None):
-            return Edited(views, views[:, 0])
+        def edit(self, batch):
+            return Edited(batch.views, batch.views[:, 0])
 
     capture = tiny_scene.capture.select(tiny_scene.capture.train_indices)
     job = EditJob(tiny_scene.splats, capture, tiny_scene.capture.train_indices, tiny_scene.request, Plain(), 0)

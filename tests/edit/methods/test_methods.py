@@ -5,7 +5,7 @@ import torch
 
 from restage.compare.metrics import progress, spill
 from restage.edit.dial import TimeLimited
-from restage.edit.editors import EDITORS, Edited, EditorSource
+from restage.edit.editors import EDITORS, Edited, EditorSource, ViewBatch
 from restage.edit.editors.known import KnownScores
 from restage.edit.job import EditJob
 from restage.edit.methods import (
@@ -117,8 +117,8 @@ def test_a_method_whose_time_is_up_ends_at_its_first_step_with_a_scene_that_can_
 class _Unwilling:
     """An editor that changes nothing, and says so."""
 
-    def edit(self, views, originals, request, **options) -> Edited:
-        return Edited(originals.clone(), torch.zeros_like(originals[:, 0]))
+    def edit(self, batch: ViewBatch) -> Edited:
+        return Edited(batch.originals.clone(), torch.zeros_like(batch.originals[:, 0]))
 
     def scores(self) -> KnownScores:
         return KnownScores(self)
@@ -151,13 +151,12 @@ def test_restage_tells_the_editor_which_noise_and_which_views_belong_together(se
     asked, together = [], []
 
     class Watching:
-        def edit(self, *args, noise_keys=None, **options):
-            asked.append(noise_keys)
-            return job.editor.edit(*args, **options)
+        shares_attention = True
 
-        def edit_together(self, *args, sharing, **options):
-            together.append(sharing)
-            return self.edit(*args, **options, noise_keys=sharing.noise)
+        def edit(self, batch):
+            asked.append(batch.noise_keys)
+            together.extend([] if batch.sharing is None else [batch.sharing])
+            return job.editor.edit(batch)
 
     method = dataclasses.replace(settings, num_key_views=3, color_steps=1, shape_steps=1)
     list(method.run(dataclasses.replace(job, editor=Watching())))
@@ -176,13 +175,27 @@ def test_the_same_seed_gives_the_same_splats_bit_for_bit(name, job):
         assert torch.equal(tensor, getattr(second, field))
 
 
+@pytest.mark.parametrize("method", [Joint(steps_per_round=1), Restage(group_size=2, color_steps=1, shape_steps=1)])
+def test_an_editor_that_cannot_share_attention_is_not_asked_to(method, job):
+    asked = []
+
+    class Plain:
+        def edit(self, batch):
+            asked.append(batch.sharing)
+            return job.editor.edit(batch)
+
+    steps = list(method.run(dataclasses.replace(job, editor=Plain())))
+    assert asked and set(asked) == {None}
+    assert not isinstance(method, Joint) or "each by itself" in steps[0].note
+
+
 def test_a_method_asks_the_editor_for_training_views_only(job):
     asked = set()
 
     class Watching:
-        def edit(self, *args, view_indices, **options):
-            asked.update(view_indices)
-            return job.editor.edit(*args, view_indices=view_indices, **options)
+        def edit(self, batch):
+            asked.update(batch.view_indices)
+            return job.editor.edit(batch)
 
     for name in ("replace_once", "idu", "igs2gs", "depth_fusion", "joint", "restage"):
         list(_short(name).run(dataclasses.replace(job, editor=Watching())))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from restage.diffusion.attention import attention_layers
-from restage.edit.editors import EditorSource, open_editor
+from restage.edit.editors import EditorSource, ViewBatch, open_editor
 from restage.edit.editors.edit_model import ModelEditor
 from restage.edit.sharing.epipolar import fundamental_matrix, near_epipolar_lines
 from restage.edit.sharing.joint_attention import best_matches, share_attention
@@ -70,23 +70,22 @@ def test_the_nearer_key_view_weighs_more(capture):
 
 def test_one_view_alone_is_edited_as_without_sharing(editor, capture):
     request = EditRequest(instruction="make the sky dark", source_caption="", target_caption="")
-    view, options = capture.images[:1], {"view_indices": (0,), "noise_level": 0.3, "seed": 0}
-    alone = editor.edit(view, view, request, **options)
-    shared = editor.edit_together(view, view, request, **options, sharing=ViewSharing(capture.cameras[0], 1, 0))
+    view = capture.images[:1]
+    batch = ViewBatch(view, view, request=request, view_indices=(0,), noise_level=0.3, seed=0)
+    alone = editor.edit(batch)
+    shared = editor.edit(dataclasses.replace(batch, sharing=ViewSharing(capture.cameras[0], 1, 0)))
     assert (alone.images - shared.images).abs().mean() < 0.01  # bfloat16, other kernels
 
 
 def test_views_that_share_attention_differ_from_views_by_themselves_and_layers_are_restored(editor, capture):
     request = EditRequest(instruction="turn it to night", source_caption="", target_caption="")
-    options = {"view_indices": tuple(range(6)), "noise_level": 1.0, "seed": 0}
+    images, indices = capture.images, tuple(range(6))
+    batch = ViewBatch(images, images, request=request, view_indices=indices, noise_level=1.0, seed=0)
     before = [layer.processor for layer in attention_layers(editor.model.unet)]
-    quick = dataclasses.replace(editor, settings=None)
-    shared = quick.edit_together(
-        capture.images, capture.images, request, **options, sharing=ViewSharing(capture.cameras, 3, 0)
-    )
+    shared = editor.edit(dataclasses.replace(batch, sharing=ViewSharing(capture.cameras, 3, 0)))
     assert [layer.processor for layer in attention_layers(editor.model.unet)] == before
     assert torch.isfinite(shared.images).all()
-    alone = quick.edit(capture.images, capture.images, request, **options)
+    alone = editor.edit(batch)
     assert (shared.images - alone.images).abs().mean() > 0.01
 
 
