@@ -33,6 +33,8 @@ from torch import Tensor
 
 from benchmarks.miniature.verdicts import judge as judge_picture
 from benchmarks.miniature.verdicts import seen_in
+from miniature.probe import Probe, load_probe, read_pictures
+from miniature.probe_pictures import FIRST_KIND_CLASS
 from restage.diffusion.allocation import keep_freed_memory
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.clip import load_clip
@@ -48,11 +50,9 @@ from restage.diffusion.control_options import (
 )
 from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pairs
 from restage.diffusion.word_maps import blend_masks
-from restage.miniature.edit_model import PAIRS, RULE
-from restage.miniature.probe import Probe, load_probe, read_pictures
-from restage.miniature.probe_pictures import FIRST_KIND_CLASS
 from restage.pairs.generate import reversed_prompt
 from restage.pairs.score import PairScores, judge, score_pairs
+from restage.recipes import PAIRS, RULE
 from restage.records import InputError, PromptPair, derive_seed, read_json, write_atomically
 from restage.world.grammar import (
     EDIT_KINDS,

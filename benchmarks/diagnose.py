@@ -26,20 +26,20 @@ import numpy as np
 import torch
 import tyro
 
+from miniature.edit_model import NO_RULE
 from restage.diagnose import DiagnoseConfig, run_diagnose
 from restage.diffusion.clip import load_clip
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
 from restage.edit.methods import Restage
 from restage.edit.stage import EditConfig
-from restage.miniature.edit_model import NO_RULE, RULE
 from restage.pairs.encoding import ImagePair
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.score import score_pairs
 from restage.pairs.stage import PairsConfig
 from restage.pairs.store import done_shards, read_pairs, read_rows, write_shard
 from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.recipes import make_pairs
+from restage.recipes import RULE, make_pairs
 from restage.records import Progress, derive_seed, read_json, write_json
 from restage.run.folder import RunFolder, open_run
 from restage.run.models import models_in

@@ -20,9 +20,9 @@ from typing import Any
 from benchmarks.pairs import ASSETS, prompts_of
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
-from restage.miniature.edit_model import PAIRS, RULE
 from restage.pairs.generate import GeneratedPairs, PairJob, generate_pairs, make_jobs
 from restage.pairs.score import PairRule, PairScores, judge, score_pairs
+from restage.recipes import PAIRS, RULE
 from restage.world.grammar import EDIT_KINDS
 
 MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2)

@@ -45,9 +45,9 @@ from restage.diffusion.clip import load_clip
 from restage.diffusion.control_options import PROMPT_TO_PROMPT
 from restage.diffusion.pair_sampler import SamplerConfig, map_size_of
 from restage.diffusion.sampler import latent_shape, sample_latents
-from restage.miniature.edit_model import RULE
 from restage.pairs.generate import COMPILED_FROM, GenerateConfig, PairJob, generate_pairs, make_jobs
 from restage.pairs.score import judge, score_pairs
+from restage.recipes import RULE
 from restage.records import PromptPair
 from restage.world.grammar import EDIT_KINDS
 from tests.diffusion.explicit import Controller, explicit_steps

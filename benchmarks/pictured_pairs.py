@@ -26,12 +26,12 @@ from torch import Tensor
 
 from benchmarks.miniature.edits import edit_views
 from benchmarks.miniature.held_out import edit_cases
+from miniature.edit_model import RECIPE
+from miniature.rendered_pairs import render_pairs
 from restage.compare.metrics import mask_iou, progress, spill
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.editor_folder import load_edit_model
 from restage.edit.pictures import quantize
-from restage.miniature.edit_model import RECIPE
-from restage.miniature.rendered_pairs import render_pairs
 from restage.pairs.encoding import to_uint8
 from restage.pairs.generate import GenerateConfig, PairJob, generate_pairs, make_jobs
 from restage.run.models import models_in

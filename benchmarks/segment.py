@@ -30,10 +30,10 @@ from torch import Tensor
 
 from benchmarks.miniature.held_out import captions
 from benchmarks.miniature.text_to_image import local_blend_mask, mask_iou_of
+from miniature.probe import Probe, load_probe
+from miniature.probe_pictures import FIRST_KIND_CLASS, MIN_VISIBLE_PX
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.segment import SegmentConfig, coarse_segments, cut_masks, segment_images, sharpen_masks
-from restage.miniature.probe import Probe, load_probe
-from restage.miniature.probe_pictures import FIRST_KIND_CLASS, MIN_VISIBLE_PX
 from restage.pairs.generate import GenerateConfig, generate_pairs, make_jobs
 from restage.records import PromptPair, derive_seed, write_atomically
 from restage.report.figures import compose_grid

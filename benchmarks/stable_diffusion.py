@@ -8,9 +8,9 @@ import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from miniature.tokenizer import build_tokenizer
 from restage.diffusion.backbone import Backbone
 from restage.diffusion.schedule import Schedule
-from restage.miniature.tokenizer import build_tokenizer
 
 __all__ = ["random_stable_diffusion"]
 

@@ -34,7 +34,7 @@ SUMMARIES = {
     "compare": "score every edit of a run on held-out views",
     "study": "compare methods on scenes, edits, editors and seeds that a Python file names",
     "report": "write the page of a run, and the same as LaTeX, slides and a supplementary zip",
-    "miniature": "train the models of the miniature world",
+    "miniature": "train the models of the miniature world (in a clone)",
     "view": "look at scenes in the browser and edit them there",
     "show": "print what a run holds: stages, edits, scores",
     "ls": "list runs",

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.compare.stage import CompareConfig, run_compare
-from restage.diffusion.precision import without_denormals
+from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
 from restage.edit.single import EditChoice, StartingPoint, open_edit
 from restage.edit.stage import EditConfig, run_edit
-from restage.miniature.edit_model import PAIRS, VersionName
 from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.generate import GenerateConfig
 from restage.pairs.makers import ModelMaker
+from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig, make_plan, rejudge_pairs, run_campaign
 from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
@@ -37,6 +38,8 @@ from restage.world.stage import WorldConfig, run_world
 __all__ = [
     "DemoConfig",
     "EditChoice",
+    "PAIRS",
+    "RULE",
     "STAGES",
     "Stage",
     "demo",
@@ -45,7 +48,6 @@ __all__ = [
     "find_scene",
     "fit_folder",
     "learn_forms",
-    "train_miniature",
 ]
 
 
@@ -98,6 +100,17 @@ STAGES: dict[str, Stage] = {
     "report": Stage(ReportConfig, lambda run, config, models: run_report(run, config)),
 }
 """The stages in the order data flows."""
+
+
+RULE = PairRule(min_image_similarity=0.3, min_direction_similarity=0.3, min_text_similarity=0.75)
+"""Which pairs the miniature keeps. Set from what its CLIP says of 140 exact rendered pairs: pictures at least 0.35
+alike, texts at least 0.72, 0.86 in 19 of 20, directions above 0.35 in 19 of 20 (reshape 0.07). Published CLIPs need
+other thresholds."""
+
+PAIRS = PairsConfig(
+    generate=GenerateConfig(sampler=SamplerConfig(num_steps=14), guidance=3.0), rule=RULE, pairs_per_shard=32
+)
+"""How the miniature's pairs are made, in the demo and for its edit model; more guidance makes colors too strong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,76 +256,3 @@ def edit_folder(
             reason = read_json(start / "record.json").get("reason", "")
             note = f"{start} ({reason})" if reason else str(start)
             yield Progress(stage="edit", done=1, total=1, note=note)
-
-
-def train_miniature(
-    part: str,
-    folder: Path,
-    *,
-    num_pictures: int = 25_000,
-    num_steps: int | None = None,
-    is_compiled: bool = False,
-    start: Path | None = None,
-    version: VersionName = "filtered",
-    batch_size: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-) -> Iterator[Progress]:
-    """Train one part of the miniature; see `restage.miniature`.
-
-    Args:
-        part: `pictures`, `autoencoder`, `text-to-image`, `clip`, `edit-model` or `probe`.
-        folder: Holds `pictures/`, the training set, and `miniature/`, the models with their training state.
-        num_pictures: Size of the training set.
-        num_steps: Of training; None for the recipe's.
-        is_compiled: Whether the model is compiled for its training.
-        start: A text-to-image folder (an edit model's own; of a probe, the folder with its weights) from whose weights
-            training goes on; of the autoencoder only the decoder is then trained, so that latents stay what they are.
-        version: For `edit-model`, which pairs it is trained on.
-        batch_size: Of training; None for the recipe's.
-        seed: Of first weights, batches and noise.
-        device: Where to train, such as `cuda`; the edit model's pairs are made on every GPU, or else on every core.
-
-    Raises:
-        InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
-    """
-    from restage.miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
-
-    recipes = {
-        "autoencoder": (autoencoder.train_autoencoder, autoencoder.RECIPE),
-        "text-to-image": (text_to_image.train_text_to_image, text_to_image.RECIPE),
-        "clip": (clip.train_clip, clip.RECIPE),
-        "probe": (probe.train_probe, probe.RECIPE),
-    }
-    if start is not None and part in ("pictures", "clip"):
-        raise InputError(f"{part} starts from nothing; a model to start from is for the other parts")
-    if is_compiled and part == "probe":
-        raise InputError("PyTorch's compiler fails on the probe; leave --compile out")
-
-    def as_asked(training: TrainingConfig) -> TrainingConfig:
-        return replace(
-            training,
-            num_steps=num_steps or training.num_steps,
-            batch_size=batch_size or training.batch_size,
-            seed=seed,
-            is_compiled=is_compiled,
-        )
-
-    if part == "pictures":
-        yield from pictures.make_pictures(folder / "pictures", num_pictures)
-    elif part == "edit-model":
-        recipe = edit_model.RECIPE
-        recipe = replace(recipe, train=replace(recipe.train, training=as_asked(recipe.train.training)))
-        engine = EngineConfig(engine="local")
-        models = folder / "miniature"
-        yield from edit_model.train_edit(models, recipe, version=version, start=start, engine=engine, device=device)
-    elif part in recipes:
-        if not (folder / "pictures").is_dir():
-            raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")
-        train, training = recipes[part]
-        found = pictures.Pictures(folder / "pictures", num_pictures)
-        more = {} if start is None else {"start": start}
-        with without_denormals():
-            yield from train(folder / "miniature", found, as_asked(training), device=device, **more)
-    else:
-        raise InputError(f"unknown part {part!r}; choose from pictures, edit-model, {', '.join(recipes)}")

@@ -29,7 +29,6 @@ ROOMS = (
     "studies",
     "audit",
     "report",
-    "miniature",
     "recipes",
     "diagnose",
     "view",
@@ -99,6 +98,17 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_a_circle_is_found() -> None:
     assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) in (["b", "c", "b"], ["c", "b", "c"])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_package_needs_nothing_of_the_clone_around_it(name: str) -> None:
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    assert not found & {"benchmarks", "miniature", "tests"}
 
 
 def test_only_whole_runs_and_commands_know_the_report() -> None:

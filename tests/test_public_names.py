@@ -65,7 +65,7 @@ def bound_names(tree: ast.AST) -> set[str]:
 
 
 # ruff and pyright are told not to look for undefined names, since shapes in jaxtyping strings are not names.
-@pytest.mark.parametrize("folder", ["restage", "benchmarks"])
+@pytest.mark.parametrize("folder", ["restage", "benchmarks", "miniature"])
 def test_every_name_that_is_used_is_bound_somewhere_in_its_file(folder):
     root = Path(__file__).parents[1]
     unknown = []

@@ -14,7 +14,6 @@ import numpy as np
 import psutil
 
 from benchmarks.campaigns.faults import actors
-from restage.miniature.edit_model import PAIRS
 from restage.pairs.executors.interface import EngineConfig
 from restage.pairs.makers import Maker, ModelMaker
 from restage.pairs.stage import make_plan, run_campaign
@@ -22,6 +21,7 @@ from restage.pairs.store import done_shards, read_rows
 from restage.pairs.tasks import PairsConfig
 from restage.pairs.worker import Worker, WorkerSettings
 from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.recipes import PAIRS
 from restage.records import read_json
 from restage.run.folder import RunFolder, open_run
 from restage.run.models import models_in

@@ -20,10 +20,10 @@ import tyro
 from PIL import Image
 
 from benchmarks.miniature import edits, held_out, page, parts, text_to_image, verdicts
+from miniature.probe import load_probe
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.editor_folder import load_edit_model
-from restage.miniature.probe import load_probe
 
 __all__ = ["PARTS", "WANTED", "Figures", "main"]
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.miniature.pictures import picture_scene
-from restage.miniature.probe_pictures import Labels, concatenate_labels, label_of
+from miniature.pictures import picture_scene
+from miniature.probe_pictures import Labels, concatenate_labels, label_of
 from restage.records import PromptPair, derive_seed
 from restage.scenes.cameras import Cameras
 from restage.world.capture import change_mask, sample_camera

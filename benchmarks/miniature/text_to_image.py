@@ -14,15 +14,15 @@ from torch import Tensor
 
 from benchmarks.miniature.held_out import Captioned
 from benchmarks.miniature.verdicts import Seen, Verdict, judge, seen_in
+from miniature.grounding import watched
+from miniature.probe import Probe, read_pictures
+from miniature.probe_pictures import FIRST_KIND_CLASS
 from restage.diffusion.alignment import token_mask
 from restage.diffusion.backbone import Backbone
 from restage.diffusion.control_options import LocalBlend
 from restage.diffusion.sampler import initial_noise, latent_shape
 from restage.diffusion.solvers import denoise
 from restage.diffusion.word_maps import BlendControl, blend_masks
-from restage.miniature.grounding import watched
-from restage.miniature.probe import Probe, read_pictures
-from restage.miniature.probe_pictures import FIRST_KIND_CLASS
 from restage.records import InputError
 from restage.world.grammar import KINDS
 

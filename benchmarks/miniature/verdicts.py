@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from restage.miniature.probe import Readings
+from miniature.probe import Readings
 from restage.world.grammar import COLORS, GROUNDS, KINDS, TIMES, Description
 
 __all__ = ["Seen", "Verdict", "accuracies", "accuracies_by_count", "judge", "seen_in", "shares_by_word"]

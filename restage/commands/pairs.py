@@ -42,9 +42,9 @@ Files: prompts.jsonl, rejects.jsonl (what was not kept, and why), forms.jsonl (w
 
 def build_rounds() -> Callable[..., None]:
     """Build `restage rounds`."""
-    from restage.miniature.edit_model import PAIRS
     from restage.pairs.stage import PairsConfig
     from restage.prompts.rounds import RoundsConfig
+    from restage.recipes import PAIRS
 
     default = RoundsConfig()
 

@@ -1,15 +1,19 @@
-"""Sub-commands that run stages: one for each, the demo that runs them all, and the models it starts from.
+"""Sub-commands that run stages: one for each, the demo that runs them all, and the training of its models.
 
 Annotations are evaluated when a command is built: hence no `from __future__ import annotations` here.
 """
 
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+import restage
 from restage.commands.arguments import ModelsArgument, RunArgument, RunSeedArgument
+from restage.records import InputError
 from restage.run.progress import show_progress
 
 __all__ = ["build_demo", "build_miniature", "build_stage"]
@@ -70,58 +74,17 @@ def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None
 
 
 def build_miniature() -> Callable[..., None]:
-    """Build `restage miniature`."""
+    """Load `restage miniature` from the clone that this package lies in.
 
-    def miniature(
-        action: Positional[Literal["train"]],
-        part: Positional[Literal["pictures", "autoencoder", "text-to-image", "clip", "edit-model", "probe"]],
-        *,
-        folder: Path = Path("training"),
-        num_pictures: int = 25_000,
-        num_steps: int | None = None,
-        compile: bool = False,
-        start: Path | None = None,
-        version: Literal["filtered", "unfiltered", "exact"] = "filtered",
-        batch_size: int | None = None,
-        seed: int = 0,
-        device: str = "cpu",
-    ) -> None:
-        """Make the models of the miniature world from nothing, one part after the other.
-
-        Example: restage miniature train pictures; restage miniature train autoencoder
-
-        Ctrl-C stops it at any time; the same command goes on from the last checkpoint. docs/miniature.md has the costs.
-
-        Args:
-            action: What to do.
-            part: Which part; each needs those named before it.
-            folder: Where pictures (`pictures/`) and models (`miniature/`) lie.
-            num_pictures: Size of the training set.
-            num_steps: Of training; default: the recipe's.
-            compile: Compile the model first (needs a C++ compiler): some minutes, then faster steps.
-            start: Folder of a text-to-image model from whose weights that of another, or of an autoencoder, goes on; of
-                the latter the decoder alone is trained, so that models trained on its latents stay valid. For a probe
-                or an edit model, the folder of another one.
-            version: Pairs that the edit model is trained on: those that the rule accepts (the model that ships), all
-                that were made, or rendered ones; the others go to `edit_model_unfiltered` and `edit_model_exact`.
-            batch_size: Of training; default: the recipe's.
-            seed: Of first weights, batches and noise; another one needs a folder of its own.
-            device: Where to train, such as `cuda`.
-        """
-        from restage.recipes import train_miniature
-
-        steps = train_miniature(
-            part,
-            folder,
-            num_pictures=num_pictures,
-            num_steps=num_steps,
-            is_compiled=compile,
-            start=start,
-            version=version,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
+    Raises:
+        InputError: the package was installed without its clone, which alone has the recipes.
+    """
+    clone = Path(restage.__file__).parents[1]
+    if not (clone / "miniature" / "command.py").is_file():
+        raise InputError(
+            "the training recipes of the miniature's models are not part of the installed package; "
+            "clone the repository and run this command from its environment"
         )
-        show_progress(steps)
-
-    return miniature
+    # The current folder may be any other, and an editable install knows the package alone.
+    sys.path.insert(0, str(clone))
+    return importlib.import_module("miniature.command").miniature

@@ -15,11 +15,10 @@ from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
 from restage.edit.methods import METHODS, Restage
 from restage.edit.stage import EditConfig
-from restage.miniature.edit_model import RULE
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.stage import PairsConfig
 from restage.prompts.stage import PromptsConfig
-from restage.recipes import STAGES
+from restage.recipes import RULE, STAGES
 from restage.records import InputError, Progress, read_json, to_plain
 from restage.run.folder import RunFolder, working
 from restage.run.models import Models

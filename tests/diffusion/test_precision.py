@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from miniature import autoencoder, pictures
+from miniature.command import MiniatureConfig, train_miniature
 from restage.diffusion import precision
 from restage.diffusion.edit_unet import widen_unet
 from restage.diffusion.editor import EditModel, EditSettings, edit_images
 from restage.diffusion.training import TrainingConfig, train
-from restage.miniature import autoencoder, pictures
-from restage.recipes import train_miniature
 from restage.records import Progress
 from tests.train.tiny import tiny_backbone
 
@@ -129,5 +129,8 @@ def test_the_miniature_is_trained_without_denormal_numbers(tmp_path: Path, monke
     (tmp_path / "pictures").mkdir()
     monkeypatch.setattr(pictures, "Pictures", NoPictures)
     monkeypatch.setattr(autoencoder, "train_autoencoder", recipe)
-    assert [progress.stage for progress in train_miniature("autoencoder", tmp_path)] == ["0", "0"]
+    assert [progress.stage for progress in train_miniature("autoencoder", MiniatureConfig(folder=tmp_path))] == [
+        "0",
+        "0",
+    ]
     assert half_of_the_least_normal_number() > 0

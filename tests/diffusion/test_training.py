@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from miniature.text_to_image import build_unet
 from restage.diffusion.training import TrainingConfig, explicit_attention, read_metrics, train
-from restage.miniature.text_to_image import build_unet
 from restage.records import InputError
 
 

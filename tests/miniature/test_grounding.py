@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers.models import UNet2DModel
 
-from restage.miniature.grounding import grounding_loss, watched, word_targets
-from restage.miniature.text_to_image import build_unet
-from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer
+from miniature.grounding import grounding_loss, watched, word_targets
+from miniature.text_to_image import build_unet
+from miniature.tokenizer import MAX_TOKENS, build_tokenizer
 from restage.world.grammar import Description, SceneObject
 
 

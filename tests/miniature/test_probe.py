@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from restage.diffusion.backbone import load_backbone
-from restage.diffusion.training import read_metrics
-from restage.miniature import pictures, probe, probe_pictures
-from restage.miniature.pictures import Pictures, make_pictures
-from restage.miniature.probe import (
+from miniature import pictures, probe, probe_pictures
+from miniature.pictures import Pictures, make_pictures
+from miniature.probe import (
     Probe,
     augment,
     likeliest_kinds,
@@ -22,7 +20,7 @@ from restage.miniature.probe import (
     save_probe,
     train_probe,
 )
-from restage.miniature.probe_pictures import (
+from miniature.probe_pictures import (
     FIRST_KIND_CLASS,
     IGNORED,
     Labels,
@@ -33,6 +31,8 @@ from restage.miniature.probe_pictures import (
     sample_free_description,
     to_unit,
 )
+from restage.diffusion.backbone import load_backbone
+from restage.diffusion.training import read_metrics
 from restage.records import InputError, derive_seed
 from restage.world.grammar import COLORS, HELD_OUT_COMBINATIONS, KINDS, Description, SceneObject
 from tests.tiny_models import write_tiny_models

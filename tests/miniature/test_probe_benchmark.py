@@ -23,9 +23,9 @@ from benchmarks.miniature.text_to_image import (
     word_iou,
 )
 from benchmarks.miniature.verdicts import Seen, accuracies, accuracies_by_count, judge, seen_in, shares_by_word
+from miniature.probe import Probe, Readings
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.sampler import sample_images
-from restage.miniature.probe import Probe, Readings
 from restage.records import InputError
 from restage.world.grammar import COLORS, EDIT_KINDS, HELD_OUT_COMBINATIONS, KINDS, Description, SceneObject
 from tests.tiny_models import write_tiny_models
@@ -124,7 +124,7 @@ def test_held_out_scenes_are_in_no_training_set_and_move_with_the_seed() -> None
 
 
 def test_a_training_scene_is_recognised() -> None:
-    from restage.miniature.pictures import picture_scene
+    from miniature.pictures import picture_scene
 
     known = Captioned(picture_scene(5).shown, "", 0)
     assert is_in_training([known], num_pictures=6) == [True]

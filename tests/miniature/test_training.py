@@ -12,6 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
+from miniature.command import MiniatureConfig, train_miniature
+from miniature.grounding import WordTargets
+from miniature.pictures import Pictures, make_pictures, picture_scene
+from miniature.probe_pictures import concatenate_labels, render_labelled
+from miniature.rendered_pairs import PAIR_KINDS, render_pairs, write_pictured_prompts
+from miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.diffusion.backbone import load_backbone, load_vae, save_tokenizer
 from restage.diffusion.clip import load_clip
 from restage.diffusion.editor_folder import load_edit_model
@@ -19,15 +26,8 @@ from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import LossFunction, TrainingConfig, read_metrics
 from restage.edit.pictures import read_image
-from restage.miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
-from restage.miniature.grounding import WordTargets
-from restage.miniature.pictures import Pictures, make_pictures, picture_scene
-from restage.miniature.probe_pictures import concatenate_labels, render_labelled
-from restage.miniature.rendered_pairs import PAIR_KINDS, render_pairs, write_pictured_prompts
-from restage.miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.pairs.generate import GenerateConfig
 from restage.prompts.store import read_prompts
-from restage.recipes import train_miniature
 from restage.records import InputError, Progress
 from restage.run.models import models_in
 from restage.world.capture import CHANGE_THRESHOLD
@@ -66,7 +66,7 @@ def test_some_words_of_the_world_are_several_tokens(tokenizer) -> None:
 
 def test_folder_keeps_its_tokenizer_when_the_world_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = shared_tokenizer(tmp_path).get_vocab()
-    monkeypatch.setattr("restage.miniature.tokenizer._world_texts", lambda seed: ["another world altogether"] * 4)
+    monkeypatch.setattr("miniature.tokenizer._world_texts", lambda seed: ["another world altogether"] * 4)
     assert build_tokenizer().get_vocab() != before
     assert shared_tokenizer(tmp_path).get_vocab() == before
 
@@ -261,11 +261,11 @@ def test_a_decoder_that_is_trained_on_leaves_the_latents_as_they_were(small_set:
 
 def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="clip starts from nothing"):
-        next(train_miniature("clip", tmp_path, start=tmp_path))
-    with pytest.raises(InputError, match="leave --compile out"):
-        next(train_miniature("probe", tmp_path, is_compiled=True))
+        next(train_miniature("clip", MiniatureConfig(folder=tmp_path, start=tmp_path)))
+    with pytest.raises(InputError, match="omit --compile"):
+        next(train_miniature("probe", MiniatureConfig(folder=tmp_path, compile=True)))
     with pytest.raises(InputError, match="unknown part"):
-        next(train_miniature("painter", tmp_path))
+        next(train_miniature("painter", MiniatureConfig(folder=tmp_path)))
 
 
 def test_a_start_with_another_tokenizer_is_refused(small_set: Pictures, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from miniature.pictures import Pictures
 from restage.diffusion.backbone import load_vae
 from restage.diffusion.training import TrainingConfig, train
-from restage.miniature.pictures import Pictures
 from restage.records import InputError, Progress
 
 __all__ = ["RECIPE", "build_autoencoder", "random_crops", "train_autoencoder"]

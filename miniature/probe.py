@@ -18,10 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from restage.diffusion.backbone import load_backbone
-from restage.diffusion.training import TrainingConfig, train
-from restage.miniature.pictures import Pictures
-from restage.miniature.probe_pictures import (
+from miniature.pictures import Pictures
+from miniature.probe_pictures import (
     FIRST_KIND_CLASS,
     IGNORED,
     MAX_COUNT,
@@ -33,6 +31,8 @@ from restage.miniature.probe_pictures import (
     make_probe_pictures,
     to_unit,
 )
+from restage.diffusion.backbone import load_backbone
+from restage.diffusion.training import TrainingConfig, train
 from restage.records import InputError, Progress, write_atomically
 from restage.world.grammar import COLORS, GROUNDS, KINDS, TIMES
 

@@ -10,20 +10,19 @@ from typing import Literal
 
 import torch
 
+from miniature.rendered_pairs import render_pairs, write_pictured_prompts
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.editor import Guidance
 from restage.diffusion.editor_folder import load_edit_model, save_edit_model
-from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
-from restage.miniature.rendered_pairs import render_pairs, write_pictured_prompts
 from restage.pairs.executors.interface import EngineConfig
-from restage.pairs.generate import GenerateConfig
 from restage.pairs.makers import ModelMaker
 from restage.pairs.score import PairRule, judge, score_pairs
 from restage.pairs.stage import PairsConfig, run_campaign
 from restage.pairs.store import read_pairs
 from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.recipes import PAIRS, RULE
 from restage.records import InputError, Progress
 from restage.run.folder import RunFolder
 from restage.train.batches import LossWeights
@@ -32,9 +31,7 @@ from restage.train.examples import TrainingPair
 
 __all__ = [
     "NO_RULE",
-    "PAIRS",
     "RECIPE",
-    "RULE",
     "EditModelRecipe",
     "PairSet",
     "VersionName",
@@ -66,15 +63,6 @@ class EditModelRecipe:
     """Pairs to train on, the same number for each version: the first that are accepted."""
     train: TrainConfig
 
-
-RULE = PairRule(min_image_similarity=0.3, min_direction_similarity=0.3, min_text_similarity=0.75)
-"""Set from what the miniature's CLIP says of 140 exact rendered pairs: pictures at least 0.35 alike, texts at least
-0.72, 0.86 in 19 of 20, directions above 0.35 in 19 of 20 (reshape 0.07). Published CLIPs need other thresholds."""
-
-PAIRS = PairsConfig(
-    generate=GenerateConfig(sampler=SamplerConfig(num_steps=14), guidance=3.0), rule=RULE, pairs_per_shard=32
-)
-"""How the miniature's pairs are made, here and in the demo; more guidance makes colours too strong."""
 
 GUIDANCE = Guidance(text=1.5, image=1.5)
 """On single views no better than none, which is a third of the work and better for `restage`; but idu, which starts

@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from miniature.grounding import AttentionShares, WordTargets, grounding_loss, watched, word_targets
+from miniature.pictures import Pictures
+from miniature.tokenizer import MAX_TOKENS, shared_tokenizer
 from restage.diffusion.backbone import Backbone, load_backbone, load_vae, save_backbone
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import TrainingConfig, train
-from restage.miniature.grounding import AttentionShares, WordTargets, grounding_loss, watched, word_targets
-from restage.miniature.pictures import Pictures
-from restage.miniature.tokenizer import MAX_TOKENS, shared_tokenizer
 from restage.records import InputError, Progress, derive_seed, write_atomically
 
 __all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "train_text_to_image"]

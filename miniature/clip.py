@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
+from miniature.pictures import Pictures
+from miniature.probe_pictures import NUM_CELLS, NUM_CLASSES, concatenate_labels, label_of
+from miniature.tokenizer import MAX_TOKENS, shared_tokenizer
 from restage.diffusion.backbone import save_half, save_tokenizer
 from restage.diffusion.training import TrainingConfig, train
-from restage.miniature.pictures import Pictures
-from restage.miniature.probe_pictures import NUM_CELLS, NUM_CLASSES, concatenate_labels, label_of
-from restage.miniature.tokenizer import MAX_TOKENS, shared_tokenizer
 from restage.records import Progress, derive_seed, write_json
 from restage.world.grammar import caption_of, sample_edit
 

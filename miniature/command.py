@@ -1,0 +1,125 @@
+"""`restage miniature`: trains one part of the miniature, in a clone of the repository.
+
+Annotations are evaluated when the command is built: hence no `from __future__ import annotations` here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from restage.records import InputError, Progress
+from restage.run.progress import show_progress
+
+__all__ = ["MiniatureConfig", "miniature", "train_miniature"]
+
+PartName = Literal["pictures", "autoencoder", "text-to-image", "clip", "edit-model", "probe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniatureConfig:
+    """How a part is trained."""
+
+    folder: Path = Path("training")
+    """Folder that holds the pictures (`pictures/`) and the models (`miniature/`) with their training state."""
+    num_pictures: int = 25_000
+    """Size of the training set."""
+    num_steps: int | None = None
+    """Training steps; default: the recipe's."""
+    compile: bool = False
+    """Compile the model first (needs a C++ compiler): takes some minutes and makes steps faster."""
+    start: Path | None = None
+    """Folder of a model whose weights training goes on from: of text-to-image for that part and for the autoencoder, of
+    which then only the decoder is trained, so that models trained on its latents stay valid; else of the same part."""
+    version: Literal["filtered", "unfiltered", "exact"] = "filtered"
+    """Pairs that the edit model is trained on: those that the rule accepts (the model that ships), all that were made,
+    or rendered ones; the others go to `edit_model_unfiltered` and `edit_model_exact`."""
+    batch_size: int | None = None
+    """Examples in a training step; default: the recipe's."""
+    seed: int = 0
+    """Seed for the initial weights, the batches and the noise; another seed needs a folder of its own."""
+    device: str = "cpu"
+    """Where to train, such as `cuda`; the edit model's pairs are made on every GPU, or else on every core."""
+
+
+def miniature(
+    action: Positional[Literal["train"]],
+    part: Positional[PartName],
+    *,
+    config: Annotated[MiniatureConfig, arg(name="")] = MiniatureConfig(),  # noqa: B008
+) -> None:
+    """Make the models of the miniature world from nothing, one part after the other.
+
+    Example: restage miniature train pictures; restage miniature train autoencoder
+
+    Ctrl-C stops it at any time; the same command goes on from the last checkpoint. docs/miniature.md has the costs.
+
+    Args:
+        action: What to do.
+        part: Which part; each needs the parts named before it.
+        config: How it is trained.
+    """
+    show_progress(train_miniature(part, config))
+
+
+def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
+    """Train one part of the miniature.
+
+    Args:
+        part: One of `PartName`.
+        config: How it is trained.
+
+    Raises:
+        InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
+    """
+    from miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
+    from restage.diffusion.precision import without_denormals
+    from restage.diffusion.training import TrainingConfig
+    from restage.pairs.executors.interface import EngineConfig
+
+    recipes = {
+        "autoencoder": (autoencoder.train_autoencoder, autoencoder.RECIPE),
+        "text-to-image": (text_to_image.train_text_to_image, text_to_image.RECIPE),
+        "clip": (clip.train_clip, clip.RECIPE),
+        "probe": (probe.train_probe, probe.RECIPE),
+    }
+    folder, start = config.folder, config.start
+    if start is not None and part in ("pictures", "clip"):
+        raise InputError(f"{part} starts from nothing; a model to start from is for the other parts")
+    if config.compile and part == "probe":
+        raise InputError("PyTorch's compiler fails on the probe; omit --compile")
+
+    def as_asked(training: TrainingConfig) -> TrainingConfig:
+        return replace(
+            training,
+            num_steps=config.num_steps or training.num_steps,
+            batch_size=config.batch_size or training.batch_size,
+            seed=config.seed,
+            is_compiled=config.compile,
+        )
+
+    if part == "pictures":
+        yield from pictures.make_pictures(folder / "pictures", config.num_pictures)
+    elif part == "edit-model":
+        recipe = edit_model.RECIPE
+        recipe = replace(recipe, train=replace(recipe.train, training=as_asked(recipe.train.training)))
+        yield from edit_model.train_edit(
+            folder / "miniature",
+            recipe,
+            version=config.version,
+            start=start,
+            engine=EngineConfig(engine="local"),
+            device=config.device,
+        )
+    elif part in recipes:
+        if not (folder / "pictures").is_dir():
+            raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")
+        train, training = recipes[part]
+        found = pictures.Pictures(folder / "pictures", config.num_pictures)
+        more = {} if start is None else {"start": start}
+        with without_denormals():
+            yield from train(folder / "miniature", found, as_asked(training), device=config.device, **more)
+    else:
+        raise InputError(f"unknown part {part!r}; choose from pictures, edit-model, {', '.join(recipes)}")
