@@ -1,4 +1,7 @@
-"""`restage doctor`: what this machine can do, what is missing, and what to do about it; it changes nothing."""
+"""`restage doctor`: what this machine can do, what is missing, and what to do about it; it changes nothing.
+
+Whether installed packages suit each other is left to `pip check`, which finds all that a check here would.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ def list_checks(*, runs: Path, is_online: bool) -> dict[str, Check]:
         "python": packages.check_python,
         "restage": packages.check_restage,
         "packages": packages.check_packages,
-        "conflicts": packages.check_conflicts,
         "traps": packages.check_traps,
         "extras": packages.check_extras,
         "processor": machine.check_processor,
@@ -57,5 +59,5 @@ def examine(*, runs: Path = Path("runs"), is_online: bool = False) -> Iterator[F
                 name=name,
                 status="problem",
                 found=f"{type(error).__name__}: {error}",
-                advice="Something that Restage stands on does not start; install anew: make clean demo",
+                advice="Something that Restage needs does not start; reinstall it: make clean demo",
             )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from restage.doctor import threads
 from restage.doctor.findings import Finding
 from restage.run.environment import BFLOAT16_FLAGS, processor_name
 
@@ -41,7 +44,7 @@ class Processor(NamedTuple):
     model: str
     num_logical: int
     num_allowed: int
-    """Of the logical cores, by affinity."""
+    """Logical cores that its affinity allows."""
     quota: float | None
     """Cores that the container's share of time amounts to; None for no limit."""
     flags: frozenset[str]
@@ -94,10 +97,13 @@ def _number(text: str) -> float:
 
 
 def query_torch_cuda() -> str:
-    """CUDA version that the installed torch was built for; empty for none."""
-    import torch
-
-    return torch.version.cuda or ""
+    """CUDA version that the installed torch was built for, which it says in a file; empty for none."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return ""
+    version = Path(spec.origin).with_name("version.py")
+    found = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", version.read_text() if version.is_file() else "", re.MULTILINE)
+    return found.group(1) if found else ""
 
 
 def check_processor() -> Iterator[Finding]:
@@ -174,36 +180,27 @@ def check_gpus() -> Iterator[Finding]:
         )
 
 
-def query_openmp_pools() -> list[str]:
-    """OpenMP runtimes that this process has loaded after torch and numba started their threads."""
-    import torch
+class Threads(NamedTuple):
+    """What torch and numba compute with."""
 
-    torch.get_num_threads()
-    _start_numba_threads()
-    maps = Path("/proc/self/maps")
-    if not maps.is_file():
-        return []
-    paths = set(re.findall(r"/\S*/lib(?:gomp|omp|iomp5)[^/\s]*\.so[^\s]*", maps.read_text()))
-    return sorted({os.path.realpath(path) for path in paths})
+    pools: list[str]
+    """OpenMP runtimes that both load."""
+    layers: list[str]
+    """Threading layers that numba can load, the one that it prefers first."""
 
 
-def _start_numba_threads() -> None:
-    import numba.np.ufunc.parallel as parallel
+def query_threads() -> Threads:
+    """Ask a process that starts the threads of torch and numba.
 
-    parallel._launch_threads()
-
-
-def query_numba_layers() -> list[str]:
-    """Threading layers that numba can load here, the one that it prefers first."""
-    found = [name for name in ("tbb", "omp") if importlib.util.find_spec(f"numba.np.ufunc.{name}pool")]
-    usable = []
-    for name in found:
-        try:
-            importlib.import_module(f"numba.np.ufunc.{name}pool")
-            usable.append(name)
-        except ImportError:
-            continue  # its runtime library is not on this machine
-    return [*usable, "workqueue"]
+    Raises:
+        RuntimeError: torch or numba does not start.
+    """
+    command = [sys.executable, "-P", threads.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"torch or numba does not start: {last[0]}")
+    return Threads(**json.loads(done.stdout))
 
 
 def check_threads(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
@@ -216,9 +213,9 @@ def check_threads(environment: Mapping[str, str] = os.environ) -> Iterator[Findi
         name="settings",
         status="note" if too_many else "ok",
         found=", ".join(f"{name}={value}" for name, value in settings.items()) or f"none set; {allowed} threads each",
-        advice=f"Only {allowed} cores are there: unset {' '.join(too_many)}" if too_many else "",
+        advice=f"There are only {allowed} cores: unset {' '.join(too_many)}" if too_many else "",
     )
-    pools = query_openmp_pools()
+    pools, layers = query_threads()
     waits = environment.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
     is_single = "1" in (environment.get("OMP_NUM_THREADS"), str(allowed))
     is_conflict = len(pools) > 1 and not waits and not is_single
@@ -231,7 +228,6 @@ def check_threads(environment: Mapping[str, str] = os.environ) -> Iterator[Findi
         if is_conflict
         else "",
     )
-    layers = query_numba_layers()
     has_safe_layer = layers != ["workqueue"]
     yield Finding(
         group="Threads",

@@ -17,7 +17,7 @@ import restage
 from restage.doctor.findings import Finding
 from restage.run.environment import git_commit
 
-__all__ = ["check_conflicts", "check_extras", "check_packages", "check_python", "check_restage", "check_traps"]
+__all__ = ["check_extras", "check_packages", "check_python", "check_restage", "check_traps"]
 
 OLDEST_PYTHON = (3, 11)
 REPOSITORY = Path(restage.__file__).parents[1]
@@ -162,7 +162,7 @@ def check_packages() -> Iterator[Finding]:
             name="constraints.txt",
             status="note" if others else "ok",
             found=", ".join(f"{name} {found}" for name, found in others.items()) or "all versions are as tested",
-            advice=f"If something misbehaves: {_install_command('dev,view')}" if others else "",
+            advice=f"If something misbehaves: pip check; {_install_command('dev,view')}" if others else "",
         )
 
 
@@ -183,37 +183,6 @@ def check_extras() -> Iterator[Finding]:
             found=f"missing or too old: {', '.join(missing)}{use}" if missing else f"installed{use}",
             advice=_install_command(extra) if missing else "",
         )
-
-
-def check_conflicts() -> Iterator[Finding]:
-    """Installed packages whose wishes for each other are not met, as in `pip check`."""
-    versions = installed_versions()
-    ours = {_normal(requirement.name) for requirement in restage_requirements().always}
-    is_clean = True
-    for package in sorted(versions):
-        for requirement in requirements_of(package):
-            wanted = versions.get(_normal(requirement.name))
-            if package == "restage" or wanted is None or not _applies(requirement):
-                continue
-            if not requirement.specifier.contains(wanted, prereleases=True):
-                is_clean = False
-                yield Finding(
-                    group="Packages",
-                    name=package,
-                    status="problem" if package in ours else "note",
-                    found=f"{versions[package]} wants {requirement.name}{requirement.specifier}, installed is {wanted}",
-                    advice=_conflict_advice(package),
-                )
-    if is_clean:
-        yield Finding(group="Packages", name="conflicts", status="ok", found="none between installed packages")
-
-
-def _conflict_advice(package: str) -> str:
-    return {
-        "nerfstudio": "nerfstudio needs an environment of its own: pip uninstall nerfstudio, then: make nerfstudio",
-        "torchvision": "Nothing here needs it, and one of another torch breaks imports: pip uninstall torchvision",
-        "viser": f"viser 1 holds rich below 15: {_install_command('view')}",
-    }.get(package, f"Install {package} in another environment, or: {_install_command('dev,view')}")
 
 
 def check_traps() -> Iterator[Finding]:

@@ -68,21 +68,6 @@ def test_a_missing_extra_names_its_use_and_the_command_that_installs_it(versions
     assert "[view]'" in found.advice
 
 
-def test_packages_that_do_not_go_together_are_found(versions: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = packages.requirements_of
-    planted = {"torchvision": ["torch==2.5.0"], "diffusers": ["numpy<2"]}
-    versions.update(torchvision="0.20.0", numpy="2.4.6")
-    monkeypatch.setattr(
-        packages,
-        "requirements_of",
-        lambda name: [packages.Requirement(text) for text in planted[name]] if name in planted else real(name),
-    )
-    found = by_name(packages.check_conflicts())
-    assert found["torchvision"].status == "note" and "uninstall torchvision" in found["torchvision"].advice
-    assert found["diffusers"].status == "problem" and "numpy<2, installed is 2.4.6" in found["diffusers"].found
-    assert "conflicts" not in found
-
-
 @pytest.mark.parametrize(
     ("installed", "has_gpu", "name"),
     [
@@ -159,18 +144,37 @@ def test_the_drivers_answer_is_read_also_where_it_says_not_available(monkeypatch
 def test_two_openmp_pools_that_spin_are_noted(
     pools: list[str], environment: dict[str, str], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "query_openmp_pools", lambda: pools)
+    monkeypatch.setattr(machine, "query_threads", lambda: machine.Threads(pools, ["omp", "workqueue"]))
     monkeypatch.setattr(machine, "query_processor", lambda: machine.Processor("", 8, 8, None, frozenset()))
     assert by_name(machine.check_threads(environment))["OpenMP"].status == status
 
 
 def test_more_threads_than_cores_and_a_lonely_work_queue_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "query_processor", lambda: machine.Processor("", 64, 2, None, frozenset()))
-    monkeypatch.setattr(machine, "query_openmp_pools", list)
-    monkeypatch.setattr(machine, "query_numba_layers", lambda: ["workqueue"])
+    monkeypatch.setattr(machine, "query_threads", lambda: machine.Threads([], ["workqueue"]))
     found = by_name(machine.check_threads({"OMP_NUM_THREADS": "32", "NUMBA_NUM_THREADS": "2"}))
-    assert found["settings"].advice == "Only 2 cores are there: unset OMP_NUM_THREADS"
+    assert found["settings"].advice == "There are only 2 cores: unset OMP_NUM_THREADS"
     assert found["numba"].status == "note"
+
+
+def test_threads_that_do_not_start_are_said_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "threads.py").write_text("raise ImportError('libc10.so: cannot open shared object file')")
+    monkeypatch.setattr(machine.threads, "__file__", str(tmp_path / "threads.py"))
+    with pytest.raises(RuntimeError, match="does not start: ImportError: libc10.so"):
+        machine.query_threads()
+
+
+def test_the_cuda_version_of_torch_is_read_without_importing_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+
+    assert machine.query_torch_cuda() == (torch.version.cuda or "")
+    monkeypatch.setattr(
+        machine.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    )
+    (tmp_path / "version.py").write_text("from typing import Optional\ncuda: Optional[str] = '12.8'\nhip = None\n")
+    assert machine.query_torch_cuda() == "12.8"
 
 
 @pytest.mark.parametrize(("room_gib", "status"), [(0.2, "problem"), (2.0, "note"), (50.0, "ok")])
