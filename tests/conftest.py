@@ -11,6 +11,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+import contextlib  # noqa: E402
 import socket  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -18,6 +19,16 @@ from typing import Any  # noqa: E402
 import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
+
+with contextlib.suppress(ImportError):  # nerfstudio's environment has no hypothesis
+    from hypothesis import HealthCheck, settings
+
+    # How long an example takes says more about the machine's load than about our code. In CI every run draws the same
+    # examples, so that a change that breaks nothing never fails there.
+    settings.register_profile(
+        "restage", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+    )
+    settings.load_profile("restage")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

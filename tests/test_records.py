@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,14 +22,21 @@ from restage.records import (
     EditRequest,
     InputError,
     MissingExtra,
+    Progress,
     PromptPair,
+    Score,
     canonical_json,
     content_id,
     derive_seed,
     file_sha256,
+    has_right_seal,
+    hash_files,
     read_json,
+    seal,
+    to_plain,
     write_atomically,
     write_json,
+    write_record,
 )
 from restage.run.folder import RunFolder
 
@@ -66,6 +77,15 @@ def test_any_field_changes_the_id() -> None:
 def test_dataclasses_paths_and_numpy_scalars_become_json() -> None:
     text = canonical_json({"config": ToyConfig(), "count": np.int64(3), "share": np.float32(0.5)})
     assert text == '{"config":{"parts":["x","y"],"path":"a/b","rate":0.1,"steps":3},"count":3,"share":0.5}'
+
+
+def test_plain_values_are_those_of_any_depth_and_what_is_no_scalar_stays_as_it_is():
+    value = {1: (ToyConfig(), [Path("c") / "d"]), "scalar": torch.tensor(2.5), "text": "é"}
+    config = {"steps": 3, "rate": 0.1, "path": "a/b", "parts": ["x", "y"]}
+    assert to_plain(value) == {"1": [config, ["c/d"]], "scalar": 2.5, "text": "é"}
+    array = np.zeros(3)
+    assert to_plain(array) is array and to_plain(ToyConfig) is ToyConfig
+    assert canonical_json({"text": "é"}) == '{"text":"é"}'
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -109,6 +129,56 @@ def test_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert read_json(path) == {"a": 1}
 
 
+def test_a_write_is_synced_beside_its_target_before_it_takes_the_name(tmp_path: Path, monkeypatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
+    path, names = tmp_path / "new" / "deep" / "value.json", []
+    for _ in range(2):
+        with write_atomically(path) as temporary:
+            temporary.write_text("whole")
+            names.append(temporary.name)
+            assert temporary.parent == path.parent
+        assert path.read_text() == "whole" and path.stat().st_ino in synced
+    assert len(set(names)) == 2 and all(re.fullmatch(rf"\.value\.{os.getpid()}-\w+\.tmp\.json", n) for n in names)
+    assert os.listdir(path.parent) == ["value.json"]
+
+
+def test_json_is_written_for_people(tmp_path: Path) -> None:
+    write_json(tmp_path / "value.json", {"b": "é", "a": (1, Path("x/y"))})
+    assert (tmp_path / "value.json").read_text() == '{\n "a": [\n  1,\n  "x/y"\n ],\n "b": "é"\n}\n'
+
+
+def test_a_seal_is_that_of_the_record_without_it_whatever_its_order():
+    record = seal({"b": (1, 2), "a": math.nan})
+    # printf '{"a":NaN,"b":[1,2]}' | sha256sum
+    assert record["seal"] == "077dcac3dd5c6280843c825acc2b06bdadf628ae07db89578727dca9f6477984"
+    assert seal(record) == record == seal({"seal": "of an earlier version", "a": math.nan, "b": [1, 2]})
+    assert seal({"a": "é"})["seal"] == hashlib.sha256('{"a":"é"}'.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("is_required", [True, False])
+def test_a_changed_record_has_a_wrong_seal_and_one_without_a_seal_only_where_none_is_required(is_required):
+    record = seal({"a": 1})
+    assert has_right_seal(record, is_required=is_required)
+    assert not has_right_seal({**record, "a": 2}, is_required=is_required)
+    assert not has_right_seal({**record, "seal": ""}, is_required=is_required)
+    assert has_right_seal({"a": 1}, is_required=is_required) is not is_required
+
+
+def test_the_record_of_a_folder_holds_the_hashes_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("b", "in/a", "not named"):
+        (tmp_path / name).write_text(name)
+    files = [tmp_path / "in" / "a", tmp_path / "b"]
+    hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("b", "in/a")}
+    assert list(hash_files(tmp_path, files).items()) == list(hashes.items())
+    write_record(tmp_path / "stage.json", {"facts": {"n": 3}}, files=files)
+    record = read_json(tmp_path / "stage.json")
+    assert record == seal({"facts": {"n": 3}, "files": hashes})
+    write_record(tmp_path / "bare.json", {})
+    assert read_json(tmp_path / "bare.json") == seal({"files": {}})
+
+
 def test_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -141,6 +211,56 @@ def test_prompt_pair_comes_back_from_json_with_the_same_id() -> None:
     assert PromptPair.from_plain(dataclasses.asdict(pair)).id == pair.id
 
 
+PLAIN_PAIR: dict[str, Any] = {
+    "source": "a red cube",
+    "target": "a blue cube",
+    "instruction": "make it blue",
+    "kind": "recolour",
+}
+
+
+def test_ids_of_prompt_pairs_are_those_that_runs_on_disk_have():
+    assert PromptPair(**PLAIN_PAIR).id == "prompt-92f91b711c50a203"
+    words: dict[str, Any] = {
+        "swaps": (("red", "blue"),),
+        "words": ("cube",),
+        "form": "f",
+        "parent": "p",
+        "writer": "llm",
+    }
+    assert PromptPair(**PLAIN_PAIR, **words).id == "prompt-859fd017283ebebe"
+    assert PromptPair(**PLAIN_PAIR, picture="1.png").id == "prompt-bd24eb1ff7dae672"
+
+
+def test_what_no_picture_depends_on_is_no_part_of_an_id():
+    plain, pictured = PromptPair(**PLAIN_PAIR), PromptPair(**PLAIN_PAIR, picture="1.png")
+    assert dataclasses.replace(plain, undo="make it red", behind="sand", pictured="target").id == plain.id
+    assert dataclasses.replace(pictured, undo="make it red", behind="sand").id == pictured.id
+    assert dataclasses.replace(pictured, pictured="target").id != pictured.id != plain.id
+
+
+def test_only_a_pictured_removal_with_words_and_a_caption_is_painted_behind():
+    texts: dict[str, Any] = {**PLAIN_PAIR, "kind": "remove"}
+    pair = PromptPair(**texts, words=("cube",), picture="1.png", behind="sand")
+    assert pair.is_painted_behind
+    assert pair.id != dataclasses.replace(pair, behind="grass").id
+    for changes in ({"kind": "add"}, {"words": ()}, {"behind": ""}, {"picture": ""}, {"pictured": "target"}):
+        other = dataclasses.replace(pair, **changes)
+        assert not other.is_painted_behind and other.id == dataclasses.replace(other, behind="").id
+
+
+def test_what_is_not_said_of_a_record_has_no_effect():
+    pair = PromptPair.from_plain({**PLAIN_PAIR, "swaps": [["red", "blue"]], "words": ["cube"]})
+    assert (pair.swaps, pair.words) == ((("red", "blue"),), ("cube",))
+    pair = PromptPair.from_plain(PLAIN_PAIR)
+    assert (pair.swaps, pair.words, pair.form, pair.writer) == ((), (), "grammar", "grammar")
+    assert not (pair.parent or pair.picture or pair.undo or pair.behind) and pair.pictured == "source"
+    assert Progress(stage="fit", done=1, total=2).note == ""
+    names: dict[str, Any] = {name: "x" for name in ("scene", "edit", "kind", "method", "editor", "metric")}
+    score = Score(**names, seed=0, value=0.5)
+    assert score.reason == "" and score.is_cost is False
+
+
 def test_edit_case_comes_back_from_json_with_the_same_id() -> None:
     request = EditRequest(instruction="make it blue", source_caption="red", target_caption="blue")
     case = EditCase(scene="a", kind="recolour", request=request, has_truth=True)
@@ -151,11 +271,19 @@ def test_edit_case_comes_back_from_json_with_the_same_id() -> None:
 def test_empty_texts_are_refused(empty: str) -> None:
     with pytest.raises(InputError, match="instruction"):
         EditRequest(instruction=empty, source_caption="", target_caption="")
-    with pytest.raises(InputError, match="source"):
-        PromptPair(source=empty, target="b", instruction="c", kind="recolour")
+    for name in ("source", "target", "instruction"):
+        with pytest.raises(InputError, match=f"needs a {name}"):
+            PromptPair(**{**PLAIN_PAIR, name: empty})
+
+
+def test_a_picture_shows_one_of_the_two_captions() -> None:
+    assert PromptPair(**PLAIN_PAIR, pictured="target").pictured == "target"
+    with pytest.raises(InputError, match="'both'"):
+        PromptPair(**PLAIN_PAIR, pictured="both")
 
 
 def test_missing_extra_names_what_to_install() -> None:
+    assert issubclass(MissingExtra, InputError) and issubclass(InputError, ValueError)
     assert str(MissingExtra("ray", "cluster")) == "ray is not installed; run: pip install 'restage[cluster]'"
 
 

@@ -1,6 +1,7 @@
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pyarrow as pa
@@ -233,3 +234,21 @@ def test_a_request_waits_for_others_under_way_before_the_budget_refuses_it():
     budget.settle(one, one)
     with pytest.raises(WritingStopped, match="0.9 is spent"):
         budget.reserve(one)
+
+
+@pytest.mark.parametrize("limits", [{"input_price": 1.0, "max_cost": 1.0}, {"max_tokens": 1_000_000}])
+@pytest.mark.parametrize("used", [600_000, 100_000])
+def test_what_requests_under_way_may_cost_counts_until_they_have_answered(limits, used):
+    budget, one = Budget(LlmLimits(**limits), Usage()), Usage(1, 400_000, 200_000 if "max_tokens" in limits else 0)
+    rest = Usage(1, 500_000, 0)
+    budget.reserve(one)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(budget.reserve, rest if "max_tokens" in limits else Usage(1, 700_000, 0))
+        with pytest.raises(TimeoutError):  # together they could go past the limit
+            second.result(0.2)
+        budget.settle(one, Usage(1, used, 0))
+        if used == 600_000:
+            with pytest.raises(WritingStopped, match="600000 are used|0.6 is spent"):
+                second.result(10)
+        else:
+            second.result(10)

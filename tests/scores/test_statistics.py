@@ -1,11 +1,12 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from restage.records import InputError, Score
-from restage.scores.statistics import paired_difference
+from restage.scores.statistics import Difference, clustered_estimate, paired_difference
 
 OURS, THEIRS = ("restage", "edit_model"), ("idu", "edit_model")
 
@@ -24,6 +25,55 @@ def test_the_interval_is_that_of_the_paired_t_test_where_every_scene_has_one_cas
     assert found.mean == pytest.approx(np.mean(np.subtract(ours, theirs)))
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
     assert (found.num_pairs, found.num_scenes, found.is_clear) == (4, 4, False)
+
+
+def test_a_wider_confidence_gives_the_wider_interval_of_the_t_test():
+    ours, theirs = [0.8, 0.6, 0.9, 0.4], [0.5, 0.5, 0.6, 0.5]
+    scores = rows(OURS, dict(zip("abcd", ours, strict=True))) + rows(THEIRS, dict(zip("abcd", theirs, strict=True)))
+    found = paired_difference(scores, "progress", first=THEIRS, second=OURS, confidence=0.8)
+    interval = stats.ttest_rel(theirs, ours).confidence_interval(0.8)
+    assert (found.low, found.high, found.confidence) == (
+        pytest.approx(interval.low),
+        pytest.approx(interval.high),
+        0.8,
+    )
+    assert (found.metric, found.first, found.second) == ("progress", THEIRS, OURS)
+    for confidence in (0.0, 1.0, -0.5):
+        with pytest.raises(InputError, match=r"in \(0, 1\)"):
+            paired_difference(scores, "progress", first=OURS, second=THEIRS, confidence=confidence)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_clear"),
+    [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.1, False), (0.0, 0.1, False), (-0.1, 0.0, False)],
+)
+def test_a_difference_is_clear_where_its_interval_leaves_zero_out(low, high, is_clear):
+    names: dict[str, Any] = {"metric": "progress", "first": OURS, "second": THEIRS}
+    counts: dict[str, Any] = {"num_pairs": 4, "num_scenes": 4, "num_missing": 0}
+    found = Difference(**names, **counts, mean=0.0, standard_error=0.1, low=low, high=high, confidence=0.95)
+    assert found.is_clear == is_clear
+
+
+def test_with_one_value_in_each_scene_the_standard_error_is_the_usual_one():
+    values = [0.1, 0.4, 0.7, 0.3]
+    found = clustered_estimate([*values, math.nan], "abcde")
+    assert (found.mean, found.standard_error) == pytest.approx((np.mean(values), stats.sem(values)))
+    assert (found.num_scored, found.num_missing) == (4, 1)
+
+
+def test_values_of_one_scene_are_one_observation_of_it():
+    found = clustered_estimate([1.0, 2.0, 6.0], ["a", "a", "b"])
+    # The residuals' sums are -3 and 3: sqrt(2 / 1 * 18) / 3.
+    assert (found.mean, found.standard_error) == (3.0, pytest.approx(2.0))
+    one = clustered_estimate([1.0, 2.0], ["a", "a"])
+    assert (one.mean, one.num_scored) == (1.5, 2) and math.isnan(one.standard_error)
+
+
+def test_nothing_scored_gives_no_numbers_but_counts():
+    for values in ([], [math.nan, math.nan]):
+        found = clustered_estimate(values, ["a"] * len(values))
+        assert math.isnan(found.mean) and math.isnan(found.standard_error)
+        assert (found.num_scored, found.num_missing) == (0, len(values))
 
 
 def test_pairing_takes_out_what_scenes_have_in_common():
@@ -58,6 +108,30 @@ def test_a_case_that_one_of_them_failed_is_missing_and_not_zero():
 def test_one_scene_gives_a_difference_without_an_interval():
     found = paired_difference(rows(OURS, {"a": 0.5}) + rows(THEIRS, {"a": 0.4}), "progress", first=OURS, second=THEIRS)
     assert math.isnan(found.low) and not found.is_clear
+
+
+def test_only_rows_of_the_metric_and_of_both_contenders_count():
+    scores = rows(OURS, {"a": 0.5, "b": 0.9, "only ours": 9.0}) + rows(
+        THEIRS, {"a": 0.4, "b": 0.5, "only theirs": -9.0}
+    )
+    others = [Score(**{**vars(row), "metric": "spill", "value": 77.0}) for row in scores]
+    others += rows(("restage", "mock"), {"a": 50.0}) + rows(("idu", "mock"), {"b": 50.0})
+    others += [Score(**{**vars(row), "edit": "f", "value": 0.1 + row.value}) for row in scores]
+    found = paired_difference([*others, *scores], "progress", first=OURS, second=THEIRS)
+    assert (found.mean, found.num_pairs, found.num_scenes, found.num_missing) == (pytest.approx(0.25), 4, 2, 0)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_seeds_that_only_one_contender_has_are_left_out_unless_the_other_has_a_single_one(flip):
+    many = rows(OURS, {"a": 0.5, "b": 0.5}, seed=0) + rows(OURS, {"a": 0.7, "b": 0.9}, seed=1)
+    two = rows(THEIRS, {"a": 0.1, "b": 0.2}, seed=1) + rows(THEIRS, {"a": 0.3, "b": 0.4}, seed=2)
+    first, second = (THEIRS, OURS) if flip else (OURS, THEIRS)
+    sign = -1 if flip else 1
+    found = paired_difference(many + two, "progress", first=first, second=second)
+    assert (found.num_pairs, found.mean) == (2, pytest.approx(sign * 0.65))  # seed 1 is what they share
+    single = rows(THEIRS, {"a": 0.1, "b": 0.2}, seed=5)
+    found = paired_difference(many + single, "progress", first=first, second=second)
+    assert (found.num_pairs, found.mean) == (4, pytest.approx(sign * 0.5))
 
 
 def test_a_contender_that_does_not_occur_is_refused():

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -84,6 +85,20 @@ def test_restage_leaves_frozen_splats_bit_for_bit_as_they_were(job, tiny_scene):
     for name, tensor in result.parameters().items():
         assert torch.equal(tensor[is_far], getattr(tiny_scene.splats, name)[is_far]), name
     assert not torch.equal(result.sh[tiny_scene.is_ball], tiny_scene.splats.sh[tiny_scene.is_ball])
+
+
+def test_the_last_shape_steps_of_restage_grow_smaller_and_no_others(job):
+    def moves(share: float) -> list[float]:
+        method = Restage(
+            noise_levels=(1.0, 0.5), color_steps=2, shape_steps=8, cooldown_share=share, deaths=None, births=None
+        )
+        colors = [step.splats.sh for step in method.run(job)]
+        return [float((after - before).abs().mean()) for before, after in itertools.pairwise(colors)]
+
+    plain, cooled = moves(0.0), moves(0.5)
+    assert cooled[:-3] == plain[:-3]
+    shares = [b / a for a, b in zip(plain[-3:], cooled[-3:], strict=True)]
+    assert shares == pytest.approx([0.75, 0.5, 0.25], abs=0.1)
 
 
 @pytest.mark.parametrize("name", METHODS)
