@@ -30,7 +30,6 @@ from PIL import Image
 from torch import Tensor
 
 from restage.scenes.capture import Capture
-from restage.scenes.densify import MonteCarlo
 from restage.scenes.fit import PHOTOGRAPHS, FitConfig, fit_splats, psnr, render_views
 from restage.scenes.io import read_capture
 from restage.scenes.losses import PhotometricLoss
@@ -58,12 +57,6 @@ ABLATIONS = {
     "shell at 4 scene sizes": {"shell_radius": 4.0},
     "splats as wide as their spacing": {"scale_share": 1.0},
     "half the splats": {"num_splats": PHOTOGRAPHS.num_splats // 2},
-    "MCMC": {"strategy": "mcmc"},
-    "MCMC, relocation only": {
-        "strategy": "mcmc",
-        "initial_share": 1.0,
-        "mcmc": MonteCarlo(noise=0.0, opacity_pull=0.0, scale_pull=0.0),
-    },
     "half size first": {"coarse_share": 0.4},
     "exposures": {"fits_exposure": True},
     "early stop": {"stop_gain": 0.02},

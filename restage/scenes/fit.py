@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,14 +18,13 @@ from tyro.conf import arg
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras, project_points
 from restage.scenes.capture import Capture
-from restage.scenes.densify import MonteCarlo
 from restage.scenes.exposure import Exposures
 from restage.scenes.initial import Surroundings, initial_splats, surroundings_of
 from restage.scenes.losses import PhotometricLoss
 from restage.scenes.optimizer import LearningRates, SplatOptimizer, Targets
 from restage.scenes.rasterize import rasterize_numba
 from restage.scenes.schedule import Schedule
-from restage.scenes.splats import Splats
+from restage.scenes.splats import MAX_DEGREE, Splats
 
 __all__ = [
     "PHOTOGRAPHS",
@@ -49,9 +48,9 @@ class FitConfig:
     steps: int = 1500
     """One view a step."""
     num_splats: int = 6000
-    """Upper bound; unseen and floating splats are dropped on the way, or moved if the strategy is mcmc."""
+    """Upper bound; unseen and floating splats are dropped on the way."""
     sh_degree: int = 0
-    """Of the spherical harmonics, 0 to 2; 0 gives colours that do not depend on the direction."""
+    """Degree of the spherical harmonics, 0 to 3; 0 gives colors that do not depend on the direction."""
     loss: PhotometricLoss = field(default_factory=lambda: PhotometricLoss(ssim_share=0.2))
     """What a render is compared by."""
     rates: LearningRates = field(default_factory=LearningRates)
@@ -65,13 +64,6 @@ class FitConfig:
     """Share of all other learning rates that is left at the end, in (0, 1]."""
     coarse_share: float = 0.0
     """Share of the fit, its beginning, that is done at half the size, where a step costs less; in [0, 1]."""
-    strategy: Literal["fixed", "mcmc"] = "fixed"
-    """What is done about splats that are missing or of no use: they are dropped, or they are relocated and new ones
-    added as in gsplat's MCMC strategy, which gained nothing within a few thousand steps."""
-    mcmc: MonteCarlo = field(default_factory=MonteCarlo)
-    """Settings of the strategy mcmc."""
-    initial_share: float = 0.5
-    """Share of `num_splats` that the strategy mcmc starts with."""
     shell_share: float = 0.15
     """Share of splats put on a far shell, for sky and background."""
     shell_radius: float = 4.0
@@ -92,19 +84,19 @@ class FitConfig:
     """Seconds that fitting may take at most; learning rates have fallen by then. Such a fit does not repeat bit for
     bit."""
     seed: int = 0
-    """Of the initial splats, the order of views, and the strategy's draws."""
+    """Seed for the initial splats and the order of the views."""
 
     def __post_init__(self) -> None:
         if not (1 <= self.steps <= 1_000_000 and 1 <= self.num_splats <= 5_000_000 and self.cull_every >= 1):
             raise InputError(f"expected positive steps, splats and cull_every, got {self}")
-        if self.sh_degree not in (0, 1, 2):
-            raise InputError(f"expected sh_degree 0, 1 or 2, got {self.sh_degree}")
+        if not 0 <= self.sh_degree <= MAX_DEGREE:
+            raise InputError(f"expected sh_degree from 0 to {MAX_DEGREE}, got {self.sh_degree}")
         for name in ("coarse_share", "shell_share", "near_share", "stop_gain"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"expected {name} in [0, 1], got {getattr(self, name)}")
         if not 1 < self.shell_radius < 1e6:
             raise InputError(f"expected shell_radius above 1, got {self.shell_radius}")
-        for name in ("means_decay", "other_decay", "initial_share", "scale_share"):
+        for name in ("means_decay", "other_decay", "scale_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"expected {name} above 0 and at most 1, got {getattr(self, name)}")
         if self.time_budget_s is not None and not 0 < self.time_budget_s < math.inf:
@@ -164,10 +156,9 @@ class SplatFit:
     def __init__(self, capture: Capture, config: FitConfig, *, initial: Splats | None = None) -> None:
         """Prepare a fit to the training views of a capture, from sparse points unless `initial` is given."""
         if initial is None:
-            share = config.initial_share if config.strategy == "mcmc" else 1.0
             initial = initial_splats(
                 capture,
-                max(1, round(share * config.num_splats)),
+                config.num_splats,
                 sh_degree=config.sh_degree,
                 shell_share=config.shell_share,
                 shell_radius=config.shell_radius,
@@ -196,19 +187,15 @@ class SplatFit:
     def step(self) -> FitStep:
         """Do one step."""
         config, share, done = self.config, self.schedule.share, self.schedule.step
-        decay = config.means_decay**share
         is_coarse = self.coarse_targets is not None and share < config.coarse_share
         loss = self.optimizer.step(
             self.coarse_targets if is_coarse and self.coarse_targets is not None else self.targets,
             view_at(config.seed, done, len(self.targets)),
-            decay=decay,
+            decay=config.means_decay**share,
             other_decay=config.other_decay**share,
-            penalty=self._penalty if config.strategy == "mcmc" else None,
         )
         self.schedule.advance(loss)
-        if config.strategy == "mcmc":
-            self._densify(done + 1, decay)
-        elif (done + 1) % config.cull_every == 0:
+        if (done + 1) % config.cull_every == 0:
             self._drop_floaters()
         return FitStep(done + 1, config.steps, loss, self.optimizer.splats)
 
@@ -226,24 +213,8 @@ class SplatFit:
         self.optimizer.load_state(state["optimizer"])
         self.schedule.load_state(state["schedule"])
 
-    def _penalty(self, splats: Splats) -> Tensor:
-        return self.config.mcmc.penalty(splats, self.surroundings.size)
-
-    def _densify(self, step: int, decay: float) -> None:
-        mcmc, config = self.config.mcmc, self.config
-        generator = torch.Generator().manual_seed(derive_seed(config.seed, "mcmc", step))
-        if mcmc.is_due(step, self.schedule.share):
-            mcmc.relocate(self.optimizer, self._is_floating(), max_splats=config.num_splats, generator=generator)
-        elif step % config.cull_every == 0:
-            self._drop_floaters()
-        rate = config.rates.means * self.surroundings.size * decay
-        mcmc.shake(self.optimizer.splats, rate, generator=generator)
-
-    def _is_floating(self) -> Tensor:
-        return is_floating(self.optimizer.splats, self.targets.cameras, self.surroundings, self.config.near_share)
-
     def _drop_floaters(self) -> None:
-        floats = self._is_floating()
+        floats = is_floating(self.optimizer.splats, self.targets.cameras, self.surroundings, self.config.near_share)
         if floats.any() and not floats.all():
             self.optimizer.keep(~floats)
 

@@ -128,7 +128,6 @@ class SplatOptimizer:
         *,
         decay: float = 1.0,
         other_decay: float = 1.0,
-        penalty: Callable[[Splats], Tensor] | None = None,
     ) -> float:
         """Render a view, compare it with its target, move the splats once; returns how far the view was off.
 
@@ -137,7 +136,6 @@ class SplatOptimizer:
             view: Index into the targets.
             decay: Factor on the learning rate of the means.
             other_decay: Factor on all other learning rates.
-            penalty: Of the splats, added to the loss, not to what is returned.
         """
         splats = Splats(**{n: p.detach().requires_grad_() for n, p in self.splats.parameters().items()})
         inputs = list(splats.parameters().values())
@@ -152,8 +150,6 @@ class SplatOptimizer:
             loss = total = self.loss(color, targets.images[view], weights)
             if self.exposures is not None and transform is not None:
                 total = total + self.exposures.penalty(transform)
-            if penalty is not None:
-                total = total + penalty(splats)
             gradients = torch.autograd.grad(total, inputs, allow_unused=True)
         if self.exposures is not None:
             self.exposures.update(view, gradients[-1], decay=other_decay)
@@ -207,22 +203,6 @@ class SplatOptimizer:
         self.splats = self.splats[kept]
         self.moments = {name: (first[kept], second[kept]) for name, (first, second) in self.moments.items()}
         self.trainable = None if self.trainable is None else self.trainable[kept]
-
-    def append(self, splats: Splats) -> None:
-        """Add splats at the end, with zero moments, free to move."""
-        ours, added = self.splats.parameters(), splats.parameters()
-        self.splats = Splats(**{name: torch.cat([ours[name], added[name]]) for name in ours})
-        zeros = {name: torch.zeros_like(tensor) for name, tensor in added.items()}
-        for name, (first, second) in self.moments.items():
-            self.moments[name] = (torch.cat([first, zeros[name]]), torch.cat([second, zeros[name]]))
-        if self.trainable is not None:
-            self.trainable = torch.cat([self.trainable, torch.ones(len(splats))])
-
-    def zero_moments(self, indices: Tensor) -> None:
-        """Forget how the splats at these indices were moving."""
-        for first, second in self.moments.values():
-            first[indices] = 0.0
-            second[indices] = 0.0
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, for `torch.save`."""

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from restage.records import InputError
 
-__all__ = ["SH_C0", "Splats", "evaluate_sh", "rotation_matrices"]
+__all__ = ["MAX_DEGREE", "SH_C0", "Splats", "evaluate_sh", "rotation_matrices"]
 
 SH_C0 = 0.28209479177387814
 SH_C1 = 0.4886025119029199
 SH_C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
+SH_C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277)
+MAX_DEGREE = 3
+"""Highest degree of spherical harmonics, the default of 3D Gaussian splatting."""
 
 
 @dataclass
@@ -30,11 +33,11 @@ class Splats:
     opacity_logits: Float[Tensor, " n"]
     """Opacity is the sigmoid of it."""
     sh: Float[Tensor, "n k 3"]
-    """Spherical harmonics of the colour, k = (degree + 1)^2 with degree 0 to 2; rgb = 0.5 + C0 sh0 + ..."""
+    """Spherical harmonics of the colour, k = (degree + 1)^2 with degree 0 to 3; rgb = 0.5 + C0 sh0 + ..."""
 
     def __post_init__(self) -> None:
-        if self.sh.shape[1] not in (1, 4, 9):
-            raise InputError(f"expected 1, 4 or 9 spherical harmonics a splat, got {self.sh.shape[1]}")
+        if self.sh.shape[1] not in (1, 4, 9, 16):
+            raise InputError(f"expected 1, 4, 9 or 16 spherical harmonics a splat, got {self.sh.shape[1]}")
         counts = {tensor.shape[0] for tensor in self.parameters().values()}
         if len(counts) > 1:
             raise InputError(f"expected the same number of splats in every tensor, got {sorted(counts)}")
@@ -60,8 +63,8 @@ class Splats:
 
     @property
     def degree(self) -> int:
-        """Degree of the spherical harmonics, 0 to 2."""
-        return {1: 0, 4: 1, 9: 2}[self.sh.shape[1]]
+        """Degree of the spherical harmonics, 0 to 3."""
+        return {1: 0, 4: 1, 9: 2, 16: 3}[self.sh.shape[1]]
 
 
 def rotation_matrices(rotations: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
@@ -85,7 +88,7 @@ def evaluate_sh(sh: Float[Tensor, "n k 3"], directions: Float[Tensor, "n 3"] | N
     """Colour of each splat seen along a direction, at least 0; the sign convention of the 3DGS files.
 
     Args:
-        sh: Coefficients, k = 1, 4 or 9.
+        sh: Coefficients, k = 1, 4, 9 or 16.
         directions: Unit vectors from the camera to the splats, world axes; not needed for k = 1.
     """
     color = 0.5 + SH_C0 * sh[:, 0]
@@ -97,4 +100,20 @@ def evaluate_sh(sh: Float[Tensor, "n k 3"], directions: Float[Tensor, "n 3"] | N
             cross, zonal, sectoral = SH_C2
             color = color + cross * (x * y * sh[:, 4] - y * z * sh[:, 5] - x * z * sh[:, 7])
             color = color + zonal * (2 * z * z - x * x - y * y) * sh[:, 6] + sectoral * (x * x - y * y) * sh[:, 8]
+            if sh.shape[1] >= 16:
+                color = color + _third_degree(sh[:, 9:], x, y, z)
     return color.clamp_min(0.0)
+
+
+def _third_degree(sh: Float[Tensor, "n 7 3"], x: Tensor, y: Tensor, z: Tensor) -> Float[Tensor, "n 3"]:
+    xx, yy, zz = x * x, y * y, z * z
+    c0, c1, c2, c3, c4 = SH_C3
+    return (
+        -c0 * y * (3 * xx - yy) * sh[:, 0]
+        + c1 * x * y * z * sh[:, 1]
+        - c2 * y * (4 * zz - xx - yy) * sh[:, 2]
+        + c3 * z * (2 * zz - 3 * xx - 3 * yy) * sh[:, 3]
+        - c2 * x * (4 * zz - xx - yy) * sh[:, 4]
+        + c4 * z * (xx - yy) * sh[:, 5]
+        - c0 * x * (xx - 3 * yy) * sh[:, 6]
+    )

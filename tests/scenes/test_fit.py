@@ -11,7 +11,6 @@ import tyro
 from restage.records import InputError
 from restage.scenes.cameras import project_points
 from restage.scenes.capture import Capture
-from restage.scenes.densify import MonteCarlo
 from restage.scenes.fit import (
     FitConfig,
     RefineConfig,
@@ -267,14 +266,6 @@ def test_a_fit_that_starts_at_half_the_size_gets_as_close(capture):
     assert float(coarse.mean()) > float(plain.mean()) - 3
 
 
-def test_the_strategy_mcmc_grows_to_its_bound_and_repeats_itself(capture):
-    config = FitConfig(steps=60, num_splats=140, strategy="mcmc", mcmc=MonteCarlo(every=5), seed=2)
-    counts = [len(step.splats) for step in fit_splats(capture, config)]
-    assert counts[0] <= 70 < counts[-1] <= 140
-    assert max(counts) == 140
-    assert equal(run(fit_splats(capture, config)).splats, run(fit_splats(capture, config)).splats)
-
-
 def test_a_fit_whose_loss_has_levelled_off_ends_early(capture):
     still = LearningRates(means=0.0, log_scales=0.0, rotations=0.0, opacity_logits=0.0, sh=0.0)
     steps = list(fit_splats(capture, FitConfig(steps=200, num_splats=50, rates=still, stop_gain=0.01)))
@@ -293,12 +284,10 @@ def test_a_time_budget_ends_a_fit_with_its_learning_rates_fallen(capture):
 
 
 def test_every_choice_of_a_fit_is_a_flag_of_the_command_line():
-    flags = "--time-budget 5 --strategy mcmc --mcmc.every 7 --loss.ssim-share 0 --fits-exposure --stop-gain 0.01"
+    flags = "--time-budget 5 --loss.ssim-share 0 --fits-exposure --stop-gain 0.01"
     config = tyro.cli(FitConfig, args=[*flags.split(), "--rates.means", "0.001"])
     assert config == FitConfig(
         time_budget_s=5.0,
-        strategy="mcmc",
-        mcmc=MonteCarlo(every=7),
         loss=PhotometricLoss(ssim_share=0.0),
         fits_exposure=True,
         stop_gain=0.01,
@@ -310,7 +299,7 @@ def test_every_choice_of_a_fit_is_a_flag_of_the_command_line():
     "settings",
     [
         {"steps": 0},
-        {"sh_degree": 3},
+        {"sh_degree": 4},
         {"near_share": 2.0},
         {"num_splats": -1},
         {"time_budget_s": 0.0},

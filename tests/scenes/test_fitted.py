@@ -12,7 +12,6 @@ import torch
 
 from restage.records import InputError, Progress, read_json
 from restage.scenes.capture import Capture
-from restage.scenes.densify import MonteCarlo
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import capture_sha256, fit_capture
 from restage.scenes.io.ply import read_splats
@@ -24,8 +23,6 @@ TIMED = {"seconds": 0, "seal": ""}
 SMALL = FitConfig(steps=30, num_splats=150, cull_every=10, seed=3)
 EVERYTHING = replace(
     SMALL,
-    strategy="mcmc",
-    mcmc=MonteCarlo(every=4),
     fits_exposure=True,
     stop_gain=1e-6,
     coarse_share=0.3,
