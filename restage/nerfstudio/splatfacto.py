@@ -17,7 +17,7 @@ from restage.edit.masks.lift import lift_masks, render_masks
 from restage.nerfstudio.installed import require_nerfstudio
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
-from restage.scenes.splats import Splats
+from restage.scenes.splats import MAX_DEGREE, Splats
 
 require_nerfstudio()
 from nerfstudio.models.splatfacto import SplatfactoModel  # noqa: E402
@@ -29,12 +29,12 @@ def splats_of(model: SplatfactoModel) -> Splats:
     """The splats of a splatfacto as they are, on the CPU, in the frame that nerfstudio trained in.
 
     Raises:
-        InputError: their spherical harmonics are of a degree above 2.
+        InputError: their spherical harmonics are of a degree above 3.
     """
-    if model.config.sh_degree not in (0, 1, 2):
+    if not 0 <= model.config.sh_degree <= MAX_DEGREE:
         raise InputError(
-            f"expected spherical harmonics of degree 0 to 2, got {model.config.sh_degree}; "
-            "train with --pipeline.model.sh-degree 2"
+            f"expected spherical harmonics of degree 0 to {MAX_DEGREE}, got {model.config.sh_degree}; "
+            f"train with --pipeline.model.sh-degree {MAX_DEGREE}"
         )
     sh = torch.cat([model.shs_0[:, None], model.shs_rest], dim=1)
     return dataclasses.replace(_shapes_of(model), sh=sh.detach().float().cpu())

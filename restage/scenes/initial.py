@@ -64,7 +64,7 @@ def initial_splats(
         capture: Its training views and sparse points are used, nothing else.
         num_splats: How many. If there are not as many sparse points, the rest lies between neighbouring points; with
             hardly any points, it is spread over the space that the cameras see.
-        sh_degree: 0 to 2.
+        sh_degree: 0 to 3.
         shell_share: Share of the splats that are put far away, where sky and background are.
         shell_radius: How far, in scene sizes from the point that the cameras look at.
         scale_share: Standard deviation of a splat, as a share of the distance to its neighbours.

@@ -48,10 +48,10 @@ def test_a_note_without_advice_is_refused() -> None:
 
 
 def test_a_missing_package_and_one_out_of_range_are_problems(versions: dict[str, str]) -> None:
-    del versions["plyfile"]
+    del versions["rapidfuzz"]
     versions["torch"] = "2.4.0"
     found = by_name(packages.check_packages())
-    assert found["plyfile"].status == found["torch"].status == "problem"
+    assert found["rapidfuzz"].status == found["torch"].status == "problem"
     assert found["torch"].found == "2.4.0, needed is ==2.13.0" and "pip install" in found["torch"].advice
 
 

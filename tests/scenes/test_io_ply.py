@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from plyfile import PlyData
 
 from restage.records import InputError
 from restage.scenes.io import read_points, read_splats, write_points, write_splats
+from restage.scenes.io.ply_table import read_vertices, write_vertices
 from restage.scenes.splats import SH_C0, Splats
 
 
@@ -52,7 +52,7 @@ def splatfacto_columns(degree: int, count: int = 6) -> tuple[dict[str, np.ndarra
     return columns, rest
 
 
-@pytest.mark.parametrize("k", [1, 4, 9])
+@pytest.mark.parametrize("k", [1, 4, 9, 16])
 def test_splats_survive_their_ply_bit_for_bit_and_so_does_the_file(tmp_path, k):
     splats = random_splats(k)
     write_splats(splats, tmp_path / "splats.ply")
@@ -91,20 +91,20 @@ def test_the_order_of_harmonics_is_that_of_the_original_code(tmp_path):
     """Read as `GaussianModel.load_ply` of 3D Gaussian splatting does: features_extra reshaped to (n, 3, k - 1)."""
     splats = random_splats(9)
     write_splats(splats, tmp_path / "s.ply")
-    vertices = PlyData.read(str(tmp_path / "s.ply"))["vertex"]
+    vertices = read_vertices(tmp_path / "s.ply")
     rest = np.stack([vertices[f"f_rest_{index}"] for index in range(24)], axis=1).reshape(-1, 3, 8)
     np.testing.assert_array_equal(rest.transpose(0, 2, 1), splats.sh[:, 1:].numpy())
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3, 4])
-def test_splats_of_nerfstudio_read_the_same_and_beyond_degree_two_are_cut_with_a_warning(tmp_path, degree, recwarn):
+def test_splats_of_nerfstudio_read_the_same_and_beyond_degree_three_are_cut_with_a_warning(tmp_path, degree, recwarn):
     columns, rest = splatfacto_columns(degree)
     write_like_splatfacto(tmp_path / "splat.ply", columns)
     found = read_splats(tmp_path / "splat.ply")
     assert [str(w.message).split(": ")[1] for w in recwarn] == (
-        [f"spherical harmonics of degree {degree} are cut to degree 2; views may change"] if degree > 2 else []
+        [f"spherical harmonics of degree {degree} are cut to degree 3; views may change"] if degree > 3 else []
     )
-    kept = min(degree, 2)
+    kept = min(degree, 3)
     assert found.degree == kept
     np.testing.assert_array_equal(found.means.numpy(), np.stack([columns[name] for name in "xyz"], 1))
     np.testing.assert_array_equal(found.sh[:, 0].numpy(), np.stack([columns[f"f_dc_{i}"] for i in range(3)], 1))
@@ -112,7 +112,7 @@ def test_splats_of_nerfstudio_read_the_same_and_beyond_degree_two_are_cut_with_a
     np.testing.assert_array_equal(found.opacity_logits.numpy(), columns["opacity"])
     np.testing.assert_array_equal(found.log_scales.numpy(), np.stack([columns[f"scale_{i}"] for i in range(3)], 1))
     np.testing.assert_array_equal(found.rotations.numpy(), np.stack([columns[f"rot_{i}"] for i in range(4)], 1))
-    if degree <= 2:
+    if degree <= 3:
         write_splats(found, tmp_path / "again.ply")
         whole, again = ((tmp_path / name).read_bytes().split(b"end_header\n")[1] for name in ("splat.ply", "again.ply"))
         assert whole == again
@@ -172,22 +172,115 @@ def test_wrong_ply_files_are_refused(tmp_path):
             read(tmp_path / "none.ply")
 
 
+COLUMN_OF = {"means": "y", "log_scales": "scale_0", "rotations": "rot_2", "sh": "f_rest_7"}
+
+
 @pytest.mark.parametrize("name", ["means", "log_scales", "rotations", "opacity_logits", "sh"])
-def test_numbers_that_are_not_finite_are_neither_written_nor_read(tmp_path, name):
+def test_numbers_that_are_not_finite_are_not_written(tmp_path, name):
     bad = random_splats()
     getattr(bad, name).view(-1)[2] = float("nan")
     with pytest.raises(InputError, match=f"infinity in {name}"):
         write_splats(bad, tmp_path / "nan.ply")
     assert not (tmp_path / "nan.ply").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", COLUMN_OF)
+def test_splats_that_are_not_finite_are_left_out_and_counted(tmp_path, name, value):
     columns, _ = splatfacto_columns(1)
-    column = {
-        "means": "y",
-        "log_scales": "scale_0",
-        "rotations": "rot_2",
-        "opacity_logits": "opacity",
-        "sh": "f_rest_7",
-    }
-    columns[column[name]][3] = np.inf
-    write_like_splatfacto(tmp_path / "inf.ply", columns)
-    with pytest.raises(InputError, match=f"infinity in {name}"):
-        read_splats(tmp_path / "inf.ply")
+    write_like_splatfacto(tmp_path / "whole.ply", columns)
+    columns[COLUMN_OF[name]][[1, 3]] = value
+    write_like_splatfacto(tmp_path / "broken.ply", columns)
+    with pytest.warns(UserWarning, match="2 of 6 splats have NaN or infinity"):
+        found = read_splats(tmp_path / "broken.ply")
+    assert_equal(found, read_splats(tmp_path / "whole.ply")[torch.tensor([0, 2, 4, 5])])
+
+
+def test_an_infinite_opacity_is_opaque_and_its_opposite_unseen(tmp_path):
+    columns, _ = splatfacto_columns(0)
+    columns["opacity"][:3] = [np.inf, -np.inf, np.nan]
+    write_like_splatfacto(tmp_path / "splat.ply", columns)
+    with pytest.warns(UserWarning, match="1 of 6 splats"):
+        found = read_splats(tmp_path / "splat.ply")
+    opacities = torch.sigmoid(found.opacity_logits)
+    assert float(opacities[0]) > 0.999999
+    assert float(opacities[1]) < 1e-6
+    write_splats(found, tmp_path / "again.ply")
+
+
+def test_points_that_are_not_finite_are_left_out_and_counted(tmp_path):
+    positions = torch.tensor([[0.0, 0, 0], [1, np.nan, 1], [2, 2, 2]])
+    write_points(positions, tmp_path / "p.ply", colors=torch.rand(3, 3))
+    with pytest.warns(UserWarning, match="1 of 3 points"):
+        found = read_points(tmp_path / "p.ply")
+    assert torch.equal(found.positions, positions[[0, 2]])
+    assert len(found.colors) == 2
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_big_endian", "double", "after another element"])
+def test_other_spellings_of_a_ply_give_the_same_splats(tmp_path, form):
+    splats = random_splats(9)
+    write_splats(splats, tmp_path / "s.ply")
+    rows = read_vertices(tmp_path / "s.ply")
+    names = list(rows.dtype.names or ())
+    kind = "double" if form == "double" else "float"
+    header = ["ply", "comment x", f"format {form if form.startswith(('a', 'b')) and ' ' not in form else ''} 1.0"]
+    header[2] = {"ascii": "format ascii 1.0", "binary_big_endian": "format binary_big_endian 1.0"}.get(
+        form, "format binary_little_endian 1.0"
+    )
+    extra = form == "after another element"
+    header += ["element camera 2", "property uchar a", "property short b"] if extra else []
+    header += [f"element vertex {len(rows)}", *(f"property {kind} {name}" for name in names), "end_header\r"]
+    table = np.stack([rows[name] for name in names], axis=1)
+    content = b"".join((b"\0" * 6 if extra else b"", table.astype("<f8" if kind == "double" else "<f4").tobytes()))
+    if form == "ascii":
+        content = "\n".join(" ".join(repr(float(value)) for value in row) for row in table).encode()
+    if form == "binary_big_endian":
+        content = table.astype(">f4").tobytes()
+    (tmp_path / "other.ply").write_bytes("\r\n".join(header).encode() + b"\n" + content)
+    assert_equal(read_splats(tmp_path / "other.ply"), splats)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "expected"),
+    [
+        ("a.splat", b"\0" * 64, r"\.splat format.*splat-transform"),
+        ("a.ksplat", b"\0" * 64, r"\.ksplat format.*splat-transform"),
+        ("a.spz", b"\x1f\x8b\x08\0", "SPZ.*splat-transform"),
+        ("a.ply", b"NGSP\3\0\0\0", "SPZ.*splat-transform"),
+        ("a.sog", b"PK\3\4....", "SOG.*splat-transform"),
+        ("a.ckpt", b"\x80\2....", "ns-export gaussian-splat"),
+    ],
+)
+def test_other_formats_of_splats_are_named_with_a_way(tmp_path, name, first, expected):
+    (tmp_path / name).write_bytes(first)
+    with pytest.raises(InputError, match=expected):
+        read_splats(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["packed_position", "packed_rotation", "packed_scale", "packed_color"], "compressed PLY.*splat-transform"),
+        (["x", "y", "z", "opacity", "scale_0", "scale_1", "rot_0"], "2D Gaussian splatting.*restage fit"),
+    ],
+)
+def test_other_layouts_of_a_ply_are_named_with_a_way(tmp_path, names, expected):
+    write_vertices({name: np.zeros(3, np.float32) for name in names}, tmp_path / "s.ply")
+    with pytest.raises(InputError, match=expected):
+        read_splats(tmp_path / "s.ply")
+
+
+def test_a_header_without_an_end_is_refused_at_once(tmp_path):
+    for filler in (b"comment " + b"a" * 10_000_000, b"comment a\n" * 1_000_000, b"property float x\n" * 100_000):
+        (tmp_path / "long.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 1\n" + filler)
+        with pytest.raises(InputError, match="header"):
+            read_points(tmp_path / "long.ply")
+
+
+def test_positions_in_double_keep_their_precision(tmp_path):
+    position = np.array([5_100_000.123456])
+    write_vertices({name: position for name in "xyz"}, tmp_path / "far.ply")
+    found = read_points(tmp_path / "far.ply").positions
+    assert found.dtype == torch.float64
+    assert float(found[0, 0]) == position[0]

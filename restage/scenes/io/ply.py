@@ -1,4 +1,4 @@
-"""PLY files: splats in the layout of 3D Gaussian splatting, which viewers open, and coloured sparse points."""
+"""PLY files: splats in the layout of 3D Gaussian splatting, which viewers open, and colored sparse points."""
 
 from __future__ import annotations
 
@@ -9,24 +9,41 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
 
-from restage.records import InputError, write_atomically
-from restage.scenes.splats import SH_C0, Splats
+from restage.records import InputError
+from restage.scenes.io.ply_table import read_vertices, write_vertices
+from restage.scenes.splats import MAX_DEGREE, SH_C0, Splats
 
 __all__ = ["Points", "read_points", "read_splats", "write_points", "write_splats"]
 
-MAX_DEGREE = 2
-"""Of spherical harmonics in `Splats`."""
 NUM_REST = (0, 9, 24, 45, 72)
 """Columns f_rest_* of degree 0 to 4."""
+OPAQUE_LOGIT = 16.0
+"""Stands for an infinite opacity; its sigmoid is 1 within float32's precision."""
+OTHER_FORMATS = (
+    (b"NGSP", "SPZ (Niantic)"),
+    (b"PK\x03\x04", "SOG (PlayCanvas) or another archive"),
+    (b"\x1f\x8b", "SPZ (Niantic), compressed"),
+    (b"glTF", "binary glTF"),
+)
+"""First bytes of formats that hold splats but are not PLY."""
+SUFFIXES = {
+    ".splat": "the .splat format of antimatter15's viewer",
+    ".ksplat": "the .ksplat format of mkkellogg's viewer",
+    ".spz": "SPZ (Niantic)",
+    ".sog": "SOG (PlayCanvas)",
+    ".ckpt": "a checkpoint of nerfstudio; write a PLY with: ns-export gaussian-splat",
+    ".pth": "a checkpoint of 3D Gaussian splatting; its point_cloud/iteration_*/point_cloud.ply is read",
+}
+A_WAY = "convert it to a plain PLY, for instance with: npx @playcanvas/splat-transform IN OUT.ply"
 
 
 class Points(NamedTuple):
-    """Coloured points."""
+    """Colored points."""
 
     positions: Float[Tensor, "m 3"]
+    """float64 where the file has such numbers."""
     colors: Float[Tensor, "m 3"]
     """RGB in [0, 1]."""
 
@@ -35,53 +52,96 @@ def write_splats(splats: Splats, path: Path) -> None:
     """Write splats as binary PLY: x y z, normals (0), f_dc, f_rest by channel, opacity logit, log scales, wxyz.
 
     Every number keeps its bits; only a rotation of length 0, which viewers divide by, becomes (1, 0, 0, 0), which is
-    how it is drawn here.
+    how it is drawn here. Centers in float64 are written as doubles.
 
     Raises:
         InputError: a number is NaN or infinite; nothing is written.
     """
-    _check_finite(splats, path)
+    for name, tensor in splats.parameters().items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: expected finite values, got NaN or infinity in {name}")
     rotations = splats.rotations.detach().clone()
     rotations[(rotations == 0).all(dim=1)] = torch.tensor([1.0, 0.0, 0.0, 0.0])
     rest = splats.sh.detach()[:, 1:].transpose(1, 2).flatten(1)
     columns = {
         **_columns("{}", ("x", "y", "z"), splats.means),
-        **_columns("n{}", ("x", "y", "z"), torch.zeros_like(splats.means)),
+        **_columns("n{}", ("x", "y", "z"), torch.zeros_like(splats.log_scales)),
         **_columns("f_dc_{}", range(3), splats.sh[:, 0]),
         **_columns("f_rest_{}", range(rest.shape[1]), rest),
         "opacity": splats.opacity_logits.detach(),
         **_columns("scale_{}", range(3), splats.log_scales),
         **_columns("rot_{}", range(4), rotations),
     }
-    _write_vertices({name: column.cpu().numpy().astype("<f4") for name, column in columns.items()}, path)
+    write_vertices({name: column.cpu().numpy() for name, column in columns.items()}, path)
 
 
 def read_splats(path: Path) -> Splats:
     """Read splats from a PLY in the 3DGS layout, such as of the original code, gsplat or `ns-export gaussian-splat`.
 
-    Spherical harmonics of a degree above 2 are cut off there, with a warning. Colours as red, green and blue in place
-    of f_dc (`ns-export --ply-color-mode rgb`) are taken too. The columns may stand in any order.
+    Splats with NaN or infinity are left out, with a warning that counts them; an infinite opacity is opaque. Spherical
+    harmonics of a degree above 3 are cut off there, with a warning. Colors as red, green and blue in place of f_dc
+    (`ns-export --ply-color-mode rgb`) are taken too. The columns may stand in any order.
 
     Raises:
-        InputError: no such file, not a PLY, not this layout, cut off, or values that are not finite.
+        InputError: no such file, not a PLY, not this layout, or cut off; other formats of splats are named.
     """
-    vertices = _read_vertices(path)
+    _refuse_other_formats(path)
+    vertices = read_vertices(path)
     names = set(vertices.dtype.names or ())
+    _refuse_other_layouts(names, path)
     has_rgb = not any(name.startswith("f_dc_") for name in names) and {"red", "green", "blue", "opacity"} <= names
     expected = ["x", "y", "z", "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
     expected += [] if has_rgb else [f"f_dc_{i}" for i in range(3)]
     missing = sorted(set(expected) - names)
     if missing:
         raise InputError(f"{path}: expected splats in the 3DGS layout, got a PLY without {', '.join(missing)}")
+    logits = _matrix(vertices, ["opacity"])[:, 0]
     splats = Splats(
         means=_matrix(vertices, ["x", "y", "z"]),
         log_scales=_matrix(vertices, [f"scale_{i}" for i in range(3)]),
         rotations=_matrix(vertices, [f"rot_{i}" for i in range(4)]),
-        opacity_logits=_matrix(vertices, ["opacity"])[:, 0].contiguous(),
+        opacity_logits=torch.where(logits.isinf(), logits.sign() * OPAQUE_LOGIT, logits).contiguous(),
         sh=_rgb_as_sh(vertices) if has_rgb else _read_sh(vertices, path),
     )
-    _check_finite(splats, path)
-    return splats
+    if all(tensor.isfinite().all() for tensor in splats.parameters().values()):
+        return splats
+    whole = [tensor.isfinite().reshape(len(splats), -1).all(dim=1) for tensor in splats.parameters().values()]
+    is_finite = torch.stack(whole).all(dim=0)
+    num_broken = int((~is_finite).sum())
+    warnings.warn(f"{path}: {num_broken} of {len(splats)} splats have NaN or infinity and are left out", stacklevel=2)
+    return splats[is_finite]
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """Name the format of a file that holds splats in another way.
+
+    Raises:
+        InputError: it is such a file.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        first = file.read(4)
+    form = next((form for magic, form in OTHER_FORMATS if first.startswith(magic)), None)
+    form = form or (None if first[:3] == b"ply" else SUFFIXES.get(path.suffix.lower()))
+    if form is not None:
+        way = "" if "PLY" in form or "ply" in form else f"; {A_WAY}"
+        raise InputError(f"{path}: expected splats as PLY, got {form}{way}")
+
+
+def _refuse_other_layouts(names: set[str], path: Path) -> None:
+    """Name the kind of a PLY that holds splats in another layout.
+
+    Raises:
+        InputError: it is such a PLY.
+    """
+    if "packed_position" in names:
+        raise InputError(f"{path}: expected a plain PLY, got the compressed PLY of PlayCanvas and SuperSplat; {A_WAY}")
+    if {"opacity", "scale_0", "scale_1"} <= names and "scale_2" not in names:
+        raise InputError(
+            f"{path}: expected splats with three scales, got the flat ones of 2D Gaussian splatting (two scales, no "
+            "scale_2); fit the capture instead: restage fit CAPTURE"
+        )
 
 
 def _read_sh(vertices: np.ndarray, path: Path) -> Tensor:
@@ -104,71 +164,46 @@ def _rgb_as_sh(vertices: np.ndarray) -> Tensor:
     return ((rgb - 0.5) / SH_C0)[:, None]
 
 
-def _check_finite(splats: Splats, path: Path) -> None:
-    for name, tensor in splats.parameters().items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"{path}: expected finite values, got NaN or infinity in {name}")
-
-
 def write_points(positions: Float[Tensor, "m 3"], path: Path, *, colors: Float[Tensor, "m 3"]) -> None:
-    """Write coloured points as binary PLY; colours are rounded to 8 bits."""
+    """Write colored points as binary PLY; colors are rounded to 8 bits."""
     columns: dict[str, np.ndarray] = {
-        name: column.numpy().astype("<f4") for name, column in _columns("{}", "xyz", positions).items()
+        name: column.numpy().astype("f4") for name, column in _columns("{}", "xyz", positions).items()
     }
     for name, column in zip(("red", "green", "blue"), colors.detach().unbind(1), strict=True):
         columns[name] = (column.clamp(0, 1) * 255 + 0.5).numpy().astype("u1")
-    _write_vertices(columns, path)
+    write_vertices(columns, path)
 
 
 def read_points(path: Path) -> Points:
-    """Read points with colours; grey where the file has none.
+    """Read points with colors; grey where the file has none, and without those that are not finite, with a warning.
 
     Raises:
-        InputError: no such file, not a PLY, no positions, or positions that are not finite.
+        InputError: no such file, not a PLY, or no positions.
     """
-    vertices = _read_vertices(path)
+    vertices = read_vertices(path)
     names = set(vertices.dtype.names or ())
     if not {"x", "y", "z"} <= names:
         raise InputError(f"{path}: expected vertices with x, y and z, got {sorted(names)}")
-    positions = _matrix(vertices, ["x", "y", "z"])
-    if not torch.isfinite(positions).all():
-        raise InputError(f"{path}: expected finite positions, got NaN or infinity")
-    if not {"red", "green", "blue"} <= names:
-        return Points(positions, torch.full_like(positions, 0.5))
-    colors = _matrix(vertices, ["red", "green", "blue"])
-    is_integer = np.issubdtype(vertices["red"].dtype, np.integer)
-    return Points(positions, (colors / 255 if is_integer else colors).clamp(0, 1))
+    is_double = any(vertices.dtype[name] == np.float64 for name in "xyz")
+    positions = _matrix(vertices, ["x", "y", "z"], np.float64 if is_double else np.float32)
+    is_finite = torch.isfinite(positions).all(dim=1)
+    if not is_finite.all():
+        num_broken = int((~is_finite).sum())
+        warnings.warn(f"{path}: {num_broken} of {len(positions)} points are not finite and left out", stacklevel=2)
+    if {"red", "green", "blue"} <= names:
+        colors = _matrix(vertices, ["red", "green", "blue"])
+        colors = (colors / 255 if np.issubdtype(vertices["red"].dtype, np.integer) else colors).clamp(0, 1)
+    else:
+        colors = torch.full((len(positions), 3), 0.5)
+    return Points(positions[is_finite], colors[is_finite])
 
 
 def _columns(pattern: str, keys: Any, matrix: Tensor) -> dict[str, Tensor]:
     return {pattern.format(key): column for key, column in zip(keys, matrix.detach().unbind(1), strict=True)}
 
 
-def _matrix(vertices: np.ndarray, names: list[str]) -> Tensor:
-    matrix = np.empty((len(vertices), len(names)), np.float32)
+def _matrix(vertices: np.ndarray, names: list[str], kind: type = np.float32) -> Tensor:
+    matrix = np.empty((len(vertices), len(names)), kind)
     for index, name in enumerate(names):
         matrix[:, index] = vertices[name]
     return torch.from_numpy(matrix)
-
-
-def _write_vertices(columns: dict[str, np.ndarray], path: Path) -> None:
-    count = len(next(iter(columns.values())))
-    vertices = np.empty(count, dtype=[(name, column.dtype.str) for name, column in columns.items()])
-    for name, column in columns.items():
-        vertices[name] = column
-    with write_atomically(path) as temporary:
-        PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(temporary))
-
-
-def _read_vertices(path: Path) -> np.ndarray:
-    try:
-        data = PlyData.read(str(path))
-        vertices = data["vertex"].data
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (PlyParseError, KeyError, ValueError, EOFError, OSError, MemoryError, OverflowError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not readable as a PLY file with vertices: {reason[:200]}") from None
-    if any(vertices.dtype[index].hasobject for index in range(len(vertices.dtype))):
-        raise InputError(f"{path}: expected vertices with one number a property, got lists")
-    return np.asarray(vertices)
