@@ -45,8 +45,11 @@ class Capture:
     masks: Float[Tensor, "n h w"] | None = None
     """Weight of each pixel in [0, 1]: 0 where a photograph shows nothing of the scene, such as outside of an
     undistorted picture or what a mask file leaves out; None where all pixels count."""
-    own_to_world: Float[Tensor, "3 3"] | None = None
-    """Rotation from the frame that the capture came in to this one, float64; None where they are the same."""
+    own_to_world: Float[Tensor, "4 4"] | None = None
+    """Similarity (one scale, a rotation, a shift) from the frame that the capture came in to this one, float64; None
+    where they are the same."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about it: pictures that were missing, turned, or of other shapes."""
 
     def __post_init__(self) -> None:
         num_views = len(self.cameras)
@@ -70,9 +73,10 @@ class Capture:
                 f"{self.name}: expected disjoint training and held-out views out of 0..{num_views - 1}, "
                 f"got {self.train_indices} and {self.held_out_indices}"
             )
-        turn = self.own_to_world
-        if turn is not None and not torch.allclose(turn @ turn.T, torch.eye(3, dtype=turn.dtype), atol=1e-5):
-            raise InputError(f"{self.name}: expected own_to_world to be a rotation, got {turn.tolist()}")
+        if self.own_to_world is not None:
+            turn = self.own_to_world[:3, :3] / self.own_to_world[0, :3].norm()
+            if not torch.allclose(turn @ turn.T, torch.eye(3, dtype=turn.dtype), atol=1e-5):
+                raise InputError(f"{self.name}: expected own_to_world to be a similarity, got {turn.tolist()}")
 
     def select(self, indices: Sequence[int]) -> Capture:
         """Only these views, in this order, all of them training views; the points stay."""
@@ -88,6 +92,7 @@ class Capture:
             held_out_indices=(),
             masks=None if self.masks is None else self.masks[chosen],
             own_to_world=self.own_to_world,
+            notes=self.notes,
         )
 
 
@@ -101,11 +106,13 @@ def turn_upright(capture: Capture) -> Capture:
         return capture
     camera_to_world = capture.cameras.camera_to_world.double().clone()
     camera_to_world[:, :3] = turn @ camera_to_world[:, :3]
+    change = torch.eye(4, dtype=torch.float64)
+    change[:3, :3] = turn
     return replace(
         capture,
         cameras=replace(capture.cameras, camera_to_world=camera_to_world.float()),
         points=(capture.points.double() @ turn.T).to(capture.points),
-        own_to_world=turn if capture.own_to_world is None else turn @ capture.own_to_world,
+        own_to_world=change if capture.own_to_world is None else change @ capture.own_to_world,
     )
 
 

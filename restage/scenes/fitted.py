@@ -177,6 +177,7 @@ def _measure(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
         "width": capture.cameras.width,
         "height": capture.cameras.height,
         "own_to_world": None if capture.own_to_world is None else capture.own_to_world.tolist(),
+        **({"notes": list(capture.notes)} if capture.notes else {}),
         "num_splats": len(splats),
         "train_psnr_db": float(_psnr_of(capture, train, train_renders).mean()),
         "held_out_psnr_db": None,

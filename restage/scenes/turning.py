@@ -1,10 +1,12 @@
-"""Splats in another frame: every centre, rotation and colour that depends on the direction is turned with the world.
+"""Splats in another frame: every centre, size, rotation and direction-dependent color goes with the world.
 
-`restage export` brings the splats of a capture that was turned upright back to the capture's own frame.
+`restage export` brings the splats of a capture that was moved, scaled or turned upright back to the capture's own
+frame.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -16,38 +18,38 @@ from restage.records import InputError, read_json
 from restage.scenes.io.ply import read_splats, write_splats
 from restage.scenes.splats import Splats, evaluate_sh
 
-__all__ = ["Frame", "export_splats", "turn_splats"]
+__all__ = ["Frame", "export_splats", "move_splats"]
 
 Frame = Literal["own", "upright"]
 """The frame that a capture came in, or the one with z up that Restage works in."""
 
 SMALL = 0.1
-"""Of a coefficient, so that no colour falls below 0, where it would be cut off."""
+"""Size of the coefficients that colors are compared with, so that none falls below 0, where it would be cut off."""
 
 
 def export_splats(folder: Path, out: Path, *, frame: Frame) -> int:
     """Write the splats of a fitted or an edited scene as PLY; returns how many.
 
     Args:
-        folder: Of a run's scene or of one of its edits; holds `splats.ply`.
+        folder: The folder of a run's scene or of one of its edits, with `splats.ply`.
         out: The PLY to write.
-        frame: That the splats are to be in.
+        frame: The frame that the splats are to be in. Far from its origin their positions are written as doubles.
 
     Raises:
-        InputError: there are no splats, or nothing says how the capture was turned.
+        InputError: there are no splats, or nothing says how the capture was moved.
     """
     if not (folder / "splats.ply").is_file():
         raise InputError(f"{folder}: expected a folder with splats.ply, of a scene or an edit; fit a capture first")
     if out.suffix.lower() != ".ply":
-        raise InputError(f"expected a file name that ends with .ply, got {out}")
+        raise InputError(f"expected a file name that ends with .ply, got {out}; other formats are made from a PLY")
     splats = read_splats(folder / "splats.ply")
-    turn = _own_to_world(folder) if frame == "own" else None
-    write_splats(splats if turn is None else turn_splats(splats, turn.T), out)
+    change = _own_to_world(folder) if frame == "own" else None
+    write_splats(splats if change is None else move_splats(splats, torch.linalg.inv(change)), out)
     return len(splats)
 
 
 def _own_to_world(folder: Path) -> Tensor | None:
-    """How the scene's capture was turned, by its `fit.json`: in the folder, or for an edit in that of its scene."""
+    """How the scene's world was changed, by its `fit.json`: in the folder, or for an edit in that of its scene."""
     places = [folder, *(above.parent.parent / "scenes" / above.name for above in folder.resolve().parents)]
     found = next((place / "fit.json" for place in places if (place / "fit.json").is_file()), None)
     if found is None:
@@ -55,28 +57,40 @@ def _own_to_world(folder: Path) -> Tensor | None:
     record = read_json(found)
     if "own_to_world" not in record:
         raise InputError(f"{found} is of a version that stored no turn; fit the capture again, or --frame upright")
-    rows = record["own_to_world"]
-    return None if rows is None else torch.tensor(rows, dtype=torch.float64)
+    if record["own_to_world"] is None:
+        return None
+    matrix = torch.tensor(record["own_to_world"], dtype=torch.float64)
+    whole = torch.eye(4, dtype=torch.float64)  # earlier versions stored the rotation alone
+    whole[: len(matrix), : len(matrix)] = matrix
+    return whole
 
 
-def turn_splats(splats: Splats, turn: Float[Tensor, "3 3"]) -> Splats:
-    """The same splats in a world that is turned about its origin: a point x is at turn x then.
+def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:
+    """Return the same splats in a changed world: a point x is at `change` x then.
 
-    A picture of them by a camera that is turned likewise stays the same but for rounding.
+    A picture of them by a camera that is moved likewise stays the same but for rounding.
 
     Args:
         splats: Not changed.
-        turn: A rotation, float64.
+        change: A similarity, float64: one scale, a rotation, a shift.
+
+    Returns:
+        Splats of the same types, but with centres in float64 where float32 would lose more than 1e-5 of their spread.
 
     Raises:
-        InputError: it is not a rotation.
+        InputError: it is not a similarity.
     """
+    scale = float(change[0, :3].norm())
+    turn = change[:3, :3] / max(scale, 1e-300)
     identity = torch.eye(3, dtype=torch.float64)
     if not (torch.allclose(turn @ turn.T, identity, atol=1e-5) and float(torch.det(turn)) > 0):
         raise InputError(f"expected a rotation, got {turn.tolist()}")
+    means = splats.means.double() @ change[:3, :3].T + change[:3, 3]
+    spread = float((means - means.median(dim=0).values).norm(dim=1).median()) if len(means) else 0.0
+    is_far = float(change[:3, 3].norm()) * torch.finfo(torch.float32).eps > 1e-5 * spread
     return Splats(
-        means=(splats.means.double() @ turn.T).to(splats.means),
-        log_scales=splats.log_scales.clone(),
+        means=means if is_far else means.to(splats.means),
+        log_scales=splats.log_scales + math.log(scale),
         rotations=_turn_quaternions(splats.rotations, turn),
         opacity_logits=splats.opacity_logits.clone(),
         sh=_turn_harmonics(splats.sh, turn),

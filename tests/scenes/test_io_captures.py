@@ -23,7 +23,7 @@ from restage.scenes.io import (
     write_capture,
     write_points,
 )
-from restage.scenes.io.views import ReadOptions, check_rigid, split_every
+from restage.scenes.io.posed import ReadOptions, check_rigid, split_every
 from tests.conftest import REPOSITORY
 from tests.scenes.tiny_captures import ColmapModel, save_images, small_capture
 
@@ -71,10 +71,10 @@ def test_a_capture_is_named_by_the_innermost_folder_with_a_name_of_its_own(tmp_p
 def test_what_is_no_capture_is_told_what_is_expected(tmp_path):
     with pytest.raises(InputError, match="not a folder"):
         read_capture(tmp_path / "none")
-    with pytest.raises(InputError, match="holds no capture: expected transforms.json, a COLMAP model"):
+    with pytest.raises(InputError, match="holds no capture; expected one of these: transforms.json.*a COLMAP model"):
         read_capture(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match="folder or a transforms.json"):
+    with pytest.raises(InputError, match="a folder, a transforms.json or a video"):
         read_capture(tmp_path / "notes.txt")
 
 

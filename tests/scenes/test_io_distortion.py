@@ -14,6 +14,8 @@ from PIL import Image
 
 from restage.records import InputError
 from restage.scenes.io import read_capture
+from restage.scenes.io.colmap import lens_of
+from restage.scenes.io.colmap_files import ModelCamera
 from restage.scenes.io.distortion import Lens, undistortion_of
 
 WIDTH, HEIGHT = 150, 110
@@ -22,7 +24,7 @@ WIDTH, HEIGHT = 150, 110
 def distort(lens: Lens, x: float, y: float) -> tuple[float, float]:
     """Pixel of a direction (x, y, 1), by the formulas of OpenCV's documentation (calib3d, and its fisheye model)."""
     r2 = x * x + y * y
-    if lens.is_fisheye:
+    if lens.model == "fisheye":
         r = math.sqrt(r2)
         angle = math.atan(r)
         k1, k2, k3, k4 = (*lens.coefficients, 0, 0, 0, 0)[:4]
@@ -55,7 +57,7 @@ def small(limit: float) -> st.SearchStrategy[float]:
     return st.floats(-limit, limit, allow_subnormal=False)
 
 
-def lenses(coefficients: st.SearchStrategy[tuple[float, ...]], *, is_fisheye: bool) -> st.SearchStrategy[dict]:
+def lenses(coefficients: st.SearchStrategy[tuple[float, ...]], *, model: str) -> st.SearchStrategy[dict]:
     """Values of a `Lens`."""
     return st.fixed_dictionaries(
         {
@@ -66,16 +68,16 @@ def lenses(coefficients: st.SearchStrategy[tuple[float, ...]], *, is_fisheye: bo
             "center_x_px": st.floats(65, 85),
             "center_y_px": st.floats(45, 65),
             "coefficients": coefficients,
-            "is_fisheye": st.just(is_fisheye),
+            "model": st.just(model),
         }
     )
 
 
-BROWN = lenses(st.tuples(small(0.25), small(0.05), small(0.005), small(0.005), small(0.01)), is_fisheye=False)
+BROWN = lenses(st.tuples(small(0.25), small(0.05), small(0.005), small(0.005), small(0.01)), model="brown")
 RATIONAL = lenses(
-    st.tuples(*(small(limit) for limit in (0.2, 0.03, 0.003, 0.003, 0.01, 0.1, 0.02, 0.01))), is_fisheye=False
+    st.tuples(*(small(limit) for limit in (0.2, 0.03, 0.003, 0.003, 0.01, 0.1, 0.02, 0.01))), model="brown"
 )
-FISHEYE = lenses(st.tuples(small(0.05), small(0.02), small(0.01), small(0.003)), is_fisheye=True)
+FISHEYE = lenses(st.tuples(small(0.05), small(0.02), small(0.01), small(0.003)), model="fisheye")
 # The dot is bent by the lens, which moves its centre: the strongest lenses here move it by half of what is allowed.
 PLACE = st.tuples(st.floats(0.12, 0.88), st.floats(0.12, 0.88))
 
@@ -146,7 +148,7 @@ def test_a_lens_of_180_degrees_shows_60_to_each_side_and_its_circle_is_kept_out(
         focal_y_px=100 / (math.pi / 2),
         center_x_px=100.0,
         center_y_px=100.0,
-        is_fisheye=True,
+        model="fisheye",
     )
     whole = undistortion_of(lens)
     assert whole.valid.all()
@@ -192,7 +194,8 @@ def test_absurd_coefficients_are_refused(coefficients):
         ({"focal_x_px": 0.0}, "above 0"),
         ({"center_y_px": math.nan}, "finite"),
         ({"coefficients": (0.0,) * 9}, "at most 8"),
-        ({"coefficients": (0.0,) * 5, "is_fisheye": True}, "at most 8 .*4 of a fisheye"),
+        ({"coefficients": (0.0,) * 5, "model": "fisheye"}, "at most 4 coefficients of a fisheye lens"),
+        ({"coefficients": (0.0,) * 2, "model": "fov"}, "at most 1 coefficients of a fov lens"),
         ({"crop_radius_px": 0.0}, "crop radius"),
     ],
 )
@@ -240,3 +243,41 @@ def test_a_mask_is_straightened_with_its_picture_and_outside_weighs_nothing(tmp_
     assert float(cropped.masks[0, 0, 0]) == 0
     assert float(cropped.masks[0, 50, 50]) == 1
     assert float(cropped.images[0, :, cropped.masks[0] == 0].max()) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "coefficients"),
+    [
+        ("FOV", (0.9,)),
+        ("FOV", (0.01,)),
+        ("THIN_PRISM_FISHEYE", (0.05, -0.02, 0.004, -0.003, 0.01, 0.002, 0.006, -0.005)),
+        ("THIN_PRISM_FISHEYE", (0.0,) * 8),
+    ],
+)
+def test_the_models_that_opencv_lacks_bend_as_in_colmap(model, coefficients):
+    """Where pycolmap's camera puts the rays of the straight picture's pixels."""
+    pycolmap = pytest.importorskip("pycolmap", reason="needs restage[colmap]")
+    params = (80.0, 85.0, 74.0, 56.0, *coefficients)
+    lens = lens_of(ModelCamera(model, WIDTH, HEIGHT, params))
+    found = undistortion_of(lens)
+    camera = pycolmap.Camera(model=model, width=WIDTH, height=HEIGHT, params=params)
+    rows, columns = np.nonzero(found.valid)
+    rays = np.stack([columns + 0.5, rows + 0.5, np.ones(len(rows))], axis=1) @ np.linalg.inv(found.intrinsics).T
+    expected = camera.img_from_cam(rays)
+    assert len(rows) > 0.9 * WIDTH * HEIGHT
+    np.testing.assert_allclose(found.map_x[rows, columns] + 0.5, expected[:, 0], atol=2e-3)
+    np.testing.assert_allclose(found.map_y[rows, columns] + 0.5, expected[:, 1], atol=2e-3)
+
+
+def test_an_fov_lens_bends_by_its_closed_form():
+    """Devernay and Faugeras, "Straight lines have to be straight" (2001): r_d = atan(2 r tan(w / 2)) / w."""
+    omega = 0.9
+    lens = lens_of(ModelCamera("FOV", WIDTH, HEIGHT, (80.0, 80.0, 75.0, 55.0, omega)))
+    found = undistortion_of(lens)
+    row, column = 30, 120
+    x = (column + 0.5 - found.intrinsics[0, 2]) / found.intrinsics[0, 0]
+    y = (row + 0.5 - found.intrinsics[1, 2]) / found.intrinsics[1, 1]
+    r = math.hypot(x, y)
+    bent = math.atan(2 * r * math.tan(omega / 2)) / omega / r
+    assert float(found.map_x[row, column]) + 0.5 == pytest.approx(80 * x * bent + 75, abs=1e-3)
+    assert float(found.map_y[row, column]) + 0.5 == pytest.approx(80 * y * bent + 55, abs=1e-3)

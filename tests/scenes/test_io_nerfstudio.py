@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from restage.records import InputError
+from restage.scenes.cameras import project_points
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture, write_capture
 from tests.scenes.tiny_captures import ColmapModel, change, small_capture
@@ -83,9 +85,6 @@ def _first_frame(**values):
         (_first_frame(mask_path="../mask.png"), "inside"),
         (_first_frame(mask_path="images/none.png"), "does not exist"),
         (_first_frame(mask_path=["a"]), "mask_path"),
-        (_first_frame(file_path="/etc/passwd"), "inside"),
-        (_first_frame(file_path="images/nu\0ll.png"), "inside"),
-        (_first_frame(file_path="images"), "does not exist"),
         (_first_frame(transform_matrix="none"), "4x4"),
         (_first_frame(transform_matrix=[[float("inf")] * 4] * 4), "finite"),
         (_first_frame(fl_x=0, fl_y=0), "fl_x"),
@@ -103,8 +102,6 @@ def _first_frame(**values):
         (lambda meta: meta.update(ply_file_path="none.ply"), "exist"),
         (lambda meta: meta.update(train_filenames=["images/none.png"]), "none.png"),
         (lambda meta: meta["frames"].append(meta["frames"][0]), "twice"),
-        (_first_frame(file_path="../../etc/passwd"), "inside"),
-        (_first_frame(file_path="images/none.png"), "does not exist"),
         (_first_frame(file_path=3), "file_path"),
         (_first_frame(transform_matrix=[[1, 2], [3, 4]]), "4x4"),
         (_first_frame(transform_matrix=[[float("nan")] * 4] * 4), "finite"),
@@ -213,7 +210,7 @@ def test_points_of_a_colmap_model_in_the_folder_go_through_the_applied_transform
         read_capture(folder)
 
 
-def test_images_of_one_shape_come_to_one_size_with_a_warning_and_of_several_are_refused(folder):
+def test_images_of_one_shape_come_to_one_size_with_a_warning(folder):
     path = folder / "images" / "view_04.png"
     with Image.open(path) as image:
         image.resize((40, 32), Image.Resampling.NEAREST).save(path)
@@ -221,10 +218,34 @@ def test_images_of_one_shape_come_to_one_size_with_a_warning_and_of_several_are_
         found = read_capture(folder)
     torch.testing.assert_close(found.images[4], small_capture().images[4])
     torch.testing.assert_close(found.cameras.intrinsics[4], small_capture().cameras.intrinsics[4])
-    Image.new("RGB", (16, 20)).save(path)
+    assert "brought to one of 20x16" in found.notes[0]
+
+
+def test_portraits_among_landscapes_lie_in_the_middle_of_views_that_hold_both(folder):
+    expected = read_capture(folder)
+    path = folder / "images" / "view_04.png"
+    with Image.open(path) as image:
+        image.crop((4, 0, 14, 16)).resize((20, 32), Image.Resampling.NEAREST).save(path)
     change(folder, lambda meta: [meta.pop("w"), meta.pop("h")])
-    with pytest.raises(InputError, match="one shape, got 16x20, 20x16"):
-        read_capture(folder)
+    change(folder, lambda meta: meta["frames"][4].update(w=10, h=16, cx=meta["frames"][4]["cx"] - 4))
+    with pytest.warns(UserWarning, match=r"several shapes \(20x16, 20x32\) are shown on views of 20x20"):
+        found = read_capture(folder)
+    assert found.masks is not None
+    assert (found.cameras.width, found.cameras.height) == (20, 20)
+    assert torch.equal(found.images[0, :, 2:18], expected.images[0])
+    assert found.masks[0, 2:18].min() == 1 and found.masks[0, :2].max() == 0 and found.masks[0, 18:].max() == 0
+    assert int(found.masks[4].sum()) == 12 * 20  # 20x32 at a longer side of 20
+    assert found.masks[4, :, 4:16].min() == 1
+    point = expected.cameras.positions.mean(0, keepdim=True)
+    for index in (0, 4):
+        before = project_points(point, expected.cameras[index]).pixels[0]
+        after = project_points(point, found.cameras[index]).pixels[0]
+        moved = torch.tensor([0.0, 2.0]) if index == 0 else None
+        if moved is None:  # cropped by 4, then 16 rows and 10 columns brought to 20 and 12
+            assert float(after[0]) == pytest.approx((float(before[0]) - 4) * 1.2 + 4, abs=1e-3)
+            assert float(after[1]) == pytest.approx(float(before[1]) * 1.25, abs=1e-3)
+        else:
+            torch.testing.assert_close(after, before + moved)
 
 
 def test_deep_grey_transparent_and_palette_images_are_read(folder):
@@ -238,15 +259,96 @@ def test_deep_grey_transparent_and_palette_images_are_read(folder):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_links_out_of_the_folder_are_refused_and_links_inside_followed(folder, tmp_path):
+def test_links_that_the_user_made_inside_of_the_folder_are_followed(folder, tmp_path):
     path = folder / "images" / "view_00.png"
-    shutil.move(path, folder / "moved.png")
-    os.symlink(folder / "moved.png", path)
-    read_capture(folder)
-    shutil.move(folder / "moved.png", tmp_path / "moved.png")
-    path.unlink()
+    expected = read_capture(folder)
+    shutil.move(path, tmp_path / "moved.png")
     os.symlink(tmp_path / "moved.png", path)
-    with pytest.raises(InputError, match="inside"):
+    assert torch.equal(read_capture(folder).images, expected.images)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../etc/passwd", "images/nu\0ll.png", "images", "a" * 5000])
+def test_pictures_that_are_missing_are_left_out_and_named(folder, name):
+    expected = read_capture(folder)
+    change(folder, _first_frame(file_path=name))
+    change(folder, lambda meta: meta["train_filenames"].__setitem__(0, name))
+    with pytest.warns(UserWarning, match="1 of the 9 pictures that it names do not exist"):
+        found = read_capture(folder)
+    assert found.file_names == expected.file_names[1:]
+    assert torch.equal(found.images, expected.images[1:])
+    assert (found.train_indices, found.held_out_indices) == ((0, 1, 2, 3, 4, 5), (6, 7))
+    assert "1 of the 9 pictures" in found.notes[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_capture(found, folder.parent / "again")
+        assert read_capture(folder.parent / "again").notes == found.notes
+
+
+def test_fewer_than_three_pictures_that_are_left_are_refused(folder):
+    for index in range(7):
+        (folder / f"images/view_{index:02d}.png").unlink()
+    with pytest.raises(InputError, match=r"7 of the 9 pictures.*'images/view_00.png'"):
+        read_capture(folder)
+
+
+def _rename(change_name):
+    return lambda meta: [frame.update(file_path=change_name(frame["file_path"])) for frame in meta["frames"]]
+
+
+@pytest.mark.parametrize(
+    "change_name",
+    [
+        lambda name: name.replace("/", "\\"),
+        lambda name: "C:\\Users\\someone\\scan\\" + name.replace("/", "\\"),
+        lambda name: f"/home/someone/scan/{name}",
+        lambda name: f"../project/{name}",
+        lambda name: f"./images/../{name}",
+        lambda name: name.replace(".png", ".PNG"),
+        lambda name: name.replace(".png", ""),
+        lambda name: name.replace("images/view", "IMAGES/VIEW").replace("IMAGES", "images"),
+    ],
+)
+def test_pictures_are_found_by_their_tail_whatever_machine_the_file_was_written_on(folder, change_name):
+    expected = read_capture(folder)
+    change(folder, _rename(change_name))
+    for kind in ("train", "val", "test"):
+        change(
+            folder,
+            lambda meta, kind=kind: meta.update({f"{kind}_filenames": [*map(change_name, meta[f"{kind}_filenames"])]}),
+        )
+    found = read_capture(folder)
+    assert torch.equal(found.images, expected.images)
+    assert (found.train_indices, found.held_out_indices) == (expected.train_indices, expected.held_out_indices)
+    assert [Path(name).stem.lower() for name in found.file_names] == [Path(name).stem for name in expected.file_names]
+
+
+def test_pictures_outside_of_the_folder_are_used_only_with_follow_paths(folder, tmp_path):
+    expected = read_capture(folder)
+    (tmp_path / "frames").mkdir()
+    for path in (folder / "images").iterdir():
+        shutil.move(path, tmp_path / "frames" / path.name)
+    change(folder, _rename(lambda name: name.replace("images", "../frames")))
+    change(folder, lambda meta: [meta.pop(f"{kind}_filenames") for kind in ("train", "val", "test")])
+    with pytest.raises(InputError, match=r"9 lie outside of small/.*--follow-paths"):
+        read_capture(folder)
+    assert torch.equal(read_capture(folder, follow_paths=True).images, expected.images)
+
+
+def test_smaller_copies_stand_in_for_pictures_that_are_not_there(folder):
+    expected = read_capture(folder, 10)
+    shutil.move(folder / "images", folder / "images_2")
+    for path in (folder / "images_2").iterdir():
+        with Image.open(path) as image:
+            image.resize((10, 8), Image.Resampling.BOX).save(path)
+    found = read_capture(folder)
+    torch.testing.assert_close(found.images, expected.images, atol=2 / 255, rtol=0)
+    torch.testing.assert_close(found.cameras.intrinsics, expected.cameras.intrinsics)
+
+
+def test_a_picture_that_is_named_twice_in_other_words_is_refused(folder):
+    twin = {"file_path": "images/../images/view_00.png"}
+    change(folder, lambda meta: meta["frames"].append({**meta["frames"][0], **twin}))
+    with pytest.raises(InputError, match="expected each image once.*view_00"):
         read_capture(folder)
 
 
@@ -294,11 +396,15 @@ def test_missing_and_corrupt_files_give_one_clear_line(folder, tmp_path):
 
 
 def test_how_a_capture_was_turned_is_written_and_read(tmp_path: Path):
-    turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    turn = torch.tensor([[0.0, -2, 0, 7], [2, 0, 0, 5e6], [0, 0, 2, 1], [0, 0, 0, 1]], dtype=torch.float64)
     write_capture(replace(small_capture(), own_to_world=turn), tmp_path)
     found = read_capture(tmp_path).own_to_world
     assert found is not None and torch.equal(found, turn)
     meta = json.loads((tmp_path / "transforms.json").read_text())
+    earlier = [[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]
+    (tmp_path / "transforms.json").write_text(json.dumps({**meta, "restage_own_to_world": earlier}))
+    found = read_capture(tmp_path).own_to_world
+    assert found is not None and found[:3, :3].tolist() == earlier and found[:3, 3].tolist() == [0, 0, 0]
     meta["restage_own_to_world"][0][0] = 0.7
     (tmp_path / "transforms.json").write_text(json.dumps(meta))
     with pytest.raises(InputError, match="restage_own_to_world"):

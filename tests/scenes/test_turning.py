@@ -14,11 +14,19 @@ from restage.scenes.fitted import fit_capture
 from restage.scenes.io import read_capture, write_capture
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import Splats
-from restage.scenes.turning import export_splats, turn_splats
+from restage.scenes.turning import export_splats, move_splats
 from tests.scenes.test_capture import turned
 from tests.scenes.tiny_captures import small_capture
 
 TURN = torch.from_numpy(Rotation.from_rotvec([0.7, -1.9, 0.4]).as_matrix())
+
+
+def similarity(turn: torch.Tensor, scale: float = 1.0, shift: tuple[float, ...] = (0.0, 0.0, 0.0)) -> torch.Tensor:
+    whole = torch.eye(4, dtype=torch.float64)
+    whole[:3, :3], whole[:3, 3] = scale * turn, torch.tensor(shift, dtype=torch.float64)
+    return whole
+
+
 TINY = FitConfig(steps=3, num_splats=60)
 
 
@@ -31,19 +39,19 @@ def some_splats(k: int) -> Splats:
     return Splats(draw(80, 3) * 0.5, draw(80, 3) * 0.4 - 2, draw(80, 4), draw(80), 0.5 * draw(80, k, 3))
 
 
-@pytest.mark.parametrize("k", [1, 4, 9])
+@pytest.mark.parametrize("k", [1, 4, 9, 16])
 @pytest.mark.parametrize("turn", [TURN, torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))])
 def test_turned_splats_look_the_same_to_a_turned_camera(k: int, turn: torch.Tensor):
     capture, splats = small_capture(), some_splats(k)
     expected = render_views(splats, capture.cameras)
-    found = render_views(turn_splats(splats, turn), turned(capture, turn).cameras)
+    found = render_views(move_splats(splats, similarity(turn)), turned(capture, turn).cameras)
     assert float(expected.std()) > 0.05
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
 def test_what_is_no_rotation_is_refused():
     with pytest.raises(InputError, match="rotation"):
-        turn_splats(some_splats(1), torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)))
+        move_splats(some_splats(1), torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0], dtype=torch.float64)))
 
 
 def test_a_fit_of_a_turned_capture_is_exported_in_the_frame_that_the_capture_came_in(tmp_path: Path):
@@ -62,7 +70,7 @@ def test_a_fit_of_a_turned_capture_is_exported_in_the_frame_that_the_capture_cam
 
 
 def test_an_edit_is_exported_by_the_turn_of_its_scene(tmp_path: Path):
-    capture = replace(small_capture(), own_to_world=TURN)
+    capture = replace(small_capture(), own_to_world=similarity(TURN))
     list(fit_capture(capture, tmp_path / "scenes" / "mine", TINY))
     edit = tmp_path / "edit" / "mine" / "blue" / "restage" / "0"
     edit.mkdir(parents=True)

@@ -30,6 +30,8 @@ COLMAP_IDS = {
     "FOV": 7,
     "SIMPLE_RADIAL_FISHEYE": 8,
     "RADIAL_FISHEYE": 9,
+    "THIN_PRISM_FISHEYE": 10,
+    "UNKNOWN": 99,
 }
 
 

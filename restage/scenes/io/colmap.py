@@ -14,21 +14,41 @@ import torch
 from torch import Tensor
 
 from restage.records import InputError
-from restage.scenes.capture import Capture
 from restage.scenes.io.colmap_files import ModelCamera, ModelImage, PointArrays, read_cameras, read_images, read_points
-from restage.scenes.io.distortion import Lens
-from restage.scenes.io.images import path_inside, read_head
+from restage.scenes.io.distortion import Lens, LensModel
+from restage.scenes.io.images import list_images
 from restage.scenes.io.ply import Points
-from restage.scenes.io.views import MAX_FRAMES, Photo, ReadOptions, check_rigid, make_capture, split_every
+from restage.scenes.io.posed import (
+    MAX_FRAMES,
+    SMALLER_COPIES,
+    Photo,
+    PictureFinder,
+    PosedPhotos,
+    ReadOptions,
+    SceneFormat,
+    check_once,
+    check_rigid,
+    no_points,
+    note,
+    open_photo,
+)
 
-__all__ = ["ModelFiles", "find_model", "read_colmap", "read_colmap_points"]
+__all__ = ["COLMAP", "ModelFiles", "find_model", "lens_of", "pose_of", "read_colmap_points"]
 
 MODEL_FOLDERS = ("", "sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", "0")
 """Where a model lies, seen from the folder that a user names."""
-IMAGE_FOLDERS = ("images", "input")
+IMAGE_FOLDERS = ("images", "input", *SMALLER_COPIES)
 """Names of image folders; `input` is that of the converter of 3D Gaussian splatting."""
+LENS_MODELS: dict[str, LensModel] = {
+    **dict.fromkeys(("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"), "fisheye"),
+    "FOV": "fov",
+    "THIN_PRISM_FISHEYE": "thin_prism_fisheye",
+}
+"""All other models of COLMAP are Brown's, or parts of it."""
 MAX_LEVELS_UP = 3
-"""Of folders between `colmap/sparse/0` and the one that holds the images."""
+"""Number of folders between `colmap/sparse/0` and the one that holds the images."""
+ENOUGH = 0.5
+"""Share of the pictures that should have found a place in the model."""
 
 
 class ModelFiles(NamedTuple):
@@ -39,75 +59,140 @@ class ModelFiles(NamedTuple):
 
 
 def find_model(folder: Path) -> ModelFiles | None:
-    """The model in a folder or in one of the usual places below it; binary is preferred, None if there is none."""
+    """Return the model in a folder or in one of the usual places below it, or None; binary is preferred."""
     for place in MODEL_FOLDERS:
-        for suffix in (".bin", ".txt"):
-            if all((folder / place / f"{name}{suffix}").is_file() for name in ("cameras", "images")):
-                return ModelFiles(folder / place, suffix)
+        found = _model_in(folder / place)
+        if found is not None:
+            return found
+    numbered = _numbered(folder)
+    return numbered[0] if numbered else None
+
+
+def _model_in(folder: Path) -> ModelFiles | None:
+    for suffix in (".bin", ".txt"):
+        if all((folder / f"{name}{suffix}").is_file() for name in ("cameras", "images")):
+            return ModelFiles(folder, suffix)
     return None
 
 
-def read_colmap(model: ModelFiles, name: str, options: ReadOptions, *, image_folder: Path | None = None) -> Capture:
+def _numbered(folder: Path) -> list[ModelFiles]:
+    """The models beside each other in folders 0, 1, 2, ...: parts of a scene that COLMAP could not connect."""
+    for place in ("sparse", "colmap/sparse", ""):
+        folders = [path for path in (folder / place).glob("*") if path.name.isdecimal()]
+        found = [_model_in(path) for path in sorted(folders, key=lambda path: int(path.name))]
+        if any(found):
+            return [model for model in found if model is not None]
+    return []
+
+
+def _find_colmap(path: Path) -> Path | None:
+    return path if path.is_dir() and find_model(path) is not None else None
+
+
+def _read_colmap(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
     """Read a COLMAP model and its images; masks too, where `masks/<image name>.png` lies beside them.
 
-    The world stays as it is, which with COLMAP is seldom upright; `turn_upright` of `scenes/capture.py` makes it so.
+    Of several models the one with the most images is read. The world stays as it is, which with COLMAP is seldom
+    upright; `turn_upright` of `scenes/capture.py` makes it so.
 
     Args:
-        model: Its files.
-        name: Of the capture.
-        options: Size, and what is held out.
-        image_folder: With the images; None looks for it beside the model and above.
+        path: The folder that `find_model` finds the model in.
+        name: The capture's name.
+        options: Whether images outside of the folder are used.
 
     Raises:
         InputError: anything that is missing, broken or absurd, naming the file.
     """
-    path = model.folder / f"images{model.suffix}"
-    cameras = read_cameras(model.folder / f"cameras{model.suffix}")
-    images = sorted(read_images(path), key=lambda image: image.name)
+    first = find_model(path)
+    assert first is not None
+    notes: list[str] = []
+    siblings = _numbered(path) if _model_in(path) is None else []
+    models = [(model, _read_sorted(model)) for model in (siblings if first in siblings else [first])]
+    model, images = max(models, key=lambda pair: len(pair[1]))
+    if len(models) > 1:
+        counts = ", ".join(f"{other.folder.name} with {len(found)}" for other, found in models)
+        note(notes, f"{name}: of {len(models)} models (sparse/{counts} images), {model.folder.name} is used")
+    place = model.folder / f"images{model.suffix}"
     if not 0 < len(images) <= MAX_FRAMES:
-        raise InputError(f"{path}: expected 1 to {MAX_FRAMES} images with a pose, got {len(images)}")
-    for first, second in zip(images, images[1:], strict=False):
-        if first.name == second.name:
-            raise InputError(f"{path}: expected each image once, got {first.name} twice")
-    folder = image_folder or _find_images(model.folder, images[0].name)
-    photos = [_make_photo(image, cameras, folder, path) for image in images]
-    split = split_every(len(photos), options.hold_out_every)
-    return make_capture(name, photos, points=read_colmap_points(model), split=split, options=options)
+        raise InputError(f"{place}: expected 1 to {MAX_FRAMES} images with a pose, got {len(images)}")
+    cameras = read_cameras(model.folder / f"cameras{model.suffix}")
+    folder = _find_images(model.folder, images)
+    finder = PictureFinder(folder, follow_paths=options.follow_paths)
+    found = (_make_photo(image, cameras, finder, place) for image in images)
+    photos = [photo for photo in found if photo is not None]
+    finder.report(place, notes, len(images))
+    check_once(photos, place)
+    num_pictures = sum(len(list_images(place)) for place in {photo.path.parent for photo in photos})
+    if len(photos) < ENOUGH * num_pictures:
+        note(
+            notes,
+            f"{name}: ONLY {len(photos)} OF {num_pictures} PICTURES have a place in the model; what the others show "
+            "is missing from the scene",
+        )
+    return PosedPhotos(photos=photos, points=read_colmap_points(model), notes=tuple(notes))
+
+
+COLMAP = SceneFormat(
+    _find_colmap, _read_colmap, "a COLMAP model (cameras.bin, images.bin, or .txt; here or in sparse/0)"
+)
+
+
+def _read_sorted(model: ModelFiles) -> list[ModelImage]:
+    return sorted(read_images(model.folder / f"images{model.suffix}"), key=lambda image: image.name)
 
 
 def read_colmap_points(model: ModelFiles) -> Points:
-    """The sparse points in COLMAP's own world; none if the model has no file of points."""
+    """Return the sparse points in COLMAP's own world, float64; none if the model has no file of points."""
     path = model.folder / f"points3D{model.suffix}"
     if not path.is_file():
-        return Points(torch.zeros(0, 3), torch.zeros(0, 3))
+        return no_points()
     found: PointArrays = read_points(path)
-    return Points(torch.from_numpy(found.positions).float(), torch.from_numpy(found.colors_uint8).float() / 255)
+    return Points(torch.from_numpy(found.positions), torch.from_numpy(found.colors_uint8).float() / 255)
 
 
-def _find_images(folder: Path, name: str) -> Path:
-    """The folder that an image lies in: `images` or `input` beside the model or up to three levels above."""
+def _find_images(folder: Path, images: Sequence[ModelImage]) -> Path:
+    """The folder that the images lie in: `images` or `input` beside the model or up to three levels above."""
     levels = [folder, *folder.resolve().parents[:MAX_LEVELS_UP]]
-    for level in levels:
-        for place in (*IMAGE_FOLDERS, ""):
-            if (level / place / name).is_file():
-                return level / place
-    for level in levels:
-        if (level / "images").is_dir():
-            return level / "images"
-    raise InputError(f"{folder}: expected a folder 'images' with {name[:80]!r} beside the model or above, got none")
+    places = [level / place for level in levels for place in (*IMAGE_FOLDERS, "")]
+    # By whole names before tails of them, which could be found in the wrong folder; the first images may be missing.
+    for is_whole in (True, False):
+        for image in images[:5]:
+            for place in places:
+                finder = PictureFinder(place, follow_paths=False)
+                if place.is_dir() and finder.find(image.name, by_tail=not is_whole) is not None:
+                    return place
+    for place in places:
+        if place.name in IMAGE_FOLDERS and place.is_dir():
+            return place
+    raise InputError(
+        f"{folder}: expected a folder 'images' with {images[0].name[:80]!r} beside the model or above, got none"
+    )
 
 
-def _make_photo(image: ModelImage, cameras: dict[int, ModelCamera], folder: Path, path: Path) -> Photo:
+def _make_photo(image: ModelImage, cameras: dict[int, ModelCamera], finder: PictureFinder, path: Path) -> Photo | None:
     where = f"{path}, image {image.name[:80]!r}"
     if image.camera_id not in cameras:
         raise InputError(f"{where}: expected its camera in the model, got {image.camera_id}; write the model anew")
-    image_path = path_inside(folder, image.name, where)
-    mask_path = path_inside(folder.parent / "masks", f"{image.name}.png", where)
-    width, height, _ = read_head(image_path)
-    try:
-        lens = lens_of(cameras[image.camera_id]).to_size(width, height)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+    picture = finder.find(image.name)
+    if picture is None:
+        return None
+    mask_path = finder.folder.parent / "masks" / f"{image.name}.png"
+    return open_photo(
+        name=image.name.replace("\\", "/"),
+        path=picture,
+        lens=lambda _: lens_of(cameras[image.camera_id]),
+        camera_to_world=pose_of(image, where),
+        where=where,
+        mask_path=mask_path if mask_path.is_file() else None,
+    )
+
+
+def pose_of(image: ModelImage, where: str) -> Tensor:
+    """Return `camera_to_world` of an image of a model, float64.
+
+    Raises:
+        InputError: its numbers are no rotation and no position; `where` opens the message.
+    """
     world_to_camera = torch.eye(4, dtype=torch.float64)
     world_to_camera[:3, :3] = _rotation(image.rotation_wxyz, where)
     world_to_camera[:3, 3] = torch.tensor(image.translation, dtype=torch.float64)
@@ -115,15 +200,7 @@ def _make_photo(image: ModelImage, cameras: dict[int, ModelCamera], folder: Path
     camera_to_world = torch.eye(4, dtype=torch.float64)
     camera_to_world[:3, :3] = world_to_camera[:3, :3].T
     camera_to_world[:3, 3] = -world_to_camera[:3, :3].T @ world_to_camera[:3, 3]
-    return Photo(
-        name=image.name,
-        path=image_path,
-        width=width,
-        height=height,
-        lens=lens,
-        camera_to_world=camera_to_world,
-        mask_path=mask_path if mask_path.is_file() else None,
-    )
+    return camera_to_world
 
 
 def _rotation(wxyz: Sequence[float], where: str) -> Tensor:
@@ -150,7 +227,7 @@ def lens_of(camera: ModelCamera) -> Lens:
     """The lens of a camera of a model.
 
     Raises:
-        InputError: a model of camera that OpenCV's two do not cover, or absurd numbers.
+        InputError: absurd numbers.
     """
     p = camera.params
     if camera.model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"):
@@ -165,5 +242,5 @@ def lens_of(camera: ModelCamera) -> Lens:
         center_x_px=center_x,
         center_y_px=center_y,
         coefficients=tuple(rest),
-        is_fisheye=camera.model.endswith("FISHEYE"),
+        model=LENS_MODELS.get(camera.model, "brown"),
     )

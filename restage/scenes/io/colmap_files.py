@@ -28,6 +28,8 @@ NUM_PARAMS = {
     "FULL_OPENCV": 12,
     "SIMPLE_RADIAL_FISHEYE": 4,
     "RADIAL_FISHEYE": 5,
+    "FOV": 5,
+    "THIN_PRISM_FISHEYE": 12,
 }
 MODEL_OF_ID = {
     0: "SIMPLE_PINHOLE",
@@ -37,8 +39,10 @@ MODEL_OF_ID = {
     4: "OPENCV",
     5: "OPENCV_FISHEYE",
     6: "FULL_OPENCV",
+    7: "FOV",
     8: "SIMPLE_RADIAL_FISHEYE",
     9: "RADIAL_FISHEYE",
+    10: "THIN_PRISM_FISHEYE",
 }
 POINT_COLUMNS = np.dtype([("id", "u8"), *((name, "f8") for name in "xyz"), *((name, "i8") for name in "rgb")])
 MAX_NAME_BYTES = 4096

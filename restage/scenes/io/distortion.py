@@ -1,7 +1,8 @@
 """Lens distortion: what a real lens does to a pinhole picture, and how it is taken out of pictures and masks.
 
 The readers make a `Lens` of what their file says; `views.py` asks for its `Undistortion` and applies it. OpenCV's
-models and functions do the work; its pixel centres are integers, ours lie at halves.
+functions do the work for its own two models; its pixel centers are integers, ours lie at halves. The other models are
+COLMAP's (`src/colmap/sensor/models.h`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,10 +18,12 @@ from jaxtyping import Float
 
 from restage.records import InputError
 
-__all__ = ["Lens", "Undistortion", "undistortion_of"]
+__all__ = ["Lens", "LensModel", "Undistortion", "undistortion_of"]
 
-NUM_BROWN = 8
-NUM_FISHEYE = 4
+LensModel = Literal["brown", "fisheye", "fov", "thin_prism_fisheye"]
+NUM_COEFFICIENTS: dict[LensModel, int] = {"brown": 8, "fisheye": 4, "fov": 1, "thin_prism_fisheye": 8}
+BY_ANGLE = ("fisheye", "thin_prism_fisheye")
+"""Models that bend a ray by its angle to the axis, not by where it meets the pinhole image."""
 MAX_HALF_ANGLE_RAD = math.radians(60.0)
 """A fisheye picture is cut to this angle on each side: further out, pinhole pixels stretch without bound."""
 MIN_VALID_SHARE = 0.05
@@ -42,9 +45,10 @@ class Lens:
     """Principal point; the centre of the top left pixel is at (0.5, 0.5)."""
     center_y_px: float
     coefficients: tuple[float, ...] = ()
-    """Brown's model: k1 k2 p1 p2 k3 k4 k5 k6 in OpenCV's order and meaning (k4 to k6 are the denominator);
-    a fisheye: k1 k2 k3 k4 of the equidistant model. Trailing zeros may be left out."""
-    is_fisheye: bool = False
+    """brown: k1 k2 p1 p2 k3 k4 k5 k6 in OpenCV's order and meaning (k4 to k6 are the denominator); fisheye: k1 k2 k3 k4
+    of the equidistant model; fov: omega; thin_prism_fisheye: k1 k2 p1 p2 k3 k4 sx1 sy1. Trailing zeros may be left
+    out."""
+    model: LensModel = "brown"
     crop_radius_px: float = math.inf
     """Only within this distance of the middle is there a picture (the circle of a fisheye lens)."""
 
@@ -54,15 +58,16 @@ class Lens:
             raise InputError(f"expected finite intrinsics and distortion, got {numbers}")
         if not (self.focal_x_px > 0 and self.focal_y_px > 0):
             raise InputError(f"expected focal lengths above 0 px, got {self.focal_x_px:g} and {self.focal_y_px:g}")
-        if len(self.coefficients) > (NUM_FISHEYE if self.is_fisheye else NUM_BROWN):
-            raise InputError(f"expected at most 8 coefficients of distortion (4 of a fisheye), got {self.coefficients}")
+        if len(self.coefficients) > NUM_COEFFICIENTS[self.model]:
+            most = NUM_COEFFICIENTS[self.model]
+            raise InputError(f"expected at most {most} coefficients of a {self.model} lens, got {self.coefficients}")
         if not self.crop_radius_px > 0:
             raise InputError(f"expected a crop radius above 0 px, got {self.crop_radius_px:g}")
 
     @property
     def is_pinhole(self) -> bool:
         """Nothing has to be taken out of the picture."""
-        return not self.is_fisheye and not any(self.coefficients) and math.isinf(self.crop_radius_px)
+        return self.model not in BY_ANGLE and not any(self.coefficients) and math.isinf(self.crop_radius_px)
 
     @property
     def intrinsics(self) -> Float[np.ndarray, "3 3"]:
@@ -121,11 +126,14 @@ def undistortion_of(lens: Lens) -> Undistortion:
     """
     size = (lens.width, lens.height)
     integer_centers = lens.intrinsics - INTEGER_CENTERS
-    coefficients = np.zeros(NUM_FISHEYE if lens.is_fisheye else NUM_BROWN)
+    coefficients = np.zeros(NUM_COEFFICIENTS[lens.model])
     coefficients[: len(lens.coefficients)] = lens.coefficients
     for straight in _candidates(lens, integer_centers, coefficients):
-        initialize = cv2.fisheye.initUndistortRectifyMap if lens.is_fisheye else cv2.initUndistortRectifyMap
-        map_x, map_y = initialize(integer_centers, coefficients, np.eye(3), straight, size, cv2.CV_32FC1)
+        if lens.model in ("brown", "fisheye"):
+            initialize = cv2.initUndistortRectifyMap if lens.model == "brown" else cv2.fisheye.initUndistortRectifyMap
+            map_x, map_y = initialize(integer_centers, coefficients, np.eye(3), straight, size, cv2.CV_32FC1)
+        else:
+            map_x, map_y = _find_sources(lens, integer_centers, coefficients, straight)
         valid = _is_inside(lens, map_x, map_y) & _is_before_fold(lens, straight, coefficients)
         if valid.mean() >= 0.5:
             break
@@ -136,7 +144,7 @@ def undistortion_of(lens: Lens) -> Undistortion:
 
 def _candidates(lens: Lens, integer_centers: np.ndarray, coefficients: np.ndarray) -> list[np.ndarray]:
     """Camera matrices to try in turn; the lens's own is the last, with what it does not see left blank."""
-    if lens.is_fisheye:
+    if lens.model != "brown":
         return [_fisheye_matrix(lens, integer_centers, coefficients)]
     size = (lens.width, lens.height)
     optimal, _ = cv2.getOptimalNewCameraMatrix(integer_centers, coefficients, size, 0)
@@ -157,7 +165,7 @@ def _fisheye_matrix(lens: Lens, integer_centers: np.ndarray, coefficients: np.nd
     reach_px = np.minimum(reach_px, lens.crop_radius_px)
     focal_px = np.repeat(np.diag(integer_centers)[:2], 2)
     angles = np.linspace(0, MAX_HALF_ANGLE_RAD, FOLD_SAMPLES)
-    bent = _bent_radius(angles, coefficients, is_fisheye=True)
+    bent = _bent_radius(angles if lens.model in BY_ANGLE else np.tan(angles), coefficients, lens.model)
     rising = np.maximum.accumulate(bent)
     half_angles = np.interp(np.maximum(reach_px, 0.0) / focal_px, rising, angles)
     shown = reach_px > 0
@@ -167,14 +175,37 @@ def _fisheye_matrix(lens: Lens, integer_centers: np.ndarray, coefficients: np.nd
     return np.array([[focal, 0, center_x], [0, focal, center_y], [0, 0, 1]])
 
 
-def _bent_radius(straight: np.ndarray, coefficients: np.ndarray, *, is_fisheye: bool) -> np.ndarray:
-    """Distance from the principal point, in focal lengths, of a ray at an angle (fisheye) or at a pinhole radius."""
+def _bent_radius(straight: np.ndarray, coefficients: np.ndarray, model: LensModel) -> np.ndarray:
+    """Distance from the principal point, in focal lengths, of a ray at an angle (`BY_ANGLE`) or at a pinhole radius."""
     s = straight**2
-    if is_fisheye:
-        k1, k2, k3, k4 = coefficients
+    if model == "fov":
+        omega = coefficients[0]
+        return np.arctan(2 * straight * np.tan(omega / 2)) / omega if omega else straight
+    if model in BY_ANGLE:
+        k1, k2, k3, k4 = coefficients if model == "fisheye" else coefficients[[0, 1, 4, 5]]
         return straight * (1 + s * (k1 + s * (k2 + s * (k3 + s * k4))))
     k1, k2, _, _, k3, k4, k5, k6 = coefficients
     return straight * (1 + s * (k1 + s * (k2 + s * k3))) / (1 + s * (k4 + s * (k5 + s * k6)))
+
+
+def _find_sources(
+    lens: Lens, integer_centers: np.ndarray, coefficients: np.ndarray, straight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pixels of a straight picture are in the distorted one, for the models that OpenCV does not have."""
+    x = ((np.arange(lens.width) - straight[0, 2]) / straight[0, 0])[None, :]
+    y = ((np.arange(lens.height) - straight[1, 2]) / straight[1, 1])[:, None]
+    radius = np.maximum(np.hypot(x, y), 1e-12)
+    ray = np.arctan(radius) if lens.model in BY_ANGLE else radius
+    bent = _bent_radius(ray, coefficients, lens.model) / radius
+    bent_x, bent_y = x * bent, y * bent
+    if lens.model == "thin_prism_fisheye":  # the prism acts on the picture before its radial distortion
+        _, _, p1, p2, _, _, sx1, sy1 = coefficients
+        u, v, s = x * ray / radius, y * ray / radius, ray**2
+        bent_x = bent_x + 2 * p1 * u * v + p2 * (s + 2 * u * u) + sx1 * s
+        bent_y = bent_y + 2 * p2 * u * v + p1 * (s + 2 * v * v) + sy1 * s
+    map_x = integer_centers[0, 0] * bent_x + integer_centers[0, 2]
+    map_y = integer_centers[1, 1] * bent_y + integer_centers[1, 2]
+    return map_x.astype(np.float32), map_y.astype(np.float32)
 
 
 def _is_inside(lens: Lens, map_x: np.ndarray, map_y: np.ndarray) -> np.ndarray:
@@ -191,9 +222,9 @@ def _is_before_fold(lens: Lens, straight: np.ndarray, coefficients: np.ndarray) 
     x = (np.arange(lens.width) - straight[0, 2]) / straight[0, 0]
     y = (np.arange(lens.height) - straight[1, 2]) / straight[1, 1]
     radius = np.hypot(x[None, :], y[:, None])
-    radius = np.arctan(radius) if lens.is_fisheye else radius
+    radius = np.arctan(radius) if lens.model in BY_ANGLE else radius
     samples = np.linspace(0, float(radius.max()), FOLD_SAMPLES)
     with np.errstate(all="ignore"):
-        growth = np.diff(_bent_radius(samples, coefficients, is_fisheye=lens.is_fisheye))
+        growth = np.diff(_bent_radius(samples, coefficients, lens.model))
     folds = np.flatnonzero(~(growth > 0))
     return radius <= (samples[folds[0]] if len(folds) else math.inf)

@@ -1,14 +1,13 @@
 """nerfstudio captures: a folder with transforms.json, images, masks and sparse points, read and written.
 
-The only place where OpenGL camera axes (x right, y up, z back) meet our OpenCV ones. The fields are those of
-nerfstudio 1.1 (`nerfstudio/data/dataparsers/nerfstudio_dataparser.py`); unknown ones are ignored.
+The fields are those of nerfstudio 1.1 (`nerfstudio/data/dataparsers/nerfstudio_dataparser.py`) and of instant-ngp;
+unknown ones are ignored. A Blender scene of NeRF's synthetic data set is three such files, one for each split.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,42 +20,95 @@ from restage.records import InputError, read_json, write_atomically, write_json
 from restage.scenes.capture import Capture
 from restage.scenes.io.colmap import find_model, read_colmap_points
 from restage.scenes.io.distortion import Lens
-from restage.scenes.io.images import path_inside, read_head
+from restage.scenes.io.images import PictureHead
 from restage.scenes.io.ply import Points, read_points, write_points
-from restage.scenes.io.views import MAX_FRAMES, Photo, ReadOptions, check_rigid, make_capture, split_every
+from restage.scenes.io.posed import (
+    MAX_FRAMES,
+    OPENGL_AXES,
+    Photo,
+    PictureFinder,
+    PosedPhotos,
+    ReadOptions,
+    SceneFormat,
+    Split,
+    check_once,
+    check_rigid,
+    no_points,
+    open_photo,
+)
 
-__all__ = ["read_nerfstudio", "write_capture"]
+__all__ = ["BLENDER", "NERFSTUDIO", "write_capture"]
 
 PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 """nerfstudio takes all of them for a perspective camera with whatever of k1 k2 k3 p1 p2 is given."""
 FISHEYE_MODELS = ("OPENCV_FISHEYE",)
-AXES = torch.tensor([1.0, -1.0, -1.0, 1.0])
-"""Column factors between OpenGL and OpenCV cameras, both ways."""
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 """In the order of the field `distortion_params`."""
 OLD_APPLIED_TRANSFORM = ((0, 1, 0, 0), (1, 0, 0, 0), (0, 0, -1, 0))
 """From COLMAP's world to that of folders from before the field `applied_transform`, as nerfstudio takes it."""
 
 OWN_TO_WORLD = "restage_own_to_world"
-"""Our own field, which nerfstudio ignores: the 3x3 rotation that brought a user's capture into this file's frame."""
+"""Our own field, which nerfstudio ignores: the similarity that brought a user's capture into this file's frame."""
+NOTES = "restage_notes"
+"""Our own field: what there was to say when a user's capture was read."""
 
 
-def read_nerfstudio(path: Path, name: str, options: ReadOptions) -> Capture:
-    """Read a nerfstudio folder; the world stays as it is, lens distortion is taken out of images and masks.
+def _find_nerfstudio(path: Path) -> Path | None:
+    path = path if path.is_file() else path / "transforms.json"
+    return path if path.suffix.lower() == ".json" and path.is_file() else None
+
+
+def _read_nerfstudio(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
+    """Read a nerfstudio folder; the world stays as it is.
 
     Args:
-        path: The JSON file; all paths in it must stay inside its folder.
-        name: Of the capture.
-        options: Size, and what is held out if the file has no split.
+        path: The JSON file.
+        name: The capture's name.
+        options: Whether pictures outside of the folder are used.
 
     Raises:
         InputError: anything that is missing, broken or absurd, naming the file and the frame.
     """
-    meta = _read_meta(path)
-    photos = _read_photos(meta, path)
-    split = _split(meta, [photo.name for photo in photos], path, options)
-    capture = make_capture(name, photos, points=_read_sparse(meta, path), split=split, options=options)
-    return replace(capture, own_to_world=_read_own_to_world(meta, path))
+    meta, notes = _read_meta(path), _read_notes(path)
+    finder = PictureFinder(path.parent, follow_paths=options.follow_paths)
+    photos = _read_photos(meta, path, finder)
+    finder.report(path, notes, len(meta["frames"]))
+    check_once(photos, path)
+    return PosedPhotos(
+        photos=photos,
+        points=_read_sparse(meta, path, finder),
+        split=_split(meta, [photo.name for photo in photos], {_normal(name) for name in finder.missing}, path),
+        notes=tuple(notes),
+        own_to_world=_read_own_to_world(meta, path),
+    )
+
+
+NERFSTUDIO = SceneFormat(_find_nerfstudio, _read_nerfstudio, "transforms.json")
+
+
+def _find_blender(path: Path) -> Path | None:
+    return path if (path / "transforms_train.json").is_file() else None
+
+
+def _read_blender(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
+    """Read a folder with a file for each split: training views, and held-out ones from test, otherwise val."""
+    notes: list[str] = []
+    photos: list[Photo] = []
+    counts = []
+    held_out = [file for kind in ("test", "val") if (file := path / f"transforms_{kind}.json").is_file()]
+    for file in (path / "transforms_train.json", *held_out[:1]):
+        meta, finder = _read_meta(file), PictureFinder(path, follow_paths=options.follow_paths)
+        found = _read_photos(meta, file, finder)
+        finder.report(file, notes, len(meta["frames"]))
+        photos += found
+        counts.append(len(found))
+    check_once(photos, path)
+    views = tuple(range(len(photos)))
+    split = Split(views[: counts[0]], views[counts[0] :]) if held_out else None
+    return PosedPhotos(photos=photos, points=no_points(), split=split, notes=tuple(notes))
+
+
+BLENDER = SceneFormat(_find_blender, _read_blender, "transforms_train.json of a Blender scene")
 
 
 def write_capture(capture: Capture, folder: Path) -> None:
@@ -72,11 +124,10 @@ def write_capture(capture: Capture, folder: Path) -> None:
         _write_png(folder / path, mask)
     if len(capture.points):
         write_points(capture.points, folder / "sparse_pc.ply", colors=capture.point_colors)
+    poses = (capture.cameras.camera_to_world * OPENGL_AXES).tolist()
     frames: list[dict[str, Any]] = [
-        {"file_path": path, "transform_matrix": (camera_to_world * AXES).tolist(), **_intrinsics_entries(intrinsics)}
-        for path, camera_to_world, intrinsics in zip(
-            paths, capture.cameras.camera_to_world, capture.cameras.intrinsics, strict=True
-        )
+        {"file_path": path, "transform_matrix": pose, **_intrinsics_entries(intrinsics)}
+        for path, pose, intrinsics in zip(paths, poses, capture.cameras.intrinsics, strict=True)
     ]
     for frame, mask_path in zip(frames, mask_paths, strict=False):
         frame["mask_path"] = mask_path
@@ -91,6 +142,7 @@ def write_capture(capture: Capture, folder: Path) -> None:
         "test_filenames": held_out,
         **({"ply_file_path": "sparse_pc.ply"} if len(capture.points) else {}),
         **({} if capture.own_to_world is None else {OWN_TO_WORLD: capture.own_to_world.tolist()}),
+        **({NOTES: list(capture.notes)} if capture.notes else {}),
     }
     write_json(folder / "transforms.json", meta)
 
@@ -122,35 +174,29 @@ def _read_meta(path: Path) -> Mapping[str, Any]:
     return meta
 
 
-def _read_photos(meta: Mapping[str, Any], path: Path) -> list[Photo]:
-    """All frames, sorted by path."""
-    photos = [_read_photo(frame, meta, path, index) for index, frame in enumerate(meta["frames"])]
-    photos.sort(key=lambda photo: photo.name)
-    for first, second in zip(photos, photos[1:], strict=False):
-        if first.name == second.name:
-            raise InputError(f"{path}: expected each image once, got {first.name} twice")
-    return photos
+def _read_photos(meta: Mapping[str, Any], path: Path, finder: PictureFinder) -> list[Photo]:
+    """All frames whose picture exists, sorted by path."""
+    found = (_read_photo(frame, meta, path, index, finder) for index, frame in enumerate(meta["frames"]))
+    return sorted((photo for photo in found if photo is not None), key=lambda photo: photo.name)
 
 
-def _read_photo(frame: Any, meta: Mapping[str, Any], path: Path, index: int) -> Photo:
+def _read_photo(frame: Any, meta: Mapping[str, Any], path: Path, index: int, finder: PictureFinder) -> Photo | None:
     where = f"{path}, frame {index}"
     if not isinstance(frame, Mapping) or not isinstance(frame.get("file_path"), str):
         raise InputError(f"{where}: expected an object with a file_path, got {str(frame)[:40]}")
-    image_path = path_inside(path.parent, frame["file_path"], where)
-    # Synthetic captures from Blender name their images without an ending.
-    image_path = image_path if image_path.suffix else image_path.with_suffix(".png")
-    width, height, _ = read_head(image_path)
     mask = frame.get("mask_path")
     if not isinstance(mask, str | None):
         raise InputError(f"{where}: expected mask_path to be a path, got {str(mask)[:40]}")
-    return Photo(
+    picture = finder.find(frame["file_path"])
+    if picture is None:
+        return None
+    return open_photo(
         name=_normal(frame["file_path"]),
-        path=image_path,
-        width=width,
-        height=height,
-        lens=_read_lens({**meta, **frame}, width, height, where),
-        camera_to_world=check_rigid(_read_matrix(frame.get("transform_matrix"), where), where) * AXES,
-        mask_path=None if mask is None else path_inside(path.parent, mask, where),
+        path=picture,
+        lens=lambda head: _read_lens({**meta, **frame}, head, where),
+        camera_to_world=check_rigid(_read_matrix(frame.get("transform_matrix"), where), where) * OPENGL_AXES,
+        where=where,
+        mask_path=None if mask is None else finder.find_other(mask, where),
     )
 
 
@@ -168,18 +214,30 @@ def _read_matrix(value: Any, where: str, name: str = "transform_matrix") -> Tens
 
 
 def _read_own_to_world(meta: Mapping[str, Any], path: Path) -> Tensor | None:
-    """What `write_capture` has left of a turn."""
+    """What `write_capture` has left of a change of the world; earlier versions left a 3x3 rotation."""
     rows = meta.get(OWN_TO_WORLD)
     if rows is None:
         return None
-    is_square = isinstance(rows, list) and len(rows) == 3 and all(isinstance(row, list) for row in rows)
+    if isinstance(rows, list) and len(rows) == 3 and all(isinstance(row, list) and len(row) == 3 for row in rows):
+        rows = [[*row, 0.0] for row in rows]
     where = f"{path}: {OWN_TO_WORLD}"
-    matrix = _read_matrix([[*row, 0.0] for row in rows] if is_square else rows, where, OWN_TO_WORLD)
-    return check_rigid(matrix, where)[:3, :3]
+    matrix = _read_matrix(rows, where, OWN_TO_WORLD)
+    scale = float(matrix[0, :3].norm())
+    if not (torch.isfinite(matrix).all() and scale > 0):
+        raise InputError(f"{where}: expected a finite similarity, got {str(rows)[:60]}")
+    unscaled = matrix.clone()
+    unscaled[:3, :3] /= scale
+    matrix[:3, :3] = scale * check_rigid(unscaled, where)[:3, :3]
+    return matrix
 
 
-def _read_lens(values: Mapping[str, Any], width: int, height: int, where: str) -> Lens:
-    """The lens for the image as it is, out of a frame's values with those of the top level behind them."""
+def _read_notes(path: Path) -> list[str]:
+    found = read_json(path).get(NOTES, [])
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+
+def _read_lens(values: Mapping[str, Any], head: PictureHead, where: str) -> Lens:
+    """Return the lens that a frame's values tell, with those of the top level behind them."""
     model = values.get("camera_model", "OPENCV")
     if model not in (*PINHOLE_MODELS, *FISHEYE_MODELS):
         known = ", ".join((*PINHOLE_MODELS, *FISHEYE_MODELS))
@@ -187,6 +245,10 @@ def _read_lens(values: Mapping[str, Any], width: int, height: int, where: str) -
     is_fisheye = model in FISHEYE_MODELS or values.get("is_fisheye") is True
     names = ("w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y", "fisheye_crop_radius")
     found = {name: _number(values.get(name), name, where) for name in names}
+    # Without a size, the principal point tells whether the numbers are for the picture as stored or as turned by EXIF.
+    width, height = head[:2]
+    if head.orientation >= 5 and abs(2 * found["cx"] - height) + abs(2 * found["cy"] - width) < 0.1 * (width + height):
+        width, height = height, width
     lens_width = _first(found["w"], float(width))
     lens_height = _first(found["h"], float(height))
     if not (lens_width >= 1 and lens_height >= 1):
@@ -197,20 +259,17 @@ def _read_lens(values: Mapping[str, Any], width: int, height: int, where: str) -
     if not (focal_x > 0 and focal_y > 0):
         raise InputError(f"{where}: expected fl_x above 0 or camera_angle_x, got {found['fl_x']:g}")
     crop = found["fisheye_crop_radius"]
-    try:
-        return Lens(
-            width=round(lens_width),
-            height=round(lens_height),
-            focal_x_px=focal_x,
-            focal_y_px=focal_y,
-            center_x_px=_first(found["cx"], lens_width / 2),
-            center_y_px=_first(found["cy"], lens_height / 2),
-            coefficients=_read_distortion(values, where, is_fisheye=is_fisheye),
-            is_fisheye=is_fisheye,
-            crop_radius_px=crop if is_fisheye and not math.isnan(crop) else math.inf,
-        ).to_size(width, height)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+    return Lens(
+        width=round(lens_width),
+        height=round(lens_height),
+        focal_x_px=focal_x,
+        focal_y_px=focal_y,
+        center_x_px=_first(found["cx"], lens_width / 2),
+        center_y_px=_first(found["cy"], lens_height / 2),
+        coefficients=_read_distortion(values, where, is_fisheye=is_fisheye),
+        model="fisheye" if is_fisheye else "brown",
+        crop_radius_px=crop if is_fisheye and not math.isnan(crop) else math.inf,
+    )
 
 
 def _read_distortion(values: Mapping[str, Any], where: str, *, is_fisheye: bool) -> tuple[float, ...]:
@@ -249,49 +308,47 @@ def _focal_of_angle(angle_rad: float, side: float) -> float:
 
 
 def _normal(path: str) -> str:
-    """The same path without `./` and double slashes."""
-    return str(PurePosixPath(path))
+    """The same path with forward slashes, without `./` and double slashes."""
+    return str(PurePosixPath(path.replace("\\", "/")))
 
 
-def _split(
-    meta: Mapping[str, Any], names: list[str], path: Path, options: ReadOptions
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Training and held-out views: as the file says, else every so many-th by name is held out."""
+def _split(meta: Mapping[str, Any], names: list[str], missing: set[str], path: Path) -> Split | None:
+    """Training and held-out views that the file names; None if it names none."""
     index_of = {name: index for index, name in enumerate(names)}
     chosen: dict[str, list[int] | None] = {}
     for kind in ("train", "val", "test"):
         files = meta.get(f"{kind}_filenames")
         if not isinstance(files, list | None):
             raise InputError(f"{path}: expected {kind}_filenames to be a list, got {str(files)[:80]!r}")
-        unknown = [file for file in files or () if not isinstance(file, str) or _normal(file) not in index_of]
-        if unknown:
-            raise InputError(f"{path}: {kind}_filenames names no frame: {str(unknown[0])[:80]!r}")
-        chosen[kind] = None if files is None else sorted({index_of[_normal(file)] for file in files})
+        known = [_normal(file) for file in files or () if isinstance(file, str)]
+        unknown = [file for file in known if file not in index_of and file not in missing]
+        if unknown or len(known) != len(files or ()):
+            raise InputError(f"{path}: {kind}_filenames names no frame: {str([*unknown, *(files or ())][0])[:80]!r}")
+        chosen[kind] = None if files is None else sorted({index_of[file] for file in known if file in index_of})
     if all(indices is None for indices in chosen.values()):
-        return split_every(len(names), options.hold_out_every)
+        return None
     named_held_out = {*(chosen["val"] or ()), *(chosen["test"] or ())}
     train = [index for index in range(len(names)) if index not in named_held_out]
     train = train if chosen["train"] is None else chosen["train"]
     if not train:
         raise InputError(f"{path}: expected at least one view in train_filenames, got none")
-    return tuple(train), tuple(sorted(named_held_out - set(train)))
+    return Split(tuple(train), tuple(sorted(named_held_out - set(train))))
 
 
-def _read_sparse(meta: Mapping[str, Any], path: Path) -> Points:
-    """Sparse points in the frame of the cameras: of the named PLY, else of a COLMAP model in the folder, else none."""
+def _read_sparse(meta: Mapping[str, Any], path: Path, finder: PictureFinder) -> Points:
+    """Read sparse points in the frame of the cameras from the named PLY, or from a COLMAP model in the folder."""
     name = meta.get("ply_file_path")
     if name is not None:
         if not isinstance(name, str):
             raise InputError(f"{path}: expected ply_file_path to be a path, got {str(name)[:40]}")
-        return read_points(path_inside(path.parent, name, str(path)))
+        return read_points(finder.find_other(name, str(path)))
     model = find_model(path.parent / "colmap")
     if model is None:
-        return Points(torch.zeros(0, 3), torch.zeros(0, 3))
+        return no_points()
     where = f"{path}: applied_transform"
     applied = _read_matrix(meta.get("applied_transform", OLD_APPLIED_TRANSFORM), where, "applied_transform")
     scale = _first(_number(meta.get("applied_scale"), "applied_scale", str(path)), 1.0)
     if not (torch.isfinite(applied).all() and scale > 0):
         raise InputError(f"{where}: expected finite numbers and an applied_scale above 0")
     points = read_colmap_points(model)
-    positions = (points.positions.double() @ applied[:3, :3].T + applied[:3, 3]) * scale
-    return Points(positions.float(), points.colors)
+    return Points((points.positions @ applied[:3, :3].T + applied[:3, 3]) * scale, points.colors)

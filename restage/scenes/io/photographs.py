@@ -1,55 +1,124 @@
 """A folder of plain photographs: cameras and sparse points by structure from motion, with pycolmap.
 
-Optional: `pip install 'restage[colmap]'`. The result is a COLMAP model, which `colmap.py` reads like any other.
+Optional: `pip install 'restage[colmap]'`. Photographs that are turned by EXIF, or of a format that pycolmap may not
+read, are given to it as upright copies; the capture is then made of the originals.
 """
 
 from __future__ import annotations
 
 import tempfile
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageOps
 
 from restage.records import InputError, MissingExtra
-from restage.scenes.capture import Capture
-from restage.scenes.io.colmap import ModelFiles, read_colmap
-from restage.scenes.io.images import list_images, read_head
-from restage.scenes.io.views import ReadOptions, common_size
+from restage.scenes.io.colmap import ModelFiles, lens_of, pose_of, read_colmap_points
+from restage.scenes.io.colmap_files import read_cameras, read_images
+from restage.scenes.io.images import UNREADABLE, list_images, open_picture, read_head
+from restage.scenes.io.orientation import Orientation
+from restage.scenes.io.posed import Photo, PosedPhotos, ReadOptions, SceneFormat, note
 
-__all__ = ["MIN_PHOTOGRAPHS", "find_cameras", "read_photographs"]
+__all__ = ["MIN_PHOTOGRAPHS", "PHOTOGRAPHS", "find_cameras", "pose_photographs"]
 
 MIN_PHOTOGRAPHS = 3
+ENOUGH = 0.5
+"""Share of the photographs that should connect."""
 MAX_EXHAUSTIVE = 200
-"""Up to so many photographs each is matched with each; more are taken for a video and matched with neighbours."""
+"""Up to this many photographs each is matched with each; more are taken for a video and matched with neighbours."""
 SEQUENCE_OVERLAP = 15
 MIN_FOR_PRINCIPAL_POINT = 20
 """Photographs; from few, the principal point comes out anywhere (47 px off for 4 of the bear, 2 px for 24)."""
 MAX_FEATURES = 4096
 """A photograph; half of COLMAP's default, since matching on a CPU takes four times as long for twice as many."""
+ORIENTATION = 0x0112
+PLAIN_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Read by every pycolmap."""
 
 
-def read_photographs(folder: Path, name: str, options: ReadOptions) -> Capture:
-    """Find the cameras of photographs and read them as a capture.
+def _find_photographs(path: Path) -> Path | None:
+    return next((folder for folder in (path, path / "images", path / "input") if list_images(folder)), None)
+
+
+def _read_photographs(folder: Path, name: str, options: ReadOptions) -> PosedPhotos:
+    """Find the cameras of photographs.
 
     Photographs that find no place in the scene are left out, with a warning. A hundred take minutes.
 
+    Raises:
+        MissingExtra: pycolmap is not installed.
+        InputError: too few photographs, or they do not connect to a scene.
+    """
+    return pose_photographs({path.name: path for path in list_images(folder)}, str(folder))
+
+
+PHOTOGRAPHS = SceneFormat(
+    _find_photographs, _read_photographs, "photographs (jpg, png, tiff, webp, heic, avif)", finds_cameras=True
+)
+
+
+def pose_photographs(originals: Mapping[str, Path], where: str) -> PosedPhotos:
+    """Find the cameras of photographs by structure from motion.
+
     Args:
-        folder: With the images right in it.
-        name: Of the capture.
-        options: Size, and what is held out.
+        originals: Their files by name.
+        where: Opens error messages.
 
     Raises:
         MissingExtra: pycolmap is not installed.
-        InputError: too few photographs, of several shapes, or they do not connect to a scene.
+        InputError: too few photographs, one is not readable, or hardly any connect to a scene.
     """
-    common_size(name, [read_head(path)[:2] for path in list_images(folder)], options.size)
+    notes: list[str] = []
     with tempfile.TemporaryDirectory() as workplace:
-        model = find_cameras(folder, Path(workplace))
-        return read_colmap(model, name, options, image_folder=folder)
+        upright, model_place = Path(workplace) / "images", Path(workplace) / "model"
+        upright.mkdir()
+        model_place.mkdir()
+        original_of = {_upright_copy(path, upright): name for name, path in sorted(originals.items())}
+        model = find_cameras(upright, model_place, where)
+        images = read_images(model.folder / f"images{model.suffix}")
+        cameras = read_cameras(model.folder / f"cameras{model.suffix}")
+        points = read_colmap_points(model)
+    photos = [
+        Photo(
+            name=original_of[image.name],
+            path=originals[original_of[image.name]],
+            lens=lens_of(cameras[image.camera_id]),
+            camera_to_world=pose_of(image, where),
+            orientation=Orientation(before=read_head(originals[original_of[image.name]]).orientation),
+        )
+        for image in images
+    ]
+    found, all_of_them = len(photos), len(originals)
+    if found < ENOUGH * all_of_them:
+        note(
+            notes,
+            f"{where}: ONLY {found} OF {all_of_them} PHOTOGRAPHS connect to one scene and are used; take more views "
+            "with less motion between them",
+        )
+    elif found < all_of_them:
+        lost = f"{where}: {all_of_them - found} of {all_of_them} photographs find no place in the scene"
+        note(notes, f"{lost} and are left out")
+    return PosedPhotos(photos=sorted(photos, key=lambda photo: photo.name), points=points, notes=tuple(notes))
 
 
-def find_cameras(folder: Path, workplace: Path) -> ModelFiles:
+def _upright_copy(path: Path, folder: Path) -> str:
+    """Link or write a photograph as pycolmap is to see it; returns its name in the folder."""
+    if path.suffix.lower() in PLAIN_SUFFIXES and read_head(path).orientation == 1:
+        (folder / path.name).symlink_to(path.resolve())
+        return path.name
+    with open_picture(path) as image:
+        try:
+            exif = image.getexif()  # tells the focal length
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        except UNREADABLE as error:
+            raise InputError(f"{path} is not readable as an image: {str(error)[:200]}") from None
+    exif[ORIENTATION] = 1
+    Image.Image.save(upright, folder / f"{path.name}.jpg", quality=98, subsampling=0, exif=exif)
+    return f"{path.name}.jpg"
+
+
+def find_cameras(folder: Path, workplace: Path, where: str) -> ModelFiles:
     """Run structure from motion; returns the model with the most photographs, as files below `workplace`.
 
     Photographs of one size share one camera (OPENCV); otherwise each has its own, by its EXIF (SIMPLE_RADIAL).
@@ -57,15 +126,15 @@ def find_cameras(folder: Path, workplace: Path) -> ModelFiles:
 
     Raises:
         MissingExtra: pycolmap is not installed.
-        InputError: too few photographs, or fewer than half of them connect.
+        InputError: fewer than three photographs are there or connect; `where` opens the message.
     """
     try:
         import pycolmap  # pyright: ignore[reportMissingImports]  (optional)
     except ImportError:
-        raise MissingExtra(f"{folder} holds photographs without cameras, and pycolmap", "colmap") from None
+        raise MissingExtra(f"{where} holds photographs without cameras, and pycolmap", "colmap") from None
     photographs = list_images(folder)
     if len(photographs) < MIN_PHOTOGRAPHS:
-        raise InputError(f"{folder}: expected at least {MIN_PHOTOGRAPHS} photographs, got {len(photographs)}")
+        raise InputError(f"{where}: expected at least {MIN_PHOTOGRAPHS} photographs, got {len(photographs)}")
     has_one_camera = len({read_head(path)[:2] for path in photographs}) == 1
     database, model_folder = workplace / "database.db", workplace / "model"
     pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
@@ -75,16 +144,11 @@ def find_cameras(folder: Path, workplace: Path) -> ModelFiles:
     models = pycolmap.incremental_mapping(database, folder, workplace / "models", options)
     model = max(models.values(), key=lambda model: model.num_reg_images(), default=None)
     num_found = 0 if model is None else model.num_reg_images()
-    if model is None or num_found < max(MIN_PHOTOGRAPHS, len(photographs) / 2):
+    if model is None or num_found < MIN_PHOTOGRAPHS:
         raise InputError(
-            f"{folder}: expected photographs that overlap; {num_found} of {len(photographs)} connect to one scene; "
+            f"{where}: expected photographs that overlap; {num_found} of {len(photographs)} connect to one scene; "
             "take more views with less motion between them"
         )
-    if num_found < len(photographs):
-        message = (
-            f"{folder}: {len(photographs) - num_found} of {len(photographs)} photographs find no place in the scene"
-        )
-        warnings.warn(f"{message} and are left out", stacklevel=2)
     if has_one_camera and num_found >= MIN_FOR_PRINCIPAL_POINT:
         # COLMAP keeps the principal point in the middle; once the scene stands, one shared camera tells where it is.
         adjustment = pycolmap.BundleAdjustmentOptions(refine_principal_point=True, print_summary=False)

@@ -1,17 +1,15 @@
-"""From posed photographs, as a reader found them, to a `Capture`: decoded, straightened, at one size, split.
+"""From posed photographs, as a reader found them, to a `Capture`: decoded, straightened, upright, at one size.
 
-Every reader ends in `make_capture`. Images are decoded one by one at the asked size, so that memory holds the
-capture and a few photographs, not all photographs.
+Images are decoded one by one at the asked size, so that memory holds the capture and a few photographs, not all
+photographs. The world is moved and scaled here, once, if its coordinates are too large for float32.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import cv2
@@ -24,67 +22,39 @@ from torch import Tensor
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.scenes.capture import Capture
-from restage.scenes.io.distortion import Lens, undistortion_of
+from restage.scenes.io.distortion import undistortion_of
 from restage.scenes.io.images import read_image, read_mask
-from restage.scenes.io.ply import Points
+from restage.scenes.io.orientation import turn_camera, turn_intrinsics, turn_pixels, unexif
+from restage.scenes.io.posed import Photo, PosedPhotos, ReadOptions, note, split_every
 
-__all__ = [
-    "HOLD_OUT_EVERY",
-    "MAX_FRAMES",
-    "Photo",
-    "ReadOptions",
-    "check_rigid",
-    "common_size",
-    "make_capture",
-    "split_every",
-]
+__all__ = ["Layout", "lay_out", "make_capture", "world_change"]
 
-HOLD_OUT_EVERY = 8
-"""Without a split in the files, every 8th view by name is held out, as in the 3D Gaussian splatting benchmarks."""
-MAX_FRAMES = 100_000
 MIN_SIDE = 8
-ROTATION_TOLERANCE = 1e-2
-EXACT_ROTATION = 1e-6
 MAX_WORKERS = 4
 LARGE_PIXELS = 16_000_000
 """Photographs above this many pixels are decoded one at a time."""
 WORKING_BYTES = 48
 """Memory of one photograph's pixel while it is decoded and straightened, roughly."""
+SAME_SHAPE = 1.02
+FAR = 100.0
+"""Scene sizes from the origin beyond which the world is moved: float32 then has less than 1e-5 of the size."""
+NEAREST_SIZE, FARTHEST_SIZE = 0.5, 20.0
+"""Sizes of a scene that are left as they are; rasterizers draw nothing nearer to a camera than 0.05."""
+MOVED_SIZE = 4.0
+"""Size of a scene whose world was moved or scaled."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadOptions:
-    """What a reader makes of a capture."""
+class Layout(NamedTuple):
+    """The one size of all views, and where on it each photograph lies."""
 
-    size: int | None = None
-    """Longer side of the images in pixels; they are only ever made smaller. None: as they are."""
-    hold_out_every: int = HOLD_OUT_EVERY
-    """Every so many-th view by name is held out, where the capture has no split of its own; 0 holds out none."""
-
-    def __post_init__(self) -> None:
-        if self.hold_out_every < 0 or self.hold_out_every == 1:
-            raise InputError(f"expected hold_out_every to be 0 or at least 2, got {self.hold_out_every}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Photo:
-    """One posed photograph, not decoded yet."""
-
-    name: str
-    """Its path as the capture's files give it, with forward slashes."""
-    path: Path
     width: int
-    """Of the image file, in pixels."""
     height: int
-    lens: Lens
-    """For pictures of this or a similar size."""
-    camera_to_world: Float[Tensor, "4 4"]
-    """OpenCV axes, float64."""
-    mask_path: Path | None = None
+    sizes: tuple[tuple[int, int], ...]
+    """Width and height of each photograph on its view, in the middle; what is beside it does not count."""
 
 
 class _View(NamedTuple):
-    """A decoded photograph without distortion."""
+    """A decoded photograph without distortion, upright."""
 
     image: np.ndarray
     """RGB "h w 3"."""
@@ -93,133 +63,158 @@ class _View(NamedTuple):
     intrinsics: np.ndarray
 
 
-def make_capture(
-    name: str,
-    photos: Sequence[Photo],
-    *,
-    points: Points,
-    split: tuple[tuple[int, ...], tuple[int, ...]],
-    options: ReadOptions,
-) -> Capture:
+def make_capture(name: str, posed: PosedPhotos, options: ReadOptions) -> Capture:
     """Decode photographs and put them together.
 
-    Args:
-        name: Of the capture; opens error messages.
-        photos: Sorted by name.
-        points: Sparse points in the frame of the cameras.
-        split: Indices of training and of held-out views.
-        options: The size.
-
     Raises:
-        InputError: a photograph cannot be read, the sizes do not go together, or memory does not suffice.
+        InputError: a photograph cannot be read, the size is out of range, or memory does not suffice.
     """
-    width, height = common_size(name, [(photo.width, photo.height) for photo in photos], options.size)
-    _check_memory(name, photos, width, height)
-    images = torch.empty(len(photos), 3, height, width)
+    photos, notes = posed.photos, list(posed.notes)
+    if any(photo.orientation.is_guess for photo in photos):
+        turned = sum(photo.orientation.is_guess for photo in photos)
+        note(
+            notes,
+            f"{name}: {turned} pictures are to be turned by their EXIF orientation, and their shape does not tell "
+            "whether the cameras are for the stored or for the turned pixels; they are taken to be for the stored ones",
+        )
+    layout = lay_out(name, [photo.shown_size for photo in photos], options.size, notes)
+    _check_memory(name, photos, layout)
+    images = torch.empty(len(photos), 3, layout.height, layout.width)
     intrinsics = torch.empty(len(photos), 3, 3)
     masks: list[np.ndarray | None] = [None] * len(photos)
 
     def load(index: int) -> None:
-        view = _load_view(photos[index], width, height)
+        view = _place(_load_view(photos[index]), layout, index)
         images[index] = torch.from_numpy(view.image).permute(2, 0, 1).clamp(0, 1)
         intrinsics[index] = torch.from_numpy(view.intrinsics)
         masks[index] = view.mask
 
     with ThreadPoolExecutor(max_workers=_num_workers(photos)) as pool:
         list(pool.map(load, range(len(photos))))
+    poses = torch.stack([turn_camera(photo.camera_to_world, photo.orientation.quarters) for photo in photos]).double()
+    points = posed.points.positions.double()
+    change = world_change(poses, points)
+    if change is not None:
+        scale = float(change[0, 0])
+        poses[:, :3, 3] = scale * poses[:, :3, 3] + change[:3, 3]
+        points = scale * points + change[:3, 3]
+    split = posed.split or split_every(len(photos), options.hold_out_every)
     return Capture(
         name=name,
-        cameras=Cameras(torch.stack([photo.camera_to_world for photo in photos]).float(), intrinsics, width, height),
+        cameras=Cameras(poses.float(), intrinsics, layout.width, layout.height),
         images=images,
         file_names=_file_names([photo.name for photo in photos]),
-        points=points.positions,
-        point_colors=points.colors,
-        train_indices=split[0],
-        held_out_indices=split[1],
-        masks=_stack_masks(masks, height, width),
+        points=points.float(),
+        point_colors=posed.points.colors,
+        train_indices=split.train,
+        held_out_indices=split.held_out,
+        masks=_stack_masks(masks, layout),
+        own_to_world=_after(change, posed.own_to_world),
+        notes=tuple(notes),
     )
 
 
-def common_size(name: str, sizes: Sequence[tuple[int, int]], size: int | None) -> tuple[int, int]:
-    """Width and height of all views: of the smallest photograph, or less.
+def world_change(poses: Float[Tensor, "n 4 4"], points: Float[Tensor, "m 3"]) -> Float[Tensor, "4 4"] | None:
+    """How a world is moved and scaled so that float32 and the rasterizers' near plane suit it.
+
+    The size of a scene is the median distance of its cameras from what they look at: from the sparse points if there
+    are any, otherwise from the middle of the cameras. Ordinary worlds keep their numbers.
+
+    Returns:
+        A 4x4 matrix, float64, of one scale and a shift; None for a world that stays as it is.
+    """
+    positions = poses[:, :3, 3]
+    center = (points if len(points) else positions).median(dim=0).values
+    size = float((positions - center).norm(dim=1).median())
+    if not size > 0:  # one camera without points: its distance from the origin is all there is
+        size = 1.0
+    is_near = float(center.norm()) <= FAR * size
+    if is_near and NEAREST_SIZE <= size <= FARTHEST_SIZE:
+        return None
+    scale = MOVED_SIZE / size
+    change = torch.eye(4, dtype=torch.float64)
+    change[:3, :3] *= scale
+    change[:3, 3] = -scale * center
+    return change
+
+
+def _after(change: Tensor | None, own_to_world: Tensor | None) -> Tensor | None:
+    if change is None or own_to_world is None:
+        return own_to_world if change is None else change
+    return change @ own_to_world
+
+
+def lay_out(name: str, sizes: Sequence[tuple[int, int]], size: int | None, notes: list[str]) -> Layout:
+    """Find one size for all views: of the smallest photograph, or less.
+
+    Photographs of several shapes, such as portraits among landscapes, come to one longer side and lie in the middle of
+    a view that holds all of them.
 
     Args:
         name: Of the capture; opens error messages.
-        sizes: Width and height of each photograph. If they differ, there is a warning, for all come to one size.
+        sizes: Width and height of each photograph.
         size: Longer side that is asked for.
+        notes: Gets a line if sizes differ.
 
     Raises:
-        InputError: the shapes (width to height) differ by more than rounding, or the size is out of range.
+        InputError: the size is out of range.
     """
     found = sorted(set(sizes))
     if not found:
         raise InputError(f"{name}: expected at least one image, got none")
+    longest = min(max(pair) for pair in found)
+    if size is not None and not MIN_SIDE <= size <= longest:
+        raise InputError(f"{name}: expected a size from {MIN_SIDE} to {longest} (of the images), got {size}")
+    shown = ", ".join(f"{w}x{h}" for w, h in found[:4]) + (", ..." if len(found) > 4 else "")
+    aspects = [w / h for w, h in found]
+    if max(aspects) / min(aspects) > SAME_SHAPE:
+        longest = size or longest
+        placed = tuple((_scaled(w, longest / max(w, h)), _scaled(h, longest / max(w, h))) for w, h in sizes)
+        width, height = max(w for w, _ in placed), max(h for _, h in placed)
+        note(
+            notes,
+            f"{name}: images of several shapes ({shown}) are shown on views of {width}x{height}; the borders beside "
+            "them do not count",
+        )
+        return Layout(width, height, placed)
     width, height = min(found, key=lambda pair: pair[0] * pair[1])
     if len(found) > 1:
-        shown = ", ".join(f"{w}x{h}" for w, h in found[:4]) + (", ..." if len(found) > 4 else "")
-        aspects = [w / h for w, h in found]
-        if max(aspects) / min(aspects) > 1.02:
-            raise InputError(f"{name}: expected images of one shape, got {shown}; crop or leave out the odd ones")
-        message = f"{name}: images of {len(found)} sizes ({shown}) are brought to one of {width}x{height} or smaller"
-        warnings.warn(message, stacklevel=3)
-    longer = max(width, height)
-    if size is None:
-        return width, height
-    if not MIN_SIDE <= size <= longer:
-        raise InputError(f"{name}: expected a size from {MIN_SIDE} to {longer} (of the images), got {size}")
-    return max(1, round(width * size / longer)), max(1, round(height * size / longer))
+        note(notes, f"{name}: images of {len(found)} sizes ({shown}) are brought to one of {width}x{height} or smaller")
+    if size is not None:
+        longer = max(width, height)
+        width, height = _scaled(width, size / longer), _scaled(height, size / longer)
+    return Layout(width, height, ((width, height),) * len(sizes))
 
 
-def split_every(num_views: int, hold_out_every: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Training and held-out views where a capture names none; a single view is never held out."""
-    held_out = tuple(range(0, num_views, hold_out_every)) if hold_out_every and num_views > 1 else ()
-    return tuple(index for index in range(num_views) if index not in set(held_out)), held_out
+def _scaled(side: int, factor: float) -> int:
+    return max(1, round(side * factor))
 
 
-def check_rigid(matrix: Float[Tensor, "4 4"], where: str) -> Float[Tensor, "4 4"]:
-    """A rigid transform as it is; one that is off by rounding gets the nearest rotation.
-
-    Raises:
-        InputError: NaN, infinity, a scale, a shear or a reflection; `where` opens the message.
-    """
-    if not torch.isfinite(matrix).all():
-        raise InputError(f"{where}: expected a finite camera transform, got NaN or infinity")
-    rotation = matrix[:3, :3]
-    error = float((rotation @ rotation.T - torch.eye(3).to(matrix)).abs().max())
-    if error > ROTATION_TOLERANCE:
-        raise InputError(f"{where}: expected a rotation in the camera transform, got one that scales or shears")
-    if float(torch.linalg.det(rotation)) < 0:
-        raise InputError(f"{where}: expected a rotation in the camera transform, got a reflection")
-    if error <= EXACT_ROTATION:
-        return matrix
-    left, _, right = torch.linalg.svd(rotation)
-    nearest = matrix.clone()
-    nearest[:3, :3] = left @ right
-    return nearest
-
-
-def _check_memory(name: str, photos: Sequence[Photo], width: int, height: int) -> None:
-    largest = max(photo.width * photo.height for photo in photos)
-    needed = 4 * 4 * len(photos) * width * height + _num_workers(photos) * WORKING_BYTES * largest
+def _check_memory(name: str, photos: Sequence[Photo], layout: Layout) -> None:
+    largest = max(photo.lens.width * photo.lens.height for photo in photos)
+    needed = 4 * 4 * len(photos) * layout.width * layout.height + _num_workers(photos) * WORKING_BYTES * largest
     available = psutil.virtual_memory().available
     if needed > available:
         raise InputError(
-            f"{name}: {len(photos)} images of {width}x{height} need {needed / 1e9:.1f} GB of memory, "
+            f"{name}: {len(photos)} images of {layout.width}x{layout.height} need {needed / 1e9:.1f} GB of memory, "
             f"{available / 1e9:.1f} GB are free; give a smaller size"
         )
 
 
 def _num_workers(photos: Sequence[Photo]) -> int:
-    is_large = max(photo.width * photo.height for photo in photos) > LARGE_PIXELS
+    is_large = max(photo.lens.width * photo.lens.height for photo in photos) > LARGE_PIXELS
     return 1 if is_large else min(MAX_WORKERS, os.cpu_count() or 1)
 
 
-def _load_view(photo: Photo, width: int, height: int) -> _View:
+def _load_view(photo: Photo) -> _View:
+    """A photograph as its camera model has it, then without distortion, then upright."""
+    lens, orientation = photo.lens, photo.orientation
     pixels = read_image(photo.path)
+    if orientation.before != 1:
+        pixels = unexif(pixels, orientation.before)
     mask = None if photo.mask_path is None else _load_mask(photo)
+    intrinsics = lens.intrinsics
     try:
-        lens = photo.lens.to_size(photo.width, photo.height)
-        intrinsics = lens.intrinsics
         if not lens.is_pinhole:
             undistortion = undistortion_of(lens)
             pixels, intrinsics = undistortion.straighten(pixels), undistortion.intrinsics
@@ -229,31 +224,54 @@ def _load_view(photo: Photo, width: int, height: int) -> _View:
                 mask = undistortion.valid
     except InputError as error:
         raise InputError(f"{photo.path}: {error}") from None
-    if (photo.width, photo.height) != (width, height):
-        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-        mask = None if mask is None else cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA)
-        intrinsics = intrinsics * np.array([[width / photo.width], [height / photo.height], [1.0]])
+    if orientation.quarters:
+        pixels = turn_pixels(pixels, orientation.quarters)
+        mask = None if mask is None else turn_pixels(mask, orientation.quarters)
+        intrinsics = turn_intrinsics(intrinsics, orientation.quarters, lens.width, lens.height)
     return _View(pixels, mask, intrinsics)
 
 
+def _place(view: _View, layout: Layout, index: int) -> _View:
+    """Bring a photograph to its size, and put it in the middle of the view if that is larger."""
+    height, width = view.image.shape[:2]
+    size = layout.sizes[index]
+    image, mask, intrinsics = view
+    if (width, height) != size:
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        mask = None if mask is None else cv2.resize(mask, size, interpolation=cv2.INTER_AREA)
+        intrinsics = intrinsics * np.array([[size[0] / width], [size[1] / height], [1.0]])
+    if size == (layout.width, layout.height):
+        return _View(image, mask, intrinsics)
+    left, top = (layout.width - size[0]) // 2, (layout.height - size[1]) // 2
+    inside = np.s_[top : top + size[1], left : left + size[0]]
+    whole, counted = np.zeros((layout.height, layout.width, 3), np.float32), np.zeros((layout.height, layout.width))
+    whole[inside], counted[inside] = image, 1.0 if mask is None else mask
+    return _View(whole, counted.astype(np.float32), intrinsics + np.array([[0, 0, left], [0, 0, top], [0, 0, 0]]))
+
+
 def _load_mask(photo: Photo) -> np.ndarray:
-    """The mask at the photograph's size; masks are often kept smaller."""
+    """The mask at the photograph's size and the same way up; masks are often kept smaller."""
     assert photo.mask_path is not None
     mask = read_mask(photo.mask_path)
-    height, width = mask.shape
-    if abs(width * photo.height / (height * photo.width) - 1) > 0.02:
-        raise InputError(
-            f"{photo.mask_path}: expected a mask of the shape {photo.width}x{photo.height}, got {width}x{height}"
-        )
-    if (width, height) == (photo.width, photo.height):
+    size = (photo.lens.width, photo.lens.height)
+    if photo.orientation.before != 1 and not _has_shape(mask, size):
+        mask = unexif(mask, photo.orientation.before)
+    if not _has_shape(mask, size):
+        found = f"{mask.shape[1]}x{mask.shape[0]}"
+        raise InputError(f"{photo.mask_path}: expected a mask of the shape {size[0]}x{size[1]}, got {found}")
+    if mask.shape[::-1] == size:
         return mask
-    return cv2.resize(mask, (photo.width, photo.height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR)
 
 
-def _stack_masks(masks: Sequence[np.ndarray | None], height: int, width: int) -> Tensor | None:
+def _has_shape(mask: np.ndarray, size: tuple[int, int]) -> bool:
+    return abs(mask.shape[1] * size[1] / (mask.shape[0] * size[0]) - 1) <= SAME_SHAPE - 1
+
+
+def _stack_masks(masks: Sequence[np.ndarray | None], layout: Layout) -> Tensor | None:
     if all(mask is None or bool((mask == 1).all()) for mask in masks):
         return None
-    stacked = torch.ones(len(masks), height, width)
+    stacked = torch.ones(len(masks), layout.height, layout.width)
     for index, mask in enumerate(masks):
         if mask is not None:
             stacked[index] = torch.from_numpy(mask).clamp(0, 1)
