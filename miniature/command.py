@@ -77,7 +77,7 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
     from miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
     from restage.diffusion.precision import without_denormals
     from restage.diffusion.training import TrainingConfig
-    from restage.pairs.executors.interface import EngineConfig
+    from restage.pairs.campaign import CampaignConfig
 
     recipes = {
         "autoencoder": (autoencoder.train_autoencoder, autoencoder.RECIPE),
@@ -110,7 +110,7 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
             recipe,
             version=config.version,
             start=start,
-            engine=EngineConfig(engine="local"),
+            engine=CampaignConfig(engine="local"),
             device=config.device,
         )
     elif part in recipes:

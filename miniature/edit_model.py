@@ -16,7 +16,7 @@ from restage.diffusion.clip import load_clip
 from restage.diffusion.editor import Guidance
 from restage.diffusion.editor_folder import load_edit_model, save_edit_model
 from restage.diffusion.training import TrainingConfig
-from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.campaign import CampaignConfig
 from restage.pairs.makers import ModelMaker
 from restage.pairs.score import PairRule, judge, score_pairs
 from restage.pairs.stage import PairsConfig, run_campaign
@@ -108,7 +108,7 @@ def train_edit(
     *,
     version: VersionName = "filtered",
     start: Path | None = None,
-    engine: EngineConfig | None = None,
+    engine: CampaignConfig | None = None,
     device: str = "cpu",
 ) -> Iterator[Progress]:
     """Make pairs with `<folder>/text_to_image` and `<folder>/clip`, train on them, and save an edit model.
@@ -140,7 +140,7 @@ def train_edit(
         pairs = render_pairs(recipe.num_pairs, seed=recipe.made.seed)
     else:
         is_filtered = version == "filtered"
-        pairs = yield from _generate_pairs(folder, recipe, engine or EngineConfig(), is_filtered=is_filtered)
+        pairs = yield from _generate_pairs(folder, recipe, engine or CampaignConfig(), is_filtered=is_filtered)
     state = folder / "state" / name
     first = load_start(start, device) if start is not None else backbone
     yield from train_edit_model(pairs, first, state, recipe.train, text_to_image=folder / "text_to_image")
@@ -149,7 +149,7 @@ def train_edit(
 
 
 def _generate_pairs(
-    folder: Path, recipe: EditModelRecipe, engine: EngineConfig, *, is_filtered: bool
+    folder: Path, recipe: EditModelRecipe, engine: CampaignConfig, *, is_filtered: bool
 ) -> Generator[Progress, None, Iterator[TrainingPair]]:
     """Make the pairs of both versions, or go on making them, and choose those to train on.
 

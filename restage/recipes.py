@@ -15,7 +15,7 @@ from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
 from restage.edit.single import EditChoice, StartingPoint, open_edit
 from restage.edit.stage import EditConfig, run_edit
-from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.campaign import CampaignConfig
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.makers import ModelMaker
 from restage.pairs.score import PairRule
@@ -63,7 +63,7 @@ def make_pairs(
     config: PairsConfig,
     models: Models,
     *,
-    engine: EngineConfig | None = None,
+    engine: CampaignConfig | None = None,
     store: str = "",
     is_rejudging: bool = False,
 ) -> Iterator[Progress]:
@@ -84,9 +84,9 @@ def make_pairs(
     if is_rejudging or not run.is_done("pairs", config):
         maker = replace(maker, num_pairs=make_plan(run, config, maker).num_pairs)
     if is_rejudging:
-        yield from rejudge_pairs(run, config, maker, engine or EngineConfig())
+        yield from rejudge_pairs(run, config, maker, engine or CampaignConfig())
     else:
-        yield from run_campaign(run, config, maker, engine or EngineConfig(), store=store)
+        yield from run_campaign(run, config, maker, engine or CampaignConfig(), store=store)
 
 
 STAGES: dict[str, Stage] = {

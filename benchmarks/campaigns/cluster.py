@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.campaign import CampaignConfig
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.recipes import PAIRS, make_pairs
 from restage.run.folder import open_run
@@ -52,7 +52,7 @@ def measure(folder: Path, num_accepted: int) -> dict[str, Any]:
     ray.init(address=cluster.address, log_to_driver=False)
     run = start(folder / "ray", num_prompts)
     events, started_s = [], time.monotonic()
-    for step in make_pairs(run, CONFIG, models_in(), engine=EngineConfig(engine="ray", threads=1)):
+    for step in make_pairs(run, CONFIG, models_in(), engine=CampaignConfig(engine="ray", threads=1)):
         share, shown = step.done / max(step.total, 1), time.monotonic() - started_s
         print(f"{shown:7.1f} s  {step.stage} {step.done}/{step.total}  {step.note}", flush=True)
         if step.stage == "pairs" and share > 0.25 and len(events) == 0:
@@ -67,7 +67,7 @@ def measure(folder: Path, num_accepted: int) -> dict[str, Any]:
     print("; ".join(events), flush=True)
     started_s = time.monotonic()
     local = start(folder / "local", num_prompts)  # a local run that is there is gone on with
-    for step in make_pairs(local, CONFIG, models_in(), engine=EngineConfig(engine="local", workers=2, threads=1)):
+    for step in make_pairs(local, CONFIG, models_in(), engine=CampaignConfig(engine="local", workers=2, threads=1)):
         print(f"{time.monotonic() - started_s:7.1f} s  {step.stage} {step.done}/{step.total}  {step.note}", flush=True)
     found, expected = manifest(folder / "ray"), manifest(folder / "local")
     return {

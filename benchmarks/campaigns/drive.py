@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.campaign import CampaignConfig
 from restage.pairs.stage import run_campaign
 from restage.run.stopping import stop_on_signals
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config
@@ -58,7 +58,7 @@ def main() -> None:
     if options.slow_disk:
         slow_disk_down()
     run = open_run(options.folder, 4 * options.tasks)
-    engine = EngineConfig(engine=options.engine, workers=options.workers, address=options.address, grace_s=2.0)
+    engine = CampaignConfig(engine=options.engine, workers=options.workers, address=options.address, grace_s=2.0)
     for step in run_campaign(run, config(), StandIn(seconds_per_batch=options.batch_s), engine):
         print(step.done, step.note, flush=True)
 

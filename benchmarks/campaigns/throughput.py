@@ -14,17 +14,18 @@ import numpy as np
 import psutil
 
 from benchmarks.campaigns.faults import actors
-from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.campaign import CampaignConfig
 from restage.pairs.makers import Maker, ModelMaker
+from restage.pairs.shard import ShardWork
 from restage.pairs.stage import make_plan, run_campaign
 from restage.pairs.store import done_shards, read_rows
 from restage.pairs.tasks import PairsConfig
-from restage.pairs.worker import Worker, WorkerSettings
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.recipes import PAIRS
 from restage.records import read_json
 from restage.run.folder import RunFolder, open_run
 from restage.run.models import models_in
+from restage.work.worker import Worker, WorkerSettings
 from tests.pairs.stand_in import StandIn, stand_in_config
 from tests.pairs.stand_in import open_run as open_stand_in_run
 
@@ -42,14 +43,14 @@ def bare_loop(run: RunFolder, config: PairsConfig, maker: Maker, threads: int | 
     """The work of a campaign and nothing else: each task made and written, one after the other."""
     plan = make_plan(run, config, maker)
     folder = run.folder("pairs")
-    settings = WorkerSettings(
+    work = ShardWork(
         folder=str(folder),
         plan_id=plan.id,
         rule=config.rule,
         batch_size=config.generate.batch_size,
         maker=maker,
-        threads=threads,
     )
+    settings = WorkerSettings(work=work, threads=threads)
 
     def loop() -> float:
         from restage.pairs.files import LocalFiles
@@ -81,7 +82,7 @@ def many_tasks(folder: Path, num_tasks: int) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     run = open_stand_in_run(folder, PAIRS_PER_TASK * num_tasks)
     config = stand_in_config(pairs_per_shard=PAIRS_PER_TASK)
-    engine = EngineConfig(engine="ray", workers=2)
+    engine = CampaignConfig(engine="ray", workers=2)
     own = psutil.Process()
     driver: list[tuple[int, float]] = []
     workers: list[tuple[int, float]] = []
@@ -135,7 +136,7 @@ def timed(open_it: Callable[[], RunFolder], config: PairsConfig, maker: Maker, e
     """Seconds that all tasks take at the pace of all but the first few, when each worker has loaded."""
     run = open_it()
     started_s = finished_s = None
-    chosen = EngineConfig(engine=engine, workers=workers, threads=1)  # pyright: ignore[reportArgumentType]
+    chosen = CampaignConfig(engine=engine, workers=workers, threads=1)  # pyright: ignore[reportArgumentType]
     num_first, total = 0, 0
     for step in run_campaign(run, config, maker, chosen):
         if step.stage == "pairs" and step.done:

@@ -79,14 +79,14 @@ def build_rounds() -> Callable[..., None]:
 
 def build_pairs() -> Callable[..., None]:
     """Build `restage pairs`."""
-    from restage.pairs.executors.interface import EngineConfig
+    from restage.pairs.campaign import CampaignConfig
     from restage.pairs.stage import PairsConfig
 
     def pairs(
         run: Positional[RunArgument],
         *,
         config: Annotated[PairsConfig, arg(name="")] = PairsConfig(),  # noqa: B008
-        engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
+        engine: Annotated[CampaignConfig, arg(name="")] = CampaignConfig(),  # noqa: B008
         store: Annotated[str, arg(metavar="URL")] = "",
         rejudge: bool = False,
         models: ModelsArgument = None,

@@ -1,8 +1,7 @@
-"""All pairs of a run, made by any engine: estimate, progress, resume, failures; the driver behind `restage pairs`.
+"""All pairs of a run, made on any engine: estimate, progress, resume, failures; the driver behind `restage pairs`.
 
-Two drivers on one folder do no harm. Nothing is locked: a task's result depends on the task alone, a shard counts only
-when it is whole, and before it says that it is done a driver looks at what is on disk. The second one notices the
-first by shards that it did not make, and takes the rest in random order, so that they share the work.
+Two drivers on one folder do no harm, see `work.engine`: a shard counts only when it is whole, and before it says that
+it is done a driver looks at what is on disk.
 """
 
 from __future__ import annotations
@@ -13,33 +12,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restage.pairs.campaign_queue import TaskQueue
 from restage.pairs.campaign_status import Estimate, Tally, bytes_text
-from restage.pairs.executors import EXECUTORS
-from restage.pairs.executors.interface import BatchDone, EngineConfig, Event, Tick, WorkerLost
 from restage.pairs.files import Files, open_files
 from restage.pairs.makers import Maker, OpenMaker
+from restage.pairs.shard import ShardWork
 from restage.pairs.store import done_indices
 from restage.pairs.tasks import TaskPlan
-from restage.pairs.worker import TaskReport, WorkerSettings
 from restage.records import InputError, Progress, canonical_json, to_plain, write_json
+from restage.work.engine import TasksSetAside, WorkStopped, run_tasks
+from restage.work.interface import EngineConfig, Event, Shared, Stepped, Tick, WorkerLost
+from restage.work.queue import MAX_BUNDLE, SetAside, TaskQueue
+from restage.work.task import Report
+from restage.work.worker import WorkerSettings
 
-__all__ = ["CampaignStopped", "TasksSetAside", "check_prompts", "make_missing"]
+__all__ = ["CampaignConfig", "check_prompts", "make_missing"]
 
 MAX_CHECKED = 10_000
-"""Prompt pairs that are checked before the first pair is made (0.8 ms each); later ones when their task comes."""
+"""Prompt pairs that are checked before the first pair is made, 0.8 ms each; later ones when their task comes."""
 STATUS_S = 5.0
-"""Time between two states of `campaign.json`, and between looks at the disk."""
+"""Seconds between two states of `campaign.json`, and between looks at the disk."""
 MIN_FREE_BYTES = 50_000_000
-"""Room without which nothing is begun."""
+"""Free room below which nothing is begun."""
 
 
-class CampaignStopped(InputError):
-    """The campaign cannot go on; what is made stays."""
+@dataclass(frozen=True, kw_only=True)
+class CampaignConfig(EngineConfig):
+    """Where pairs are made, and what is to be said of it beforehand."""
 
+    cost_per_hour: float = 0.0
+    """Cost of one worker in any currency, from which the estimate says what an accepted pair costs."""
+    estimate_only: bool = False
+    """Stop after the estimate; the probe it is made from stays."""
 
-class TasksSetAside(CampaignStopped):
-    """Some tasks failed again and again; all others are made."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cost_per_hour < 0:
+            raise InputError(f"cost_per_hour must be at least 0, got {self.cost_per_hour}")
 
 
 def check_prompts(plan: TaskPlan, maker: OpenMaker) -> None:
@@ -50,7 +58,7 @@ def check_prompts(plan: TaskPlan, maker: OpenMaker) -> None:
     """
     num_checked = 0
     for index in range(len(plan)):
-        for job in plan[index].jobs:
+        for job in plan[index].item:
             if job.sample == 0 or num_checked == 0:
                 maker.check(job)
                 num_checked += 1
@@ -58,7 +66,7 @@ def check_prompts(plan: TaskPlan, maker: OpenMaker) -> None:
             return
 
 
-def make_missing(folder: Path, plan: TaskPlan, maker: Maker, config: EngineConfig) -> Iterator[Progress]:
+def make_missing(folder: Path, plan: TaskPlan, maker: Maker, config: CampaignConfig) -> Iterator[Progress]:
     """Make every shard of the plan that is not there; afterwards all are, whatever else happened meanwhile.
 
     Args:
@@ -68,7 +76,7 @@ def make_missing(folder: Path, plan: TaskPlan, maker: Maker, config: EngineConfi
         config: where.
 
     Raises:
-        CampaignStopped: tasks failed again and again (all others are made), the disk is full, or no worker works.
+        WorkStopped: tasks failed again and again (all others are made), the disk is full, or no worker works.
         InputError: the folder holds shards of another plan.
     """
     files = open_files(folder)
@@ -81,15 +89,15 @@ def make_missing(folder: Path, plan: TaskPlan, maker: Maker, config: EngineConfi
         if not missing:
             return
         session = _Session(folder, files, plan, config, missing)
-        settings = WorkerSettings(
+        work = ShardWork(
             folder=files.where() if _is_remote(files) else str(folder.resolve()),
             plan_id=plan.id,
             rule=plan.config.rule,
             batch_size=plan.config.generate.batch_size,
             maker=maker,
-            threads=config.threads if config.engine == "inline" else config.threads or 1,
-            is_polite=config.when_idle,
         )
+        threads = config.threads if config.engine == "inline" else config.threads or 1
+        settings = WorkerSettings(work=work, threads=threads, is_polite=config.when_idle)
         yield from session.run(settings)
         if config.estimate_only:
             return
@@ -101,16 +109,17 @@ def _is_remote(files: Files) -> bool:
 
 @dataclass
 class _Session:
-    """One go at the missing tasks."""
+    """One go at the missing tasks, as the user sees it."""
 
     folder: Path
     files: Files
     plan: TaskPlan
-    config: EngineConfig
+    config: CampaignConfig
     missing: Sequence[int]
 
     def __post_init__(self) -> None:
-        self.queue = TaskQueue(self.plan, self.missing, max_attempts=self.config.max_attempts)
+        attempts = self.config.max_attempts
+        self.queue = TaskQueue(self.plan, self.missing, max_attempts=attempts, max_bundle=MAX_BUNDLE)
         num_done = len(self.plan) - len(self.missing)
         self.tally = Tally(
             num_tasks=len(self.plan),
@@ -121,19 +130,18 @@ class _Session:
         self.num_workers = 0
         self.shown_s = time.monotonic()
         self.free_bytes: int | None = None
-        self.is_shared = False
         self.estimated: Estimate | None = None
-        # Nobody waits for a probe again when a campaign is gone on with: that its shards find room is known.
+        # A campaign that goes on needs no probe: that its shards find room is known.
         self.queue.is_probing = not num_done or self.config.estimate_only
 
     def run(self, settings: WorkerSettings) -> Iterator[Progress]:
         """Make the missing tasks.
 
         Raises:
-            CampaignStopped: some cannot be made.
+            WorkStopped: some cannot be made.
         """
         self.look_at_disk()
-        events = EXECUTORS[self.config.engine](self.queue, settings, self.config)
+        events = run_tasks(self.queue, settings, self.config)
         try:
             for event in events:
                 yield from self.hear(event)
@@ -149,11 +157,11 @@ class _Session:
         """See how much room is left.
 
         Raises:
-            CampaignStopped: hardly any.
+            WorkStopped: hardly any.
         """
         self.free_bytes = self.files.free_bytes()
         if self.free_bytes is not None and self.free_bytes < MIN_FREE_BYTES:
-            raise CampaignStopped(
+            raise WorkStopped(
                 f"{self.files.where()} has {bytes_text(self.free_bytes)} free; make room first, then run this again"
             )
 
@@ -164,8 +172,13 @@ class _Session:
         elif isinstance(event, WorkerLost):
             self.tally.num_lost_workers += 1
             yield self.progress(f"{event.worker}: {event.reason}")
-        elif isinstance(event, BatchDone):
-            yield self.progress("", num_more=event.num_made)
+        elif isinstance(event, Stepped):
+            yield self.progress("", num_more=event.progress.done)
+        elif isinstance(event, SetAside):
+            self.write_failure(event)
+            yield self.progress(f"task {event.index} is set aside: {event.reason}")
+        elif isinstance(event, Shared):
+            yield self.progress("another driver works on this folder, too; the two share the work")
         else:
             yield from self.hear_report(event)
         if self.config.engine != "inline" and time.monotonic() - self.shown_s >= STATUS_S:
@@ -174,32 +187,23 @@ class _Session:
             self.show("running")
             yield self.progress("")
 
-    def hear_report(self, report: TaskReport) -> Iterator[Progress]:
+    def hear_report(self, report: Report) -> Iterator[Progress]:
+        """Count a report; the first task that is done is the probe of the estimate."""
         self.tally.add(report)
-        if report.status == "disk full":
-            raise CampaignStopped(
-                f"{self.files.where()} is full ({report.reason}); what is made stays; make room and run this again"
-            )
-        if report.index in self.queue.set_aside:
-            self.write_failure(report)
-            yield self.progress(f"task {report.index} is set aside: {report.reason}")
-        if report.status == "found" and not self.is_shared and not self.tally.num_lost_workers:
-            self.is_shared = True
-            self.queue.shuffle()
-            yield self.progress("another driver works on this folder, too; the two share the work")
         if report.status in ("done", "found"):
             if self.estimated is None and report.status == "done":
                 self.queue.is_probing = False
                 yield from self.estimate(report)
             yield self.progress("")
 
-    def estimate(self, probe: TaskReport) -> Iterator[Progress]:
+    def estimate(self, probe: Report) -> Iterator[Progress]:
         """Say what the rest takes, from the first task.
 
         Raises:
-            CampaignStopped: the disk has not room for it.
+            WorkStopped: the disk has not room for it.
         """
         self.queue.mean_task_s = probe.seconds
+        num_probed = max(probe.facts["num_pairs"], 1)
         num_pairs = self.plan.num_pairs - self.tally.done_pairs
         num_workers = max(self.num_workers, self.config.workers or 1)
         self.free_bytes = self.files.free_bytes()
@@ -207,17 +211,17 @@ class _Session:
             num_tasks=len(self.plan) - self.tally.done_tasks,
             num_pairs=num_pairs,
             num_workers=num_workers,
-            seconds=num_pairs * probe.seconds / max(probe.num_pairs, 1) / num_workers,
-            num_bytes=round(num_pairs * probe.num_bytes / max(probe.num_pairs, 1)),
+            seconds=num_pairs * probe.seconds / num_probed / num_workers,
+            num_bytes=round(num_pairs * probe.facts["num_bytes"] / num_probed),
             free_bytes=self.free_bytes,
-            acceptance=probe.num_accepted / max(probe.num_pairs, 1),
+            acceptance=probe.facts["num_accepted"] / num_probed,
             cost_per_hour=self.config.cost_per_hour,
         )
         self.estimated = found
         if self.config.engine != "inline" or self.config.estimate_only:
             yield Progress(stage="estimate", done=1, total=1, note=str(found))
         if not found.has_room:
-            raise CampaignStopped(
+            raise WorkStopped(
                 f"{self.files.where()} has {bytes_text(found.free_bytes or 0)} free, the {found.num_tasks} tasks left "
                 f"need about {bytes_text(found.num_bytes)} and a tenth to spare; make room or use --store"
             )
@@ -236,11 +240,11 @@ class _Session:
             facts: dict[str, Any] = {"status": status, "workers": self.num_workers, **self.tally.record()}
             write_json(self.folder / "campaign.json", {**facts, "free_bytes": self.free_bytes})
 
-    def write_failure(self, report: TaskReport) -> None:
+    def write_failure(self, failure: SetAside) -> None:
         """Keep the traceback of a task that was set aside."""
-        jobs = [{"id": job.id, "prompt": job.prompt.id} for job in self.plan[report.index].jobs]
-        record = {**to_plain(report), "pairs": jobs}
-        self.files.write(f"failures/task-{report.index:05d}.json", (canonical_json(record) + "\n").encode())
+        jobs = [{"id": job.id, "prompt": job.prompt.id} for job in self.plan[failure.index].item]
+        record = {**to_plain(failure), "pairs": jobs}
+        self.files.write(f"failures/task-{failure.index:05d}.json", (canonical_json(record) + "\n").encode())
 
     def explain(self) -> str:
         """Why not all tasks are made."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from restage.pairs.worker import TaskReport
+from restage.work.task import Report
 
 __all__ = ["Estimate", "Tally", "bytes_text", "seconds_text"]
 
@@ -37,25 +37,25 @@ class Estimate:
     """What the rest of a campaign will take, from a measured probe."""
 
     num_tasks: int
-    """Still to be made."""
+    """Tasks still to be made."""
     num_pairs: int
     num_workers: int
     seconds: float
-    """At the pace of the worker that was measured, times the workers that are there."""
+    """Time at the pace of the worker that was measured, shared by the workers that are there."""
     num_bytes: int
-    """That the missing shards will take."""
+    """Room that the missing shards will take."""
     free_bytes: int | None
-    """Room in the store; None where that cannot be known."""
+    """Room in the store; None where it cannot be known."""
     acceptance: float
-    """Share of accepted pairs in what was measured."""
+    """Share of accepted pairs in the probe."""
     cost_per_hour: float
-    """Of one worker."""
+    """Cost of one worker."""
 
     MARGIN = 1.1
 
     @property
     def cost(self) -> float:
-        """Of all worker hours, in the currency that `cost_per_hour` is in."""
+        """Cost of all worker hours, in the currency of `cost_per_hour`."""
         return self.num_workers * self.seconds / 3600 * self.cost_per_hour
 
     @property
@@ -85,17 +85,17 @@ class Tally:
     num_pairs: int
     done_tasks: int = 0
     done_pairs: int = 0
-    """Of earlier sessions, too."""
+    """Pairs that are done, those of earlier sessions included."""
     made_pairs: int = 0
-    """Of this session."""
+    """Pairs that were made in this session."""
     judged_pairs: int = 0
     """Pairs whose verdicts were reported in this session."""
     accepted_pairs: int = 0
-    """Of these."""
+    """Those of them that were accepted."""
     made_bytes: int = 0
     made_tasks: int = 0
     work_s: float = 0.0
-    """Time that workers spent on tasks that they finished."""
+    """Time that workers have spent on tasks that they finished."""
     num_lost_workers: int = 0
     failures: collections.Counter[str] = field(default_factory=collections.Counter)
     by_device: dict[str, list[float]] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Tally:
     started_s: float = field(default_factory=time.monotonic)
     """When the first task was begun."""
 
-    def add(self, report: TaskReport) -> None:
+    def add(self, report: Report) -> None:
         """Count a report."""
         if report.status in ("busy", "gave way"):
             self.resting.add(report.worker)
@@ -113,18 +113,18 @@ class Tally:
             self.resting.discard(report.worker)
         if report.status in ("done", "found"):
             self.done_tasks += 1
-            self.done_pairs += report.num_pairs
-            self.judged_pairs += report.num_pairs
-            self.accepted_pairs += report.num_accepted
+            self.done_pairs += report.facts["num_pairs"]
+            self.judged_pairs += report.facts["num_pairs"]
+            self.accepted_pairs += report.facts["num_accepted"]
         if report.status == "done":
             if not self.made_tasks:
                 self.started_s = time.monotonic() - report.seconds  # models are loaded: only now is it work
             self.made_tasks += 1
-            self.made_pairs += report.num_pairs
-            self.made_bytes += report.num_bytes
+            self.made_pairs += report.facts["num_pairs"]
+            self.made_bytes += report.facts["num_bytes"]
             self.work_s += report.seconds
             device = self.by_device.setdefault(f"{report.worker.partition(':')[0]} {report.device}", [0.0, 0.0])
-            device[0] += report.num_pairs
+            device[0] += report.facts["num_pairs"]
             device[1] += report.seconds
         if report.reason:
             kind = report.reason.partition(":")[0] if len(self.failures) > 50 else report.reason
@@ -132,12 +132,12 @@ class Tally:
 
     @property
     def acceptance(self) -> float:
-        """Share of accepted pairs in what this session has seen."""
+        """Share of accepted pairs among those this session has seen."""
         return self.accepted_pairs / max(self.judged_pairs, 1)
 
     @property
     def pairs_per_s(self) -> float:
-        """Pace of all workers together, in this session."""
+        """Pace of all workers together in this session."""
         return self.made_pairs / max(time.monotonic() - self.started_s, 1e-9)
 
     @property
@@ -146,7 +146,7 @@ class Tally:
         return (self.num_pairs - self.done_pairs) / self.pairs_per_s if self.made_pairs else float("nan")
 
     def note(self, num_workers: int, free_bytes: int | None) -> str:
-        """The state in one line."""
+        """Returns the state in one line."""
         parts = [f"{self.acceptance:.0%} accepted", f"{self.pairs_per_s:.2g} pairs/s of {num_workers} workers"]
         if self.made_pairs and self.done_pairs < self.num_pairs:
             parts.append(f"{seconds_text(self.left_s)} left")
@@ -160,7 +160,7 @@ class Tally:
         return ", ".join(parts)
 
     def record(self) -> Mapping[str, Any]:
-        """The state as JSON values."""
+        """Returns the state as JSON values."""
         return {
             "tasks": {"all": self.num_tasks, "done": self.done_tasks},
             "pairs": {"all": self.num_pairs, "done": self.done_pairs, "made_now": self.made_pairs},

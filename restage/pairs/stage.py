@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from restage.diffusion.backbone import Backbone
-from restage.pairs.campaign import TasksSetAside, check_prompts, make_missing
-from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.campaign import CampaignConfig, check_prompts, make_missing
 from restage.pairs.files import LocalFiles, open_files, point_to_store
 from restage.pairs.makers import LoadedMaker, Maker
 from restage.pairs.rejudge import changed_pixels, rejudge
@@ -27,6 +26,7 @@ from restage.pairs.verdicts import current_rule, rule_id, set_rule
 from restage.prompts.store import read_prompts
 from restage.records import InputError, Progress, content_id
 from restage.run.folder import RunFolder
+from restage.work.engine import TasksSetAside
 
 __all__ = ["PairsConfig", "make_plan", "rejudge_pairs", "run_campaign", "run_pairs", "write_views"]
 
@@ -57,11 +57,11 @@ def run_pairs(run: RunFolder, config: PairsConfig, backbone: Backbone, clip: Ima
     maker = LoadedMaker(backbone, clip, config.generate)
     if not run.is_done("pairs", config):
         maker = replace(maker, generate=config.generate.for_run(make_plan(run, config, maker).num_pairs))
-    yield from run_campaign(run, config, maker, EngineConfig())
+    yield from run_campaign(run, config, maker, CampaignConfig())
 
 
 def run_campaign(
-    run: RunFolder, config: PairsConfig, maker: Maker, engine: EngineConfig, *, store: str = ""
+    run: RunFolder, config: PairsConfig, maker: Maker, engine: CampaignConfig, *, store: str = ""
 ) -> Iterator[Progress]:
     """Make the image pairs of a run on any engine, a shard at a time; finished shards are left as they are.
 
@@ -75,7 +75,7 @@ def run_campaign(
     Raises:
         InputError: there are no prompt pairs, one does not fit the model, the stage or a shard was made with another
             config, or no pair was accepted.
-        CampaignStopped: not all could be made.
+        WorkStopped: not all could be made.
     """
     if run.is_done("pairs", config):
         yield Progress(stage="pairs", done=1, total=1, note="already done")
@@ -110,7 +110,7 @@ def run_campaign(
     yield Progress(stage="pairs", done=plan.num_pairs, total=plan.num_pairs, note=note)
 
 
-def rejudge_pairs(run: RunFolder, config: PairsConfig, maker: Maker, engine: EngineConfig) -> Iterator[Progress]:
+def rejudge_pairs(run: RunFolder, config: PairsConfig, maker: Maker, engine: CampaignConfig) -> Iterator[Progress]:
     """Judge the run's pairs by the rule of this config, and make again what that needs; see `rejudge`.
 
     Args:

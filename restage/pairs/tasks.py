@@ -15,6 +15,7 @@ from restage.pairs.files import Files
 from restage.pairs.generate import GenerateConfig, PairJob, make_jobs
 from restage.pairs.score import PairRule
 from restage.records import InputError, PromptPair, canonical_json, content_id, seal, to_plain
+from restage.work.task import Task
 
 __all__ = ["PairTask", "PairsConfig", "TaskPlan"]
 
@@ -30,7 +31,7 @@ class PairsConfig:
     rule: PairRule = PairRule()
     """Which are accepted."""
     samples_per_prompt: int = 1
-    """Pairs of each prompt pair, each from its own noise."""
+    """Pairs that are made of each prompt pair, each from its own noise."""
     pairs_per_shard: int = 16
     """Pairs in a shard, accepted or not: what a kill costs at most. In a campaign: a few minutes' worth."""
 
@@ -42,15 +43,9 @@ class PairsConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairTask:
-    """One shard to make."""
-
-    index: int
-    """Number of the shard."""
-    content: str
-    """Content id: of its pairs, how they are sampled, and what makes them; not of the rule that judges them."""
-    jobs: tuple[PairJob, ...]
+PairTask = Task[tuple[PairJob, ...]]
+"""One shard to make. Its content id holds its pairs, how they are sampled, and what makes them; not the rule that
+judges them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,20 +56,20 @@ class TaskPlan(Sequence[PairTask]):
     config: PairsConfig
     run_seed: int
     maker_id: str
-    """Id of what makes the pairs; empty if it is not known."""
+    """Content id of what makes the pairs; empty if it is not known."""
     folder: Path | None = None
-    """Where the pictures of prompt pairs are, whose names are of their content."""
+    """Where the pictures of prompt pairs are; their file names hold their content."""
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of all tasks."""
+        """Number of pairs in all tasks."""
         return len(self.prompts) * self.config.samples_per_prompt
 
     def __len__(self) -> int:
         return -(-self.num_pairs // self.config.pairs_per_shard)
 
     def num_jobs(self, index: int) -> int:
-        """Pairs of one task."""
+        """Number of pairs in one task."""
         size = self.config.pairs_per_shard
         return min(size, self.num_pairs - index * size)
 
@@ -93,11 +88,11 @@ class TaskPlan(Sequence[PairTask]):
             folder=self.folder,
         )[start - first * samples : stop - first * samples]
         content = {"pairs": [job.id for job in jobs], "maker": self.maker_id}  # a pair's id holds how it is sampled
-        return PairTask(index=index, content=content_id("shard", content), jobs=tuple(jobs))
+        return Task(index=index, content=content_id("shard", content), item=tuple(jobs))
 
     @functools.cached_property
     def id(self) -> str:
-        """Content id of everything but the rule, which may change."""
+        """Content id of everything that shards depend on but the rule, which may change."""
         return content_id(
             "plan",
             {
@@ -132,7 +127,7 @@ class TaskPlan(Sequence[PairTask]):
 
 
 def read_plan_id(files: Files) -> str | None:
-    """Id of the plan that a folder's shards are made by; None where there is none.
+    """Returns the id of the plan that a folder's shards are made by; None where there is none.
 
     Raises:
         InputError: the plan cannot be read.

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from restage.pairs import campaign
-from restage.pairs.campaign import CampaignStopped
-from restage.pairs.executors.interface import EngineConfig, Tick
+from restage.pairs.campaign import CampaignConfig
 from restage.pairs.files import LocalFiles
 from restage.pairs.stage import run_campaign
 from restage.pairs.store import done_indices, drop_shard, read_rows
 from restage.records import InputError, read_json
+from restage.work.engine import WorkStopped
+from restage.work.interface import Tick
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config
 
-LOCAL = EngineConfig(engine="local", workers=2, grace_s=1.0)
+LOCAL = CampaignConfig(engine="local", workers=2, grace_s=1.0)
 VOLATILE = ("campaign.json", "failures")
 
 
@@ -35,7 +36,7 @@ def make(path: Path, maker=None, engine=LOCAL, **changes):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     path = tmp_path_factory.mktemp("undisturbed")
-    make(path, engine=EngineConfig())
+    make(path, engine=CampaignConfig())
     return contents(path / "pairs")
 
 
@@ -60,7 +61,7 @@ def test_a_worker_that_dies_is_replaced_and_its_task_made(undisturbed, tmp_path)
 
 
 def test_a_task_that_fails_again_and_again_is_set_aside_and_all_others_are_made(undisturbed, tmp_path):
-    with pytest.raises(CampaignStopped, match=r"1 of 10 tasks .* task 4, ValueError: cannot make 'thing 17'"):
+    with pytest.raises(WorkStopped, match=r"1 of 10 tasks .* task 4, ValueError: cannot make 'thing 17'"):
         make(tmp_path, StandIn(fails_at="thing 17"))
     assert done_indices(tmp_path / "pairs") == [0, 1, 2, 3, 5, 6, 7, 8, 9] and len(ids(tmp_path)) == 36
     failure = read_json(tmp_path / "pairs" / "failures" / "task-00004.json")
@@ -70,7 +71,7 @@ def test_a_task_that_fails_again_and_again_is_set_aside_and_all_others_are_made(
 
 
 def test_a_maker_that_opens_nowhere_stops_the_campaign_at_once(tmp_path):
-    make_first = EngineConfig(engine="local", workers=2)
+    make_first = CampaignConfig(engine="local", workers=2)
     run = open_run(tmp_path)
     maker = StandIn(is_missing=True)
     (tmp_path / "pairs").mkdir()
@@ -100,20 +101,20 @@ class Full(LocalFiles):
 def test_a_campaign_without_room_for_its_shards_stops_after_the_probe(tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "open_files", lambda folder: Full(Path(folder)))
     monkeypatch.setattr(campaign.Estimate, "MARGIN", 1e6)
-    with pytest.raises(CampaignStopped, match=r"60.0 MB free, the 9 tasks left need about"):
-        make(tmp_path, engine=EngineConfig())
+    with pytest.raises(WorkStopped, match=r"60.0 MB free, the 9 tasks left need about"):
+        make(tmp_path, engine=CampaignConfig())
     assert done_indices(tmp_path / "pairs") == [0]
 
 
 def test_nothing_is_begun_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "MIN_FREE_BYTES", 2**62)
-    with pytest.raises(CampaignStopped, match="make room first"):
-        make(tmp_path, engine=EngineConfig())
+    with pytest.raises(WorkStopped, match="make room first"):
+        make(tmp_path, engine=CampaignConfig())
     assert done_indices(tmp_path / "pairs") == []
 
 
 def test_estimate_only_leaves_the_probe_and_says_what_the_rest_costs(undisturbed, tmp_path):
-    engine = EngineConfig(estimate_only=True, cost_per_hour=3600.0)
+    engine = CampaignConfig(estimate_only=True, cost_per_hour=3600.0)
     steps = make(tmp_path, StandIn(seconds_per_batch=0.05), engine)
     (note,) = [step.note for step in steps if step.stage == "estimate"]
     assert "9 tasks, 36 pairs" in note and "cost" in note
@@ -128,7 +129,7 @@ def test_two_drivers_on_one_folder_do_no_harm(undisturbed, tmp_path):
 
     def drive(number: int) -> None:
         maker = StandIn(seconds_per_batch=0.02)
-        notes[number] = [step.note for step in run_campaign(run, stand_in_config(), maker, EngineConfig())]
+        notes[number] = [step.note for step in run_campaign(run, stand_in_config(), maker, CampaignConfig())]
 
     drivers = [threading.Thread(target=drive, args=(number,)) for number in range(2)]
     for driver in drivers:
@@ -141,13 +142,13 @@ def test_two_drivers_on_one_folder_do_no_harm(undisturbed, tmp_path):
 def test_a_clock_that_jumps_changes_nothing(undisturbed, tmp_path, monkeypatch):
     jumps = iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: 1e9 + (-1) ** next(jumps) * 1e8)
-    make(tmp_path, engine=EngineConfig())
+    make(tmp_path, engine=CampaignConfig())
     assert contents(tmp_path / "pairs") == undisturbed
 
 
 def test_a_finished_shard_that_vanishes_meanwhile_is_made_again(undisturbed, tmp_path):
     run = open_run(tmp_path)
-    for step in run_campaign(run, stand_in_config(), StandIn(), EngineConfig()):
+    for step in run_campaign(run, stand_in_config(), StandIn(), CampaignConfig()):
         if step.done == 40 and 3 in done_indices(tmp_path / "pairs") and not (tmp_path / "dropped").exists():
             (tmp_path / "dropped").touch()
             drop_shard(tmp_path / "pairs", 3)
@@ -157,14 +158,14 @@ def test_a_finished_shard_that_vanishes_meanwhile_is_made_again(undisturbed, tmp
 DRIVER = """
 import sys
 from pathlib import Path
-from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.campaign import CampaignConfig
 from restage.pairs.stage import run_campaign
 from restage.run.stopping import stop_on_signals
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config
 if __name__ == "__main__":
     stop_on_signals()
     maker = StandIn(seconds_per_batch=0.1)
-    engine = EngineConfig(engine="local", workers=2, grace_s=5.0)
+    engine = CampaignConfig(engine="local", workers=2, grace_s=5.0)
     for step in run_campaign(open_run(Path(sys.argv[1])), stand_in_config(), maker, engine):
         print(step.done, flush=True)
 """
@@ -187,21 +188,21 @@ def test_a_driver_that_is_killed_or_stopped_leaves_whole_shards_and_no_worker(un
     if number == signal.SIGTERM:
         assert not [path for path in pairs.iterdir() if ".tmp" in path.name]
         assert read_json(pairs / "campaign.json")["status"] == "stopped"
-    make(tmp_path / "run", engine=EngineConfig())
+    make(tmp_path / "run", engine=CampaignConfig())
     assert {name: content for name, content in contents(pairs).items() if ".tmp" not in name} == undisturbed
 
 
 def test_a_disk_that_fills_up_stops_the_campaign_and_loses_nothing(undisturbed, tmp_path):
     script = tmp_path / "drive.py"
     limited = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-    engine = 'EngineConfig(engine="local", workers=2, grace_s=5.0)'
+    engine = 'CampaignConfig(engine="local", workers=2, grace_s=5.0)'
     script.write_text(
-        DRIVER.replace(engine, "EngineConfig()")
+        DRIVER.replace(engine, "CampaignConfig()")
         .replace("    stop_on_signals()\n", "")
         .replace("import sys\n", f"import sys\n{limited}", 1)
     )
     run = open_run(tmp_path / "run")
-    before = itertools.islice(run_campaign(run, stand_in_config(), StandIn(), EngineConfig()), 6)
+    before = itertools.islice(run_campaign(run, stand_in_config(), StandIn(), CampaignConfig()), 6)
     assert [step.done for step in before] == [2, 4, 6, 8, 10, 12]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
@@ -209,13 +210,24 @@ def test_a_disk_that_fills_up_stops_the_campaign_and_loses_nothing(undisturbed, 
     )
     assert done.returncode != 0 and "File too large" in done.stderr
     assert len(done_indices(tmp_path / "run" / "pairs")) == 3
-    make(tmp_path / "run", engine=EngineConfig())
+    make(tmp_path / "run", engine=CampaignConfig())
     assert contents(tmp_path / "run" / "pairs") == undisturbed
 
 
 def test_ticks_say_how_many_work_and_bad_engines_are_refused():
     assert Tick(num_workers=2) == Tick(2)
-    bad: list[dict[str, Any]] = [{"workers": 0}, {"when_idle": True}, {"workers": 2}, {"cost_per_hour": -1.0}]
+    inline = {"engine": "inline"}
+    bad: list[dict[str, Any]] = [
+        {"workers": 0},
+        {**inline, "when_idle": True},
+        {**inline, "workers": 2},
+        {"cost_per_hour": -1.0},
+    ]
     for settings in bad:
         with pytest.raises(InputError):
-            EngineConfig(**settings)
+            CampaignConfig(**settings)
+
+
+def test_several_workers_or_politeness_ask_for_processes_by_themselves():
+    configs = [CampaignConfig(), CampaignConfig(workers=1), CampaignConfig(workers=2), CampaignConfig(when_idle=True)]
+    assert [config.engine for config in configs] == ["inline", "inline", "local", "local"]

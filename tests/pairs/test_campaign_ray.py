@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.campaign import CampaignConfig
 from restage.pairs.stage import run_campaign
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config
 from tests.pairs.test_campaign import contents
@@ -18,7 +18,7 @@ from tests.pairs.test_campaign import contents
 ray = pytest.importorskip("ray", reason="needs restage[cluster]")
 
 PORT = 26379
-RAY = EngineConfig(engine="ray", grace_s=1.0)
+RAY = CampaignConfig(engine="ray", grace_s=1.0)
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 NUM_PAIRS = 160
 
@@ -26,7 +26,7 @@ NUM_PAIRS = 160
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     path = tmp_path_factory.mktemp("undisturbed")
-    list(run_campaign(open_run(path, NUM_PAIRS), stand_in_config(), StandIn(), EngineConfig()))
+    list(run_campaign(open_run(path, NUM_PAIRS), stand_in_config(), StandIn(), CampaignConfig()))
     return contents(path / "pairs")
 
 
@@ -71,13 +71,13 @@ def test_a_task_that_no_actor_can_make_is_set_aside(cluster, tmp_path):
 DRIVER = """
 import sys
 from pathlib import Path
-from restage.pairs.executors.interface import EngineConfig
+from restage.pairs.campaign import CampaignConfig
 from restage.pairs.stage import run_campaign
 from restage.run.stopping import stop_on_signals
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config
 if __name__ == "__main__":
     stop_on_signals()
-    engine = EngineConfig(engine="ray", address=sys.argv[2], grace_s=3.0)
+    engine = CampaignConfig(engine="ray", address=sys.argv[2], grace_s=3.0)
     run, maker = open_run(Path(sys.argv[1]), 160), StandIn(seconds_per_batch=0.1)
     for step in run_campaign(run, stand_in_config(), maker, engine):
         print(step.stage, step.done, flush=True)

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from restage.pairs.campaign import CampaignConfig
 from restage.pairs.encoding import encode_pair, pixel_sha256
-from restage.pairs.executors.interface import EngineConfig
 from restage.pairs.files import LocalFiles, RemoteFiles, open_files, point_to_store
 from restage.pairs.score import PairRule
 from restage.pairs.stage import rejudge_pairs, run_campaign
@@ -16,7 +16,7 @@ from restage.records import InputError
 from tests.pairs.stand_in import RULE, StandIn, open_run, stand_in_config
 from tests.pairs.test_store import make_pair
 
-INLINE = EngineConfig()
+INLINE = CampaignConfig()
 
 
 class WithoutRename(MemoryFileSystem):

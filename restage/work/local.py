@@ -8,43 +8,53 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import FrameType
+from typing import Any
 
-from restage.pairs.campaign_queue import TaskQueue
-from restage.pairs.executors.inline import devices
-from restage.pairs.executors.interface import EngineConfig, Event
-from restage.pairs.executors.pool import Message, WorkerHandle, run_pool
-from restage.pairs.tasks import PairTask
-from restage.pairs.worker import Worker, WorkerSettings
+from restage.work.inline import devices
+from restage.work.interface import EngineConfig, Event
+from restage.work.pool import Message, WorkerHandle, run_pool
+from restage.work.queue import TaskQueue
+from restage.work.task import Task
+from restage.work.worker import Worker, WorkerSettings
 
 __all__ = ["run_local"]
 
 KILL_S = 5.0
+"""Seconds that a killed process gets to vanish."""
+PARENT_CHECK_S = 0.5
+"""Seconds between looks at whether the driver is still there."""
 
 _stop_requests: list[int] = []
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    # No interrupt is raised: compiled code would turn it into another error. The worker asks between steps.
     _stop_requests.append(number)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, however long its present step takes: a new driver may be at work."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)
 
 
 def _serve(connection: Connection, settings: WorkerSettings, device: str) -> None:
     """A worker process: answers each task with a report until the driver is gone or asks it to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the driver says what it means
     signal.signal(signal.SIGTERM, _stop)
-    parent = os.getppid()
-
-    def is_stopping() -> bool:
-        return bool(_stop_requests) or os.getppid() != parent
-
-    worker = Worker(settings, device, is_stopping=is_stopping)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    worker = Worker(settings, device, is_stopping=lambda: bool(_stop_requests))
     try:
         connection.send("ready")
-        while not is_stopping():
+        while not _stop_requests:
             for task in connection.recv():
-                if is_stopping():
+                if _stop_requests:
                     return
                 connection.send(worker.work(task))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -55,7 +65,7 @@ class _Process:
     def __init__(self, settings: WorkerSettings, place: str) -> None:
         # Forked from a small server that has imported everything and used no device: a new worker is there at once.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["restage.pairs.worker"])
+        context.set_forkserver_preload([type(settings.work).__module__])
         self.place = place
         self.connection, theirs = context.Pipe()
         device = place.rpartition("#")[0]
@@ -64,11 +74,11 @@ class _Process:
         theirs.close()
         self.name = f"{device} (process {self.process.pid})"
 
-    def send(self, tasks: Sequence[PairTask]) -> None:
+    def send(self, tasks: Sequence[Task[Any]]) -> None:
         try:
             self.connection.send(list(tasks))
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it is gone, which `wait` will say
+            pass  # it is gone, as `wait` will say
 
     def ask_to_stop(self) -> None:
         self.process.terminate()
@@ -112,14 +122,15 @@ class _Processes:
         pass
 
 
-def local_places(config: EngineConfig) -> list[str]:
-    """Places of workers on this machine: devices, numbered where a device has several."""
-    found = devices()
+def local_places(config: EngineConfig, *, uses_gpu: bool = True) -> list[str]:
+    """Places of workers on this machine: its devices, numbered, since one may have several workers."""
+    found = devices(uses_gpu=uses_gpu)
     threads = config.threads or 1
     count = config.workers or (len(found) if found != ["cpu"] else max(1, (os.cpu_count() or 1) // threads))
     return [f"{found[number % len(found)]}#{number}" for number in range(count)]
 
 
 def run_local(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
-    """Make all tasks of the queue in processes of this machine."""
-    yield from run_pool(_Processes(settings, local_places(config)), queue, config)
+    """Do all tasks of the queue in processes of this machine."""
+    places = local_places(config, uses_gpu=settings.uses_gpu)
+    yield from run_pool(_Processes(settings, places), queue, config)

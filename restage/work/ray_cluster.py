@@ -14,19 +14,19 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from restage.pairs.campaign_queue import TaskQueue
-from restage.pairs.executors.interface import EngineConfig, Event
-from restage.pairs.executors.pool import Message, WorkerHandle, run_pool
-from restage.pairs.tasks import PairTask
-from restage.pairs.worker import TaskReport, Worker, WorkerSettings
 from restage.records import InputError, MissingExtra
+from restage.work.interface import EngineConfig, Event
+from restage.work.pool import Message, WorkerHandle, run_pool
+from restage.work.queue import TaskQueue
+from restage.work.task import Report, Task
+from restage.work.worker import Worker, WorkerSettings
 
 __all__ = ["run_ray"]
 
 OBJECT_STORE_BYTES = 80 * 2**20
-"""Of a cluster that is started here: only tasks and reports pass through it."""
+"""Size of the object store of a cluster that is started here: only tasks and reports pass through it."""
 LOOK_S = 2.0
-"""Time between looks at which nodes are there."""
+"""Seconds between looks at which nodes are there."""
 
 
 def _import_ray() -> Any:
@@ -38,17 +38,17 @@ def _import_ray() -> Any:
 
 
 class ActorWorker:
-    """What runs in the actor: a worker, and a flag to stop it by from another thread."""
+    """What runs in the actor: a worker, and a flag by which another thread stops it."""
 
     def __init__(self, settings: WorkerSettings, device: str) -> None:
         self.stop_flag = threading.Event()
         self.worker = Worker(settings, device, is_stopping=self.stop_flag.is_set)
 
     def ready(self) -> str:
-        """Its name, once it runs."""
+        """Returns its name, once it runs."""
         return self.worker.name
 
-    def work(self, tasks: Sequence[PairTask]) -> list[TaskReport]:
+    def work(self, tasks: Sequence[Task[Any]]) -> list[Report]:
         """Work through tasks; those that were not begun when it was stopped are not reported."""
         reports = []
         for task in tasks:
@@ -58,7 +58,7 @@ class ActorWorker:
         return reports
 
     def stop(self) -> None:
-        """Give up after the present batch."""
+        """Give up after the present step."""
         self.stop_flag.set()
 
 
@@ -68,14 +68,14 @@ class _Actor:
         self.name = f"actor at {place}"
         self.is_ready = False
         self.reference = actor.ready.remote()
-        self.sent: list[PairTask] = []
+        self.sent: list[Task[Any]] = []
 
-    def send(self, tasks: Sequence[PairTask]) -> None:
+    def send(self, tasks: Sequence[Task[Any]]) -> None:
         self.sent = list(tasks)
         self.reference = self.actor.work.remote(self.sent)
 
     def ask_to_stop(self) -> None:
-        with contextlib.suppress(Exception):  # of a dead actor nothing is wanted
+        with contextlib.suppress(Exception):  # nothing is wanted of a dead actor
             self.actor.stop.remote()
 
     def kill(self) -> None:
@@ -107,7 +107,7 @@ class _Cluster:
         if now - self.looked_s >= LOOK_S:
             self.looked_s = now
             nodes = [node for node in self.ray.nodes() if node["Alive"]]
-            has_gpus = any(node["Resources"].get("GPU", 0) >= 1 for node in nodes)
+            has_gpus = self.settings.uses_gpu and any(node["Resources"].get("GPU", 0) >= 1 for node in nodes)
             kind, amount = ("GPU", 1) if has_gpus else ("CPU", self.settings.threads or 1)
             self.found_places = [
                 f"{node['NodeID']}/{kind}#{number}"
@@ -122,13 +122,16 @@ class _Cluster:
         node, _, kind = place.partition("/")
         is_gpu = kind.startswith("GPU")
         threads = self.settings.threads or 1
+        # Not by calls alone: Ray runs an actor's methods in threads of its own, and limits set by calls hold in one.
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+        environment = {**dict.fromkeys(names, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
         options = self.actor_type.options(
             num_cpus=0 if is_gpu else threads,
             num_gpus=1 if is_gpu else 0,
-            max_restarts=0,
+            max_restarts=0,  # the pool decides what is replaced, and when
             max_concurrency=2,  # so that `stop` is heard while `work` works
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}},
+            runtime_env={"env_vars": environment},
         )
         return _Actor(self.ray, options.remote(self.settings, "cuda:0" if is_gpu else "cpu"), place)
 
@@ -138,7 +141,7 @@ class _Cluster:
             time.sleep(timeout_s)
             return []
         done, _ = self.ray.wait(list(actors), num_returns=len(actors), timeout=0)
-        if not done:
+        if not done:  # nothing was there at once: wait for the first
             done, _ = self.ray.wait(list(actors), num_returns=1, timeout=timeout_s)
         return [actors[reference].hear(actors[reference]) for reference in done]
 
@@ -150,7 +153,7 @@ def _connect(ray: Any, config: EngineConfig) -> bool:
     """Join the cluster, or start one of this machine.
 
     Returns:
-        Whether the connection is ours to close.
+        Whether the connection was made here, and so has to be closed here.
     """
     if ray.is_initialized():
         return False
@@ -175,7 +178,7 @@ def _connect(ray: Any, config: EngineConfig) -> bool:
 
 
 def run_ray(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
-    """Make all tasks of the queue on a Ray cluster.
+    """Do all tasks of the queue on a Ray cluster.
 
     Raises:
         InputError: there is no cluster at the address, or it does not let us in.

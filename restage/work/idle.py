@@ -45,8 +45,8 @@ class DeviceWatch:
         """Prepare.
 
         Args:
-            device: such as `cpu` or `cuda:0`.
-            num_own_threads: what the worker itself adds to the load of a CPU while it works.
+            device: Such as `cpu` or `cuda:0`.
+            num_own_threads: What the worker itself adds to the load of a CPU while it works.
         """
         self.device, self.num_own_threads = device, num_own_threads
         self.own: set[str] = {str(os.getpid())}
@@ -57,12 +57,12 @@ class DeviceWatch:
         return set(_nvidia_smi(f"--id={_gpu_name(self.device)}", "--query-compute-apps=pid"))
 
     def before_load(self) -> None:
-        """Look who is there before our models are."""
+        """Note who computes there before our models do."""
         if self.device.startswith("cuda"):
             self.before = self._processes()
 
     def after_load(self) -> None:
-        """What is there now and was not before is us: in a container, our number there is another than here."""
+        """Take what is there now and was not before for us: in a container our process has another number there."""
         self.is_loaded = True
         if self.device.startswith("cuda"):
             self.own |= self._processes() - self.before

@@ -1,4 +1,4 @@
-"""Which tasks of a campaign wait, are being made, are done, or are set aside: the driver's book.
+"""The driver's book: which tasks wait, are being done, are done, or are set aside.
 
 The book is in memory only; what counts is on disk, and a new driver reads it from there.
 """
@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from restage.pairs.tasks import PairTask, TaskPlan
-from restage.pairs.worker import TaskReport
+from restage.work.task import Report, Task
 
-__all__ = ["SetAside", "TaskQueue"]
+__all__ = ["MAX_BUNDLE", "MAX_LOSSES", "SetAside", "TaskQueue"]
 
 BUNDLE_S = 2.0
-"""Work that goes to a worker in one message: tasks of minutes go alone, tiny ones together."""
+"""Seconds of work that go to a worker in one message, where tasks may be bundled."""
 MAX_BUNDLE = 256
+"""Most tasks in one message; for kinds of work whose tasks may be tiny."""
 MAX_LOSSES = 8
-"""Workers that may be lost over one task, before the task is taken for the cause."""
+"""Workers that may be lost over one task before the task is taken for the cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,36 +35,61 @@ class SetAside:
 class TaskQueue:
     """Hands out tasks, takes back those of lost workers, gives up those that fail again and again."""
 
-    def __init__(self, plan: TaskPlan, missing: Iterable[int], *, max_attempts: int) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task[Any]],
+        missing: Iterable[int],
+        *,
+        max_attempts: int,
+        max_bundle: int = 1,
+        needs: Mapping[int, Iterable[int]] | None = None,
+    ) -> None:
         """Start with the missing tasks.
 
         Args:
-            plan: builds the tasks.
-            missing: numbers of tasks to make, in the order in which they are handed out.
-            max_attempts: failures after which a task is set aside.
+            tasks: All tasks; may build each when it is asked for.
+            missing: Numbers of the tasks to do, in the order in which they are handed out.
+            max_attempts: Failures after which a task is set aside.
+            max_bundle: Most tasks that a worker gets at once.
+            needs: Tasks that a task waits for, by its number; those that are not missing are done.
         """
-        self.plan, self.max_attempts = plan, max_attempts
-        self.waiting: deque[int] = deque(missing)
+        missing = list(missing)
+        still_open = set(missing) if needs else set()
+        self.tasks, self.max_attempts, self.max_bundle = tasks, max_attempts, max_bundle
+        self.blocked = {
+            index: found
+            for index, needed in (needs or {}).items()
+            if index in still_open and (found := still_open & set(needed))
+        }
+        self.waiting: deque[int] = deque(index for index in missing if index not in self.blocked)
         self.at_work: set[int] = set()
         self.failures: dict[int, int] = {}
         self.losses: dict[int, int] = {}
         self.set_aside: dict[int, SetAside] = {}
-        self.is_probing = True
-        """While set, a single task is out: the probe that the estimate is made from."""
+        self.news: list[SetAside] = []
+        """Tasks set aside that nobody has been told of yet."""
+        self.is_probing = False
+        """While set, a single task is out: the probe that an estimate is made from."""
         self.mean_task_s = BUNDLE_S
 
     @property
     def is_finished(self) -> bool:
         """Whether every task is done or set aside."""
+        # What is blocked waits for a task that is in one of these two: it cannot be all that is left.
         return not self.waiting and not self.at_work
 
-    def take(self, num_workers: int) -> list[PairTask]:
+    @property
+    def num_left(self) -> int:
+        """Tasks that are neither done nor set aside."""
+        return len(self.waiting) + len(self.blocked) + len(self.at_work)
+
+    def take(self, num_workers: int) -> list[Task[Any]]:
         """Hand out the next tasks for one worker; none if there is nothing to do for it now."""
         if self.is_probing:
             count = 0 if self.at_work else 1
         else:
             share = len(self.waiting) // (4 * max(num_workers, 1))  # towards the end nobody hoards
-            count = max(1, min(MAX_BUNDLE, share, int(BUNDLE_S / max(self.mean_task_s, 1e-4))))
+            count = max(1, min(self.max_bundle, share, int(BUNDLE_S / max(self.mean_task_s, 1e-4))))
         taken: list[int] = []
         while self.waiting and len(taken) < count:
             index = self.waiting.popleft()
@@ -75,16 +101,17 @@ class TaskQueue:
             if is_suspect:
                 break
         self.at_work.update(taken)
-        return [self.plan[index] for index in taken]
+        return [self.tasks[index] for index in taken]
 
-    def report(self, report: TaskReport) -> None:
+    def report(self, report: Report) -> None:
         """Note what became of a task."""
         if report.index not in self.at_work:
-            return  # of a worker that was given up as lost, and was not
+            return  # from a worker that was given up as lost, and was not
         self.at_work.discard(report.index)
         if report.status in ("done", "found"):
             self.failures.pop(report.index, None)
             self.losses.pop(report.index, None)
+            self._release(report.index)
             if report.status == "done":
                 self.mean_task_s += 0.1 * (report.seconds - self.mean_task_s)
         elif report.status == "failed":
@@ -102,6 +129,7 @@ class TaskQueue:
             if index not in self.at_work:
                 continue
             self.at_work.discard(index)
+            # Counted apart from failures: most workers are lost for reasons that have nothing to do with their task.
             self.losses[index] = self.losses.get(index, 0) + 1
             if self.losses[index] >= MAX_LOSSES:
                 self._set_aside(index, f"lost {MAX_LOSSES} workers", reason)
@@ -115,8 +143,20 @@ class TaskQueue:
                 self.at_work.discard(index)
                 self.waiting.appendleft(index)
 
+    def _release(self, done: int) -> None:
+        """Let go of tasks that waited for this one alone."""
+        for index, needed in list(self.blocked.items()):
+            needed.discard(done)
+            if not needed:
+                del self.blocked[index]
+                self.waiting.append(index)
+
     def _set_aside(self, index: int, reason: str, details: str) -> None:
         self.set_aside[index] = SetAside(index=index, reason=reason, details=details)
+        self.news.append(self.set_aside[index])
+        for other in [other for other, needed in self.blocked.items() if index in needed]:
+            if self.blocked.pop(other, None) is not None:  # may have gone with another one that needed the same
+                self._set_aside(other, f"task {index}, which it needs, was set aside: {reason}", details)
 
     def shuffle(self) -> None:
         """Go on in random order: two drivers on one folder then share the work instead of doing it twice."""

@@ -1,6 +1,6 @@
 """One loop for workers in other processes, wherever they run: hand out, collect, replace, rest, retire.
 
-`local` and `ray_cluster` bring the processes; everything that decides anything is here.
+`local` and `ray_cluster` bring the processes; whatever decides anything is here.
 """
 
 from __future__ import annotations
@@ -8,19 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from restage.pairs.campaign_queue import TaskQueue
-from restage.pairs.executors.interface import EngineConfig, Event, Tick, WorkerLost
-from restage.pairs.tasks import PairTask
-from restage.pairs.worker import TaskReport
 from restage.records import InputError
+from restage.work.interface import EngineConfig, Event, Tick, WorkerLost
+from restage.work.queue import TaskQueue
+from restage.work.task import Report, Task
 
 __all__ = ["Message", "Pool", "WorkerHandle", "run_pool"]
 
 WAIT_S = 0.5
 MAX_BAD_TASKS = 5
-"""Different tasks in a row that a worker may fail, before it is taken for the cause and not replaced."""
+"""Different tasks in a row that a worker may fail before it is taken for the cause and not replaced."""
 MAX_BACK_OFF_S = 30.0
 """Longest wait before a worker is replaced that died before it had done anything."""
 
@@ -31,14 +30,14 @@ class WorkerHandle(Protocol):
 
     name: str
     place: str
-    """What it stands for and is replaced in: a device, a slot of the cluster."""
+    """The device or slot of the cluster that it takes up, and that its successor gets."""
 
-    def send(self, tasks: Sequence[PairTask]) -> None:
-        """Let it work through these tasks; only called when it has none."""
+    def send(self, tasks: Sequence[Task[Any]]) -> None:
+        """Have it work through these tasks; only called when it has none."""
         ...
 
     def ask_to_stop(self) -> None:
-        """Ask it to give up after its present batch."""
+        """Ask it to give up after its present step."""
         ...
 
     def kill(self) -> None:
@@ -52,9 +51,9 @@ class Message:
 
     worker: WorkerHandle
     is_ready: bool = False
-    reports: tuple[TaskReport, ...] = ()
+    reports: tuple[Report, ...] = ()
     is_idle: bool = False
-    """It will say nothing more of the tasks that it has."""
+    """Whether it will say nothing more of the tasks that it has."""
     gone: str = ""
     """Why it is gone, if it is."""
 
@@ -64,19 +63,19 @@ class Pool(Protocol):
     """Starts workers and hears from them."""
 
     def places(self) -> list[str]:
-        """Places that there is room for a worker at, now."""
+        """Returns the places that have room for a worker now."""
         ...
 
     def start(self, place: str) -> WorkerHandle:
-        """Start a worker there; it says when it is ready."""
+        """Start a worker at a place; it says when it is ready."""
         ...
 
     def wait(self, workers: Sequence[WorkerHandle], timeout_s: float) -> list[Message]:
-        """What these workers have said, or that they are gone."""
+        """Returns what these workers have said since, or that they are gone."""
         ...
 
     def close(self) -> None:
-        """Give back what the pool holds; its workers have ended."""
+        """Give back what the pool holds; its workers have ended by then."""
         ...
 
 
@@ -100,6 +99,8 @@ class _Place:
 
 
 class _Loop:
+    """The driver's side of a pool; slots hold workers by their `id`, since handles need not be hashable."""
+
     def __init__(self, pool: Pool, queue: TaskQueue, config: EngineConfig) -> None:
         self.pool, self.queue, self.config = pool, queue, config
         self.slots: dict[int, _Slot] = {}
@@ -116,7 +117,7 @@ class _Loop:
         now = time.monotonic()
         names = self.pool.places()
         taken = {worker.place for worker in self.workers()}
-        room = (self.config.workers or len(names)) - len(taken)
+        room = min(self.config.workers or len(names), self.queue.num_left) - len(taken)
         for name in names:
             place = self.places.setdefault(name, _Place())
             if room > 0 and name not in taken and not place.is_retired and now >= place.waits_until_s:
@@ -145,7 +146,7 @@ class _Loop:
             self.queue.report(report)
             yield report
             yield from self.judge(slot, report)
-        if id(message.worker) not in self.slots:
+        if id(message.worker) not in self.slots:  # let go for what it reported
             return
         if message.is_idle:
             self.queue.give_back(slot.at_work)
@@ -154,14 +155,14 @@ class _Loop:
             self.queue.lose(slot.at_work, message.gone)
             yield self.let_go(slot, message.gone)
 
-    def judge(self, slot: _Slot, report: TaskReport) -> Iterator[Event]:
-        """What a report means for the worker."""
+    def judge(self, slot: _Slot, report: Report) -> Iterator[Event]:
+        """Decide what a report means for the worker that sent it."""
         place = self.place_of(slot.worker)
         if report.status in ("done", "found"):
             place.bad_tasks, place.num_early_losses = set(), 0
         elif report.status == "busy":
             slot.rests_until_s = time.monotonic() + self.config.poll_s
-        elif report.status == "gave way":  # its memory on the device is only free when it has ended
+        elif report.status == "gave way":  # its memory on the device becomes free only when it ends
             yield self.let_go(slot, "gave way to someone else", rest_s=self.config.poll_s)
         elif report.status == "unfit":
             yield self.retire(slot, report.reason)
@@ -174,11 +175,13 @@ class _Loop:
 
     def let_go(self, slot: _Slot, reason: str, *, rest_s: float = 0.0) -> WorkerLost:
         """End a worker; the tasks that it still has go back."""
+        # Forgotten before it is killed: whatever it still says of a task that another one gets now is passed over.
         del self.slots[id(slot.worker)]
         slot.worker.kill()
         self.queue.give_back(slot.at_work)
         place = self.place_of(slot.worker)
         if not slot.is_ready:
+            # It died while it loaded, and its successor is likely to: wait longer each time, so as not to burn the CPU.
             place.num_early_losses += 1
             rest_s = max(rest_s, min(MAX_BACK_OFF_S, 2.0**place.num_early_losses))
         place.waits_until_s = time.monotonic() + rest_s
@@ -195,7 +198,7 @@ class _Loop:
         """Refuse to wait for workers that will not come."""
         places = [self.places[name] for name in self.pool.places() if name in self.places]
         if not self.slots and places and all(place.is_retired for place in places):
-            raise InputError(f"no worker is left that can make pairs; the last: {places[-1].reason}")
+            raise InputError(f"no worker is left that can do the work; the last: {places[-1].reason}")
         tries = [place.num_early_losses for place in places]
         if not any(slot.is_ready for slot in self.slots.values()) and tries and min(tries) >= MAX_BAD_TASKS:
             raise InputError("workers die before they have begun; `restage doctor` says what this machine can do")
@@ -215,10 +218,10 @@ class _Loop:
 
 
 def run_pool(pool: Pool, queue: TaskQueue, config: EngineConfig) -> Iterator[Event]:
-    """Have all tasks of the queue made by the workers of a pool.
+    """Have all tasks of the queue done by the workers of a pool.
 
     Raises:
-        InputError: no worker can make any.
+        InputError: no worker can do any.
     """
     loop = _Loop(pool, queue, config)
     try:

@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from restage.work.queue import MAX_BUNDLE, TaskQueue
+from restage.work.task import Report, Status, Task
+
+
+def make_queue(count: int = 20, **changes) -> TaskQueue:
+    """Tasks that are nothing but a number, handed out in bundles."""
+    tasks = [Task(index=index, item=None) for index in range(count)]
+    return TaskQueue(tasks, range(count), **{"max_attempts": 2, "max_bundle": MAX_BUNDLE, **changes})
+
+
+def report(index: int, status: Status = "done", **facts) -> Report:
+    return Report(index=index, status=status, worker="here:1", **facts)
