@@ -29,6 +29,7 @@ SUMMARIES = {
     "scenes": "fit every capture of a run",
     "fit": "fit Gaussian splats to a capture: nerfstudio, COLMAP, or photographs",
     "edit": "edit a fitted scene by an instruction",
+    "edits": "edit every scene of a run by several methods, for compare",
     "export": "write a scene's splats as PLY, or image pairs for others: Hugging Face, WebDataset, InstructPix2Pix",
     "import": "take image pairs of somebody else in, to train on",
     "compare": "score every edit of a run on held-out views",

@@ -28,6 +28,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     ),
     "fit": scenes.build_fit,
     "edit": scenes.build_edit,
+    "edits": scenes.build_edits,
     "export": scenes.build_export,
     "import": pairs.build_import,
     "scenes": stages.build_stage("scenes", "Fit every capture of the run.\n\nExample: restage scenes runs/mine"),

@@ -10,10 +10,11 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from restage.audit.show import describe_run
+from restage.commands.arguments import RunArgument
 from restage.records import EditRequest, InputError
 from restage.run.progress import show_progress
 
-__all__ = ["build_edit", "build_export", "build_fit", "build_view"]
+__all__ = ["build_edit", "build_edits", "build_export", "build_fit", "build_view"]
 
 SceneArgument = Annotated[Path, arg(metavar="SCENE")]
 CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
@@ -126,6 +127,48 @@ def build_edit() -> Callable[..., None]:
         print(f"edited: {last.note if last else scene}")
 
     return edit
+
+
+def build_edits() -> Callable[..., None]:
+    """Build `restage edits`."""
+    from restage.edit.stage import EditConfig
+
+    default = EditConfig()
+
+    def edits(
+        run: Positional[RunArgument],
+        *,
+        methods: tuple[str, ...] = default.methods,
+        editors: tuple[str, ...] = default.editors,
+        scenes: tuple[str, ...] = default.scenes,
+        edits: tuple[str, ...] = default.edits,
+        seeds: tuple[int, ...] = default.seeds,
+    ) -> None:
+        """Edit every scene of a run by several methods, for `restage compare`.
+
+        Example: restage edits runs/mine --methods restage idu --editors edit_model
+
+        The edits are those that `restage world` made with the scenes. What is done is not done again. To compare
+        methods on other scenes, or with other settings than the defaults, write a study: restage study --help
+
+        Args:
+            run: Folder of the run.
+            methods: Names on the menu in `restage/edit/methods`.
+            editors: Names on the menu in `restage/edit/editors`; every method but `nothing` runs with each.
+            scenes: Names of scenes; default: all that have edits.
+            edits: Names of edits; default: all.
+            seeds: Each edit is made once with each.
+        """
+        from restage.recipes import STAGES
+        from restage.run.folder import open_run, working
+        from restage.run.models import models_in
+
+        config = EditConfig(methods=methods, editors=editors, scenes=scenes, edits=edits, seeds=seeds)
+        with working(open_run(run)) as opened:
+            show_progress(STAGES["edit"].run(opened, config, models_in()))
+        print(f"edits: {run / 'edit'}")
+
+    return edits
 
 
 def build_export() -> Callable[..., None]:

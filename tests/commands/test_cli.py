@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 from PIL import Image
 
 from restage.cli import SUMMARIES, run
-from restage.records import Progress, read_json
+from restage.records import Progress, Score, read_json
 from restage.run.progress import plain_lines
+from restage.scores.rows import write_scores
 
 
 class Result(NamedTuple):
@@ -76,16 +78,47 @@ def fitted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_help_lists_every_command_without_heavy_imports() -> None:
+HEAVY = ("torch", "numba", "diffusers", "transformers", "scipy", "matplotlib")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["ls", "RUNS"], ["show", "RUN"], ["show", "--help"], ["doctor"], ["doctor", "--help"]],
+    ids=" ".join,
+)
+def test_commands_that_only_look_import_nothing_heavy(arguments: list[str], scored_run: Path) -> None:
+    places = {"RUN": str(scored_run), "RUNS": str(scored_run.parent)}
     program = (
-        "import sys; from restage.cli import run; run(['--help']);"
-        "heavy = {'torch', 'numba', 'diffusers', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules);"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
+        "import sys\n"
+        "from restage.cli import run\n"
+        "try:\n"
+        f"    code = run({[places.get(word, word) for word in arguments]})\n"
+        "except SystemExit as ended:\n"
+        "    code = ended.code\n"
+        f"heavy = set({HEAVY}) & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)\n"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) >= 1
+
+
+@pytest.fixture(scope="session")
+def scored_run(fitted_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a fit and a table of scores, which `show` shows."""
+    folder = tmp_path_factory.mktemp("scored") / "run"
+    shutil.copytree(fitted_run, folder)
+    result = {"scene": "mine", "edit": "recolour-1", "kind": "recolour", "editor": "edit_model", "seed": 0}
+    scores = [Score(**result, method=method, metric="progress", value=0.5) for method in ("idu", "restage")]
+    write_scores(folder / "compare" / "scores.parquet", scores)
+    assert "| idu |" in restage("show", folder).stdout
+    return folder
+
+
+def test_help_lists_every_command() -> None:
+    shown = restage("--help").stdout
     for name in SUMMARIES:
-        assert re.search(rf"^  {name} ", result.stdout, re.MULTILINE)
+        assert re.search(rf"^  {name} ", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", SUMMARIES)
