@@ -15,7 +15,7 @@ from restage.records import EditRequest, InputError
 from restage.scenes.capture import Capture
 from restage.scenes.splats import Splats
 
-__all__ = ["EditJob", "EditStep", "Method"]
+__all__ = ["EditJob", "EditStep", "Method", "needs_editor"]
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,8 @@ class Method(Protocol):
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Edit the scene; yields at least one step."""
         ...
+
+
+def needs_editor(method: Method | type[Method]) -> bool:
+    """Whether a method asks an editor; all do but those whose class says `needs_editor: ClassVar[bool] = False`."""
+    return getattr(method, "needs_editor", True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from restage.diffusion.editor_folder import edit_weights_sha256
 from restage.edit.editors import Edited, Editor, EditorSource, ViewBatch, check_editor, open_editor
-from restage.edit.job import Method
+from restage.edit.job import Method, needs_editor
 from restage.edit.methods import METHODS
 from restage.edit.results import edit_scene, write_failure
 from restage.records import EditCase, InputError, Progress, derive_seed, file_sha256, read_json
@@ -28,8 +28,6 @@ __all__ = ["EditConfig", "EditUnit", "list_units", "run_edit"]
 NO_EDITOR = "none"
 """Name that stands for the editor of a method that asks none."""
 
-METHODS_WITHOUT_EDITOR = ("nothing",)
-
 
 @dataclass(frozen=True, kw_only=True)
 class EditConfig:
@@ -38,7 +36,7 @@ class EditConfig:
     methods: tuple[str, ...] = ("nothing", "replace_once", "idu", "restage")
     """Names on the menu `METHODS`."""
     editors: tuple[str, ...] = ("edit_model", "exact")
-    """As `check_editor` knows them; every method but `nothing` runs with each."""
+    """As `check_editor` knows them; every method that needs an editor runs with each."""
     scenes: tuple[str, ...] = ()
     """Names of scenes; empty for all that have edits."""
     edits: tuple[str, ...] = ()
@@ -104,7 +102,7 @@ def list_units(run_path: Path, config: EditConfig) -> list[EditUnit]:
         EditUnit(scene=scene, edit=edit, method=method, editor=editor, seed=seed)
         for scene, edit in pairs
         for method in config.methods
-        for editor in ((NO_EDITOR,) if method in METHODS_WITHOUT_EDITOR else config.editors)
+        for editor in (config.editors if needs_editor(METHODS[method]) else (NO_EDITOR,))
         for seed in config.seeds
     ]
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from restage.compare.judges import CompareConfig
 from restage.edit.editors import Editor, EditorSource, check_editor, open_editor
-from restage.edit.job import Method
-from restage.edit.stage import METHODS_WITHOUT_EDITOR, NO_EDITOR, EditUnit
+from restage.edit.job import Method, needs_editor
+from restage.edit.stage import NO_EDITOR, EditUnit
 from restage.records import InputError, content_id, to_plain
 from restage.run.models import models_in
 from restage.scenes.fit import FitConfig
@@ -178,8 +178,7 @@ def list_units(study: Study) -> list[EditUnit]:
 
 
 def _editors_of(study: Study, method: StudyMethod) -> tuple[str, ...]:
-    kind = type(method.settings).__name__.lower()
-    if kind in METHODS_WITHOUT_EDITOR or method.editors == ():
+    if not needs_editor(method.settings) or method.editors == ():
         return (NO_EDITOR,)
     return tuple(study.editors) if method.editors is None else method.editors
 

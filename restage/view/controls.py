@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from restage.edit.editors import EDITORS
-from restage.edit.job import EditStep
+from restage.edit.job import EditStep, needs_editor
 from restage.edit.methods import METHODS
 from restage.edit.single import EditChoice
 from restage.records import EditRequest, InputError
@@ -59,7 +59,7 @@ class Controls:
         self.example.on_update(self._handler(lambda _: self._fill_example()))
         self.instruction = gui.add_text("Instruction", "", hint="Such as: make the cube blue")
         self.method = gui.add_dropdown(
-            "Method", tuple(name for name in METHODS if name != "nothing"), initial_value="restage"
+            "Method", tuple(name for name, method in METHODS.items() if needs_editor(method)), initial_value="restage"
         )
         self.method.on_update(self._handler(lambda _: self.settings.load(self.method.value)))
         self.editor = gui.add_dropdown("Editor", tuple(EDITORS), initial_value="edit_model")

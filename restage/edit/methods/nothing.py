@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from restage.edit.job import EditJob, EditStep
 
@@ -16,6 +17,8 @@ class Nothing:
 
     Memory: that of the splats, twice.
     """
+
+    needs_editor: ClassVar[bool] = False
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Yield the splats once, as they came."""

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -8,20 +9,8 @@ from restage.compare.metrics import progress, spill
 from restage.edit.dial import TimeLimited
 from restage.edit.editors import EDITORS, Edited, EditorSource, ViewBatch
 from restage.edit.editors.known import KnownScores
-from restage.edit.job import EditJob
-from restage.edit.methods import (
-    METHODS,
-    Dds,
-    DepthFusion,
-    DreamCatalyst,
-    Idu,
-    Igs2gs,
-    Joint,
-    Pds,
-    ReplaceOnce,
-    Restage,
-    Sds,
-)
+from restage.edit.job import EditJob, Method, needs_editor
+from restage.edit.methods import METHODS, Idu, Joint, Restage
 from restage.edit.methods.deaths import KeyViews
 from restage.edit.methods.restage import choose_key_views, composite, robust_weights, sharpen
 from restage.edit.preview import NO_OP_SHARE, changed_share
@@ -30,21 +19,36 @@ from restage.records import InputError
 from restage.scenes.fit import render_views
 from restage.scenes.splats import Splats
 
-QUICK = {
-    "nothing": METHODS["nothing"](),
-    "replace_once": ReplaceOnce(num_steps=300),
-    "idu": Idu(num_steps=400, edit_every=5),
-    "igs2gs": Igs2gs(num_steps=300, edit_every=150),
-    "sds": Sds(num_steps=600),
-    "dds": Dds(num_steps=900),
-    "pds": Pds(num_steps=900),
-    "dreamcatalyst": DreamCatalyst(num_steps=300),
-    "depth_fusion": DepthFusion(num_steps=300),
-    "joint": Joint(noise_levels=(1.0, 0.3), steps_per_round=150),
-    "restage": Restage(noise_levels=(1.0,), color_steps=60, shape_steps=60),
+LONG: dict[str, dict[str, Any]] = {
+    "replace_once": {"num_steps": 300},
+    "idu": {"num_steps": 400, "edit_every": 5},
+    "igs2gs": {"num_steps": 300, "edit_every": 150},
+    "sds": {"num_steps": 600},
+    "dds": {"num_steps": 900},
+    "pds": {"num_steps": 900},
+    "dreamcatalyst": {"num_steps": 300},
+    "depth_fusion": {"num_steps": 300},
+    "joint": {"noise_levels": (1.0, 0.3), "steps_per_round": 150},
+    "restage": {"noise_levels": (1.0,), "color_steps": 60, "shape_steps": 60},
 }
-HELD_BACK = ("dreamcatalyst",)
-"""It weighs the edit against the unedited view, so that even exact predictions do not lead all the way."""
+"""Settings with which a method gets to the truth soon; one that is not named here is tried with its defaults."""
+SHORT: dict[str, dict[str, Any]] = {
+    **{name: {"num_steps": 6} for name in ("replace_once", "sds", "dds", "pds", "dreamcatalyst", "depth_fusion")},
+    "idu": {"num_steps": 12, "edit_every": 2},
+    "igs2gs": {"num_steps": 4, "edit_every": 2},
+    "joint": {"steps_per_round": 2},
+    "restage": {"color_steps": 3, "shape_steps": 3},
+}
+"""Settings with which a method is done in a moment; one that is not named here is tried with its defaults."""
+EXACT_BARS = {**dict.fromkeys(LONG, (0.85, 0.01)), "dreamcatalyst": (0.3, 0.01), "depth_fusion": (0.85, 0.02)}
+"""Least progress and most spill with the exact editor, for methods that are held to more than `ANY_BARS`. DreamCatalyst
+weighs the edit against the unedited view, so that even exact predictions do not lead all the way."""
+ANY_BARS = (0.3, 0.02)
+EDITING = [name for name, method in METHODS.items() if needs_editor(method)]
+
+
+def make(name: str, settings: dict[str, dict[str, Any]]) -> Method:
+    return METHODS[name](**settings.get(name, {}))
 
 
 @pytest.fixture
@@ -63,23 +67,24 @@ def scores(scene, splats) -> tuple[float, float]:
     return done.mean, spill(edited, unedited, masks).mean
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "nothing"])
+@pytest.mark.parametrize("name", EDITING)
 def test_with_the_exact_editor_a_method_gets_to_the_truth_on_held_out_views(name, job, tiny_scene):
-    steps = list(QUICK[name].run(job))
+    steps = list(make(name, LONG).run(job))
     done, spilled = scores(tiny_scene, steps[-1].splats)
-    assert done > (0.3 if name in HELD_BACK else 0.85)
-    assert spilled < (0.02 if name == "depth_fusion" else 0.01)
+    least, most = EXACT_BARS.get(name, ANY_BARS)
+    assert done > least
+    assert spilled < most
 
 
 def test_nothing_gives_the_splats_back_bit_for_bit(job, tiny_scene):
-    (step,) = QUICK["nothing"].run(job)
+    (step,) = METHODS["nothing"]().run(job)
     for name, tensor in step.splats.parameters().items():
         assert torch.equal(tensor, getattr(tiny_scene.splats, name))
     assert scores(tiny_scene, step.splats)[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_restage_leaves_frozen_splats_bit_for_bit_as_they_were(job, tiny_scene):
-    result = list(QUICK["restage"].run(job))[-1].splats
+    result = list(make("restage", LONG).run(job))[-1].splats
     is_far = (tiny_scene.splats.means[:, :2].norm(dim=1) > 0.8) & ~tiny_scene.is_ball
     assert is_far.sum() > 10
     for name, tensor in result.parameters().items():
@@ -104,7 +109,7 @@ def test_the_last_shape_steps_of_restage_grow_smaller_and_no_others(job):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_does_not_touch_the_splats_that_it_gets(name, job, tiny_scene):
     before = tiny_scene.splats.clone()
-    list(_short(name).run(job))
+    list(make(name, SHORT).run(job))
     for field, tensor in before.parameters().items():
         assert torch.equal(tensor, getattr(tiny_scene.splats, field))
 
@@ -112,7 +117,7 @@ def test_a_method_does_not_touch_the_splats_that_it_gets(name, job, tiny_scene):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_splats_of_any_step_can_be_used_and_do_not_change_later(name, job, tiny_scene):
     steps, copies = [], []
-    for step in _short(name).run(job):
+    for step in make(name, SHORT).run(job):
         steps.append(step)
         copies.append(step.splats.clone())
         assert torch.isfinite(render_views(step.splats, tiny_scene.capture.cameras[0])).all()
@@ -120,11 +125,13 @@ def test_the_splats_of_any_step_can_be_used_and_do_not_change_later(name, job, t
     assert all(torch.equal(step.splats.sh, copy.sh) for step, copy in zip(steps, copies, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "nothing"])
+@pytest.mark.parametrize("name", METHODS)
 def test_a_method_whose_time_is_up_ends_at_its_first_step_with_a_scene_that_can_be_used(name, job, tiny_scene):
-    steps = list(TimeLimited(settings=_short(name), time_budget_s=1e-9).run(job))
-    assert steps[-1].step == 1 < steps[-1].num_steps
+    steps = list(TimeLimited(settings=make(name, SHORT), time_budget_s=1e-9).run(job))
+    assert steps[-1].step == 1
     assert all(step.step == 0 for step in steps[:-1])
+    if steps[-1].num_steps > 1:
+        assert len(steps) < len(list(make(name, SHORT).run(job)))
     assert torch.isfinite(render_views(steps[-1].splats, tiny_scene.capture.cameras)).all()
 
 
@@ -141,7 +148,7 @@ class _Unwilling:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_where_the_editor_changes_nothing_every_method_leaves_a_scene_that_counts_as_unchanged(name, job):
-    result = list(_short(name).run(dataclasses.replace(job, editor=_Unwilling())))[-1].splats
+    result = list(make(name, SHORT).run(dataclasses.replace(job, editor=_Unwilling())))[-1].splats
     assert changed_share(job.splats, result, job.capture) <= NO_OP_SHARE
 
 
@@ -183,9 +190,9 @@ def test_restage_tells_the_editor_which_noise_and_which_views_belong_together(se
         assert asked == [expected] * len(asked)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "nothing"])
+@pytest.mark.parametrize("name", METHODS)
 def test_the_same_seed_gives_the_same_splats_bit_for_bit(name, job):
-    first, second = (list(_short(name).run(job))[-1].splats for _ in range(2))
+    first, second = (list(make(name, SHORT).run(job))[-1].splats for _ in range(2))
     for field, tensor in first.parameters().items():
         assert torch.equal(tensor, getattr(second, field))
 
@@ -204,7 +211,8 @@ def test_an_editor_that_cannot_share_attention_is_not_asked_to(method, job):
     assert not isinstance(method, Joint) or "each by itself" in steps[0].note
 
 
-def test_a_method_asks_the_editor_for_training_views_only(job):
+@pytest.mark.parametrize("name", EDITING)
+def test_a_method_asks_the_editor_for_training_views_only(name, job):
     asked = set()
 
     class Watching:
@@ -212,9 +220,12 @@ def test_a_method_asks_the_editor_for_training_views_only(job):
             asked.update(batch.view_indices)
             return job.editor.edit(batch)
 
-    for name in ("replace_once", "idu", "igs2gs", "depth_fusion", "joint", "restage"):
-        list(_short(name).run(dataclasses.replace(job, editor=Watching())))
-    assert asked == set(job.view_indices)
+        def scores(self):
+            return KnownScores(self)
+
+    list(make(name, SHORT).run(dataclasses.replace(job, editor=Watching())))
+    assert asked and asked <= set(job.view_indices)
+    assert name not in SHORT or asked == set(job.view_indices)
 
 
 def test_a_job_with_held_out_views_is_refused(job, tiny_scene):
@@ -285,13 +296,3 @@ def test_settings_that_make_no_sense_are_refused():
         Restage(max_renewed_share=1.5)
     with pytest.raises(InputError, match="lowest_noise"):
         Idu(lowest_noise=0.0)
-
-
-def _short(name: str):
-    changes = {
-        name: {"num_steps": 6} for name in ("replace_once", "sds", "dds", "pds", "dreamcatalyst", "depth_fusion")
-    }
-    changes |= {"idu": {"num_steps": 12, "edit_every": 2}, "igs2gs": {"num_steps": 4, "edit_every": 2}}
-    changes["joint"] = {"steps_per_round": 2}
-    changes["restage"] = {"color_steps": 3, "shape_steps": 3}
-    return METHODS[name](**changes.get(name, {}))
