@@ -23,7 +23,7 @@ from restage.pairs.stage import PairsConfig, make_plan, rejudge_pairs, run_campa
 from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import EditRequest, InputError, Progress, read_json
-from restage.report.page import ReportConfig, run_report
+from restage.report.stage import ReportConfig, run_report
 from restage.run.folder import RunFolder, open_run, working
 from restage.run.models import Models
 from restage.scenes.capture import turn_upright

@@ -14,7 +14,9 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
+
+import msgspec
 
 __all__ = [
     "EditCase",
@@ -28,14 +30,19 @@ __all__ = [
     "content_id",
     "derive_seed",
     "file_sha256",
+    "from_plain",
     "has_right_seal",
     "hash_files",
+    "parse_json",
     "read_json",
     "seal",
     "write_atomically",
     "write_json",
     "write_record",
 ]
+
+
+Kind = TypeVar("Kind")
 
 
 class InputError(ValueError):
@@ -90,7 +97,7 @@ def file_sha256(path: Path) -> str:
 
 
 def hash_files(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of files by their path relative to a folder, in the order of these."""
+    """SHA-256 of files by their path relative to a folder, sorted by path."""
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(paths)}
 
 
@@ -99,6 +106,7 @@ def seal(record: Mapping[str, Any]) -> dict[str, Any]:
 
     A seal shows that a record was changed by accident or by hand. Who wants to deceive can seal anew.
     """
+    # The hash is of the values and not of the file's bytes, so that a record may be indented or sorted anew.
     content = {name: to_plain(value) for name, value in record.items() if name != "seal"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return {**content, "seal": hashlib.sha256(text.encode()).hexdigest()}
@@ -108,8 +116,8 @@ def has_right_seal(record: Mapping[str, Any], *, is_required: bool) -> bool:
     """Whether the record is as it was sealed.
 
     Args:
-        record: to look at.
-        is_required: whether it must have a seal, or may be of an older version that had none.
+        record: The record to look at.
+        is_required: Whether it must have a seal; a record of an older version has none.
     """
     return seal(record)["seal"] == record["seal"] if "seal" in record else not is_required
 
@@ -118,10 +126,13 @@ def has_right_seal(record: Mapping[str, Any], *, is_required: bool) -> bool:
 def write_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is synced to disk and renamed, on an error removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Unique on all machines that share the folder, and in all threads.
+    # In the same folder, since a rename is atomic within one file system only; unique on all machines that share the
+    # folder, and in all threads; hidden, so that no reader takes it for a file of the run.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
+        # Without this a crash of the machine can leave the new name with no content: the rename may reach the disk
+        # before the data does.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -139,25 +150,83 @@ def write_record(path: Path, value: Mapping[str, Any], *, files: Iterable[Path] 
     """Write the record that ends a folder: with the hashes of the files it speaks for, and sealed.
 
     Args:
-        path: of the record.
-        value: what it says.
-        files: below the record's folder.
+        path: Where the record goes.
+        value: What it says.
+        files: Files below the record's folder.
     """
     write_json(path, seal({**value, "files": hash_files(path.parent, files)}))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+@overload
+def read_json(path: Path) -> Any: ...
+@overload
+def read_json(path: Path, kind: type[Kind]) -> Kind: ...
+def read_json(path: Path, kind: Any = Any) -> Any:
+    """Read a JSON file, as it is or as a record of a type.
+
+    Args:
+        path: The file.
+        kind: A frozen dataclass (or any type that msgspec converts to) that the content has to fit; keys that it does
+            not know are ignored.
 
     Raises:
-        InputError: it is missing or not JSON.
+        InputError: the file is missing, is not JSON, or does not fit; names file, field, what is expected and what is
+            there.
     """
     try:
-        return json.loads(path.read_text())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable as JSON: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_json(content, kind, where=path)
+
+
+def parse_json(content: bytes | str, kind: Any = Any, *, where: object) -> Any:
+    """Read JSON text, as it is or as a record of a type; see `read_json`.
+
+    Args:
+        content: The text, or its bytes.
+        kind: What the content has to fit.
+        where: What it was read from, for messages.
+
+    Raises:
+        InputError: it is not JSON, or does not fit.
+    """
+    try:
+        plain = json.loads(content)
+    except RecursionError:
+        raise InputError(f"{where} is not readable as JSON: it is nested too deeply") from None
+    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
+        raise InputError(f"{where} is not readable as JSON: {str(error).partition(';')[0]}") from None
+    return plain if kind is Any else from_plain(plain, kind, where=where)
+
+
+def from_plain(value: Any, kind: Any, *, where: object) -> Any:
+    """Turn JSON values into a record of a type: the reverse of `to_plain`.
+
+    Args:
+        value: JSON values.
+        kind: A dataclass, or any type that msgspec converts to.
+        where: What the value was read from, for messages.
+
+    Raises:
+        InputError: the value does not fit the type.
+    """
+    try:
+        return msgspec.convert(value, kind, dec_hook=_to_path)
+    except msgspec.ValidationError as error:
+        what, _, field = str(error).replace("`", "").partition(" - at ")
+        raise InputError(
+            f"{where}{field.replace('$', ': ', 1).replace(': .', ': ')}: {what[:1].lower()}{what[1:]}"
+        ) from None
+
+
+def _to_path(kind: type, value: Any) -> Any:
+    """Convert what JSON, and so msgspec, has no type for."""
+    if issubclass(kind, Path) and isinstance(value, str):
+        return Path(value)
+    raise ValueError(f"Expected {kind.__name__}, got {type(value).__name__}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from restage.pairs.stage import PairsConfig
 from restage.prompts.stage import PromptsConfig
 from restage.recipes import DemoConfig, demo
 from restage.records import Progress
-from restage.report.page import ReportConfig
+from restage.report.stage import ReportConfig
 from restage.run.models import Models, models_in
 from restage.scenes.fit import FitConfig
 from restage.scenes.stage import ScenesConfig

@@ -25,10 +25,10 @@ from restage.records import (
     Progress,
     file_sha256,
     has_right_seal,
-    read_json,
     seal,
     write_atomically,
 )
+from restage.run.reading import read_run_record
 
 __all__ = ["BundleConfig", "OpenedBundle", "add_entry", "is_bundle", "open_bundle", "pack_bundle"]
 
@@ -58,10 +58,9 @@ def pack_bundle(run: Path, target: Path, config: BundleConfig) -> Iterator[Progr
         config: what goes into it.
 
     Raises:
-        InputError: there is no run, the target is no zip, or it is there already.
+        InputError: there is no run, the target is no zip, or it exists already.
     """
-    if not (run / "run.json").is_file():
-        raise InputError(f"{run} holds no run.json; name the folder of a run")
+    record = read_run_record(run)
     if target.suffix != ".zip":
         raise InputError(f"a bundle is a zip: expected a name that ends in .zip, got {target}")
     if target.exists():
@@ -79,7 +78,7 @@ def pack_bundle(run: Path, target: Path, config: BundleConfig) -> Iterator[Progr
         else:
             left_out[name] = {**facts, "part": part}
         yield Progress(stage="bundle", done=done, total=2 * len(names), note=name)
-    manifest = {"run": read_json(run / "run.json").get("id"), "restage": __version__, "files": files}
+    manifest = {"run": record.id, "restage": __version__, "files": files}
     with write_atomically(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         add_entry(archive, MANIFEST, json_bytes(seal({**manifest, "left_out": left_out})))
         for done, name in enumerate(files, start=1):

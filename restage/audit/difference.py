@@ -10,9 +10,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from restage.records import InputError, Score, file_sha256, read_json, to_plain
+from restage.records import Score, file_sha256, to_plain
+from restage.run.layout import EDIT_CASES, PROMPTS, SCORES, SPLATS
+from restage.run.reading import StageMark, flat_items, read_fits, read_marks, read_results, read_run_record
 from restage.scores.definitions import metrics_shown_in
 from restage.scores.rows import read_scores
 from restage.scores.statistics import clustered_estimate
@@ -45,7 +47,7 @@ class ScoreGap:
     gap: float
     """Second minus first."""
     standard_error: float
-    """Of the gap, clustered by scene; NaN with fewer than two scenes."""
+    """Standard error of the gap, clustered by scene; NaN with fewer than two scenes."""
     num_results: int
 
 
@@ -57,7 +59,7 @@ class RunDifference:
     second: Path
     config: tuple[Changed, ...]
     versions: tuple[Changed, ...]
-    """Of packages, and the code's commit."""
+    """Versions of packages, and the code's commit."""
     machine: tuple[Changed, ...]
     data: tuple[Changed, ...]
     """Hashes of prompts, pairs, captures and true views."""
@@ -74,9 +76,6 @@ def compare_runs(first: Path, second: Path) -> RunDifference:
     Raises:
         InputError: one of them is not a run, or a record in it cannot be read.
     """
-    for run in (first, second):
-        if not (run / "run.json").is_file():
-            raise InputError(f"{run} holds no run.json; name the folders of two runs")
     facts = [_facts(run) for run in (first, second)]
     named = {name: _changed(facts[0][name], facts[1][name]) for name in facts[0]}
     scores = [_scores(run) for run in (first, second)]
@@ -91,54 +90,31 @@ def compare_runs(first: Path, second: Path) -> RunDifference:
 
 
 def _facts(run: Path) -> dict[str, dict[str, str]]:
-    record = read_json(run / "run.json")
-    stages = {path.parent.name: read_json(path) for path in sorted(run.glob("*/stage.json"))}
-    config = record.get("config") if isinstance(record.get("config"), dict) else {}
-    configs = {**config, **{name: mark.get("config") for name, mark in stages.items()}, "seed": record.get("seed")}
+    record, marks = read_run_record(run), read_marks(run)
+    configs = {**record.config, **{name: mark.config for name, mark in marks.items()}, "seed": record.seed}
     models = configs.pop("models_sha256", {})
     return {
-        "config": dict(_flatten("", configs)),
-        "versions": dict(_flatten("", {**record.get("versions", {}), "commit": record.get("git_commit")})),
-        "machine": dict(_flatten("", record.get("machine", {}))),
+        "config": dict(flat_items(configs)),
+        "versions": dict(flat_items({**record.versions, "commit": record.git_commit})),
+        "machine": dict(flat_items(record.machine)),
         "data": _data(run),
-        "weights": {**dict(_flatten("", models)), **_weights(run, stages)},
+        "weights": {**dict(flat_items(models)), **_weights(run, marks)},
     }
 
 
 def _data(run: Path) -> dict[str, str]:
-    found = {}
-    for path in (run / "prompts" / "prompts.jsonl", *sorted(run.glob("scenes/*/truth/*/edit.json"))):
-        if path.exists():
-            found[path.relative_to(run).as_posix()] = file_sha256(path)[:16]
-    for path in sorted(run.glob("pairs/*.done")):
-        found[path.relative_to(run).as_posix()] = file_sha256(path)[:16]
-    for path in sorted(run.glob("scenes/*/fit.json")):
-        found[f"views of {path.parent.name}"] = str(read_json(path).get("capture_sha256", "unknown"))[:16]
-    return found
+    paths = [path for pattern in (PROMPTS, EDIT_CASES, "pairs/*.done") for path in sorted(run.glob(pattern))]
+    found = {path.relative_to(run).as_posix(): file_sha256(path)[:16] for path in paths}
+    return found | {f"views of {name}": (fit.capture_sha256 or "unknown")[:16] for name, fit in read_fits(run).items()}
 
 
-def _weights(run: Path, stages: Mapping[str, Any]) -> dict[str, str]:
-    found = {}
-    for path in sorted(run.glob("scenes/*/splats.ply")):
-        found[f"splats of {path.parent.name}"] = file_sha256(path)[:16]
-    trained = stages.get("train", {}).get("files", {})
-    names = {name: found for name, found in trained.items() if name.endswith((".safetensors", ".bin"))}
-    found |= {name: value[:16] for name, value in names.items()}
-    used = {
-        str(record.get("inputs", {}).get("model_sha256", ""))[:16]
-        for record in map(read_json, run.glob("edit/*/*/*/*/record.json"))
-    }
-    if used - {""}:
-        found["edit model of the results"] = ", ".join(sorted(used - {""}))
-    return found
-
-
-def _flatten(where: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _flatten(f"{where}.{name}" if where else str(name), item)
-    elif value is not None:
-        yield where, value if isinstance(value, str) else json.dumps(to_plain(value), ensure_ascii=False)
+def _weights(run: Path, marks: Mapping[str, StageMark]) -> dict[str, str]:
+    splats = sorted(run.glob(f"scenes/*/{SPLATS}"))
+    found = {f"splats of {path.parent.name}": file_sha256(path)[:16] for path in splats}
+    trained = marks["train"].files if "train" in marks else {}
+    found |= {name: value[:16] for name, value in trained.items() if name.endswith((".safetensors", ".bin"))}
+    used = {str(record.inputs.get("model_sha256", ""))[:16] for record in read_results(run).values()} - {""}
+    return found | ({"edit model of the results": ", ".join(sorted(used))} if used else {})
 
 
 def _changed(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[Changed, ...]:
@@ -147,8 +123,7 @@ def _changed(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[Chang
 
 
 def _scores(run: Path) -> dict[tuple[str, ...], Score]:
-    path = run / "compare" / "scores.parquet"
-    rows = read_scores(path) if path.exists() else []
+    rows = read_scores(run / SCORES) if (run / SCORES).exists() else []
     return {(row.method, row.editor, row.metric, row.scene, row.edit, str(row.seed)): row for row in rows}
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 from restage.audit.records import RecordFinding, RecordsResult
-from restage.records import InputError, Progress, Score, read_json
+from restage.records import InputError, Progress, Score, from_plain, read_json
+from restage.run.layout import CAPTURE, FITS, SCORES, STAGE_MARK
+from restage.run.reading import FitRecord, StageMark
 
 __all__ = ["TOLERANCE", "check_pictures"]
-
-TABLE = "compare/scores.parquet"
 
 TOLERANCE = 2e-3
 """Difference of a number that another machine's rounding of rendered 8-bit views may bring about, relative above 1."""
@@ -23,11 +22,11 @@ TOLERANCE = 2e-3
 
 def check_pictures(run: Path, result: RecordsResult) -> Generator[Progress, None, None]:
     """Hash every capture anew and score every result anew; what does not agree is added to the findings."""
-    fits = sorted(run.glob("scenes/*/fit.json"))
+    fits = sorted(run.glob(FITS))
     for done, path in enumerate(fits, start=1):
         _check_capture(run, path, result)
         yield Progress(stage="captures", done=done, total=len(fits), note=path.parent.name)
-    if (run / TABLE).exists():
+    if (run / SCORES).exists():
         yield from _check_scores(run, result)
 
 
@@ -35,13 +34,13 @@ def _check_capture(run: Path, fit_path: Path, result: RecordsResult) -> None:
     from restage.scenes.fitted import capture_sha256
     from restage.scenes.io import read_capture
 
-    folder = fit_path.parent / "capture"
+    folder = fit_path.parent / CAPTURE
     name = folder.relative_to(run).as_posix()
-    expected = read_json(fit_path).get("capture_sha256")
-    if not expected or not folder.is_dir():
-        result.notes.append(f"{name}: nothing says which views were fitted")
-        return
     try:
+        expected = read_json(fit_path, FitRecord).capture_sha256
+        if not expected or not folder.is_dir():
+            result.notes.append(f"{name}: nothing says which views were fitted")
+            return
         found = capture_sha256(read_capture(folder))
     except InputError as error:
         result.findings.append(RecordFinding(reason="unreadable", file=name, detail=str(error)))
@@ -63,15 +62,18 @@ def _check_scores(run: Path, result: RecordsResult) -> Generator[Progress, None,
 
     again = {name for name, metric in METRICS.items() if metric.needs == ("truth",)} | set(COST_METRICS)
     try:
-        told = {_key(score): score for score in read_scores(run / TABLE)}
+        told = {_key(score): score for score in read_scores(run / SCORES)}
         results = find_results(run)
+        mark = run / "compare" / STAGE_MARK
+        judged_by = read_json(mark, StageMark).config if mark.exists() else {}
+        no_op_share = from_plain(judged_by.get("no_op_share", CompareConfig().no_op_share), float, where=mark)
     except InputError as error:
-        result.findings.append(RecordFinding(reason="unreadable", file=TABLE, detail=str(error)))
+        result.findings.append(RecordFinding(reason="unreadable", file=SCORES, detail=str(error)))
         return
-    no_op_share = _judged_by(run).get("no_op_share", CompareConfig().no_op_share)
+    # Without judging models and orbits, whose numbers depend on weights and on the machine.
     scorer = Scorer(run, CompareConfig(no_op_share=no_op_share, orbit_frames=0), Judges())
     others = {finding.file for finding in result.findings}
-    scenes = {entry.scene for entry in results if f"scenes/{entry.scene}/capture" in others}
+    scenes = {entry.scene for entry in results if f"scenes/{entry.scene}/{CAPTURE}" in others}
     result.notes += [f"numbers of {scene}: its capture is not the one that was fitted" for scene in sorted(scenes)]
     results = [entry for entry in results if entry.scene not in scenes]
     for done, entry in enumerate(results, start=1):
@@ -89,11 +91,6 @@ def _check_scores(run: Path, result: RecordsResult) -> Generator[Progress, None,
         yield Progress(stage="scores", done=done, total=len(results), note=f"{entry.scene} {entry.edit}")
 
 
-def _judged_by(run: Path) -> dict[str, Any]:
-    mark = run / "compare" / "stage.json"
-    return read_json(mark).get("config", {}) if mark.exists() else {}
-
-
 def _key(score: Score) -> tuple[str, str, str, str, int, str]:
     return score.scene, score.edit, score.method, score.editor, score.seed, score.metric
 
@@ -106,4 +103,4 @@ def _wrong_score(told: Score, found: Score) -> RecordFinding:
     row = f"{told.scene} {told.edit} {told.method}-{told.editor} seed {told.seed}"
     what = "its record says" if told.is_cost else "the pictures give"
     detail = f"{told.metric} of {row} is {told.value:.6g}, {what} {found.value:.6g}"
-    return RecordFinding(reason="wrong score", file=TABLE, detail=detail)
+    return RecordFinding(reason="wrong score", file=SCORES, detail=detail)

@@ -12,9 +12,21 @@ from typing import Any
 
 from restage.records import InputError, Progress, content_id, file_sha256, has_right_seal, read_json
 from restage.run.folder import SEALED_APART
+from restage.run.layout import (
+    EDIT_RECORD,
+    EDIT_RECORDS,
+    FIT_RECORD,
+    FITS,
+    RUN_RECORD,
+    SPLATS,
+    STAGE_MARK,
+    STAGE_MARKS,
+    check_is_run,
+)
 
 __all__ = ["REASONS", "RecordFinding", "RecordsResult", "check_records", "describe_records", "records_to_plain"]
 
+RECORDS = (STAGE_MARKS, FITS, EDIT_RECORDS)
 MAX_LINES = 5
 """Findings of one reason that are named one by one."""
 
@@ -69,21 +81,15 @@ def check_records(run: Path, *, left_out: Mapping[str, str] | None = None) -> Ge
     Raises:
         InputError: the folder holds no run.
     """
-    if not (run / "run.json").is_file():
-        raise InputError(f"{run} holds no run.json; name the folder of a run")
+    check_is_run(run)
     check = _Check(run, left_out or {})
-    records = [run / "run.json", *sorted(run.glob("*/stage.json")), *_unit_records(run)]
+    records = [run / RUN_RECORD, *(path for pattern in RECORDS for path in sorted(run.glob(pattern)))]
     for done, path in enumerate(records, start=1):
         check.record(path)
         yield Progress(stage="verify", done=done, total=len(records), note=path.relative_to(run).as_posix())
     check.inputs()
     check.result.num_files = len(check.hashes)
     return check.result
-
-
-def _unit_records(run: Path) -> Iterator[Path]:
-    yield from sorted(run.glob("scenes/*/fit.json"))
-    yield from sorted(run.glob("edit/*/*/*/*/record.json"))
 
 
 class _Check:
@@ -115,12 +121,12 @@ class _Check:
         if is_sealed and not has_right_seal(record, is_required=True):
             self.find("edited record", name, "what it says is not what it said when it was sealed")
         self._check_id(path, name, record)
-        base = "" if path.name == "stage.json" else f"{Path(name).parent.as_posix()}/"
+        base = "" if path.name == STAGE_MARK else f"{Path(name).parent.as_posix()}/"
         for file, expected in files.items():
             self._check_file(f"{base}{file}", expected, name)
 
     def _check_id(self, path: Path, name: str, record: Mapping[str, Any]) -> None:
-        kind = {"run.json": "run", "stage.json": path.parent.name, "fit.json": "fit"}.get(path.name)
+        kind = {RUN_RECORD: "run", STAGE_MARK: path.parent.name, FIT_RECORD: "fit"}.get(path.name)
         if kind is None or "config" not in record:
             return
         config = record["config"]
@@ -146,16 +152,16 @@ class _Check:
 
     def inputs(self) -> None:
         """Check what records say of each other: configs of stages, and the splats that results were made from."""
-        configs = self.records.get("run.json", {}).get("config")
+        configs = self.records.get(RUN_RECORD, {}).get("config")
         for name, record in self.records.items():
             path = Path(name)
-            if path.name == "stage.json" and isinstance(configs, dict):
+            if path.name == STAGE_MARK and isinstance(configs, dict):
                 planned = configs.get(path.parent.name)
                 if planned is not None and "config" in record and not _agree(planned, record["config"]):
-                    self.find("mismatch", name, "its config is not the one in run.json")
-            splats = (record.get("inputs") or {}).get("splats_sha256") if path.name == "record.json" else None
+                    self.find("mismatch", name, f"its config is not the one in {RUN_RECORD}")
+            splats = (record.get("inputs") or {}).get("splats_sha256") if path.name == EDIT_RECORD else None
             if splats:
-                scene = f"scenes/{record.get('scene')}/splats.ply"
+                scene = f"scenes/{record.get('scene')}/{SPLATS}"
                 found = self._hash_of(scene)
                 if found is not None and found != splats:
                     self.find(

@@ -27,8 +27,10 @@ from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
 from restage.pairs.verify.repair import repair_pairs
 from restage.pairs.verify.sheets import write_sheets
 from restage.pairs.verify.words import describe_repair, describe_result, result_to_plain
-from restage.records import InputError, Progress, read_json
+from restage.records import InputError, Progress
+from restage.run.layout import RUN_RECORD
 from restage.run.progress import show_progress
+from restage.run.reading import read_run_record
 
 __all__ = ["Part", "VerifyConfig", "find_parts", "verify_folder"]
 
@@ -52,12 +54,12 @@ def find_parts(path: str) -> list[Part]:
     if is_url(path):
         return [Part("pairs", path, None)]
     folder = Path(path)
-    runs = [record.parent for record in (folder / "run.json", *sorted(folder.glob("rounds/*/run.json")))]
-    parts = [Part("records", run, run) for run in runs if (run / "run.json").is_file()]
+    runs = [record.parent for record in (folder / RUN_RECORD, *sorted(folder.glob(f"rounds/*/{RUN_RECORD}")))]
+    parts = [Part("records", run, run) for run in runs if (run / RUN_RECORD).is_file()]
     if (folder / "pairs").is_dir() and (any((folder / "pairs").glob("*.done")) or not parts or _has_store(folder)):
         parts.append(Part("pairs", folder / "pairs", folder))
     if not parts and any(folder.glob("shard-*")):
-        is_of_run = folder.name == "pairs" and (folder.parent / "run.json").exists()
+        is_of_run = folder.name == "pairs" and (folder.parent / RUN_RECORD).exists()
         parts.append(Part("pairs", folder, folder.parent if is_of_run else None))
     if not parts:
         raise InputError(
@@ -191,4 +193,4 @@ def _load_clip(models: Path | None) -> Any:
 
 def _command_of(run: Path | None) -> list[str]:
     """The command line that made a run."""
-    return read_json(run / "run.json").get("command", []) if run and (run / "run.json").exists() else []
+    return list(read_run_record(run).command) if run and (run / RUN_RECORD).exists() else []

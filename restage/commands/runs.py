@@ -135,17 +135,17 @@ def build_report() -> Callable[..., None]:
         from restage.recipes import STAGES
         from restage.report.supplement import write_supplement
         from restage.run.folder import open_run, working
+        from restage.run.layout import PAGE, check_is_run
         from restage.run.models import models_in
 
         if not runs:
             raise InputError("name at least one run, such as: restage report runs/demo")
         for run in runs:
-            if not (run / "run.json").is_file():
-                raise InputError(f"{run} is not a run folder (it has no run.json); give the folder that --out named")
+            check_is_run(run)
         for run in runs:
             with working(open_run(run)) as opened:
                 show_progress(STAGES["report"].run(opened, config, models_in()))
-            print(f"report: {run / 'report' / 'index.html'}")
+            print(f"report: {run / PAGE}")
         if len(runs) > 1 and "zip" in config.formats:
             print(f"all of them: {write_supplement(runs, out or runs[0].parent / 'supplement.zip')}")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from restage.records import InputError, read_json
+from restage.records import InputError
+from restage.run.layout import result_folder
+from restage.run.reading import EditRecord, read_results
 
 __all__ = ["Contender", "Result", "find_results"]
 
@@ -30,17 +31,13 @@ class Result:
     contender: Contender
     folder: Path
     """Of the edit stage; need not exist."""
-    record: dict[str, Any] | None
-    """The content of `record.json`; None if the edit was never finished."""
+    record: EditRecord | None
+    """What its record says; None if the edit was never finished."""
 
     @property
     def problem(self) -> str:
         """Why it cannot be scored; empty if it can."""
-        if self.record is None:
-            return "no result: the edit was not run or not finished"
-        if self.record.get("status") != "done":
-            return f"failed: {self.record.get('reason') or 'no reason recorded'}"
-        return ""
+        return self.record.problem if self.record else "no result: the edit was not run or not finished"
 
 
 def find_results(run_path: Path) -> list[Result]:
@@ -49,17 +46,16 @@ def find_results(run_path: Path) -> list[Result]:
     Raises:
         InputError: the run has no finished edit at all, or a record is not readable.
     """
-    records = {path.parent: read_json(path) for path in sorted((run_path / "edit").glob("*/*/*/*/record.json"))}
+    records = read_results(run_path)
     if not records:
         raise InputError(f"{run_path / 'edit'} holds no finished edits; run: restage edit")
-    contenders = sorted({_contender(record) for record in records.values()})
-    edits = sorted({(record["scene"], record["edit"]) for record in records.values()})
-    kinds = {(record["scene"], record["edit"]): record.get("kind", "") for record in records.values()}
+    contenders = sorted({Contender(method=r.method, editor=r.editor, seed=r.seed) for r in records.values()})
+    kinds = {(record.scene, record.edit): record.kind for record in records.values()}
     results = []
-    for scene, edit in edits:
+    for scene, edit in sorted(kinds):
         for contender in contenders:
             name = f"{contender.method}-{contender.editor}"
-            folder = run_path / "edit" / scene / edit / name / str(contender.seed)
+            folder = result_folder(run_path, scene, edit, contender=name, seed=contender.seed)
             results.append(
                 Result(
                     scene=scene,
@@ -71,10 +67,3 @@ def find_results(run_path: Path) -> list[Result]:
                 )
             )
     return results
-
-
-def _contender(record: dict[str, Any]) -> Contender:
-    try:
-        return Contender(method=record["method"], editor=record["editor"], seed=record["seed"])
-    except KeyError as error:
-        raise InputError(f"a record.json of the edit stage lacks {error}; delete its folder and edit again") from None

@@ -1,6 +1,6 @@
 """What a result is judged by: held-out views before, after and as they should be, and an orbit; measures nothing.
 
-A case (scene x edit) is loaded once for all of its results; `protocol.py` and studies call this, `measure.py` judges.
+A case (scene x edit) is loaded once for all of its results; `stage.py` and studies call this, `measure.py` judges.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from restage.compare.judges import CompareConfig, Judges
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import orbit_cameras
 from restage.records import EditCase, InputError, read_json
+from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, HELD_OUT, IMAGES, MASKS, SPLATS, TRUTH
 from restage.scenes.cameras import Cameras
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
@@ -90,23 +91,23 @@ def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig) -> C
         InputError: a file is missing or broken, or the capture holds no view out.
     """
     folder = run_path / "scenes" / scene
-    capture = read_capture(folder / "capture")
+    capture = read_capture(folder / CAPTURE)
     held_out = list(capture.held_out_indices)
     if not held_out:
-        raise InputError(f"{folder / 'capture'} has no held-out views to measure on")
+        raise InputError(f"{folder / CAPTURE} has no held-out views to measure on")
     names = tuple(Path(capture.file_names[index]).with_suffix(".png").name for index in held_out)
-    splats = read_splats(folder / "splats.ply")
-    truth = folder / "truth" / edit
-    case = EditCase.from_plain(read_json(truth / "edit.json")) if (truth / "edit.json").exists() else None
+    splats = read_splats(folder / SPLATS)
+    truth = folder / TRUTH / edit
+    case = read_json(truth / EDIT_CASE, EditCase) if (truth / EDIT_CASE).exists() else None
     has_truth = case is not None and case.has_truth
     orbit = orbit_cameras(capture, config.orbit_frames) if config.orbit_frames else None
     return CaseViews(
         names=names,
         source=quantize(capture.images[held_out]),
         unedited=quantize(render_views(splats, capture.cameras[held_out])),
-        truth=torch.stack([read_image(truth / "images" / name) for name in names]) if has_truth else None,
-        regions=torch.stack([read_mask(truth / "masks" / name) for name in names]) if has_truth else None,
-        truth_depth=_read_depth(truth / "depth.npz", names) if has_truth else None,
+        truth=torch.stack([read_image(truth / IMAGES / name) for name in names]) if has_truth else None,
+        regions=torch.stack([read_mask(truth / MASKS / name) for name in names]) if has_truth else None,
+        truth_depth=_read_depth(truth / DEPTH, names) if has_truth else None,
         captions=(case.request.source_caption, case.request.target_caption) if case else ("", ""),
         cameras=capture.cameras[held_out],
         orbit=orbit,
@@ -130,13 +131,13 @@ def load_result(folder: Path, case: CaseViews) -> ResultViews:
     Raises:
         InputError: a picture is missing, broken or of another size.
     """
-    edited = torch.stack([read_image(folder / "held_out" / name) for name in case.names])
+    edited = torch.stack([read_image(folder / HELD_OUT / name) for name in case.names])
     if edited.shape != case.source.shape:
         expected, got = tuple(case.source.shape), tuple(edited.shape)
         raise InputError(f"{folder}: expected held-out renders of shape {expected}, got {got}")
-    if not (folder / "splats.ply").exists():
+    if not (folder / SPLATS).exists():
         return ResultViews(edited)
-    splats = read_splats(folder / "splats.ply")
+    splats = read_splats(folder / SPLATS)
     depth, alpha = (None, None) if case.truth_depth is None or case.cameras is None else _depth(splats, case.cameras)
     orbit = None if case.orbit is None else quantize(render_views(splats, case.orbit))
     return ResultViews(edited, depth, alpha, orbit)

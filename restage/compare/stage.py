@@ -15,12 +15,13 @@ from restage.compare.measure import measure_result, unmeasured
 from restage.compare.metrics import Measured
 from restage.records import Progress, Score
 from restage.run.folder import RunFolder
+from restage.run.layout import CAPTURE, SCORES, STUDY_FILES, TRUTH, VIEW_SCORES
 from restage.scores.definitions import COST_METRICS, METRICS
-from restage.scores.rows import ViewScore, read_scores, write_scores, write_view_scores
+from restage.scores.rows import ViewScore, write_scores, write_view_scores
 
-__all__ = ["JUDGED_BY", "CompareConfig", "Scorer", "Scores", "read_scores", "run_compare", "write_scores"]
+__all__ = ["JUDGED_BY", "CompareConfig", "Scorer", "Scores", "run_compare", "write_tables"]
 
-JUDGED_BY = ("study.json", "study.py", "scenes/*/capture/**/*", "scenes/*/truth/**/*")
+JUDGED_BY = (*STUDY_FILES, f"scenes/*/{CAPTURE}/**/*", f"scenes/*/{TRUTH}/**/*")
 """What numbers rest on, whoever put it there: the stage's mark holds its hashes too, so that `verify` sees changes."""
 
 
@@ -83,8 +84,8 @@ def run_compare(run: RunFolder, config: CompareConfig) -> Iterator[Progress]:
 
 def write_tables(run: RunFolder, rows: Scores) -> None:
     """Write both tables of a run, each atomically; `scores.parquet` last."""
-    write_view_scores(run.folder("compare") / "views.parquet", rows.views)
-    write_scores(run.folder("compare") / "scores.parquet", rows.scores)
+    write_view_scores(run.path / VIEW_SCORES, rows.views)
+    write_scores(run.path / SCORES, rows.scores)
 
 
 def _rows(result: Result, measured: dict[str, Measured], names: tuple[str, ...]) -> Scores:
@@ -102,7 +103,7 @@ def _rows(result: Result, measured: dict[str, Measured], names: tuple[str, ...])
         for place, one in zip(_places(value, names), value.per_view, strict=True):
             reason = value.reason.rpartition(": ")[2] if math.isnan(one) else ""
             found.views.append(ViewScore(**who, metric=metric, view=place, value=float(one), reason=reason))
-    cost = {"is_capped": 0.0, **(result.record or {}).get("cost", {})}
+    cost = {"is_capped": 0.0, **(result.record.cost if result.record else {})}
     for metric in COST_METRICS:
         missing = (
             result.problem if result.record is None else "" if metric in cost else result.problem or "not recorded"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from restage.report.read import TrainEntry
+from restage.run.reading import TrainingStep
 
 __all__ = ["draw_loss", "interval_mark", "loss_curve", "nice_ticks", "smooth"]
 
@@ -40,21 +40,18 @@ def smooth(values: Sequence[float], *, reach: int) -> list[float]:
     return result
 
 
-def loss_curve(
-    steps: Sequence[float], losses: Sequence[float], *, width: int = 760, height: int = 260, max_points: int = 600
-) -> Markup:
+def loss_curve(train: Sequence[TrainingStep], *, width: int = 760, height: int = 260, max_points: int = 600) -> Markup:
     """Loss over training steps: every value pale, their moving average strong.
 
     Values that are not finite are left out. Long runs are thinned to `max_points` after smoothing.
 
     Args:
-        steps: training steps, rising.
-        losses: the loss at each.
-        width: of the drawing, in its own units; it scales with the page.
-        height: likewise.
-        max_points: number of points kept per line.
+        train: The steps of a training, in order.
+        width: Width of the drawing in its own units; it scales with the page.
+        height: Height of the drawing in these units.
+        max_points: Number of points kept per line.
     """
-    pairs = [(step, loss) for step, loss in zip(steps, losses, strict=True) if math.isfinite(loss)]
+    pairs = [(float(step.step), step.values["loss"]) for step in train if math.isfinite(step.values["loss"])]
     if len(pairs) < 2:
         return Markup("")
     shown = sorted(loss for _, loss in pairs)
@@ -110,14 +107,15 @@ def interval_mark(mean: float, standard_error: float, *, low: float, high: float
     return Markup(f'<svg class="mark" {box} aria-hidden="true">{"".join(parts)}</svg>')
 
 
-def draw_loss(train: TrainEntry, *, form: str) -> bytes:
+def draw_loss(train: Sequence[TrainingStep], *, form: str) -> bytes:
     """The loss curve as a file for paper and slides: `pdf` or `png`; the same losses give the same bytes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5, 2.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(train.steps, train.losses, color="#bbbbbb", linewidth=0.6)
-    axes.plot(train.steps, smooth(train.losses, reach=max(len(train.losses) // 40, 1)), color="#a63d1e")
+    steps, losses = [step.step for step in train], [step.values["loss"] for step in train]
+    axes.plot(steps, losses, color="#bbbbbb", linewidth=0.6)
+    axes.plot(steps, smooth(losses, reach=max(len(losses) // 40, 1)), color="#a63d1e")
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()

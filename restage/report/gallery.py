@@ -179,8 +179,8 @@ def _choose(methods: Sequence[MethodEntry]) -> int:
 def _method_entry(results: Sequence[ResultEntry], scores: Sequence[Score], prepared: _Pictures) -> MethodEntry:
     shown = next((result for result in results if result.held_out), results[0])
     estimates = estimates_of(scores)
-    if not scores and shown.seconds is not None:
-        estimates["seconds"] = clustered_estimate([shown.seconds], [""])
+    if not scores and "seconds" in shown.record.cost:
+        estimates["seconds"] = clustered_estimate([float(shown.record.cost["seconds"])], [""])
     return MethodEntry(
         method=shown.method,
         editor=shown.editor,

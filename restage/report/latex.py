@@ -61,11 +61,11 @@ def write_latex(summary: Summary, folder: Path) -> Iterator[str]:
         yield _write_bytes(folder / "figures" / name, buffer.getvalue())
         caption = f"{figure.entry.instruction} ({figure.entry.scene}). From left to right: {', '.join(figure.columns)}."
         body.append(_figure(f"figures/{name}", caption, f"fig:edit-{number}", records=figure.records))
-    if summary.contents.train and len(summary.contents.train.steps) > 1:
+    if len(summary.contents.train) > 1:
         yield _write_bytes(folder / "figures" / "loss.pdf", draw_loss(summary.contents.train, form="pdf"))
         body.append(_figure("figures/loss.pdf", "Training loss of the edit model.", "fig:loss", width=0.6))
     if summary.contents.diagnosis:
-        body.append(r"\paragraph{Diagnosis.} " + escape_latex(str(summary.contents.diagnosis["sentence"])) + "\n\n")
+        body.append(r"\paragraph{Diagnosis.} " + escape_latex(summary.contents.diagnosis.sentence) + "\n\n")
     facts = [f"{name}: {value}" for name, value in summary.facts.items()]
     body.append(r"\paragraph{Record.} \raggedright " + r"\\ ".join(map(escape_latex, facts)) + "\n")
     yield _write_text(folder / "paper.tex", "".join(body) + "\\end{document}\n")

@@ -1,32 +1,27 @@
 """Writes `<run>/report/index.html` and its assets from the files of a run; a pure reader of everything else.
 
-The command line calls `run_report` as the last stage, and `write_report` for any run folder.
+`restage.report.stage` calls `write_page` with what `read_contents` found.
 """
 
 from __future__ import annotations
 
 import importlib.resources
-import json
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
-from restage.records import Progress, content_id, file_sha256, read_json, to_plain, write_atomically
+from restage.records import file_sha256, write_atomically
 from restage.report.charts import interval_mark, loss_curve
 from restage.report.config import ReportConfig
 from restage.report.gallery import EditSection, edit_sections, spread
-from restage.report.latex import write_latex
 from restage.report.pictures import AssetFolder, read_picture
-from restage.report.read import RunContents, SceneEntry, read_run
-from restage.report.slides import write_slides
-from restage.report.summary import summarise
-from restage.report.supplement import write_supplement
+from restage.report.read import RunContents, SceneEntry, find_figure
 from restage.report.trace import rows_data, trace_results
 from restage.report.words import (
     as_json,
@@ -38,15 +33,14 @@ from restage.report.words import (
     unbroken_duration,
 )
 from restage.run.folder import RunFolder
+from restage.run.layout import PAGE, SCORES
 from restage.scores.definitions import METRICS, metrics_shown_in
 from restage.scores.tables import further_metrics, gaps_to_best, headline_of, method_table
 
-__all__ = ["ReportConfig", "run_report", "write_report"]
-
-SCORES = "compare/scores.parquet"
+__all__ = ["write_page"]
 
 DOWNLOADS = (("latex", "LaTeX", "paper/paper.tex"), ("slides", "Slides", "slides.pptx"))
-"""Of the page: the form, its name, and where it lies beside the page."""
+"""What the page links to: the form, its name, and where it lies beside the page."""
 
 
 class FittedScene(NamedTuple):
@@ -54,7 +48,7 @@ class FittedScene(NamedTuple):
 
     name: str
     psnr_db: float
-    facts: list[tuple[str, Any]]
+    facts: Sequence[tuple[str, Any]]
     picture: str | None
     render: str | None
     view: str
@@ -62,80 +56,23 @@ class FittedScene(NamedTuple):
     """All of its `fit.json`."""
 
 
-def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
-    """Write the page of a run as its last stage, one step per edit; one that shows the same files is left alone.
+def write_page(contents: RunContents, config: ReportConfig, run: RunFolder | None) -> Iterator[EditSection]:
+    """Write assets, then the page, then drop what an older page left; yields each edit when its pictures are stored.
 
-    The page is a view of the run's other files: when these or its config have changed since, it is written anew.
-
-    Raises:
-        InputError: a file of the run cannot be read.
+    Args:
+        contents: What the run holds.
+        config: How the page is made.
+        run: The run, if this session is one of its own: its time so far counts too.
     """
-    shown_files = files_id(run.path)
-    mark = run.path / "report" / "stage.json"
-    found = read_json(mark) if mark.exists() else {}
-    if found.get("id") == content_id("report", config) and found["facts"]["files"] == shown_files:
-        yield Progress(stage="report", done=1, total=1, note="already done")
-        return
-    contents = read_run(run.path)
-    total = max(len(contents.edits), 1)
-    for done, _ in enumerate(_write_page(contents, config, run), start=1):
-        yield Progress(stage="report", done=min(done, total), total=total)
-    for note in _write_formats(contents, config):
-        yield Progress(stage="report", done=total, total=total, note=note)
-    index_path = run.path / "report" / "index.html"
-    run.mark_done("report", config, files=shown_files)
-    yield Progress(stage="report", done=total, total=total, note=str(index_path))
-
-
-def _write_formats(contents: RunContents, config: ReportConfig) -> Iterator[str]:
-    """Write what was asked for beside the page; gives the name of each file."""
-    folder = contents.path / "report"
-    if {"latex", "slides"} & set(config.formats):
-        summary = summarise(contents, config)
-        if "latex" in config.formats:
-            yield from write_latex(summary, folder / "paper")
-        if "slides" in config.formats:
-            yield write_slides(summary, folder / "slides.pptx").name
-    if "zip" in config.formats:
-        yield write_supplement([contents.path], folder / "supplement.zip").name
-
-
-def write_report(run_folder: Path, config: ReportConfig | None = None) -> Path:
-    """Write the page of any run folder, however far the run came, in place of an older page; returns its path.
-
-    Raises:
-        InputError: it is not a run folder, or a file in it cannot be read.
-    """
-    contents, config = read_run(run_folder), config or ReportConfig()
-    for _ in _write_page(contents, config, None):
-        pass
-    for _ in _write_formats(contents, config):
-        pass
-    return run_folder / "report" / "index.html"
-
-
-def files_id(run_folder: Path) -> str:
-    """Content id of what a run holds besides its record and report: names and sizes of files, and the scores."""
-    files = {
-        path.relative_to(run_folder).as_posix(): path.stat().st_size
-        for path in sorted(run_folder.glob("*/**/*"))
-        if path.is_file() and path.relative_to(run_folder).parts[0] not in ("report", "verify")
-    }
-    scores_path = run_folder / "compare" / "scores.parquet"
-    scores = file_sha256(scores_path) if scores_path.exists() else ""
-    return content_id("files", {"files": files, "scores": scores})
-
-
-def _write_page(contents: RunContents, config: ReportConfig, run: RunFolder | None) -> Iterator[EditSection]:
-    """Write assets, then the page, then drop what an older page left; yields each edit when its pictures are stored."""
-    folder = contents.path / "report"
-    assets = AssetFolder(folder / "assets")
+    page_path = contents.path / PAGE
+    assets = AssetFolder(page_path.with_name("assets"))
     sections = []
     for section in edit_sections(contents, assets, config):
         sections.append(section)
         yield section
     page = _environment().get_template("page.html").render(**_page_values(contents, sections, assets, config, run))
-    with write_atomically(folder / "index.html") as temporary:
+    # The page comes after the pictures that it shows, and goes on showing the old ones until it is there.
+    with write_atomically(page_path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     assets.drop_unused()
 
@@ -173,9 +110,7 @@ def _page_values(
     progress = [row.estimates["progress"].mean for row in rows]
     pairs = contents.pairs
     headline = headline_of(contents.scores)
-    command = contents.record.get("command") or []
-    facts = {stage.name: stage.facts for stage in contents.stages}
-    configs = {stage.name: stage.config for stage in contents.stages}
+    facts = {name: mark.facts for name, mark in contents.stages.items()}
     traces = trace_results(contents)
     names = {(entry.scene, name): entry.edit for entry in contents.edits for name in entry.names}
     return {
@@ -185,7 +120,7 @@ def _page_values(
         "headline": headline,
         "headline_instruction": _instruction_of(contents, headline.scene, headline.edit) if headline else "",
         "wall_s": wall_seconds(contents, run),
-        "hardware": hardware_in_words(contents.record.get("machine", {})),
+        "hardware": hardware_in_words(contents.record.machine),
         "sections": sections,
         "num_edits": len([edit for edit in contents.edits if any(result.held_out for result in edit.results)]),
         "rows": rows,
@@ -197,25 +132,25 @@ def _page_values(
         "rows_data": rows_data(contents.scores, traces, names),
         "scores_sha256": file_sha256(scores_path) if (scores_path := contents.path / SCORES).exists() else "",
         "diagnosis": contents.diagnosis,
+        "diagnosis_plain": contents.diagnosis_plain,
         "diagnosis_figure": _diagnosis_figure(contents, assets),
         "scale_low": min([0.0, *(max(value, -1.0) for value in progress if math.isfinite(value))]),
         "pairs": pairs,
-        "pairs_rule": find_rule(facts.get("pairs"), configs.get("pairs")),
+        "pairs_rule": facts.get("pairs", {}).get("rule", ""),
         "pairs_facts": facts.get("pairs", {}),
         "sheet": assets.add_file(pairs.sheet_path, "contact-sheet") if pairs and pairs.sheet_path else None,
         "train": contents.train,
         "train_facts": facts.get("train", {}),
-        "curve": loss_curve(contents.train.steps, contents.train.losses) if contents.train else "",
+        "curve": loss_curve(contents.train),
         "scenes": [_fitted_scene(scene, assets, config.max_px) for scene in contents.scenes],
         "downloads": {name: path for form, name, path in DOWNLOADS if form in config.formats},
-        "command": shlex.join(str(part) for part in command),
+        "command": shlex.join(contents.record.command),
     }
 
 
 def _diagnosis_figure(contents: RunContents, assets: AssetFolder) -> str | None:
-    name = (contents.diagnosis or {}).get("figure")
-    path = contents.path / "diagnose" / Path(str(name)).name
-    return assets.add_file(path, "diagnosis") if name and path.is_file() else None
+    path = find_figure(contents)
+    return assets.add_file(path, "diagnosis") if path else None
 
 
 def describe(contents: RunContents, sections: list[EditSection]) -> str:
@@ -237,21 +172,9 @@ def describe(contents: RunContents, sections: list[EditSection]) -> str:
 
 def wall_seconds(contents: RunContents, run: RunFolder | None) -> float:
     """Seconds of work in the run: its closed sessions, and the one that is going on; NaN when nothing says."""
-    sessions = contents.record.get("sessions") or []
-    total = sum(float(session.get("wall_s", 0)) for session in sessions)
-    if run is not None:
-        total += time.time() - run.started_s
-    return total if total > 0 else math.nan
-
-
-def find_rule(*sources: Any) -> str:
-    """What a stage says of its rule of acceptance, wherever it says it; empty when it does not."""
-    for source in sources:
-        if isinstance(source, Mapping):
-            for key, value in source.items():
-                if "rule" in key.lower():
-                    return value if isinstance(value, str) else as_words(json.dumps(to_plain(value)))
-    return ""
+    # A clock that was set back in between must not make a run shorter than its closed sessions.
+    running_s = max(0.0, time.time() - run.started_s) if run is not None else 0.0
+    return contents.record.wall_s + running_s or math.nan
 
 
 def _instruction_of(contents: RunContents, scene: str, edit: str) -> str:
@@ -270,20 +193,14 @@ def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> Fitted
             return None
         return assets.add_picture(read_picture(paths[view], max_px=max_px), f"scene-{scene.name}-{label}")
 
-    facts = [(key, value) for key, value in scene.fit.items() if isinstance(value, int | float) and "psnr" not in key]
+    facts = [(key, value) for key, value in scene.plain.items() if isinstance(value, int | float) and "psnr" not in key]
+    psnr_db = scene.fit.held_out_psnr_db if scene.fit else None
     return FittedScene(
         name=scene.name,
-        psnr_db=_held_out_psnr(scene.fit),
+        psnr_db=math.nan if psnr_db is None else psnr_db,
         facts=facts,
         picture=stored(scene.pictures, "picture"),
         render=stored(scene.renders, "render"),
         view=view,
-        record=scene.fit,
+        record=scene.plain,
     )
-
-
-def _held_out_psnr(fit: Mapping[str, Any]) -> float:
-    """The held-out PSNR by whatever name `fit.json` gives it; NaN when it has none."""
-    candidates = [key for key in fit if "psnr" in key and isinstance(fit[key], int | float)]
-    candidates.sort(key=lambda key: ("held_out" not in key, key))
-    return float(fit[candidates[0]]) if candidates else math.nan

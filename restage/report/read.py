@@ -1,29 +1,60 @@
-"""Reads a run folder into small frozen records, as far as it is there; nothing is written, nothing is computed.
+"""Reads a run folder into what the page shows, as far as it is there; nothing is written, nothing is computed.
 
-`restage.report.page` calls `read_run`. File names follow docs/conventions.md; a stage that is missing is left empty.
+`restage.report.page` calls `read_contents`. A stage that is missing is left empty.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.records import EditCase, InputError, Score, read_json
+from restage.run.layout import (
+    CAPTURE,
+    CONTACT_SHEET,
+    DIAGNOSIS,
+    EDIT_CASE,
+    EDIT_RECORD,
+    EDITOR_VIEWS,
+    FIT_RECORD,
+    HELD_OUT,
+    IMAGES,
+    MANIFEST,
+    MASKS,
+    ORBIT,
+    PROMPTS,
+    RUN_RECORD,
+    SCORES,
+    SPLATS,
+    STAGES,
+    TRUTH,
+    counting_order,
+    folders_in,
+)
+from restage.run.reading import (
+    EditRecord,
+    FitRecord,
+    RunRecord,
+    StageMark,
+    TrainingStep,
+    read_marks,
+    read_metrics,
+    read_run_record,
+)
 from restage.scores.rows import read_scores
 
 __all__ = [
+    "DiagnosisRecord",
     "EditEntry",
     "PairsEntry",
     "ResultEntry",
     "RunContents",
     "SceneEntry",
-    "StageEntry",
-    "TrainEntry",
-    "read_run",
+    "find_figure",
+    "read_contents",
 ]
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -33,23 +64,37 @@ PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 class ResultEntry:
     """What one method with one editor and one seed made of one edit."""
 
-    method: str
-    editor: str
-    seed: str
+    record: EditRecord
+    plain: Mapping[str, Any]
+    """The record as JSON values, with all that it says."""
+    folder: str
+    """Path of the result in the run."""
     held_out: Mapping[str, Path]
     """Renders of the edited scene, by view."""
     orbit_path: Path | None
     editor_views: Mapping[str, Path]
     """What the 2D editor made of some training views, by view."""
     editor_masks: Mapping[str, Path]
-    seconds: float | None
-    """From the result's own record; None when it does not say."""
-    problem: str
-    """Why there is no result; empty when there is one."""
-    folder: str
-    """Path of the result in the run."""
-    record: Mapping[str, Any]
-    """Its own record."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.record.method
+
+    @property
+    def editor(self) -> str:
+        """Name of the editor."""
+        return self.record.editor
+
+    @property
+    def seed(self) -> str:
+        """The seed, as its folder is called."""
+        return str(self.record.seed)
+
+    @property
+    def problem(self) -> str:
+        """Why there is no result; empty when there is one."""
+        return self.record.reason or "failed" if self.record.status == "failed" else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +110,7 @@ class EditEntry:
     instruction: str
     source_caption: str
     target_caption: str
-    results: tuple[ResultEntry, ...]
+    results: Sequence[ResultEntry]
     before: Mapping[str, Path]
     """The scene before the edit, by view."""
     is_before_rendered: bool
@@ -76,23 +121,15 @@ class EditEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneEntry:
-    """A fitted scene: its pictures, and what its fit says of itself."""
+    """A scene: its pictures, and what its fit says of itself."""
 
     name: str
-    fit: Mapping[str, Any]
+    fit: FitRecord | None
+    plain: Mapping[str, Any]
+    """The record of the fit as JSON values; empty without a fit."""
     pictures: Mapping[str, Path]
     renders: Mapping[str, Path]
     """Renders of the unedited scene at held-out views, by view; empty when none are stored."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageEntry:
-    """What a finished stage says of itself."""
-
-    name: str
-    id: str
-    config: Any
-    facts: Mapping[str, Any]
 
 
 class PairsEntry(NamedTuple):
@@ -100,16 +137,43 @@ class PairsEntry(NamedTuple):
 
     sheet_path: Path | None
     num_accepted: int | None
+    """None without a manifest."""
     num_rejected: int | None
     reasons: Mapping[str, int]
-    """How often each reason was given for a rejected pair."""
+    """How often each reason was given for a rejected pair, most frequent first."""
 
 
-class TrainEntry(NamedTuple):
-    """The edit model's training, as its `metrics.jsonl` tells it."""
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A number of a diagnosis; None where there is none."""
 
-    steps: tuple[float, ...]
-    losses: tuple[float, ...]
+    mean: float | None
+    standard_error: float | None
+    num_cases: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosedPart:
+    """How much of a difference a part of two runs is to blame for."""
+
+    label: str
+    within: str = ""
+    """The part that it is a part of; empty for none."""
+    detail: str = ""
+    share: Interval
+    forward: Interval
+    reverse: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosisRecord:
+    """What the page shows of `restage diagnose`'s record."""
+
+    sentence: str
+    figure: str = ""
+    parts: Sequence[DiagnosedPart] = ()
+    total: Interval | None = None
+    limits: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,59 +181,58 @@ class RunContents:
     """All that the page shows of a run."""
 
     path: Path
-    record: Mapping[str, Any]
-    stages: tuple[StageEntry, ...]
-    scenes: tuple[SceneEntry, ...]
-    edits: tuple[EditEntry, ...]
-    scores: tuple[Score, ...]
+    record: RunRecord
+    plain: Mapping[str, Any]
+    """The run's record as JSON values."""
+    stages: Mapping[str, StageMark]
+    """The marks of finished stages by name, in the order data flows."""
+    scenes: Sequence[SceneEntry]
+    edits: Sequence[EditEntry]
+    scores: Sequence[Score]
     pairs: PairsEntry | None
-    train: TrainEntry | None
+    train: Sequence[TrainingStep]
     num_prompts: int | None
-    diagnosis: Mapping[str, Any] | None
-    """What `restage diagnose` found out about this run and another."""
+    diagnosis: DiagnosisRecord | None
+    diagnosis_plain: Mapping[str, Any]
 
 
-def read_run(path: Path) -> RunContents:
+def read_contents(path: Path) -> RunContents:
     """Read what there is of a run.
 
     Raises:
         InputError: it is not a run folder, or a file in it cannot be read.
     """
-    if not (path / "run.json").is_file():
-        raise InputError(f"{path} is not a run folder (it has no run.json); give the folder that --out named")
-    scenes = tuple(_read_scene(path, folder) for folder in _folders(path / "scenes") if _is_scene(folder))
-    scores_path = path / "compare" / "scores.parquet"
-    prompts_path = path / "prompts" / "prompts.jsonl"
-    diagnosis_path = path / "diagnose" / "diagnosis.json"
+    record, marks = read_run_record(path), read_marks(path)
+    scenes = [_read_scene(path, folder) for folder in folders_in(path / "scenes") if _is_scene(folder)]
+    order = [*STAGES, *sorted(set(marks) - set(STAGES))]
+    has_diagnosis, has_scores = (path / DIAGNOSIS).exists(), (path / SCORES).exists()
+    prompts_path = path / PROMPTS
     return RunContents(
         path=path,
-        record=read_json(path / "run.json"),
-        stages=_read_stages(path),
+        record=record,
+        plain=read_json(path / RUN_RECORD),
+        stages={name: marks[name] for name in order if name in marks and name != "report"},
         scenes=scenes,
-        edits=tuple(edit for scene in scenes for edit in _read_edits(path, scene)),
-        scores=tuple(read_scores(scores_path)) if scores_path.exists() else (),
-        pairs=_read_pairs(path / "pairs"),
-        train=_read_train(path / "train" / "metrics.jsonl"),
+        edits=[edit for scene in scenes for edit in _read_edits(path, scene)],
+        scores=read_scores(path / SCORES) if has_scores else (),
+        pairs=_read_pairs(path),
+        train=read_metrics(path),
         num_prompts=len(prompts_path.read_text().splitlines()) if prompts_path.exists() else None,
-        diagnosis=read_json(diagnosis_path) if diagnosis_path.exists() else None,
+        diagnosis=read_json(path / DIAGNOSIS, DiagnosisRecord) if has_diagnosis else None,
+        diagnosis_plain=read_json(path / DIAGNOSIS) if has_diagnosis else {},
     )
 
 
-def _folders(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return []
-    found = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-    return sorted(found, key=lambda folder: counting_order(folder.name))
-
-
-def counting_order(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key that counts as people do: `world-7` before `world-11`."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+def find_figure(contents: RunContents) -> Path | None:
+    """The figure of a run's diagnosis, which lies beside its record; None without one."""
+    # Only the name counts: what a record says must not lead out of the folder.
+    name = Path(contents.diagnosis.figure).name if contents.diagnosis else ""
+    path = (contents.path / DIAGNOSIS).with_name(name) if name else contents.path
+    return path if path.is_file() else None
 
 
 def _is_scene(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("capture", "truth", "fit.json", "splats.ply"))
+    return any((folder / name).exists() for name in (CAPTURE, TRUTH, FIT_RECORD, SPLATS))
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
@@ -186,174 +249,78 @@ def _pictures(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read_stages(path: Path) -> tuple[StageEntry, ...]:
-    order = ("prompts", "pairs", "train", "scenes", "edit", "compare")
-    stages = []
-    for mark in [*path.glob("*/stage.json"), *path.glob("*/*/stage.json")]:
-        name = mark.parent.relative_to(path).as_posix()
-        if name != "report":
-            found = read_json(mark)
-            entry = StageEntry(
-                name=name, id=found.get("id", ""), config=found.get("config"), facts=found.get("facts") or {}
-            )
-            stages.append(entry)
-    known = {stage: index for index, stage in enumerate(order)}
-    return tuple(sorted(stages, key=lambda stage: (known.get(stage.name.split("/")[0], len(order)), stage.name)))
-
-
-def _read_scene(run_path: Path, folder: Path) -> SceneEntry:
-    fit_path = folder / "fit.json"
+def _read_scene(run: Path, folder: Path) -> SceneEntry:
+    fit_path = folder / FIT_RECORD
     return SceneEntry(
         name=folder.name,
-        fit=read_json(fit_path) if fit_path.exists() else {},
-        pictures=_pictures(folder / "capture" / "images"),
-        renders=_unedited_renders(run_path, folder),
+        fit=read_json(fit_path, FitRecord) if fit_path.exists() else None,
+        plain=read_json(fit_path) if fit_path.exists() else {},
+        pictures=_pictures(folder / CAPTURE / IMAGES),
+        renders=_pictures(folder / HELD_OUT) or _renders_of_nothing(run, folder.name),
     )
 
 
-def _unedited_renders(run_path: Path, scene_folder: Path) -> dict[str, Path]:
-    """Renders of the unedited scene: the fit's own, or those of the anchor `nothing`."""
-    own = _pictures(scene_folder / "held_out")
-    if own:
-        return own
-    for edit_folder in _folders(run_path / "edit" / scene_folder.name):
-        for result in _read_results(edit_folder):
-            if result.method == "nothing" and result.held_out:
-                return dict(result.held_out)
-    return {}
+def _renders_of_nothing(run: Path, scene: str) -> Mapping[str, Path]:
+    """Renders of the unedited scene by the anchor `nothing`, for scenes whose fit kept none."""
+    results = (result for folder in folders_in(run / "edit" / scene) for result in _read_results(run, folder))
+    return next((result.held_out for result in results if result.method == "nothing" and result.held_out), {})
 
 
-def _read_edits(run_path: Path, scene: SceneEntry) -> Iterable[EditEntry]:
-    truth_folders = {folder.name: folder for folder in _folders(run_path / "scenes" / scene.name / "truth")}
-    edit_folders = {folder.name: folder for folder in _folders(run_path / "edit" / scene.name)}
-    for name in sorted({*truth_folders, *edit_folders}, key=counting_order):
-        results = _read_results(edit_folders[name]) if name in edit_folders else ()
-        truth_folder = truth_folders.get(name)
-        case = _read_case(truth_folder)
-        first_record = _first_record(edit_folders.get(name))
-        request = case.request if case else None
+def _read_edits(run: Path, scene: SceneEntry) -> Iterator[EditEntry]:
+    truths = {folder.name: folder for folder in folders_in(run / "scenes" / scene.name / TRUTH)}
+    edited = {folder.name: folder for folder in folders_in(run / "edit" / scene.name)}
+    for name in sorted({*truths, *edited}, key=counting_order):
+        results = _read_results(run, edited[name]) if name in edited else ()
+        case_path = truths.get(name, run) / EDIT_CASE
+        case = read_json(case_path, EditCase) if case_path.exists() else None
+        requests = (result.record.request for result in results)
+        request = case.request if case else next((request for request in requests if request), None)
+        truth = truths[name] if case and case.has_truth else None
         yield EditEntry(
             scene=scene.name,
             edit=name,
             names=frozenset({name, case.id} if case else {name}),
             kind=case.kind if case else "",
-            instruction=request.instruction if request else _find_text(first_record, "instruction") or name,
-            source_caption=request.source_caption if request else _find_text(first_record, "source_caption") or "",
-            target_caption=request.target_caption if request else _find_text(first_record, "target_caption") or "",
+            instruction=request.instruction if request else name,
+            source_caption=request.source_caption if request else "",
+            target_caption=request.target_caption if request else "",
             results=results,
             before=scene.renders or scene.pictures,
             is_before_rendered=bool(scene.renders),
-            truth=_pictures(truth_folder / "images") if truth_folder and case and case.has_truth else {},
-            truth_masks=_pictures(truth_folder / "masks") if truth_folder and case and case.has_truth else {},
+            truth=_pictures(truth / IMAGES) if truth else {},
+            truth_masks=_pictures(truth / MASKS) if truth else {},
         )
 
 
-def _read_case(truth_folder: Path | None) -> EditCase | None:
-    if truth_folder is None or not (truth_folder / "edit.json").exists():
-        return None
-    plain = read_json(truth_folder / "edit.json")
-    names = ("scene", "kind", "request", "has_truth")
-    try:
-        return EditCase.from_plain({name: plain[name] for name in names})
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{truth_folder / 'edit.json'} is not an edit case: {error}; make the scene again") from None
-
-
-def _record_paths(edit_folder: Path | None) -> list[Path]:
-    return sorted(edit_folder.glob("*/*/record.json")) if edit_folder else []
-
-
-def _first_record(edit_folder: Path | None) -> Any:
-    paths = _record_paths(edit_folder)
-    return read_json(paths[0]) if paths else {}
-
-
-def _find_text(value: Any, key: str) -> str | None:
-    """The first text under `key`, at any depth of a JSON value."""
-    if isinstance(value, dict):
-        if isinstance(value.get(key), str):
-            return value[key]
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            found = _find_text(item, key)
-            if found is not None:
-                return found
-    return None
-
-
-def _read_results(edit_folder: Path) -> tuple[ResultEntry, ...]:
+def _read_results(run: Path, edit_folder: Path) -> list[ResultEntry]:
     """Finished results only: those whose record, which is written last, is there."""
-    results = []
-    for record_path in _record_paths(edit_folder):
-        folder = record_path.parent
-        record = read_json(record_path)
-        method, _, editor = folder.parent.name.partition("-")
-        seconds = record.get("seconds", (record.get("cost") or {}).get("seconds"))
-        orbit_path = folder / "orbit.mp4"
-        results.append(
-            ResultEntry(
-                method=method,
-                editor=editor,
-                seed=folder.name,
-                held_out=_pictures(folder / "held_out"),
-                orbit_path=orbit_path if orbit_path.exists() else None,
-                editor_views=_pictures(folder / "views"),
-                editor_masks=_pictures(folder / "masks"),
-                seconds=float(seconds) if isinstance(seconds, int | float) else None,
-                problem=str(record.get("reason") or "failed") if record.get("status") == "failed" else "",
-                folder="/".join(folder.parts[-5:]),
-                record=record,
-            )
+    return [
+        ResultEntry(
+            record=read_json(path, EditRecord),
+            plain=read_json(path),
+            folder=path.parent.relative_to(run).as_posix(),
+            held_out=_pictures(path.parent / HELD_OUT),
+            orbit_path=orbit if (orbit := path.parent / ORBIT).exists() else None,
+            editor_views=_pictures(path.parent / EDITOR_VIEWS),
+            editor_masks=_pictures(path.parent / MASKS),
         )
-    return tuple(results)
+        for path in sorted(edit_folder.glob(f"*/*/{EDIT_RECORD}"))
+    ]
 
 
-def _read_pairs(folder: Path) -> PairsEntry | None:
-    sheet_path = folder / "contact_sheet.png"
-    manifest_path = folder / "manifest.parquet"
-    if not sheet_path.exists() and not manifest_path.exists():
-        return None
+def _read_pairs(run: Path) -> PairsEntry | None:
+    sheet_path, manifest = run / CONTACT_SHEET, run / MANIFEST
     sheet = sheet_path if sheet_path.exists() else None
-    if not manifest_path.exists():
-        return PairsEntry(sheet, None, None, {})
+    if not manifest.exists():
+        return PairsEntry(sheet, None, None, {}) if sheet else None
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(manifest_path).read()
-    except (OSError, pyarrow.ArrowException):
-        raise InputError(f"{manifest_path} is not readable as parquet; run the pairs stage again") from None
-    accepted_name = next((name for name in ("accepted", "is_accepted") if name in table.column_names), None)
-    if accepted_name is None:
-        return PairsEntry(sheet, table.num_rows, None, {})
-    is_accepted = [bool(value) for value in table.column(accepted_name).to_pylist()]
-    reason_name = next((n for n in ("reason", "reject_reason", "reasons") if n in table.column_names), None)
-    reasons: dict[str, int] = {}
-    for accepted, reason in zip(
-        is_accepted, table.column(reason_name).to_pylist() if reason_name else [], strict=False
-    ):
-        if not accepted and reason:
-            text = ", ".join(map(str, reason)) if isinstance(reason, list) else str(reason)
-            reasons[text] = reasons.get(text, 0) + 1
+        rows = pyarrow.parquet.ParquetFile(manifest).read(columns=["accepted", "reason"]).to_pylist()
+        rejected = [row["reason"] for row in rows if not row["accepted"]]
+    except (OSError, KeyError, pyarrow.ArrowException):
+        raise InputError(f"{manifest} is not readable as the manifest of pairs; run the pairs stage again") from None
+    reasons = Counter(reason for reason in rejected if reason)
     by_count = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
-    return PairsEntry(sheet, sum(is_accepted), len(is_accepted) - sum(is_accepted), by_count)
-
-
-def _read_train(path: Path) -> TrainEntry | None:
-    """Steps and losses; a last line that a kill cut short is left out, since the next start writes it anew."""
-    if not path.exists():
-        return None
-    lines = path.read_text().splitlines()
-    steps, losses = [], []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            step, loss = float(row["step"]), float(row["loss"])
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines):
-                break
-            raise InputError(f'{path} line {number} is not {{"step": ..., "loss": ...}}; train again') from None
-        steps.append(step)
-        losses.append(loss)
-    return TrainEntry(tuple(steps), tuple(losses))
+    return PairsEntry(sheet, len(rows) - len(rejected), len(rejected), by_count)

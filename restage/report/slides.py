@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from restage.records import MissingExtra, write_atomically
+from restage.report.charts import draw_loss
 from restage.report.figures import load_images
-from restage.report.latex import draw_loss
+from restage.report.read import find_figure
 from restage.report.summary import EditFigure, Summary, best_row, cell_parts
 from restage.scores.definitions import METRICS
 
@@ -42,11 +43,11 @@ def write_slides(summary: Summary, path: Path) -> Path:
     for figure in summary.figures:
         deck.edit(figure)
     if summary.contents.diagnosis:
-        deck.diagnosis()
+        deck.diagnosis(summary.contents.diagnosis.sentence)
     if summary.sheet:
         sheet = side_by_side(load_images([summary.sheet])[0])
         deck.picture_slide("Image pairs", sheet, "Accepted and rejected image pairs, each with its reason")
-    if summary.contents.train and len(summary.contents.train.steps) > 1:
+    if len(summary.contents.train) > 1:
         loss = Image.open(io.BytesIO(draw_loss(summary.contents.train, form="png")))
         deck.picture_slide("Training of the edit model", loss.convert("RGB"), "Training loss over steps")
     deck.record()
@@ -164,14 +165,12 @@ class _Deck:
         self.picture(slide, figure.picture, figure.alt, top=1.45, bottom=6.45)
         self.text(slide, [f"{entry.scene}. Results: {', '.join(figure.records)}"], top=6.65, size=11, height=0.5)
 
-    def diagnosis(self) -> None:
+    def diagnosis(self, sentence: str) -> None:
         """The sentence and the figure of a diagnosis."""
-        found = self.summary.contents.diagnosis or {}
         slide = self.slide("Diagnosis")
-        self.text(slide, [str(found["sentence"])], top=1.35, size=17, height=1.2)
-        path = self.summary.contents.path / "diagnose" / Path(str(found.get("figure", ""))).name
-        if path.is_file():
-            self.picture(slide, load_images([path])[0], str(found["sentence"]), top=2.6, bottom=7.2)
+        self.text(slide, [sentence], top=1.35, size=17, height=1.2)
+        if path := find_figure(self.summary.contents):
+            self.picture(slide, load_images([path])[0], sentence, top=2.6, bottom=7.2)
 
     def picture_slide(self, title: str, image: Image.Image, alt: str) -> None:
         """A slide of one picture."""

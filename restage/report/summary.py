@@ -75,8 +75,7 @@ class Summary:
     @property
     def facts(self) -> Mapping[str, Any]:
         """Where it comes from, as short lines."""
-        record = self.contents.record
-        return {"run": self.run_id, "commit": record.get("git_commit", "unknown"), "made by": self.command}
+        return {"run": self.run_id, "commit": self.contents.record.git_commit, "made by": self.command}
 
 
 def summarise(contents: RunContents, config: ReportConfig) -> Summary:
@@ -101,8 +100,8 @@ def summarise(contents: RunContents, config: ReportConfig) -> Summary:
         gaps=gaps_to_best(rows, contents.scores),
         figures=[_figure(entry, order) for entry in spread(shown, config.max_edits)],
         sheet=contents.pairs.sheet_path if contents.pairs else None,
-        command=shlex.join(map(str, contents.record.get("command") or [])),
-        run_id=str(contents.record.get("id", "unknown")),
+        command=shlex.join(contents.record.command),
+        run_id=contents.record.id,
     )
 
 
@@ -119,7 +118,7 @@ def _figure(entry: EditEntry, order: Mapping[tuple[str, str], int]) -> EditFigur
     columns += [("truth", entry.truth)] if entry.truth else []
     grid = [[_load(paths, view) for _, paths in columns] for view in views]
     names = tuple(name for name, _ in columns)
-    records = tuple(str(result.record["id"]) for result in shown if "id" in result.record)
+    records = tuple(result.record.id for result in shown if result.record.id)
     picture = compose_grid(grid, column_labels=names, cell_px=256, font_px=18)
     return EditFigure(entry=entry, picture=picture, columns=names, records=records)
 

@@ -16,13 +16,24 @@ from pathlib import Path
 import jinja2
 
 from restage.audit.bundle import add_entry
-from restage.records import InputError, Score, read_json, write_atomically
+from restage.records import InputError, Score, write_atomically
+from restage.run.layout import (
+    EDIT_RECORDS,
+    FITS,
+    PAGE,
+    RUN_RECORD,
+    SCORES,
+    STAGE_MARKS,
+    STUDY_FILES,
+    VIEW_SCORES,
+)
+from restage.run.reading import read_run_record
 from restage.scores.rows import read_scores
 
 __all__ = ["write_supplement"]
 
-RECORDS = ("run.json", "study.json", "study.py", "*/stage.json", "scenes/*/fit.json", "edit/*/*/*/*/record.json")
-TABLES = ("compare/scores.parquet", "compare/views.parquet")
+RECORDS = (RUN_RECORD, *STUDY_FILES, STAGE_MARKS, FITS, EDIT_RECORDS)
+TABLES = (SCORES, VIEW_SCORES)
 DIAGNOSIS = ("diagnose/diagnosis.*",)
 REPORT = ("index.html", "assets/*", "paper/**/*", "slides.pptx")
 NAMES = {
@@ -52,7 +63,7 @@ def write_supplement(runs: Sequence[Path], target: Path) -> Path:
     if len(set(names)) < len(names):
         raise InputError(f"two runs have the same name among {', '.join(names)}; give one of their folders another")
     for run in runs:
-        if not (run / "report" / "index.html").is_file():
+        if not (run / PAGE).is_file():
             raise InputError(f"{run} has no page; run: restage report {run} --formats page zip")
     parts = [(name, dict(_contents(run))) for name, run in zip(names, runs, strict=True)]
     with write_atomically(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -71,9 +82,8 @@ def _contents(run: Path) -> Iterator[tuple[str, Path | bytes]]:
     for pattern in TABLES:
         for path in _matching(run, pattern):
             yield f"data/{path.name}", path
-    scores = run / "compare" / "scores.parquet"
-    if scores.exists():
-        yield "data/scores.csv", _as_csv(read_scores(scores))
+    if (run / SCORES).exists():
+        yield "data/scores.csv", _as_csv(read_scores(run / SCORES))
     for pattern in DIAGNOSIS:
         for path in _matching(run, pattern):
             yield f"diagnosis/{path.name}", path
@@ -104,7 +114,6 @@ def _index(runs: Sequence[Path], parts: Sequence[tuple[str, dict[str, Path | byt
     )
     shown = []
     for run, (name, contents) in zip(runs, parts, strict=True):
-        record = read_json(run / "run.json")
         links = [(f"{name}/{path}", *words) for path, words in NAMES.items() if path in contents]
-        shown.append({"name": name, "id": record.get("id", ""), "links": links, "num_files": len(contents)})
+        shown.append({"name": name, "id": read_run_record(run).id, "links": links, "num_files": len(contents)})
     return template.render(runs=shown)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from restage.records import InputError, Score
-from restage.report.read import EditEntry, ResultEntry, RunContents, read_run
+from restage.report.read import EditEntry, ResultEntry, RunContents, read_contents
+from restage.run.layout import EDIT_RECORD, SCORES, STAGE_MARK
 from restage.scores.definitions import METRICS
 
 __all__ = ["Number", "Trace", "again_commands", "describe_row", "rows_data", "trace_results"]
@@ -78,8 +79,7 @@ def trace_results(contents: RunContents) -> dict[Key, Trace]:
 def _trace(
     number: int, entry: EditEntry, result: ResultEntry, numbers: Sequence[Number], contents: RunContents
 ) -> Trace:
-    shown = {name: value for name, value in result.record.items() if name != "files"}
-    inputs = result.record.get("inputs") or {}
+    shown = {name: value for name, value in result.plain.items() if name != "files"}
     return Trace(
         number=number,
         scene=entry.scene,
@@ -89,10 +89,10 @@ def _trace(
         editor=result.editor,
         seed=result.seed,
         folder=result.folder,
-        inputs={name: str(value) for name, value in inputs.items() if value},
+        inputs={name: str(value) for name, value in result.record.inputs.items() if value},
         numbers=numbers,
         record=json.dumps(shown, indent=1, ensure_ascii=False),
-        num_files=len(result.record.get("files", {})),
+        num_files=len(result.record.files),
         again=again_commands(contents, result),
     )
 
@@ -103,20 +103,20 @@ def describe_row(run: Path, row: int) -> list[str]:
     Raises:
         InputError: it is not a run, or its table has no such row.
     """
-    contents = read_run(run)
+    contents = read_contents(run)
     if not 0 <= row < len(contents.scores):
         raise InputError(f"{run} has {len(contents.scores)} rows of scores, counted from 0, got {row}")
     score = contents.scores[row]
     value = score.reason if math.isnan(score.value) else f"{score.value:.6g}"
     who = f"{score.scene} {score.edit} {score.method}-{score.editor} seed {score.seed}"
-    lines = [f"row {row} of compare/scores.parquet: {score.metric} of {who} is {value}"]
+    lines = [f"row {row} of {SCORES}: {score.metric} of {who} is {value}"]
     if score.metric in METRICS:
         lines.append(f"which is: {METRICS[score.metric].definition}")
     for trace in trace_results(contents).values():
         if any(number.row == row for number in trace.numbers):
             lines.append(f"result: {trace.folder}, “{trace.instruction}”")
             lines += [f"made from {name}: {value}" for name, value in trace.inputs.items()]
-            lines.append(f"record: {run / trace.folder / 'record.json'} ({trace.num_files} files with hashes)")
+            lines.append(f"record: {run / trace.folder / EDIT_RECORD} ({trace.num_files} files with hashes)")
             lines += ["to make it again:", *(f"  {line}" for line in trace.again.splitlines())]
     return lines
 
@@ -126,14 +126,12 @@ def again_commands(contents: RunContents, result: ResultEntry) -> str:
 
     A run goes on with whatever is missing, and the same inputs give the same result.
     """
-    command = contents.record.get("command") or []
+    command = contents.record.command
     if not command:
         return ""
-    marks = [f"{stage}/stage.json" for stage in ("edit", "compare", "report")]
+    marks = [f"{stage}/{STAGE_MARK}" for stage in ("edit", "compare", "report")]
     gone = shlex.join([result.folder, *marks])
-    return (
-        f"rm -rf {gone}   # in the folder of the run, or a copy\n{shlex.join(map(str, command))}   # where it was begun"
-    )
+    return f"rm -rf {gone}   # in the folder of the run, or a copy\n{shlex.join(command)}   # where it was begun"
 
 
 def rows_data(

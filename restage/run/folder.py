@@ -25,13 +25,15 @@ from restage.records import (
     write_json,
 )
 from restage.run.environment import git_commit, machine, versions
+from restage.run.layout import EDIT_RECORD, FIT_RECORD, FIT_STATE, RUN_RECORD, STAGE_MARK, STAGE_MARKS
 from restage.run.memory import process_peak_mb
+from restage.run.reading import RunRecord, StageMark, read_run_record
 from restage.run.stopping import is_stop_requested
 
 __all__ = ["SEALED_APART", "UNSEALED", "RunFolder", "StepByStep", "open_run", "working"]
 
 UNSEALED = (
-    *("*/stage.json", "*/.*", "train/cache/*", "train/state.pt", "scenes/*/fit_state.pt"),
+    *(STAGE_MARKS, "*/.*", "train/cache/*", "train/state.pt", f"scenes/*/{FIT_STATE}"),
     # Pairs have marks of their own, which hold hashes and allow for repairs.
     *("pairs/*.tar", "pairs/*.parquet", "pairs/*.done", "pairs/*.json", "pairs/quarantine/*"),
 )
@@ -42,7 +44,7 @@ SEALED_APART = "sealed apart"
 
 
 def _was_begun(file: Path) -> bool:
-    """Whether it is what a start leaves that was killed while it wrote `run.json`."""
+    """Whether this is the temporary file of a start that was killed while writing `run.json`."""
     return file.match(".run.*.tmp.json")
 
 
@@ -68,19 +70,17 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, config: Any, *, seed: int) -> RunFolder:
-        """Start a run in `path`, or go on with the one that is there.
+        """Start a run in `path`, or continue the one that is there.
 
         Raises:
             InputError: `path` holds a run with another config, or something that is not a run.
         """
         run = cls(path=path, config=config, seed=seed)
-        record_path = path / "run.json"
+        record_path = path / RUN_RECORD
         if record_path.exists():
-            found = read_json(record_path)
-            if found.get("id") != run.id:
-                raise InputError(
-                    f"{path} holds run {found.get('id')} with another config; choose another folder with --out"
-                )
+            found = read_json(record_path, RunRecord)
+            if found.id != run.id:
+                raise InputError(f"{path} holds run {found.id} with another config; choose another folder with --out")
         elif path.exists() and not (path.is_dir() and all(_was_begun(file) for file in path.iterdir())):
             raise InputError(f"{path} exists and is not a run folder; choose another folder with --out")
         else:
@@ -106,7 +106,7 @@ class RunFolder:
         Args:
             status: `done`, `stopped` (by the user) or `failed`.
         """
-        record = read_json(self.path / "run.json")
+        record = read_json(self.path / RUN_RECORD, dict[str, Any])
         is_untouched = has_right_seal(record, is_required=False)
         session = {
             "status": status,
@@ -116,7 +116,7 @@ class RunFolder:
         }
         record.update(status=status, sessions=[*record.get("sessions", []), session])
         # What was changed by hand is not sealed anew: `restage verify` is to find it.
-        write_json(self.path / "run.json", seal(record) if is_untouched else record)
+        write_json(self.path / RUN_RECORD, seal(record) if is_untouched else record)
         if status == "done":
             for leftover in self.path.rglob(".*.tmp*"):  # of sessions that were killed while they wrote
                 leftover.unlink(missing_ok=True)
@@ -133,31 +133,31 @@ class RunFolder:
         Raises:
             InputError: it was finished with another one.
         """
-        mark = self.path / stage / "stage.json"
+        mark = self.path / stage / STAGE_MARK
         if not mark.exists():
             return False
-        found = read_json(mark)
-        expected = content_id(stage.split("/")[0], config)
-        if found["id"] != expected:
-            raise InputError(f"{mark.parent} was made with another config ({found['id']}); choose another --out")
+        found = read_json(mark, StageMark)
+        if found.id != content_id(stage, config):
+            raise InputError(f"{mark.parent} was made with another config ({found.id}); choose another --out")
         return True
 
     def mark_done(self, stage: str, config: Any, *, also: Sequence[str] = (), **facts: Any) -> None:
         """Mark a stage as finished, with the hashes of its files; call it after everything else of it is on disk.
 
         Args:
-            stage: its name, which is that of its folder.
-            config: resolved.
-            also: patterns, relative to the run, of files that it wrote outside of its folder.
-            facts: what `restage show` and the page are to say of it.
+            stage: The name of the stage, which is that of its folder.
+            config: Its resolved config.
+            also: Patterns, relative to the run, of files that it wrote outside of its folder.
+            facts: What `restage show` and the page are to say of it.
         """
-        mark = {"id": content_id(stage.split("/")[0], config), "config": to_plain(config), "facts": facts}
-        write_json(self.path / stage / "stage.json", seal({**mark, "files": self._hashes(stage, also)}))
+        mark = {"id": content_id(stage, config), "config": to_plain(config), "facts": facts}
+        write_json(self.path / stage / STAGE_MARK, seal({**mark, "files": self._hashes(stage, also)}))
 
     def _hashes(self, stage: str, also: Sequence[str]) -> dict[str, str]:
-        """Hashes of a stage's files by their path in the run, but for those that another record holds the hashes of."""
+        """Hashes of a stage's files by their path in the run, except those whose hashes another record holds."""
         found = {path for pattern in (f"{stage}/**/*", *also) for path in self.path.glob(pattern) if path.is_file()}
-        records = {path: read_json(path) for path in found if path.name in ("record.json", "fit.json")}
+        # A record with a seal of its own can be written again (an edit that is tried again) and the mark still holds.
+        records = {path: read_json(path) for path in found if path.name in (EDIT_RECORD, FIT_RECORD)}
         records = {path: record for path, record in records.items() if "seal" in record}
         theirs = {path.parent / name for path, record in records.items() for name in record["files"]}
         names = {path.relative_to(self.path).as_posix(): path for path in sorted(found - theirs)}
@@ -181,17 +181,16 @@ def open_run(folder: Path, *, seed: int = 0) -> RunFolder:
     Raises:
         InputError: the folder holds something that is not a run.
     """
-    record_path = folder / "run.json"
-    if not record_path.exists():
+    if not (folder / RUN_RECORD).exists():
         return RunFolder.open(folder, StepByStep(), seed=seed)
-    record = read_json(record_path)
-    return RunFolder(path=folder, config=record["config"], seed=record["seed"])
+    record = read_run_record(folder)
+    return RunFolder(path=folder, config=record.config, seed=record.seed)
 
 
 @contextmanager
 def working(run: RunFolder) -> Iterator[RunFolder]:
     """Close the run's record at the end with what became of the work: done, stopped or failed."""
-    before = read_json(run.path / "run.json")["status"]
+    before = read_run_record(run.path).status
     status = "failed"
     try:
         yield run

@@ -19,9 +19,11 @@ from restage.records import (
     Score,
     derive_seed,
     file_sha256,
+    from_plain,
     read_json,
     write_json,
 )
+from restage.run.reading import EditRecord
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io import read_capture
 from restage.scores.rows import ViewScore
@@ -46,7 +48,7 @@ def scores_of(scorer: Scorer, folder: Path, unit: EditUnit) -> Scores:
         kind=record["kind"],
         contender=Contender(method=unit.method, editor=unit.editor, seed=unit.seed),
         folder=unit.folder(folder),
-        record=record,
+        record=from_plain(record, EditRecord, where=unit.folder(folder)),
     )
     found = scorer.score(result)
     write_json(path, {"judges": scorer.judges.id, "cost": record.get("cost"), **_to_plain(found)})

@@ -128,6 +128,7 @@ def write_fake_run(
             write_json(folder / "scenes" / name / "truth" / edit / "edit.json", case)
         for (method, editor), (progress, spill, iou, seconds) in METHODS.items():
             if has_truth or (editor != "exact"):
+                shared = {"scene": name, "edit": edit, "kind": case.kind, "method": method, "editor": editor, "seed": 0}
                 if "edit" in stages:
                     result = folder / "edit" / name / edit / f"{method}-{editor}" / "0"
                     _write_result(
@@ -140,10 +141,8 @@ def write_fake_run(
                     )
                     if with_orbit and method == "restage":
                         _write_orbit(result / "orbit.mp4", edits[number % 2].get("colour", RED))
-                    write_json(
-                        result / "record.json", {"id": "result-1", "status": "done", "cost": {"seconds": seconds}}
-                    )
-                shared = {"scene": name, "edit": edit, "kind": case.kind, "method": method, "editor": editor, "seed": 0}
+                    record = {**shared, "id": "result-1", "status": "done", "cost": {"seconds": seconds}}
+                    write_json(result / "record.json", record)
                 covers_all = number % 2 == 1
                 for metric, value in (
                     ("progress", progress - 0.06 * number * (method != "nothing")),

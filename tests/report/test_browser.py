@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from restage.records import write_json
-from restage.report.page import write_report
+from restage.report.stage import write_report
 from tests.report.conftest import write_fake_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, which restage[dev] has")

@@ -15,8 +15,8 @@ from restage.cli import run as restage
 from restage.records import InputError
 from restage.report.config import ReportConfig
 from restage.report.latex import escape_latex, method_tabular
-from restage.report.page import write_report
-from restage.report.read import read_run
+from restage.report.read import read_contents
+from restage.report.stage import write_report
 from restage.report.summary import best_row, summarise
 from restage.report.supplement import write_supplement
 
@@ -25,7 +25,7 @@ ALL = ReportConfig(formats=("page", "latex", "slides", "zip"), max_views=1)
 
 
 def test_best_competitor_of_each_column_is_bold_and_anchors_stand_below(fake_run):
-    lines = method_tabular(summarise(read_run(fake_run()), ReportConfig())).splitlines()
+    lines = method_tabular(summarise(read_contents(fake_run()), ReportConfig())).splitlines()
     restage_line = next(line for line in lines if line.startswith("restage & trained"))
     assert restage_line.count(r"\textbf{0.690}") == 1 and r"$\pm$0.030" in restage_line
     assert r"\textbf" not in next(line for line in lines if line.startswith("restage & exact"))
@@ -34,14 +34,14 @@ def test_best_competitor_of_each_column_is_bold_and_anchors_stand_below(fake_run
 
 
 def test_method_that_goes_the_wrong_way_is_best_by_nothing(fake_run):
-    rows = summarise(read_run(fake_run()), ReportConfig()).rows
+    rows = summarise(read_contents(fake_run()), ReportConfig()).rows
     assert [row.method for row in rows if row.flag == "wrong way"] == ["sds"]
     best = best_row([row for row in rows if row.method in ("sds", "idu")], "seconds")
     assert best is not None and best.method == "idu", "though sds took less time"
 
 
 def test_unscored_is_a_dash_and_what_is_missing_is_counted(fake_run):
-    table = method_tabular(summarise(read_run(fake_run()), ReportConfig()))
+    table = method_tabular(summarise(read_contents(fake_run()), ReportConfig()))
     assert "(1)" in next(line for line in table.splitlines() if line.startswith("restage & trained")), (
         "spill of one edit"
     )

@@ -175,7 +175,8 @@ def test_failed_result_is_shown_with_its_reason(fake_run):
     run = fake_run()
     folder = next(run.glob("edit/world-7/*/idu-trained/0"))
     shutil.rmtree(folder)
-    write_json(folder / "record.json", {"status": "failed", "reason": "RuntimeError: not finite"})
+    who = {"scene": "world-7", "edit": "edit-0", "method": "idu", "editor": "trained", "seed": 0}
+    write_json(folder / "record.json", {**who, "status": "failed", "reason": "RuntimeError: not finite"})
     page = read_page(run)
     assert "RuntimeError: not finite" in page
     assert "idu" in Elements(page).texts

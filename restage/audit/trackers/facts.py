@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from restage.records import InputError, read_json, to_plain
+from restage.records import Score
+from restage.run.layout import PAGE, RUN_RECORD, SCORES, STAGE_MARKS
+from restage.run.reading import flat_items, read_metrics, read_run_record
+from restage.scores.rows import read_scores
+from restage.scores.tables import method_table
 
 __all__ = ["CurvePoint", "RunFacts", "facts_of"]
 
@@ -44,53 +47,28 @@ def facts_of(run: Path) -> RunFacts:
     Raises:
         InputError: it is not a run, or a record in it cannot be read.
     """
-    if not (run / "run.json").is_file():
-        raise InputError(f"{run} holds no run.json; name the folder of a run")
-    record = read_json(run / "run.json")
-    shown = {name: record.get(name) for name in ("seed", "versions", "git_commit", "status", "config")}
-    files = [*sorted(run.glob("*/stage.json")), run / "compare" / "scores.parquet", run / "report" / "index.html"]
+    record = read_run_record(run)
+    shown = {name: getattr(record, name) for name in ("seed", "versions", "git_commit", "status", "config")}
+    files = [run / RUN_RECORD, *sorted(run.glob(STAGE_MARKS)), run / SCORES, run / PAGE]
     return RunFacts(
-        id=str(record["id"]),
+        id=record.id,
         name=run.resolve().name,
-        started_s=float(record.get("started_s", 0.0)),
-        settings=dict(_flatten("", {**shown, "command": " ".join(map(str, record.get("command", ())))})),
-        curve=tuple(_curve(run / "train" / "metrics.jsonl")),
-        numbers=dict(_numbers(run / "compare" / "scores.parquet")),
-        files=[path for path in (run / "run.json", *files) if path.is_file()],
+        started_s=record.started_s,
+        settings=dict(flat_items({**shown, "command": " ".join(record.command)})),
+        curve=[
+            CurvePoint(step.step, {f"train/{name}": v for name, v in step.values.items() if math.isfinite(v)})
+            for step in read_metrics(run)
+        ],
+        numbers=dict(_numbers(read_scores(run / SCORES))) if (run / SCORES).exists() else {},
+        files=[path for path in files if path.is_file()],
     )
 
 
-def _flatten(where: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _flatten(f"{where}.{name}" if where else str(name), item)
-    elif value is not None:
-        yield where, value if isinstance(value, str) else json.dumps(to_plain(value), ensure_ascii=False)
-
-
-def _curve(path: Path) -> Iterator[CurvePoint]:
-    """Lines of a training's metrics; a last one that a kill cut short is left out."""
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            return
-        values = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
-        step = int(values.pop("step", 0))
-        yield CurvePoint(step, {f"train/{name}": value for name, value in values.items() if math.isfinite(value)})
-
-
-def _numbers(path: Path) -> Iterator[tuple[str, float]]:
-    from restage.scores.rows import read_scores
-    from restage.scores.statistics import clustered_estimate
-
-    groups: dict[str, list[tuple[float, str]]] = {}
-    for score in read_scores(path) if path.exists() else ():
-        who = score.method if score.editor in ("", "none") else f"{score.method}-{score.editor}"
-        groups.setdefault(f"{score.metric}/{who}", []).append((score.value, score.scene))
-    for name, rows in groups.items():
-        found = clustered_estimate([value for value, _ in rows], [scene for _, scene in rows])
-        if found.num_scored:
-            yield name, found.mean
-        if not math.isnan(found.standard_error):
-            yield f"{name}/standard_error", found.standard_error
+def _numbers(scores: Sequence[Score]) -> Iterator[tuple[str, float]]:
+    for row in method_table(scores):
+        who = row.method if row.editor in ("", "none") else f"{row.method}-{row.editor}"
+        for metric, found in row.estimates.items():
+            if found.num_scored:
+                yield f"{metric}/{who}", found.mean
+            if not math.isnan(found.standard_error):
+                yield f"{metric}/{who}/standard_error", found.standard_error

@@ -1,0 +1,204 @@
+"""Reads the records of a run, each into a typed record: the one way to read what a run left behind.
+
+`restage show`, `verify`, `diff`, `track` and the report all read runs with these.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from restage.records import EditRequest, InputError, parse_json, read_json, to_plain
+from restage.run.layout import (
+    EDIT_RECORDS,
+    FITS,
+    RUN_RECORD,
+    STAGE_MARKS,
+    TRAIN_METRICS,
+    check_is_run,
+)
+
+__all__ = [
+    "EditRecord",
+    "FitRecord",
+    "RunRecord",
+    "Session",
+    "StageMark",
+    "TrainingStep",
+    "flat_items",
+    "read_fits",
+    "read_marks",
+    "read_metrics",
+    "read_results",
+    "read_run_record",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One session of work in a run."""
+
+    status: str = ""
+    wall_s: float = 0.0
+    peak_memory_mb: float = 0.0
+    git_commit: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What `run.json` says."""
+
+    id: str
+    seed: int
+    status: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    """The command line that started the run."""
+    git_commit: str = "unknown"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    started_s: float = 0.0
+    """Seconds since 1970."""
+    sessions: tuple[Session, ...] = ()
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of work in all closed sessions."""
+        return sum(session.wall_s for session in self.sessions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMark:
+    """What a `stage.json` says."""
+
+    id: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What `restage show` and the page are to say of the stage."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of files by their path in the run; none in versions before hashes were kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRecord:
+    """What a `fit.json` says."""
+
+    num_splats: int
+    seconds: float
+    id: str = ""
+    capture_sha256: str = ""
+    """Hash of the views that were fitted; empty in versions that did not keep it."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    own_to_world: tuple[tuple[float, ...], ...] | None = None
+    """The transform from the capture's own frame to the run's; None where they are the same."""
+    held_out_psnr_db: float | None = None
+    """None without held-out views."""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRecord:
+    """What a `record.json` of the edit stage says."""
+
+    scene: str
+    edit: str
+    method: str
+    editor: str
+    seed: int
+    status: str
+    """`done`, or `failed`."""
+    id: str = ""
+    kind: str = ""
+    reason: str = ""
+    """Why it failed, or what is to be said about a result beside its scores."""
+    request: EditRequest | None = None
+    """What was asked for; a result that failed early has none."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Content ids and hashes of what it was made from."""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str:
+        """Why there is no result; empty if there is one."""
+        return "" if self.status == "done" else f"failed: {self.reason or 'no reason recorded'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """One line of a training's `metrics.jsonl`."""
+
+    step: int
+    values: Mapping[str, float]
+    """Loss, seconds and what else was measured, by name."""
+
+
+def flat_items(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """The values of nested JSON as text, by their path in it, such as `train.training.num_steps`; null is left out."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from flat_items(item, f"{where}.{name}" if where else str(name))
+    elif value is not None:
+        yield where, value if isinstance(value, str) else json.dumps(to_plain(value), ensure_ascii=False)
+
+
+def read_run_record(run: Path) -> RunRecord:
+    """Read the record of a run.
+
+    Raises:
+        InputError: the folder holds no run, or its record cannot be read.
+    """
+    check_is_run(run)
+    return read_json(run / RUN_RECORD, RunRecord)
+
+
+def read_marks(run: Path) -> dict[str, StageMark]:
+    """The marks of all finished stages by the name of the stage.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    return {path.parent.name: read_json(path, StageMark) for path in sorted(run.glob(STAGE_MARKS))}
+
+
+def read_fits(run: Path) -> dict[str, FitRecord]:
+    """The records of all fitted scenes by the name of the scene.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    return {path.parent.name: read_json(path, FitRecord) for path in sorted(run.glob(FITS))}
+
+
+def read_results(run: Path) -> dict[Path, EditRecord]:
+    """The records of all results that are finished or failed, by their folder.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    return {path.parent: read_json(path, EditRecord) for path in sorted(run.glob(EDIT_RECORDS))}
+
+
+def read_metrics(run: Path) -> Sequence[TrainingStep]:
+    """The steps of a run's training, none without one.
+
+    Raises:
+        InputError: a line that is not the last cannot be read.
+    """
+    path = run / TRAIN_METRICS
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    steps = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = parse_json(line, dict[str, Any], where=path)
+            step, numbers = int(row.pop("step")), {name: v for name, v in row.items() if isinstance(v, int | float)}
+            steps.append(TrainingStep(step=step, values={**numbers, "loss": float(numbers["loss"])}))
+        except (InputError, KeyError, TypeError, ValueError):
+            if number == len(lines):  # a kill cut it short; the next start writes it anew
+                break
+            raise InputError(f'{path} line {number} is not {{"step": ..., "loss": ...}}; train again') from None
+    return steps
