@@ -1,4 +1,4 @@
-# Everything runs inside .venv, which each target makes or mends by itself.
+# Everything runs inside .venv, which each target makes or repairs as needed.
 .DEFAULT_GOAL := help
 .PHONY: help demo test check benchmark-methods clean nerfstudio test-nerfstudio
 
@@ -19,42 +19,42 @@ define CHECK_PYTHON
 			"Name one with: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.11" >&2; exit 1; fi
 endef
 
-help:  ## What can be made
+help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
 
-demo: $(STAMP)  ## From prompts to the report page of an edited 3D scene, 3 to 10 minutes on two cores
+demo: $(STAMP)  ## From prompts to the report page of an edited 3D scene, in 3 to 10 minutes on two cores
 	@$(BIN)/restage demo --out $(DEMO_FOLDER)
 
-test: $(STAMP)  ## All tests that this machine can run
+test: $(STAMP)  ## Run all tests that this machine can
 	@$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
-check: $(STAMP)  ## Lint, format and types
+check: $(STAMP)  ## Check lint, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
-nerfstudio: $(NERF_STAMP)  ## nerfstudio with Restage's methods, in an environment of its own (about 3.5 GB)
+nerfstudio: $(NERF_STAMP)  ## Install nerfstudio with Restage's methods in an environment of its own (about 3.5 GB)
 	@echo "Ready: $(NERF_VENV)/bin/ns-train restage -h (docs/nerfstudio.md)"
 
-test-nerfstudio: $(NERF_STAMP)  ## Train and edit a small nerfacto on the CPU, some minutes
+test-nerfstudio: $(NERF_STAMP)  ## Train and edit a small nerfacto on the CPU, which takes some minutes
 	@$(NERF_VENV)/bin/python -m pytest -q tests/nerfstudio
 
-benchmark-methods: $(STAMP)  ## Every edit method on unseen worlds, hours on two cores; only what is missing runs (CAPTURE=folder: photographs, too)
+benchmark-methods: $(STAMP)  ## Compare every edit method on unseen worlds, hours on two cores; only what is missing runs (CAPTURE=FOLDER adds photographs)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py --out runs/methods --rows benchmarks/results/methods.csv \
 		--long-idu 900,2700,8100 $(if $(CAPTURE),--capture $(CAPTURE))
 
-clean:  ## Remove the environment and caches; runs stay
+clean:  ## Remove the environments and caches; runs stay
 	rm -rf $(VENV) $(NERF_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find restage tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An environment that was stopped half-way has no stamp: it is completed, and made anew where that fails.
+# An environment whose installation was interrupted has no stamp: it is completed, or made anew if that fails.
 $(STAMP): pyproject.toml constraints.txt
 	$(CHECK_PYTHON)
 	@echo "Installing into $(VENV) (some minutes the first time)"
 	@install() { $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,view]'; }; \
 	if $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		install && touch $@ && exit 0; \
-		echo "The environment in $(VENV) cannot be mended; making it anew" >&2; \
+		echo "The environment in $(VENV) cannot be repaired; making it anew" >&2; \
 	fi; \
 	rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV) && install && touch $@
 
@@ -67,6 +67,6 @@ $(NERF_STAMP): pyproject.toml constraints-nerfstudio.txt
 		$(NERF_VENV)/bin/python -c 'from restage.nerfstudio import torchvision_ops as ops; ops.leave_startup_file()'; }; \
 	if $(NERF_VENV)/bin/python -m pip --version >/dev/null 2>&1; then \
 		install && touch $@ && exit 0; \
-		echo "The environment in $(NERF_VENV) cannot be mended; making it anew" >&2; \
+		echo "The environment in $(NERF_VENV) cannot be repaired; making it anew" >&2; \
 	fi; \
 	rm -rf $(NERF_VENV) && "$(PYTHON)" -m venv $(NERF_VENV) && install && touch $@

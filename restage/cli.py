@@ -1,7 +1,7 @@
 """The command line: turns arguments into configs with tyro, shows progress, and turns errors into one line.
 
-A sub-command is a function in `restage/commands`; only the one that was asked for is built, and it imports what is
-heavy by itself, so that `restage --help` answers at once.
+A sub-command is a function in `restage/commands`. Only the one that was asked for is built, and it imports what is
+heavy itself, so that `restage --help` answers at once.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 130
 
 SUMMARIES = {
-    "demo": "the whole path in about ten minutes: prompts to the report page of an edited scene",
+    "demo": "run the whole path in about ten minutes, from prompts to the report page of an edited scene",
     "prompts": "write prompt pairs: two captions that differ by one edit",
     "rounds": "learn which prompt forms lead to accepted pairs, in rounds of prompts and pairs",
-    "pairs": "make image pairs of the prompt pairs with Prompt-to-Prompt, score and keep or reject them",
-    "train": "train the edit model on the kept pairs",
-    "world": "make scenes of the miniature world with the exact truth of edits",
+    "pairs": "make an image pair for each prompt pair with Prompt-to-Prompt, score it, keep or reject it",
+    "train": "train the edit model on the accepted pairs",
+    "world": "make scenes of the miniature world, with the exact truth of their edits",
     "scenes": "fit every capture of a run",
-    "fit": "fit Gaussian splats to a capture: nerfstudio, COLMAP, or photographs",
+    "fit": "fit Gaussian splats to a capture: a nerfstudio folder, a COLMAP project, or photographs",
     "edit": "edit a fitted scene by an instruction",
     "edits": "edit every scene of a run by several methods, for compare",
-    "export": "write a scene's splats as PLY, or image pairs for others: Hugging Face, WebDataset, InstructPix2Pix",
-    "import": "take image pairs of somebody else in, to train on",
+    "export": "write a scene as PLY, or image pairs for Hugging Face, WebDataset or InstructPix2Pix",
+    "import": "read somebody else's image pairs, to train on",
     "compare": "score every edit of a run on held-out views",
-    "study": "compare methods on scenes, edits, editors and seeds that a Python file names",
-    "report": "write the page of a run, and the same as LaTeX, slides and a supplementary zip",
+    "study": "compare methods on the scenes, edits, editors and seeds that a Python file names",
+    "report": "write the page of a run, and the same as LaTeX, slides or a supplementary zip",
     "miniature": "train the models of the miniature world (in a clone)",
     "view": "look at scenes in the browser and edit them there",
-    "show": "print what a run holds: stages, edits, scores",
+    "show": "print what a run holds: its stages, edits and scores",
     "ls": "list runs",
-    "diagnose": "say which part of a run makes it worse than another one, by exchanging one part at a time",
-    "diff": "say what differs between two runs: config, versions, data, weights, scores",
-    "track": "send what the records of runs say to trackio or MLflow",
-    "bundle": "pack a run into one file that someone else can check",
-    "verify": "check that a run or a bundle holds what was written, and that its numbers are those of its pictures",
-    "doctor": "say what this machine can do, and what to install for what",
+    "diagnose": "say which part makes one run worse than another, by exchanging one part at a time",
+    "diff": "print what differs between two runs: config, versions, data, weights, scores",
+    "track": "send the records of runs to trackio or MLflow",
+    "bundle": "pack a run into one file that others can check",
+    "verify": "check that a run or bundle is as it was written, and that its numbers follow from its pictures",
+    "doctor": "say what this machine can do, and what to install for the rest",
 }
 
 SWITCHES = ("diff", "doctor", "import", "miniature", "pairs", "verify")
-"""Commands whose booleans are switches, such as --json; all others take a value: --is-bf16 False."""
+"""Commands whose Boolean options are switches, such as --json; elsewhere they take a value: --is-bf16 False."""
 
 
 def _overview() -> str:
@@ -63,7 +63,7 @@ def _overview() -> str:
 
 
 def _prepare_environment() -> None:
-    """Settings that libraries read when they are imported: no downloads, and no progress bars but our own."""
+    """Set what libraries read when they are imported: no downloads, and no progress bars but our own."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""Whole runs as plain functions: the demo, the fit of a user's capture, an edit of it. Called by the sub-commands.
+"""Whole runs as plain functions: the demo, fitting and editing a user's capture. Called by the sub-commands.
 
 A recipe composes stages; what each stage does, and what it leaves in the run folder, is the stage's own business.
 """
@@ -70,12 +70,12 @@ def make_pairs(
     """Make the pairs of a run with models by their folders, so that any machine can.
 
     Args:
-        run: Its prompts are written.
+        run: A run whose prompts are written.
         config: How pairs are made and judged.
         models: What makes them.
         engine: Where; in this process by default.
         store: URL where shards go; empty for the run's folder.
-        is_rejudging: Judge pairs that are there by the rule of this config.
+        is_rejudging: Whether to judge the existing pairs by this config's rule.
 
     Raises:
         InputError: as `restage.pairs.stage.run_campaign`.
@@ -126,7 +126,7 @@ class DemoConfig:
     compare: CompareConfig
     report: ReportConfig
     models_sha256: Mapping[str, str]
-    """Of each model's folder: other models make another run."""
+    """Hash of each model's folder: with other models it is another run."""
 
 
 def demo_config(models: Models) -> DemoConfig:
@@ -156,10 +156,10 @@ def demo(folder: Path, config: DemoConfig, models: Models, *, seed: int = 0) -> 
     """Go through every stage, from prompts to the page; what is done is left as it is.
 
     Args:
-        folder: Of the run; made if it is missing.
-        config: Of every stage.
-        models: What it starts from.
-        seed: Of the run.
+        folder: Folder of the run; it is made if it does not exist.
+        config: Every stage's config.
+        models: What the stages start from.
+        seed: The run's seed.
 
     Raises:
         InputError: the folder holds another run, or something that is not a run.
@@ -175,11 +175,11 @@ def learn_forms(
     """Go through rounds of prompts and pairs, the forms of each learned from those before; see `prompts.rounds`.
 
     Args:
-        folder: Of a run; made if it is missing.
+        folder: Folder of a run; it is made if it does not exist.
         config: How many rounds, and what is written in each.
         pairs: How their pairs are made.
         models: What makes them.
-        seed: Of the run, if this makes it.
+        seed: Seed for a new run; ignored if the run exists.
 
     Raises:
         InputError: a round was made with another config.
@@ -193,7 +193,7 @@ def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: i
 
     Args:
         capture_folder: A capture of any form that `restage.scenes.io.read_capture` reads.
-        folder: Of the run; made if it is missing.
+        folder: Folder of the run; it is made if it does not exist.
         config: How to fit.
         size: Longer side of the views in pixels; None leaves them as they are.
 
@@ -228,7 +228,7 @@ def find_scene(folder: Path) -> Path:
 def edit_folder(
     scene: Path, requests: Sequence[EditRequest], choice: EditChoice, *, start: Path | None = None
 ) -> Iterator[Progress]:
-    """Edit a fitted scene by one request after another, as `restage edit` does.
+    """Edit a fitted scene by one request after another.
 
     Each becomes an edit case without truth of the scene, so that `compare` and `report` see it too. Nothing is
     overwritten: every edit has a folder of its own, and the scene before stays where it was.

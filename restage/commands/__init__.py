@@ -1,7 +1,7 @@
 """The menu of sub-commands: each builds a function whose arguments tyro turns into flags. Called by `cli.py`.
 
-Whatever is heavy (torch, diffusers) is imported only when a sub-command is built or run. A new sub-command is a
-function in one of the modules here, one line in this menu, and one in `SUMMARIES` of `cli.py`.
+Whatever is heavy (torch, diffusers) is imported only when a sub-command is built or run. To add a sub-command, write
+a function in one of the modules here, a line in this menu, and a line in `SUMMARIES` of `cli.py`.
 """
 
 from collections.abc import Callable
@@ -19,21 +19,23 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "pairs": pairs.build_pairs,
     "world": stages.build_stage(
         "world",
-        "Make scenes of the miniature world: captures, and the exact truth of edits.\n\n"
+        "Make scenes of the miniature world: captures, and the exact truth of their edits.\n\n"
         "Example: restage world runs/mine --edit-kinds recolour time",
     ),
     "train": stages.build_stage(
         "train",
-        "Train the edit model on the run's kept pairs.\n\nExample: restage train runs/mine --training.num-steps 200",
+        "Train the edit model on a run's accepted pairs.\n\nExample: restage train runs/mine --training.num-steps 200",
     ),
     "fit": scenes.build_fit,
     "edit": scenes.build_edit,
     "edits": scenes.build_edits,
     "export": scenes.build_export,
     "import": pairs.build_import,
-    "scenes": stages.build_stage("scenes", "Fit every capture of the run.\n\nExample: restage scenes runs/mine"),
+    "scenes": stages.build_stage(
+        "scenes", "Fit splats to every capture of the run.\n\nExample: restage scenes runs/mine"
+    ),
     "compare": stages.build_stage(
-        "compare", "Score every edit of the run on held-out views.\n\nExample: restage compare runs/mine"
+        "compare", "Score every edit of the run on views that no method saw.\n\nExample: restage compare runs/mine"
     ),
     "study": compare.build_study,
     "report": runs.build_report,

@@ -7,8 +7,9 @@ from tyro.conf import arg
 
 __all__ = ["ModelsArgument", "RunArgument", "RunSeedArgument"]
 
-RunArgument = Annotated[Path, arg(metavar="RUN", help="Folder of the run; made if it is missing.")]
+RunArgument = Annotated[Path, arg(metavar="RUN", help="Folder of the run; it is made if it does not exist.")]
 ModelsArgument = Annotated[
-    Path | None, arg(metavar="FOLDER", help="Models to start from; default: those that come with the package.")
+    Path | None,
+    arg(metavar="FOLDER", help="Folder of the models to start from; default: the package's own."),
 ]
-RunSeedArgument = Annotated[int, arg(help="Of the run, if this makes it; a run keeps the seed it has.")]
+RunSeedArgument = Annotated[int, arg(help="Seed for a new run; ignored if the run exists.")]

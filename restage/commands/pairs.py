@@ -1,4 +1,4 @@
-"""Sub-commands of image pairs: their prompts in rounds, making them, and taking those of others in.
+"""Sub-commands of image pairs: writing their prompts in rounds, making them, and importing those of others.
 
 Annotations are evaluated when a command is built: hence no `from __future__ import annotations` here.
 """
@@ -22,22 +22,22 @@ PROMPTS_HELP = """Write prompt pairs: two captions that differ by one edit, and 
 
 Example: restage prompts runs/mine --num-prompts 200
 
-Without more, the grammar of the miniature world writes them, kinds of edit in turn.
+By default the grammar of the miniature world writes them, one kind of edit after the other.
 
-A language model (pip install 'restage[llm]') writes for any model of pictures. Name it by OPENAI_BASE_URL,
-OPENAI_API_KEY and RESTAGE_LLM_MODEL, or by flags; the key comes from the environment only. Every answer is kept in
-prompts/llm: the same command after a kill pays for nothing twice. Where --llm.limits.max-cost stops it, the pairs so
+A language model (pip install 'restage[llm]') writes prompts for any image model. Name it by OPENAI_BASE_URL,
+OPENAI_API_KEY and RESTAGE_LLM_MODEL, or by flags; the key is read from the environment only. Every answer is kept in
+prompts/llm, so the same command after a kill pays for nothing twice. If --llm.limits.max-cost stops it, the pairs so
 far are in prompts.jsonl, and the same command with a higher limit goes on:
 
   restage prompts runs/mine --writer llm --llm.model NAME --llm.limits.input-price 0.15 --llm.limits.output-price 0.6
   --llm.limits.max-cost 2
 
-Your own captions, one a line, become the source captions: --captions my.txt
+To use your own source captions, one on each line: --captions my.txt
 
-Forms that learn: --learn-from runs/a runs/b chooses what to write by which pairs were accepted there. One pair in five
-is drawn without regard to that, so that its yield stays unbiased. `restage rounds` does it in rounds.
+--learn-from runs/a runs/b writes more of what was accepted there. One pair in five is drawn without regard to that, so
+that its yield stays unbiased. `restage rounds` repeats this in rounds.
 
-Files: prompts.jsonl, rejects.jsonl (what was not kept, and why), forms.jsonl (what is known of each form)."""
+Files: prompts.jsonl, rejects.jsonl (what was not kept, and why), forms.jsonl (what is known about each form)."""
 
 
 def build_rounds() -> Callable[..., None]:
@@ -63,7 +63,7 @@ def build_rounds() -> Callable[..., None]:
         A form is what is fixed before a prompt pair is written, such as kind=resize objects=1 size=small. Each has a
         Beta posterior on the acceptance of its pairs; forms are chosen by Thompson sampling within quotas of kinds, and
         the surest ones get children with one more thing fixed. A control slice of each round is drawn evenly from the
-        original forms, whatever was learned: the yield beside it says what learning is worth.
+        original forms, whatever was learned; comparing its yield with the rest shows what learning is worth.
 
         Each round is a run in RUN/rounds. To write in bulk with what was learned:
         restage prompts runs/big --num-prompts 20000 --learn-from runs/forms/rounds/*
@@ -92,20 +92,20 @@ def build_pairs() -> Callable[..., None]:
         models: ModelsArgument = None,
         run_seed: RunSeedArgument = 0,
     ) -> None:
-        """Make image pairs of the run's prompt pairs with Prompt-to-Prompt; score them, keep or reject them.
+        """Make an image pair for each prompt pair of the run with Prompt-to-Prompt; score it, keep or reject it.
 
         Example: restage pairs runs/mine --engine local --workers 2
 
-        Ctrl-C or SIGTERM stops it, a machine may fail: the same command goes on from there, on any engine.
+        If Ctrl-C, SIGTERM or a broken machine stops it, the same command goes on from there, on any engine.
 
         Args:
             run: Folder of the run.
             config: How pairs are made and judged.
-            engine: Where they are made.
+            engine: Where pairs are made.
             store: Where shards go, such as s3://bucket/run; default: the run's folder.
-            rejudge: Judge the pairs that are there by the rule given now; only what needs it is made again.
-            models: Models to start from.
-            run_seed: Of the run.
+            rejudge: Judge the existing pairs by the rule given now; only what needs it is made again.
+            models: Folder of the models to start from.
+            run_seed: Seed for a new run.
         """
         from restage.recipes import make_pairs
         from restage.run.folder import open_run, working
@@ -131,14 +131,14 @@ def build_import() -> Callable[..., None]:
         out: Path,
         config: Annotated[ImportConfig, arg(name="")] = default,
     ) -> None:
-        """Take image pairs of somebody else in, for `restage train`; bad ones are listed with the reason.
+        """Import somebody else's image pairs for `restage train`; bad ones are listed with the reason.
 
         Example: restage import path/to/dataset --format hf --out runs/theirs
 
         Args:
             folder: Folder of the data set.
-            out: Folder of the run; made if it is missing.
-            config: How to take them in.
+            out: Folder of the run; it is made if it does not exist.
+            config: How to read them.
         """
         from restage.pairs.exchange.bring_in import import_folder
         from restage.run.folder import open_run, working

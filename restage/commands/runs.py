@@ -40,7 +40,7 @@ def build_show() -> Callable[..., None]:
 
         Args:
             run: The run.
-            row: Print where this number comes from instead: a row of compare/scores.parquet, as the page names them.
+            row: Print instead where this number comes from: a row of compare/scores.parquet, as named on the page.
         """
         if row is None:
             print("\n".join(describe_run(run)))
@@ -56,7 +56,7 @@ def build_ls() -> Callable[..., None]:
     """Build `restage ls`."""
 
     def ls(folder: Positional[Path] = Path("runs")) -> None:
-        """List the runs in a folder: where, status, time, stages done.
+        """List the runs in a folder, each with its path, status, time and finished stages.
 
         Example: restage ls runs
 
@@ -83,25 +83,25 @@ def build_verify() -> Callable[..., None]:
         sheets: Path | None = None,
         models: ModelsArgument = None,
     ) -> None:
-        """Check that a run holds what was written, and that its numbers and pictures are what they are said to be.
+        """Check that a run is as it was written, and that its numbers and pictures are what it says they are.
 
         Example: restage verify runs/demo; restage verify bundle.zip
 
         Every record and file that a stage sealed when it ended is compared with its hash, ids with their configs,
         captures with what was fitted; numbers of the table are measured again from the stored pictures; pairs are
-        checked one by one. --fast leaves out what needs pictures.
+        checked one by one. --fast skips what needs pictures.
 
-        The exit code is 1 if anything was found. Nothing is changed, but for contact sheets, unless --repair is given.
+        The exit code is 1 if anything was found. Nothing but contact sheets is written unless --repair is given.
 
         Args:
             path: What to check.
             config: What to look at.
-            repair: Take out exactly what is bad among the pairs: bad shards are made again by the command that made
-                them, bad single pairs are left out by readers from now on. Nothing is deleted; it moves to a folder
+            repair: Take out exactly what is bad among the pairs: bad shards can then be made again by the command that
+                made them, and readers skip bad single pairs from now on. Nothing is deleted; it moves to a folder
                 `quarantine`.
             json: Print JSON instead of lines.
-            sheets: Folder for a contact sheet of each reason; default: `verify` in the run.
-            models: Folder with the CLIP to judge captions with; default: the one that comes with the package.
+            sheets: Folder for a contact sheet of each reason; default: `verify` in the run's folder.
+            models: Folder of the models whose CLIP judges captions; default: the ones that come with the package.
         """
         if verify_folder(path, config, models=models, repairs=repair, is_json=json, sheets=sheets):
             raise SystemExit(1)
@@ -121,7 +121,7 @@ def build_report() -> Callable[..., None]:
         config: Annotated[ReportConfig, arg(name="")] = default,
         out: Path | None = None,
     ) -> None:
-        """Write the page of a run, which opens from disk; with it LaTeX, slides, and a supplementary zip.
+        """Write the page of a run, which opens from disk, and if you like LaTeX, slides and a supplementary zip.
 
         Example: restage report runs/mine --formats page latex slides zip
 
@@ -130,7 +130,7 @@ def build_report() -> Callable[..., None]:
         Args:
             runs: What to show.
             config: How it is made.
-            out: With several runs and zip: the one zip that holds all of them; default: supplement.zip beside them.
+            out: With several runs and --formats zip, the zip of all of them; default: supplement.zip beside them.
         """
         from restage.recipes import STAGES
         from restage.report.supplement import write_supplement
@@ -168,8 +168,8 @@ def build_bundle() -> Callable[..., None]:
 
         Example: restage bundle runs/demo -o demo.zip
 
-        Tell the hash that is printed at the end apart from the file, such as in the paper: with it nobody can put
-        another bundle in its place.
+        Publish the hash that is printed at the end separately from the file, for example in the paper: then nobody can
+        put another bundle in its place.
 
         Args:
             run: The run.
@@ -192,17 +192,17 @@ def build_track() -> Callable[..., None]:
         project: str = "restage",
         where: str = "",
     ) -> None:
-        """Send what the records of runs say to a tracker: settings, training curves, scores. Each run is sent once.
+        """Send the records of runs to a tracker: settings, training curves, scores. Each run is sent once.
 
         Example: restage track runs/a runs/b --to trackio
 
-        Needs pip install 'restage[trackers]'. A run that has grown is another row only if its id is another one.
+        Needs pip install 'restage[trackers]'. A run that has grown since gets another row only if its id has changed.
 
         Args:
             runs: Folders of runs.
             to: Which trackers.
             project: Name of the project or experiment.
-            where: Tracking URI of MLflow or URL of a trackio server; default: what these packages take by themselves.
+            where: Tracking URI of MLflow, or URL of a trackio server; default: the one that the package itself uses.
         """
         from restage.audit.trackers import SINKS, facts_of
 
@@ -217,15 +217,15 @@ def build_diff() -> Callable[..., None]:
     """Build `restage diff`."""
 
     def diff(first: Positional[Path], second: Positional[Path], *, json: bool = False) -> None:
-        """Say what differs between two runs: config, versions, data, weights, scores.
+        """Print what differs between two runs: config, versions, data, weights, scores.
 
         Example: restage diff runs/a runs/b
 
-        Scores are compared result by result where both runs have them, with an interval clustered by scene.
+        Scores are compared result by result where both runs have them, with confidence intervals clustered by scene.
 
         Args:
-            first: A run.
-            second: Another one.
+            first: Folder of a run.
+            second: Folder of another run.
             json: Print JSON instead of lines.
         """
         from restage.audit.difference import compare_runs, describe_difference, difference_to_plain
@@ -248,7 +248,7 @@ def build_doctor() -> Callable[..., None]:
 
         Args:
             runs: Folder that runs go to.
-            online: Also ask whether the model hub answers; else the network is not touched.
+            online: Also ask whether the model hub answers; otherwise the network is not used.
             json: Print JSON instead of a table.
         """
         from restage import doctor as checks

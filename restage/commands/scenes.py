@@ -1,4 +1,4 @@
-"""Sub-commands of scenes: fit, edit, look at, take elsewhere.
+"""Sub-commands of scenes: fit, edit, view, export.
 
 Annotations are evaluated when a command is built: hence no `from __future__ import annotations` here.
 """
@@ -37,14 +37,14 @@ def build_fit() -> Callable[..., None]:
         out: Path | None = None,
         config: Annotated[FitConfig, arg(name="")] = PHOTOGRAPHS,
     ) -> None:
-        """Fit Gaussian splats to a capture and say how well held-out views come out.
+        """Fit Gaussian splats to a capture and say how well they render held-out views.
 
         Example: restage fit path/to/capture --size 160 --out runs/mine
 
         Args:
-            capture: A nerfstudio folder, a COLMAP project, or a folder of photographs (needs restage[colmap]).
+            capture: A nerfstudio folder, a COLMAP project, or a folder of photographs (which needs restage[colmap]).
             size: Longer side of the views in pixels; default: as they are.
-            out: Folder of the run; default: runs/ and the capture's name.
+            out: Folder of the run; default: `runs/` and the capture's name.
             config: How to fit.
         """
         from restage.recipes import fit_folder
@@ -82,7 +82,7 @@ def build_edit() -> Callable[..., None]:
         Example: restage edit runs/mine "make the cube blue" --then "turn it to night" --strength 0.7
 
         Nothing is overwritten: to undo an edit, go on from the one before, or from the scene. An edit that is stopped
-        with Ctrl-C leaves its scene as it then was in its folder, and begins anew when it is asked for again.
+        with Ctrl-C leaves its scene as it was then in its folder, and starts over when it is asked for again.
 
         Args:
             scene: The run folder of a fitted scene, or a capture, which is then fitted first.
@@ -91,14 +91,14 @@ def build_edit() -> Callable[..., None]:
             editor: One of the menu in `restage/edit/editors`, or `noisy-<0 to 1>-<one of them>`.
             then: More instructions; each starts from the result of the one before.
             start: Folder of a finished edit to start from, in place of the fitted scene.
-            strength: Share of its way that every splat goes, from 0 to 1.
-            time_budget: Seconds after which each edit ends with what it has.
-            source_caption: What is to be seen before; some editors make use of it.
-            target_caption: What is to be seen after.
+            strength: How far every splat goes toward its edited state, from 0 to 1.
+            time_budget: Seconds after which each edit stops with what it has.
+            source_caption: What the scene shows before the edit; some editors use it.
+            target_caption: What the scene shows after the edit.
             model: Folder of the editor's model; default: the edit model that comes with the package.
             device: Where the editor's model computes, such as `cuda`.
             size: Longer side of the views in pixels, if a capture is fitted first.
-            seed: Of the edit's noise.
+            seed: Seed for the edit's noise.
         """
         from restage.recipes import EditChoice, edit_folder, fit_folder
         from restage.scenes.fit import PHOTOGRAPHS
@@ -157,7 +157,7 @@ def build_edits() -> Callable[..., None]:
             editors: Names on the menu in `restage/edit/editors`; every method but `nothing` runs with each.
             scenes: Names of scenes; default: all that have edits.
             edits: Names of edits; default: all.
-            seeds: Each edit is made once with each.
+            seeds: Each edit is made once with each of these.
         """
         from restage.recipes import STAGES
         from restage.run.folder import open_run, working
@@ -183,19 +183,19 @@ def build_export() -> Callable[..., None]:
         out: Path | None = None,
         frame: Frame = "own",
     ) -> None:
-        """Write a scene's splats as PLY, or a run's accepted image pairs in a form that others read.
+        """Write a scene's splats as PLY, or a run's accepted image pairs in a format that others read.
 
         Example: restage export runs/mine mine.ply; restage export runs/mine --format hf --out mine_pairs
 
-        Pairs come with a data card; the folder appears when all of it is there, and a stopped export goes on.
+        Pairs come with a data card. The folder appears once it is complete; an export that was stopped goes on.
 
         Args:
-            path: A run with one fitted scene, `<run>/scenes/<scene>`, the folder of an edit; for pairs, a run.
+            path: A run with one fitted scene, `<run>/scenes/<scene>`, or the folder of an edit; for pairs, a run.
             target: What to write: a PLY, or a folder.
             format: `ply` for splats; or, for pairs, `hf` (for Hugging Face's load_dataset), `webdataset`, or
                 `instruct-pix2pix` (for its loader).
             out: The same as OUT.
-            frame: Of splats: the capture's own, which its cameras fit, or upright as in the run, z up.
+            frame: Coordinates of the splats: the capture's own, which its cameras fit, or the run's, upright with z up.
         """
         place = target or out
         if place is None or (target and out):
@@ -217,7 +217,7 @@ def build_view() -> Callable[..., None]:
     """Build `restage view`."""
 
     def view(path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int = 8080) -> None:
-        """Show scenes in the browser; type edits there and watch them happen. Ctrl-C ends it.
+        """Show scenes in the browser, where you can type edits and watch them happen. Ctrl-C ends it.
 
         Example: restage view runs/demo
 

@@ -23,16 +23,16 @@ def build_demo() -> Callable[..., None]:
     """Build `restage demo`."""
 
     def demo(*, out: Path = Path("runs/demo"), seed: int = 0, models: Path | None = None) -> None:
-        """From prompts to the report page of an edited scene, in about ten minutes on two cores.
+        """Go from prompts to the report page of an edited scene in about ten minutes on two cores.
 
         Example: restage demo --out runs/demo
 
-        Ctrl-C stops it at any time; the same command goes on from there. What is done is not done again.
+        Ctrl-C stops it at any time, and the same command goes on from there. What is done is not done again.
 
         Args:
             out: Folder of the run.
-            seed: Chooses prompts, pairs and noise.
-            models: Folder with the models to start from; default: those that come with the package.
+            seed: Seed for prompts, pairs and noise.
+            models: Folder of the models to start from; default: the ones that come with the package.
         """
         from restage.recipes import demo as run_demo
         from restage.recipes import demo_config
@@ -46,7 +46,7 @@ def build_demo() -> Callable[..., None]:
 
 
 def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None]]:
-    """A sub-command that runs one stage of a run, with the stage's config as its flags."""
+    """Return the builder of a sub-command that runs one stage of a run, with the stage's config as its flags."""
 
     def build() -> Callable[..., None]:
         from restage.recipes import STAGES

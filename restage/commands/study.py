@@ -19,7 +19,7 @@ StudyArgument = Annotated[
 
 
 def build_study() -> Callable[..., None]:
-    """The sub-command."""
+    """Build `restage study`."""
 
     def study(study: Positional[StudyArgument], *, out: Path | None = None, workers: int = 1) -> None:
         """Compare methods on scenes, edits, editors and seeds that a Python file names; only what is missing runs.
@@ -40,7 +40,7 @@ def build_study() -> Callable[..., None]:
         from restage.studies.run import run_study
 
         if out is not None and study.is_dir():
-            raise InputError(f"{study} is the folder of a study already; leave --out away")
+            raise InputError(f"{study} is the folder of a study already; omit --out")
         folder = study if study.is_dir() else out or Path("runs") / study.stem
         file = study / "study.py" if study.is_dir() else study
         show_progress(run_study(load_study(file), folder, workers=workers, file=file))

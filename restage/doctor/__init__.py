@@ -18,7 +18,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def list_checks(*, runs: Path, is_online: bool) -> dict[str, Check]:
-    """All checks by name, in the order of the report."""
+    """Return all checks by name, in the order of the report."""
     return {
         "python": packages.check_python,
         "restage": packages.check_restage,
@@ -41,11 +41,11 @@ def list_checks(*, runs: Path, is_online: bool) -> dict[str, Check]:
 
 
 def examine(*, runs: Path = Path("runs"), is_online: bool = False) -> Iterator[Finding]:
-    """Look at everything; a check that breaks is a finding itself.
+    """Run every check; a check that breaks is a finding itself.
 
     Args:
         runs: Where runs go.
-        is_online: Also ask the hub whether it answers; else the network is not touched.
+        is_online: Also ask whether the hub answers; otherwise the network is not used.
 
     Yields:
         One finding for each line of the report.

@@ -1,4 +1,4 @@
-"""What a check of `restage doctor` finds, and how findings are shown."""
+"""What the checks of `restage doctor` find, and how it is shown."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Finding:
     """One line of the report."""
 
     group: str
-    """Part of the report that it stands in."""
+    """Section of the report."""
     name: str
-    """What was looked at."""
+    """What was checked."""
     status: Status
     """`ok`; `note` for what is slower, missing or odd but not needed; `problem` for something needed that is broken."""
     found: str
-    """What there is."""
+    """What was found."""
     advice: str = ""
-    """What to do; a note or a problem always says it."""
+    """What to do; never empty for a note or a problem."""
 
     def __post_init__(self) -> None:
         if self.status != "ok" and not self.advice:
@@ -36,18 +36,18 @@ class Finding:
 
 
 def is_healthy(findings: Sequence[Finding]) -> bool:
-    """Whether nothing that is needed is broken."""
+    """Return whether nothing that is needed is broken."""
     return all(finding.status != "problem" for finding in findings)
 
 
 def to_json(findings: Sequence[Finding]) -> str:
-    """The findings for programs: `ok`, the number of each status, and every finding."""
+    """Return the findings as JSON: `ok`, the number of each status, and every finding."""
     counts = {status: sum(finding.status == status for finding in findings) for status in STYLES}
     return json.dumps({"ok": is_healthy(findings), "counts": counts, "findings": [asdict(f) for f in findings]})
 
 
 def show_table(findings: Sequence[Finding], *, file: TextIO | None = None) -> None:
-    """Print the findings as one table, a group after the other."""
+    """Print the findings as one table, group by group."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -22,7 +22,7 @@ __all__ = ["Gpu", "check_bf16", "check_gpus", "check_memory", "check_processor",
 
 ENOUGH_MEMORY_GIB = 4.0
 BUSY_SHARE = 0.1
-"""A GPU of which more memory than this is taken counts as in use."""
+"""A GPU counts as in use if more than this share of its memory is taken."""
 BF16_CAPABILITY = 8.0
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -46,7 +46,7 @@ class Processor(NamedTuple):
     num_allowed: int
     """Logical cores that its affinity allows."""
     quota: float | None
-    """Cores that the container's share of time amounts to; None for no limit."""
+    """Cores that the container's share of processor time amounts to; None for no limit."""
     flags: frozenset[str]
     """Instruction sets as Linux names them; empty elsewhere."""
 
@@ -107,7 +107,7 @@ def query_torch_cuda() -> str:
 
 
 def check_processor() -> Iterator[Finding]:
-    """Model, cores, and how many of them this process gets."""
+    """Report the processor's model and cores, and how many of them this process gets."""
     processor = query_processor()
     usable = min(float(processor.num_allowed), processor.quota or processor.num_allowed)
     limits = [f"{processor.num_allowed} of {processor.num_logical} cores by affinity"]
@@ -118,12 +118,12 @@ def check_processor() -> Iterator[Finding]:
         name="processor",
         status="note" if usable < 2 else "ok",
         found=f"{processor.model}; {', '.join(limits)}",
-        advice="The demo takes about 20 minutes with one core; give it two or more if you can." if usable < 2 else "",
+        advice="The demo takes about 20 minutes on one core; give it two or more if you can." if usable < 2 else "",
     )
 
 
 def check_memory() -> Iterator[Finding]:
-    """Memory in all and what is free."""
+    """Report how much memory there is and how much is free."""
     memory = psutil.virtual_memory()
     total_gib, free_gib = memory.total / 2**30, memory.available / 2**30
     is_enough = free_gib >= ENOUGH_MEMORY_GIB
@@ -132,12 +132,12 @@ def check_memory() -> Iterator[Finding]:
         name="memory",
         status="ok" if is_enough else "note",
         found=f"{free_gib:.1f} of {total_gib:.1f} GiB are free",
-        advice="" if is_enough else f"The demo wants about {ENOUGH_MEMORY_GIB:.0f} GiB; end other programs first.",
+        advice="" if is_enough else f"The demo needs about {ENOUGH_MEMORY_GIB:.0f} GiB; close other programs first.",
     )
 
 
 def check_bf16() -> Iterator[Finding]:
-    """Whether the processor computes in bf16 by itself, which training on it relies on to be fast."""
+    """Check whether the processor computes in bf16 in hardware, without which training on it is slow."""
     flags = query_processor().flags
     known = [flag for flag in BFLOAT16_FLAGS if flag in flags]
     if known:
@@ -153,7 +153,7 @@ def check_bf16() -> Iterator[Finding]:
 
 
 def check_gpus() -> Iterator[Finding]:
-    """Every GPU with memory and whether somebody uses it, and whether torch can."""
+    """Report every GPU, its memory, whether it is in use, and whether torch can use it."""
     gpus, cuda = query_gpus(), query_torch_cuda()
     if not gpus:
         yield Finding(group="Machine", name="GPU", status="ok", found="none; everything runs on the processor")
@@ -166,7 +166,7 @@ def check_gpus() -> Iterator[Finding]:
             status="note" if is_busy else "ok",
             found=f"{gpu.name}, {gpu.used_mib / 1024:.1f} of {gpu.total_mib / 1024:.1f} GiB taken, "
             f"{gpu.busy_percent:.0f} % busy, {bf16}",
-            advice=f"Somebody uses it; choose another with CUDA_VISIBLE_DEVICES, or wait: nvidia-smi -i {gpu.index}"
+            advice=f"It is in use; choose another with CUDA_VISIBLE_DEVICES, or wait: nvidia-smi -i {gpu.index}"
             if is_busy
             else "",
         )
@@ -204,7 +204,7 @@ def query_threads() -> Threads:
 
 
 def check_threads(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Thread counts against cores, OpenMP runtimes against each other, and numba's threading layer."""
+    """Check thread counts against the cores, the OpenMP runtimes, and numba's threading layer."""
     allowed = query_processor().num_allowed
     settings = {name: environment[name] for name in THREAD_VARIABLES if name in environment}
     too_many = [name for name, value in settings.items() if not value.isdigit() or not 0 < int(value) <= allowed]

@@ -29,7 +29,7 @@ EXTRA_USES = {
 
 
 def installed_versions() -> dict[str, str]:
-    """Version of every installed distribution, by normalised name."""
+    """Return the version of every installed distribution by its normalized name."""
     return {
         _normal(distribution.metadata["Name"]): distribution.version
         for distribution in importlib.metadata.distributions()
@@ -38,7 +38,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def requirements_of(package: str) -> list[Requirement]:
-    """What an installed distribution asks for; nothing if it is not installed."""
+    """Return what an installed distribution requires; nothing if it is not installed."""
     try:
         texts = importlib.metadata.requires(package) or []
     except importlib.metadata.PackageNotFoundError:
@@ -53,14 +53,14 @@ def requirements_of(package: str) -> list[Requirement]:
 
 
 class Asked(NamedTuple):
-    """What restage itself asks for."""
+    """What restage itself requires."""
 
     always: list[Requirement]
     extras: dict[str, list[Requirement]]
 
 
 def restage_requirements() -> Asked:
-    """Dependencies and extras: of the checkout, if this is one, since what pip knows may be older; else of pip."""
+    """Return dependencies and extras: of a checkout its own, since pip's record may be older; else pip's record."""
     path = REPOSITORY / "pyproject.toml"
     if path.is_file():
         project = tomllib.loads(path.read_text())["project"]
@@ -73,7 +73,7 @@ def restage_requirements() -> Asked:
 
 
 def read_constraints() -> dict[str, str]:
-    """The exact versions that `make` installs, by normalised name; empty outside of a checkout."""
+    """Return the exact versions that `make` installs by normalized name; nothing outside a checkout."""
     path = REPOSITORY / "constraints.txt"
     lines = path.read_text().splitlines() if path.is_file() else []
     pairs = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
@@ -92,7 +92,7 @@ def _install_command(extra: str = "") -> str:
 
 
 def check_python() -> Iterator[Finding]:
-    """Version, word size, and whether this is an environment of its own."""
+    """Check version and word size, and whether this is an environment of its own."""
     version, bits = platform.python_version(), 8 * struct.calcsize("P")
     is_new_enough = tuple(sys.version_info[:2]) >= OLDEST_PYTHON
     yield Finding(
@@ -103,12 +103,12 @@ def check_python() -> Iterator[Finding]:
         advice="" if is_new_enough and bits == 64 else "Install a 64-bit Python 3.11 or newer, then: make clean demo",
     )
     if sys.prefix == sys.base_prefix:
-        advice = "An environment of its own keeps other packages from interfering: make demo makes one."
+        advice = "In an environment of its own other packages cannot interfere; make demo makes one."
         yield Finding(group="Python", name="environment", status="note", found="the system's own", advice=advice)
 
 
 def check_restage() -> Iterator[Finding]:
-    """Version, commit, and where it is imported from."""
+    """Report version, commit, and where restage is imported from."""
     versions = installed_versions()
     commit, plus, changes = git_commit().partition("+")
     found = f"{restage.__version__}, commit {commit[:12]}{plus}{changes}, {REPOSITORY / 'restage'}"
@@ -118,7 +118,9 @@ def check_restage() -> Iterator[Finding]:
         name="restage",
         status="ok" if is_installed else "note",
         found=found,
-        advice="" if is_installed else f"It runs from its folder but is not installed: {_install_command()}",
+        advice=""
+        if is_installed
+        else f"It runs from its folder but is not installed; install it: {_install_command()}",
     )
 
 
@@ -131,7 +133,7 @@ def _is_of_extra(requirement: Requirement, extra: str) -> bool:
 
 
 def check_packages() -> Iterator[Finding]:
-    """Every dependency: there, within its range, and as tested."""
+    """Check that every dependency is installed, within its range, and as tested."""
     versions, constraints = installed_versions(), read_constraints()
     asked = restage_requirements().always
     num_fine = 0
@@ -167,7 +169,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_extras() -> Iterator[Finding]:
-    """Each extra: there, or the command that installs it."""
+    """Report for each extra that it is installed, or the command that installs it."""
     versions = installed_versions()
     for extra, asked in sorted(restage_requirements().extras.items()):
         missing = [
@@ -186,11 +188,11 @@ def check_extras() -> Iterator[Finding]:
 
 
 def check_traps() -> Iterator[Finding]:
-    """Packages that are known to cost hours where they do not belong."""
+    """Look for packages that are known to cost hours where they do not belong."""
     traps = list(find_traps(installed_versions(), has_gpu=_has_nvidia()))
     yield from traps
     if not traps:
-        yield Finding(group="Packages", name="known traps", status="ok", found="none of them is here")
+        yield Finding(group="Packages", name="known traps", status="ok", found="none found")
 
 
 def _has_nvidia() -> bool:
@@ -203,50 +205,46 @@ def find_traps(versions: Mapping[str, str], *, has_gpu: bool) -> Iterator[Findin
     """Traps among installed versions.
 
     Args:
-        versions: By normalised name, as in `installed_versions`.
+        versions: Versions by normalised name, as in `installed_versions`.
         has_gpu: Whether the machine has an NVIDIA GPU.
     """
-    torch_version = versions.get("torch", "")
+    torch_version, vision_version = versions.get("torch", ""), versions.get("torchvision", "")
+    tested_torch = f"torch=={torch_version.split('+')[0]}"
     cuda_parts = [name for name in versions if name.startswith("nvidia-")]
-    if not has_gpu and (cuda_parts or "+cu" in torch_version):
-        yield Finding(
-            group="Packages",
-            name="torch for CUDA",
-            status="note",
-            found=f"torch {torch_version} brings {len(cuda_parts)} nvidia packages, but there is no NVIDIA GPU",
-            advice="It works but takes several GB more than needed; smaller: "
-            f"pip install torch=={torch_version.split('+')[0]} --index-url https://download.pytorch.org/whl/cpu",
-        )
-    if has_gpu and torch_version.endswith("+cpu"):
-        yield Finding(
-            group="Packages",
-            name="torch for CPU",
-            status="note",
-            found=f"torch {torch_version} cannot use the GPU of this machine",
-            advice=f"pip install --force-reinstall torch=={torch_version.split('+')[0]}",
-        )
-    if "nerfstudio" in versions:
-        numpy_text = f" and numpy {versions['numpy']}" if versions.get("numpy", "1").split(".")[0] != "1" else ""
-        yield Finding(
-            group="Packages",
-            name="nerfstudio",
-            status="note",
-            found=f"installed beside restage, with viser {versions.get('viser', 'missing')}{numpy_text}",
-            advice="It needs numpy < 2 and viser 0.2.7, the viewer viser 1: make nerfstudio gives it its own place.",
-        )
-    if "gsplat" in versions and not has_gpu:
-        yield Finding(
-            group="Packages",
-            name="gsplat",
-            status="note",
-            found=f"{versions['gsplat']}, which has no CPU path",
-            advice="Nothing to do: without a GPU the rasterizer numba_cpu is used.",
-        )
-    if "torchvision" in versions and "+cpu" in torch_version and "+cpu" not in versions["torchvision"]:
-        yield Finding(
-            group="Packages",
-            name="torchvision",
-            status="note",
-            found=f"{versions['torchvision']} for CUDA beside torch {torch_version}; importing it can fail",
-            advice="Nothing here needs it: pip uninstall torchvision",
-        )
+    numpy_text = f" and numpy {versions['numpy']}" if versions.get("numpy", "1").split(".")[0] != "1" else ""
+    traps = (
+        (
+            "torch for CUDA",
+            not has_gpu and (cuda_parts or "+cu" in torch_version),
+            f"torch {torch_version} brings {len(cuda_parts)} nvidia packages, but there is no NVIDIA GPU",
+            "It works but takes several GB more than needed; smaller: "
+            f"pip install {tested_torch} --index-url https://download.pytorch.org/whl/cpu",
+        ),
+        (
+            "torch for CPU",
+            has_gpu and torch_version.endswith("+cpu"),
+            f"torch {torch_version} cannot use the GPU of this machine",
+            f"pip install --force-reinstall {tested_torch}",
+        ),
+        (
+            "nerfstudio",
+            "nerfstudio" in versions,
+            f"installed beside restage, with viser {versions.get('viser', 'missing')}{numpy_text}",
+            "It needs numpy < 2 and viser 0.2.7, but the viewer needs viser 1; make nerfstudio keeps them apart.",
+        ),
+        (
+            "gsplat",
+            "gsplat" in versions and not has_gpu,
+            f"{versions.get('gsplat')}, which has no CPU path",
+            "Nothing to do: without a GPU the rasterizer numba_cpu is used.",
+        ),
+        (
+            "torchvision",
+            vision_version and "+cpu" in torch_version and "+cpu" not in vision_version,
+            f"{vision_version} for CUDA beside torch {torch_version}; importing it can fail",
+            "Nothing here needs it: pip uninstall torchvision",
+        ),
+    )
+    for name, is_here, found, advice in traps:
+        if is_here:
+            yield Finding(group="Packages", name=name, status="note", found=found, advice=advice)

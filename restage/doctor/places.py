@@ -1,4 +1,4 @@
-"""Checks of what lies around: disk, caches, the hub, ffmpeg, a browser, shipped models, nerfstudio's environment."""
+"""Checks of the surroundings: disk, caches, the hub, ffmpeg, a browser, shipped models, nerfstudio's environment."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ASKS_VERSIONS = (
 
 
 def _nearest_folder(path: Path) -> Path:
-    """The path itself, or the closest folder above that exists."""
+    """Return the path itself, or the closest folder above it that exists."""
     for folder in (path.absolute(), *path.absolute().parents):
         if folder.is_dir():
             return folder
@@ -48,30 +48,33 @@ def _nearest_folder(path: Path) -> Path:
 
 
 def free_gib(path: Path) -> float:
-    """Room on the disk that a path lies or will lie on."""
+    """Return the free space of the disk that a path is or will be on."""
     return shutil.disk_usage(_nearest_folder(path)).free / 2**30
 
 
 def is_writable(path: Path) -> bool:
-    """Whether this user may write there, or make it."""
+    """Return whether this user may write there, or create it."""
     return os.access(_nearest_folder(path), os.W_OK)
 
 
 def hub_cache() -> Path:
-    """Where models from the hub are kept."""
+    """Return the folder where models from the hub are kept."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
 
 
 def check_disk(runs: Path) -> Iterator[Finding]:
-    """Room and rights where runs and models go."""
+    """Check free space and permissions where runs and models go."""
     for name, path, is_needed in (("runs", runs, True), ("model cache", hub_cache(), False)):
         room_gib = free_gib(path)
         if not is_writable(path):
-            status, advice = "problem" if is_needed else "note", f"This user may not write there: choose another {name}"
+            status, advice = "problem" if is_needed else "note", f"This user may not write there; choose another {name}"
             advice += " folder with --out." if is_needed else " with HF_HOME."
         elif room_gib < ROOM_TO_START_GIB:
-            status, advice = "problem" if is_needed else "note", "Make room; a run of the demo takes about 0.2 GiB."
+            status, advice = (
+                "problem" if is_needed else "note",
+                "Free some space; a run of the demo takes about 0.2 GiB.",
+            )
         elif room_gib < ROOM_TO_WORK_GIB:
             status, advice = "note", "Enough for the demo, not for models from the hub."
         else:
@@ -81,7 +84,7 @@ def check_disk(runs: Path) -> Iterator[Finding]:
 
 
 def check_numba_cache() -> Iterator[Finding]:
-    """Whether compiled kernels can be kept between starts."""
+    """Check whether compiled kernels can be kept between starts."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     folders = [Path(chosen)] if chosen else [PACKAGE / "scenes" / "rasterize" / "__pycache__", Path.home() / ".cache"]
     writable = [folder for folder in folders if is_writable(folder)]
@@ -90,12 +93,14 @@ def check_numba_cache() -> Iterator[Finding]:
         name="numba cache",
         status="ok" if writable else "note",
         found=f"{writable[0]}" if writable else f"not writable: {', '.join(map(str, folders))}",
-        advice="" if writable else "Kernels are compiled anew at each start: export NUMBA_CACHE_DIR=/a/folder/of/yours",
+        advice=""
+        if writable
+        else "Kernels are compiled at each start; to keep them: export NUMBA_CACHE_DIR=/a/folder/of/yours",
     )
 
 
 def query_ffmpeg() -> tuple[str, str]:
-    """Path of the ffmpeg that clips are written with, and the list of its encoders.
+    """Return the path of the ffmpeg that clips are written with, and the list of its encoders.
 
     Raises:
         RuntimeError, OSError, subprocess.SubprocessError: there is none, or it does not start.
@@ -108,7 +113,7 @@ def query_ffmpeg() -> tuple[str, str]:
 
 
 def check_ffmpeg() -> Iterator[Finding]:
-    """Whether clips can be written."""
+    """Check whether clips can be written."""
     try:
         path, encoders = query_ffmpeg()
         is_fine, found = "libx264" in encoders, f"libx264 of {Path(path).name}"
@@ -126,7 +131,7 @@ def check_ffmpeg() -> Iterator[Finding]:
 
 
 def check_models() -> Iterator[Finding]:
-    """Whether the models that ship with the package are all there."""
+    """Check that the models that ship with the package are complete."""
     folder = PACKAGE / "assets"
     missing = [
         name
@@ -138,12 +143,14 @@ def check_models() -> Iterator[Finding]:
         name="shipped models",
         status="problem" if missing else "ok",
         found=f"missing or empty: {', '.join(missing)}" if missing else str(folder),
-        advice="The package is not complete; get it again (of a clone: git checkout restage/assets)" if missing else "",
+        advice="The package is incomplete; install it again (in a clone: git checkout restage/assets)"
+        if missing
+        else "",
     )
 
 
 def reach_hub(url: str = HUB, timeout_s: float = 8.0) -> str:
-    """Ask the hub for its front page; empty if it answers, else why not. Nothing is downloaded."""
+    """Ask the hub for its front page; return nothing if it answers, else why not. Nothing is downloaded."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_s):
             return ""
@@ -154,7 +161,7 @@ def reach_hub(url: str = HUB, timeout_s: float = 8.0) -> str:
 
 
 def check_hub(*, is_online: bool) -> Iterator[Finding]:
-    """Whether models can be had from the hub; the network is touched only if that is asked for."""
+    """Check whether the hub can be reached; the network is used only if that was asked for."""
     if not is_online:
         found = "not asked; `restage doctor --online` asks"
         yield Finding(group="Places", name="hub", status="ok", found=found)
@@ -173,7 +180,7 @@ def check_hub(*, is_online: bool) -> Iterator[Finding]:
 
 
 def check_browser() -> Iterator[Finding]:
-    """A browser that the viewer's tests can drive; using the viewer needs none on this machine."""
+    """Check for a browser that the viewer's tests can drive; using the viewer needs none on this machine."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     has_driver = importlib.util.find_spec("playwright") is not None
     is_there = path is not None and has_driver
@@ -183,12 +190,12 @@ def check_browser() -> Iterator[Finding]:
         name="browser for tests",
         status="ok" if is_there else "note",
         found=str(path) if is_there else f"missing: {', '.join(missing)}",
-        advice="" if is_there else "Only the viewer's browser tests want them: apt install chromium; make",
+        advice="" if is_there else "Only the viewer's browser tests need them: apt install chromium; make",
     )
 
 
 def query_environment(python: Path) -> dict[str, str]:
-    """Versions of the packages in another environment, by lower-case name.
+    """Return the versions of the packages in another environment by lower-case name.
 
     Raises:
         OSError, subprocess.SubprocessError, ValueError: it cannot be asked.
@@ -198,11 +205,11 @@ def query_environment(python: Path) -> dict[str, str]:
 
 
 def check_nerfstudio(folder: Path = PACKAGE.parent / ".venv-nerfstudio") -> Iterator[Finding]:
-    """Nerfstudio's own environment: there, and of versions that go together."""
+    """Check nerfstudio's own environment: that it exists, and that its versions suit each other."""
     python = folder / "bin" / "python"
     if not python.exists():
         found = f"no environment {folder.name}"
-        advice = "Only ns-train and `make test-nerfstudio` want it: make nerfstudio (3.5 GB, some minutes)"
+        advice = "Only ns-train and `make test-nerfstudio` need it: make nerfstudio (3.5 GB, some minutes)"
         yield Finding(group="Places", name="nerfstudio", status="note", found=found, advice=advice)
         return
     try:
@@ -222,7 +229,7 @@ def check_nerfstudio(folder: Path = PACKAGE.parent / ".venv-nerfstudio") -> Iter
 
 
 def find_nerfstudio_faults(versions: dict[str, str]) -> list[str]:
-    """What is wrong with the versions of nerfstudio's environment, by lower-case name."""
+    """Return what is wrong with the versions in nerfstudio's environment, given by lower-case name."""
     faults = [f"{name} is missing" for name in ("nerfstudio", "torchvision", "restage") if name not in versions]
     if _at_least(versions.get("numpy"), "2"):
         faults.append(f"numpy {versions['numpy']} is not below 2")
