@@ -6,6 +6,7 @@ Whether installed packages suit each other is left to `pip check`, which finds a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,29 +15,28 @@ from restage.doctor.findings import Finding, is_healthy, show_table, to_json
 
 __all__ = ["Finding", "examine", "is_healthy", "show_table", "to_json"]
 
-Check = Callable[[], Iterable[Finding]]
+Checks = dict[str, Callable[[], Iterable[Finding]]]
 
 
-def list_checks(*, runs: Path, is_online: bool) -> dict[str, Check]:
-    """Return all checks by name, in the order of the report."""
+def list_checks(*, runs: Path, is_online: bool) -> dict[str, Checks]:
+    """Return all checks by section and name, in the order of the report."""
     return {
-        "python": packages.check_python,
-        "restage": packages.check_restage,
-        "packages": packages.check_packages,
-        "traps": packages.check_traps,
-        "extras": packages.check_extras,
-        "processor": machine.check_processor,
-        "memory": machine.check_memory,
-        "bf16": machine.check_bf16,
-        "gpus": machine.check_gpus,
-        "threads": machine.check_threads,
-        "models": places.check_models,
-        "disk": partial(places.check_disk, runs),
-        "numba cache": places.check_numba_cache,
-        "ffmpeg": places.check_ffmpeg,
-        "hub": partial(places.check_hub, is_online=is_online),
-        "browser": places.check_browser,
-        "nerfstudio": places.check_nerfstudio,
+        "Python": {"interpreter": packages.check_python, "restage": packages.check_restage},
+        "Packages": {"dependencies": packages.check_packages, "known traps": packages.check_traps},
+        "Extras": {"extras": packages.check_extras},
+        "Machine": {
+            "processor": machine.check_processor,
+            "memory": machine.check_memory,
+            "GPU": machine.check_gpus,
+        },
+        "Threads": {"threads": machine.check_threads},
+        "Places": {
+            "shipped models": places.check_models,
+            "disk": partial(places.check_disk, runs),
+            "ffmpeg": places.check_ffmpeg,
+            "hub": partial(places.check_hub, is_online=is_online),
+            "nerfstudio": places.check_nerfstudio,
+        },
     }
 
 
@@ -50,14 +50,11 @@ def examine(*, runs: Path = Path("runs"), is_online: bool = False) -> Iterator[F
     Yields:
         One finding for each line of the report.
     """
-    for name, check in list_checks(runs=runs, is_online=is_online).items():
-        try:
-            yield from check()
-        except Exception as error:  # what breaks a check is just what the user wants to know
-            yield Finding(
-                group="Checks",
-                name=name,
-                status="problem",
-                found=f"{type(error).__name__}: {error}",
-                advice="Something that Restage needs does not start; reinstall it: make clean demo",
-            )
+    for group, checks in list_checks(runs=runs, is_online=is_online).items():
+        for name, check in checks.items():
+            try:
+                found = list(check())
+            except Exception as error:  # what breaks a check is just what the user wants to know
+                advice = "Something that Restage needs does not start; reinstall it: make clean demo"
+                found = [Finding(name, f"{type(error).__name__}: {error}", advice, is_problem=True)]
+            yield from (replace(finding, group=group) for finding in found)

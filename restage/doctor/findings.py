@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, TextIO
+from typing import TextIO
 
 from restage.records import InputError
 
 __all__ = ["Finding", "is_healthy", "show_table", "to_json"]
 
-Status = Literal["ok", "note", "problem"]
-STYLES: dict[Status, str] = {"ok": "green", "note": "yellow", "problem": "bold red"}
+STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One line of the report."""
 
-    group: str
-    """Section of the report."""
     name: str
     """What was checked."""
-    status: Status
-    """`ok`; `note` for what is slower, missing or odd but not needed; `problem` for something needed that is broken."""
     found: str
     """What was found."""
     advice: str = ""
-    """What to do; never empty for a note or a problem."""
+    """What to do; empty if all is well."""
+    is_problem: bool = False
+    """Whether something that is needed is broken; else advice is a note on what is slow, missing or odd."""
+    group: str = ""
+    """Section of the report."""
 
     def __post_init__(self) -> None:
-        if self.status != "ok" and not self.advice:
-            raise InputError(f"{self.group}, {self.name}: a {self.status} needs advice")
+        if self.is_problem and not self.advice:
+            raise InputError(f"{self.name}: a problem needs advice")
+
+    @property
+    def status(self) -> str:
+        """One of the keys of `STYLES`."""
+        return "problem" if self.is_problem else "note" if self.advice else "ok"
 
 
 def is_healthy(findings: Sequence[Finding]) -> bool:
     """Return whether nothing that is needed is broken."""
-    return all(finding.status != "problem" for finding in findings)
+    return not any(finding.is_problem for finding in findings)
 
 
 def to_json(findings: Sequence[Finding]) -> str:
     """Return the findings as JSON: `ok`, the number of each status, and every finding."""
-    counts = {status: sum(finding.status == status for finding in findings) for status in STYLES}
-    return json.dumps({"ok": is_healthy(findings), "counts": counts, "findings": [asdict(f) for f in findings]})
+    counts = Counter({status: 0 for status in STYLES})
+    counts.update(finding.status for finding in findings)
+    rows = [{**asdict(finding), "status": finding.status} for finding in findings]
+    return json.dumps({"ok": is_healthy(findings), "counts": counts, "findings": rows})
 
 
 def show_table(findings: Sequence[Finding], *, file: TextIO | None = None) -> None:
@@ -64,7 +71,6 @@ def show_table(findings: Sequence[Finding], *, file: TextIO | None = None) -> No
         table.add_row(Text(f"  {finding.name}"), status, Text(finding.found), Text(finding.advice))
     console = Console(file=file)
     console.print(table)
-    num_problems = sum(finding.status == "problem" for finding in findings)
-    num_notes = sum(finding.status == "note" for finding in findings)
-    verdict = f"{num_problems} problems" if num_problems else "nothing that is needed is broken"
-    console.print(f"{verdict}, {num_notes} notes", style="bold")
+    counts = Counter(finding.status for finding in findings)
+    verdict = f"{counts['problem']} problems" if counts["problem"] else "nothing that is needed is broken"
+    console.print(f"{verdict}, {counts['note']} notes", style="bold")
