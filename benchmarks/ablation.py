@@ -30,6 +30,7 @@ from restage.scores.rows import read_scores
 from restage.scores.statistics import clustered_estimate
 from restage.studies.run import run_study
 from restage.studies.study import MenuEditor, Study, StudyMethod
+from restage.work.interface import EngineConfig
 from restage.world.stage import CaptureConfig, edit_name
 
 EDITORS = ("exact", "noisy-0.3-exact", "edit_model")
@@ -124,7 +125,8 @@ def read_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = read_arguments()
-    show_progress(run_study(make_study(arguments), arguments.out, workers=arguments.workers), file=sys.stderr)
+    engine = EngineConfig(workers=arguments.workers)
+    show_progress(run_study(make_study(arguments), arguments.out, engine=engine), file=sys.stderr)
     scores = read_scores(arguments.out / "compare" / "scores.parquet")
     if arguments.rows:
         write_rows(arguments.rows, scores)

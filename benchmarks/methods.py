@@ -33,6 +33,7 @@ from restage.studies.per_view import PerView
 from restage.studies.run import run_study
 from restage.studies.scenes import WorldScene
 from restage.studies.study import MenuEditor, Study, StudyMethod, StudyScene
+from restage.work.interface import EngineConfig
 from restage.world.grammar import EDIT_KINDS
 from restage.world.stage import CaptureConfig, WorldConfig, edit_name, sample_scene
 
@@ -115,7 +116,7 @@ def make_long_study(arguments: argparse.Namespace) -> Study:
 
 def run(study: Study, folder: Path, *, workers: int, rows: Path | None) -> list[Score]:
     """Run what is missing; gives all scores, and writes the table where it is asked for."""
-    show_progress(run_study(study, folder, workers=workers), file=sys.stderr)
+    show_progress(run_study(study, folder, engine=EngineConfig(workers=workers)), file=sys.stderr)
     scores = read_scores(folder / "compare" / "scores.parquet")
     if rows is not None:
         write_rows(rows, scores)

@@ -1,6 +1,7 @@
-"""`restage study`: runs or goes on with a study, and prints its table."""
+"""`restage study`: runs or goes on with a study, and prints its table.
 
-from __future__ import annotations
+Annotations are evaluated when a command is built: hence no `from __future__ import annotations` here.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,19 +21,26 @@ StudyArgument = Annotated[
 
 def build_study() -> Callable[..., None]:
     """Build `restage study`."""
+    from restage.work.interface import EngineConfig
 
-    def study(study: Positional[StudyArgument], *, out: Path | None = None, workers: int = 1) -> None:
+    def study(
+        study: Positional[StudyArgument],
+        *,
+        out: Path | None = None,
+        engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
+    ) -> None:
         """Compare methods on scenes, edits, editors and seeds that a Python file names; only what is missing runs.
 
         Example: restage study benchmarks/truth_study.py --out runs/truth --workers 2
 
-        Ctrl-C stops it at any time; the same command goes on from there, and ends with the same numbers. The folder is
-        a run: restage report runs/truth
+        Ctrl-C stops it at any time, a machine may fail: the same command goes on from there, on any engine, and ends
+        with the same numbers. With --engine ray all machines have to see the study's folder and the models that it
+        names under the same paths. The folder is a run: restage report runs/truth
 
         Args:
             study: What to compare.
             out: Folder of the study; default: runs/ and the file's name.
-            workers: Processes that share the work; each takes one core.
+            engine: Where the study runs; each worker computes with one thread unless --threads says otherwise.
         """
         from restage.scores.rows import read_scores
         from restage.scores.tables import markdown_table, method_table
@@ -43,7 +51,7 @@ def build_study() -> Callable[..., None]:
             raise InputError(f"{study} is the folder of a study already; omit --out")
         folder = study if study.is_dir() else out or Path("runs") / study.stem
         file = study / "study.py" if study.is_dir() else study
-        show_progress(run_study(load_study(file), folder, workers=workers, file=file))
+        show_progress(run_study(load_study(file), folder, engine=engine, file=file))
         print(markdown_table(method_table(read_scores(folder / "compare" / "scores.parquet"))), end="")
 
     return study

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from restage.diagnose.plain import from_plain
-from restage.edit.stage import load_scene
+from restage.edit.work import load_scene
 from restage.records import EditCase, InputError, file_sha256, read_json
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import capture_sha256

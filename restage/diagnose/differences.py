@@ -14,7 +14,7 @@ from torch import Tensor
 from restage.audit.difference import compare_runs
 from restage.diagnose.cases import Case
 from restage.diagnose.parts import RunParts, noise_settings, other_settings
-from restage.edit.stage import load_scene
+from restage.edit.work import load_scene
 from restage.records import canonical_json, to_plain
 
 __all__ = ["Difference", "describe_part", "list_differences"]

@@ -32,7 +32,7 @@ from restage.edit.job import EditJob, EditStep
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import KeptEdits
 from restage.edit.sharing.anchored_noise import AnchoredNoise
-from restage.edit.stage import load_scene
+from restage.edit.work import load_scene
 from restage.records import EditCase, EditRequest, content_id, derive_seed, read_json, to_plain, write_json
 from restage.scenes.capture import Capture
 from restage.scenes.fit import psnr, render_views

@@ -17,7 +17,7 @@ from restage.diffusion.editor import Guidance
 from restage.diffusion.editor_folder import edit_weights_sha256
 from restage.edit.job import Method
 from restage.edit.methods import METHODS
-from restage.edit.stage import load_scene
+from restage.edit.work import load_scene
 from restage.records import InputError, Progress, content_id, read_json, to_plain, write_json
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io.nerfstudio import write_capture

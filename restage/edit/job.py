@@ -80,6 +80,16 @@ class EditJob:
             sharing=sharing if can_share_attention(self.editor) else None,
         )
 
+    @classmethod
+    def of(cls, splats: Splats, capture: Capture, request: EditRequest, editor: Editor, seed: int) -> EditJob:
+        """Returns a job on the training views of a whole capture.
+
+        Raises:
+            InputError: there are none.
+        """
+        views = tuple(capture.train_indices)
+        return cls(splats, capture.select(views), views, request, editor, seed)
+
 
 class EditStep(NamedTuple):
     """Where a method stands; its splats can be used at any moment."""
@@ -88,7 +98,7 @@ class EditStep(NamedTuple):
     """Steps done so far."""
     num_steps: int
     loss: float
-    """Of the last fit step; 0 where a method has none."""
+    """Loss of the last fit step; 0 where a method has none."""
     splats: Splats
     """Without gradients; the last step of a method holds the result."""
     note: str

@@ -89,8 +89,7 @@ def edit_scene(
             place of the record, so that the scene can be used and the edit counts as not done.
     """
     kept = KeptEdits(editor)
-    views = capture.select(capture.train_indices)
-    job = EditJob(splats, views, tuple(capture.train_indices), request, kept, seed)
+    job = EditJob.of(splats, capture, request, kept, seed)
     preview = Preview(splats, capture, folder)
     peak = PeakMemory()
     started_s, last, is_stopped = time.perf_counter(), None, False
@@ -111,7 +110,7 @@ def edit_scene(
     _write_pictures(folder, last.splats, capture, kept)
     write_splats(last.splats, folder / "splats.ply")
     preview.remove()
-    is_no_op = changed_share(splats, last.splats, views) <= NO_OP_SHARE
+    is_no_op = changed_share(splats, last.splats, job.capture) <= NO_OP_SHARE
     record = {
         "id": content_id("edited", {"seed": seed, **(facts or {}), "settings": method, "request": request}),
         "seed": seed,
@@ -129,7 +128,9 @@ def edit_scene(
         write_json(folder / "stopped.json", record)
         raise KeyboardInterrupt
     (folder / "stopped.json").unlink(missing_ok=True)
-    made = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path.name != "record.json"]
+    # Another worker that was taken for lost may still be at the same edit: its preview comes and goes.
+    unsealed = ("record.json", "preview.png")
+    made = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path.name not in unsealed]
     write_record(folder / "record.json", record, files=made)
 
 

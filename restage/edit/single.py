@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.edit.dial import Dialed, TimeLimited
-from restage.edit.editors import EditorSource, check_editor, open_editor
+from restage.edit.editors import EditorSource, check_editor
 from restage.edit.job import EditStep, Method
 from restage.edit.methods import METHODS
+from restage.edit.open_editors import MenuEditor, OpenEditors
 from restage.edit.results import edit_scene
-from restage.edit.stage import EditUnit
+from restage.edit.work import EditUnit, load_scene
 from restage.records import EditCase, EditRequest, InputError, content_id, derive_seed, read_json, write_json
 from restage.run.folder import RunFolder
 from restage.run.models import edit_model_of
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
-from restage.scenes.io import read_capture
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import Splats
 
@@ -34,7 +34,7 @@ class EditChoice:
     """How a user's scene is edited."""
 
     method: str = "restage"
-    """A name on the menu `METHODS`."""
+    """Name of a method on the menu `METHODS`."""
     editor: str = "edit_model"
     """As `check_editor` knows it: a name on the menu `EDITORS`, or `noisy-<strength>-<one of them>`."""
     model: Path | None = None
@@ -43,7 +43,7 @@ class EditChoice:
     """Where the editor's model computes."""
     seed: int = 0
     settings: Method | None = None
-    """Of the method; None for its defaults."""
+    """Settings of the method; None for its defaults."""
     strength: float = 1.0
     """Share of its way that every splat goes, in [0, 1]."""
     time_budget_s: float | None = None
@@ -75,7 +75,7 @@ class StartingPoint:
 
     splats: Splats
     record_id: str
-    """Of the record of the edit that it came from."""
+    """Id of the record of the edit that it came from."""
 
     @classmethod
     def of(cls, folder: Path) -> StartingPoint:
@@ -96,7 +96,7 @@ class OpenedEdit(NamedTuple):
     folder: Path
     """Where the result lies once the steps are through."""
     steps: Iterator[EditStep]
-    """Without any if the result is there already."""
+    """Steps that lead to it; none if the result is there already."""
 
 
 def open_edit(
@@ -106,6 +106,7 @@ def open_edit(
     request: EditRequest,
     choice: EditChoice,
     start: StartingPoint | None = None,
+    editors: OpenEditors | None = None,
 ) -> OpenedEdit:
     """Find out where a result belongs, and prepare the steps that lead to it; an earlier failure is tried again.
 
@@ -115,6 +116,7 @@ def open_edit(
         request: What to do; an instruction that the scene has a case for means that case, with its truth.
         choice: How.
         start: None for the fitted scene. Else its renders stand for the photographs, and the result's name says so.
+        editors: Keeps the editor's model open for the next edit.
 
     Raises:
         InputError: there is no fitted scene, or the method needs what this scene does not have.
@@ -126,21 +128,18 @@ def open_edit(
     folder = unit.folder(run.path)
     if (folder / "record.json").exists() and read_json(folder / "record.json").get("status") != "failed":
         return OpenedEdit(folder, iter(()))
-    capture = read_capture(scene_folder / "capture")
-    splats = read_splats(scene_folder / "splats.ply") if start is None else start.splats
-    source = EditorSource(
-        file_names=capture.file_names,
-        truth=scene_folder / "truth" / known if known else None,
-        model=_model_folder(run, choice),
-        device=choice.device,
-    )
+    capture, fitted = load_scene(scene_folder)
+    splats = fitted if start is None else start.splats
+    truth = scene_folder / "truth" / known if known else None
+    source = EditorSource(file_names=capture.file_names, truth=truth, model=edit_model_of(run.path))
+    editor = MenuEditor(name=choice.editor, model=choice.model, device=choice.device)
     inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
     steps = edit_scene(
         splats,
         capture if start is None else _with_renders(capture, splats),
         request=case.request,
         method=method,
-        editor=open_editor(choice.editor, source),
+        editor=(editors or OpenEditors()).open(editor, source),
         seed=derive_seed(run.seed, case.id, choice.seed),
         folder=folder,
         facts={**asdict(unit), "kind": case.kind, "inputs": inputs},
@@ -149,7 +148,7 @@ def open_edit(
 
 
 def find_case(scene_folder: Path, request: EditRequest) -> str | None:
-    """Name of the scene's case with truth that a request means: the same instruction, captions the same or not given.
+    """Returns the name of the case with truth that a request means: the same instruction, captions equal or absent.
 
     Raises:
         InputError: a case in the scene's truth folder is not readable.
@@ -167,7 +166,7 @@ def find_case(scene_folder: Path, request: EditRequest) -> str | None:
 
 
 def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str:
-    """What tells a result from the plain one of this instruction; empty for default settings on the fitted scene."""
+    """Returns what tells a result from the plain one of this instruction; empty for defaults on the fitted scene."""
     marks = []
     if method != METHODS[choice.method]():
         marks.append(content_id("settings", method)[-8:])
@@ -177,7 +176,7 @@ def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str
 
 
 def _name_case(scene_folder: Path, request: EditRequest, *, known: str | None, suffix: str) -> tuple[str, EditCase]:
-    """Name of an edit case in its scene, written there if it is new; another case of that name gets a longer one."""
+    """Find or write the edit case of a request in its scene; a case whose name is taken gets a longer one."""
     if known is not None:
         case = EditCase.from_plain(read_json(scene_folder / "truth" / known / "edit.json"))
         if not suffix:
@@ -197,9 +196,3 @@ def _name_case(scene_folder: Path, request: EditRequest, *, known: str | None, s
 
 def _with_renders(capture: Capture, splats: Splats) -> Capture:
     return replace(capture, images=render_views(splats, capture.cameras))
-
-
-def _model_folder(run: RunFolder, choice: EditChoice) -> Path | None:
-    if choice.model is None and choice.editor.endswith("edit_model"):
-        return edit_model_of(run.path)
-    return choice.model

@@ -8,25 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from restage.diffusion.editor_folder import edit_weights_sha256
-from restage.edit.editors import Edited, Editor, EditorSource, ViewBatch, check_editor, open_editor
-from restage.edit.job import Method, needs_editor
+from restage.edit.editors import check_editor
+from restage.edit.job import Method
 from restage.edit.methods import METHODS
-from restage.edit.results import edit_scene, write_failure
-from restage.records import EditCase, InputError, Progress, derive_seed, file_sha256, read_json
+from restage.edit.open_editors import MenuEditor
+from restage.edit.work import EditUnit, EditWork, editors_of
+from restage.records import InputError, Progress
 from restage.run.folder import RunFolder
 from restage.run.models import edit_model_of
-from restage.scenes.capture import Capture
-from restage.scenes.io import read_capture
-from restage.scenes.io.ply import read_splats
-from restage.scenes.splats import Splats
+from restage.work.engine import settings_for, work_through
+from restage.work.interface import EngineConfig
+from restage.work.queue import SetAside, TaskQueue
+from restage.work.task import Task
 
-__all__ = ["EditConfig", "EditUnit", "list_units", "run_edit"]
-
-NO_EDITOR = "none"
-"""Name that stands for the editor of a method that asks none."""
+__all__ = ["EditConfig", "list_units", "run_edit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +57,8 @@ class EditConfig:
         object.__setattr__(self, "settings", resolved)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EditUnit:
-    """One piece of work of the stage."""
-
-    scene: str
-    edit: str
-    method: str
-    editor: str
-    seed: int
-
-    def folder(self, run_path: Path) -> Path:
-        """Where its result lies."""
-        return run_path / "edit" / self.scene / self.edit / f"{self.method}-{self.editor}" / str(self.seed)
-
-
 def list_units(run_path: Path, config: EditConfig) -> list[EditUnit]:
-    """All pieces of work, scene by scene.
+    """Returns all units of the stage, scene by scene.
 
     Raises:
         InputError: a scene or an edit that is asked for does not exist, or there is none at all.
@@ -102,12 +83,14 @@ def list_units(run_path: Path, config: EditConfig) -> list[EditUnit]:
         EditUnit(scene=scene, edit=edit, method=method, editor=editor, seed=seed)
         for scene, edit in pairs
         for method in config.methods
-        for editor in (config.editors if needs_editor(METHODS[method]) else (NO_EDITOR,))
+        for editor in editors_of(METHODS[method], config.editors)
         for seed in config.seeds
     ]
 
 
-def run_edit(run: RunFolder, config: EditConfig, *, model: Path | None = None) -> Iterator[Progress]:
+def run_edit(
+    run: RunFolder, config: EditConfig, *, model: Path | None = None, engine: EngineConfig | None = None
+) -> Iterator[Progress]:
     """Make every edit that is not there yet.
 
     Args:
@@ -115,105 +98,34 @@ def run_edit(run: RunFolder, config: EditConfig, *, model: Path | None = None) -
         config: What to run.
         model: Folder of the edit model; default: the run's own `train` folder if that stage is done, else the one
             that comes with the package.
+        engine: Where edits are made; in this process by default.
 
     Raises:
         InputError: the config asks for what is not there. What goes wrong within one edit becomes its record instead.
+        WorkStopped: the disk is full.
     """
     if run.is_done("edit", config):
         yield Progress(stage="edit", done=1, total=1, note="done before")
         return
+    engine = engine or EngineConfig()
     units = list_units(run.path, config)
-    editors = _Editors(model or edit_model_of(run.path))
-    if any(unit.editor == "edit_model" for unit in units):
-        editors.open("edit_model", EditorSource(model=editors.model))
-    num_failed = 0
-    for done, unit in enumerate(units):
-        name = f"{unit.scene} {unit.edit} {unit.method}-{unit.editor} {unit.seed}"
-        folder = unit.folder(run.path)
-        if not (folder / "record.json").exists():
-            for note in _run_unit(run, unit, config.settings[unit.method], editors):
-                yield Progress(stage="edit", done=done, total=len(units), note=f"{name}: {note}")
-        record = read_json(folder / "record.json")
-        num_failed += record["status"] == "failed"
-        yield Progress(stage="edit", done=done + 1, total=len(units), note=f"{name}: {_outcome(record)}")
+    work = EditWork(
+        folder=run.path.resolve(),
+        run_seed=run.seed,
+        methods=config.settings,
+        editors={name: MenuEditor(name=name, model=model) for name in config.editors},
+        model=(model or edit_model_of(run.path)).resolve(),
+    )
+    opened = work.open("cpu")  # what is missing is missing here, too: say so before any work
+
+    def give_up(failure: SetAside) -> None:
+        opened.give_up(units[failure.index], failure)
+
+    tasks = [Task(index=index, kind="edit", item=unit) for index, unit in enumerate(units)]
+    while missing := [task.index for task in tasks if opened.found(task) is None]:
+        queue = TaskQueue(tasks, missing, max_attempts=engine.max_attempts)
+        settings = settings_for(work, engine, uses_gpu=False)
+        yield from work_through(queue, settings, engine, give_up=give_up)
+    outcomes = [opened.found(task) or {} for task in tasks]
+    num_failed = sum(outcome["status"] == "failed" for outcome in outcomes)
     run.mark_done("edit", config, num_edits=len(units), num_failed=num_failed)
-
-
-def _outcome(record: dict[str, Any]) -> str:
-    return f"failed: {record['reason']}" if record["status"] == "failed" else "done"
-
-
-def _run_unit(run: RunFolder, unit: EditUnit, method: Method, editors: _Editors) -> Iterator[str]:
-    scene_folder = run.path / "scenes" / unit.scene
-    truth = scene_folder / "truth" / unit.edit
-    case = EditCase.from_plain(read_json(truth / "edit.json"))
-    capture, splats = load_scene(scene_folder)
-    facts = {
-        "scene": unit.scene,
-        "edit": unit.edit,
-        "kind": case.kind,
-        "method": unit.method,
-        "editor": unit.editor,
-        "seed": unit.seed,
-        "inputs": {
-            "edit_id": case.id,
-            "splats_sha256": file_sha256(scene_folder / "splats.ply"),
-            "model_sha256": editors.model_sha256() if unit.editor == "edit_model" else "",
-        },
-    }
-    source = EditorSource(file_names=capture.file_names, truth=truth if case.has_truth else None, model=editors.model)
-    try:
-        steps = edit_scene(
-            splats,
-            capture,
-            request=case.request,
-            method=method,
-            editor=editors.open(unit.editor, source),
-            seed=derive_seed(run.seed, case.id, unit.seed),
-            folder=unit.folder(run.path),
-            facts=facts,
-        )
-        for step in steps:
-            yield f"{step.note} ({step.step}/{step.num_steps})"
-    except Exception as error:  # one edit that fails is a row with its reason, and the others go on
-        write_failure(unit.folder(run.path), error, facts)
-
-
-def load_scene(folder: Path) -> tuple[Capture, Splats]:
-    """Read a fitted scene.
-
-    Raises:
-        InputError: capture or splats are missing or broken.
-    """
-    return read_capture(folder / "capture"), read_splats(folder / "splats.ply")
-
-
-class _NoEditor:
-    """Stands where a method that asks no editor gets one."""
-
-    def edit(self, batch: ViewBatch) -> Edited:
-        raise InputError("this method was run without an editor, but asks for one; choose an editor")
-
-
-class _Editors:
-    """Opens editors; the model, which is the same for all edits of the stage, only once."""
-
-    def __init__(self, model: Path) -> None:
-        self.model = model
-        self._shared: Editor | None = None
-        self._sha256 = ""
-
-    def model_sha256(self) -> str:
-        """Hash of the edit model's weights."""
-        if not self._sha256:
-            self._sha256 = edit_weights_sha256(self.model)
-        return self._sha256
-
-    def open(self, name: str, source: EditorSource) -> Editor:
-        if name == NO_EDITOR:
-            return _NoEditor()
-        if name != "edit_model":
-            return open_editor(name, source)
-        if self._shared is None:
-            self._shared = open_editor(name, source)
-        return self._shared

@@ -46,7 +46,7 @@ def edit_views(
     seed: int,
     folder: Path,
     facts: Mapping[str, Any],
-) -> None:
+) -> Iterator[EditStep]:
     """Edit the held-out views one by one and write the result folder, which has pictures and a record only.
 
     Args:
@@ -58,6 +58,9 @@ def edit_views(
         seed: Of the edit; each view has noise of its own.
         folder: Where the result goes; `record.json` is written last.
         facts: What else the record is to say.
+
+    Yields:
+        A step for each view, with the scene as it was.
     """
     peak, started_s = PeakMemory(), time.perf_counter()
     paths = []
@@ -74,6 +77,7 @@ def edit_views(
         edited = editor.edit(batch)
         paths.append(folder / "held_out" / Path(capture.file_names[index]).with_suffix(".png").name)
         write_image(paths[-1], edited.images[0])
+        yield EditStep(len(paths), len(capture.held_out_indices), 0.0, splats, "held-out views, each by itself")
     record = {
         "id": content_id("edited", {"seed": seed, **facts, "settings": settings, "request": request}),
         **facts,

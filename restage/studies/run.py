@@ -6,70 +6,87 @@ Every finished piece is known by its last-written file: a scene by `fit.json`, a
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from restage.compare.judges import open_judges
 from restage.compare.stage import JUDGED_BY, Scorer, Scores, write_tables
-from restage.edit.stage import EditUnit
-from restage.records import (
-    InputError,
-    Progress,
-    read_json,
-    to_plain,
-    write_json,
-)
-from restage.run.folder import RunFolder
-from restage.studies.study import Study, identity_of, list_units
-from restage.studies.worker import scores_of
-from restage.studies.workers import Crew, run_tasks
+from restage.edit.work import EditUnit
+from restage.records import InputError, Progress, read_json, to_plain, write_atomically, write_json
+from restage.run.folder import RunFolder, working
+from restage.studies.study import Study
+from restage.studies.work import OpenStudy, StudyTask, StudyWork, list_tasks, scores_of
+from restage.work.engine import TasksSetAside, explain, work_through
+from restage.work.interface import EngineConfig
+from restage.work.queue import SetAside, TaskQueue
+from restage.work.worker import WorkerSettings, restored_threads
 
 __all__ = ["run_study"]
 
 
-def run_study(study: Study, folder: Path, *, workers: int = 1, file: Path | None = None) -> Iterator[Progress]:
+def run_study(
+    study: Study, folder: Path, *, engine: EngineConfig | None = None, file: Path | None = None
+) -> Iterator[Progress]:
     """Run what is missing of a study, and write its tables.
+
+    Each worker computes with one thread unless the engine's config says otherwise, in this process as well, so that
+    rows do not depend on where they are made.
 
     Args:
         study: What to compare.
         folder: Where it lies; made if it is missing.
-        workers: Processes; 1 works in this one. Each computes with one thread, so rows do not depend on the number.
-        file: The file that the study was read from; workers read it there, and it is copied into the folder. None for a
-            study whose classes can be imported.
+        engine: Where it runs; in this process by default.
+        file: The file that the study was read from, which is copied into the folder. Workers read it again: on a
+            cluster the copy, elsewhere the file. None for a study whose classes can be imported.
 
     Yields:
-        A step for each scene, result and table.
+        A step for each scene, result and table, and in this process for each step of a method.
 
     Raises:
         InputError: the folder holds something else, or results of this study under another setting.
+        TasksSetAside: a scene could not be made; everything else is.
     """
-    if workers < 1:
-        raise InputError(f"expected at least one worker, got {workers}")
-    run = _open(study, folder, file)
-    crew, status = Crew(study=study, folder=folder, file=file, workers=workers), "failed"
-    try:
-        yield from _run(study, run, crew)
-        status = "done"
-    except (KeyboardInterrupt, GeneratorExit):
-        status = "stopped"
-        raise
-    finally:
-        crew.close(at_once=status != "done")
-        run.close(status)
+    engine = engine or EngineConfig()
+    with working(_open(study, folder, file)) as run:
+        tasks = list_tasks(study)
+        _check_found(study, run, tasks)
+        yield from _make_missing(study, run, tasks, engine, file)
+        with restored_threads(engine.threads or 1):
+            yield from _score(study, run, [task.item for task in tasks if isinstance(task.item, EditUnit)])
 
 
-def _run(study: Study, run: RunFolder, crew: Crew) -> Iterator[Progress]:
-    units = list_units(study)
-    _check_found(study, run, units)
-    yield from _fit_scenes(study, run, crew)
-    missing = [number for number, unit in enumerate(units) if not (unit.folder(run.path) / "record.json").exists()]
-    done = len(units) - len(missing)
-    yield Progress(stage="edit", done=done, total=len(units), note=f"{done} of {len(units)} were there")
-    for number, note in run_tasks(crew, "edit", missing):
-        done += 1
-        yield Progress(stage="edit", done=done, total=len(units), note=f"{_name(units[number])}: {note}")
-    yield from _score(study, run, units)
+def _make_missing(
+    study: Study, run: RunFolder, tasks: Sequence[StudyTask], engine: EngineConfig, file: Path | None
+) -> Iterator[Progress]:
+    """Fit scenes and make results until all are there."""
+    folder = run.path.resolve()
+    opened, unmade = OpenStudy(study, folder), list[SetAside]()
+    if engine.engine == "ray" and file is not None:
+        file = folder / "study.py"  # the one place of it that all machines see
+    work = StudyWork(folder=folder, study=study if file is None or engine.engine == "inline" else None, file=file)
+    settings = WorkerSettings(
+        work=work,
+        threads=engine.threads or 1,
+        is_polite=engine.when_idle,
+        uses_gpu=any(getattr(editor, "device", "cpu") != "cpu" for editor in study.editors.values()),
+    )
+    scenes = {task.item: task.index for task in tasks if isinstance(task.item, str)}
+    needs = {task.index: [scenes[task.item.scene]] for task in tasks if isinstance(task.item, EditUnit)}
+
+    def give_up(failure: SetAside) -> None:
+        unit = tasks[failure.index].item
+        if isinstance(unit, EditUnit) and (folder / "scenes" / unit.scene / "fit.json").exists():
+            opened.give_up(unit, failure)
+        else:
+            unmade.append(failure)
+
+    missing = [task.index for task in tasks if opened.found(task) is None]
+    while missing:
+        queue = TaskQueue(tasks, missing, max_attempts=engine.max_attempts, needs=needs)
+        yield from work_through(queue, settings, engine, give_up=give_up)
+        if unmade:
+            raise TasksSetAside(explain(queue))
+        missing = [index for index in missing if tasks[index].kind == "edit" and opened.found(tasks[index]) is None]
 
 
 def _open(study: Study, folder: Path, file: Path | None) -> RunFolder:
@@ -79,29 +96,25 @@ def _open(study: Study, folder: Path, file: Path | None) -> RunFolder:
         raise InputError(f"{folder} holds something other than study {study.name!r}; choose another folder with --out")
     run = RunFolder.open(folder, config, seed=study.seed)
     if file is not None and file.resolve() != (folder / "study.py").resolve():
-        shutil.copyfile(file, folder / "study.py")
+        with write_atomically(folder / "study.py") as temporary:
+            temporary.write_bytes(file.read_bytes())
     plain = {name: to_plain(getattr(study, name)) for name in ("methods", "editors", "seeds", "time_cap_s", "compare")}
     scenes = [{"name": scene.name, "edits": scene.edits} for scene in study.scenes]
     write_json(folder / "study.json", {"name": study.name, "seed": study.seed, "scenes": scenes, **plain})
     return run
 
 
-def _check_found(study: Study, run: RunFolder, units: Sequence[EditUnit]) -> None:
-    """See that what is there is what the study says, before anything is made."""
-    for unit in units:
-        path = unit.folder(run.path) / "record.json"
-        if path.exists() and read_json(path).get("inputs", {}).get("unit_id") != identity_of(study, unit):
+def _check_found(study: Study, run: RunFolder, tasks: Sequence[StudyTask]) -> None:
+    """Check that what is there is what the study says, before anything is made."""
+    for task in tasks:
+        if isinstance(task.item, str):
+            continue
+        path = task.item.folder(run.path) / "record.json"
+        if path.exists() and read_json(path).get("inputs", {}).get("unit_id") != task.content:
             raise InputError(
                 f"{path.parent} was made with other settings than study {study.name!r} has for it now; "
                 "give what changed another name, or choose another folder with --out"
             )
-
-
-def _fit_scenes(study: Study, run: RunFolder, crew: Crew) -> Iterator[Progress]:
-    total, done = len(study.scenes), 0
-    for number, note in run_tasks(crew, "scene", range(total)):
-        done += 1
-        yield Progress(stage="scenes", done=done, total=total, note=f"{study.scenes[number].name}: {note}")
 
 
 def _score(study: Study, run: RunFolder, units: Sequence[EditUnit]) -> Iterator[Progress]:
@@ -112,10 +125,6 @@ def _score(study: Study, run: RunFolder, units: Sequence[EditUnit]) -> Iterator[
         found = scores_of(scorer, run.path, unit)
         rows.scores.extend(found.scores)
         rows.views.extend(found.views)
-        yield Progress(stage="compare", done=done + 1, total=len(units), note=_name(unit))
+        yield Progress(stage="compare", done=done + 1, total=len(units), note=str(unit))
     write_tables(run, rows)
     run.mark_done("compare", study.compare, also=JUDGED_BY, num_results=len(units), num_scores=len(rows.scores))
-
-
-def _name(unit: EditUnit) -> str:
-    return f"{unit.scene} {unit.edit} {unit.method}-{unit.editor} {unit.seed}"

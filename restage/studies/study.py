@@ -1,4 +1,4 @@
-"""A study as data: scenes with edits x methods x editors x seeds. What runs it is `study_run.py`.
+"""A study as data: scenes with edits x methods x editors x seeds. `run.py` runs it.
 
 A study lives in a folder that is a run like any other: scenes/, edit/ and compare/ lie where docs/conventions.md says,
 so that `restage report`, `restage show` and `restage verify` read it without knowing what a study is.
@@ -7,24 +7,23 @@ so that `restage report`, `restage show` and `restage verify` read it without kn
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from restage.compare.judges import CompareConfig
-from restage.edit.editors import Editor, EditorSource, check_editor, open_editor
-from restage.edit.job import Method, needs_editor
-from restage.edit.stage import NO_EDITOR, EditUnit
+from restage.edit.job import Method
+from restage.edit.open_editors import NO_EDITOR, MenuEditor, SceneEditor
+from restage.edit.work import EditUnit, editors_of
 from restage.records import InputError, content_id, to_plain
-from restage.run.models import models_in
 from restage.scenes.fit import FitConfig
 
-__all__ = ["MenuEditor", "Study", "StudyEditor", "StudyMethod", "StudyScene", "identity_of", "list_units"]
+__all__ = ["MenuEditor", "Study", "SceneEditor", "StudyMethod", "StudyScene", "identity_of", "list_units"]
 
 
 @runtime_checkable
 class StudyScene(Protocol):
-    """A scene with its edits; `study_scenes.py` has the world's and a user's own. A frozen dataclass."""
+    """A scene with its edits; `scenes.py` has the world's and a user's own. A frozen dataclass."""
 
     @property
     def name(self) -> str:
@@ -57,58 +56,6 @@ class StudyScene(Protocol):
         ...
 
 
-@runtime_checkable
-class StudyEditor(Protocol):
-    """How an editor is opened; a frozen dataclass, since its fields are part of what a result is known by."""
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether what is opened once serves all cases; else it is opened for each, with the case's truth."""
-        ...
-
-    def open(self, source: EditorSource) -> Editor:
-        """Make the editor.
-
-        Args:
-            source: File names of all views, and truth folder (None where there is no truth); empty if the editor is
-                shared.
-
-        Raises:
-            InputError: what it needs is not there; the result then is a row that says so.
-        """
-        ...
-
-
-MODELS = ("edit_model", "instruct_pix2pix", "pipeline", "text_to_image")
-"""Editors that are a model and look nothing up that belongs to one case."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MenuEditor:
-    """An editor of the menu `EDITORS` by its name, or `noisy-<strength>-<one of them>`."""
-
-    name: str
-    model: Path | None = None
-    """Folder of its model; None with edit_model for the one that comes with the package."""
-    device: str = "cpu"
-    """Where the model computes."""
-
-    def __post_init__(self) -> None:
-        check_editor(self.name)
-
-    @property
-    def is_shared(self) -> bool:
-        """Models are; the others look up what belongs to one case."""
-        return self.name.rpartition("-")[2] in MODELS
-
-    def open(self, source: EditorSource) -> Editor:
-        """Open it; see `StudyEditor.open`."""
-        model = self.model or source.model
-        if model is None and self.name.endswith("edit_model"):
-            model = models_in().edit_model
-        return open_editor(self.name, replace(source, model=model, device=self.device))
-
-
 @dataclass(frozen=True, kw_only=True)
 class StudyMethod:
     """A method as it takes part in a study, under a name of its own."""
@@ -135,7 +82,7 @@ class Study:
     scenes: tuple[StudyScene, ...]
     methods: Mapping[str, StudyMethod]
     """By the name in tables and folders. `nothing` is the anchor by which all others are read."""
-    editors: Mapping[str, StudyEditor] = field(default_factory=dict)
+    editors: Mapping[str, SceneEditor] = field(default_factory=dict)
     """By the name in tables and folders. `exact` is the anchor for the 3D half alone."""
     seeds: tuple[int, ...] = (0,)
     time_cap_s: float | None = None
@@ -178,9 +125,9 @@ def list_units(study: Study) -> list[EditUnit]:
 
 
 def _editors_of(study: Study, method: StudyMethod) -> tuple[str, ...]:
-    if not needs_editor(method.settings) or method.editors == ():
+    if method.editors == ():
         return (NO_EDITOR,)
-    return tuple(study.editors) if method.editors is None else method.editors
+    return editors_of(method.settings, tuple(study.editors) if method.editors is None else method.editors)
 
 
 def identity_of(study: Study, unit: EditUnit) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 
-from restage.records import InputError
+from restage.records import InputError, Progress
 from restage.work.inline import run_inline
-from restage.work.interface import Engine, EngineConfig, Event, Shared, WorkerLost
+from restage.work.interface import Engine, EngineConfig, Event, Shared, Stepped, Tick, WorkerLost
 from restage.work.local import run_local
-from restage.work.queue import TaskQueue
+from restage.work.queue import SetAside, TaskQueue
 from restage.work.ray_cluster import run_ray
-from restage.work.task import Report
+from restage.work.task import Report, Work
 from restage.work.worker import WorkerSettings
 
-__all__ = ["ENGINES", "TasksSetAside", "WorkStopped", "run_tasks"]
+__all__ = ["ENGINES", "TasksSetAside", "WorkStopped", "explain", "run_tasks", "settings_for", "work_through"]
 
 ENGINES: Mapping[str, Engine] = {"inline": run_inline, "local": run_local, "ray": run_ray}
 
@@ -59,3 +60,72 @@ def run_tasks(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) 
                 yield Shared()
     finally:
         events.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def settings_for(work: Work, config: EngineConfig, *, uses_gpu: bool = True) -> WorkerSettings:
+    """What workers are told: beside others each computes with one thread, if nothing else is asked for."""
+    threads = config.threads if config.engine == "inline" else config.threads or 1
+    return WorkerSettings(work=work, threads=threads, is_polite=config.when_idle, uses_gpu=uses_gpu)
+
+
+def work_through(
+    queue: TaskQueue,
+    settings: WorkerSettings,
+    config: EngineConfig,
+    *,
+    give_up: Callable[[SetAside], None] | None = None,
+) -> Iterator[Progress]:
+    """Have all tasks of a queue done, told as progress of the stages that the tasks belong to.
+
+    Args:
+        queue: Tasks whose items are named by their text.
+        settings: What workers are told.
+        config: Where the work is done.
+        give_up: Called with each task that is set aside; default: that is an error at the end.
+
+    Raises:
+        TasksSetAside: tasks were set aside, and there is no `give_up`; all others are done.
+        WorkStopped: the disk is full.
+        InputError: no worker can do any task; inline, also what a task raised.
+    """
+    totals = Counter(task.kind for task in queue.tasks)
+    done = totals - Counter(queue.tasks[index].kind for index in (*queue.waiting, *queue.blocked))
+    kind = next(iter(totals), "")
+
+    def progress(note: str) -> Progress:
+        return Progress(stage=kind, done=done[kind], total=totals[kind], note=note)
+
+    for kind in done:
+        yield progress(f"{done[kind]} of {totals[kind]} were there")
+    for event in run_tasks(queue, settings, config):
+        if isinstance(event, WorkerLost):
+            yield progress(f"{event.worker}: {event.reason}")
+        elif isinstance(event, Shared):
+            yield progress("another driver works on this folder, too; the two share the work")
+        elif not isinstance(event, Tick):
+            task = queue.tasks[event.index]
+            kind, note = task.kind, ""
+            if isinstance(event, Stepped):
+                note = event.progress.note
+            elif isinstance(event, SetAside):
+                if give_up is not None:
+                    give_up(event)
+                note = f"set aside: {event.reason}"
+            elif event.status in ("done", "found"):
+                note = event.facts.get("note", "done")
+            elif event.reason:
+                note = f"{event.status}: {event.reason}"
+            done[kind] += isinstance(event, SetAside) or getattr(event, "status", "") in ("done", "found")
+            if note:
+                yield progress(f"{task.item}: {note}")
+    if queue.set_aside and give_up is None:
+        raise TasksSetAside(explain(queue))
+
+
+def explain(queue: TaskQueue) -> str:
+    """Returns which tasks were set aside, and why the first one was."""
+    first = min(queue.set_aside)
+    return (
+        f"{len(queue.set_aside)} of {len(queue.tasks)} tasks are set aside, all others are done; the first: "
+        f"{queue.tasks[first].item}, {queue.set_aside[first].reason}; the same command tries them again"
+    )

@@ -66,6 +66,7 @@ class TaskQueue:
         self.failures: dict[int, int] = {}
         self.losses: dict[int, int] = {}
         self.set_aside: dict[int, SetAside] = {}
+        self.dropped: set[int] = set()
         self.news: list[SetAside] = []
         """Tasks set aside that nobody has been told of yet."""
         self.is_probing = False
@@ -132,7 +133,7 @@ class TaskQueue:
             # Counted apart from failures: most workers are lost for reasons that have nothing to do with their task.
             self.losses[index] = self.losses.get(index, 0) + 1
             if self.losses[index] >= MAX_LOSSES:
-                self._set_aside(index, f"lost {MAX_LOSSES} workers", reason)
+                self._set_aside(index, f"lost {MAX_LOSSES} workers, the last: {reason}", reason)
             else:
                 self.waiting.appendleft(index)
 
@@ -142,6 +143,14 @@ class TaskQueue:
             if index in self.at_work:
                 self.at_work.discard(index)
                 self.waiting.appendleft(index)
+
+    def drop(self, indices: Iterable[int]) -> None:
+        """Forget tasks that are not begun."""
+        self.dropped |= (found := set(indices))
+        if found:
+            self.waiting = deque(index for index in self.waiting if index not in found)
+            for index in found:
+                self.blocked.pop(index, None)
 
     def _release(self, done: int) -> None:
         """Let go of tasks that waited for this one alone."""

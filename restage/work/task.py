@@ -13,7 +13,7 @@ __all__ = ["Facts", "OpenWork", "Report", "Status", "Task", "Work"]
 Item = TypeVar("Item")
 
 Facts = Mapping[str, Any]
-"""A few plain values that a report brings along, such as the number of pairs in a shard."""
+"""A few plain values that a report brings along, such as the number of pairs in a shard; `note` is for the user."""
 
 Status = Literal["done", "found", "failed", "busy", "gave way", "stopped", "disk full", "unfit"]
 """What became of a task: it is done; it was there already; it raised an error; it was not begun because someone else
@@ -27,10 +27,12 @@ class Task(Generic[Item]):
 
     index: int
     """Number of the task among all of its kind of work."""
+    kind: str = ""
+    """The stage that its progress is shown under; a kind of work may have tasks of several."""
     content: str = ""
     """Content id of the result, by which a result that is there already is known."""
     item: Item
-    """What to do; small, since it is sent to the worker."""
+    """What to do; small, since it is sent to the worker. Its text names it to the user."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ from restage.pairs.campaign import CampaignConfig
 from restage.pairs.stage import run_campaign
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config
 from tests.pairs.test_campaign import contents
+from tests.work.local_cluster import NODE, local_cluster
 
 ray = pytest.importorskip("ray", reason="needs restage[cluster]")
 
 PORT = 26379
 RAY = CampaignConfig(engine="ray", grace_s=1.0)
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 NUM_PAIRS = 160
 
 
@@ -32,20 +32,8 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def cluster():
-    from ray.cluster_utils import Cluster
-
-    before = os.environ.get("PYTHONPATH")
-    os.environ.update(PYTHONPATH=os.getcwd(), RAY_USAGE_STATS_ENABLED="0")
-    found = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-    try:
-        for _ in range(2):
-            found.add_node(**NODE)  # pyright: ignore[reportArgumentType]  (its options are told by ray.init)
-        ray.init(address=found.address, log_to_driver=False)
+    with local_cluster(3) as found:
         yield found
-    finally:
-        ray.shutdown()
-        found.shutdown()
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
 def test_actors_on_nodes_that_come_and_go_make_the_bytes_that_one_process_makes(undisturbed, cluster, tmp_path):

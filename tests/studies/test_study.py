@@ -18,7 +18,9 @@ from restage.studies.file import load_study
 from restage.studies.run import run_study
 from restage.studies.scenes import FolderScene
 from restage.studies.study import MenuEditor, Study, StudyMethod, identity_of, list_units
-from tests.studies.tiny_study import Brighten, run_until, tiny_study
+from restage.work.engine import TasksSetAside
+from restage.work.interface import EngineConfig
+from tests.studies.tiny_study import Brighten, Dying, run_until, tiny_study
 
 STUDY_FILE = "from tests.studies.tiny_study import tiny_study\n\nSTUDY = tiny_study()\n"
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -105,8 +107,46 @@ def test_a_result_whose_settings_changed_under_its_name_is_refused(finished):
 def test_two_workers_make_the_rows_of_one(finished, tmp_path):
     file = tmp_path / "tiny_again.py"
     file.write_text(f"import sys\n\nsys.path.insert(0, {str(REPOSITORY)!r})\n{STUDY_FILE}")
-    run(load_study(file), tmp_path / "tiny", workers=2, file=file)
+    run(load_study(file), tmp_path / "tiny", engine=EngineConfig(workers=2), file=file)
     assert numbers_of(tmp_path / "tiny") == numbers_of(finished)
+
+
+def test_a_worker_that_dies_over_an_edit_is_replaced_and_the_edit_made(tmp_path):
+    died = tmp_path / "died"
+    study = tiny_study(scenes=tiny_study().scenes[:1])
+    study = replace(
+        study, methods={**study.methods, "dying": StudyMethod(settings=Dying(die_once=str(died)), editors=())}
+    )
+    steps = list(run_study(study, tmp_path / "local", engine=EngineConfig(engine="local", workers=1)))
+    assert died.exists() and any("ended with code 9" in step.note for step in steps)
+    run(study, tmp_path / "inline")
+    assert numbers_of(tmp_path / "local") == numbers_of(tmp_path / "inline")
+
+
+def test_an_edit_over_which_every_worker_dies_is_a_row_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr("restage.work.queue.MAX_LOSSES", 2)
+    dying = Dying(die_once=str(tmp_path / "no such folder" / "died"))  # so that it never knows that it died
+    study = tiny_study(scenes=tiny_study().scenes[:1])
+    study = replace(
+        study, methods={"nothing": study.methods["nothing"], "dying": StudyMethod(settings=dying, editors=())}
+    )
+    run(study, tmp_path / "tiny", engine=EngineConfig(engine="local", workers=1))
+    rows = [row for row in read_scores(tmp_path / "tiny" / "compare" / "scores.parquet") if row.metric == "progress"]
+    reasons = {row.method: row.reason for row in rows}
+    assert reasons["nothing"] == "" and "lost 2 workers, the last: its process ended with code 9" in reasons["dying"]
+
+
+def test_a_scene_that_cannot_be_made_is_named_and_the_other_one_is_done(tmp_path):
+    study = tiny_study()
+    for _ in run_study(study, tmp_path / "tiny2"):
+        break
+    (tmp_path / "tiny2" / "scenes").mkdir(exist_ok=True)
+    shutil.rmtree(tmp_path / "tiny2" / "scenes" / "world-000", ignore_errors=True)
+    (tmp_path / "tiny2" / "scenes" / "world-000").write_text("in the way")
+    with pytest.raises(TasksSetAside, match="the first: world-000, "):
+        run(study, tmp_path / "tiny2", engine=EngineConfig(engine="local", workers=1))
+    made = {path.parts[-5] for path in (tmp_path / "tiny2" / "edit").rglob("record.json")}
+    assert made == {"world-001"}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -32,6 +33,22 @@ class Brighten:
     def run(self, job: EditJob) -> Iterator[EditStep]:
         yield EditStep(0, 1, 0.0, job.splats.clone(), "before")
         yield EditStep(1, 1, 0.0, replace(job.splats.clone(), sh=job.splats.sh + self.amount), "brighter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dying:
+    """A method that takes its process with it, once."""
+
+    die_once: str
+    """File that is there when it has done so."""
+
+    def run(self, job: EditJob) -> Iterator[EditStep]:
+        yield EditStep(0, 1, 0.0, job.splats.clone(), "before")
+        if not os.path.exists(self.die_once):
+            with contextlib.suppress(OSError):
+                open(self.die_once, "w").close()
+            os._exit(9)
+        yield EditStep(1, 1, 0.0, job.splats.clone(), "after")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,208 @@
+"""A study as a kind of work: scenes to fit, and results to make; each result is scored where it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import socket
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from restage.compare.cases import Contender, Result
+from restage.compare.judges import open_judges
+from restage.compare.stage import Scorer, Scores
+from restage.edit.editors import EditorSource
+from restage.edit.job import EditStep
+from restage.edit.open_editors import NO_EDITOR
+from restage.edit.results import edit_scene
+from restage.edit.work import EditUnit, EditWork, OpenEdits
+from restage.records import EditCase, InputError, Progress, Score, from_plain, read_json, write_json
+from restage.run.models import edit_model_of
+from restage.run.reading import EditRecord
+from restage.scenes.capture import Capture
+from restage.scenes.fitted import fit_capture
+from restage.scenes.io import read_capture
+from restage.scenes.splats import Splats
+from restage.scores.rows import ViewScore
+from restage.studies.file import load_study
+from restage.studies.held_out import GuardedEditor, GuardedMethod
+from restage.studies.per_view import PerView, edit_views
+from restage.studies.study import Study, identity_of, list_units
+from restage.work.task import Facts, Task
+
+__all__ = ["OpenStudy", "StudyTask", "StudyWork", "list_tasks", "scores_of"]
+
+StudyTask = Task[EditUnit | str]
+"""A result to make and score, or the name of a scene to write and fit."""
+
+
+def list_tasks(study: Study) -> list[StudyTask]:
+    """Returns all tasks of a study: its scenes, then its results in the order of its rows."""
+    tasks: list[StudyTask] = [
+        Task(index=index, kind="scenes", item=scene.name) for index, scene in enumerate(study.scenes)
+    ]
+    for unit in list_units(study):
+        tasks.append(Task(index=len(tasks), kind="edit", content=identity_of(study, unit), item=unit))
+    return tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyWork:
+    """What every worker of a study is told."""
+
+    folder: Path
+    """The study's folder, by a path that all workers see."""
+    study: Study | None
+    """The study itself; None if it is to be read from a file, whose classes cannot be sent."""
+    file: Path | None = None
+    """Python file that the study is read from."""
+
+    def open(self, device: str) -> OpenStudy:
+        """Read the study.
+
+        Raises:
+            InputError: the study's folder, its file or a model that it names is not on this machine.
+        """
+        if not (self.folder / "run.json").is_file():
+            raise InputError(f"{self.folder} is not there on {socket.gethostname()}; all machines have to see it")
+        study = self.study
+        if study is None:
+            assert self.file is not None
+            study = load_study(self.file)
+        return OpenStudy(study, self.folder)
+
+
+class OpenStudy(OpenEdits):
+    """Makes scenes and results of a study one at a time; keeps what it has opened."""
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study = study
+        methods = {name: method.settings for name, method in study.methods.items()}
+        super().__init__(
+            EditWork(
+                folder=folder,
+                run_seed=study.seed,
+                methods=methods,
+                editors=study.editors,
+                model=edit_model_of(folder),
+            )
+        )
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Scores results; its judges are loaded when the first one is there."""
+        return Scorer(self.settings.folder, self.study.compare, open_judges(self.study.compare))
+
+    def found(self, task: StudyTask) -> Facts | None:
+        """Facts of a result that is there with its scores; scenes are looked at each time, since edits may be new."""
+        if isinstance(task.item, str):
+            return None
+        facts = self.result(task.item)
+        return facts if facts and scores_path(self.settings.folder, facts["id"]).exists() else None
+
+    def work(self, task: StudyTask) -> Generator[Progress, None, Facts]:
+        """Write and fit a scene, or make a result and score it."""
+        if isinstance(task.item, str):
+            return (yield from self._make_scene(task.item))
+        unit = task.item
+        if identity_of(self.study, unit) != task.content:
+            raise InputError(f"{unit} has other settings on {socket.gethostname()}; is the study's file another one?")
+        facts = self.result(unit) or (yield from super().work(task))
+        scores_of(self.scorer, self.settings.folder, unit)
+        return facts
+
+    def _make_scene(self, name: str) -> Generator[Progress, None, Facts]:
+        scene = next(scene for scene in self.study.scenes if scene.name == name)
+        folder = self.settings.folder / "scenes" / name
+        for note in scene.write(folder):
+            yield Progress(stage="scenes", done=0, total=1, note=note)
+        step = None
+        for step in fit_capture(read_capture(folder / "capture"), folder, scene.fit):
+            yield step
+        return {"note": step.note if step else ""}
+
+    def facts_of(self, unit: EditUnit, case: EditCase) -> dict[str, Any]:
+        """Returns what a record says of its unit; costs depend on the editor's device."""
+        editor = None if unit.editor == NO_EDITOR else self.study.editors[unit.editor]
+        return {**super().facts_of(unit, case), "device": getattr(editor, "device", "cpu")}
+
+    def inputs_of(self, unit: EditUnit) -> dict[str, str]:
+        """Returns the id of all that the study lets a result depend on."""
+        return {"unit_id": identity_of(self.study, unit)}
+
+    def steps_of(
+        self, unit: EditUnit, splats: Splats, capture: Capture, source: EditorSource, **how: Any
+    ) -> Iterator[EditStep]:
+        """Run the method, kept away from held-out views."""
+        # What must not be seen is not even in memory; cameras of these views are used once the method is through.
+        capture.images[list(capture.held_out_indices)] = math.nan
+        method = self.settings.methods[unit.method]
+        inner = self.open_editor(unit, source)
+        if isinstance(method, PerView):
+            return edit_views(splats, capture, settings=method, editor=GuardedEditor(inner, None), **how)
+        editor = GuardedEditor(inner, frozenset(capture.train_indices))
+        guarded = self._guard(unit, [capture.file_names[index] for index in capture.train_indices])
+        return edit_scene(splats, capture, method=guarded, editor=editor, **how)
+
+    def _guard(self, unit: EditUnit, file_names: list[str]) -> GuardedMethod:
+        run = self.settings.folder
+        truth = unit.truth_folder(run).resolve()
+        shown = [Path(name).with_suffix(".png").name for name in file_names]
+        return GuardedMethod(
+            self.settings.methods[unit.method],
+            self.study.time_cap_s,
+            closed=tuple(run / part for part in ("scenes", "edit", "compare")),
+            allowed=frozenset(str(truth / part / name) for part in ("images", "masks") for name in shown),
+        )
+
+
+def scores_path(folder: Path, record_id: str) -> Path:
+    """Where the scores of one result are kept in a study's folder."""
+    return folder / "compare" / "results" / f"{record_id}.json"
+
+
+def scores_of(scorer: Scorer, folder: Path, unit: EditUnit) -> Scores:
+    """The rows of a result: those that were kept, if the same judges made them, or new ones, which are kept then."""
+    record = _with_cap(read_json(unit.folder(folder) / "record.json"))
+    path = scores_path(folder, record["id"])
+    if path.exists():
+        kept = read_json(path)
+        if kept["judges"] == scorer.judges.id and kept["cost"] == record.get("cost"):
+            return _from_plain(kept)
+    result = Result(
+        scene=unit.scene,
+        edit=unit.edit,
+        kind=record["kind"],
+        contender=Contender(method=unit.method, editor=unit.editor, seed=unit.seed),
+        folder=unit.folder(folder),
+        record=from_plain(record, EditRecord, where=unit.folder(folder)),
+    )
+    found = scorer.score(result)
+    write_json(path, {"judges": scorer.judges.id, "cost": record.get("cost"), **_to_plain(found)})
+    return found
+
+
+def _with_cap(record: dict[str, Any]) -> dict[str, Any]:
+    """A record that says whether the time cap stopped the method."""
+    cost, settings = record.get("cost", {}), record.get("settings", {})
+    cap_s = settings.get("time_cap_s") if record["status"] == "done" else None
+    is_capped = cap_s is not None and cost["seconds"] > cap_s
+    return {**record, "cost": {**cost, "is_capped": float(is_capped)}}
+
+
+def _to_plain(rows: Scores) -> dict[str, Any]:
+    def plain(row: Score | ViewScore) -> dict[str, Any]:
+        value = dataclasses.asdict(row)
+        return {**value, "value": None if math.isnan(row.value) else row.value}
+
+    return {"scores": [plain(row) for row in rows.scores], "views": [plain(row) for row in rows.views]}
+
+
+def _from_plain(value: dict[str, Any]) -> Scores:
+    def full(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "value": math.nan if row["value"] is None else row["value"]}
+
+    return Scores([Score(**full(row)) for row in value["scores"]], [ViewScore(**full(row)) for row in value["views"]])
