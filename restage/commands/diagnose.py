@@ -20,6 +20,7 @@ SecondArgument = Annotated[Path, arg(metavar="B", help="The run to explain, or a
 def build_diagnose() -> Callable[..., None]:
     """Build `restage diagnose`."""
     from restage.commands.arguments import ModelsArgument  # here, since the menu of commands imports this module
+    from restage.work.interface import EngineConfig
 
     def diagnose(
         a: Positional[FirstArgument],
@@ -32,6 +33,7 @@ def build_diagnose() -> Callable[..., None]:
         out: Path | None = None,
         models: ModelsArgument = None,
         seed: int = 0,
+        engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
     ) -> None:
         """Say why run B does worse (or better) than run A: which part costs how much, in a sentence, table and figure.
 
@@ -39,7 +41,7 @@ def build_diagnose() -> Callable[..., None]:
 
         Both runs are tried on the same edits with exact truth. Then one part at a time is exchanged, from B into A and
         from A into B: pairs, weights, guidance, masks, noise range, method, cameras, fit. Ctrl-C stops it at any
-        time; the same command goes on from there.
+        time; the same command goes on from there, on any engine.
 
         Two JSON files of settings, such as {"edit.settings.restage.noise_levels": [0.35]}, are run small first.
 
@@ -52,7 +54,8 @@ def build_diagnose() -> Callable[..., None]:
             min_effect: Progress below which a difference is of no interest.
             out: Where the answer goes; default: diagnose in B's folder.
             models: Folder with the models that the runs' training started from; default: those of the package.
-            seed: Of the edits' noise, the same for both runs.
+            seed: Seed of the edits' noise, the same for both runs.
+            engine: Where trials, trainings and fits are made.
         """
         from restage.diagnose.diagnosis import DiagnoseConfig
         from restage.diagnose.small import SmallConfig, changed, make_run, read_changes
@@ -70,7 +73,7 @@ def build_diagnose() -> Callable[..., None]:
                 path = Path("runs") / path.stem
                 show_progress(make_run(path, small, found, seed=seed))
             runs.append(path)
-        last = show_progress(run_diagnose(runs[0], runs[1], config, models=found, out=out))
+        last = show_progress(run_diagnose(runs[0], runs[1], config, models=found, out=out, engine=engine))
         print(f"{last.note if last else ''}\ntables and figure: {(out or runs[1] / 'diagnose') / 'diagnosis.md'}")
 
     return diagnose

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,14 @@ from restage.diagnose.pair_stages import pair_rows
 from restage.diagnose.parts import RunParts, differing_parts, differing_training
 from restage.diagnose.stages import StageRow, ladder, measured_rows
 from restage.diagnose.trials import Kind, Trial, Trials
-from restage.diagnose.workbench import SCENE_PARTS, Workbench
+from restage.diagnose.work import Attempt, DiagnosisWork
+from restage.diagnose.workbench import SCENE_PARTS, Mix, Workbench
 from restage.records import InputError, Progress
 from restage.run.models import Models
+from restage.work.engine import settings_for, work_through
+from restage.work.interface import EngineConfig
+from restage.work.queue import TaskQueue
+from restage.work.task import Task
 
 __all__ = ["MEASURES", "DiagnoseConfig", "Diagnosis", "PartResult", "diagnose", "is_to_blame", "smallest_effect"]
 
@@ -90,12 +95,12 @@ class Diagnosis:
 
 
 @dataclass
-class _Work:
-    """What is under way."""
+class _Search:
+    """What is under way: the trials that the search asks for are done by an engine, group by group."""
 
-    bench: Workbench
-    trials: Trials
+    work: DiagnosisWork
     config: DiagnoseConfig
+    engine: EngineConfig
     cases: list[Case]
     started_s: float = field(default_factory=time.monotonic)
     limits: list[str] = field(default_factory=list)
@@ -104,25 +109,78 @@ class _Work:
     def scenes(self) -> dict[str, str]:
         return {case.name: case.scene for case in self.cases}
 
-    @property
-    def is_late(self) -> bool:
-        return time.monotonic() - self.started_s > self.config.time_budget_s
+    def is_late(self, share: float = 1.0) -> bool:
+        """Whether this share of the time is used up."""
+        return time.monotonic() - self.started_s > share * self.config.time_budget_s
 
-    def try_case(self, case: Case, kind: Kind, from_b: frozenset[str]) -> Generator[Progress, None, Trial]:
-        setup = yield from self.bench.setup(case, from_b)
-        return self.trials.run(setup, kind, 0)
+    def try_groups(
+        self, stage: str, groups: Mapping[str, Sequence[Attempt]], *, share: float = 1.0, num_sure: int = 0
+    ) -> Generator[Progress, None, list[str]]:
+        """Make all trials of some groups, in order; groups that are not begun when time is up are left.
 
-    def try_all(self, from_b: frozenset[str], note: str) -> Generator[Progress, None, dict[str, Trial]]:
-        """Edit every case with these parts from B."""
-        found = {}
-        for number, case in enumerate(self.cases):
-            found[case.name] = yield from self.try_case(case, "whole", from_b)
-            yield Progress(stage="swaps", done=number + 1, total=len(self.cases), note=f"{note}, {case.name}")
-        return found
+        Args:
+            stage: What progress is shown under.
+            groups: Trials that are of use only together, by the name of the group.
+            share: Share of the time after which no further group is begun.
+            num_sure: Groups at the beginning that are made however long it takes.
+
+        Returns:
+            Names of the groups whose trials are made.
+        """
+        tasks, needs, members = list[Task[Any]](), dict[int, list[int]](), dict[str, set[int]]()
+        known: dict[Path, int] = {}
+
+        def add(item: Mix | Attempt, kind: str, path: Path | None) -> int:
+            """Number of a task; equal ones, known by where their result lies, are one."""
+            if path is None or path not in known:
+                tasks.append(Task(index=len(tasks), kind=kind, item=item))
+            return len(tasks) - 1 if path is None else known.setdefault(path, len(tasks) - 1)
+
+        bench = self.work.bench
+        for name, attempts in groups.items():
+            members[name] = set()
+            for attempt in attempts:
+                mixes = bench.mixes(attempt.case, attempt.from_b)
+                needed = [add(mix, mix.kind, bench.folder_of(mix)) for mix in mixes]
+                index = add(attempt, stage, self.work.path(attempt))
+                needs[index] = needed
+                members[name] |= {index, *needed}
+        missing = [task.index for task in tasks if self.work.found(task) is None]
+        queue = TaskQueue(tasks, missing, max_attempts=self.engine.max_attempts, needs=needs)
+        unsure = list(groups)[num_sure:]
+
+        def leave() -> None:
+            """Take groups that are not begun out of the queue; what a group that is begun needs stays."""
+            if self.is_late(share):
+                untouched = {*queue.waiting, *queue.blocked}
+                kept = [members[name] for name in groups if name not in unsure or not todo[name] <= untouched]
+                queue.drop(untouched - set().union(*kept))
+
+        todo = {name: found & set(missing) for name, found in members.items()}
+        leave()
+        for step in work_through(queue, settings_for(self.work, self.engine, uses_gpu=False), self.engine):
+            yield step
+            leave()
+        return [name for name, found in todo.items() if not found & queue.dropped]
+
+    def results(self, attempts: Sequence[Attempt]) -> dict[str, Trial]:
+        """Trials that are made, by case."""
+        return {attempt.case.name: self.work.trial(attempt) for attempt in attempts}
+
+    def whole(self, from_b: frozenset[str]) -> list[Attempt]:
+        """Every case edited with these parts from B."""
+        return [Attempt(case=case, kind="whole", from_b=from_b) for case in self.cases]
 
 
 def diagnose(
-    a: RunParts, b: RunParts, *, folder: Path, models: Models, config: DiagnoseConfig, cache: Path | None = None
+    a: RunParts,
+    b: RunParts,
+    *,
+    folder: Path,
+    models: Models,
+    config: DiagnoseConfig,
+    cache: Path | None = None,
+    engine: EngineConfig | None = None,
 ) -> Generator[Progress, None, Diagnosis]:
     """Compare two runs; the generator returns the diagnosis.
 
@@ -133,40 +191,46 @@ def diagnose(
         models: The edit model that both runs' training went on from, and the CLIP that pairs are looked at with.
         config: How to compare.
         cache: Folder of trials, to share them between diagnoses; default: in `folder`.
+        engine: Where trials, trainings and fits are made; in this process by default.
 
     Raises:
         InputError: there is nothing to try both runs on.
+        TasksSetAside: a trial could not be made.
     """
-    cases = find_cases(a.path, b.path, config.max_cases)
+    cases = find_cases(a.path.resolve(), b.path.resolve(), config.max_cases)
     bench, top = _prepare(a, b, cases, folder, models.edit_model)
-    work = _Work(bench, Trials(cache or folder / "trials", config.seed, config.editor_steps), config, cases)
-    trials = yield from _try_as_they_are(work, frozenset(top))
+    work = DiagnosisWork(bench, Trials(cache or folder / "trials", config.seed, config.editor_steps))
+    search = _Search(work, config, engine or EngineConfig(), cases)
+    trials = yield from _try_as_they_are(search, frozenset(top))
     whole = trials["whole"]
-    exchanges = yield from _swap_all(work, top)
+    everything = frozenset(top)
+    swaps = {part: _Swaps(search, frozenset({part}), everything - {part}) for part in top}
+    yield from _swap(search, swaps)
+    exchanges = [swap.exchange(part) for part, swap in swaps.items() if swap.is_made]
     attributions = {
         measure: attribute(
             _values(whole["A"], measure),
             _values(whole["B"], measure),
             [exchange.of(measure) for exchange in exchanges],
-            work.scenes,
+            search.scenes,
         )
         for measure in MEASURES
     }
     measure = _choose_measure(attributions, config)
     attribution, values = attributions[measure], {side: _values(whole[side], measure) for side in "AB"}
-    parts = yield from _look_into(work, attribution, measure, values, frozenset(top))
+    parts = yield from _look_into(search, attribution, measure, values, everything)
     return Diagnosis(
         runs={"A": a.path, "B": b.path},
-        cases=work.cases,
+        cases=search.cases,
         config=config,
         measure=measure,
-        means={side: interval(found, work.scenes).mean for side, found in values.items()},
+        means={side: interval(found, search.scenes).mean for side, found in values.items()},
         attribution=attribution,
         parts=parts,
-        ladder=ladder(trials, work.scenes),
-        stages=[*pair_rows(bench.runs, models.clip), *measured_rows(trials, work.scenes)],
-        differences=list_differences(a, b, work.cases),
-        limits=work.limits,
+        ladder=ladder(trials, search.scenes),
+        stages=[*pair_rows(bench.runs, models.clip), *measured_rows(trials, search.scenes)],
+        differences=list_differences(a, b, search.cases),
+        limits=search.limits,
         seconds=sum(work.trials.used_s.values(), bench.seconds()),
     )
 
@@ -188,24 +252,25 @@ def _prepare(
 
 
 def _try_as_they_are(
-    work: _Work, everything: frozenset[str]
+    search: _Search, everything: frozenset[str]
 ) -> Generator[Progress, None, dict[str, dict[str, dict[str, Trial]]]]:
     """Trials of both runs, case by case; as many cases as a third of the time allows, but at least three."""
-    trials: dict[str, dict[str, dict[str, Trial]]] = {kind: {"A": {}, "B": {}} for kind in AS_IT_IS}
-    done = []
-    for number, case in enumerate(work.cases):
-        is_slow = time.monotonic() - work.started_s > work.config.time_budget_s / 3
-        if is_slow and number >= MIN_CASES:
-            work.limits.append(f"time allowed for {number} of {len(work.cases)} cases; raise --time-budget for more")
-            break
-        for kind in AS_IT_IS:
-            for side, from_b in (("A", NONE), ("B", everything)):
-                trials[kind][side][case.name] = yield from work.try_case(case, kind, from_b)
-        done.append(case)
-        note = f"both runs as they are, {case.name}"
-        yield Progress(stage="stages", done=number + 1, total=len(work.cases), note=note)
-    work.cases = done
-    return trials
+    sides, cases = {"A": NONE, "B": everything}, search.cases
+    groups = {
+        case.name: [Attempt(case=case, kind=kind, from_b=from_b) for kind in AS_IT_IS for from_b in sides.values()]
+        for case in cases
+    }
+    made = yield from search.try_groups("stages", groups, share=1 / 3, num_sure=MIN_CASES)
+    search.cases = [case for case in cases if case.name in made]
+    if len(made) < len(cases):
+        search.limits.append(f"time allowed for {len(made)} of {len(cases)} cases; raise --time-budget for more")
+    return {
+        kind: {
+            side: search.results([Attempt(case=case, kind=kind, from_b=from_b) for case in search.cases])
+            for side, from_b in sides.items()
+        }
+        for kind in AS_IT_IS
+    }
 
 
 class _Exchange(NamedTuple):
@@ -225,17 +290,29 @@ def _values(trials: dict[str, Trial], measure: str) -> dict[str, float]:
     return {case: trial.numbers[measure] for case, trial in trials.items()}
 
 
-def _swap_all(work: _Work, top: tuple[str, ...]) -> Generator[Progress, None, list[_Exchange]]:
-    """Exchange each part by itself, in both directions."""
-    swaps, everything = [], frozenset(top)
-    for part in top:
-        if work.is_late:
-            work.limits.append(f"no time was left to swap {part}; run the same command again to go on")
-            continue
-        forward = yield from work.try_all(frozenset({part}), f"A with {part} of B")
-        reverse = yield from work.try_all(everything - {part}, f"B with {part} of A")
-        swaps.append(_Exchange(part, forward, reverse))
-    return swaps
+@dataclass
+class _Swaps:
+    """The trials that exchange one part, in both directions."""
+
+    search: _Search
+    a_with_b: frozenset[str]
+    b_with_a: frozenset[str]
+    is_made: bool = False
+
+    def exchange(self, component: str) -> _Exchange:
+        """Returns what they gave."""
+        forward, reverse = (self.search.results(self.search.whole(parts)) for parts in (self.a_with_b, self.b_with_a))
+        return _Exchange(component, forward, reverse)
+
+
+def _swap(search: _Search, swaps: Mapping[str, _Swaps]) -> Generator[Progress, None, None]:
+    """Exchange each part by itself, in both directions, as far as time allows."""
+    groups = {part: [*search.whole(swap.a_with_b), *search.whole(swap.b_with_a)] for part, swap in swaps.items()}
+    made = yield from search.try_groups("swaps", groups)
+    for part, swap in swaps.items():
+        swap.is_made = part in made
+        if not swap.is_made:
+            search.limits.append(f"no time was left to swap {part}; run the same command again to go on")
 
 
 def smallest_effect(measure: str, config: DiagnoseConfig) -> float:
@@ -274,29 +351,47 @@ def _differs(attribution: Attribution, measure: str, config: DiagnoseConfig) -> 
 
 
 def _look_into(
-    work: _Work, attribution: Attribution, measure: str, values: dict[str, dict[str, float]], everything: frozenset[str]
+    search: _Search,
+    attribution: Attribution,
+    measure: str,
+    values: dict[str, dict[str, float]],
+    everything: frozenset[str],
 ) -> Generator[Progress, None, list[PartResult]]:
     """What the parts that make a difference are made of."""
+    bench, num_parts = search.work.bench, len(attribution.shares)
+    guilty = [
+        share.component
+        for share in attribution.shares
+        if share.component in ("edit_model", "scenes")
+        and is_to_blame(share, measure, search.config, num_parts=num_parts)
+    ]
+    inner_parts = {part: list(_inner_parts(bench, part)) for part in guilty}
+    swaps = {
+        inner: _inner_swaps(search, inner, part, everything)
+        for part, found in inner_parts.items()
+        for inner, is_only in found
+        if not is_only
+    }
+    yield from _swap(search, swaps)
     results = []
-    runs, num_parts = work.bench.runs, len(attribution.shares)
     for share in attribution.shares:
         part = share.component
-        detail = describe_part(part, runs["A"], runs["B"], work.cases)
-        results.append(PartResult(share=share, within="", detail=detail))
-        if part not in ("edit_model", "scenes") or not is_to_blame(share, measure, work.config, num_parts=num_parts):
-            continue
-        for inner, is_only in _inner_parts(work.bench, part):
-            detail = describe_part(inner, runs["A"], runs["B"], work.cases)
+        results.append(PartResult(share=share, within="", detail=_detail(search, part)))
+        for inner, is_only in inner_parts.get(part, ()):
             if is_only:
-                results.append(PartResult(share=share.renamed(inner), within=part, detail=detail))
+                found = share.renamed(inner)
+            elif swaps[inner].is_made:
+                exchange = swaps[inner].exchange(inner)
+                found = share_of(exchange.of(measure), values["A"], values["B"], search.scenes)
+            else:
                 continue
-            if work.is_late:
-                work.limits.append(f"no time was left to swap {inner}; run the same command again to go on")
-                continue
-            found = yield from _swap_inner(work, inner, part, everything)
-            inner_share = share_of(found.of(measure), values["A"], values["B"], work.scenes)
-            results.append(PartResult(share=inner_share, within=part, detail=detail))
+            results.append(PartResult(share=found, within=part, detail=_detail(search, inner)))
     return results
+
+
+def _detail(search: _Search, part: str) -> str:
+    runs = search.work.bench.runs
+    return describe_part(part, runs["A"], runs["B"], search.cases)
 
 
 def _inner_parts(bench: Workbench, part: str) -> Iterator[tuple[str, bool]]:
@@ -309,13 +404,11 @@ def _inner_parts(bench: Workbench, part: str) -> Iterator[tuple[str, bool]]:
         yield inner, len(found) == 1
 
 
-def _swap_inner(work: _Work, inner: str, part: str, everything: frozenset[str]) -> Generator[Progress, None, _Exchange]:
-    """Exchange what is within a part."""
+def _inner_swaps(search: _Search, inner: str, part: str, everything: frozenset[str]) -> _Swaps:
+    """The trials that exchange what is within a part."""
     if inner == "masks":
         into_b = everything | {"masks of A"}
     else:
-        kinds = [name for name, _ in _inner_parts(work.bench, part) if name not in (inner, "masks")]
+        kinds = [name for name, _ in _inner_parts(search.work.bench, part) if name not in (inner, "masks")]
         into_b = (everything - {part}) | set(kinds)
-    forward = yield from work.try_all(frozenset({inner}), f"A with {inner} of B")
-    reverse = yield from work.try_all(frozenset(into_b), f"B with {inner} of A")
-    return _Exchange(inner, forward, reverse)
+    return _Swaps(search, frozenset({inner}), frozenset(into_b))

@@ -70,6 +70,9 @@ class RunParts:
             raise InputError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
         return cls(path, method)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RunParts, (self.path.resolve(), self.method)  # without what was read, and for any working folder
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """The content of `run.json`."""

@@ -11,7 +11,7 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +24,11 @@ from restage.compare.metrics import mask_iou, progress, psnr_db, spill
 from restage.diagnose.agreement import disagreement
 from restage.diagnose.workbench import Setup
 from restage.diffusion.editor import EditSettings
-from restage.diffusion.editor_folder import edit_weights_sha256, load_edit_model
 from restage.edit.editors.edit_model import ModelEditor
 from restage.edit.editors.exact import ExactEditor
-from restage.edit.editors.interface import Edited, Editor, ViewBatch
+from restage.edit.editors.interface import Edited, Editor, EditorSource, ViewBatch
 from restage.edit.job import EditJob, EditStep
+from restage.edit.open_editors import MenuEditor, OpenEditors
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import KeptEdits
 from restage.edit.sharing.anchored_noise import AnchoredNoise
@@ -49,7 +49,6 @@ alone; the unedited scene."""
 
 CODE = ("diffusion", "edit", "scenes", "world", "diagnose/trials.py", "diagnose/agreement.py", "compare/metrics.py")
 """Parts of the package that numbers of a trial come from."""
-MAX_OPEN_MODELS = 3
 MAX_REMEMBERED = 100
 """Batches of edited views that are kept in memory."""
 
@@ -63,18 +62,18 @@ class Trial:
     """CPU time."""
 
 
-@dataclass
 class Trials:
-    """Makes trials, or reads them back."""
+    """Makes trials, or reads them back; sent to another process, it begins there with nothing loaded."""
 
-    folder: Path
-    seed: int = 0
-    editor_steps: int = 10
-    _editors: dict[str, ModelEditor] = field(default_factory=dict)
-    _ids: dict[str, str] = field(default_factory=dict)
-    _edits: OrderedDict[str, Edited] = field(default_factory=OrderedDict)
-    used_s: dict[str, float] = field(default_factory=dict)
-    """CPU seconds of each trial that was asked for, made now or before."""
+    def __init__(self, folder: Path, seed: int = 0, editor_steps: int = 10) -> None:
+        self.folder, self.seed, self.editor_steps = folder, seed, editor_steps
+        self.editors = OpenEditors()
+        self.used_s: dict[str, float] = {}
+        """CPU seconds of each trial that was asked for, made now or before."""
+        self._edits = OrderedDict[str, Edited]()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Trials, (self.folder.resolve(), self.seed, self.editor_steps)
 
     def run(self, setup: Setup, kind: Kind, seed: int) -> Trial:
         """Try a setup; what was tried before is read.
@@ -82,7 +81,7 @@ class Trials:
         Raises:
             InputError: the edit cannot be made with this setup.
         """
-        path = self.folder / f"{self._id(setup, kind, seed)}.json"
+        path = self.path(setup, kind, seed)
         if not path.exists():
             started_s = time.process_time()
             numbers = self._measure(setup, kind, seed)
@@ -93,6 +92,10 @@ class Trials:
         self.used_s[path.stem] = found["seconds"]
         numbers = {name: math.nan if value is None else value for name, value in found["numbers"].items()}
         return Trial(numbers=numbers, seconds=found["seconds"])
+
+    def path(self, setup: Setup, kind: Kind, seed: int) -> Path:
+        """Where a trial is kept once it is made; equal trials of different setups are one."""
+        return self.folder / f"{self._id(setup, kind, seed)}.json"
 
     def _id(self, setup: Setup, kind: Kind, seed: int) -> str:
         """Only what a kind depends on names it, so that equal trials of different setups are one."""
@@ -124,14 +127,10 @@ class Trials:
         return scene.measure_edit(setup, editor, request, seed)
 
     def _open(self, model: Path, setup: Setup) -> Editor:
-        key = str(model)
-        if key not in self._editors:
-            while len(self._editors) >= MAX_OPEN_MODELS:
-                del self._editors[next(iter(self._editors))]
-            self._editors[key] = ModelEditor(load_edit_model(model))
-        editor = replace(self._editors[key], settings=EditSettings(steps=self.editor_steps, guidance=setup.guidance))
-        made_by = content_id("editor", [self._ids.setdefault(key, edit_weights_sha256(model)), setup.guidance])
-        return _Remembered(editor, made_by, self._edits)
+        opened = self.editors.open(MenuEditor(name="edit_model", model=model), EditorSource())
+        assert isinstance(opened, ModelEditor)
+        editor = replace(opened, settings=EditSettings(steps=self.editor_steps, guidance=setup.guidance))
+        return _Remembered(editor, content_id("editor", [self.editors.weights_id(model), setup.guidance]), self._edits)
 
 
 @cache
@@ -254,9 +253,9 @@ class _Scene:
         }
 
     def measure_edit(self, setup: Setup, editor: Editor, request: EditRequest, seed: int) -> dict[str, float]:
-        train, held_out = list(self.capture.train_indices), list(self.capture.held_out_indices)
+        held_out = list(self.capture.held_out_indices)
         kept = KeptEdits(editor)
-        job = EditJob(self.splats, self.capture.select(train), tuple(train), request, kept, seed)
+        job = EditJob.of(self.splats, self.capture, request, kept, seed)
         result = _last(setup.method.run(job)).splats
         cameras = self.capture.cameras[held_out]
         edited, unedited = (quantize(render_views(splats, cameras)) for splats in (result, self.splats))

@@ -6,9 +6,10 @@ Asked by `diagnosis` for a setup; `trials` then edits with it.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from restage.diagnose.cases import Case, SceneParts
 from restage.diagnose.parts import EDIT_MODEL_PARTS, RunParts, noise_settings
@@ -23,7 +24,7 @@ from restage.scenes.fitted import fit_capture
 from restage.scenes.io.nerfstudio import write_capture
 from restage.train.edit_model import load_start, train_edit_model
 
-__all__ = ["SCENE_PARTS", "Setup", "Workbench"]
+__all__ = ["SCENE_PARTS", "Mix", "Setup", "Workbench"]
 
 SCENE_PARTS = ("cameras", "photographs", "fit")
 
@@ -47,9 +48,28 @@ class Setup:
     mask_model_id: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """An edit model or a fitted scene that no run has: parts of both."""
+
+    sides: tuple[tuple[str, str], ...]
+    """The run that each part comes from, `A` or `B`."""
+    case: Case | None = None
+    """Of a scene, the edit that it is for; None for an edit model."""
+
+    @property
+    def kind(self) -> str:
+        """What is to be done to have it."""
+        return "retrain" if self.case is None else "refit"
+
+    def __str__(self) -> str:
+        what = "edit model" if self.case is None else self.case.scene
+        return f"{what} with " + ", ".join(f"{part} of {side}" for part, side in self.sides)
+
+
 @dataclass
 class Workbench:
-    """Two runs, and what has been put together of them so far."""
+    """Two runs, and what has been put together of them so far; sent elsewhere, it begins with nothing read."""
 
     runs: Mapping[str, RunParts]
     """`A` and `B`."""
@@ -61,6 +81,9 @@ class Workbench:
     """Model that the runs' training went on from."""
     _weights: dict[str, str] = field(default_factory=dict)
     _scenes: dict[Path, SceneParts] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Workbench, (self.runs, self.differing, self.folder.resolve(), self.start.resolve())
 
     def scene_parts(self, folder: Path) -> SceneParts:
         """A scene, read once."""
@@ -115,64 +138,91 @@ class Workbench:
         scene = self.scene_parts(folder)
         return content_id("scene", [scene.capture_sha256, scene.splats_sha256])
 
+    def mixes(self, case: Case, from_b: frozenset[str]) -> list[Mix]:
+        """Returns what has to be trained or fitted for a setup."""
+        return [found for found in (self._model(from_b), self._scene(case, from_b)) if isinstance(found, Mix)]
+
     def edit_model(self, from_b: frozenset[str]) -> Generator[Progress, None, Path]:
         """The edit model of one run, or one trained on pairs and settings of both."""
+        return (yield from self._made(self._model(from_b)))
+
+    def scene(self, case: Case, from_b: frozenset[str]) -> Generator[Progress, None, Path]:
+        """The fitted scene of one run, or the capture of one fitted as in the other."""
+        return (yield from self._made(self._scene(case, from_b)))
+
+    def _made(self, found: Path | Mix) -> Generator[Progress, None, Path]:
+        if isinstance(found, Path):
+            return found
+        yield from self.make(found)
+        return self.folder_of(found)
+
+    def _model(self, from_b: frozenset[str]) -> Path | Mix:
         sides = _sides(tuple(part for part in EDIT_MODEL_PARTS if part in self.differing), from_b)
         if "edit_model" in from_b or set(sides.values()) == {"B"}:
             return self.runs["B"].model
         if "B" not in sides.values():
             return self.runs["A"].model
-        return (yield from self._train(sides))
+        return Mix(sides=tuple({**dict.fromkeys(EDIT_MODEL_PARTS, "A"), **sides}.items()))
 
-    def _train(self, sides: Mapping[str, str]) -> Generator[Progress, None, Path]:
-        pools = {side: run.pairs for side, run in self.runs.items() if run.pairs is not None}
-        every = {**dict.fromkeys(EDIT_MODEL_PARTS, "A"), **sides}
-        config = self.runs[every["training"]].train_config
-        assert config is not None and len(pools) == 2
-        mixed = mix_pairs(pools, every)
-        name = content_id("model", {"sides": every, "runs": [run.weights_sha256 for run in self.runs.values()]})
-        folder = self.folder / "models" / name
-        if not (folder / "diagnose.json").exists():
-            if not mixed.pairs:
-                raise InputError(f"there are no pairs for an edit model with {dict(sides)}")
-            started_s = time.process_time()
-            note = "training an edit model with " + ", ".join(f"{part} of {side}" for part, side in sides.items())
-            for step in train_edit_model(mixed.pairs, load_start(self.start), folder, config):
-                yield Progress(stage="retrain", done=step.done, total=step.total, note=note)
-            record = {"sides": every, "num_pairs": len(mixed.pairs), "num_missing": mixed.num_missing}
-            write_json(folder / "diagnose.json", {**record, "seconds": time.process_time() - started_s})
-        return folder
-
-    def scene(self, case: Case, from_b: frozenset[str]) -> Generator[Progress, None, Path]:
-        """The fitted scene of one run, or the capture of one fitted as in the other."""
+    def _scene(self, case: Case, from_b: frozenset[str]) -> Path | Mix:
         parts = self.scene_parts(case.folders["A"]).differences(self.scene_parts(case.folders["B"]))
         sides = _sides(parts, from_b)
         if "scenes" in from_b or set(sides.values()) == {"B"}:
             return case.folders["B"]
         if "B" not in sides.values():
             return case.folders["A"]
-        return (yield from self._fit(case, {**dict.fromkeys(SCENE_PARTS, "A"), **sides}))
+        return Mix(case=case, sides=tuple({**dict.fromkeys(SCENE_PARTS, "A"), **sides}.items()))
 
-    def _fit(self, case: Case, sides: Mapping[str, str]) -> Generator[Progress, None, Path]:
-        name = content_id("scene", {"case": case.name, "sides": sides})
-        folder = self.folder / "scenes" / name
-        if not (folder / "diagnose.json").exists():
-            started_s = time.process_time()
-            captures = {side: load_scene(path)[0] for side, path in case.folders.items()}
-            photographs = captures[sides["photographs"]]
-            capture = replace(photographs, cameras=captures[sides["cameras"]].cameras)
-            if sides["cameras"] != sides["photographs"]:
-                # The sparse points belong to the cameras that they were found with.
-                points = captures[sides["cameras"]]
-                capture = replace(capture, points=points.points, point_colors=points.point_colors)
-            if not (folder / "capture" / "transforms.json").exists():
-                write_capture(capture, folder / "capture")
-            config = self.scene_parts(case.folders[sides["fit"]]).fit_config
-            for step in fit_capture(capture, folder, config):
-                yield Progress(stage="refit", done=step.done, total=step.total, note=f"{case.scene}: {step.note}")
-            record = {"case": case.name, "sides": dict(sides)}
-            write_json(folder / "diagnose.json", {**record, "seconds": time.process_time() - started_s})
-        return folder
+    def folder_of(self, mix: Mix) -> Path:
+        """Where a mix lies."""
+        sides = dict(mix.sides)
+        if mix.case is None:
+            known = {"sides": sides, "runs": [run.weights_sha256 for run in self.runs.values()]}
+            return self.folder / "models" / content_id("model", known)
+        return self.folder / "scenes" / content_id("scene", {"case": mix.case.name, "sides": sides})
+
+    def is_made(self, mix: Mix) -> bool:
+        """Whether a mix is there, whole."""
+        return (self.folder_of(mix) / "diagnose.json").exists()
+
+    def make(self, mix: Mix) -> Iterator[Progress]:
+        """Train or fit a mix, unless it is there.
+
+        Raises:
+            InputError: there are no pairs to train it on.
+        """
+        if self.is_made(mix):
+            return
+        folder, sides, started_s = self.folder_of(mix), dict(mix.sides), time.process_time()
+        steps = self._train(folder, sides) if mix.case is None else self._fit(mix.case, folder, sides)
+        record = {"sides": sides, **(yield from steps)}
+        write_json(folder / "diagnose.json", {**record, "seconds": time.process_time() - started_s})
+
+    def _train(self, folder: Path, sides: Mapping[str, str]) -> Generator[Progress, None, dict[str, Any]]:
+        pools = {side: run.pairs for side, run in self.runs.items() if run.pairs is not None}
+        config = self.runs[sides["training"]].train_config
+        assert config is not None and len(pools) == 2
+        mixed = mix_pairs(pools, sides)
+        if not mixed.pairs:
+            raise InputError(f"there are no pairs for an edit model with {dict(sides)}")
+        for step in train_edit_model(mixed.pairs, load_start(self.start), folder, config):
+            note = f"training ({step.done}/{step.total})"
+            yield Progress(stage="retrain", done=step.done, total=step.total, note=note)
+        return {"num_pairs": len(mixed.pairs), "num_missing": mixed.num_missing}
+
+    def _fit(self, case: Case, folder: Path, sides: Mapping[str, str]) -> Generator[Progress, None, dict[str, Any]]:
+        captures = {side: load_scene(path)[0] for side, path in case.folders.items()}
+        photographs, viewed = captures[sides["photographs"]], captures[sides["cameras"]]
+        capture = replace(photographs, cameras=viewed.cameras)
+        if sides["cameras"] != sides["photographs"]:
+            # The sparse points belong to the cameras that they were found with.
+            capture = replace(capture, points=viewed.points, point_colors=viewed.point_colors)
+        if not (folder / "capture" / "transforms.json").exists():
+            write_capture(capture, folder / "capture")
+        config = self.scene_parts(case.folders[sides["fit"]]).fit_config
+        for step in fit_capture(capture, folder, config):
+            yield Progress(stage="refit", done=step.done, total=step.total, note=step.note)
+        return {"case": case.name}
 
     def seconds(self) -> float:
         """CPU seconds of all that was trained and fitted here."""

@@ -111,7 +111,7 @@ def test_figure_and_tables_lie_beside_the_record(make_run, calls):
 
 def test_when_time_is_out_the_answer_says_what_was_not_swapped(make_run, calls):
     config = DiagnoseConfig(method="replace_once", max_cases=4, time_budget_s=1e-6)
-    found, _ = run(make_run("a"), make_run("b", guidance=7.5), config)
+    found, _ = run(make_run("a"), make_run("b", guidance=7.5, num_steps=7), config)
     assert any("no time was left to swap guidance" in limit for limit in found["limits"])
     assert "no single part" in found["sentence"]
 
