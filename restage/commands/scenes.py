@@ -132,6 +132,7 @@ def build_edit() -> Callable[..., None]:
 def build_edits() -> Callable[..., None]:
     """Build `restage edits`."""
     from restage.edit.stage import EditConfig
+    from restage.work.interface import EngineConfig
 
     default = EditConfig()
 
@@ -143,6 +144,7 @@ def build_edits() -> Callable[..., None]:
         scenes: tuple[str, ...] = default.scenes,
         edits: tuple[str, ...] = default.edits,
         seeds: tuple[int, ...] = default.seeds,
+        engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
     ) -> None:
         """Edit every scene of a run by several methods, for `restage compare`.
 
@@ -158,14 +160,14 @@ def build_edits() -> Callable[..., None]:
             scenes: Names of scenes; default: all that have edits.
             edits: Names of edits; default: all.
             seeds: Each edit is made once with each of these.
+            engine: Where edits are made; with --engine ray all machines have to see the run's folder under one path.
         """
-        from restage.recipes import STAGES
+        from restage.edit.stage import run_edit
         from restage.run.folder import open_run, working
-        from restage.run.models import models_in
 
         config = EditConfig(methods=methods, editors=editors, scenes=scenes, edits=edits, seeds=seeds)
         with working(open_run(run)) as opened:
-            show_progress(STAGES["edit"].run(opened, config, models_in()))
+            show_progress(run_edit(opened, config, engine=engine))
         print(f"edits: {run / 'edit'}")
 
     return edits
