@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -21,10 +22,15 @@ from restage.view.scene import KeptEdit
 from restage.view.settings import SettingsForm
 from restage.view.video import FRAMES_PER_SECOND, MAX_FRAMES, PATHS, path_cameras, render_clip
 
-__all__ = ["Controls"]
+__all__ = ["Controls", "escape_markdown"]
 
 OWN_WORDS = "my own words"
 NOTHING_KEPT = "none yet"
+
+
+def escape_markdown(text: str) -> str:
+    """Write text so that it is shown as it is, where viser would show markdown and run the HTML in it."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 class Controls:
@@ -115,7 +121,7 @@ class Controls:
         held_out_db = scene.fit.get("held_out_psnr_db")
         if isinstance(held_out_db, float):
             facts.append(f"{held_out_db:.1f} dB on held-out views")
-        self.header.content = f"**{scene.name}**: {', '.join(facts)}"
+        self.header.content = f"**{escape_markdown(scene.name)}**: {', '.join(facts)}"
         self.why_not.content, self.why_not.visible = session.why_not_edit, bool(session.why_not_edit)
         self.start.disabled = bool(session.why_not_edit)
         instructions = tuple(dict.fromkeys(case.request.instruction for case in scene.cases.values()))
@@ -134,11 +140,9 @@ class Controls:
     def refresh(self) -> None:
         """Show the session's history."""
         session = self.page.session
-        lines = [
-            f"{number + 1}. {'**' + version.label + '**' if number == session.position else version.label}"
-            for number, version in enumerate(session.versions)
-        ]
-        self.history.content = "\n".join(lines)
+        labels = [escape_markdown(version.label) for version in session.versions]
+        labels[session.position] = f"**{labels[session.position]}**"
+        self.history.content = "\n".join(f"{number}. {label}" for number, label in enumerate(labels, 1))
         is_busy = session.is_running
         self.undo.disabled, self.redo.disabled = is_busy or not session.can_undo, is_busy or not session.can_redo
         labels = tuple(self._kept_by_label()) or (NOTHING_KEPT,)
@@ -148,8 +152,9 @@ class Controls:
 
     def say(self, text: str) -> None:
         """Say what the layer shows; empty for nothing."""
-        if text != self.said.content:
-            self.said.content, self.said.visible = text, bool(text)
+        content = escape_markdown(text)
+        if content != self.said.content:
+            self.said.content, self.said.visible = content, bool(content)
 
     def choose_layer(self, layer: str) -> None:
         """Switch the layer as if the user had."""
@@ -162,7 +167,7 @@ class Controls:
         kind = "held out: no method sees it" if index in capture.held_out_indices else "training view"
         picture = view_picture(self.page.session.scene, index)
         self.photograph.image, self.photograph.visible = picture, True
-        self.views_note.content = f"{name}, {kind}"
+        self.views_note.content = f"{escape_markdown(name)}, {kind}"
         if self.view.value != name:
             self.view.value = name
 
@@ -213,14 +218,14 @@ class Controls:
         """Show where an edit stands."""
         self.bar.value = 100.0 * step.step / max(step.num_steps, 1)
         loss = f", loss {step.loss:.4f}" if step.loss else ""
-        self.status.content = f"Step {step.step} of {step.num_steps}: {step.note}{loss}"
+        self.status.content = f"Step {step.step} of {step.num_steps}: {escape_markdown(step.note)}{loss}"
 
     def end_edit(self, end: str) -> None:
         """Show how an edit ended."""
         self.start.label = "Edit"
         self.stop.disabled = True
         self.bar.visible = False
-        self.status.content = end
+        self.status.content = escape_markdown(end)
 
     def _stop(self) -> None:
         self.page.session.stop()

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import importlib.util
 import io
-import ipaddress
 import socket
 import sys
 import threading
@@ -15,21 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from restage.records import InputError, MissingExtra
+from restage.view.access import Access, guarding, is_loopback
 from restage.view.page import ViewerPage
 from restage.view.session import ViewSession
 
-__all__ = ["Served", "find_port", "is_loopback", "serve", "serving"]
+__all__ = ["Served", "find_port", "serve", "serving"]
 
 PORTS_TRIED = 100
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host's address."""
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def find_port(host: str, port: int) -> int:
@@ -48,12 +39,12 @@ def find_port(host: str, port: int) -> int:
                 probe.bind(address)
             return candidate
         except socket.gaierror as error:
-            raise InputError(f"{host!r} is not a host name or address: {error}; leave --host out") from None
+            raise InputError(f"{host!r} is not a host name or address: {error}; omit --host") from None
         except PermissionError:
             raise InputError(f"this user may not open port {candidate}; choose one above 1023") from None
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise InputError(f"cannot listen on {host}: {error}; leave --host out") from None
+                raise InputError(f"cannot listen on {host}: {error}; omit --host") from None
     raise InputError(f"no free port from {port} to {port + PORTS_TRIED - 1}; choose another with --port")
 
 
@@ -61,6 +52,7 @@ class Served(NamedTuple):
     """A page that is being served."""
 
     address: str
+    """Where it is, with the token that lets a browser in."""
     page: ViewerPage
 
 
@@ -76,14 +68,15 @@ def serving(session: ViewSession, *, host: str = "127.0.0.1", port: int = 8080) 
         raise MissingExtra("viser", "view")
     import viser
 
-    free = find_port(host, port)
-    with contextlib.redirect_stdout(io.StringIO()):  # its own banner
-        server = viser.ViserServer(host=host, port=free, verbose=False)
+    access = Access(host, find_port(host, port))
+    with guarding(access), contextlib.redirect_stdout(io.StringIO()):  # viser prints a banner of its own
+        server = viser.ViserServer(host=host, port=access.port, verbose=False)
     # A page could else ask for a tunnel that opens this server to the internet.
     server.request_share_url = lambda verbose=True: None
     page = ViewerPage(server, session)
     try:
-        yield Served(f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}", page)
+        name = f"[{host}]" if ":" in host else host
+        yield Served(f"http://{name}:{server.get_port()}/?token={access.token}", page)
     finally:
         page.close()
         with contextlib.redirect_stdout(io.StringIO()):
@@ -95,7 +88,7 @@ def serve(path: Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
 
     Args:
         path: What to show; see `open_scenes`.
-        host: Address to listen on; anything but a loopback address lets others in, and that is said.
+        host: Address to listen on; with any but a loopback address other machines can reach it, and a line says so.
         port: Port to listen on; the next free one if it is taken.
 
     Raises:
@@ -104,7 +97,10 @@ def serve(path: Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
     """
     session = ViewSession(path)
     if not is_loopback(host):
-        print(f"view: whoever reaches {host} can see and edit this scene; there is no password", file=sys.stderr)
+        print(
+            f"view: whoever reaches {host} and has the address below, with its token, can edit this scene",
+            file=sys.stderr,
+        )
     with serving(session, host=host, port=port) as served:
         print(f"view: Ctrl-C ends it\n{served.address}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -202,6 +202,16 @@ def test_errors_of_an_edit_are_shown_in_the_page(shown: Shown) -> None:
     assert not shown.session.is_running
 
 
+def test_an_instruction_is_shown_as_it_was_typed_and_none_of_it_becomes_part_of_the_page(shown: Shown) -> None:
+    shown.type_in("Instruction", "make it <a>blue</a>")
+    shown.choose("Editor", "grade")
+    shown.press("Edit")
+    shown.wait_for_text("kept in the run folder")
+    shown.open_tab("History")
+    shown.page.get_by_role("listitem").get_by_text("make it <a>blue</a>").wait_for()
+    assert shown.page.locator("a:text-is('blue')").count() == 0
+
+
 @pytest.mark.slow
 def test_layers_of_pictures_fill_the_page_and_say_what_they_are(shown: Shown) -> None:
     shown.choose("Show", "truth")
