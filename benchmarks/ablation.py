@@ -78,7 +78,7 @@ def make_study(arguments: argparse.Namespace) -> Study:
     )
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, dict[str, float | None]]:
+def summarize(scores: Sequence[Score]) -> dict[str, dict[str, float | None]]:
     """Progress, spill and seconds of each variant with each editor, and how far its progress is from `full`.
 
     The difference is taken case by case; its standard error is clustered by scene.
@@ -130,7 +130,7 @@ def main() -> None:
     scores = read_scores(arguments.out / "compare" / "scores.parquet")
     if arguments.rows:
         write_rows(arguments.rows, scores)
-    print(json.dumps({"variants": summarise(scores), "progress_by_kind": by_kind(scores)}))
+    print(json.dumps({"variants": summarize(scores), "progress_by_kind": by_kind(scores)}))
 
 
 if __name__ == "__main__":

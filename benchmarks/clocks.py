@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Times", "in_turn", "peak_of_child", "rounds_of", "synchronise", "times"]
+__all__ = ["Times", "in_turn", "peak_of_child", "rounds_of", "synchronize_gpu", "times"]
 
 
-def synchronise() -> None:
+def synchronize_gpu() -> None:
     """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -32,17 +32,17 @@ class Times(NamedTuple):
 
 def times(work: Callable[[], object]) -> Times:
     """Time one call."""
-    synchronise()
+    synchronize_gpu()
     start, cpu_start = time.perf_counter(), time.process_time()
     work()
-    synchronise()
+    synchronize_gpu()
     return Times(time.perf_counter() - start, time.process_time() - cpu_start)
 
 
 def rounds_of(works: Sequence[Callable[[], object]], repeats: int) -> list[list[Times]]:
-    """Times of each, measured in turn, so that all share the weather; a first round is left out.
+    """Times of each, measured in turn, so that all meet the same conditions; a first round is left out.
 
-    Every other round goes the other way about, so that none always comes after the same one.
+    Every other round goes in the opposite order, so that none always comes after the same one.
     """
     rounds = []
     for i in range(repeats + 1):
@@ -58,13 +58,13 @@ def in_turn(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
 
 
 def peak_of_child(work: Callable[[], object]) -> int:
-    """Bytes that a forked child's resident memory grows by while it works."""
+    """Return by how many bytes a forked child's resident memory grows while it works."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)  # threads do not outlive a fork
         ctypes.CDLL(None).malloc_trim(0)  # memory that the parent has freed and kept would hide what is taken
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the parent: begin anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the parent: start again
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         work()
         status = Path("/proc/self/status").read_text()

@@ -243,7 +243,7 @@ def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(known)), 3) if known else math.nan
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Shares of one group of rows: of all pairs, of those that are accepted, or of those whose source is right."""
     sound = [row for row in rows if row["source_right"]]
     good = [bool(row["source_right"] and row["edit_right"] and row["layout_kept"]) for row in rows]
@@ -267,8 +267,8 @@ def print_table(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = {}
     for name in names:
         own = [row for row in rows if row["control"] == name]
-        by_kind = {kind: summarise([row for row in own if row["kind"] == kind]) for kind in kinds}
-        found[name] = {**summarise(own), "by_kind": by_kind}
+        by_kind = {kind: summarize([row for row in own if row["kind"] == kind]) for kind in kinds}
+        found[name] = {**summarize(own), "by_kind": by_kind}
     shares = ("edit_right", "layout_kept", "good_if_accepted")
     for key, more in (("accepted", ()), ("accepted_and_good", shares)):
         titles = [key, *kinds, "all", *more]

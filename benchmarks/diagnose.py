@@ -1,8 +1,8 @@
 """Plants faults in runs and asks `restage diagnose` for each; a pair of runs without a fault is among them.
 
 Run A goes through the stages at a small size. Each run B is made the same way but for one fault, and for differences
-that do no harm: another robust scale of the method and, where B is trained or fitted anew, another seed of that. So a
-fault cannot be told from a list of what differs, only by trying.
+that do no harm: another robust scale of the method and, where B is trained or fitted again, another seed of that. So a
+fault cannot be found in a list of what differs, only by trying.
 
     python benchmarks/diagnose.py --out runs/diagnose
     python benchmarks/diagnose.py --faults guidance none

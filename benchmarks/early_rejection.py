@@ -1,11 +1,11 @@
-"""Can rejects be told half-way? What early rejection would save, and which good pairs it would cost.
+"""Can rejects be recognized halfway? What early rejection would save, and which good pairs it would cost.
 
     python -m benchmarks.early_rejection                  # 20 held-out prompt pairs of each kind of edit
 
-Every pair is sampled to its end, and scored from its predicted clean pictures after half of the steps, too. A pair is
-*given up* if the miniature's rule, its limits on CLIP lowered by a margin, rejects it half-way. For each margin: which
-share of the final rejects and of the accepted pairs is given up, and how many accepted pairs a second that leaves,
-against no early rejection: a pair costs its steps, or half of them, and the look half-way. The last line is JSON.
+Every pair is sampled to its end, and also scored from its predicted clean pictures after half of the steps. A pair is
+*given up* if the miniature's rule, its limits on CLIP lowered by a margin, rejects it halfway. For each margin: which
+share of the final rejects and of the accepted pairs is given up, and how many accepted pairs per second that leaves,
+against no early rejection: a pair costs its steps, or half of them, and the look halfway. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def row_of(
     """What early rejection with this margin does.
 
     Args:
-        margin: below the rule's limits.
-        scores: of each pair, half-way and at the end.
-        look_s: of decoding and scoring a pair half-way.
-        half_s: of half of a pair's steps.
+        margin: How far below the rule's limits.
+        scores: Scores of each pair, halfway and at the end.
+        look_s: Seconds to decode and score a pair halfway.
+        half_s: Seconds of half of a pair's steps.
     """
     given_up = [bool(judge(early, lowered(RULE, margin))) for early, _ in scores]
     accepted = [not judge(late, RULE) for _, late in scores]

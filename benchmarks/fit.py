@@ -65,7 +65,7 @@ ABLATIONS = {
 
 
 class Measured(NamedTuple):
-    """What a fit has come to."""
+    """What a fit achieved."""
 
     psnr_db: float
     train_psnr_db: float
@@ -130,7 +130,7 @@ def _to_image(image: Float[Tensor, "3 h w"]) -> Image.Image:
 
 
 def measure_table(captures: list[Capture], config: FitConfig) -> dict[str, float]:
-    """Fit every capture with every setting; prints a row each as Markdown."""
+    """Fit every capture with every setting; print a row of Markdown for each."""
     result = {}
     print("| setting | held-out dB | training dB | CPU s | steps | splats |\n| --- | --- | --- | --- | --- | --- |")
     for name, change in ABLATIONS.items():
@@ -172,7 +172,7 @@ def measure_all(bear: Path, picture: Path | None) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bear", type=Path, default=BEAR, help="folder of the bear capture")
-    parser.add_argument("--capture", type=Path, help="any capture, in place of the bear and the miniature")
+    parser.add_argument("--capture", type=Path, help="any capture, instead of the bear and the miniature")
     parser.add_argument("--size", type=int, help="longer side in pixels; default: as the images are")
     parser.add_argument("--time-budget", type=float, help="seconds that fitting may take")
     parser.add_argument("--steps", type=int, default=PHOTOGRAPHS.steps)

@@ -83,8 +83,8 @@ def gain(
     }
 
 
-def summarise(rounds: Sequence[Sequence[Sequence[Trial]]]) -> dict[str, object]:
-    """Figures of all seeds; `rounds[seed][round]` are trials."""
+def summarize(rounds: Sequence[Sequence[Sequence[Trial]]]) -> dict[str, object]:
+    """Return the figures of all seeds; `rounds[seed][round]` are trials."""
     num_rounds = len(rounds[0])
     found: dict[str, object] = {}
     for name, is_control in (("learned", False), ("control", True)):
@@ -151,7 +151,7 @@ def main(
         [read_trials([path]).trials for path in round_folders(Path(folder) / str(seed), num_rounds)]
         for seed in range(num_seeds)
     ]
-    found = summarise(rounds)
+    found = summarize(rounds)
     draw(Path(folder) / "forms.png", found, num_seeds)
     for index, (learned, control) in enumerate(zip(found["learned"], found["control"], strict=True), start=1):
         print(f"round {index}: learned {learned['share']:.3f}, control {control['share']:.3f}")

@@ -115,7 +115,7 @@ def make_long_study(arguments: argparse.Namespace) -> Study:
 
 
 def run(study: Study, folder: Path, *, workers: int, rows: Path | None) -> list[Score]:
-    """Run what is missing; gives all scores, and writes the table where it is asked for."""
+    """Run what is missing; return all scores, and write the table if it is asked for."""
     show_progress(run_study(study, folder, engine=EngineConfig(workers=workers)), file=sys.stderr)
     scores = read_scores(folder / "compare" / "scores.parquet")
     if rows is not None:
@@ -123,8 +123,8 @@ def run(study: Study, folder: Path, *, workers: int, rows: Path | None) -> list[
     return scores
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, object]:
-    """Figures of each method with each editor; standard errors are clustered by scene."""
+def summarize(scores: Sequence[Score]) -> dict[str, object]:
+    """Return the figures of each method with each editor; standard errors are clustered by scene."""
     table: dict[str, dict[str, float | int | None]] = {}
     groups = sorted({(score.method.removesuffix("-again"), score.editor) for score in scores})
     for method, editor in groups:
@@ -143,7 +143,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, object]:
 
 
 def ranks(table: dict[str, dict[str, float | int | None]]) -> dict[str, float | None]:
-    """Where restage stands among the methods with the edit model, and its time over idu's."""
+    """Say where restage stands among the methods with the edit model, and its time over idu's."""
     contenders = {name: row for name, row in table.items() if name not in ANCHORS and "(" not in name}
     found: dict[str, float | None] = {}
     for column, sign in (("progress", -1), ("spill", 1)):
@@ -156,7 +156,7 @@ def ranks(table: dict[str, dict[str, float | int | None]]) -> dict[str, float | 
 
 
 def times(table: Any) -> dict[str, float]:
-    """Time of restage over that of each length of idu."""
+    """Return restage's time over that of each length of idu."""
     ours = table["restage"]["seconds"]
     return {name: round(ours / row["seconds"], 3) for name, row in table.items() if name.startswith("idu-")}
 
@@ -231,13 +231,13 @@ def main() -> None:
     rows: Path | None = arguments.rows
     if arguments.world_seeds:
         scores = run(make_study(arguments), arguments.out, workers=arguments.workers, rows=rows)
-        found = {**summarise(scores), "progress_by_kind": by_kind(scores)}
+        found = {**summarize(scores), "progress_by_kind": by_kind(scores)}
         found["spill_by_kind"] = by_kind(scores, "spill")
     if arguments.world_seeds and arguments.long_idu:
         out = arguments.out.with_name(f"{arguments.out.name}-long-idu")
         beside = None if rows is None else rows.with_stem(f"{rows.stem}_long_idu")
         scores = run(make_long_study(arguments), out, workers=arguments.workers, rows=beside)
-        table = summarise(scores)["methods"]
+        table = summarize(scores)["methods"]
         found["long_idu"] = {"methods": table, "progress_by_kind": by_kind(scores), "restage_time_over": times(table)}
     if arguments.capture:
         from methods_capture import edit_capture

@@ -35,7 +35,7 @@ SIZE = 160
 
 
 def write_truth(scene: Path) -> dict[str, float]:
-    """Lift the boxes, grade the photographs; gives the share of splats and of pixels that the bear has."""
+    """Lift the boxes and grade the photographs; return the bear's share of the splats and of the pixels."""
     capture, splats = read_capture(scene / "capture"), read_splats(scene / "splats.ply")
     names = [Path(name).name for name in capture.file_names]
     boxes = {names.index(name): box for name, box in read_json(BOXES).items()}
@@ -55,7 +55,7 @@ def edit_capture(capture: Path, out: Path, methods: Sequence[str] = METHODS) -> 
 
 
 def edit_fitted(scene: Path, methods: Sequence[str] = METHODS) -> dict[str, Any]:
-    """As `edit_capture`, of a scene that is fitted."""
+    """Do what `edit_capture` does, with a scene that is fitted."""
     found: dict[str, Any] = write_truth(scene)
     with working(open_run(scene.parent.parent)) as run:
         for method in methods:

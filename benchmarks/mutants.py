@@ -1,12 +1,12 @@
 """How many small faults the tests of a module notice: plants them one at a time and runs the tests of each.
 
     python -m benchmarks.mutants restage/scores/statistics.py tests/scores/test_statistics.py
-    python -m benchmarks.mutants restage/records.py tests/test_records.py --lines 120-150   # some lines alone
+    python -m benchmarks.mutants restage/records.py tests/test_records.py --lines 120-150   # only some lines
 
 A mutant is the module with one comparison, operator, condition, constant, argument or returned value changed, or one
 statement deleted. Docstrings, annotations, decorators, `__all__` and the texts of errors are left alone. A mutant is
 killed if a test fails, or takes ten times as long. Each runs in a fork of a process that has loaded what is not ours,
-and sees the changed source in place of the file, which is never written to. Processes that a test starts by itself see
+and sees the changed source instead of the file, which is never written to. Processes that a test starts by itself see
 the unchanged module. The last line is JSON.
 """
 

@@ -1,4 +1,4 @@
-"""Pair making by batched, fused attention control against the explicit form: one pair a call, all maps in memory.
+"""Pair making by batched, fused attention control against the explicit form: one pair per call, all maps in memory.
 
     python -m benchmarks.pairs                                 # the miniature; about 12 minutes on two quiet cores
     python -m benchmarks.pairs --parts like_for_like control   # some parts of it
@@ -9,12 +9,12 @@ The other side is `tests/diffusion/explicit.py`, which tests hold to be equal: h
 float32, those of at most 32 x 32 queries stored. All sides run in one process, in turn, and keep freed memory as
 `restage pairs` does. The last line is JSON.
 
-- ratio_like_for_like: pairs a second, ours over explicit: DDIM, as many steps, float32, batches of `--batch` against 1.
+- ratio_like_for_like: pairs per second, ours over explicit: DDIM, equal steps, float32, batches of `--batch` against 1.
   ratio_like_for_like_compiled: the same with ours compiled, as long runs are.
-- ratio_accepted: accepted pairs a second: ours at the defaults of `restage pairs` for a run of `COMPILED_FROM` pairs
+- ratio_accepted: accepted pairs per second: ours at the defaults of `restage pairs` for a run of `COMPILED_FROM` pairs
   against the explicit form at the public ones (float32, DDIM, 50 steps, Prompt-to-Prompt's windows); same rule, prompts
   and guidance. The seconds to compile, once in a process, are apart: compile_s. ratio_accepted_short: for a short run.
-- control_cost: how much dearer a batch of pairs is than a plain batch of as many pictures; 0 = not at all.
+- control_cost: how much more a batch of pairs costs than a plain batch of as many pictures; 0 = not at all.
   control_cost_cpu: the same by the CPU time of this process, for a machine that other work shares.
 - bytes_per_pair: peak memory above what was there before, per pair of a batch; of the explicit form, of its one.
 - share_of_limit: of the time of a UNet call under autocast, the part that its products of matrices would take at this
@@ -110,7 +110,7 @@ class Benchmark:
         return [dataclasses.replace(job, self_share=config.self_share[0]) for job in self.jobs[:count]]
 
     def like_for_like(self) -> dict[str, Any]:
-        """Pairs a second at the same work, for batches of 1 to 32."""
+        """Pairs per second at the same work, for batches of 1 to 32."""
         steps, batch = self.arguments.steps, self.arguments.batch
         sizes = sorted({1, 4, batch, 2 * batch})
         job, guidance = self.jobs[0], self.config.guidance
@@ -184,7 +184,7 @@ class Benchmark:
         return sum(not judge(score, RULE) for score in scores) / len(jobs)
 
     def _ours(self, config: GenerateConfig, jobs: Sequence[PairJob]) -> dict[str, float]:
-        """Acceptance and pairs a second of our side; a first batch is made to warm up."""
+        """Acceptance and pairs per second of our side; a first batch is made to warm up."""
         generate_pairs(self.fast, jobs[: config.batch_size], config)
         made, spent = [], []
         for start in range(0, len(jobs), config.batch_size):
@@ -206,7 +206,7 @@ class Benchmark:
         return {"accepted": self._accepted(made, jobs), **_rates(len(jobs), spent)}
 
     def accepted(self) -> dict[str, Any]:
-        """Accepted pairs a second, ours at its defaults against the explicit form at the public ones."""
+        """Accepted pairs per second, ours at its defaults against the explicit form at the public ones."""
         jobs = self.jobs[: self.arguments.prompts]
         long = self.config.for_run(COMPILED_FROM)
         start = time.perf_counter()
@@ -307,7 +307,7 @@ class Benchmark:
 
 
 def _rates(count: int, spent: Sequence[Times]) -> dict[str, float]:
-    """Pairs a second by the clock, and by the CPU."""
+    """Pairs per second by the clock, and by the CPU."""
     return {
         "pairs_per_s": count / sum(each.wall for each in spent),
         "pairs_per_cpu_s": count / sum(each.cpu for each in spent),

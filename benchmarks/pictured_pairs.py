@@ -4,9 +4,10 @@
     python -m benchmarks.pictured_pairs --pairs 70 --world-seed 0 --edit-model restage/assets/edit_model
 
 Scenes of the training split, kinds of edit in turn, or the held-out edits of `benchmarks.miniature`. An edit model,
-which is given the instruction in place of the captions, edits the same renders: is it as good as its pairs?
-The picture shows the scene before, of a removal, too (of half of those in the edit model's recipe it shows the scene
-after). Additions are left out: they have no one truth, since the instruction names no place. The last line is JSON.
+which is given the instruction instead of the captions, edits the same renders: is it as good as its pairs?
+The picture shows the scene before the edit, also for removals (for half of which it shows the scene after in the edit
+model's recipe). Additions are left out: they have no single truth, since the instruction names no place. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def make(backbone: Backbone, pairs: Sequence[ExactPair], config: GenerateConfig)
 
 
 def exact_pairs(count: int, world_seed: int | None) -> Iterator[ExactPair]:
-    """Of scenes of the training split; with a world seed the held-out edits of `benchmarks.miniature`."""
+    """Exact pairs of scenes of the training split; with a world seed, the held-out edits of `benchmarks.miniature`."""
     if world_seed is None:
         yield from render_pairs(count, seed=777)
         return

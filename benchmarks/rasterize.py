@@ -76,13 +76,13 @@ def step_ms(name: str, splats: Splats, size: int, *, repeats: int) -> float:
 
 
 def set_threads(count: int) -> None:
-    """Of both numba and torch."""
+    """Set the number of threads of both numba and torch."""
     numba.set_num_threads(count)
     torch.set_num_threads(count)
 
 
 def in_turn_ms(step: Callable[[], None], thread_counts: Sequence[int], *, repeats: int) -> list[list[float]]:
-    """Times of a step with each number of threads, five steps each in turn, so that all share the weather."""
+    """Times of a step with each number of threads, five steps each in turn, so that all meet the same conditions."""
     times: list[list[float]] = [[] for _ in thread_counts]
     for _ in range(repeats):
         for count, found in zip(thread_counts, times, strict=True):
@@ -101,7 +101,7 @@ def _multiply_add(values, count):
 
 
 def peak_gflops() -> float:
-    """Fused multiply-adds of one thread on 256 floats that stay in the first cache, in 10^9 operations a second."""
+    """Fused multiply-adds of one thread on 256 floats that stay in the first cache, in 10^9 operations per second."""
     values, count = np.full(256, 0.5, np.float32), 200_000
     return 2 * 256 * count / (median_ms(lambda: _multiply_add(values, count), 5) * 1e6)
 
@@ -130,7 +130,7 @@ class MitsubaFound(NamedTuple):
 
 
 def measure_mitsuba(splats: Splats, size: int) -> MitsubaFound:
-    """Time Mitsuba's `volprim_rf_basic`, one sample a pixel, forward and the gradient of all parameters."""
+    """Time Mitsuba's `volprim_rf_basic`, one sample per pixel, forward and the gradient of all parameters."""
     try:
         import drjit as dr  # pyright: ignore[reportMissingImports]
         import mitsuba as mi  # pyright: ignore[reportMissingImports]
@@ -186,7 +186,7 @@ def measure_mitsuba(splats: Splats, size: int) -> MitsubaFound:
 
 
 def main(repeats: int = 15, dense_splats: int = 500) -> None:
-    """Time it.
+    """Time the rasterizers.
 
     Args:
         repeats: Measured runs of each kind; medians are shown.

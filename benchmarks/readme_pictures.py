@@ -30,7 +30,7 @@ def to_pil(image: np.ndarray) -> Image.Image:
 
 
 def draw_edits(run: Path) -> Image.Image:
-    """A row an edit: before, the methods with the trained edit model, truth; one held-out view."""
+    """One row per edit: before, the methods with the trained edit model, truth; one held-out view."""
     rows, labels = [], []
     for edit_path in sorted(run.glob("scenes/*/truth/*/edit.json")):
         case, scene = EditCase.from_plain(read_json(edit_path)), edit_path.parents[2]
@@ -80,7 +80,7 @@ def draw_samples() -> Image.Image:
 
 
 def main(run: Path, folder: Path) -> None:
-    """Draw all."""
+    """Draw all pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     draw_world().save(folder / "world.png", optimize=True)
     draw_edits(run).save(folder / "edits.png", optimize=True)

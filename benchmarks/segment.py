@@ -1,4 +1,4 @@
-"""Do segments that the UNet finds fit objects, and do they sharpen the masks of image pairs? With cheap ones beside.
+"""Do segments that the UNet finds fit objects, and do they sharpen the masks of image pairs? Cheaper ones are compared.
 
     python -m benchmarks.segment                       # 12 renders, 24 recolour pairs; pictures to runs/segment
     python -m benchmarks.segment --scenes 4 --pairs 4 --segments 8
@@ -6,8 +6,8 @@
 *Renders* have exact object masks: `best`, IoU of an object with its best single segment; `union`, with the union of
 the segments that lie mostly in it; `coarse`, with the mask that local blend would make of a perfect word map, and what
 sharpening makes of that. *Pairs* are made by Prompt-to-Prompt with the defaults of `restage pairs`, half of one object,
-half of two; truth is the object as the probe sees it in the source picture. Costs are CPU seconds a picture, which say
-more than the clock on a machine with other work. The last line is JSON.
+half of two; truth is the object as the probe sees it in the source picture. Costs are CPU seconds per picture, which
+say more than the clock on a machine with other work. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Masks = Float[Tensor, "n 128 128"]
 
 
 def by_unet(images: Images, *, backbone: Backbone, config: SegmentConfig) -> Labels:
-    """EmerDiff."""
+    """Segment by EmerDiff."""
     *_, last = segment_images(backbone, images, config=config)
     return last.labels
 
@@ -66,7 +66,7 @@ def by_features(images: Images, *, backbone: Backbone, config: SegmentConfig) ->
 
 
 def by_color(images: Images, *, count: int) -> Labels:
-    """K-means over the colours of pixels."""
+    """K-means over the colors of pixels."""
     draws = [np.random.default_rng(0) for _ in images]
     found = [
         kmeans2(image.flatten(1).T.numpy(), count, iter=30, minit="++", rng=draw)[1]
@@ -115,7 +115,7 @@ def perfect_word_mask(truth: Bool[Tensor, "128 128"]) -> Float[Tensor, "128 128"
 
 
 class Pairs(NamedTuple):
-    """Recolour pairs, and the recoloured object as the probe sees it in the source."""
+    """Recolour pairs, and the recolored object as the probe sees it in the source."""
 
     prompts: list[PromptPair]
     num_objects: list[int]
@@ -239,7 +239,7 @@ def to_pil(image: Float[Tensor, "3 h w"]) -> Image.Image:
 
 
 def painted(image: Float[Tensor, "3 h w"], labels: Int[Tensor, "h w"]) -> Image.Image:
-    """Each segment in its mean colour, edges in black."""
+    """Each segment in its mean color, edges in black."""
     flat = torch.zeros_like(image)
     for number in labels.unique():
         flat[:, labels == number] = image[:, labels == number].mean(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""A small study through the whole of it: three methods and doing nothing, two editors, six edits, two seeds.
+"""A small study from file to page: three methods and doing nothing, two editors, six edits, two seeds.
 
     restage study benchmarks/small_study.py --out runs/small_study
     restage report runs/small_study --formats page latex slides zip

@@ -73,7 +73,7 @@ def agreement_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 
 def judge_truth(run_path: Path) -> list[Score]:
-    """What the metrics say of the true edited views, in place of renders, against the true views before the edit."""
+    """What the metrics say of the true edited views, instead of renders, against the true views before the edit."""
     study = load_study(run_path)
     judges = open_judges(study.compare)
     rows = []

@@ -6,7 +6,7 @@ Then `python benchmarks/truth.py runs/truth` asks whether they agree. With OpenA
 
     RESTAGE_TRUTH_CLIP=clip-vit-large-patch14 RESTAGE_TRUTH_DINO=dinov2-base restage study runs/truth
 
-which scores what is there again and edits nothing anew.
+which scores what is there again and makes no edit again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ INSTRUCTIONS = sorted({edit.instruction for scene in SCENES for edit in scene.wo
 
 @dataclass(frozen=True)
 class _Blending:
-    """Goes a part of the way to another editor's pictures: half of it, or the wrong way."""
+    """Goes part of the way to another editor's pictures: half of it, or the wrong way."""
 
     editor: Editor
     amount: float
@@ -55,7 +55,7 @@ class _Blending:
 
 @dataclass(frozen=True, kw_only=True)
 class Blended:
-    """The exact editor, going `amount` of the way: 0.5 is a timid edit, -1 goes the wrong way."""
+    """The exact editor, which goes `amount` of the way: 0.5 is a timid edit, -1 goes the wrong way."""
 
     amount: float
     is_shared: bool = False
@@ -66,7 +66,7 @@ class Blended:
 
 @dataclass(frozen=True)
 class _Mishearing:
-    """Does something else than it is asked for: what another edit of the study asks for."""
+    """Does what another edit of the study asks for, instead of what it is asked for."""
 
     editor: Editor
 

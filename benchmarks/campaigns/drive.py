@@ -25,13 +25,13 @@ def config():
 
 
 def let_clock_jump() -> None:
-    """Turn the wall clock a day forth and back at every look."""
+    """Turn the wall clock a day forward and back at every look."""
     clock, calls = time.time, itertools.count()
     time.time = lambda: clock() + (-1) ** next(calls) * CLOCK_JUMP_S
 
 
 def slow_disk_down() -> None:
-    """Let every sync wait, as a server does that is asked by many."""
+    """Let every sync wait, as a busy server does."""
     sync = os.fsync
 
     def slow(number: int) -> None:

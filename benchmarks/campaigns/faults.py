@@ -93,7 +93,7 @@ def actors() -> list[psutil.Process]:
 
 
 def has_begun(folder: Path, num_done: int) -> bool:
-    """Whether more shards are done than before: kills before that would only kill imports."""
+    """Whether more shards are done than before: earlier kills would only kill imports."""
     return sum(1 for _ in (folder / "pairs").glob("*.done")) > num_done
 
 
@@ -163,7 +163,7 @@ class RayKiller:
 
 
 def full_disk(folder: Path, judge: Judge) -> dict[str, Any]:
-    """A small disk that fills up; afterwards the run is moved to a larger one and gone on with."""
+    """A small disk that fills up; afterwards the run is moved to a larger one and continued."""
     disk = folder / "small-disk"
     disk.mkdir(exist_ok=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)

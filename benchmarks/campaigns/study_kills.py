@@ -35,7 +35,7 @@ KINDS = ("worker", "worker", "driver", "worker", "node")
 
 
 def kill_study() -> Any:
-    """Three scenes with seven results each, which take seconds."""
+    """A study of three scenes with seven results each, which takes seconds."""
     from restage.edit.methods import ReplaceOnce
     from restage.studies.scenes import sample_world_scenes
     from restage.studies.study import StudyMethod
@@ -139,7 +139,7 @@ def killed(folder: Path, num_kills: int, seed: int) -> Counter[str]:
 
 
 def measure(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
-    """Both runs, and how their rows differ."""
+    """Make both runs, and say how their rows differ."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started_s = time.monotonic()

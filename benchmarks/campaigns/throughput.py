@@ -122,7 +122,7 @@ def many_tasks(folder: Path, num_tasks: int) -> dict[str, Any]:
 
 
 def stand_in_overhead(folder: Path, num_tasks: int) -> float:
-    """Seconds that a tiny task takes longer with one Ray worker than in the bare loop."""
+    """How many seconds longer a tiny task takes with one Ray worker than in the bare loop."""
     config = stand_in_config(pairs_per_shard=PAIRS_PER_TASK)
     shutil.rmtree(folder, ignore_errors=True)
     bare_s = bare_loop(open_stand_in_run(folder / "bare", PAIRS_PER_TASK * num_tasks), config, StandIn(), 1)()
@@ -133,7 +133,7 @@ def stand_in_overhead(folder: Path, num_tasks: int) -> float:
 
 
 def timed(open_it: Callable[[], RunFolder], config: PairsConfig, maker: Maker, engine: str, *, workers: int) -> float:
-    """Seconds that all tasks take at the pace of all but the first few, when each worker has loaded."""
+    """Seconds that all tasks take at the pace of those after the first few, when each worker has loaded."""
     run = open_it()
     started_s = finished_s = None
     chosen = CampaignConfig(engine=engine, workers=workers, threads=1)  # pyright: ignore[reportArgumentType]
@@ -188,7 +188,7 @@ def miniature(folder: Path, num_pairs: int) -> dict[str, Any]:
 
 
 def measure(folder: Path, num_tasks: int, num_pairs: int) -> dict[str, Any]:
-    """All of it."""
+    """Measure all of it."""
     real = miniature(folder / "miniature", num_pairs) if num_pairs else {}
     overhead_s = stand_in_overhead(folder / "overhead", max(200, num_tasks // 100))
     print(f"overhead with the stand-in: {1e3 * overhead_s:.2f} ms a task", flush=True)

@@ -148,7 +148,7 @@ class Benchmark:
         self.figures.details["probe_on_reconstructions"] = parts.measure_probe(probe, rendered, softened)
 
     def autoencoder(self) -> None:
-        """PSNR."""
+        """PSNR of the autoencoder."""
         rendered = held_out.render_captioned(self.captions(64))
         self.figures.add(parts.measure_autoencoder(self.backbone, rendered.images))
 
@@ -171,7 +171,7 @@ class Benchmark:
             self.figures.pictures["failures"] = page.draw_cards(failed[:36])
 
     def unseen(self) -> None:
-        """What pictures of unseen combinations of kind and colour show."""
+        """What pictures of unseen combinations of kind and color show."""
         samples = self._sample(self.captions(self.settings.captions // 2, "unseen"))
         found = [sample.verdict for sample in samples]
         self.figures.values["unseen_accuracy"] = verdicts.accuracies(found)["all_accuracy"]

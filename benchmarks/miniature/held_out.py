@@ -69,9 +69,9 @@ def captions(world_seed: int, count: int, *, split: str = "train") -> list[Capti
     """Captions of new scenes; half of them with one object, a third with two, a sixth with three.
 
     Args:
-        world_seed: Moves all of them.
-        count: How many; fewer are the first of more.
-        split: `train` has the combinations of kind and colour that training shows, `unseen` only the others.
+        world_seed: Chooses other worlds for all of them.
+        count: How many; a smaller number gives the first of a larger one.
+        split: `train` has the combinations of kind and color that training shows, `unseen` only the others.
     """
     found = []
     for index in range(count):
@@ -96,7 +96,7 @@ def is_in_training(items: list[Captioned], *, num_pictures: int) -> list[bool]:
 
 
 def _scene_for(kind: str, world_seed: int, index: int) -> tuple[int, Description]:
-    """The first scene of a case that can be edited so (an object that has no room to grow cannot be resized)."""
+    """Return the first scene of a case that allows this edit (an object without room to grow cannot be resized)."""
     for attempt in itertools.count():
         names = (world_seed, index, attempt) if attempt else (world_seed, index)
         seed = derive_seed("miniature benchmark", *names)

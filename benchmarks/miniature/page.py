@@ -70,7 +70,7 @@ def card_of(sample: Sample) -> Card:
 def _lay_out(
     words: Sequence[tuple[str, str]], font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width_px: float
 ) -> list[list[tuple[str, str]]]:
-    """Break coloured words into lines."""
+    """Break colored words into lines."""
     lines: list[list[tuple[str, str]]] = [[]]
     for word, ink in words:
         if lines[-1] and font.getlength(" ".join([*(w for w, _ in lines[-1]), word])) > width_px:
@@ -135,7 +135,7 @@ def draw_word_masks(samples: Sequence[Sample], *, rows: int = 6) -> Image.Image 
 
 
 def draw_edits(edits: Sequence[EditedCase], *, rows: int = 28) -> Image.Image:
-    """Two edits a row: before, edited with its mask, truth."""
+    """Two edits per row: before, edited with its mask, truth."""
     halves = [[to_pil(image) for image in (e.case.before, e.kept, e.case.after)] for e in edits[:rows]]
     texts = [f"{e.case.edit.instruction} ({e.progress:.2f})" for e in edits[:rows]]
     pictures = [halves[i] + (halves[i + 1] if i + 1 < len(halves) else []) for i in range(0, len(halves), 2)]
@@ -163,10 +163,10 @@ def write_page(
     """Write `index.html` and its pictures.
 
     Args:
-        folder: Where to; made if missing.
+        folder: Where to write; made if it is missing.
         figures: For each figure its value, what is wanted, and whether it falls short.
         pictures: By title.
-        what: What was measured, one sentence.
+        what: What was measured, in one sentence.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shown = []

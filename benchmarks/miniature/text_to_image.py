@@ -138,7 +138,7 @@ def word_iou(samples: Sequence[Sample]) -> dict[str, float]:
     Returns:
         `word_iou`, of the cells where the attention is above local blend's share of its maximum; `word_iou_blend`, of
         the whole mask of local blend, whose 3x3 max-pool leaves room around an object; `word_iou_blend_limit`, what
-        that mask would score if the attention were the true mask itself (with objects of five cells a side it is
+        that mask would score if the attention were the true mask itself (with objects of five cells on a side it is
         well below 1); `words_scored`, the share of the captions' objects that are there to be scored.
     """
     words = [word for item in samples for word in item.words]
@@ -155,7 +155,7 @@ def word_iou(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def load_training_state(backbone: Backbone, path: Path) -> int:
-    """Put the averaged weights of a training in progress (`state.pt`) into the backbone; returns the step.
+    """Put the averaged weights of a training in progress (`state.pt`) into the backbone; return the step.
 
     Raises:
         InputError: there is no such file, or its weights are of another architecture.

@@ -17,7 +17,7 @@ class Seen(NamedTuple):
     """What the probe reads in one picture."""
 
     colors: dict[str, str]
-    """Of each kind that is there, its colour."""
+    """Of each kind that is there, its color."""
     count: int
     ground: str
     time: str
@@ -29,7 +29,7 @@ class Verdict(NamedTuple):
     kinds_there: dict[str, bool]
     """For each kind of the caption, whether it is there."""
     colors: dict[str, bool]
-    """For each kind of the caption that is there, whether its object has the caption's colour."""
+    """For each kind of the caption that is there, whether its object has the caption's color."""
     kind: bool
     """All kinds of the caption are there and no other."""
     count: bool
@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
 
     @property
     def is_all_right(self) -> bool:
-        """Whether kinds, colours, number of objects, ground and light are those of the caption."""
+        """Whether kinds, colors, number of objects, ground and light are those of the caption."""
         return self.kind and all(self.colors.values()) and self.count and self.ground and self.time
 
 
@@ -75,7 +75,7 @@ def accuracies(verdicts: Sequence[Verdict]) -> dict[str, float]:
     """Shares that are right, in [0, 1].
 
     `color` is the share of the captions' objects, among those whose kind is there (what has no such object has no
-    colour to read; `kind` counts it); all others are shares of pictures.
+    color to read; `kind` counts it); all others are shares of pictures.
     """
     colors = [is_right for verdict in verdicts for is_right in verdict.colors.values()]
     shares = {
@@ -101,7 +101,7 @@ def _share_by(pairs: Sequence[tuple[str, bool]], order: Sequence[str]) -> dict[s
 
 
 def shares_by_word(verdicts: Sequence[Verdict], descriptions: Sequence[Description]) -> dict[str, dict[str, float]]:
-    """For each word: how often what it names is there (kinds) or right (colours, grounds, times)."""
+    """For each word: how often what it names is there (kinds) or right (colors, grounds, times)."""
     both = list(zip(verdicts, descriptions, strict=True))
     colors = [(o.color, v.colors[o.kind]) for v, d in both for o in d.objects if o.kind in v.colors]
     places = {name: [(getattr(d, name), getattr(v, name)) for v, d in both] for name in ("ground", "time")}

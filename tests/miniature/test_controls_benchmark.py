@@ -15,7 +15,7 @@ from benchmarks.controls import (
     names_in_order,
     open_folder,
     size_is_right,
-    summarise,
+    summarize,
 )
 from miniature.probe import Probe
 from miniature.probe_pictures import FIRST_KIND_CLASS
@@ -106,7 +106,7 @@ def test_every_choice_of_controls_is_measured(models: tuple[Backbone, Clip, Prob
 def test_good_pairs_are_counted_among_all_and_right_edits_among_right_sources() -> None:
     names = ("accepted", "source_right", "edit_right", "layout_kept")
     verdicts = ["yyyy", "ynyy", "nyny", "yyyn"]
-    found = summarise([{name: x == "y" for name, x in zip(names, row, strict=True)} for row in verdicts])
+    found = summarize([{name: x == "y" for name, x in zip(names, row, strict=True)} for row in verdicts])
     assert found["accepted"] == 0.75
     assert found["good"] == found["accepted_and_good"] == 0.25
     assert found["good_if_accepted"] == 0.333

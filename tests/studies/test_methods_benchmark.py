@@ -16,7 +16,7 @@ from benchmarks.methods import (
     make_long_study,
     make_study,
     ranks,
-    summarise,
+    summarize,
     times,
     world,
     write_rows,
@@ -96,7 +96,7 @@ def test_the_table_joins_seeds_and_clusters_by_scene() -> None:
         *scores("restage", {"a": 1.0, "b": 0.9}, editor="exact"),
         *scores("restage", {"a": 0.0, "b": 1.0}, metric="is_capped"),
     ]
-    table = summarise(rows)["methods"]
+    table = summarize(rows)["methods"]
     assert isinstance(table, dict)
     assert table["restage"]["results"] == 4 and table["restage"]["progress"] == pytest.approx(0.7)
     assert table["restage"]["progress_se"] == pytest.approx(0.1)  # of two scenes, whatever the number of seeds
