@@ -1,4 +1,4 @@
-"""Settings of the whole test suite: threads, no network, no caches outside of the test's folder, marks that skip."""
+"""Settings of the whole test suite: threads, no network, no caches outside the test's folder, marks that skip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole demo in miniature: random models, few steps; and a process of it that kills itself at a given file."""
+"""The whole demo at a small size, with random models and few steps, and a process of it that dies at a given file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ACCEPT_ALL = PairRule(
 
 
 def tiny_demo_config(models: Models) -> DemoConfig:
-    """A demo of seconds."""
+    """Return the config of a demo that takes seconds."""
     return DemoConfig(
         prompts=PromptsConfig(num_prompts=6),
         pairs=PairsConfig(
@@ -66,13 +66,13 @@ def tiny_demo_config(models: Models) -> DemoConfig:
 
 
 def run_tiny_demo(folder: Path, models_folder: Path) -> list[Progress]:
-    """Run it to its end, or go on with one that was killed."""
+    """Run the demo to its end, or go on with one that was killed."""
     models = models_in(models_folder)
     return list(demo(folder, tiny_demo_config(models), models))
 
 
 def run_until(folder: Path, models_folder: Path, pattern: str, count: int) -> None:
-    """Run it until the `count`-th file that matches the pattern has got its name, then die as by `kill -9`.
+    """Run it until the `count`-th file that matches the pattern has its name, then die as by `kill -9`.
 
     Every file of a run gets its name by `os.replace`, so this hits the moment right after it, every time.
     """

@@ -1,4 +1,4 @@
-"""A finished run in miniature, sealed as stages seal it, whose pictures are of one colour."""
+"""A small finished run, sealed as stages seal it, with pictures of one color."""
 
 from __future__ import annotations
 

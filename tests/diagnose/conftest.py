@@ -26,7 +26,7 @@ def scenes_run(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make_run(scenes_run, tmp_path):
-    """Makes a run of those scenes with an edit model that is a stand-in: its weights are a text."""
+    """Make a run of those scenes with a stand-in for the edit model, whose weights are a text."""
 
     def make(name: str, *, guidance: float = 1.5, weights: str = "good", num_steps: int = 6) -> Path:
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""Pairs of unlike kinds and options, for the tests that compare control with its explicit twin."""
+"""Pairs of different kinds and options, for the tests that compare control with its explicit twin."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Case:
 
     @property
     def cuts_maps(self) -> bool:
-        """Whether word maps are cut by a threshold on the way, so that the last bits of one can change the result."""
+        """Whether word maps are cut at a threshold on the way, so that the last bits of one can change the result."""
         return bool(self.words or self.kept_words) and (
             self.options.blend.start < 1 or self.options.region_threshold > 0
         )

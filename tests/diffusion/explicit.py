@@ -1,4 +1,4 @@
-"""The plain twin of attention control: one pair a call, hooks, a controller in Python, every probability map in memory.
+"""The plain twin of attention control: one pair per call, hooks, a controller in Python, all maps in memory.
 
 Written from the papers in the way that their public code works, for tests to compare with and for `benchmarks/pairs.py`
 to race against. Maps are computed in at least float32, and those of at most 32 x 32 queries are stored and summed over
@@ -100,7 +100,7 @@ class Controller:
     # --- word maps
 
     def word_map_of(self, branch: int, words: Sequence[str]) -> Tensor:
-        """Mean over layers, heads and steps, summed over the tokens of the words."""
+        """Return the mean over layers, heads and steps, summed over the tokens of the words."""
         caption = (self.source, self.target)[branch]
         tokens = sorted({i for word in words for found in find_tokens(self.tokenizer, caption, word) for i in found})
         maps = torch.stack([x[branch].mean(0) for x in self.store[("cross", self.map_size**2)]]).mean(0)
@@ -140,7 +140,7 @@ class Controller:
         self.step += 1
 
     def blended(self, latents: Tensor) -> Tensor:
-        """Local blend, called after the end of a step."""
+        """Return the latents after local blend, at the end of a step."""
         blend = self.options.blend
         has_begun = self.step - 1 >= blend.start * self.num_steps and blend.start < 1
         if not has_begun or not (self.words or self.kept_words):
@@ -195,7 +195,7 @@ class ExplicitProcessor:
 
 @contextlib.contextmanager
 def explicitly_controlled(unet, controller: Controller) -> Iterator[None]:
-    """Hooks one controller into a UNet; layers are counted in the order of their calls."""
+    """Hook one controller into a UNet; layers are counted in the order of their calls."""
     parts = [unet.down_blocks, unet.mid_block, unet.up_blocks]
     layers = [module for part in parts for module in part.modules() if isinstance(module, Attention)]
     before = [layer.processor for layer in layers]
@@ -214,7 +214,7 @@ def explicitly_controlled(unet, controller: Controller) -> Iterator[None]:
 def explicit_steps(
     backbone, controller: Controller, *, seed: int, guidance: float, shape: tuple[int, int, int], solver: str = "ddim"
 ) -> Iterator[Tensor]:
-    """Latents of source and edit after each step: DDIM, or Euler ancestral in the terms of k-diffusion."""
+    """Yield the latents of source and edit after each step: DDIM, or Euler ancestral in the terms of k-diffusion."""
     schedule, num_steps = backbone.schedule, controller.num_steps
     table = [*schedule.timesteps(num_steps), None]
     device = backbone.device

@@ -25,7 +25,7 @@ TEXTS = [
 
 
 def tiny_tokenizer(length: int = 24, texts: list[str] = TEXTS, vocab_size: int = 300) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer as CLIP's: lower case, words end in </w>, begin and end tokens, end pads."""
+    """Make a byte-level BPE tokenizer like CLIP's: lower case, words end in </w>, begin and end tokens, end pads."""
     core = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     core.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -113,10 +113,10 @@ class TinyBackbone:
 
 
 def tiny_backbone(seed: int = 0, dtype: torch.dtype = torch.float32) -> TinyBackbone:
-    """Everything that the sampler asks of a backbone, random.
+    """Make everything that the sampler asks of a backbone, with random weights.
 
-    In float64, thresholds on word maps cut alike on every machine: in float32 a pixel whose map lies at a threshold to
-    the last bit falls on either side of it, and the trajectory goes another way.
+    In float64, thresholds cut word maps alike on every machine: in float32 a pixel whose map is within the last bit of
+    a threshold may fall on either side of it, and the trajectory then goes another way.
     """
     tokenizer = tiny_tokenizer()
     table = torch.randn(len(tokenizer), 32, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -21,7 +21,7 @@ HELD_OUT = (2, 6)
 
 @dataclass(frozen=True)
 class TinyScene:
-    """A red ball of splats on a grey disc, and the same with the ball blue."""
+    """A red ball of splats on a gray disc, and the same with a blue ball."""
 
     splats: Splats
     recolored: Splats
@@ -33,7 +33,7 @@ class TinyScene:
     request = EditRequest(instruction="make it blue", source_caption="a red ball", target_caption="a blue ball")
 
     def write(self, folder: Path, edit: str = "blue") -> Path:
-        """Write it as the scenes stage would; gives the truth folder."""
+        """Write it as the scenes stage would; return the truth folder."""
         write_capture(self.capture, folder / "capture")
         write_splats(self.splats, folder / "splats.ply")
         truth = folder / "truth" / edit

@@ -67,7 +67,7 @@ Train = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Run ns-train within this process; gives the folder of the run."""
+    """Run ns-train within this process; return the folder of the run."""
     output = tmp_path_factory.mktemp("outputs")
 
     def run(method: str, *arguments: Any, name: str) -> Path:
@@ -90,7 +90,7 @@ def fitted(scene: Scene, train: Train) -> Path:
 
 @pytest.fixture(scope="session")
 def small() -> tuple[str, ...]:
-    """What makes training small; model settings come from the trained scene."""
+    """Return the options that make training small; model settings come from the trained scene."""
     return SMALL
 
 

@@ -1,4 +1,4 @@
-"""A small set of image pairs that is right in every way, made in no time, and ways to spoil it."""
+"""A small set of faultless image pairs that takes no time to make, and ways to spoil it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NUM_SHARDS, PAIRS_PER_SHARD = 3, 8
 
 
 def pattern_of(caption: str) -> Tensor:
-    """The brightness that a picture of this caption has, on a coarse grid."""
+    """Return the brightness of this caption's picture, on a coarse grid."""
     generator = torch.Generator().manual_seed(derive_seed("pattern", caption))
     return torch.rand(GRID, GRID, generator=generator)
 
 
 def picture_of(caption: str, noise_seed: int) -> Tensor:
-    """A picture that shows a caption: its pattern, tinted, with some noise."""
+    """Draw a picture that shows a caption: its pattern, tinted, with some noise."""
     generator = torch.Generator().manual_seed(noise_seed)
     grey = pattern_of(caption).repeat_interleave(SIZE // GRID, 0).repeat_interleave(SIZE // GRID, 1)
     tint = torch.linspace(0.7, 1.0, 3).view(3, 1, 1)
@@ -110,7 +110,7 @@ class FakeConfig:
 
 
 def write_set(path: Path, spoil: Mapping[int, Spoil] = {}, **options: bool) -> Path:
-    """Write a finished run of faulty pairs; returns its pairs folder."""
+    """Write a finished run of faulty pairs; return its pairs folder."""
     run = RunFolder.open(path, {}, seed=0)
     folder = run.folder("pairs")
     for index in range(NUM_SHARDS):

@@ -23,7 +23,7 @@ RULE = PairRule(min_image_similarity=0.3, min_direction_similarity=0.3, min_text
 
 @dataclass(frozen=True, kw_only=True)
 class StandIn:
-    """Makes noise pictures; can be told to be slow, to fail, to kill its process."""
+    """Makes noise pictures; can be told to be slow, to fail, or to kill its process."""
 
     id: str = "stand-in"
     size: int = 8

@@ -29,7 +29,7 @@ class Plain:
 
 
 def asked_number(body: Body) -> int:
-    """How many pairs a request asks for."""
+    """Return how many pairs a request asks for."""
     text = body["messages"][1]["content"]
     found = re.search(r"Write (\d+) items", text) or re.search(r"each of these (\d+) captions", text)
     assert found, text
@@ -37,7 +37,7 @@ def asked_number(body: Body) -> int:
 
 
 def good_items(body: Body) -> list[Body]:
-    """Pairs as a willing model writes them: of the topics, or of the user's captions."""
+    """Write pairs as a willing model does: about the topics, or from the user's captions."""
     text = body["messages"][1]["content"]
     if "Captions: " in text:
         captions = json.loads(text.split("Captions: ")[1])
@@ -80,18 +80,18 @@ def message(content: str | None, *, finish: str = "stop", refusal: str | None = 
 
 
 def answer_well(body: Body) -> Plain:
-    """An answer without fault."""
+    """Make an answer without a fault."""
     return Plain(data=message(json.dumps({"pairs": good_items(body)})))
 
 
 def fail(status: int, text: str = "no", code: str | None = None, **headers: str) -> Plain:
-    """An error as the protocol has it; `_` in the names of headers stands for `-`."""
+    """Make an error in the form of the protocol; `_` in the names of headers stands for `-`."""
     data = json.dumps({"error": {"message": text, "code": code, "type": "error"}}).encode()
     return Plain(status, {name.replace("_", "-"): value for name, value in headers.items()}, data)
 
 
 class FakeLlm:
-    """What was asked, and what is to be answered next."""
+    """A record of what was asked, and the script of what is answered next."""
 
     def __init__(self) -> None:
         self.bodies: list[Body] = []

@@ -1,4 +1,4 @@
-"""A complete run folder made of small synthetic pictures, as docs/conventions.md lays it out."""
+"""A complete run folder of small synthetic pictures, laid out as docs/conventions.md says."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A small capture that fits are tested on: a ball of coloured splats, seen from a ring of cameras."""
+"""A small capture to test fits on: a ball of colored splats, seen from a ring of cameras."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def ball_capture(*, height: float = 0.8) -> Capture:
 
 
 def equal(first: Splats, second: Splats) -> bool:
-    """Whether they are the same bit for bit."""
+    """Whether two scenes of splats are the same bit for bit."""
     pairs = zip(first.parameters().values(), second.parameters().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)

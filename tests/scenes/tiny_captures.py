@@ -1,4 +1,4 @@
-"""Small captures, and writers of the forms that people have, made apart from the readers that they test."""
+"""Small captures, and writers of the formats that people have, written independently of the readers that they test."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def small_capture(num_views: int = 9) -> Capture:
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    """Edit the transforms.json of a folder in place."""
+    """Edit the `transforms.json` of a folder in place."""
     meta = json.loads((folder / "transforms.json").read_text())
     edit(meta)
     (folder / "transforms.json").write_text(json.dumps(meta))
@@ -76,7 +76,7 @@ class ColmapModel:
 
     @classmethod
     def of_capture(cls, capture: Capture, model: str = "PINHOLE", extra: tuple[float, ...] = ()) -> ColmapModel:
-        """One camera a view, in the capture's own world."""
+        """Make one camera per view, in the capture's own world."""
         cameras, images = {}, []
         for index, name in enumerate(capture.file_names):
             (fx, _, cx), (_, fy, cy), _ = capture.cameras.intrinsics[index].double().tolist()

@@ -1,4 +1,4 @@
-"""A study of seconds, and a process of it that is killed at a moment that is told in files."""
+"""A study that takes seconds, and a process that runs it and is killed when a given file appears."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def tiny_study(**changes: object) -> Study:
 
 
 def run_until(folder: Path, count: int) -> None:
-    """Run it until the `count`-th file has got its name, then die as by `kill -9`."""
+    """Run it until the `count`-th file has its name, then die as by `kill -9`."""
     torch.set_num_threads(1)
     rename, left = os.replace, count
 

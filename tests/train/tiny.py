@@ -71,7 +71,7 @@ def tiny_backbone() -> Backbone:
 def tiny_pair(
     index: int, *, instruction: str = "make the cube blue", kind: str = "recolour", undo: str = ""
 ) -> ExactPair:
-    """A square on a plain ground that changes its colour."""
+    """Make a pair in which a square on a plain ground changes its color."""
     generator = torch.Generator().manual_seed(index)
     ground, before, after = torch.rand(3, 3, 1, 1, generator=generator)
     mask = torch.zeros(SIZE, SIZE)

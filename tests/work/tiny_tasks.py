@@ -5,7 +5,7 @@ from restage.work.task import Report, Status, Task
 
 
 def make_queue(count: int = 20, **changes) -> TaskQueue:
-    """Tasks that are nothing but a number, handed out in bundles."""
+    """Make a queue of tasks that are nothing but numbers, handed out in bundles."""
     tasks = [Task(index=index, item=None) for index in range(count)]
     return TaskQueue(tasks, range(count), **{"max_attempts": 2, "max_bundle": MAX_BUNDLE, **changes})
 
