@@ -27,7 +27,7 @@ SUMMARIES = {
     "train": "train the edit model on the accepted pairs",
     "world": "make scenes of the miniature world, with the exact truth of their edits",
     "scenes": "fit every capture of a run",
-    "fit": "fit Gaussian splats to a capture: a nerfstudio folder, a COLMAP project, or photographs",
+    "fit": "fit Gaussian splats to a capture: nerfstudio, COLMAP, photographs, a video, ...",
     "edit": "edit a fitted scene by an instruction",
     "edits": "edit every scene of a run by several methods, for compare",
     "export": "write a scene as PLY, or image pairs for Hugging Face, WebDataset or InstructPix2Pix",
@@ -47,7 +47,7 @@ SUMMARIES = {
     "doctor": "say what this machine can do, and what to install for the rest",
 }
 
-SWITCHES = ("diff", "doctor", "import", "miniature", "pairs", "verify")
+SWITCHES = ("diff", "doctor", "fit", "import", "miniature", "pairs", "verify")
 """Commands whose Boolean options are switches, such as --json; elsewhere they take a value: --is-bf16 False."""
 
 

@@ -26,10 +26,11 @@ from restage.records import EditRequest, InputError, Progress, read_json
 from restage.report.stage import ReportConfig, run_report
 from restage.run.folder import RunFolder, open_run, working
 from restage.run.models import Models
-from restage.scenes.capture import turn_upright
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture
-from restage.scenes.io import capture_name, read_capture, write_capture
+from restage.scenes.io import capture_name, read_capture
+from restage.scenes.io.posed import ReadOptions
+from restage.scenes.source import SourceCheck
 from restage.scenes.stage import ScenesConfig, run_scenes
 from restage.train.edit_model import TrainConfig
 from restage.train.stage import run_train
@@ -188,7 +189,15 @@ def learn_forms(
         yield from run_rounds(run, config, lambda opened: make_pairs(opened, pairs, models), pairs_config=pairs)
 
 
-def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: int | None = None) -> Iterator[Progress]:
+def fit_folder(
+    capture_folder: Path,
+    folder: Path,
+    config: FitConfig,
+    *,
+    size: int | None = None,
+    follow_paths: bool = False,
+    again: bool = False,
+) -> Iterator[Progress]:
     """Fit a user's capture as the only scene of a run, its world turned upright.
 
     Args:
@@ -196,17 +205,18 @@ def fit_folder(capture_folder: Path, folder: Path, config: FitConfig, *, size: i
         folder: Folder of the run; it is made if it does not exist.
         config: How to fit.
         size: Longer side of the views in pixels; None leaves them as they are.
+        follow_paths: Whether pictures outside of the capture's folder are used.
+        again: Whether a finished fit in the run is thrown away and made anew.
 
     Raises:
-        InputError: the capture cannot be read, or the run holds a scene of this name with another config.
+        InputError: the capture cannot be read, or the run holds a fit of this scene of another capture, another size
+            or with another config, and `again` is not given.
     """
     scene_folder = folder / "scenes" / capture_name(capture_folder)
-    is_new = not (scene_folder / "capture" / "transforms.json").exists()
     # Before the run's folder is made, so that a capture that cannot be read leaves nothing behind.
-    capture = turn_upright(read_capture(capture_folder, size)) if is_new else None
+    source = SourceCheck(capture_folder, scene_folder, ReadOptions(size=size, follow_paths=follow_paths), again=again)
     with working(open_run(folder)):
-        if capture is not None:
-            write_capture(capture, scene_folder / "capture")
+        source.write()
         yield from fit_capture(read_capture(scene_folder / "capture"), scene_folder, config)
 
 

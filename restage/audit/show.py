@@ -64,6 +64,7 @@ def _scene_lines(run: Path) -> Iterator[str]:
         psnr_db = fit.held_out_psnr_db
         psnr = "nothing held out" if psnr_db is None else f"{psnr_db:.1f} dB on held-out views"
         yield f"  scene {name}: {fit.num_splats} splats, {psnr}, fitted in {fit.seconds:.0f} s"
+        yield from (f"    note: {text}" for text in fit.notes)
 
 
 def _edit_lines(run: Path) -> Iterator[str]:

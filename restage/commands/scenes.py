@@ -35,6 +35,8 @@ def build_fit() -> Callable[..., None]:
         *,
         size: int | None = None,
         out: Path | None = None,
+        again: bool = False,
+        follow_paths: bool = False,
         config: Annotated[FitConfig, arg(name="")] = PHOTOGRAPHS,
     ) -> None:
         """Fit Gaussian splats to a capture and say how well they render held-out views.
@@ -42,16 +44,19 @@ def build_fit() -> Callable[..., None]:
         Example: restage fit path/to/capture --size 160 --out runs/mine
 
         Args:
-            capture: A nerfstudio folder, a COLMAP project, or a folder of photographs (which needs restage[colmap]).
+            capture: A folder of nerfstudio, Blender (NeRF's synthetic scenes), COLMAP, LLFF, Polycam or Record3D; or a
+                folder of photographs or a video, whose cameras are found first (needs restage[colmap]).
             size: Longer side of the views in pixels; default: as they are.
             out: Folder of the run; default: `runs/` and the capture's name.
+            again: Throw away the fit that the run holds, and fit anew.
+            follow_paths: Use pictures outside of the capture's folder where its files name them.
             config: How to fit.
         """
         from restage.recipes import fit_folder
         from restage.scenes.io import capture_name
 
         out = out or Path("runs") / capture_name(capture)
-        show_progress(fit_folder(capture, out, config, size=size))
+        show_progress(fit_folder(capture, out, config, size=size, follow_paths=follow_paths, again=again))
         print("\n".join(describe_run(out)))
 
     return fit

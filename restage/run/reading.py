@@ -96,6 +96,10 @@ class FitRecord:
     """The transform from the capture's own frame to the run's; None where they are the same."""
     held_out_psnr_db: float | None = None
     """None without held-out views."""
+    held_out_ssim: float | None = None
+    """None without held-out views, or with views smaller than its window."""
+    notes: tuple[str, ...] = ()
+    """What there was to say about the capture: pictures that are missing, turned, or of other shapes."""
     files: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -31,6 +31,7 @@ from restage.scenes.capture import Capture
 from restage.scenes.fit import FitConfig, FitStep, SplatFit, psnr, render_views
 from restage.scenes.io.ply import read_splats, write_splats
 from restage.scenes.splats import Splats
+from restage.scenes.ssim import MARGIN, WINDOW, ssim_map
 
 __all__ = ["capture_sha256", "fit_capture"]
 
@@ -120,14 +121,11 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
 
 def _check_same(found: dict[str, Any], identity: dict[str, str], folder: Path) -> None:
     """Refuse a folder whose finished fit is not the one that is asked for."""
+    way = "fit it anew with --again, or elsewhere with --out"
     if found.get("id") != identity["id"]:
-        raise InputError(
-            f"{folder} was fitted with another config ({found.get('id')}); choose another folder with --out"
-        )
+        raise InputError(f"{folder} was fitted with another config ({found.get('id')}); {way}")
     if found.get("capture_sha256") != identity["capture_sha256"]:
-        raise InputError(
-            f"{folder} was fitted to other views, points or cameras than it holds now; choose another folder with --out"
-        )
+        raise InputError(f"{folder} was fitted to other views, points or cameras than it holds now; {way}")
 
 
 def _peek(capture: Capture, step: FitStep) -> str:
@@ -142,6 +140,23 @@ def _peek(capture: Capture, step: FitStep) -> str:
 def _psnr_of(capture: Capture, views: list[int], renders: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
     """PSNR of renders of some views against the capture, over the pixels that count, in dB."""
     return psnr(renders, capture.images[views], None if capture.masks is None else capture.masks[views])
+
+
+def _ssim_of(capture: Capture, views: list[int], renders: Float[Tensor, "n 3 h w"]) -> float | None:
+    """Mean structural similarity of renders of some views, over pixels that count; None for views below its window."""
+    if min(renders.shape[2:]) < WINDOW:
+        return None
+    inside = slice(MARGIN, -MARGIN)
+    values = []
+    for view, render in zip(views, renders, strict=True):
+        weights = None if capture.masks is None else capture.masks[view]
+        # What lies beyond the pixels that count is made equal, since windows reach across their border.
+        truth = capture.images[view] if weights is None else torch.where(weights > 0, capture.images[view], render)
+        similarity = ssim_map(render, truth).mean(dim=0)
+        shares = torch.ones_like(similarity) if weights is None else weights[inside, inside]
+        if shares.sum() > 0:
+            values.append(float((similarity * shares).sum() / shares.sum()))
+    return sum(values) / len(values) if values else None
 
 
 def _save_state(path: Path, fit: SplatFit, identity: dict[str, str], spent: _Spent) -> None:
@@ -181,6 +196,7 @@ def _measure(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
         "num_splats": len(splats),
         "train_psnr_db": float(_psnr_of(capture, train, train_renders).mean()),
         "held_out_psnr_db": None,
+        "held_out_ssim": None,
         "held_out_psnr_db_by_view": {},
     }
     if held_out:
@@ -193,6 +209,7 @@ def _measure(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
         strip = torch.cat([torch.cat(list(rows[shown]), dim=2) for rows in (renders, truth)], dim=1)
         _write_png(folder / "held_out.png", strip)
         record["held_out_psnr_db"] = sum(values) / len(values)
+        record["held_out_ssim"] = _ssim_of(capture, held_out, renders)
         record["held_out_psnr_db_by_view"] = dict(zip(names, values, strict=True))
     return record
 

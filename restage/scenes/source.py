@@ -1,0 +1,107 @@
+"""A user's capture in a run's scene: copied once, upright, and recognized when it is fitted again.
+
+`restage fit` makes a `SourceCheck`. What was read is noted in `<scene>/source.json` as a hash of the pictures, the
+cameras and the options, so that a scene is never silently of another capture or size than the one asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from restage.records import InputError, canonical_json, file_sha256, read_json, write_json
+from restage.scenes.capture import turn_upright
+from restage.scenes.io import SCENE_FORMATS, recognize_capture, write_capture
+from restage.scenes.io.images import list_images
+from restage.scenes.io.posed import PosedPhotos, ReadOptions
+from restage.scenes.io.views import make_capture
+
+__all__ = ["SourceCheck", "fingerprint"]
+
+SOURCE = "source.json"
+OF_A_FIT = ("fit.json", "splats.ply", "fit_state.pt", "held_out.png", "held_out", "capture")
+"""What a fit has made; `fit.json` goes first, since it says that all the rest is there."""
+
+
+class SourceCheck:
+    """What there is to do before a capture can be fitted in a scene's folder; nothing is written until `write`."""
+
+    def __init__(self, path: Path, scene: Path, options: ReadOptions, *, again: bool) -> None:
+        """Read the capture, if the scene does not hold it yet.
+
+        Args:
+            path: The user's capture.
+            scene: The folder `<run>/scenes/<name>`, which need not exist.
+            options: How to read.
+            again: Whether a finished fit of another capture is thrown away.
+
+        Raises:
+            InputError: the capture cannot be read; the scene has a finished fit of another one, and `again` is not
+                given; or it was edited, so that even then it has to stay.
+        """
+        source = recognize_capture(path)
+        scene_format = SCENE_FORMATS[source.form]
+        posed = None if scene_format.finds_cameras else scene_format.read(source.path, source.name, options)
+        self.scene = scene
+        self.sha256 = fingerprint(source.path, posed, options)
+        self.record = {"form": source.form, "name": source.name, **asdict(options), "sha256": self.sha256}
+        has_capture = (scene / "capture" / "transforms.json").is_file()
+        is_same = has_capture and (scene / SOURCE).is_file() and read_json(scene / SOURCE).get("sha256") == self.sha256
+        self.is_stale = has_capture and not is_same or again
+        self.capture = None
+        if self.is_stale and (scene / "fit.json").is_file():
+            self._check_free(again)
+        if not is_same or self.is_stale:
+            posed = posed or scene_format.read(source.path, source.name, options)
+            self.capture = turn_upright(make_capture(source.name, posed, options))
+
+    def write(self) -> None:
+        """Put the capture into the scene's folder, in place of another one if there is any."""
+        if self.capture is None:
+            return
+        if self.is_stale:
+            for name in OF_A_FIT:
+                path = self.scene / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        # Before the capture, whose transforms.json is written last: what is there without it was never finished.
+        self.scene.mkdir(parents=True, exist_ok=True)
+        write_json(self.scene / SOURCE, self.record)
+        write_capture(self.capture, self.scene / "capture")
+
+    def _check_free(self, again: bool) -> None:
+        """Refuse to throw a finished fit away without being told to, or one that edits have started from."""
+        if not again:
+            raise InputError(
+                f"{self.scene} holds a finished fit of another capture or at another size, or the capture has changed "
+                "since; fit it anew in its place with --again, or elsewhere with --out"
+            )
+        edits = self.scene.parent.parent / "edit" / self.scene.name
+        if edits.is_dir() and any(edits.iterdir()):
+            raise InputError(f"{edits} holds edits that start from the fit in {self.scene}; choose another --out")
+
+
+def fingerprint(path: Path, posed: PosedPhotos | None, options: ReadOptions) -> str:
+    """Return a hash of all that a capture is made of.
+
+    Args:
+        path: What its format has found: a folder of photographs or a video, if `posed` is not given.
+        posed: What its format has read; None where that would compute the cameras, which only depend on the pictures.
+        options: How it is read.
+    """
+    found = hashlib.sha256(canonical_json(asdict(options)).encode())
+    if posed is None:
+        files = list_images(path) if path.is_dir() else [path]
+        found.update(canonical_json([[file.name, file_sha256(file)] for file in files]).encode())
+        return found.hexdigest()
+    for photo in posed.photos:
+        mask = None if photo.mask_path is None else file_sha256(photo.mask_path)
+        lens = [repr(value) for value in vars(photo.lens).values()]
+        pose = photo.camera_to_world.tolist()
+        row = [photo.name, file_sha256(photo.path), mask, lens, pose, list(photo.orientation)]
+        found.update(canonical_json(row).encode())
+    for tensor in posed.points:
+        found.update(tensor.contiguous().numpy().tobytes())
+    found.update(canonical_json([posed.split]).encode())
+    return found.hexdigest()
