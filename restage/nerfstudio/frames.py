@@ -67,7 +67,7 @@ def to_nerfstudio_cameras(cameras: Cameras, similarity: Similarity) -> Any:
 
 
 def similarity_between(source: Cameras, target: Cameras) -> Similarity:
-    """The similarity that leads from one frame to the other, from the same cameras seen in both.
+    """Return the similarity that leads from one frame to the other, from the same cameras seen in both.
 
     Raises:
         InputError: fewer than two cameras, all at one place, or frames that no similarity connects.

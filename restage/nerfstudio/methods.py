@@ -150,7 +150,7 @@ restage_fit = MethodSpecification(
 restage_splatfacto = MethodSpecification(
     config=EditTrainerConfig(
         pipeline=RestagePipelineConfig(datamanager=_images(), model=_splatfacto()),
-        # Only what is to change moves, so its colours may go fast: a new colour is 1 to 3 units away.
+        # Only what is to change moves, so its colors may go fast: a new color is 1 to 3 units away.
         optimizers=_splatfacto_optimizers(_adam(2e-2, 2.5e-3, 2000)),
         **_shared("restage-splatfacto", 2000),
     ),

@@ -223,7 +223,7 @@ class RestagePipelineConfig(EditPipelineConfig):
     lift_threshold: float = 0.3
     """With splatfacto: splats move whose lifted mask is above this."""
     robust_scale: float = 0.2
-    """Colour difference, in [0, 1], at which a pixel weighs half from the middle of a round on."""
+    """Color difference, in [0, 1], at which a pixel weighs half from the middle of a round on."""
 
     def __post_init__(self) -> None:
         if not self.noise_levels or not all(0 < level <= 1 for level in self.noise_levels):

@@ -81,7 +81,7 @@ def _scale_by(factors: Float[Tensor, " n"]) -> Callable[[Tensor], Tensor]:
 
 
 def _shapes_of(model: SplatfactoModel) -> Splats:
-    """The splats without colour, whatever the degree of their spherical harmonics."""
+    """The splats without color, whatever the degree of their spherical harmonics."""
     return Splats(
         means=model.means.detach().float().cpu(),
         log_scales=model.scales.detach().float().cpu(),

@@ -120,7 +120,7 @@ class ImageViews:
 
 
 def open_views(datamanager: Any) -> TrainingViews:
-    """Training views of a datamanager.
+    """Return the training views of a datamanager.
 
     Raises:
         InputError: it is of another kind, or its images are not RGB, not of one size or not all in memory.

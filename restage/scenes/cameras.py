@@ -1,6 +1,6 @@
 """Pinhole cameras: where they stand, how they see, and how a world point lands on their image.
 
-Axes are OpenCV (x right, y down, z forward); the world is right-handed with z up; the centre of the top left pixel
+Axes are OpenCV (x right, y down, z forward); the world is right-handed with z up; the center of the top left pixel
 is at (0.5, 0.5). Every part that renders or projects uses this module.
 """
 
@@ -104,7 +104,7 @@ class Projected(NamedTuple):
 def look_at(
     eye: Float[Tensor, " 3"], target: Float[Tensor, " 3"], up: Float[Tensor, " 3"] | None = None
 ) -> Float[Tensor, "4 4"]:
-    """`camera_to_world` of a camera at `eye` that looks at `target`, its image upright along `up` (default: z).
+    """Return `camera_to_world` of a camera at `eye` that looks at `target`, its image upright along `up` (default: z).
 
     Raises:
         InputError: eye and target coincide, or the camera looks along `up`.
@@ -131,7 +131,7 @@ def orbit(
     start_rad: float = 0.0,
     sweep_rad: float = 2 * math.pi,
 ) -> Float[Tensor, "n 4 4"]:
-    """`camera_to_world` of n cameras on a horizontal circle, all looking at `target` (default: the origin).
+    """Return `camera_to_world` of n cameras on a horizontal circle, all looking at `target` (default: the origin).
 
     Args:
         n: Number of cameras, evenly spaced; the end of the sweep is left out, so a full circle closes.
@@ -149,7 +149,7 @@ def orbit(
 
 
 def intrinsics_from_fov(fov_rad: float, width: int, height: int) -> Float[Tensor, "3 3"]:
-    """Intrinsics with square pixels and a centred principal point; `fov_rad` spans the width."""
+    """Return intrinsics with square pixels and a centered principal point; `fov_rad` spans the width."""
     if not 0 < fov_rad < math.pi:
         raise InputError(f"expected a field of view between 0 and pi rad, got {fov_rad}")
     focal_px = 0.5 * width / math.tan(0.5 * fov_rad)
@@ -167,7 +167,7 @@ def project_points(points: Float[Tensor, "m 3"], cameras: Cameras) -> Projected:
 
 
 def unproject_depth(depth: Float[Tensor, "h w"], cameras: Cameras) -> Float[Tensor, "h w 3"]:
-    """World point of each pixel centre of one camera (n = 1), from z depth; infinite or NaN where depth is infinite."""
+    """Return the world point of each pixel of one camera (n = 1), from z depth; not finite where that is infinite."""
     rows = torch.arange(cameras.height).to(depth) + 0.5
     columns = torch.arange(cameras.width).to(depth) + 0.5
     grid_y, grid_x = torch.meshgrid(rows, columns, indexing="ij")

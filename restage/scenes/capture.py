@@ -126,6 +126,7 @@ def upright_turn(cameras: Cameras) -> Float[Tensor, "3 3"]:
     """
     rotations = cameras.camera_to_world[:, :3, :3].double()
     mean_up = -rotations[:, :, 1].mean(dim=0)
+    # The direction in which right vectors spread least is what all of them are perpendicular to.
     spread, directions = torch.linalg.eigh(rotations[:, :, 0].T @ rotations[:, :, 0])
     up = directions[:, 0] if float(spread[1]) > MIN_SPREAD * float(spread[2]) else mean_up
     up = up * (1.0 if float(up @ mean_up) >= 0 else -1.0) / up.norm().clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""One affine colour transform for each training view, for captures whose brightness or white balance changes.
+"""One affine color transform for each training view, for captures whose brightness or white balance changes.
 
 A fit with `fits_exposure` holds an `Exposures`; the optimizer's step applies it to the render before it is compared.
 """
@@ -24,7 +24,7 @@ def _identity(num_views: int) -> Tensor:
 
 @dataclass
 class Exposures:
-    """Transforms E of colours, "3 4" a view: a rendered pixel c becomes E (c, 1), as in the 3D Gaussian splatting code.
+    """Transforms E of colors, "3 4" a view: a rendered pixel c becomes E (c, 1), as in the 3D Gaussian splatting code.
 
     Their mean over the views is held at the identity, which splats could otherwise undo. Held-out views are rendered
     without a transform: with the mean exposure of the training views.
@@ -37,9 +37,9 @@ class Exposures:
     """Weight of the squared distance from the identity in the loss."""
     transforms: Float[Tensor, "n 3 4"] = field(init=False)
     moments: tuple[Tensor, Tensor] = field(init=False)
-    """Adam's, of each view."""
+    """Adam's moments of each view."""
     num_updates: Tensor = field(init=False)
-    """Of each view."""
+    """Number of updates of each view."""
 
     def __post_init__(self) -> None:
         self.transforms = _identity(self.num_views)
@@ -52,7 +52,7 @@ class Exposures:
 
     @staticmethod
     def apply(transform: Float[Tensor, "3 4"], color: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
-        """Colours as the view's camera would have taken them; not clamped."""
+        """Colors as the view's camera would have taken them; not clamped."""
         height, width = color.shape[1:]
         return (transform[:, :3] @ color.reshape(3, -1) + transform[:, 3:]).reshape(3, height, width)
 
@@ -70,6 +70,7 @@ class Exposures:
         second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
         denominator = (second / (1 - BETAS[1] ** count)).sqrt() + EPSILON
         self.transforms[view] -= self.rate * decay / (1 - BETAS[0] ** count) * first / denominator
+        # Otherwise all views could darken together while the splats brighten.
         self.transforms -= self.transforms.mean(0) - torch.eye(3, 4)
 
     def state(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class FitConfig:
     rates: LearningRates = field(default_factory=LearningRates)
     """Learning rates at the start."""
     has_rates_by_distance: bool = False
-    """Whether the learning rate of the means is in units of a splat's distance from the scene's centre, rather than of
+    """Whether the learning rate of the means is in units of a splat's distance from the scene's center, rather than of
     the scene's size: for captures that show what is far away, too."""
     means_decay: float = 0.01
     """Share of the means' learning rate that is left at the end, in (0, 1]; as in 3D Gaussian splatting."""
@@ -67,15 +67,15 @@ class FitConfig:
     shell_share: float = 0.15
     """Share of splats put on a far shell, for sky and background."""
     shell_radius: float = 4.0
-    """Of the far shell, in scene sizes, above 1."""
+    """Radius of the far shell, in scene sizes, above 1."""
     scale_share: float = 1.0
-    """Standard deviation of a splat at the start, as a share of the distance to its neighbours."""
+    """Standard deviation of a splat at the start, as a share of the distance to its neighbors."""
     near_share: float = 0.25
     """Splats in front of a training camera and nearer to it than this share of the scene's size are dropped."""
     cull_every: int = 100
     """Steps between looks for splats to drop."""
     fits_exposure: bool = False
-    """Whether each training view gets a colour transform of its own, for captures whose brightness changes; held-out
+    """Whether each training view gets a color transform of its own, for captures whose brightness changes; held-out
     views are rendered at the mean exposure."""
     stop_gain: float = 0.0
     """Stop early when three passes through the training views are not better than the three before by this share of
@@ -215,6 +215,7 @@ class SplatFit:
 
     def _drop_floaters(self) -> None:
         floats = is_floating(self.optimizer.splats, self.targets.cameras, self.surroundings, self.config.near_share)
+        # All of them gone would leave nothing to fit.
         if floats.any() and not floats.all():
             self.optimizer.keep(~floats)
 
@@ -269,6 +270,7 @@ def refine_splats(
         size = surroundings_of(targets.cameras).size
         optimizer = SplatOptimizer(splats, config.rates, scene_size=size, loss=config.loss, trainable=trainable)
     for step in range(config.steps):
+        # Each step follows one view; without a slow end the splats stay where the last few views pushed them.
         left = min(1.0, (config.steps - step) / max(1.0, config.cooldown_share * config.steps))
         view = view_at(config.seed, optimizer.num_updates, len(targets))
         loss = optimizer.step(targets, view, decay=left, other_decay=left)

@@ -103,6 +103,7 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
         spent = spent._replace(loss=step.loss)
     spent = spent._replace(seconds=spent.seconds + time.perf_counter() - started_s)
     write_splats(fit.optimizer.splats, folder / "splats.ply")
+    # Measured on what was written, so that the numbers are those of the file.
     record = _measure(capture, folder, read_splats(folder / "splats.ply"))
     write_record(
         folder / "fit.json",
@@ -116,6 +117,7 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
         },
         files=[folder / "splats.ply", *folder.glob("held_out*.png"), *folder.glob("held_out/*.png")],
     )
+    # Last: a kill in between costs nothing, since fit.json says that the fit is done.
     state_path.unlink(missing_ok=True)
 
 

@@ -20,7 +20,7 @@ __all__ = ["Surroundings", "initial_splats", "surroundings_of"]
 INITIAL_OPACITY = 0.3
 MIN_POINTS_SHARE = 0.05
 """Sparse points, as a share of the splats, from which on splats are put between them rather than anywhere in space."""
-NEIGHBOURS = 4
+NEIGHBORS = 4
 BARE_POWER = 2.0
 """Splats between sparse points are drawn by the distance to the next points as it is seen, to this power."""
 
@@ -41,6 +41,7 @@ def surroundings_of(cameras: Cameras) -> Surroundings:
     across = torch.eye(3, dtype=torch.float64) - directions[:, :, None] * directions[:, None, :]
     spread = max(float((positions - positions.mean(0)).norm(dim=1).mean()), 1e-3)
     ahead = positions.mean(0) + spread * directions.mean(0)
+    # Parallel axes meet nowhere: a weak pull towards points ahead then decides.
     ridge = 1e-3 * len(cameras)
     right = (across @ positions[:, :, None]).sum(0)[:, 0] + ridge * ahead
     center = torch.linalg.solve(across.sum(0) + ridge * torch.eye(3, dtype=torch.float64), right)
@@ -58,17 +59,17 @@ def initial_splats(
     scale_share: float = 1.0,
     seed: int,
 ) -> Splats:
-    """Round splats, coloured like the points or the pixels before them.
+    """Round splats, colored like the points or the pixels before them.
 
     Args:
         capture: Its training views and sparse points are used, nothing else.
-        num_splats: How many. If there are not as many sparse points, the rest lies between neighbouring points; with
+        num_splats: How many. If there are not as many sparse points, the rest lies between neighboring points; with
             hardly any points, it is spread over the space that the cameras see.
         sh_degree: 0 to 3.
         shell_share: Share of the splats that are put far away, where sky and background are.
         shell_radius: How far, in scene sizes from the point that the cameras look at.
-        scale_share: Standard deviation of a splat, as a share of the distance to its neighbours.
-        seed: Of all random choices.
+        scale_share: Standard deviation of a splat, as a share of the distance to its neighbors.
+        seed: Seed for all random choices.
     """
     if not capture.train_indices:
         raise InputError(f"{capture.name}: expected training views to fit, got none")
@@ -95,7 +96,7 @@ def initial_splats(
 
 
 def _random_rays(train: Capture, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Camera index, unit direction, share of depth in [0, 1), and colour of random pixels of the views."""
+    """Camera index, unit direction, share of depth in [0, 1), and color of random pixels of the views."""
     height, width = train.cameras.height, train.cameras.width
     views = torch.randint(len(train.cameras), (count,), generator=generator)
     rows = torch.randint(height, (count,), generator=generator)
@@ -110,24 +111,24 @@ def _random_rays(train: Capture, count: int, generator: torch.Generator) -> tupl
 def _points_between(
     capture: Capture, cameras: Cameras, count: int, *, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Points on the way from a sparse point to one of its nearest, coloured like what they lie between.
+    """Points on the way from a sparse point to one of its nearest, colored like what they lie between.
 
-    They start where sparse points leave most of a picture bare: at random, by the squared angle between neighbours as
+    They start where sparse points leave most of a picture bare: at random, by the squared angle between neighbors as
     the nearest camera sees them. Splats at random depths, as without points, hide the scene: the bear came out 5 dB
     worse with a third of them.
     """
     points, colors = capture.points, capture.point_colors
     if not count or len(points) < 2:
         return points[:1].expand(count, 3), colors[:1].expand(count, 3)
-    neighbours = min(NEIGHBOURS, len(points) - 1)
-    found = KDTree(points.numpy()).query(points.numpy(), k=neighbours + 1)
+    neighbors = min(NEIGHBORS, len(points) - 1)
+    found = KDTree(points.numpy()).query(points.numpy(), k=neighbors + 1)
     spacing, nearest = (torch.from_numpy(np.asarray(array)) for array in found)
     away = torch.from_numpy(np.asarray(KDTree(cameras.positions.numpy()).query(points.numpy())[0]))
     bare = (spacing[:, 1:].mean(1) / away.clamp_min(1e-6)).clamp_min(1e-12) ** BARE_POWER
     cumulative = bare.cumsum(0)  # torch.multinomial takes no more than 2^24 points
     draws = torch.rand(count, dtype=torch.float64, generator=generator) * cumulative[-1]
     sources = torch.searchsorted(cumulative, draws).clamp_max(len(points) - 1)
-    ranks = torch.randint(1, neighbours + 1, (count,), generator=generator)
+    ranks = torch.randint(1, neighbors + 1, (count,), generator=generator)
     ends = nearest[sources].gather(1, ranks[:, None])[:, 0]
     shares = torch.rand(count, 1, generator=generator)
     return points[sources].lerp(points[ends], shares), colors[sources].lerp(colors[ends], shares)
@@ -144,6 +145,7 @@ def _seen_points(
         pixels, depths = project_points(points, train.cameras[view])
         side = torch.tensor([train.cameras.width, train.cameras.height])
         times_seen += ((depths > 0) & (pixels >= 0).all(1) & (pixels < side).all(1)).float()
+    # What only one view sees cannot be placed by parallax, so such points come last.
     order = torch.argsort((times_seen < min(2, len(train.cameras))).int(), stable=True)[:count]
     return points[order], colors[order]
 
@@ -155,6 +157,7 @@ def _shell_points(
     views, directions, _, colors = _random_rays(train, count, generator)
     origins = train.cameras.positions[views] - surroundings.center
     along = (origins * directions).sum(1)
+    # A camera outside of the shell would see its far side only.
     radius = torch.clamp_min(origins.norm(dim=1) * 1.01, shell_radius * surroundings.size)
     distance = -along + torch.sqrt(along**2 - (origins**2).sum(1) + radius**2)
     return surroundings.center + origins + directions * distance[:, None], colors
@@ -162,9 +165,9 @@ def _shell_points(
 
 def _round_splats(points: Tensor, colors: Tensor, sh_degree: int, *, scene_size: float, scale_share: float) -> Splats:
     count = len(points)
-    neighbours = min(4, count)
-    distances = np.asarray(KDTree(points.numpy()).query(points.numpy(), k=neighbours)[0]).reshape(count, neighbours)
-    spacing = torch.from_numpy(distances[:, 1:].mean(1) if neighbours > 1 else np.full(count, 0.1 * scene_size))
+    neighbors = min(4, count)
+    distances = np.asarray(KDTree(points.numpy()).query(points.numpy(), k=neighbors)[0]).reshape(count, neighbors)
+    spacing = torch.from_numpy(distances[:, 1:].mean(1) if neighbors > 1 else np.full(count, 0.1 * scene_size))
     log_scales = (scale_share * spacing.float()).clamp(1e-4 * scene_size, scene_size).log()
     sh = torch.zeros(count, (sh_degree + 1) ** 2, 3)
     sh[:, 0] = (colors - 0.5) / SH_C0

@@ -27,7 +27,7 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-15
 """As in 3D Gaussian splatting, whose gradients are tiny: any step is set by the learning rate alone."""
 REACH = (0.1, 10.0)
-"""Least and greatest factor on the learning rate of the means for the distance from the centre."""
+"""Least and greatest factor on the learning rate of the means for the distance from the center."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,12 @@ class LearningRates:
     """Adam's step for each group of parameters; 0 freezes the group. Found by trial (docs/log/2026-11-22-scenes.md)."""
 
     means: float = 2e-3
-    """In units of the scene's size, or of a splat's distance from its centre: see `SplatOptimizer.center`."""
+    """In units of the scene's size, or of a splat's distance from its center: see `SplatOptimizer.center`."""
     log_scales: float = 1e-2
     rotations: float = 5e-3
     opacity_logits: float = 5e-2
     sh: float = 1e-2
-    """Of degree 0; the higher ones move at a twentieth."""
+    """Rate of degree 0; the higher degrees move at a twentieth of it."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -100,14 +100,14 @@ class SplatOptimizer:
     scene_size: float = 1.0
     """World units that the learning rate of the means is given in."""
     center: Float[Tensor, " 3"] | None = None
-    """Where given, a splat's centre moves the faster the farther it is from here, in proportion within REACH scene
+    """Where given, a splat's center moves the faster the farther it is from here, in proportion within REACH scene
     sizes: on the images, near and far splats then move alike. None: all at one rate, as in 3D Gaussian splatting."""
     loss: PhotometricLoss = field(default_factory=PhotometricLoss)
     trainable: Float[Tensor, " n"] | None = None
     """Factor on each splat's step in [0, 1]; where it is 0 a splat stays bit for bit the same."""
     rasterizer: Rasterizer = rasterize_numba
     exposures: Exposures | None = None
-    """Of the targets' views, moved along with the splats; None leaves renders as they are."""
+    """Color transforms of the targets' views, moved along with the splats; None leaves renders as they are."""
     num_updates: int = 0
     moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -137,6 +137,7 @@ class SplatOptimizer:
             decay: Factor on the learning rate of the means.
             other_decay: Factor on all other learning rates.
         """
+        # Leaves of their own for each step, so that the stored tensors never carry a graph.
         splats = Splats(**{n: p.detach().requires_grad_() for n, p in self.splats.parameters().items()})
         inputs = list(splats.parameters().values())
         with torch.enable_grad():
@@ -161,7 +162,7 @@ class SplatOptimizer:
 
         Args:
             cameras: The view.
-            objective: Of the rendered colours "3 h w", to one number.
+            objective: Maps the rendered colors "3 h w" to one number.
 
         Returns:
             The objective before the move.
@@ -180,21 +181,26 @@ class SplatOptimizer:
         second_correction = 1 - BETAS[1] ** self.num_updates
         for name, tensor in self.splats.parameters().items():
             rate, gradient = getattr(self.rates, name), gradients[name]
+            # A frozen group keeps its bits, and gathers no moments that would carry it on once it is freed.
             if not rate or gradient is None:
                 continue
             rate *= self.scene_size * decay if name == "means" else other_decay
             first, second = self.moments[name]
+            # In place, as torch's Adam does: new tensors of this size for each step cost more than the arithmetic.
             first.lerp_(gradient, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             denominator = (second / second_correction).sqrt_().add_(EPSILON)
             change = (first / denominator).mul_(-rate / first_correction)
+            # What is twice as far must move twice as much to move alike on the pictures.
             if name == "means" and self.center is not None:
                 distances = (tensor - self.center).norm(dim=1, keepdim=True)
                 change *= (distances / self.scene_size).clamp(*REACH)
             if name == "sh" and tensor.shape[1] > 1:
+                # Higher degrees see each direction seldom; at the full rate they explain single views.
                 change[:, 1:] *= 0.05
             if self.trainable is not None:
                 factor = self.trainable.reshape(-1, *[1] * (tensor.ndim - 1))
+                # Not a product alone: 0 times a moment that overflowed would be NaN.
                 change = torch.where(factor > 0, change * factor, 0.0)
             tensor.add_(change)
 

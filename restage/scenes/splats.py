@@ -25,15 +25,15 @@ class Splats:
     """n Gaussian splats; tensors may require gradients."""
 
     means: Float[Tensor, "n 3"]
-    """Centres in world units."""
+    """Centers in world units."""
     log_scales: Float[Tensor, "n 3"]
     """Natural logarithm of the standard deviations along the splat's own axes, in world units."""
     rotations: Float[Tensor, "n 4"]
-    """Quaternions wxyz from splat axes to world axes; normalised when used."""
+    """Quaternions wxyz from splat axes to world axes; normalized when used."""
     opacity_logits: Float[Tensor, " n"]
     """Opacity is the sigmoid of it."""
     sh: Float[Tensor, "n k 3"]
-    """Spherical harmonics of the colour, k = (degree + 1)^2 with degree 0 to 3; rgb = 0.5 + C0 sh0 + ..."""
+    """Spherical harmonics of the color, k = (degree + 1)^2 with degree 0 to 3; rgb = 0.5 + C0 sh0 + ..."""
 
     def __post_init__(self) -> None:
         if self.sh.shape[1] not in (1, 4, 9, 16):
@@ -85,7 +85,7 @@ def rotation_matrices(rotations: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]
 
 
 def evaluate_sh(sh: Float[Tensor, "n k 3"], directions: Float[Tensor, "n 3"] | None = None) -> Float[Tensor, "n 3"]:
-    """Colour of each splat seen along a direction, at least 0; the sign convention of the 3DGS files.
+    """Color of each splat seen along a direction, at least 0; the sign convention of the 3DGS files.
 
     Args:
         sh: Coefficients, k = 1, 4, 9 or 16.

@@ -45,6 +45,7 @@ def _compare(image, target):
         rows = np.empty((5, width), image.dtype)
         means = np.empty((5, width - WINDOW + 1), image.dtype)
         for row in range(height - WINDOW + 1):
+            # The window is separable: first down the columns of eleven rows, then along the one row that is left.
             rows[:] = 0
             for tap in range(WINDOW):
                 weight = TAPS[tap]
@@ -68,6 +69,7 @@ def _compare(image, target):
                 spread = (means[2, column] - x * x) + (means[3, column] - y * y) + C2
                 similarity = luminance * structure / (power * spread)
                 found[0, plane, row, column] = similarity
+                # Derivatives are cheap here, where all parts are at hand, and let the way back be three convolutions.
                 found[1, plane, row, column] = TWO * y * (structure - luminance) / (power * spread) - (
                     TWO * x * similarity * (1 / power - 1 / spread)
                 )
@@ -83,6 +85,7 @@ def _spread_back(image, target, found, by_similarity):
     count, height, width = image.shape
     gradient = np.empty_like(image)
     for plane in numba.prange(count):
+        # Zeros around, since a pixel near the border lies in fewer windows.
         padded = np.zeros((3, height + WINDOW - 1, width + WINDOW - 1), image.dtype)
         for kind in range(3):
             for row in range(height - WINDOW + 1):

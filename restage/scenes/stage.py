@@ -22,7 +22,7 @@ class ScenesConfig:
     """How the captures of a run are fitted."""
 
     fit: FitConfig = field(default_factory=FitConfig)
-    """The same for every scene."""
+    """How every scene is fitted."""
 
 
 def run_scenes(run: RunFolder, config: ScenesConfig) -> Iterator[Progress]:

@@ -1,4 +1,4 @@
-"""Splats in another frame: every centre, size, rotation and direction-dependent color goes with the world.
+"""Splats in another frame: every center, size, rotation and direction-dependent color goes with the world.
 
 `restage export` brings the splats of a capture that was moved, scaled or turned upright back to the capture's own
 frame.
@@ -75,7 +75,7 @@ def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:
         change: A similarity, float64: one scale, a rotation, a shift.
 
     Returns:
-        Splats of the same types, but with centres in float64 where float32 would lose more than 1e-5 of their spread.
+        Splats of the same types, but with centers in float64 where float32 would lose more than 1e-5 of their spread.
 
     Raises:
         InputError: it is not a similarity.
@@ -120,7 +120,7 @@ def _quaternion_of(turn: Float[Tensor, "3 3"]) -> Float[Tensor, " 4"]:
 
 
 def _turn_harmonics(sh: Float[Tensor, "n k 3"], turn: Float[Tensor, "3 3"]) -> Float[Tensor, "n k 3"]:
-    """Coefficients that give at turn d the colour that was at d: they span the same functions, so this is exact."""
+    """Coefficients that give at turn d the color that was at d: they span the same functions, so this is exact."""
     count = sh.shape[1]
     if count == 1:
         return sh.clone()
@@ -128,6 +128,7 @@ def _turn_harmonics(sh: Float[Tensor, "n k 3"], turn: Float[Tensor, "3 3"]) -> F
     random = torch.randn(8 * count, 3, generator=generator, dtype=torch.float64)
     directions = torch.nn.functional.normalize(random, dim=1)
     before, after = _basis(directions, count), _basis(directions @ turn.T, count)
+    # Fitted on many directions instead of Wigner's formulas: exact but for rounding, for any degree.
     change = torch.linalg.lstsq(after, before).solution
     turned = torch.einsum("jk,nkc->njc", change, sh.double()).to(sh)
     turned[:, 0] = sh[:, 0]

@@ -24,7 +24,7 @@ CHANGE_THRESHOLD = 3 / 255
 """A pixel counts as changed where some channel differs by more: below it lies what 8 bits and rounding do."""
 
 MIN_SHOWN_SHARE = 0.35
-"""Of the pixels that an object would cover alone, the share that others may not hide."""
+"""Share of the pixels an object would cover alone that must stay visible."""
 MIN_COVERAGE = 0.012
 """Share of the picture that each object has to cover."""
 MAX_CAMERA_TRIES = 8
@@ -51,14 +51,14 @@ def _camera_at(angle_rad: float, elevation_rad: float, radius: float, size: int)
 
 
 def scene_radius(description: Description) -> float:
-    """Distance, in world units, from which all objects are well in view."""
+    """Return the distance, in world units, from which all objects are well in view."""
     reach = max(math.hypot(o.x, o.y) + 0.55 * o.scale for o in description.objects)
     tall = max(1.25 * o.scale for o in description.objects)
     return 1.55 + 1.45 * max(reach, 0.75 * tall)
 
 
 def sample_camera(description: Description, seed: int, *, size: int = 128) -> Cameras:
-    """Sample one camera in whose picture every object can be recognised, for pictures that need no second view.
+    """Sample one camera in whose picture every object can be recognized, for pictures that need no second view.
 
     An object that hides behind another would make the caption wrong, so cameras are drawn until each object shows
     `MIN_SHOWN_SHARE` of what it would show alone and covers `MIN_COVERAGE` of the picture. Where none of
@@ -79,7 +79,7 @@ def sample_camera(description: Description, seed: int, *, size: int = 128) -> Ca
 
 
 def _clearness(description: Description, camera: Cameras) -> float:
-    """How far the worst seen object fulfils both minima: 1 or more where all of them do, 0 where one is hidden."""
+    """Return how far the worst seen object meets both minima: 1 or more where all do, 0 where one is hidden."""
     counts = count_object_pixels(description, camera.to_size(PROBE_SIZE, PROBE_SIZE))
     shown_share = counts[:, 0] / np.maximum(counts[:, 1], 1)
     coverage = counts[:, 0] / PROBE_SIZE**2
@@ -87,7 +87,7 @@ def _clearness(description: Description, camera: Cameras) -> float:
 
 
 def ring_cameras(description: Description, num_views: int, *, seed: int, size: int = 128) -> Cameras:
-    """Cameras around the scene: angles evenly spaced, heights and distances varied."""
+    """Place cameras around the scene: angles evenly spaced, heights and distances varied."""
     rng = np.random.default_rng(derive_seed("ring", seed))
     start = rng.uniform(0, 2 * math.pi)
     radius = scene_radius(description)
@@ -139,7 +139,7 @@ def make_capture(
         name: Name of the capture.
         seed: Chooses angles, heights and points.
         num_views: All views, held-out ones included.
-        held_out_every: Each so-many-th view is held out.
+        held_out_every: Every n-th view is held out.
         size: Width and height in pixels.
         num_points: Sparse points, taken from training views only.
     """
@@ -161,7 +161,7 @@ def make_capture(
 
 
 def change_mask(before: Float32[Array, "3 h w"], after: Float32[Array, "3 h w"]) -> Float32[Array, "h w"]:
-    """1 where two exact pictures differ by more than rounding."""
+    """Return 1 where two exact pictures differ by more than rounding."""
     return (np.abs(after - before).max(0) > CHANGE_THRESHOLD).astype(np.float32)
 
 

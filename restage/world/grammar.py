@@ -39,7 +39,7 @@ SIZES = {"small": 0.74, "": 1.0, "big": 1.3}
 EDIT_KINDS = ("recolour", "reshape", "add", "remove", "ground", "time", "resize")
 
 HELD_OUT_COMBINATIONS = frozenset((kind, COLORS[(3 * i + 1) % len(COLORS)]) for i, kind in enumerate(KINDS))
-"""One colour a kind that no training scene shows, so that composition can be told from memory."""
+"""One color a kind that no training scene shows, so that composition can be told from memory."""
 
 FOOTPRINT_RADIUS = 0.64
 """Radius, in world units, of the circle on the ground that an object of normal size keeps free when it is placed."""
@@ -104,7 +104,7 @@ class Edit:
     after: Description
 
     def to_plain(self) -> dict[str, Any]:
-        """Its JSON form."""
+        """Return its JSON form."""
         return to_plain(self)
 
     @classmethod
@@ -161,7 +161,7 @@ def sample_description(seed: int, *, num_objects: int | None = None, split: str 
     Args:
         seed: Any integer.
         num_objects: 1 to 3; sampled (mostly one or two) where None.
-        split: `train` never shows a held-out combination of kind and colour, `unseen` shows only those.
+        split: `train` never shows a held-out combination of kind and color, `unseen` shows only those.
     """
     rng = np.random.default_rng(derive_seed("description", seed, split))
     count = num_objects or (1, 1, 1, 2, 2, 3)[int(rng.integers(6))]
@@ -249,7 +249,7 @@ def _possible_sizes(description: Description) -> list[tuple[int, str]]:
 
 
 def possible_kinds(description: Description) -> tuple[str, ...]:
-    """Kinds of edit that this scene allows: nothing is added to a full scene or removed from a scene of one object."""
+    """Return the kinds of edit that this scene allows: a full one takes no object, one of one object keeps it."""
     count = len(description.objects)
     impossible = {"add": count >= 3, "remove": count < 2, "resize": not _possible_sizes(description)}
     return tuple(kind for kind in EDIT_KINDS if not impossible.get(kind, False))
@@ -283,7 +283,7 @@ def sample_edit(description: Description, seed: int, *, kind: str | None = None,
         description: The scene before.
         seed: Any integer.
         kind: One of `EDIT_KINDS`; sampled among those that the scene allows where None.
-        split: `train` never leads to a held-out combination of kind and colour.
+        split: `train` never leads to a held-out combination of kind and color.
 
     Raises:
         InputError: the scene does not allow this kind.
@@ -311,9 +311,9 @@ def sample_edit(description: Description, seed: int, *, kind: str | None = None,
 
 
 def _edit_words(edit: Edit) -> tuple[str, ...]:
-    """Words whose attention marks the region that changes; empty where that is the whole picture.
+    """Return the words whose attention marks the region that changes; empty where that is the whole picture.
 
-    Of an object that is recoloured or removed also its colours: the word "house" looks at the roof, and it is the walls
+    Of an object that is recoloured or removed also its colors: the word "house" looks at the roof, and it is the walls
     that are painted.
     """
     if edit.kind == "ground":

@@ -1,7 +1,7 @@
-"""The renderer's numba kernels: rays against primitives, the colours of places, and the loops over pixels.
+"""The renderer's numba kernels: rays against primitives, the colors of places, and the loops over pixels.
 
 Scalars in, scalars out, so that nothing is allocated in a loop. Positions and directions are in world space unless a
-name says local; a direction need not have length 1, and t counts in it; colours are linear RGB until `_to_srgb`.
+name says local; a direction need not have length 1, and t counts in it; colors are linear RGB until `_to_srgb`.
 All kernels are in this one file, though it is long: numba keeps a compiled function until the file that it is in
 changes, and would go on using old versions of what it calls elsewhere. `no_type_check` keeps the test suite's run-time
 type checks out of compiled functions.
@@ -46,7 +46,7 @@ ORIGIN_X, ORIGIN_Y, ORIGIN_Z, COS, SIN = 2, 3, 4, 5, 6
 SIZE_0, SIZE_1, SIZE_2 = 7, 8, 9
 RED, GREEN, BLUE = 10, 11, 12
 BALL = 13
-"""First of four columns, in either table: centre and radius of a ball around it, in world space."""
+"""First of four columns, in either table: center and radius of a ball around it, in world space."""
 
 # Columns of `PackedScene.objects`.
 START, STOP = 0, 1
@@ -68,6 +68,7 @@ ALL_BLOCKED = (1 << NUM_SUN_RAYS) - 1
 def _hit_ellipsoid(s0, s1, s2, px, py, pz, dx, dy, dz, t_max):
     """First hit of a local ray before `t_max` with an ellipsoid of these radii: (t, local normal), or `t_max`."""
     ax, ay, az = 1 / s0, 1 / s1, 1 / s2
+    # In coordinates divided by the radii the ellipsoid is the unit ball, and t stays the same.
     qx, qy, qz, ex, ey, ez = px * ax, py * ay, pz * az, dx * ax, dy * ay, dz * az
     a = ex * ex + ey * ey + ez * ez
     b = qx * ex + qy * ey + qz * ez
@@ -77,6 +78,7 @@ def _hit_ellipsoid(s0, s1, s2, px, py, pz, dx, dy, dz, t_max):
     root = math.sqrt(discriminant)
     t = (-b - root) / a
     if t < NEAR:
+        # A ray that starts inside, as one to the sun may by rounding, leaves through the far side.
         t = (-b + root) / a
     if t < NEAR or t >= t_max:
         return t_max, 0.0, 0.0, 1.0
@@ -90,9 +92,11 @@ def _hit_frustum(s0, s1, s2, px, py, pz, dx, dy, dz, t_max):
     best, nx, ny, nz = t_max, 0.0, 0.0, 1.0
     slope = (s1 - s0) / s2
     radius = s0 + slope * pz
+    # The radius grows linearly with z, so that the side is still a quadratic in t.
     a = dx * dx + dy * dy - slope * slope * dz * dz
     b = px * dx + py * dy - slope * radius * dz
     discriminant = b * b - a * (px * px + py * py - radius * radius)
+    # a is 0 for a ray parallel to the side: the equation is linear then, and skipping it costs a line of no width.
     if discriminant > 0 and abs(a) > 1e-12:
         root = math.sqrt(discriminant)
         for sign in (-1.0, 1.0):
@@ -127,6 +131,7 @@ def _clip(enter, leave, mx, my, mz, nx, ny, nz, away, speed):
         away: Signed distance from the ray's origin to the face along n.
         speed: Direction times n.
     """
+    # A ray along the face is either in the half space for good or never.
     if abs(speed) < 1e-12:
         return (1e30 if away < 0 else enter), leave, mx, my, mz
     t = away / speed
@@ -157,6 +162,7 @@ def _hit_box(s0, s1, s2, px, py, pz, dx, dy, dz, t_max):
 @no_type_check
 def _hit_roof(s0, s1, s2, px, py, pz, dx, dy, dz, t_max):
     """As `_hit_ellipsoid`, for a gable roof: half extents s0 along the ridge and s1 across it, height s2 from z = 0."""
+    # The two slopes as planes: unit normal (0, ny, nz), and distance from the middle of the base.
     slant = 1 / math.sqrt(s1 * s1 + s2 * s2)
     ny, nz, reach = s2 * slant, s1 * slant, s1 * s2 * slant
     enter, leave, mx, my, mz = -1e30, 1e30, 0.0, 0.0, 1.0
@@ -196,6 +202,7 @@ def _hit_nearest(table, candidates, count, ox, oy, oz, dx, dy, dz, t_max):
     nx, ny, nz = 0.0, 0.0, 1.0
     for k in range(count):
         p = candidates[k]
+        # The ray goes into the primitive's frame, since one ray is cheaper to turn than its equations.
         cos, sin = table[p, COS], table[p, SIN]
         qx, qy, qz = ox - table[p, ORIGIN_X], oy - table[p, ORIGIN_Y], oz - table[p, ORIGIN_Z]
         t, hx, hy, hz = _hit_primitive(
@@ -205,6 +212,7 @@ def _hit_nearest(table, candidates, count, ox, oy, oz, dx, dy, dz, t_max):
         if t < best:
             best, part = t, p
             nx, ny, nz = cos * hx - sin * hy, sin * hx + cos * hy, hz
+    # Only the nearest hit's normal is worth a square root.
     norm = 1 / math.sqrt(nx * nx + ny * ny + nz * nz)
     return best, part, nx * norm, ny * norm, nz * norm
 
@@ -218,6 +226,7 @@ def _is_near_cone(table, i, axis, slope, x, y, z):
     along = vx * axis[0] + vy * axis[1] + vz * axis[2]
     if along < -radius:
         return False
+    # A ball touches the cone if it touches its side, hence the slanted radius rather than the radius.
     reach = slope * max(along, 0.0) + radius * math.sqrt(1 + slope * slope)
     return vx * vx + vy * vy + vz * vz - along * along < reach * reach
 
@@ -232,6 +241,7 @@ def _blocked_rays(scene, p, x, y, z, blocked):
     px, py = cos * qx + sin * qy, cos * qy - sin * qx
     kind, s0, s1, s2 = int(table[p, KIND]), table[p, SIZE_0], table[p, SIZE_1], table[p, SIZE_2]
     for k in range(NUM_SUN_RAYS):
+        # One bit a ray: a ray that something blocks already is not traced again.
         if blocked & (1 << k) == 0:
             dx, dy, dz = sun_rays[p, k, 0], sun_rays[p, k, 1], sun_rays[p, k, 2]
             if _hit_primitive(kind, s0, s1, s2, px, py, pz, dx, dy, dz, 1e9)[0] < 1e9:
@@ -261,8 +271,10 @@ def _lit_share(scene, light, part, x, y, z, nx, ny, nz):
     objects, sun_rays = scene.objects, scene.sun_rays
     axis, slope = light.toward_sun, light.sun_slope
     facing = nx * axis[0] + ny * axis[1] + nz * axis[2]
+    # Even the place on the sun that is highest over the surface lies below its horizon.
     if facing <= -slope:
         return 0.0
+    # Off the surface, so that rounding does not put the place below the ground or inside its own object.
     x, y, z = x + 2e-3 * nx, y + 2e-3 * ny, z + 2e-3 * nz
     blocked = 0
     for i in range(objects.shape[0]):
@@ -272,6 +284,7 @@ def _lit_share(scene, light, part, x, y, z, nx, ny, nz):
                     blocked = _blocked_rays(scene, p, x, y, z, blocked)
                     if blocked == ALL_BLOCKED:
                         return 0.0
+    # The whole sun is above the horizon, where the mean of cosines is the cosine to the mean direction.
     if blocked == 0 and facing >= slope:
         return nx * light.mean_sun_ray[0] + ny * light.mean_sun_ray[1] + nz * light.mean_sun_ray[2]
     share = 0.0
@@ -281,13 +294,14 @@ def _lit_share(scene, light, part, x, y, z, nx, ny, nz):
     return share / NUM_SUN_RAYS
 
 
-# --- colours --------------------------------------------------------------------------------------------------------
+# --- colors --------------------------------------------------------------------------------------------------------
 
 
 @njit(cache=True, fastmath=True, forceinline=True)
 @no_type_check
 def _hash(i, j):
     """A number in [0, 1] that looks random, for a place on a grid."""
+    # Large odd factors and shifts mix the bits, so that neighbors on the grid have nothing in common.
     n = (i * 374761393 + j * 668265263) & 0xFFFFFFFF
     n = ((n ^ (n >> 13)) * 1274126177) & 0xFFFFFFFF
     return ((n ^ (n >> 16)) & 0xFFFF) / 65535.0
@@ -299,6 +313,7 @@ def _noise(x, y):
     """Smooth value noise in [0, 1]; the grid has step 1."""
     i, j = math.floor(x), math.floor(y)
     u, v = x - i, y - j
+    # The smoothstep curve has no slope at the grid's points, so that no creases show there.
     u, v = u * u * (3 - 2 * u), v * v * (3 - 2 * v)
     i, j = int(i), int(j)
     low = _hash(i, j) * (1 - u) + _hash(i + 1, j) * u
@@ -343,11 +358,12 @@ def _dome_distance(ox, oy, oz, dx, dy, dz):
 @njit(cache=True, fastmath=True)
 @no_type_check
 def _sky_color(light, x, y, z):
-    """Colour of a place on the dome: from the horizon's to the zenith's, with clouds."""
+    """Color of a place on the dome: from the horizon's to the zenith's, with clouds."""
     z = max(0.0, z / DOME_RADIUS)
     blend = 1 - (1 - min(1.0, 1.25 * z)) ** 2
     cover = 0.0
     if light.cloud_amount > 0:
+        # As if clouds lay on a plane overhead: they grow narrow towards the horizon.
         x, y = x / (z + 0.35), y / (z + 0.35)
         cloud = 0.65 * _noise(0.16 * x + 7, 0.26 * y + 3) + 0.35 * _noise(0.45 * x, 0.6 * y)
         cover = light.cloud_amount * min(1.0, max(0.0, (cloud - 0.48) * 4.0)) * min(1.0, z * 5.0)
@@ -370,6 +386,7 @@ def _sky_share(scene, part, x, y, z, nx, ny, nz):
         if i != owner:
             vx, vy, vz = objects[i, DIMMER] - x, objects[i, DIMMER + 1] - y, objects[i, DIMMER + 2] - z
             inverse = 1 / max(math.sqrt(vx * vx + vy * vy + vz * vz), 1e-3)
+            # The solid angle of a ball goes with the square of its radius over its distance.
             share = min(1.0, objects[i, DIMMER + 3] * inverse)
             facing = 0.5 + 0.5 * (nx * vx + ny * vy + nz * vz) * inverse
             free *= 1 - 0.62 * facing * share * share
@@ -383,7 +400,7 @@ def _sky_share(scene, part, x, y, z, nx, ny, nz):
 @njit(cache=True, fastmath=True)
 @no_type_check
 def _surface_color(scene, light, part, x, y, z, nx, ny, nz, r, g, b):
-    """Colour of a place on an object or on the ground.
+    """Color of a place on an object or on the ground.
 
     Args:
         scene: The packed scene.
@@ -489,6 +506,7 @@ def _add_sample(table, ground, surfaces, parts, num_surfaces, part, x, y, z, nx,
 @no_type_check
 def _shade_surface(scene, light, ground, part, surfaces, k):
     """Shade a surface once, at the mean place of its samples: linear RGB."""
+    # Shading is what costs, and within a pixel it hardly changes: once a surface, not once a ray.
     share = 1 / surfaces[k, _COUNT]
     x, y, z = surfaces[k, _X] * share, surfaces[k, _Y] * share, surfaces[k, _Z] * share
     if part == _SKY:
@@ -520,7 +538,7 @@ def _pick_overlapping(boxes, low, high, place, from_indices, from_count, into):
 @njit(cache=True, fastmath=True, nogil=True)
 @no_type_check
 def render_pixels(scene, light, ground, boxes, camera_to_world, intrinsics, image, depth, ids):
-    """Fill image, depth and ids: four rays a pixel for the colour, shaded once for each surface among them.
+    """Fill image, depth and ids: four rays a pixel for the color, shaded once for each surface among them.
 
     Args:
         scene: The packed scene.
@@ -544,7 +562,7 @@ def render_pixels(scene, light, ground, boxes, camera_to_world, intrinsics, imag
             count = _pick_overlapping(boxes, 0, 2, u, in_row, num_in_row, candidates)
             num_surfaces = 0
             for sample in range(NUM_SAMPLES + 1):
-                # The last one, at the pixel's centre, gives depth and id; the others, on a grid, give the colour.
+                # The last one, at the pixel's center, gives depth and id; the others, on a grid, give the color.
                 is_center = sample == NUM_SAMPLES
                 right = 0.5 if is_center else 0.25 + 0.5 * (sample % 2)
                 down = 0.5 if is_center else 0.25 + 0.5 * (sample // 2)
@@ -575,7 +593,7 @@ def render_pixels(scene, light, ground, boxes, camera_to_world, intrinsics, imag
 @njit(cache=True, fastmath=True, nogil=True)
 @no_type_check
 def count_pixels(scene, boxes, camera_to_world, intrinsics, width, height, counts):
-    """Count, per object, the pixels whose centre shows it: `counts[i, 0]` in the scene, `counts[i, 1]` on its own."""
+    """Count, per object, the pixels whose center shows it: `counts[i, 0]` in the scene, `counts[i, 1]` on its own."""
     table, m = scene.primitives, camera_to_world
     every, in_row, candidates = np.arange(len(boxes)), np.empty(len(boxes), np.int64), np.empty(len(boxes), np.int64)
     for v in range(height):

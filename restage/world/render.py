@@ -1,6 +1,6 @@
 """Ray-traced pictures of scene descriptions: description + camera -> image, depth, object ids.
 
-Every surface is hit analytically and is matte, so that a point has one colour from everywhere. The sky is a dome at
+Every surface is hit analytically and is matte, so that a point has one color from everywhere. The sky is a dome at
 a finite distance and the haze depends on the place and not on the camera: a splat scene can hold all of it exactly.
 """
 
@@ -28,9 +28,9 @@ class View(NamedTuple):
     image: Float32[Array, "3 height width"]
     """RGB in [0, 1]."""
     depth: Float32[Array, "height width"]
-    """z in the camera frame at the pixel's centre, world units."""
+    """z in the camera frame at the pixel's center, world units."""
     object_ids: Int32[Array, "height width"]
-    """What the pixel's centre shows: sky, ground, or an object."""
+    """What the pixel's center shows: sky, ground, or an object."""
 
 
 def _tangents(aside: float, ahead: float, radius: float) -> tuple[float, float]:
@@ -100,7 +100,7 @@ def render_view(description: Description, camera: Cameras) -> View:
 
 
 def count_object_pixels(description: Description, camera: Cameras) -> Int64[Array, "objects 2"]:
-    """Count the pixels whose centre shows each object: among the others, and if it stood there alone.
+    """Count the pixels whose center shows each object: among the others, and if it stood there alone.
 
     Casts one ray a pixel and shades nothing, so a small camera answers in a fraction of a millisecond.
     """

@@ -28,13 +28,13 @@ PAINT = {
     "pink": (0.95, 0.36, 0.58),
     "white": (0.92, 0.92, 0.90),
 }
-"""Linear RGB reflectance of the colour words."""
+"""Linear RGB reflectance of the color words."""
 _BARK, _CREAM, _COAL, _CARROT = (0.22, 0.12, 0.06), (0.85, 0.76, 0.60), (0.03, 0.03, 0.035), (0.90, 0.30, 0.04)
 _SLATE, _GLASS, _DOOR, _CHALK = (0.13, 0.12, 0.14), (0.50, 0.68, 0.80), (0.20, 0.10, 0.05), (0.92, 0.90, 0.86)
 
 _Shape = tuple[int, tuple[float, float, float], tuple[float, float, float], tuple[float, float, float] | None]
-# (primitive, centre, size, paint; None = the object's own colour). Sizes: ellipsoid radii; box half extents;
-# frustum (bottom radius, top radius, height) from its centre up; roof half extents in x and y, and height.
+# (primitive, center, size, paint; None = the object's own color). Sizes: ellipsoid radii; box half extents;
+# frustum (bottom radius, top radius, height) from its center up; roof half extents in x and y, and height.
 _SHAPES: dict[str, tuple[_Shape, ...]] = {
     "ball": ((ELLIPSOID, (0, 0, 0.5), (0.5, 0.5, 0.5), None),),
     "cube": ((BOX, (0, 0, 0.4), (0.4, 0.4, 0.4), None),),
@@ -78,10 +78,10 @@ _SHAPES: dict[str, tuple[_Shape, ...]] = {
     ),
 }
 _BOUNDS = {"snowman": (0.74, 0.80), "tree": (0.67, 0.72), "cone": (0.50, 0.72), "house": (0.50, 0.76)}
-"""Height of the centre and radius of a ball around each kind, to 2 %; (0.5, 0.75) where not named."""
+"""Height of the center and radius of a ball around each kind, to 2 %; (0.5, 0.75) where not named."""
 
 # Per time: direction to the sun (unit length follows), sun radius, sun, ambient from above, sky at the horizon and
-# at the top, cloud colour and amount, haze. All linear RGB.
+# at the top, cloud color and amount, haze. All linear RGB.
 _LIGHTS = {
     "noon": (
         (0.45, 0.35, 0.95), 0.10, (1.00, 0.95, 0.86), (0.30, 0.37, 0.48),
@@ -116,7 +116,7 @@ _Vector = tuple[float, float, float]
 
 
 class Light(NamedTuple):
-    """Sun, sky and haze of one time; colours are linear RGB."""
+    """Sun, sky and haze of one time; colors are linear RGB."""
 
     toward_sun: _Vector
     """Unit direction to the middle of the sun."""

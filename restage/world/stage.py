@@ -51,7 +51,7 @@ class CaptureConfig:
     num_views: int = 40
     """All views, held-out ones included."""
     held_out_every: int = 5
-    """Each so-many-th view is held out for measuring."""
+    """Every n-th view is held out for measuring."""
     size: int = 128
     """Width and height in pixels."""
     num_points: int = 6000
@@ -76,7 +76,7 @@ class WorldConfig:
     num_objects: int | None = None
     """1 to 3; sampled where None."""
     split: str = "train"
-    """`train`, or `unseen` for combinations of kind and colour that no model was trained on."""
+    """`train`, or `unseen` for combinations of kind and color that no model was trained on."""
     capture: CaptureConfig = field(default_factory=CaptureConfig)
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class WorldConfig:
 
 
 def edit_name(edit: Edit) -> str:
-    """Name of an edit's folder: its kind, and 6 hex digits of its content."""
+    """Return the name of an edit's folder: its kind, and 6 hex digits of its content."""
     return f"{edit.kind}-{content_id('edit', edit).rpartition('-')[2][:6]}"
 
 

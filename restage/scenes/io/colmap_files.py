@@ -69,7 +69,7 @@ class ModelImage(NamedTuple):
 
 
 class PointArrays(NamedTuple):
-    """Sparse points with colours."""
+    """Sparse points with colors."""
 
     positions: Float64[np.ndarray, "m 3"]
     colors_uint8: UInt8[np.ndarray, "m 3"]
@@ -137,7 +137,7 @@ class _Reader:
         return values
 
     def count(self, min_bytes: int) -> int:
-        """A count of records of at least so many bytes each, which the rest of the file must have room for."""
+        """Read a count of records of at least `min_bytes` each, which the rest of the file must have room for."""
         (number,) = self.take(struct.Struct("<Q"))
         self.need(number * min_bytes)
         return number

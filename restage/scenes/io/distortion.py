@@ -37,12 +37,12 @@ class Lens:
     """How one camera maps directions to pixels, for pictures of one size."""
 
     width: int
-    """Of the picture that the numbers are for, in pixels."""
+    """Width in pixels of the picture that the numbers are for."""
     height: int
     focal_x_px: float
     focal_y_px: float
     center_x_px: float
-    """Principal point; the centre of the top left pixel is at (0.5, 0.5)."""
+    """Principal point; the center of the top left pixel is at (0.5, 0.5)."""
     center_y_px: float
     coefficients: tuple[float, ...] = ()
     """brown: k1 k2 p1 p2 k3 k4 k5 k6 in OpenCV's order and meaning (k4 to k6 are the denominator); fisheye: k1 k2 k3 k4
@@ -101,12 +101,12 @@ class Undistortion(NamedTuple):
     """Where each pixel of the straight picture is found in the distorted one."""
 
     map_x: Float[np.ndarray, "h w"]
-    """float32, OpenCV's integer pixel centres."""
+    """float32, OpenCV's integer pixel centers."""
     map_y: Float[np.ndarray, "h w"]
     valid: Float[np.ndarray, "h w"]
     """1 where the lens saw something, 0 outside of the picture and where its model folds back."""
     intrinsics: Float[np.ndarray, "3 3"]
-    """Of the straight picture, our pixel centres, float64."""
+    """Intrinsics of the straight picture, our pixel centers, float64."""
 
     def straighten(self, pixels: Float[np.ndarray, "h w *channels"]) -> Float[np.ndarray, "h w *channels"]:
         """Take the distortion out of a picture or a mask; 0 where nothing was seen."""

@@ -150,7 +150,7 @@ def read_head(path: Path) -> PictureHead:
 
 
 def read_image(path: Path) -> Float[np.ndarray, "h w 3"]:
-    """RGB, float32 in [0, 1], as stored; grey images get three equal channels, and what is transparent is black.
+    """RGB, float32 in [0, 1], as stored; gray images get three equal channels, and what is transparent is black.
 
     Raises:
         InputError: it cannot be decoded to its end.
@@ -158,8 +158,8 @@ def read_image(path: Path) -> Float[np.ndarray, "h w 3"]:
     with open_picture(path) as image:
         try:
             if image.mode.startswith("I;16"):
-                grey = np.asarray(image, dtype=np.float32) / 65535
-                return np.repeat(grey[..., None], 3, axis=2)
+                gray = np.asarray(image, dtype=np.float32) / 65535
+                return np.repeat(gray[..., None], 3, axis=2)
             if image.mode in ("I", "F"):
                 raise InputError(f"{path}: expected an image of 8 or 16 bits, got mode {image.mode}; convert it")
             if "A" in image.getbands() or "transparency" in image.info:

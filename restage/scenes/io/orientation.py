@@ -41,9 +41,9 @@ def orientation_of(head: PictureHead, width: int, height: int) -> Orientation:
     A mirrored picture whose model is for stored pixels is only turned: the model's world is mirrored as well.
 
     Args:
-        head: Of the picture.
-        width: Of the pictures that the model is for, in pixels.
-        height: The same.
+        head: The picture's header.
+        width: Width in pixels of the pictures that the model is for.
+        height: Their height.
     """
     if head.orientation == 1:
         return Orientation()

@@ -136,7 +136,7 @@ def _table(meta: Mapping[str, Any], field: str, columns: int, path: Path) -> lis
 
 
 def _numbers(values: Any, count: int, where: str) -> list[float]:
-    """A list of so many finite numbers.
+    """Check a list of `count` finite numbers.
 
     Raises:
         InputError: it is something else; `where` opens the message.

@@ -26,7 +26,7 @@ MIN_PHOTOGRAPHS = 3
 ENOUGH = 0.5
 """Share of the photographs that should connect."""
 MAX_EXHAUSTIVE = 200
-"""Up to this many photographs each is matched with each; more are taken for a video and matched with neighbours."""
+"""Up to this many photographs each is matched with each; more are taken for a video and matched with neighbors."""
 SEQUENCE_OVERLAP = 15
 MIN_FOR_PRINCIPAL_POINT = 20
 """Photographs; from few, the principal point comes out anywhere (47 px off for 4 of the bear, 2 px for 24)."""

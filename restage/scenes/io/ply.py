@@ -175,7 +175,7 @@ def write_points(positions: Float[Tensor, "m 3"], path: Path, *, colors: Float[T
 
 
 def read_points(path: Path) -> Points:
-    """Read points with colors; grey where the file has none, and without those that are not finite, with a warning.
+    """Read points with colors; gray where the file has none, and without those that are not finite, with a warning.
 
     Raises:
         InputError: no such file, not a PLY, or no positions.

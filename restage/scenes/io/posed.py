@@ -214,7 +214,7 @@ def open_pinhole(path: Path, lens: Sequence[float], camera_to_world: Float[Tenso
 
     Args:
         path: The picture.
-        lens: Width, height, focal length x and y, centre x and y, in pixels.
+        lens: Width, height, focal length x and y, center x and y, in pixels.
         camera_to_world: OpenGL axes, float64.
         where: Opens error messages.
 

@@ -20,7 +20,7 @@ __all__ = ["VIDEO", "sharpest_frames", "sharpness"]
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 NUM_FRAMES = 120
-"""Frames that are taken of a video, at most; matching each with each takes minutes for so many."""
+"""Frames that are taken of a video, at most; matching each with each takes minutes for that many."""
 FRAMES_A_SECOND = 3.0
 """Frames that are taken of a second of video, at most: in less time the camera hardly moves."""
 MAX_SIDE = 1600
@@ -85,6 +85,6 @@ def sharpest_frames(path: Path) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"
 def sharpness(frame: UInt8[np.ndarray, "h w 3"]) -> float:
     """Variance of the Laplacian of a frame's brightness; motion blur and bad focus lower it."""
     scale = min(1.0, JUDGED_SIDE / max(frame.shape[:2]))
-    grey: Float[np.ndarray, "h w"] = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else grey
+    gray: Float[np.ndarray, "h w"] = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    small = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else gray
     return float(cv2.Laplacian(small, cv2.CV_32F).var())

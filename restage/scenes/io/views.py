@@ -151,7 +151,7 @@ def lay_out(name: str, sizes: Sequence[tuple[int, int]], size: int | None, notes
     a view that holds all of them.
 
     Args:
-        name: Of the capture; opens error messages.
+        name: The capture's name; opens error messages.
         sizes: Width and height of each photograph.
         size: Longer side that is asked for.
         notes: Gets a line if sizes differ.

@@ -1,4 +1,4 @@
-"""Rasterizers: splats and one camera to colour, alpha, depth and features, differentiable in the splats.
+"""Rasterizers: splats and one camera to color, alpha, depth and features, differentiable in the splats.
 
 The menu `RASTERIZERS` holds the fast one (`numba_cpu`) and the dense plain one it is tested against (`reference`);
 `rasterize_gsplat` needs a CUDA device.

@@ -36,6 +36,7 @@ def order_by_depth(depths, is_seen):
     Returns:
         Their indices, int64.
     """
+    # Positive floats sort like their bits, so that integers can be sorted instead, in three passes.
     bits = depths.view(np.uint32)
     histograms = np.zeros((NUM_PASSES, NUM_DIGITS), np.int64)
     count = 0
@@ -51,6 +52,7 @@ def order_by_depth(depths, is_seen):
             order[stop] = splat
             stop += 1
     for digit in range(NUM_PASSES):
+        # Each pass is stable, which is what makes sorting by the lowest digits first right.
         starts = np.cumsum(histograms[digit]) - histograms[digit]
         following = np.empty(count, np.int64)
         for splat in order:
@@ -64,9 +66,10 @@ def order_by_depth(depths, is_seen):
 @numba.njit(cache=True, error_model="numpy")
 @no_type_check
 def _ellipse_of(row, least_alpha):
-    """Where a splat is drawn: a u^2 + 2 b u v + c v^2 <= reach about its centre; a, b, c, reach and largest u and v."""
+    """Where a splat is drawn: a u^2 + 2 b u v + c v^2 <= reach about its center; a, b, c, reach and largest u and v."""
     a, b, c = np.float64(row[2]), np.float64(row[3]), np.float64(row[4])
     reach = 2.0 * np.log(max(np.float64(row[5]) / least_alpha, 1.0)) + REACH_MARGIN
+    # A needle's determinant may round to 0 or below, and then its box is as large as the image.
     by_determinant = reach / max(a * c - b * b, 1e-30)
     return a, b, c, reach, np.sqrt(c * by_determinant), np.sqrt(a * by_determinant)
 
@@ -75,6 +78,7 @@ def _ellipse_of(row, least_alpha):
 @no_type_check
 def _across(a, b, c, reach, largest_u, largest_v, low, high):
     """Least and greatest u of the ellipse where v is in [low, high]; the least is greater where there is none."""
+    # Beyond the ellipse's own extent the root below would be of a negative number.
     low, high = max(low, -largest_v), min(high, largest_v)
     if low > high:
         return 1.0, -1.0
@@ -92,7 +96,7 @@ def _across(a, b, c, reach, largest_u, largest_v, low, high):
 def _find_tiles(row, tiles_x, tiles_y, tile_side, least_alpha, tiles, spans, start):
     """Write the tiles that a splat is drawn in, with its first and one past its last pixel row there, from `start` on.
 
-    Returns where the next splat's begin. Pixels count by their centres.
+    Returns where the next splat's begin. Pixels count by their centers.
     """
     x, y = np.float64(row[0]), np.float64(row[1])
     a, b, c, reach, largest_u, largest_v = _ellipse_of(row, least_alpha)
@@ -107,6 +111,7 @@ def _find_tiles(row, tiles_x, tiles_y, tile_side, least_alpha, tiles, spans, sta
         stop_x = min(max(np.int64(np.floor((x + right) / tile_side)) + 1, 0), tiles_x)
         for tile_x in range(first_x, stop_x):
             side = tile_x * tile_side + 0.5 - x
+            # Rows cut exactly as well: long thin splats would otherwise touch many pixels that they never reach.
             upper, lower = _across(c, b, a, reach, largest_v, largest_u, side, side + tile_side - 1.0)
             first_row = max(np.int64(np.ceil(upper - top)), 0)
             stop_row = min(np.int64(np.floor(lower - top)) + 1, tile_side)
@@ -132,6 +137,7 @@ def _count_tiles(row, tiles_x, tiles_y, tile_side, least_alpha):
 @no_type_check
 def _run_starts(count, num_threads):
     """Where each thread's run of the drawing order starts, and the end of the last: as equal as can be."""
+    # Runs of the drawing order, not single splats, so that the order within a tile survives the threads.
     num_runs = max(1, min(num_threads, count // FEW_SPLATS))
     starts = np.empty(num_runs + 1, np.int64)
     for run in range(num_runs + 1):
@@ -151,6 +157,7 @@ def _find_entries(order, geometry, run_starts, tiles_x, tiles_y, tile_side, leas
     num_runs = len(run_starts) - 1
     bounds = np.zeros(num_runs + 1, np.int64)
     for run in numba.prange(num_runs):
+        # Bounds first: threads can then write into one array, each into a part of its own.
         bound = 0
         for position in range(run_starts[run], run_starts[run + 1]):
             bound += _count_tiles(geometry[order[position]], tiles_x, tiles_y, tile_side, least_alpha)
@@ -201,6 +208,7 @@ def bin_splats(order, geometry, width, height, tile_side, least_alpha, num_threa
     )
     tile_starts = np.zeros(num_tiles + 1, np.int64)
     next_entries = np.empty((num_runs, num_tiles), np.int64)
+    # Tile by tile and run by run, the counts say where each run's entries of a tile go: a counting sort.
     for tile in range(num_tiles):
         total = tile_starts[tile]
         for run in range(num_runs):
@@ -209,6 +217,7 @@ def bin_splats(order, geometry, width, height, tile_side, least_alpha, num_threa
         tile_starts[tile + 1] = total
     splat_starts = np.zeros(len(geometry) + 1, np.int64)
     for run in range(num_runs):
+        # A second index, by splat, lets the backward pass sum a splat's gradients without sharing a sum.
         start = first_entries[run]
         for position in range(run_starts[run], run_starts[run + 1]):
             splat_starts[order[position] + 1] = stops[position] - start

@@ -35,7 +35,7 @@ NEAR = 0.05
 CLAMP_MARGIN = 0.15
 """The slopes x/z and y/z in the Jacobian are clamped to the image plus this share of its side on each side."""
 CULL_MARGIN = 0.25
-"""Splats whose centre lies further beside the image than this share of its side are not drawn."""
+"""Splats whose center lies further beside the image than this share of its side are not drawn."""
 
 
 class Rendering(NamedTuple):
@@ -89,7 +89,7 @@ def slope_range(cameras: Cameras, margin: float) -> tuple[float, float, float, f
 
 
 def is_in_view(in_camera: Float[Tensor, "n 3"], cameras: Cameras) -> Bool[Tensor, " n"]:
-    """Which centres (camera axes) are far enough in front of the camera and not too far beside its image."""
+    """Which centers (camera axes) are far enough in front of the camera and not too far beside its image."""
     x, y, z = in_camera.detach().unbind(1)
     left, right, top, bottom = slope_range(cameras, CULL_MARGIN)
     return (z >= NEAR) & (x >= left * z) & (x <= right * z) & (y >= top * z) & (y <= bottom * z)

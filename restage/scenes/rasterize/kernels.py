@@ -109,6 +109,7 @@ def _take_next(typing_context: Any, counter: Any) -> Any:
 @no_type_check
 def _exp(power):
     """Exponential on [-5.6, 0]: Chebyshev fit of degree 6 on an eighth of the range (3e-9), squared three times."""
+    # On an eighth of the range a short polynomial suffices, and exp(x) is exp(x / 8) squared three times.
     x = max(power, LEAST_POWER) * EIGHTH
     y = _fma(x, _fma(x, _fma(x, _fma(x, _fma(x, _fma(x, E6, E5), E4), E3), E2), E1), E0)
     y = y * y
@@ -119,7 +120,7 @@ def _exp(power):
 @numba.njit(cache=True, inline="always")
 @no_type_check
 def _pixel_grid():
-    """Pixel centres of a tile from its corner, flat, row by row."""
+    """Pixel centers of a tile from its corner, flat, row by row."""
     grid_x = np.empty(AREA, np.float32)
     grid_y = np.empty(AREA, np.float32)
     for row in range(TILE):
@@ -132,7 +133,7 @@ def _pixel_grid():
 @numba.njit(cache=True, inline="always")
 @no_type_check
 def _place(row, tile_x, tile_y):
-    """A splat's row of geometry with the centre seen from the tile's corner."""
+    """A splat's row of geometry with the center seen from the tile's corner."""
     x, y = row[0] - np.float32(tile_x * TILE), row[1] - np.float32(tile_y * TILE)
     return (x, y, row[2], row[3], row[4], row[5])
 
@@ -149,14 +150,17 @@ def _weigh_tile(grid_x, grid_y, splat, number, transmittance, weights, last):
         offset_x = grid_x[pixel] - x
         offset_y = grid_y[pixel] - y
         power = _fma(offset_x, _fma(offset_x, -HALF * xx, -xy * offset_y), -HALF * yy * offset_y * offset_y)
+        # Capped, since 1 - alpha is divided by on the way back.
         alpha = min(CEILING, opacity * _exp(power))
         before = transmittance[pixel]
         after = before * (ONE - alpha)
+        # Choices instead of branches: LLVM makes vector code of the loop only so.
         is_open = (alpha >= FLOOR) & (last[pixel] >= 0)
         is_drawn = is_open & (after >= OPAQUE)
         weights[pixel] = before * alpha if is_drawn else ZERO
         transmittance[pixel] = after if is_drawn else before
         latest = number if is_drawn else last[pixel]
+        # The sign says that the pixel is opaque, the number after which entry: one array for both.
         last[pixel] = -latest - np.int32(1) if is_open & (after < OPAQUE) else latest
 
 
@@ -227,6 +231,7 @@ def blend_forward(tile_starts, entry_splats, entry_rows, geometry, values, width
                 )
                 for channel in range(num_channels):
                     _add_scaled(sums[channel, start:stop], weights[start:stop], values[splat, channel])
+                # Looking costs as much as a splat, so not after every one.
                 if (entry - first) % CHECK_EVERY == CHECK_EVERY - 1 and _is_opaque(last):
                     break
             for row_index in range(min(TILE, height - tile_y * TILE)):
@@ -250,7 +255,7 @@ def _unweigh_tile(grid_x, grid_y, splat, number, transmittance, behind, counts, 
         grid_x: x of the pixels from the tile's corner.
         grid_y: y of them.
         splat: From `_place`.
-        number: Of the entry in its tile.
+        number: Number of the entry in its tile.
         transmittance: After the splat; before it when this returns.
         behind: What lies behind the splat times the gradient of the image; with the splat when this returns.
         counts: Number of the last entry drawn.
@@ -268,11 +273,13 @@ def _unweigh_tile(grid_x, grid_y, splat, number, transmittance, behind, counts, 
         alpha = min(CEILING, uncapped)
         is_drawn = (alpha >= FLOOR) & (number <= counts[pixel])
         alpha = alpha if is_drawn else ZERO
+        # Transmittance is taken back splat by splat: keeping it for every entry would take much more memory.
         inverse = ONE / (ONE - alpha)
         before = transmittance[pixel] * inverse
         weight = before * alpha
         product = products[pixel]
         gradient = (before * product - behind[pixel] * inverse) * alpha
+        # Where alpha was capped, the splat's parameters did not matter.
         gradient = gradient if uncapped <= CEILING else ZERO
         weights[pixel] = weight
         transmittance[pixel] = before
@@ -288,6 +295,7 @@ def _write_geometry(grid_x, grid_y, ones, splat, by_power, out):
     """Sum the gradient of the exponent over the pixels into that of x, y, conic xx, xy, yy and opacity."""
     x, y, xx, xy, yy, opacity = splat
     plain, times_x, times_y = by_power
+    # Moments of the gradient over the pixels are all that is needed: x, y and conic enter the exponent as a quadratic.
     sum_x, sum_y = _dot(times_x, ones), _dot(times_y, ones)
     out[0] = xx * sum_x + xy * sum_y
     out[1] = yy * sum_y + xy * sum_x
@@ -336,6 +344,7 @@ def blend_backward(
                     deepest = max(deepest, counts[y, x])
                     for channel in range(num_channels):
                         gradients[channel, pixel] = by_blended[channel, y, x]
+            # From the last entry that any pixel drew, back to front: what lies behind is then known.
             for step in range(deepest):
                 entry = tile_starts[tile] + deepest - 1 - step
                 splat = entry_splats[entry]

@@ -67,7 +67,7 @@ class _View(NamedTuple):
     height: int
     world_to_camera: np.ndarray
     lens: np.ndarray
-    """Focal length x, skew, centre x, focal length y, centre y in pixels."""
+    """Focal length x, skew, center x, focal length y, center y in pixels."""
     clamps: np.ndarray
     """Least and greatest x/z and y/z in the Jacobian."""
     is_seen: np.ndarray
@@ -94,7 +94,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 class _Project(torch.autograd.Function):
-    """(centres in camera axes, log scales, rotations, opacities, camera's axes "3 3") -> geometry "n 6"."""
+    """(centers in camera axes, log scales, rotations, opacities, camera's axes "3 3") -> geometry "n 6"."""
 
     @staticmethod
     def forward(

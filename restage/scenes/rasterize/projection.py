@@ -27,6 +27,7 @@ ZERO = np.float32(0.0)
 def _rotation(quaternion):
     """Length of a quaternion wxyz, the unit quaternion and its matrix, row by row; identity for length 0."""
     w, x, y, z = quaternion
+    # The optimizer moves quaternions freely; their length never matters but for 0.
     length = max(np.sqrt(w * w + x * x + y * y + z * z), np.float32(1e-12))
     w, x, y, z = w / length, x / length, y / length, z / length
     matrix = (
@@ -73,14 +74,16 @@ def _times_axes(rotation, row):
 @numba.njit(cache=True, error_model="numpy")
 @no_type_check
 def _image_rows(world_to_camera, lens, clamps, in_camera):
-    """Clamped slopes, rows of J R before the focal lengths, and with them; J with the slopes of the clamped centre."""
+    """Clamped slopes, rows of J R before the focal lengths, and with them; J with the slopes of the clamped center."""
     focal_x, skew, focal_y = lens[0], lens[1], lens[3]
     inverse_z = ONE / in_camera[2]
+    # The linear approximation breaks down beside the image, where splats would be smeared over all of it.
     slope_x = min(max(in_camera[0] * inverse_z, clamps[0]), clamps[1])
     slope_y = min(max(in_camera[1] * inverse_z, clamps[2]), clamps[3])
     forward = _row(world_to_camera, 2)
     plain_x = _combine(inverse_z, _row(world_to_camera, 0), -slope_x * inverse_z, forward)
     plain_y = _combine(inverse_z, _row(world_to_camera, 1), -slope_y * inverse_z, forward)
+    # Focal lengths come last, since the gradient of the rows without them is what the camera's pose needs.
     row_x = _combine(focal_x, plain_x, skew, plain_y)
     row_y = _combine(focal_y, plain_y, ZERO, plain_x)
     return slope_x, slope_y, plain_x, plain_y, row_x, row_y
@@ -105,6 +108,7 @@ def _project_one(splat, in_camera, log_scales, rotations, opacities, world_to_ca
     _, _, rotation = _rotation(quaternion)
     _, _, _, _, row_x, row_y = _image_rows(world_to_camera, lens, clamps, center)
     _, spread_x, spread_y = _spread(_row(log_scales, splat), rotation, row_x, row_y)
+    # J R S once, and its rows' products: symmetric and positive by construction, whatever the rounding.
     xx = _dot(spread_x, spread_x) + DILATION_32
     xy = _dot(spread_x, spread_y)
     yy = _dot(spread_y, spread_y) + DILATION_32
@@ -124,13 +128,13 @@ def project_forward(in_camera, log_scales, rotations, opacities, is_seen, world_
     """Project splats; arrays are float32 and contiguous.
 
     Args:
-        in_camera: Centres in camera axes, "n 3".
+        in_camera: Centers in camera axes, "n 3".
         log_scales: "n 3".
         rotations: Quaternions wxyz, "n 4".
         opacities: In (0, 1), "n".
         is_seen: Which splats to project, "n" bool; the rows of others are 0.
         world_to_camera: "4 4".
-        lens: Focal length x, skew, centre x, focal length y, centre y in pixels.
+        lens: Focal length x, skew, center x, focal length y, center y in pixels.
         clamps: Least and greatest x/z and y/z in the Jacobian.
 
     Returns:
@@ -150,6 +154,7 @@ def _by_covariance(conic, by_conic):
     """Gradient of the covariance's xx, xy, yy: -Q G Q for the conic Q and its gradient G, both symmetric."""
     xx, xy, yy = conic
     g_xx, g_xy, g_yy = by_conic[0], by_conic[1] / TWO, by_conic[2]
+    # d(Q^-1) = -Q^-1 dQ Q^-1, written out for 2x2.
     left_xx, left_xy = xx * g_xx + xy * g_xy, xx * g_xy + xy * g_yy
     left_yx, left_yy = xy * g_xx + yy * g_xy, xy * g_xy + yy * g_yy
     return -(left_xx * xx + left_xy * xy), -TWO * (left_xx * xy + left_xy * yy), -(left_yx * xy + left_yy * yy)
@@ -173,6 +178,7 @@ def _by_quaternion(length, unit, row_x, row_y, by_x, by_y):
     g_x = TWO * (w * (g21 - g12) + y * (g01 + g10) + z * (g02 + g20) - TWO * x * (g11 + g22))
     g_y = TWO * (w * (g02 - g20) + x * (g01 + g10) + z * (g12 + g21) - TWO * y * (g00 + g22))
     g_z = TWO * (w * (g10 - g01) + x * (g02 + g20) + y * (g12 + g21) - TWO * z * (g00 + g11))
+    # A change of the length does nothing, so that part of the gradient goes.
     along = w * g_w + x * g_x + y * g_y + z * g_z
     return (
         (g_w - w * along) / length,
@@ -220,6 +226,7 @@ def _unproject_one(splat, in_camera, log_scales, rotations, geometry, world_to_c
     by_slope_x = lens[0] * by_geometry[splat, 0]
     by_slope_y = lens[1] * by_geometry[splat, 0] + lens[3] * by_geometry[splat, 1]
     by_z = -(_dot(by_plain_x, plain_x) + _dot(by_plain_y, plain_y)) * inverse_z
+    # A clamped slope is a constant: nothing of it goes back to the center.
     if slope_x == true_x:
         by_slope_x -= _dot(by_plain_x, forward) * inverse_z
     if slope_y == true_y:

@@ -60,7 +60,7 @@ def rasterize_reference(
 def _project(
     splats: Splats, cameras: Cameras, in_camera: Float[Tensor, "v 3"], order: Tensor
 ) -> tuple[Float[Tensor, "v 2"], Float[Tensor, "v 2 2"]]:
-    """Centres in pixels and covariances J R S S^T R^T J^T + dilation, in square pixels."""
+    """Centers in pixels and covariances J R S S^T R^T J^T + dilation, in square pixels."""
     intrinsics = cameras.intrinsics[0].to(in_camera)
     x, y, z = in_camera.unbind(1)
     slopes = torch.stack([x / z, y / z], dim=1)
