@@ -189,6 +189,12 @@ def learn_forms(
         yield from run_rounds(run, config, lambda opened: make_pairs(opened, pairs, models), pairs_config=pairs)
 
 
+FIT_FIRST = (
+    "editing starts from a fit of the capture that the splats are of: restage fit CAPTURE, then restage edit RUN"
+)
+"""What to do with splats that were trained elsewhere."""
+
+
 def fit_folder(
     capture_folder: Path,
     folder: Path,
@@ -221,13 +227,15 @@ def fit_folder(
 
 
 def find_scene(folder: Path) -> Path:
-    """The folder of the one fitted scene that a path stands for: itself, or the only one in a run.
+    """Return the folder of the one fitted scene, or edit, that a path stands for: itself, or the only scene in a run.
 
     Raises:
         InputError: there is none, or there are several.
     """
     if (folder / "splats.ply").is_file():
         return folder
+    if folder.suffix.lower() == ".ply" and folder.is_file():
+        raise InputError(f"{folder} holds splats alone, without cameras and pictures; {FIT_FIRST}")
     found = sorted(path.parent for path in folder.glob("scenes/*/fit.json"))
     if len(found) != 1:
         names = ", ".join(str(path) for path in found) or "none"
@@ -256,6 +264,8 @@ def edit_folder(
         InputError: there is no fitted scene, or the method needs what this scene does not have.
     """
     scene_folder = find_scene(scene)
+    if not (scene_folder / "capture" / "transforms.json").is_file():
+        raise InputError(f"{scene_folder} holds splats that were not fitted here, or an edit; {FIT_FIRST}")
     with working(open_run(scene_folder.parent.parent)) as run:
         for request in requests:
             point = None if start is None else StartingPoint.of(start)

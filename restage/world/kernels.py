@@ -117,19 +117,9 @@ def _hit_frustum(s0, s1, s2, px, py, pz, dx, dy, dz, t_max):
 @njit(cache=True, fastmath=True, forceinline=True)
 @no_type_check
 def _clip(enter, leave, mx, my, mz, nx, ny, nz, away, speed):
-    """Clip the stretch [enter, leave] of a ray by a half space with outward normal n.
+    """Clip the stretch [enter, leave] of a ray by a half space with outward normal n; m is the normal where it enters.
 
-    Args:
-        enter: t at which the ray enters the solid, so far.
-        leave: t at which it leaves it.
-        mx: Normal of the face where it enters, as my and mz.
-        my: See mx.
-        mz: See mx.
-        nx: Outward normal of the half space, as ny and nz.
-        ny: See nx.
-        nz: See nx.
-        away: Signed distance from the ray's origin to the face along n.
-        speed: Direction times n.
+    `away` is the signed distance from the ray's origin to the face along n, `speed` the direction times n.
     """
     # A ray along the face is either in the half space for good or never.
     if abs(speed) < 1e-12:
@@ -256,17 +246,7 @@ def _lit_share(scene, light, part, x, y, z, nx, ny, nz):
 
     A primitive is convex and so never shadows itself. Objects and primitives that stay clear of the cone to the sun
     are left out at once; most places see the whole sun.
-
-    Args:
-        scene: The packed scene.
-        light: Its light.
-        part: The primitive that the place lies on, -1 for the ground.
-        x: The place, as y and z.
-        y: See x.
-        z: See x.
-        nx: Unit normal there, as ny and nz.
-        ny: See nx.
-        nz: See nx.
+    The place (x, y, z) with unit normal n lies on the primitive `part`, -1 for the ground.
     """
     objects, sun_rays = scene.objects, scene.sun_rays
     axis, slope = light.toward_sun, light.sun_slope
@@ -400,22 +380,7 @@ def _sky_share(scene, part, x, y, z, nx, ny, nz):
 @njit(cache=True, fastmath=True)
 @no_type_check
 def _surface_color(scene, light, part, x, y, z, nx, ny, nz, r, g, b):
-    """Color of a place on an object or on the ground.
-
-    Args:
-        scene: The packed scene.
-        light: Its light.
-        part: The primitive that the place lies on, -1 for the ground.
-        x: The place, as y and z.
-        y: See x.
-        z: See x.
-        nx: Unit normal there, as ny and nz.
-        ny: See nx.
-        nz: See nx.
-        r: Reflectance there, as g and b.
-        g: See r.
-        b: See r.
-    """
+    """Color of a place with unit normal n and reflectance (r, g, b) on primitive `part`, -1 for the ground."""
     lit = _lit_share(scene, light, part, x, y, z, nx, ny, nz)
     ambient = _sky_share(scene, part, x, y, z, nx, ny, nz)
     r *= light.sun[0] * lit + light.ambient[0] * ambient

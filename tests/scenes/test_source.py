@@ -138,3 +138,16 @@ def test_a_colmap_model_is_known_again_too(tmp_path):
     path.write_text(path.read_text().replace("PINHOLE 20 16 2", "PINHOLE 20 16 3", 1))
     with pytest.raises(InputError, match="--again"):
         fit(tmp_path / "small", tmp_path / "run")
+
+
+def test_splats_that_were_trained_elsewhere_say_what_an_edit_needs(folder, tmp_path, monkeypatch, capsys):
+    fit(folder, tmp_path / "run")
+    (folder / "splats.ply").write_bytes((tmp_path / "run/scenes/small/splats.ply").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for scene in (folder, folder / "splats.ply"):
+        assert run(["edit", str(scene), "make it golden", "--editor", "grade"]) == 2
+        assert "restage fit CAPTURE, then restage edit RUN" in capsys.readouterr().err
+    assert run(["fit", str(folder / "splats.ply")]) == 2
+    assert "pictures and their cameras" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

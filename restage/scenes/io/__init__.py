@@ -94,6 +94,10 @@ def recognize_capture(path: Path) -> CaptureSource:
         found = scene_format.find(path)
         if found is not None:
             return CaptureSource(form, found, capture_name(path))
+    if path.suffix.lower() == ".ply" and path.is_file():
+        raise InputError(
+            f"{path} holds splats or points; a fit needs the pictures and their cameras: give their folder"
+        )
     if path.is_file():
         raise InputError(f"{path}: expected a folder, a transforms.json or a video, got another file")
     expected = "; ".join(scene_format.expected for scene_format in SCENE_FORMATS.values())

@@ -18,32 +18,12 @@ from restage.records import InputError
 
 __all__ = ["ModelCamera", "ModelImage", "PointArrays", "read_cameras", "read_images", "read_points"]
 
-NUM_PARAMS = {
-    "SIMPLE_PINHOLE": 3,
-    "PINHOLE": 4,
-    "SIMPLE_RADIAL": 4,
-    "RADIAL": 5,
-    "OPENCV": 8,
-    "OPENCV_FISHEYE": 8,
-    "FULL_OPENCV": 12,
-    "SIMPLE_RADIAL_FISHEYE": 4,
-    "RADIAL_FISHEYE": 5,
-    "FOV": 5,
-    "THIN_PRISM_FISHEYE": 12,
-}
-MODEL_OF_ID = {
-    0: "SIMPLE_PINHOLE",
-    1: "PINHOLE",
-    2: "SIMPLE_RADIAL",
-    3: "RADIAL",
-    4: "OPENCV",
-    5: "OPENCV_FISHEYE",
-    6: "FULL_OPENCV",
-    7: "FOV",
-    8: "SIMPLE_RADIAL_FISHEYE",
-    9: "RADIAL_FISHEYE",
-    10: "THIN_PRISM_FISHEYE",
-}
+MODELS = (
+    *(("SIMPLE_PINHOLE", 3), ("PINHOLE", 4), ("SIMPLE_RADIAL", 4), ("RADIAL", 5), ("OPENCV", 8), ("OPENCV_FISHEYE", 8)),
+    *(("FULL_OPENCV", 12), ("FOV", 5), ("SIMPLE_RADIAL_FISHEYE", 4), ("RADIAL_FISHEYE", 5), ("THIN_PRISM_FISHEYE", 12)),
+)
+"""Camera models and how many parameters they have, in the order of COLMAP's ids."""
+NUM_PARAMS = dict(MODELS)
 POINT_COLUMNS = np.dtype([("id", "u8"), *((name, "f8") for name in "xyz"), *((name, "i8") for name in "rgb")])
 MAX_NAME_BYTES = 4096
 
@@ -173,9 +153,9 @@ def _binary_cameras(path: Path) -> Iterator[tuple[int, str, int, int, tuple[floa
     reader, head = _Reader(path), struct.Struct("<iiQQ")
     for _ in range(reader.count(head.size)):
         camera_id, model_id, width, height = reader.take(head)
-        if model_id not in MODEL_OF_ID:
+        if not 0 <= model_id < len(MODELS):
             raise InputError(f"{path}: expected a camera of {', '.join(NUM_PARAMS)}, got model number {model_id}")
-        model = MODEL_OF_ID[model_id]
+        model, _ = MODELS[model_id]
         yield camera_id, model, width, height, reader.take(struct.Struct(f"<{NUM_PARAMS[model]}d"))
     reader.end()
 
