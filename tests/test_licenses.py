@@ -35,11 +35,11 @@ def hard_dependencies() -> set[str]:
 def licenses_of(name: str) -> list[str]:
     """What a package's metadata says of its license: one that names several alternatives gives each."""
     head = metadata(name)
-    expression = head.get("License-Expression") or ""
-    classifiers = [line for line in head.get_all("Classifier") or () if line.startswith("License ::")]
-    stated = expression or "; ".join(classifiers) or (head.get("License") or "").splitlines()[0:1] or ""
-    text = stated if isinstance(stated, str) else stated[0]
-    return [part.strip(" ()") for part in re.split(r"\bOR\b", text)]
+    expression = "; ".join(head.get_all("License-Expression") or ())
+    classifiers = "; ".join(line for line in head.get_all("Classifier") or () if line.startswith("License ::"))
+    text = "; ".join(line.splitlines()[0] for line in head.get_all("License") or () if line)
+    stated = expression or classifiers or text
+    return [part.strip(" ()") for part in re.split(r"\bOR\b", stated)]
 
 
 def is_copyleft(name: str) -> bool:
