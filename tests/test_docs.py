@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.test_architecture import ROOMS
+
+REPOSITORY = Path(__file__).parent.parent
+PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+PATH = re.compile(r"`((?:restage|miniature|benchmarks|tests|docs)/[\w./-]*\w\.\w+)`")
+
+
+def names_of(pages: list[Path]) -> list[str]:
+    return [str(page.relative_to(REPOSITORY)) for page in pages]
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.replace("`", "").lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names_of(PAGES))
+def test_links_lead_somewhere(page: Path) -> None:
+    for place, anchor in LINK.findall(page.read_text()):
+        target = (page.parent / place).resolve() if place else page
+        assert target.exists(), place
+        assert not anchor or anchor in anchors_of(target), f"{place}#{anchor}"
+
+
+# The log tells of files as they were on its days; my_method and its kind are examples.
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "log"], ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    for path in PATH.findall(page.read_text()):
+        assert (REPOSITORY / path).exists() or "my_" in path, path
+
+
+def test_formulas_are_where_the_page_says() -> None:
+    rows = [line for line in (REPOSITORY / "docs" / "methods.md").read_text().splitlines() if line.startswith("| ")]
+    for row in rows[2:]:
+        for path, names in re.findall(r"`([\w/]+\.py)`((?:,? `[\w.]+`)*)", row.split(" | ")[-1]):
+            found = [folder / path for folder in (REPOSITORY / "restage", REPOSITORY) if (folder / path).exists()]
+            assert found or path == "reference.py", path
+            for name in re.findall(r"`[\w.]*?(\w+)`", names):
+                assert re.search(rf"\b{name}\b", found[0].read_text()), f"{path} has no {name}"
+
+
+def test_readme_is_one_page_and_shows_every_room() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    assert len(text.split()) <= 900
+    shown = re.findall(r"^restage/(\w+)", text, flags=re.MULTILINE)
+    assert shown == [room for room in ROOMS if room != "cli"]
