@@ -53,3 +53,11 @@ def test_readme_is_one_page_and_shows_every_room() -> None:
     assert len(text.split()) <= 900
     shown = re.findall(r"^restage/(\w+)", text, flags=re.MULTILINE)
     assert shown == [room for room in ROOMS if room != "cli"]
+
+
+def test_the_drawing_of_the_architecture_has_every_room_in_its_order() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    order = re.search(r"is the order: (.*?)\.", text, flags=re.DOTALL)
+    assert order and tuple(re.split(r",\s+", order[1])) == ROOMS
+    drawing = text.split("```mermaid")[1].split("```")[0]
+    assert [room for room in ROOMS if not re.search(rf"\b{room}\b", drawing)] == []
