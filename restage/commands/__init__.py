@@ -13,7 +13,7 @@ from restage.commands.diagnose import build_diagnose
 __all__ = ["COMMANDS"]
 
 COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
-    "demo": stages.build_demo,
+    "demo": lambda: stages.demo,
     "prompts": stages.build_stage("prompts", pairs.PROMPTS_HELP),
     "rounds": pairs.build_rounds,
     "pairs": pairs.build_pairs,
@@ -40,13 +40,13 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "study": compare.build_study,
     "report": runs.build_report,
     "miniature": stages.build_miniature,
-    "view": scenes.build_view,
+    "view": lambda: scenes.view,
     "diagnose": build_diagnose,
-    "show": runs.build_show,
-    "ls": runs.build_ls,
-    "diff": runs.build_diff,
-    "track": runs.build_track,
+    "show": lambda: runs.show,
+    "ls": lambda: runs.ls,
+    "diff": lambda: runs.diff,
+    "track": lambda: runs.track,
     "bundle": runs.build_bundle,
     "verify": runs.build_verify,
-    "doctor": runs.build_doctor,
+    "doctor": lambda: runs.doctor,
 }

@@ -11,6 +11,8 @@ from tyro.conf import Positional, arg
 
 from restage.commands.arguments import ModelsArgument, RunArgument, RunSeedArgument
 from restage.records import InputError
+from restage.run.folder import open_run, working
+from restage.run.models import models_in
 from restage.run.progress import show_progress
 
 __all__ = ["PROMPTS_HELP", "build_import", "build_pairs", "build_rounds"]
@@ -69,7 +71,6 @@ def build_rounds() -> Callable[..., None]:
         restage prompts runs/big --num-prompts 20000 --learn-from runs/forms/rounds/*
         """
         from restage.recipes import learn_forms
-        from restage.run.models import models_in
 
         last = show_progress(learn_forms(run, config, pairs, models_in(models), seed=run_seed))
         print(f"rounds: {run / 'rounds'}  {last.note if last else ''}")
@@ -108,8 +109,6 @@ def build_pairs() -> Callable[..., None]:
             run_seed: Seed for a new run.
         """
         from restage.recipes import make_pairs
-        from restage.run.folder import open_run, working
-        from restage.run.models import models_in
 
         with working(open_run(run, seed=run_seed)) as opened:
             found = models_in(models)
@@ -141,7 +140,6 @@ def build_import() -> Callable[..., None]:
             config: How to read them.
         """
         from restage.pairs.exchange.bring_in import import_folder
-        from restage.run.folder import open_run, working
 
         if not folder.is_dir():
             raise InputError(f"{folder} does not exist; expected the folder of a data set")

@@ -12,16 +12,18 @@ from tyro.conf import Positional, arg
 from restage.audit.show import describe_run, list_runs
 from restage.commands.arguments import ModelsArgument, RunArgument
 from restage.records import InputError
+from restage.run.folder import open_run, working
+from restage.run.models import models_in
 from restage.run.progress import show_progress
 
 __all__ = [
     "build_bundle",
-    "build_diff",
-    "build_doctor",
-    "build_ls",
+    "diff",
+    "doctor",
+    "ls",
     "build_report",
-    "build_show",
-    "build_track",
+    "show",
+    "track",
     "build_verify",
 ]
 
@@ -30,42 +32,32 @@ VerifiedArgument = Annotated[
 ]
 
 
-def build_show() -> Callable[..., None]:
-    """Build `restage show`."""
+def show(run: Positional[RunArgument], *, row: int | None = None) -> None:
+    """Print what a run holds: its stages with their facts, its edits, its table of methods, its page.
 
-    def show(run: Positional[RunArgument], *, row: int | None = None) -> None:
-        """Print what a run holds: its stages with their facts, its edits, its table of methods, its page.
+    Example: restage show runs/demo; restage show runs/demo --row 40
 
-        Example: restage show runs/demo; restage show runs/demo --row 40
+    Args:
+        run: The run.
+        row: Print instead where this number comes from: a row of compare/scores.parquet, as named on the page.
+    """
+    if row is None:
+        print("\n".join(describe_run(run)))
+    else:
+        from restage.report.trace import describe_row
 
-        Args:
-            run: The run.
-            row: Print instead where this number comes from: a row of compare/scores.parquet, as named on the page.
-        """
-        if row is None:
-            print("\n".join(describe_run(run)))
-        else:
-            from restage.report.trace import describe_row
-
-            print("\n".join(describe_row(run, row)))
-
-    return show
+        print("\n".join(describe_row(run, row)))
 
 
-def build_ls() -> Callable[..., None]:
-    """Build `restage ls`."""
+def ls(folder: Positional[Path] = Path("runs")) -> None:
+    """List the runs in a folder, each with its path, status, time and finished stages.
 
-    def ls(folder: Positional[Path] = Path("runs")) -> None:
-        """List the runs in a folder, each with its path, status, time and finished stages.
+    Example: restage ls runs
 
-        Example: restage ls runs
-
-        Args:
-            folder: Where the runs are.
-        """
-        print("\n".join(list_runs(folder)) or f"no runs in {folder}")
-
-    return ls
+    Args:
+        folder: Where the runs are.
+    """
+    print("\n".join(list_runs(folder)) or f"no runs in {folder}")
 
 
 def build_verify() -> Callable[..., None]:
@@ -134,9 +126,7 @@ def build_report() -> Callable[..., None]:
         """
         from restage.recipes import STAGES
         from restage.report.supplement import write_supplement
-        from restage.run.folder import open_run, working
         from restage.run.layout import PAGE, check_is_run
-        from restage.run.models import models_in
 
         if not runs:
             raise InputError("name at least one run, such as: restage report runs/demo")
@@ -182,83 +172,68 @@ def build_bundle() -> Callable[..., None]:
     return bundle
 
 
-def build_track() -> Callable[..., None]:
-    """Build `restage track`."""
+def track(
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN...", help="Folders of runs.")]],
+    *,
+    to: tuple[Literal["mlflow", "trackio"], ...],
+    project: str = "restage",
+    where: str = "",
+) -> None:
+    """Send the records of runs to a tracker: settings, training curves, scores. Each run is sent once.
 
-    def track(
-        runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN...", help="Folders of runs.")]],
-        *,
-        to: tuple[Literal["mlflow", "trackio"], ...],
-        project: str = "restage",
-        where: str = "",
-    ) -> None:
-        """Send the records of runs to a tracker: settings, training curves, scores. Each run is sent once.
+    Example: restage track runs/a runs/b --to trackio
 
-        Example: restage track runs/a runs/b --to trackio
+    Needs pip install 'restage[trackers]'. A run that has grown since gets another row only if its id has changed.
 
-        Needs pip install 'restage[trackers]'. A run that has grown since gets another row only if its id has changed.
+    Args:
+        runs: Folders of runs.
+        to: Which trackers.
+        project: Name of the project or experiment.
+        where: Tracking URI of MLflow, or URL of a trackio server; default: the one that the package itself uses.
+    """
+    from restage.audit.trackers import SINKS, facts_of
 
-        Args:
-            runs: Folders of runs.
-            to: Which trackers.
-            project: Name of the project or experiment.
-            where: Tracking URI of MLflow, or URL of a trackio server; default: the one that the package itself uses.
-        """
-        from restage.audit.trackers import SINKS, facts_of
-
-        for facts in map(facts_of, runs):
-            for name in to:
-                print(f"{name}: {SINKS[name](facts, project=project, where=where)}")
-
-    return track
+    for facts in map(facts_of, runs):
+        for name in to:
+            print(f"{name}: {SINKS[name](facts, project=project, where=where)}")
 
 
-def build_diff() -> Callable[..., None]:
-    """Build `restage diff`."""
+def diff(first: Positional[Path], second: Positional[Path], *, json: bool = False) -> None:
+    """Print what differs between two runs: config, versions, data, weights, scores.
 
-    def diff(first: Positional[Path], second: Positional[Path], *, json: bool = False) -> None:
-        """Print what differs between two runs: config, versions, data, weights, scores.
+    Example: restage diff runs/a runs/b
 
-        Example: restage diff runs/a runs/b
+    Scores are compared result by result where both runs have them, with confidence intervals clustered by scene.
 
-        Scores are compared result by result where both runs have them, with confidence intervals clustered by scene.
+    Args:
+        first: Folder of a run.
+        second: Folder of another run.
+        json: Print JSON instead of lines.
+    """
+    from restage.audit.difference import compare_runs, describe_difference, difference_to_plain
 
-        Args:
-            first: Folder of a run.
-            second: Folder of another run.
-            json: Print JSON instead of lines.
-        """
-        from restage.audit.difference import compare_runs, describe_difference, difference_to_plain
-
-        found = compare_runs(first, second)
-        print(difference_to_plain(found) if json else "\n".join(describe_difference(found)))
-
-    return diff
+    found = compare_runs(first, second)
+    print(difference_to_plain(found) if json else "\n".join(describe_difference(found)))
 
 
-def build_doctor() -> Callable[..., None]:
-    """Build `restage doctor`."""
+def doctor(*, runs: Path = Path("runs"), online: bool = False, json: bool = False) -> None:
+    """Say what this machine can do, what is missing, and what to do about it. It changes nothing.
 
-    def doctor(*, runs: Path = Path("runs"), online: bool = False, json: bool = False) -> None:
-        """Say what this machine can do, what is missing, and what to do about it. It changes nothing.
+    Example: restage doctor
 
-        Example: restage doctor
+    The exit code is 1 if something that is needed is broken.
 
-        The exit code is 1 if something that is needed is broken.
+    Args:
+        runs: Folder that runs go to.
+        online: Also ask whether the model hub answers; otherwise the network is not used.
+        json: Print JSON instead of a table.
+    """
+    from restage import doctor as checks
 
-        Args:
-            runs: Folder that runs go to.
-            online: Also ask whether the model hub answers; otherwise the network is not used.
-            json: Print JSON instead of a table.
-        """
-        from restage import doctor as checks
-
-        findings = list(checks.examine(runs=runs, is_online=online))
-        if json:
-            print(checks.to_json(findings))
-        else:
-            checks.show_table(findings)
-        if not checks.is_healthy(findings):
-            raise SystemExit(1)
-
-    return doctor
+    findings = list(checks.examine(runs=runs, is_online=online))
+    if json:
+        print(checks.to_json(findings))
+    else:
+        checks.show_table(findings)
+    if not checks.is_healthy(findings):
+        raise SystemExit(1)

@@ -12,9 +12,11 @@ from tyro.conf import Positional, arg
 from restage.audit.show import describe_run
 from restage.commands.arguments import RunArgument
 from restage.records import EditRequest, InputError
+from restage.run.folder import open_run, working
+from restage.run.models import models_in
 from restage.run.progress import show_progress
 
-__all__ = ["build_edit", "build_edits", "build_export", "build_fit", "build_view"]
+__all__ = ["build_edit", "build_edits", "build_export", "build_fit", "view"]
 
 SceneArgument = Annotated[Path, arg(metavar="SCENE")]
 CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
@@ -168,7 +170,6 @@ def build_edits() -> Callable[..., None]:
             engine: Where edits are made; with --engine ray all machines have to see the run's folder under one path.
         """
         from restage.edit.stage import run_edit
-        from restage.run.folder import open_run, working
 
         config = EditConfig(methods=methods, editors=editors, scenes=scenes, edits=edits, seeds=seeds)
         with working(open_run(run)) as opened:
@@ -220,21 +221,16 @@ def build_export() -> Callable[..., None]:
     return export
 
 
-def build_view() -> Callable[..., None]:
-    """Build `restage view`."""
+def view(path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int = 8080) -> None:
+    """Show scenes in the browser, where you can type edits and watch them happen. Ctrl-C ends it.
 
-    def view(path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int = 8080) -> None:
-        """Show scenes in the browser, where you can type edits and watch them happen. Ctrl-C ends it.
+    Example: restage view runs/demo
 
-        Example: restage view runs/demo
+    Args:
+        path: What to show.
+        host: Address to listen on. Anything but this machine's own lets others see and edit.
+        port: Port to listen on; the next free one if it is taken.
+    """
+    from restage.view.serve import serve
 
-        Args:
-            path: What to show.
-            host: Address to listen on. Anything but this machine's own lets others see and edit.
-            port: Port to listen on; the next free one if it is taken.
-        """
-        from restage.view.serve import serve
-
-        serve(path, host=host, port=port)
-
-    return view
+    serve(path, host=host, port=port)

@@ -14,35 +14,31 @@ from tyro.conf import Positional, arg
 import restage
 from restage.commands.arguments import ModelsArgument, RunArgument, RunSeedArgument
 from restage.records import InputError
+from restage.run.folder import open_run, working
+from restage.run.models import models_in
 from restage.run.progress import show_progress
 
-__all__ = ["build_demo", "build_miniature", "build_stage"]
+__all__ = ["demo", "build_miniature", "build_stage"]
 
 
-def build_demo() -> Callable[..., None]:
-    """Build `restage demo`."""
+def demo(*, out: Path = Path("runs/demo"), seed: int = 0, models: Path | None = None) -> None:
+    """Go from prompts to the report page of an edited scene in about ten minutes on two cores.
 
-    def demo(*, out: Path = Path("runs/demo"), seed: int = 0, models: Path | None = None) -> None:
-        """Go from prompts to the report page of an edited scene in about ten minutes on two cores.
+    Example: restage demo --out runs/demo
 
-        Example: restage demo --out runs/demo
+    Ctrl-C stops it at any time, and the same command goes on from there. What is done is not done again.
 
-        Ctrl-C stops it at any time, and the same command goes on from there. What is done is not done again.
+    Args:
+        out: Folder of the run.
+        seed: Seed for prompts, pairs and noise.
+        models: Folder of the models to start from; default: the ones that come with the package.
+    """
+    from restage.recipes import demo as run_demo
+    from restage.recipes import demo_config
 
-        Args:
-            out: Folder of the run.
-            seed: Seed for prompts, pairs and noise.
-            models: Folder of the models to start from; default: the ones that come with the package.
-        """
-        from restage.recipes import demo as run_demo
-        from restage.recipes import demo_config
-        from restage.run.models import models_in
-
-        found = models_in(models)
-        show_progress(run_demo(out, demo_config(found), found, seed=seed))
-        print(f"page: {out / 'report' / 'index.html'}")
-
-    return demo
+    found = models_in(models)
+    show_progress(run_demo(out, demo_config(found), found, seed=seed))
+    print(f"page: {out / 'report' / 'index.html'}")
 
 
 def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None]]:
@@ -50,8 +46,6 @@ def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None
 
     def build() -> Callable[..., None]:
         from restage.recipes import STAGES
-        from restage.run.folder import open_run, working
-        from restage.run.models import models_in
 
         config_type, run_stage = STAGES[stage]
         default = config_type()
