@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from restage.records import InputError, Progress
+from restage.run.environment import check_device
 from restage.run.progress import show_progress
 
 __all__ = ["MiniatureConfig", "miniature", "train_miniature"]
@@ -61,6 +62,7 @@ def miniature(
         part: Which part; each needs the parts named before it.
         config: How it is trained.
     """
+    check_device(config.device)
     show_progress(train_miniature(part, config))
 
 

@@ -7,17 +7,24 @@ heavy itself, so that `restage --help` answers at once.
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from restage.records import InputError
+from restage.records import InputError, is_disk_full, system_error
+from restage.run.environment import choose_kernel_cache
 from restage.run.stopping import is_stop_requested, stop_on_signals
 
 __all__ = ["main"]
 
 EXIT_BAD_INPUT = 2
+EXIT_DISK_FULL = 3
 EXIT_STOPPED = 130
+
+MAX_LINE = 1000
+"""Letters of an error that are shown."""
 
 SUMMARIES = {
     "demo": "run the whole path in about ten minutes, from prompts to the report page of an edited scene",
@@ -70,6 +77,7 @@ def _prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("MPLBACKEND", "Agg")
+    choose_kernel_cache(Path(__file__).parent)
 
 
 def _run_command(name: str, arguments: Sequence[str]) -> None:
@@ -94,7 +102,8 @@ def run(arguments: Sequence[str]) -> int:
         arguments: what comes after `restage`.
 
     Returns:
-        The exit code: 0 done, 2 bad input, 130 stopped by the user. Unexpected errors are raised.
+        The exit code: 0 done, 2 bad input or a path that cannot be read or written, 3 no space left, 130 stopped by
+        the user. Unexpected errors are raised.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview(), end="")
@@ -109,31 +118,57 @@ def run(arguments: Sequence[str]) -> int:
         print(f"restage: no command {name!r}; expected one of: {', '.join(SUMMARIES)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     try:
+        for argument in arguments:
+            if "\0" in argument:
+                raise InputError(f"expected text without NUL characters, got {argument!r}")
         _run_command(name, arguments[1:])
     except InputError as error:
-        print(f"restage {name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        _say(name, str(error))
+        return EXIT_DISK_FULL if error.__cause__ and is_disk_full(error.__cause__) else EXIT_BAD_INPUT
     except BaseException as error:
-        if not (isinstance(error, KeyboardInterrupt) or is_stop_requested()):
+        if isinstance(error, KeyboardInterrupt) or is_stop_requested():
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            return EXIT_STOPPED
+        reason = system_error(error)
+        if reason is None or (isinstance(reason, BrokenPipeError) and reason.filename is None):
             raise
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return EXIT_STOPPED
+        place = f"{reason.filename}: " if reason.filename is not None else ""
+        hint = "; the same command goes on when there is space" if is_disk_full(reason) else ""
+        _say(name, f"{place}{os.strerror(reason.errno or 0)}{hint}")
+        return EXIT_DISK_FULL if is_disk_full(reason) else EXIT_BAD_INPUT
     return 0
+
+
+def _say(command: str, problem: str) -> None:
+    """Print an error as one line of bearable length, without the escape sequences that a file's name may hold."""
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(problem.split()))
+    line = line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
+    print(f"restage {command}: {line}", file=sys.stderr)
 
 
 def main() -> None:
     """Entry point of `restage`."""
     _prepare_environment()
     stop_on_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         code = run(sys.argv[1:])
-        sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as `head`, has gone: not an error. What is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = 0  # the reader, such as `head`, has gone: not an error
     except KeyboardInterrupt:
         code = EXIT_STOPPED
+    except SystemExit as ended:
+        code = ended.code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered has nowhere to go, and Python would try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _say("output", str(error.strerror))
+            code = EXIT_DISK_FULL if is_disk_full(error) else EXIT_BAD_INPUT
     sys.exit(code)
 
 

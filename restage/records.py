@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -122,6 +124,24 @@ def has_right_seal(record: Mapping[str, Any], *, is_required: bool) -> bool:
     return seal(record)["seal"] == record["seal"] if "seal" in record else not is_required
 
 
+def system_error(error: BaseException) -> OSError | None:
+    """Return the error of the operating system that an exception is or speaks of; None if it is of another kind."""
+    if isinstance(error, OSError):
+        return error if error.errno else None
+    # Two libraries open files by themselves: safetensors says the number in words, torch that too little arrived.
+    numbered = re.search(r"\(os error (\d+)\)", str(error))
+    if numbered is None and not re.search("inline_container.*unexpected pos|PytorchStreamWriter failed", str(error)):
+        return None
+    number = int(numbered.group(1)) if numbered else errno.ENOSPC
+    return OSError(number, os.strerror(number))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an exception says that there is no space left, or no more for this user or file."""
+    reason = system_error(error)
+    return reason is not None and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is synced to disk and renamed, on an error removed."""
@@ -136,8 +156,15 @@ def write_atomically(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        reason = system_error(error)
+        if reason is None or (reason.filename is not None and str(reason.filename) != str(temporary)):
+            raise
+        # Most writers do not say which file it was, and the temporary name means nothing to anyone.
+        raise OSError(reason.errno, os.strerror(reason.errno or 0), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

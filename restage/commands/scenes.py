@@ -12,8 +12,8 @@ from tyro.conf import Positional, arg
 from restage.audit.show import describe_run
 from restage.commands.arguments import RunArgument
 from restage.records import EditRequest, InputError
+from restage.run.environment import check_device
 from restage.run.folder import open_run, working
-from restage.run.models import models_in
 from restage.run.progress import show_progress
 
 __all__ = ["build_edit", "build_edits", "build_export", "build_fit", "view"]
@@ -111,6 +111,7 @@ def build_edit() -> Callable[..., None]:
         from restage.scenes.fit import PHOTOGRAPHS
         from restage.scenes.io import capture_name, is_capture
 
+        check_device(device)
         if then and (source_caption or target_caption):
             raise InputError("captions belong to one instruction; give them with --start instead of --then")
         requests = [

@@ -12,7 +12,7 @@ from restage.edit.editors import Editor, EditorSource
 from restage.edit.job import EditStep, Method, needs_editor
 from restage.edit.open_editors import NO_EDITOR, NoEditor, OpenEditors, SceneEditor
 from restage.edit.results import edit_scene, write_failure
-from restage.records import EditCase, InputError, Progress, derive_seed, file_sha256, read_json
+from restage.records import EditCase, InputError, Progress, derive_seed, file_sha256, is_disk_full, read_json
 from restage.run.stopping import is_stop_requested
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture
@@ -20,7 +20,6 @@ from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import Splats
 from restage.work.queue import SetAside
 from restage.work.task import Facts, Task
-from restage.work.worker import is_disk_full
 
 __all__ = ["EditUnit", "EditWork", "OpenEdits", "editors_of", "load_scene"]
 

@@ -8,16 +8,59 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BFLOAT16_FLAGS", "git_commit", "machine", "processor_name", "versions"]
+from restage.records import InputError
+
+__all__ = [
+    "BFLOAT16_FLAGS",
+    "check_device",
+    "choose_kernel_cache",
+    "git_commit",
+    "machine",
+    "processor_name",
+    "versions",
+]
 
 BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 """What processors of x86 and ARM that compute in bfloat16 say of themselves, by the names of Linux and of torch."""
 GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
 """Where NVIDIA's driver on Linux describes each GPU."""
 PACKAGES = ("restage", "torch", "numpy", "numba", "diffusers", "transformers", "safetensors", "pyarrow", "pillow")
+
+
+def check_device(name: str) -> None:
+    """Check that models can compute on a device, such as `cpu` or `cuda:1`.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a CUDA that torch lacks is an assertion
+        reason = (str(error).splitlines() or ["torch cannot use it"])[0]
+        raise InputError(f"device {name!r} cannot be used here ({reason}); expected cpu, or cuda with a GPU") from None
+
+
+def choose_kernel_cache(package: Path) -> None:
+    """Keep numba's compiled kernels in a temporary folder if neither the package nor the user's cache can be written.
+
+    Numba refuses to start otherwise. Call it before numba is imported.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    while not cache.exists():
+        cache = cache.parent
+    if "NUMBA_CACHE_DIR" in os.environ or os.access(package, os.W_OK) or os.access(cache, os.W_OK):
+        return
+    folder = Path(tempfile.gettempdir()) / f"restage-kernels-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # Kernels are code: one that somebody else may write to is no place for them.
+    is_own = folder.stat().st_uid == os.getuid() and not folder.is_symlink() and not folder.stat().st_mode & 0o022
+    os.environ["NUMBA_CACHE_DIR"] = str(folder) if is_own else tempfile.mkdtemp(prefix="restage-kernels-")
 
 
 def machine() -> dict[str, Any]:
@@ -57,10 +100,11 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """Commit of this code, with `+changes` if files differ from it; `unknown` without git."""
-    here = Path(__file__).parent
+    # Without locks, since to look must not write: a status that is killed would leave a lock in the user's repository.
+    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10)
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     if commit.returncode:

@@ -32,7 +32,10 @@ def show_progress(steps: Iterable[Progress], *, file: TextIO | None = None) -> P
         _show_bars(last)
     else:
         for line in plain_lines(last):
-            print(line, file=out, flush=True)
+            try:
+                print(line, file=out, flush=True)
+            except BrokenPipeError:  # nobody reads on: the same as Ctrl-C
+                raise KeyboardInterrupt from None
     return last.step
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
@@ -52,7 +53,7 @@ def run_tasks(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) 
             if event.status == "disk full":
                 raise WorkStopped(
                     f"the disk is full ({event.reason}); what is made stays; make room and run this again"
-                )
+                ) from OSError(errno.ENOSPC, event.reason)
             # A result that is there may also come from a worker that was lost before it could report it.
             if event.status == "found" and not is_shared and not has_lost:
                 is_shared = True

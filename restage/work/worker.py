@@ -6,7 +6,6 @@ The same code runs in this process (`inline`), in a process per device (`local`)
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import sys
@@ -16,22 +15,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from restage.records import InputError, Progress
+from restage.records import InputError, Progress, is_disk_full
 from restage.run.environment import versions
 from restage.work.idle import DeviceWatch
 from restage.work.task import Facts, OpenWork, Report, Status, Task, Work
 
-__all__ = ["DISK_FULL", "Worker", "WorkerSettings", "in_one_line", "is_disk_full", "restored_threads"]
+__all__ = ["Worker", "WorkerSettings", "in_one_line", "restored_threads"]
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors that no other attempt and no other worker will mend."""
 LOOK_S = 1.0
 """Seconds between looks at who else uses the device: steps may be much shorter than the call of nvidia-smi."""
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk is full."""
-    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def in_one_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from restage import recipes
 from restage.cli import run
+from restage.edit import stage as edit_stage
 from restage.recipes import STAGES, demo_config
 from restage.records import Progress
 from restage.run.folder import RunFolder
@@ -43,6 +44,7 @@ def test_every_line_of_the_demos_script_gives_a_stage_the_config_of_the_demo(
     for name, stage in STAGES.items():
         monkeypatch.setitem(STAGES, name, stage._replace(run=record(name)))
     monkeypatch.setattr(recipes, "make_pairs", record("pairs"))
+    monkeypatch.setattr(edit_stage, "run_edit", record("edit"))
 
     commands = commands_of(SCRIPT, tmp_path / "run")
     for command in commands:
