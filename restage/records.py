@@ -28,6 +28,7 @@ __all__ = [
     "Progress",
     "PromptPair",
     "Score",
+    "added_later",
     "canonical_json",
     "content_id",
     "derive_seed",
@@ -58,10 +59,19 @@ class MissingExtra(InputError):
         super().__init__(f"{package} is not installed; run: pip install 'restage[{extra}]'")
 
 
+def added_later(default: Any) -> Any:
+    """A field of a config that is left out of its JSON, and so of ids, while it has its default.
+
+    Configs that say nothing of it keep the ids that they had before there was such a field.
+    """
+    return dataclasses.field(default=default, metadata={"added_later": True})
+
+
 def to_plain(value: Any) -> Any:
     """Turn dataclasses, paths, tuples and numpy scalars into JSON values, keys as they are."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        return {f.name: to_plain(x) for f, x in fields if "added_later" not in f.metadata or x != f.default}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -25,6 +25,7 @@ from restage.records import (
     Progress,
     PromptPair,
     Score,
+    added_later,
     canonical_json,
     content_id,
     derive_seed,
@@ -332,3 +333,14 @@ def test_finished_stage_is_known_by_its_config(tmp_path: Path) -> None:
     assert read_json(run.path / "pairs" / "stage.json")["facts"] == {"num_pairs": 4}
     with pytest.raises(InputError, match="another config"):
         run.is_done("pairs", ToyConfig(rate=0.2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrownConfig(ToyConfig):
+    mode: str = added_later("old")
+
+
+def test_a_field_that_was_added_later_is_part_of_an_id_only_where_it_is_set():
+    assert content_id("toy", GrownConfig()) == content_id("toy", ToyConfig())
+    assert to_plain({"inner": GrownConfig(mode="new")})["inner"]["mode"] == "new"
+    assert content_id("toy", GrownConfig(mode="new")) != content_id("toy", ToyConfig())

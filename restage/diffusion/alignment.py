@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,9 +15,21 @@ from torch import Tensor
 
 from restage.records import InputError
 
-__all__ = ["Alignment", "CaptionsDiffer", "align_phrases", "align_swaps", "find_tokens", "token_mask", "token_masks"]
+__all__ = [
+    "Alignment",
+    "CaptionsDiffer",
+    "Padding",
+    "align_phrases",
+    "align_swaps",
+    "find_tokens",
+    "token_mask",
+    "token_masks",
+]
 
 Span = tuple[int, int]
+Padding = Literal["own", "public"]
+"""How the tokens after the words are connected, if the two captions have different numbers of tokens. `own`: end token
+to end token and padding to padding. `public`: by position, as in the public code of Prompt-to-Prompt."""
 
 _ARTICLES = {"a", "an"}
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -31,7 +43,7 @@ class Alignment(NamedTuple):
     """Which source tokens the tokens of an edited prompt take their attention from; both prompts padded to the end."""
 
     word_map: Float[Tensor, "tokens tokens"]
-    """M[source, edit]; no row sums to more than 1, so attention is moved, never made."""
+    """M[source, edit]; with padding of `own` no row sums to more than 1, so attention is moved, never made."""
     gate: Float[Tensor, " tokens"]
     """1 for edit tokens that have a source, 0 for new ones."""
 
@@ -145,15 +157,34 @@ def _connect(word_map: Tensor, source: Sequence[int], target: Sequence[int]) -> 
         word_map[torch.tensor(source)[:, None], torch.tensor(target)] = 1 / len(target)
 
 
-def _connect_ends(word_map: Tensor, num_source: int, num_target: int) -> None:
-    """Begin to begin; from the end token on, end to end and padding to padding, the last one taking what is left."""
+def _connect_ends(word_map: Tensor, num_source: int, num_target: int, padding: Padding) -> None:
+    """Connect begin to begin and end to end, and padding token to padding token.
+
+    Padding gets most of the attention of a trained model, and carries what the whole caption says. So ours counts it
+    from the end token on, the last one taking what is left; the public code of Prompt-to-Prompt counts from the
+    start, where a padding token of the target may meet a word of the source.
+    """
     length = word_map.shape[0]
-    word_map[0, 0] = 1
-    for offset in range(length - num_source + 1):
+    word_map[0, 0] = word_map[num_source - 1, num_target - 1] = 1
+    if padding == "public":
+        rest = range(num_target, length)
+        word_map[rest, rest] = 1
+        return
+    for offset in range(1, length - num_source + 1):
         word_map[num_source - 1 + offset, min(num_target - 1 + offset, length - 1)] = 1
 
 
-def align_swaps(tokenizer: Any, source: str, target: str, swaps: Sequence[tuple[str, str]]) -> Alignment:
+def _connect_by_position(word_map: Tensor, source_start: int, target_start: int) -> None:
+    """Connect everything from here on to the token of the source at the same position, as in the public code."""
+    length = word_map.shape[0]
+    word_map[:, target_start:] = 0
+    rest = range(target_start, target_start + length - max(source_start, target_start))
+    word_map[rest, rest] = 1
+
+
+def align_swaps(
+    tokenizer: Any, source: str, target: str, swaps: Sequence[tuple[str, str]], *, padding: Padding = "own"
+) -> Alignment:
     """Align two captions that differ by swapped words alone (Prompt-to-Prompt's replacement).
 
     Args:
@@ -161,6 +192,7 @@ def align_swaps(tokenizer: Any, source: str, target: str, swaps: Sequence[tuple[
         source: caption before.
         target: caption after.
         swaps: words of the source and what stands in their place, in order; `a` may become `an` unmentioned.
+        padding: how the tokens after the last swapped word are connected; matters if token counts differ.
 
     Raises:
         InputError: a prompt does not fit the tokenizer, or a swapped word is not there.
@@ -180,11 +212,16 @@ def align_swaps(tokenizer: Any, source: str, target: str, swaps: Sequence[tuple[
         )
     length = tokenizer.model_max_length
     word_map = torch.zeros(length, length)
+    _connect_ends(word_map, len(source_tokens.ids), len(target_tokens.ids), padding)
+    last = (0, 0)
     for (i, i_end), (j, j_end) in pairs:
         before = _tokens_in(source_tokens, (source_spans[i][0], source_spans[i_end - 1][1]))
         after = _tokens_in(target_tokens, (target_spans[j][0], target_spans[j_end - 1][1]))
         _connect(word_map, before, after)
-    _connect_ends(word_map, len(source_tokens.ids), len(target_tokens.ids))
+        if source_words[i:i_end] != target_words[j:j_end]:
+            last = (before[-1] + 1, after[-1] + 1)
+    if padding == "public":
+        _connect_by_position(word_map, *last)
     return Alignment(word_map, torch.ones(length))
 
 
@@ -210,10 +247,11 @@ def _global_alignment(source: Sequence[int], target: Sequence[int]) -> list[tupl
     return pairs
 
 
-def align_phrases(tokenizer: Any, source: str, target: str) -> Alignment:
+def align_phrases(tokenizer: Any, source: str, target: str, *, padding: Padding = "own") -> Alignment:
     """Align two captions of which one has words that the other lacks (Prompt-to-Prompt's refinement).
 
-    Tokens of the target that the source has too take its attention; new ones keep their own (gate 0).
+    Tokens of the target that the source has too take its attention; new ones keep their own (gate 0). `padding` says
+    how the tokens after the end of the captions are connected.
 
     Raises:
         InputError: a prompt does not fit the tokenizer.
@@ -224,7 +262,7 @@ def align_phrases(tokenizer: Any, source: str, target: str) -> Alignment:
     for i, j in _global_alignment(source_ids[1:-1], target_ids[1:-1]):
         word_map[i + 1, j + 1] = 1
         gate[j + 1] = 1
-    _connect_ends(word_map, len(source_ids), len(target_ids))
+    _connect_ends(word_map, len(source_ids), len(target_ids), padding)
     gate[0] = 1
     gate[len(target_ids) - 1 :] = 1
     return Alignment(word_map, gate)

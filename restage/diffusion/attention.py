@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from restage.diffusion.control import INJECT, MUTUAL, StepControl
 from restage.records import InputError
 
-__all__ = ["attention_layers", "controlled"]
+__all__ = ["attention_layers", "controlled", "num_self_layers"]
 
 
 def _num_halves(control: StepControl, rows: int) -> int:
@@ -86,12 +86,13 @@ def _project(
     return layer(x if taken.needed is None else x.index_select(0, taken.needed)).index_select(0, taken.place)
 
 
-def _attention_by_region(query: Tensor, key: Tensor, value: Tensor, control: StepControl, layer: float) -> Tensor:
+def _attention_by_region(query: Tensor, key: Tensor, value: Tensor, control: StepControl, layer: int) -> Tensor:
     """Mutual attention in which the thing attends to the thing and the rest to the rest (MasaCtrl with masks)."""
     halves, side = _num_halves(control, query.shape[0]), round(query.shape[2] ** 0.5)
     is_mutual = control.gates.is_open(MUTUAL, num_halves=halves, size_squared=query.shape[2], layer=layer)
-    assert control.regions is not None
-    of_source, of_edit = (F.interpolate(x[:, None].float(), (side, side)).flatten(1) > 0.5 for x in control.regions)
+    assert control.maps is not None and control.follows_regions is not None
+    regions = control.maps.regions(control.region_threshold, control.follows_regions)
+    of_source, of_edit = (F.interpolate(x[:, None].float(), (side, side)).flatten(1) > 0.5 for x in regions)
     out = []
     for keys in (of_source, ~of_source):
         allowed = torch.where(is_mutual[:, :, None], keys, True)
@@ -171,8 +172,8 @@ def _record(query: Tensor, key: Tensor, mask: Tensor | None, control: StepContro
 class ControlledProcessor:
     """An attention processor of diffusers that applies a `StepControl`; without one it does what the usual one does."""
 
-    def __init__(self, layer: float) -> None:
-        """Make that of a layer: the share of the layers of its kind that are called before it."""
+    def __init__(self, layer: int) -> None:
+        """Make the processor of a layer by its number: how many layers of its kind are called before it."""
         self.layer = layer
         self.num_calls = 0
 
@@ -204,7 +205,7 @@ class ControlledProcessor:
         mask = None if mask is None else mask.view(batch, attn.heads, -1, mask.shape[-1])
         if control is not None and not is_self:
             out = self._cross(query, key, value, mask, control)
-        elif control is not None and taken.value is not None and control.regions is not None:
+        elif control is not None and taken.value is not None and control.follows_regions is not None:
             out = _attention_by_region(query, key, value, control, self.layer)
         else:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -274,10 +275,19 @@ def _hooks_of(unet: nn.Module) -> _Hooks:
     num_called = {True: 0, False: 0}
     processors = []
     for layer in layers:
-        processors.append(ControlledProcessor(2 * num_called[layer.is_cross_attention] / len(layers)))
+        processors.append(ControlledProcessor(num_called[layer.is_cross_attention]))
         num_called[layer.is_cross_attention] += 1
     _HOOKS[unet] = _Hooks(tuple(names[layer] for layer in layers), layers, processors)
     return _HOOKS[unet]
+
+
+def num_self_layers(unet: nn.Module) -> int:
+    """Number of a UNet's self-attention layers.
+
+    Raises:
+        InputError: the UNet's layers are not those that control knows.
+    """
+    return len(_hooks_of(getattr(unet, "_orig_mod", unet)).layers) // 2
 
 
 @contextlib.contextmanager

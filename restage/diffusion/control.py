@@ -8,7 +8,6 @@ from captions, `PairControl.at_step` says what of them is on at a step, and `att
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from restage.diffusion.word_maps import BlendControl, WordMaps
+from restage.records import InputError
 
 __all__ = ["INJECT", "MUTUAL", "NO_SELF", "CrossControl", "PairControl", "SelfControl", "StepControl"]
 
@@ -30,6 +30,19 @@ def _is_open(window: Float[Tensor, "*rows 2"], step: int, num_steps: int) -> Boo
     """Whether windows [from, until), in shares of the steps rounded down as Prompt-to-Prompt does, hold a step."""
     edges = torch.floor(window * num_steps + 1e-4)
     return (edges[..., 0] <= step) & (step < edges[..., 1])
+
+
+def _first_layers(shares: Float[Tensor, " pairs"], num_layers: int | None) -> Int[Tensor, " pairs"]:
+    """Turn shares of the layers into numbers of layers.
+
+    Numbers compare exactly. A share of k / n does not: a float32 one may lie above its own float64 value, and layer k
+    would be skipped. A ten-thousandth of a layer is more than any such error.
+    """
+    if num_layers is None:
+        if bool((shares > 0).any()):
+            raise InputError("control that begins at one of the layers needs num_layers, their number")
+        num_layers = 0
+    return torch.ceil(shares.double() * num_layers - 1e-4).long()
 
 
 def _select(part: Any, pairs: Int[Tensor, " chosen"]) -> Any:
@@ -78,7 +91,7 @@ class SelfControl:
     """Whether the unconditional half of guidance is controlled, too."""
     region_threshold: Float[Tensor, " pairs"]
     """`MUTUAL` only: above 0, the named things of both branches attend to each other and the rest to the rest; a word
-    map, scaled to [0, 1], counts above this."""
+    map, scaled to [0, 1], counts from this value on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,18 +127,23 @@ class PairControl:
         *,
         source_of: Int[Tensor, " pairs"] | None = None,
         num_sources: int | None = None,
+        num_layers: int | None = None,
         maps: WordMaps | None = None,
         device: torch.device | str = "cpu",
     ) -> StepControl:
-        """What is on at step `step` (from 0) of `num_steps`.
+        """Return what is on at step `step` (from 0) of `num_steps`.
 
         Args:
             step: counted from 0.
             num_steps: of the whole trajectory.
             source_of: which source each pair is an edit of; None = each of its own, in order.
             num_sources: how many sources the batch has; None = as many as `source_of` names.
+            num_layers: number of the UNet's self-attention layers; needed where control begins at one of them.
             maps: where word maps are recorded, and taken from where control follows regions.
             device: where the model is.
+
+        Raises:
+            InputError: control begins at a share of the layers, and their number is not given.
         """
         cross, own = self.cross, self.self_attention
         source_of = torch.arange(len(self)) if source_of is None else source_of.cpu()
@@ -135,10 +153,11 @@ class PairControl:
         takes, has_own = (source_gain != 0).any(dim=1), (own_gain != 0).any(dim=1)
         kind = torch.where(_is_open(own.window, step, num_steps), own.kind, NO_SELF)
         is_on = kind != NO_SELF
-        gates = SelfGates(kind, own.max_size, own.first_layer, own.has_unconditional, source_of)
-        regions = None
-        if maps is not None and maps.has_any and bool(((kind == MUTUAL) & (own.region_threshold > 0)).any()):
-            regions = maps.regions(own.region_threshold, self.blend.has_words & (kind == MUTUAL))
+        first_layer = _first_layers(own.first_layer, num_layers)
+        gates = SelfGates(kind, own.max_size, first_layer, own.has_unconditional, source_of)
+        follows_regions = (kind == MUTUAL) & (own.region_threshold > 0) & self.blend.has_words
+        if maps is not None:
+            maps.begin_step()
         num_sources = int(source_of.max()) + 1 if num_sources is None else num_sources
         return StepControl(
             num_sources=num_sources,
@@ -155,8 +174,9 @@ class PairControl:
             gates=gates.to(device),
             gates_on_host=gates,
             largest_size=int(own.max_size[is_on].max()) if bool(is_on.any()) else 0,
-            earliest_layer=float(own.first_layer[is_on].min()) if bool(is_on.any()) else math.inf,
-            regions=regions,
+            earliest_layer=int(first_layer[is_on].min()) if bool(is_on.any()) else 0,
+            follows_regions=follows_regions.to(device) if maps is not None and bool(follows_regions.any()) else None,
+            region_threshold=own.region_threshold.to(device),
             words=None if maps is None else self.blend.words().to(device),
             maps=maps,
         )
@@ -169,7 +189,8 @@ class SelfGates:
     kind: Int[Tensor, " pairs"]
     """`NO_SELF` where the window is closed."""
     max_size: Int[Tensor, " pairs"]
-    first_layer: Float[Tensor, " pairs"]
+    first_layer: Int[Tensor, " pairs"]
+    """Number of the first self-attention layer that is controlled, counted from 0."""
     has_unconditional: Bool[Tensor, " pairs"]
     source_of: Int[Tensor, " pairs"]
 
@@ -177,8 +198,8 @@ class SelfGates:
         """The same on another device."""
         return SelfGates(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
 
-    def is_open(self, kind: int, *, num_halves: int, size_squared: int, layer: float) -> Bool[Tensor, "halves pairs"]:
-        """For which rows control of this kind is on, at a layer of so many pixels, after this share of the layers."""
+    def is_open(self, kind: int, *, num_halves: int, size_squared: int, layer: int) -> Bool[Tensor, "halves pairs"]:
+        """For which rows control of this kind is on, at the layer of this number and of so many pixels."""
         is_here = (self.kind == kind) & (self.max_size * self.max_size >= size_squared) & (self.first_layer <= layer)
         return torch.stack([is_here & self.has_unconditional, is_here][-num_halves:])
 
@@ -216,11 +237,12 @@ class StepControl:
     gates_on_host: SelfGates
     """The same on the CPU, where rows can be counted without waiting for a GPU."""
     largest_size: int
-    """Of the layers (pixels a side) whose self attention any pair controls at this step; 0 = none."""
-    earliest_layer: float
-    """Share of the self-attention layers before which no pair's is controlled at this step."""
-    regions: tuple[Bool[Tensor, "pairs size size"], Bool[Tensor, "pairs size size"]] | None
-    """Where the named things are in source and edit, for pairs whose mutual attention follows them."""
+    """Largest layer (pixels a side) whose self attention any pair controls at this step; 0 = none."""
+    earliest_layer: int
+    """Number of the first self-attention layer that any pair controls at this step."""
+    follows_regions: Bool[Tensor, " pairs"] | None
+    """Which pairs keep the named things and the rest apart in mutual attention; None if no pair does."""
+    region_threshold: Float[Tensor, " pairs"]
     words: Float[Tensor, "branches_pairs 2 tokens"] | None
     maps: WordMaps | None
 

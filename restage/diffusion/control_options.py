@@ -14,10 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.diffusion.alignment import Alignment, CaptionsDiffer, align_phrases, align_swaps, find_tokens, token_mask
+from restage.diffusion.alignment import (
+    Alignment,
+    CaptionsDiffer,
+    Padding,
+    align_phrases,
+    align_swaps,
+    find_tokens,
+    token_mask,
+)
 from restage.diffusion.control import ANY_SIZE, INJECT, MUTUAL, NO_SELF, CrossControl, PairControl, SelfControl
 from restage.diffusion.word_maps import BlendControl
-from restage.records import InputError
+from restage.records import InputError, added_later
 
 __all__ = [
     "BLEND_ONLY",
@@ -87,6 +95,9 @@ class ControlOptions:
     """`mutual` only: above 0, what the pair's words attend to and the rest are kept apart (MasaCtrl's masks)."""
     blend: LocalBlend = LocalBlend()
     """For pairs that name words."""
+    padding: Padding = added_later("own")
+    """What end and padding tokens are connected to if the captions have different numbers of tokens. `own`: to end and
+    padding tokens of the source. `public`: to the tokens at the same position, as in Prompt-to-Prompt's public code."""
 
     def __post_init__(self) -> None:
         _check_window("cross_window", self.cross_window)
@@ -121,14 +132,16 @@ MASACTRL = ControlOptions(
 """Cao et al. 2023 (arXiv 2304.08465): from step 4 of 50 and self-attention layer 10 of 16 on."""
 
 
-def _align(tokenizer: Any, source: str, target: str, swaps: Sequence[tuple[str, str]]) -> tuple[str, Alignment]:
+def _align(
+    tokenizer: Any, source: str, target: str, swaps: Sequence[tuple[str, str]], padding: Padding
+) -> tuple[str, Alignment]:
     """Word replacement if the captions differ by their swaps alone, else what they have in common."""
     if swaps:
         try:
-            return "replace", align_swaps(tokenizer, source, target, swaps)
+            return "replace", align_swaps(tokenizer, source, target, swaps, padding=padding)
         except CaptionsDiffer:
             pass  # "refine" says so in the pair's facts
-    return "refine", align_phrases(tokenizer, source, target)
+    return "refine", align_phrases(tokenizer, source, target, padding=padding)
 
 
 def _tokens_of(tokenizer: Any, caption: str, word: str) -> list[int]:
@@ -198,7 +211,7 @@ def build_control(
             word's strength could never have an effect.
     """
     options = options or ControlOptions()
-    name, alignment = _align(tokenizer, source, target, swaps)
+    name, alignment = _align(tokenizer, source, target, swaps, options.padding)
     blend = BlendControl(
         source_words=_words(tokenizer, source, words),
         edit_words=_words(tokenizer, target, words),

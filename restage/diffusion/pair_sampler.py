@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from restage.diffusion.attention import num_self_layers
 from restage.diffusion.control import PairControl
 from restage.diffusion.sampler import initial_noise, latent_shape, step_noise
 from restage.diffusion.solvers import Solver
@@ -151,6 +152,7 @@ class _Trajectory:
         self.timesteps = backbone.schedule.timesteps(config.num_steps)
         self.solver = Solver(backbone.schedule, self.timesteps, config.solver, step_noise=self._step_noise)
         self.empty = backbone.encode_prompts([""])
+        self.num_layers = num_self_layers(backbone.unet)
         self.maps: WordMaps | None = None
         regions = batch.control.self_attention.region_threshold > 0
         if batch.control.needs_maps or bool(regions.any()):
@@ -193,6 +195,7 @@ class _Trajectory:
             self.config.num_steps,
             source_of=batch.source_of,
             num_sources=len(batch.seeds),
+            num_layers=self.num_layers,
             maps=self.maps,
             device=self.device,
         )

@@ -60,6 +60,8 @@ class WordMaps:
         """Record at cross-attention layers whose queries are `size` x `size`, for both branches of so many pairs."""
         self.size = size
         self._sum = torch.zeros(2 * num_pairs, 2, size * size, device=device)
+        self._sum_of_step = torch.zeros_like(self._sum)
+        # A tensor, not a number: a compiled UNet would be compiled anew for each value of a number.
         self._count = torch.zeros((), device=device)
 
     @property
@@ -67,16 +69,21 @@ class WordMaps:
         """Whether anything was recorded."""
         return bool(self._count > 0)
 
+    def begin_step(self) -> None:
+        """Forget what was recorded for `regions`, which come from the current step alone."""
+        self._sum_of_step.zero_()
+
     def add(self, maps: Float[Tensor, "items 2 pixels"]) -> None:
         """Add one layer's maps (mean over its heads), in place."""
         self._sum += maps.detach().float()
+        self._sum_of_step += maps.detach().float()
         self._count += 1
 
     def select(self, pairs: Int[Tensor, " chosen"]) -> None:
         """Go on with these pairs only."""
-        source, edit = self._sum.chunk(2)
         pairs = pairs.to(self._sum.device)
-        self._sum = torch.cat([source[pairs], edit[pairs]])
+        rows = torch.cat([pairs, pairs + len(self._sum) // 2])
+        self._sum, self._sum_of_step = self._sum[rows], self._sum_of_step[rows]
 
     def mean(self) -> Float[Tensor, "items 2 size size"]:
         """Mean maps, [source branch x pairs | edit branch x pairs]: words that may change, words that are kept.
@@ -91,14 +98,17 @@ class WordMaps:
     def regions(
         self, threshold: Float[Tensor, " pairs"], is_used: Bool[Tensor, " pairs"]
     ) -> tuple[Bool[Tensor, "pairs size size"], Bool[Tensor, "pairs size size"]]:
-        """Where the words that may change are in the source and in the edit: maps scaled to [0, 1], above a threshold.
+        """Where the words that may change are in the source and in the edit.
+
+        Maps are scaled to [0, 1] and cut at a threshold. As in MasaCtrl's public code they are those of this step, of
+        the layers that have been called so far.
 
         A pair that does not use them, or whose region in either branch is empty or everything, has both everywhere:
-        attention restricted to it is then unrestricted.
+        attention restricted to it is then unrestricted. So it is before the first map of a step.
         """
-        maps = self.mean()[:, 0].flatten(1)
+        maps = self._sum_of_step[:, 0]
         low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
-        both = (maps - low) / (high - low).clamp(min=1e-12) > threshold.to(maps.device).repeat(2)[:, None]
+        both = (maps - low) / (high - low).clamp(min=1e-12) >= threshold.to(maps.device).repeat(2)[:, None]
         source, edit = both.chunk(2)
         some = source.any(1) & edit.any(1) & ~source.all(1) & ~edit.all(1) & is_used.to(maps.device)
         return tuple((x | ~some[:, None]).unflatten(1, (self.size, self.size)) for x in (source, edit))  # pyright: ignore

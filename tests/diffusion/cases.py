@@ -57,14 +57,14 @@ GRASS = ("a cube on the grass", "a big cube on the grass at night")
 CASES = {
     "replace": Case(*BALL, ControlOptions(blend=BLEND), BALL_SWAPS, ("ball", "zebra")),
     "replace, Prompt-to-Prompt": Case(*BALL, PROMPT_TO_PROMPT, BALL_SWAPS),
-    "refine": Case(*GRASS, ControlOptions(blend=BLEND, cross_window=(0.2, 0.7)), (), ("cube",)),
+    "refine": Case(*GRASS, ControlOptions(blend=BLEND, cross_window=(0.2, 0.6)), (), ("cube",)),
     "reweight": Case(
         "a red cone at noon",
         "a red cone at noon",
         ControlOptions(word_strengths={"red": 3.0, "noon": -1.0}, cross_window=(0.0, 1.0)),
     ),
     "replace and reweight": Case(
-        *BALL, ControlOptions(word_strengths={"zebra": 2.0}, word_windows={"blue": (0.5, 1.0)}), BALL_SWAPS
+        *BALL, ControlOptions(word_strengths={"zebra": 2.0}, word_windows={"blue": (0.4, 1.0)}), BALL_SWAPS
     ),
     "refine and reweight": Case(*GRASS, ControlOptions(word_strengths={"night": 2.0, "cube": 0.5})),
     "words that are kept": Case(*GRASS, ControlOptions(blend=BLEND), (), ("cube", "big"), ("grass",)),

@@ -1,8 +1,9 @@
 """The plain twin of attention control: one pair per call, hooks, a controller in Python, all maps in memory.
 
-Written from the papers in the way that their public code works, for tests to compare with and for `benchmarks/pairs.py`
-to race against. Maps are computed in at least float32, and those of at most 32 x 32 queries are stored and summed over
-the steps, as Prompt-to-Prompt's `AttentionStore` does.
+Written from the papers and the formulas of their public code (which steps, layers and maps count), for tests to compare
+with and for `benchmarks/pairs.py` to race against. At the numbers of steps that tests have, windows of the public code
+and ours hold the same steps; docs/methods.md says where they do not. Maps are computed in at least float32, and those
+of at most 32 x 32 queries are stored and summed over the steps, as Prompt-to-Prompt's `AttentionStore` does.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -22,10 +24,17 @@ from restage.diffusion.control_options import ControlOptions
 from restage.diffusion.sampler import initial_noise, step_noise
 
 STORED_SIZE = 32
+Store = dict[tuple[str, int], list[Tensor]]
 
 
-def is_open(window: Sequence[float], step: int, num_steps: int) -> bool:
-    return int(window[0] * num_steps + 1e-4) <= step < int(window[1] * num_steps + 1e-4)
+def is_self_on(window: Sequence[float], step: int, num_steps: int) -> bool:
+    """Prompt-to-Prompt's public code: `num_self_replace`."""
+    return int(window[0] * num_steps) <= step < int(window[1] * num_steps)
+
+
+def is_cross_on(window: Sequence[float], step: int, num_steps: int) -> bool:
+    """Prompt-to-Prompt's public code: gates of words are a table of one step more than there are."""
+    return int(window[0] * (num_steps + 1)) <= step < int(window[1] * (num_steps + 1))
 
 
 class Controller:
@@ -54,16 +63,16 @@ class Controller:
         self.word_map, self.shared = aligned or align_phrases(tokenizer, source, target)
         self.step = 0
         self.layer_counts = {"self": 0, "cross": 0}
-        self.step_store: dict[tuple[str, int], list[Tensor]] = {}
-        self.store: dict[tuple[str, int], list[Tensor]] = {}
+        self.step_store: Store = {}
+        self.store: Store = {}
 
     # --- windows and strengths
 
     def token_gate(self) -> Tensor:
-        gate = torch.full((len(self.shared),), float(is_open(self.options.cross_window, self.step, self.num_steps)))
+        gate = torch.full((len(self.shared),), float(is_cross_on(self.options.cross_window, self.step, self.num_steps)))
         for word, window in self.options.word_windows.items():
             for tokens in find_tokens(self.tokenizer, self.target, word):
-                gate[list(tokens)] = float(is_open(window, self.step, self.num_steps))
+                gate[list(tokens)] = float(is_cross_on(window, self.step, self.num_steps))
         return gate
 
     def strengths(self) -> Tensor:
@@ -88,10 +97,11 @@ class Controller:
         gate = self.token_gate().to(maps)
         return torch.cat([maps[:-1], (reweighted * gate + edit * (1 - gate))[None]])
 
-    def self_kind(self, num_queries: int, share: float) -> str:
+    def self_kind(self, num_queries: int, layer: int, num_layers: int) -> str:
         options = self.options
         is_small = options.self_max_size is None or num_queries <= options.self_max_size**2
-        is_on = is_open(options.self_window, self.step, self.num_steps) and share >= options.self_first_layer
+        first_layer = math.ceil(Fraction(options.self_first_layer).limit_denominator(1000) * num_layers)
+        is_on = is_self_on(options.self_window, self.step, self.num_steps) and layer >= first_layer
         return options.self_attention if is_small and is_on else "none"
 
     def edit_rows(self, num_rows: int) -> list[int]:
@@ -99,11 +109,12 @@ class Controller:
 
     # --- word maps
 
-    def word_map_of(self, branch: int, words: Sequence[str]) -> Tensor:
-        """Return the mean over layers, heads and steps, summed over the tokens of the words."""
+    def word_map_of(self, branch: int, words: Sequence[str], store: Store | None = None) -> Tensor:
+        """Mean over layers and heads, summed over the steps (or of one step) and over the tokens of the words."""
         caption = (self.source, self.target)[branch]
         tokens = sorted({i for word in words for found in find_tokens(self.tokenizer, caption, word) for i in found})
-        maps = torch.stack([x[branch].mean(0) for x in self.store[("cross", self.map_size**2)]]).mean(0)
+        found = (self.store if store is None else store)["cross", self.map_size**2]
+        maps = torch.stack([x[branch].mean(0) for x in found]).mean(0)
         return maps[:, tokens].sum(-1).unflatten(0, (self.map_size, self.map_size))
 
     def blend_mask(self, size: tuple[int, int]) -> Tensor:
@@ -123,11 +134,15 @@ class Controller:
         mask = found(self.words, blend.threshold, True) if self.words else torch.ones(size, dtype=torch.bool)
         return mask & ~found(self.kept_words, blend.kept_threshold, False) if self.kept_words else mask
 
+    def has_maps_of_step(self) -> bool:
+        return ("cross", self.map_size**2) in self.step_store
+
     def region(self, branch: int, num_queries: int) -> Tensor:
-        single = self.word_map_of(branch, self.words)
+        """MasaCtrl's automatic mask: from the cross attention of this step, in the layers called so far."""
+        single = self.word_map_of(branch, self.words, self.step_store)
         scaled = (single - single.min()) / (single.max() - single.min())
         side = math.isqrt(num_queries)
-        region = (scaled > self.options.region_threshold).float()[None, None]
+        region = (scaled >= self.options.region_threshold).float()[None, None]
         return F.interpolate(region, (side, side))[0, 0].flatten() > 0.5
 
     def end_step(self) -> None:
@@ -140,9 +155,9 @@ class Controller:
         self.step += 1
 
     def blended(self, latents: Tensor) -> Tensor:
-        """Return the latents after local blend, at the end of a step."""
+        """Local blend, called after the end of a step: on once more steps are done than the start rounded down."""
         blend = self.options.blend
-        has_begun = self.step - 1 >= blend.start * self.num_steps and blend.start < 1
+        has_begun = self.step > int(blend.start * self.num_steps) and blend.start < 1
         if not has_begun or not (self.words or self.kept_words):
             return latents
         mask = self.blend_mask((latents.shape[2], latents.shape[3])).to(latents)
@@ -155,8 +170,8 @@ def probabilities(query: Tensor, key: Tensor, bias: Tensor | float = 0.0) -> Ten
 
 
 class ExplicitProcessor:
-    def __init__(self, controller: Controller, share: float) -> None:
-        self.controller, self.share = controller, share
+    def __init__(self, controller: Controller, layer: int, num_layers: int) -> None:
+        self.controller, self.layer, self.num_layers = controller, layer, num_layers
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
@@ -174,13 +189,13 @@ class ExplicitProcessor:
 
     def self_attention(self, query: Tensor, key: Tensor, value: Tensor, maps: Tensor) -> Tensor:
         controller = self.controller
-        kind = controller.self_kind(query.shape[2], self.share)
+        kind = controller.self_kind(query.shape[2], self.layer, self.num_layers)
         out = list(maps.to(value.dtype) @ value)
         for row in controller.edit_rows(len(maps)) if kind != "none" else []:
             source = row - 1
             if kind == "inject":
                 out[row] = maps[source].to(value.dtype) @ value[row]
-            elif controller.options.region_threshold and controller.words and controller.store:
+            elif controller.options.region_threshold and controller.words and controller.has_maps_of_step():
                 out[row] = self.by_region(query[row], key[source], value[source])
             else:
                 out[row] = probabilities(query[row], key[source]).to(value.dtype) @ value[source]
@@ -201,9 +216,9 @@ def explicitly_controlled(unet, controller: Controller) -> Iterator[None]:
     before = [layer.processor for layer in layers]
     counts = {True: 0, False: 0}
     for layer in layers:
-        share = counts[layer.is_cross_attention] / (len(layers) / 2)
+        number = counts[layer.is_cross_attention]
         counts[layer.is_cross_attention] += 1
-        layer.processor = ExplicitProcessor(controller, share)  # pyright: ignore[reportAttributeAccessIssue]
+        layer.processor = ExplicitProcessor(controller, number, len(layers) // 2)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

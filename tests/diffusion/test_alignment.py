@@ -119,3 +119,72 @@ def test_global_alignment_gains_what_exhaustive_search_gains(tokenizer):
 def test_swaps_that_do_not_fit_are_refused(tokenizer, source, target, swaps, message):
     with pytest.raises(InputError, match=message):
         align_swaps(tokenizer, source, target, swaps)
+
+
+def public_swap_map(length, swaps):
+    """Where the public code of Prompt-to-Prompt sends attention, from the token indices of old and new words.
+
+    Before and between the words token goes to token; after the last of them each position goes to itself.
+    """
+    word_map, i, j = torch.zeros(length, length), 0, 0
+    for old, new in swaps:
+        for step in range(old[0] - i):
+            word_map[i + step, j + step] = 1
+        for place, token in enumerate(new):
+            is_even = len(old) == len(new)
+            word_map[[old[place]] if is_even else list(old), token] = 1 if is_even else 1 / len(new)
+        i, j = old[-1] + 1, new[-1] + 1
+    for step in range(length - max(i, j)):
+        word_map[j + step, j + step] = 1
+    return word_map
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "swaps"),
+    [
+        ("a red ball on sand", "an orange ball on sand", [("red", "orange")]),
+        ("a castle on sand", "a ball on sand", [("castle", "ball")]),
+        ("a big ball and a red cube", "a big ball and a blue zebra", [("red", "blue"), ("cube", "zebra")]),
+        ("a ball and a zebra at noon", "a zebra and a ball at noon", [("ball", "zebra"), ("zebra", "ball")]),
+        ("a red ball", "a red ball", []),
+    ],
+)
+def test_public_padding_of_swaps_goes_by_position_after_the_last_word(tokenizer, source, target, swaps):
+    found = align_swaps(tokenizer, source, target, swaps, padding="public")
+    tokens = [(find_tokens(tokenizer, source, old)[0], find_tokens(tokenizer, target, new)[0]) for old, new in swaps]
+    torch.testing.assert_close(found.word_map, public_swap_map(tokenizer.model_max_length, tokens))
+    assert found.gate.eq(1).all()
+
+
+@pytest.mark.parametrize("padding", ["own", "public"])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("a red ball", "a big red ball at night"), ("a big red castle at night", "a red ball"), ("a ball", "a cube")],
+)
+def test_padding_is_counted_from_the_end_tokens_or_from_the_start(tokenizer, source, target, padding):
+    length = tokenizer.model_max_length
+    before, after = (len(tokenizer(text)["input_ids"]) for text in (source, target))
+    found = align_phrases(tokenizer, source, target, padding=padding)
+    assert found.word_map[before - 1, after - 1] == 1 and found.gate[after - 1 :].eq(1).all()
+    expected = torch.zeros(length - before, length - after)
+    if padding == "own":
+        for place in range(length - before):
+            expected[place, min(place, length - after - 1)] = 1
+    else:
+        for place in range(max(before, after), length):
+            expected[place - before, place - after] = 1
+    torch.testing.assert_close(found.word_map[before:, after:], expected)
+    by_position = {j: j for j in range(after, before)} if padding == "public" else {}
+    words = found.word_map[:before, after:].nonzero().tolist()
+    assert {after + j: i for i, j in words} == by_position  # where the source is longer, its words
+    assert padding == "public" or found.word_map.sum(1).max() == 1
+
+
+def test_captions_of_equal_length_are_aligned_alike_with_either_padding(tokenizer):
+    source, target, swaps = "a red ball on sand", "a red ball at sand", [("on", "at")]
+    own, public = (align_swaps(tokenizer, source, target, swaps, padding=padding) for padding in ("own", "public"))
+    counts = [len(tokenizer(text)["input_ids"]) for text in (source, target)]
+    assert counts[0] == counts[1]
+    torch.testing.assert_close(own.word_map, public.word_map)
+    first, second = (align_phrases(tokenizer, source, target, padding=padding) for padding in ("own", "public"))
+    torch.testing.assert_close(first.word_map, second.word_map)

@@ -7,11 +7,12 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
-from restage.diffusion.attention import controlled
+from restage.diffusion.attention import controlled, num_self_layers
 from restage.diffusion.control import PairControl
+from restage.diffusion.control_options import ControlOptions
 from restage.diffusion.word_maps import WordMaps
 from restage.records import InputError
-from tests.diffusion.cases import CASES
+from tests.diffusion.cases import CASES, GRASS, Case
 from tests.diffusion.explicit import ExplicitProcessor, explicitly_controlled
 from tests.diffusion.tiny import tiny_unet
 
@@ -57,17 +58,18 @@ def test_each_layer_equals_explicit_probabilities(name, step, has_guidance):
     for size in (8, 16):
         maps, controller = WordMaps(16, 1), case.controller(NUM_STEPS)
         hidden, text, mask = draw(rows, size**2, 32), draw(rows, 24, 32, seed=1), 2 * draw(rows, 1, 24, seed=2)
-        earlier = draw(2, 4, 256, 24, seed=3).softmax(-1)  # what a step before has stored, for control by region
-        controller.store = {("cross", 256): [earlier]}
+        earlier = draw(2, 4, 256, 24, seed=3).softmax(-1)  # what a layer before has stored, for control by region
+        controller.step_store = {("cross", 256): [earlier]}
         words = case.control().blend.words().double()
-        maps.add(torch.einsum("bhpt,bct->bcp", earlier, words) / 4)
         controller.step = step
         for layer in (layers.own, layers.cross):
-            layer.processor = ExplicitProcessor(controller, 0.0)  # pyright: ignore[reportAttributeAccessIssue]
+            layer.processor = ExplicitProcessor(controller, 0, 1)  # pyright: ignore[reportAttributeAccessIssue]
         own = layers.own(hidden)
         cross = layers.cross(hidden, text, attention_mask=mask)
+        control = case.control().at_step(step, NUM_STEPS, num_layers=1, maps=maps)
+        maps.add(torch.einsum("bhpt,bct->bcp", earlier, words) / 4)
         with controlled(layers):
-            found = layers(hidden, text, mask, control=case.control().at_step(step, NUM_STEPS, maps=maps))
+            found = layers(hidden, text, mask, control=control)
         torch.testing.assert_close(found[0], own, rtol=0, atol=1e-10)
         torch.testing.assert_close(found[1], cross, rtol=0, atol=1e-10)
 
@@ -77,7 +79,7 @@ def test_unet_output_and_maps_equal_explicit_ones(unet, name):
     case, latents, text = CASES[name], draw(4, 4, 16, 16), draw(4, 24, 32, seed=1)
     maps, controller = WordMaps(16, 1), case.controller(NUM_STEPS)
     for step in range(2):
-        found = run(unet, latents, text, case.control().at_step(step, NUM_STEPS, maps=maps))
+        found = run(unet, latents, text, case.control().at_step(step, NUM_STEPS, num_layers=7, maps=maps))
         with torch.no_grad(), explicitly_controlled(unet, controller):
             expected = unet(latents, torch.full((4,), 500), encoder_hidden_states=text).sample
         controller.end_step()
@@ -99,7 +101,7 @@ def test_pairs_of_all_kinds_in_one_batch_equal_each_alone(unet):
             unet,
             latents.flatten(0, 2),
             text.flatten(0, 2),
-            PairControl.merge(members).at_step(step, NUM_STEPS, maps=maps),
+            PairControl.merge(members).at_step(step, NUM_STEPS, num_layers=7, maps=maps),
         ).unflatten(0, (2, 2, num))
     for i, member in enumerate(members):
         own = WordMaps(16, 1)
@@ -108,7 +110,7 @@ def test_pairs_of_all_kinds_in_one_batch_equal_each_alone(unet):
                 unet,
                 latents[:, :, i].flatten(0, 1),
                 text[:, :, i].flatten(0, 1),
-                member.at_step(step, NUM_STEPS, maps=own),
+                member.at_step(step, NUM_STEPS, num_layers=7, maps=own),
             )
         torch.testing.assert_close(together[:, :, i].flatten(0, 1), alone, rtol=0, atol=1e-10)
         torch.testing.assert_close(maps.mean()[[i, num + i]], own.mean(), rtol=0, atol=1e-6)
@@ -123,13 +125,13 @@ def test_edits_that_share_a_source_equal_edits_with_a_copy_of_it_each(unet):
         unet,
         torch.cat([source, edits], dim=1).flatten(0, 1),
         torch.cat([source_text, edit_text], dim=1).flatten(0, 1),
-        control.at_step(2, NUM_STEPS, source_of=torch.zeros(3, dtype=torch.long)),
+        control.at_step(2, NUM_STEPS, num_layers=7, source_of=torch.zeros(3, dtype=torch.long)),
     )
     copies = run(
         unet,
         torch.cat([source.expand(-1, 3, -1, -1, -1), edits], dim=1).flatten(0, 1),
         torch.cat([source_text.expand(-1, 3, -1, -1), edit_text], dim=1).flatten(0, 1),
-        control.at_step(2, NUM_STEPS),
+        control.at_step(2, NUM_STEPS, num_layers=7),
     )
     torch.testing.assert_close(
         shared.unflatten(0, (2, 4))[:, 1:], copies.unflatten(0, (2, 6))[:, 3:], rtol=0, atol=1e-10
@@ -217,6 +219,33 @@ def test_a_layer_that_was_replaced_is_controlled_like_the_others():
     torch.testing.assert_close(after[0], before[0])
     torch.testing.assert_close(after[1][0], free[1][0])  # the source
     assert (after[1][1] - free[1][1]).abs().mean() > 1e-3
+
+
+class Layers(nn.Module):
+    """So many self layers, each with a cross layer, as far as `controlled` looks."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.own = nn.ModuleList(Attention(8, heads=1, dim_head=8) for _ in range(count))
+        self.cross = nn.ModuleList(Attention(8, cross_attention_dim=8, heads=1, dim_head=8) for _ in range(count))
+
+    def forward(self, hidden, text, **control):
+        for layer in self.cross:
+            layer(hidden, text, **control)
+        return [layer(hidden, **control) for layer in self.own]
+
+
+@pytest.mark.parametrize("kind", ["inject", "mutual"])
+def test_self_attention_is_controlled_from_the_layer_on_that_was_asked_for(kind):
+    layers, hidden, text = Layers(7), draw(2, 4, 8).float(), draw(2, 24, 8, seed=1).float()
+    free = layers(hidden, text)
+    for first in range(8):
+        options = ControlOptions(self_attention=kind, self_first_layer=first / 7, cross_window=(0.0, 0.0))
+        control = Case(*GRASS, options).control().at_step(0, NUM_STEPS, num_layers=num_self_layers(layers))
+        with controlled(layers):
+            found = layers(hidden, text, control=control)
+        is_changed = [not torch.allclose(a[1], b[1], atol=1e-6) for a, b in zip(found, free, strict=True)]
+        assert is_changed == [number >= first for number in range(7)]
 
 
 def test_only_edits_that_keep_attention_of_their_own_cost_more():

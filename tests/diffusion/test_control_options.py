@@ -1,9 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 
 from restage.diffusion.control import INJECT, MUTUAL, NO_SELF
-from restage.diffusion.control_options import MASACTRL, ControlOptions, LocalBlend, build_control
-from restage.records import InputError
+from restage.diffusion.control_options import MASACTRL, ControlOptions, LocalBlend, _self, build_control
+from restage.records import InputError, content_id, to_plain
 from tests.diffusion.tiny import tiny_tokenizer
 
 SOURCE, TARGET, SWAPS = "a red ball on sand", "a blue ball on sand", (("red", "blue"),)
@@ -67,8 +69,23 @@ def test_kinds_of_self_attention():
     kinds = {name: int(build(self_attention=name)[1].self_attention.kind[0]) for name in ("none", "inject", "mutual")}
     assert kinds == {"none": NO_SELF, "inject": INJECT, "mutual": MUTUAL}
     _, masactrl = build_control(tiny_tokenizer(), SOURCE, TARGET, options=MASACTRL)
-    assert [masactrl.at_step(step, 50).is_mutual_on for step in (3, 4)] == [False, True]
-    assert masactrl.at_step(4, 50).earliest_layer == 10 / 16
+    assert [masactrl.at_step(step, 50, num_layers=16).is_mutual_on for step in (3, 4)] == [False, True]
+    assert masactrl.at_step(4, 50, num_layers=16).earliest_layer == 10
+    with pytest.raises(InputError, match="num_layers"):
+        masactrl.at_step(4, 50)
+
+
+def test_control_begins_at_the_layer_whose_share_was_asked_for():
+    _, control = build(self_window=(0.0, 1.0))
+    for count in range(1, 71):
+        numbers = range(count + 1)
+        pairs = control.select(torch.zeros(count + 1, dtype=torch.long))
+        shares = torch.cat([_self(ControlOptions(self_first_layer=n / count)).first_layer for n in numbers])
+        pairs = dataclasses.replace(pairs, self_attention=dataclasses.replace(pairs.self_attention, first_layer=shares))
+        step = pairs.at_step(0, 10, num_layers=count)
+        gates = [step.gates.is_open(INJECT, num_halves=1, size_squared=64, layer=n)[0] for n in range(count)]
+        assert [gate.tolist() for gate in gates] == [[first <= n for first in numbers] for n in range(count)]
+        assert pairs.select(torch.tensor([count])).at_step(0, 10, num_layers=count).earliest_layer == count
 
 
 @pytest.mark.parametrize(
@@ -97,3 +114,14 @@ def test_options_that_cannot_work_are_refused_by_name(options, message):
 def test_bad_settings_of_local_blend_are_refused(settings):
     with pytest.raises(InputError):
         LocalBlend(**settings)
+
+
+def test_padding_is_own_unless_public_is_asked_for_and_then_part_of_ids():
+    longer = {"target": "a big blue ball on sand"}
+    default, own, public = (
+        build(**longer, **options)[1].cross.word_map for options in ({}, {"padding": "own"}, {"padding": "public"})
+    )
+    assert torch.equal(default, own) and not torch.equal(own, public)
+    assert "padding" not in to_plain(ControlOptions())
+    assert to_plain(ControlOptions(padding="public"))["padding"] == "public"
+    assert content_id("control", ControlOptions()) == "control-2cd7dd1366219cdd"

@@ -57,7 +57,7 @@ SHAPES = {
     },
 }
 NUM_LAYERS = {"1": 32, "2": 32, "XL": 2 * (2 * 2 + 2 * 3 + 3 + 3 * 3 + 3 * 2)}
-NUM_STEPS = 4
+NUM_STEPS = 5
 
 
 def text_config(width, tokenizer, **settings):
