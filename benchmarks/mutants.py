@@ -5,9 +5,9 @@
 
 A mutant is the module with one comparison, operator, condition, constant, argument or returned value changed, or one
 statement deleted. Docstrings, annotations, decorators, `__all__` and the texts of errors are left alone. A mutant is
-killed if a test fails, or takes ten times as long. Each runs in a fork of a process that has loaded what is not ours,
-and sees the changed source instead of the file, which is never written to. Processes that a test starts by itself see
-the unchanged module. The last line is JSON.
+killed if a test fails, or takes ten times as long. Each runs in a fork of a process that has loaded all that does not
+import the module, and sees the changed source in place of the file, which is never written to. Processes that a test
+starts by itself see the unchanged module. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import gc
 import importlib
 import json
 import os
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxtyping import install_import_hook
 
 COMPARISONS = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -246,11 +248,42 @@ def in_fork(work: Callable[[], Any], timeout_s: float) -> Any:
 
 
 def run_tests(tests: list[str]) -> tuple[int, list[str]]:
-    """Exit code of pytest, and the modules it has loaded that are not ours."""
+    """Exit code of pytest, and the modules it has loaded."""
     before = set(sys.modules)
-    code = int(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]))
-    ours = ("restage", "tests", "benchmarks", "_pytest", "__main__")
-    return code, [name for name in sys.modules if name not in before and not name.startswith(ours)]
+    # Types are checked by the hook that this process has installed: the plugin wants to come before the first module.
+    addopts = "addopts=--import-mode=importlib --strict-markers"
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:jaxtyping", "-o", addopts]
+    code = int(pytest.main([*tests, *options]))
+    return code, [name for name in sys.modules if name not in before]
+
+
+def importers_of(module: Path) -> set[str]:
+    """Names of the module and of all that import it, at the top of the file or within, directly or not."""
+    imports: dict[str, set[str]] = {}
+    for path in Path("restage").rglob("*.py"):
+        name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        found = imports.setdefault(name, set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+            elif isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+    known = {".".join(module.relative_to(Path.cwd()).with_suffix("").parts)}
+    while more := {name for name, found in imports.items() if found & known} - known:
+        known |= more
+    return known
+
+
+def load_all_but(names: set[str], loaded: list[str]) -> None:
+    """Load what the tests need and what does not change, so that forks have it."""
+    for name in loaded:
+        is_test = name.startswith(("tests", "benchmarks", "miniature", "conftest", "_pytest", "__"))
+        # A package is loaded before its modules; where its `__init__` imports one of ours, it comes later.
+        if not is_test and not any(other == name or other.startswith(f"{name}.") for other in names):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # or each fork would look through all of it, and copy the memory by looking
 
 
 def main() -> None:
@@ -265,12 +298,11 @@ def main() -> None:
     if options.lines:
         first, last = (int(part) for part in options.lines.split("-"))
         mutants = [mutant for mutant in mutants if first <= mutant.line <= last]
+    install_import_hook("restage", "beartype.beartype")
     found = in_fork(lambda: run_tests(options.tests), 1200)
     if found is None or found[0]:
         raise SystemExit("the tests fail without a fault")
-    for name in found[1]:
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
+    load_all_but(importers_of(module), found[1])
     start = time.monotonic()
     in_fork(lambda: run_tests(options.tests), 1200)
     base_s = time.monotonic() - start
