@@ -51,7 +51,7 @@ class Alignment(NamedTuple):
 class _Tokens(NamedTuple):
     ids: list[int]
     spans: list[Span]
-    """Where each token stands in the prompt; empty (start == end) for special tokens."""
+    """Start and end of each token in the prompt; equal for special tokens."""
 
 
 def _tokenize(tokenizer: Any, prompt: str) -> _Tokens:
@@ -72,7 +72,7 @@ def _tokens_in(tokens: _Tokens, span: Span) -> list[int]:
 
 
 def _occurrences(prompt: str, words: str) -> list[Span]:
-    """Where `words` stand in the prompt as whole words, whatever the case and the spaces between them."""
+    """Find `words` in the prompt as whole words, whatever the case and the spaces between them."""
     parts = [re.escape(part) for part in _WORD.findall(words)]
     if not parts:
         raise InputError("a word to look for is empty; give one that stands in the prompt")
@@ -105,7 +105,7 @@ def find_tokens(tokenizer: Any, prompt: str, words: str) -> tuple[tuple[int, ...
 
 
 def token_masks(tokenizer: Any, prompt: str, words: Sequence[str]) -> Float[Tensor, "words tokens"]:
-    """For each of `words`, 1 at the tokens of all its occurrences, 0 elsewhere, padded to the tokenizer's length."""
+    """Return for each of `words` 1 at the tokens of all its occurrences, 0 elsewhere, up to the tokenizer's length."""
     tokens = _tokenize(tokenizer, prompt)
     masks = torch.zeros(len(words), tokenizer.model_max_length)
     for mask, word in zip(masks, words, strict=True):
@@ -115,7 +115,7 @@ def token_masks(tokenizer: Any, prompt: str, words: Sequence[str]) -> Float[Tens
 
 
 def token_mask(tokenizer: Any, prompt: str, words: Sequence[str]) -> Float[Tensor, " tokens"]:
-    """1 at the tokens of every occurrence of any of `words`, 0 elsewhere, padded to the tokenizer's length.
+    """Return 1 at the tokens of every occurrence of any of `words`, 0 elsewhere, up to the tokenizer's length.
 
     Words that do not stand there add nothing: whoever needs them checks that the sum is not 0.
     """
@@ -134,6 +134,8 @@ def _pair_words(
     at: tuple[int, int, int] = (0, 0, 0),
 ) -> list[tuple[Span, Span]] | None:
     """Walk both captions at once, from word `i`, `j` and swap `k`; None if they differ by more than the swaps."""
+    # Where the first words of old and new are equal, a swap may fit in a place that is not its own; if the rest then
+    # does not work out, the words are tried as unchanged ones.
     i, j, k = at
     if i == len(source) and j == len(target) and k == len(swaps):
         return []
@@ -230,6 +232,7 @@ def _global_alignment(source: Sequence[int], target: Sequence[int]) -> list[tupl
 
     With these costs two gaps always beat a mismatch, so only equal ids are ever aligned.
     """
+    # Filled from the end, so that the walk back through it starts at the first tokens and takes the earliest matches.
     best = torch.zeros(len(source) + 1, len(target) + 1, dtype=torch.long).tolist()
     for i in range(len(source) - 1, -1, -1):
         for j in range(len(target) - 1, -1, -1):

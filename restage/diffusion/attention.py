@@ -27,7 +27,7 @@ __all__ = ["attention_layers", "controlled", "num_self_layers"]
 
 
 def _num_halves(control: StepControl, rows: int) -> int:
-    """1, or 2 with guidance: how many times the batch holds all branches."""
+    """Return how many times the batch holds all branches: once, or twice with guidance."""
     branches = control.num_sources + len(control)
     if rows not in (branches, 2 * branches):
         raise InputError(
@@ -38,11 +38,12 @@ def _num_halves(control: StepControl, rows: int) -> int:
 
 
 class _Taken(NamedTuple):
-    """Which rows of a batch are projected, and which of them each row then has."""
+    """Which rows of a batch are projected, and which of the projected rows each row of the batch then uses."""
 
     needed: Tensor | None
-    """None = all."""
+    """Rows to project; None = all."""
     place: Tensor
+    """For each row of the batch, its place among the projected ones."""
 
 
 class _SelfTaken(NamedTuple):
@@ -56,8 +57,11 @@ class _SelfTaken(NamedTuple):
 def _taken(control: StepControl, num_halves: int, **where: Any) -> _SelfTaken:
     """`SDPA(Q_s, K_s, V_e)` for edits that take the source's probabilities, `SDPA(Q_e, K_s, V_s)` for MasaCtrl's.
 
-    What an edit takes is not computed for it; a compiled UNet computes it for all, since its shapes must not vary.
+    What an edit takes from its source is not computed for the edit. A compiled UNet computes it for all rows, since its
+    shapes must not vary.
     """
+    # Row counts decide shapes. Read from the GPU they would stall it at every layer, so they come from the CPU's copy;
+    # a compiled graph counts nothing and must not leave the device.
     is_compiling = torch.compiler.is_compiling()
     gates = control.gates if is_compiling else control.gates_on_host
     is_inject = gates.is_open(INJECT, num_halves=num_halves, **where)
@@ -65,12 +69,14 @@ def _taken(control: StepControl, num_halves: int, **where: Any) -> _SelfTaken:
 
     def rows(gate: Tensor) -> _Taken:
         place = gates.rows(gate, control.num_sources)
+        # `place` names a source's row several times; each is projected once and then copied to its edits.
         if is_compiling:
             return _Taken(None, place)
         needed, place = place.unique(return_inverse=True)
         device = control.source_of.device
         return _Taken(needed.to(device), place.to(device))
 
+    # Injected probabilities come from queries and keys, mutual attention from keys and values: keys serve both.
     return _SelfTaken(
         query=rows(is_inject) if control.is_inject_on else None,
         key=rows(is_inject | is_mutual),
@@ -94,11 +100,16 @@ def _attention_by_region(query: Tensor, key: Tensor, value: Tensor, control: Ste
     regions = control.maps.regions(control.region_threshold, control.follows_regions)
     of_source, of_edit = (F.interpolate(x[:, None].float(), (side, side)).flatten(1) > 0.5 for x in regions)
     out = []
+    # Two passes over the same keys, one that sees only the thing and one that sees only the rest; which of them a pixel
+    # takes depends on where it lies in the edit, whose thing may have moved.
     for keys in (of_source, ~of_source):
         allowed = torch.where(is_mutual[:, :, None], keys, True)
+        # Sources, and edits whose gate is closed, see everything in both passes, so that either is right for them.
         everything = torch.ones(halves, control.num_sources, side * side, dtype=torch.bool, device=keys.device)
         bias = torch.zeros((), dtype=query.dtype, device=query.device).masked_fill(
-            ~torch.cat([everything, allowed], dim=1).flatten(0, 1)[:, None, None], torch.finfo(query.dtype).min
+            # The least finite number, not -inf: a row that may see nothing must not turn into NaN.
+            ~torch.cat([everything, allowed], dim=1).flatten(0, 1)[:, None, None],
+            torch.finfo(query.dtype).min,
         )
         out.append(F.scaled_dot_product_attention(query, key, value, attn_mask=bias).unflatten(0, (halves, -1)))
     thing, rest = out
@@ -108,7 +119,8 @@ def _attention_by_region(query: Tensor, key: Tensor, value: Tensor, control: Ste
 
 
 def _source_rows(control: StepControl, edits_start: int) -> slice | Tensor:
-    """Where, in the conditional half, the source of each edit is; edits of their own sources need no copies."""
+    """Return where, in the conditional half, the source of each edit is."""
+    # Where each source has its one edit in order, a slice views the rows; indices would copy them.
     start = edits_start - control.num_sources
     return slice(start, edits_start) if control.is_one_to_one else control.source_of + start
 
@@ -124,14 +136,18 @@ def _cross_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     Edits with `g_e = 0` (words were swapped, no more) have the first term in the place of the second, which costs
     nothing. A compiled UNet adds both for all, since its shapes must not vary.
     """
+    # Weights of tokens are linear in attention, (A_s M) diag(g) V = A_s (M diag(g) V). So they go onto the values, of
+    # tokens x channels, and the probabilities, pixels x tokens for each head, are never formed.
     if key.shape[2] != control.source_gain.shape[1]:
         raise InputError(f"control is for {control.source_gain.shape[1]} tokens, the text has {key.shape[2]}")
     _num_halves(control, query.shape[0])
+    # Control of words acts on the conditional half alone, whose edits are the last rows of the batch.
     start, is_compiling = query.shape[0] - len(control), torch.compiler.is_compiling()
     sources = control.source_of + (start - control.num_sources)
     source_gain, own_gain = (g[:, None, :, None].to(value.dtype) for g in (control.source_gain, control.own_gain))
     moved = control.word_map[:, None].to(value.dtype) @ (source_gain * value[start:])
     own, own_query, own_key, own_mask = own_gain * value[start:], query, key, mask
+    # Edits that are their source's altogether: source queries and keys with moved values, in the one call made anyway.
     if not is_compiling and len(control.whole):
         own = own.index_copy(0, control.whole, moved[control.whole])
         place = torch.arange(query.shape[0], device=query.device)
@@ -140,6 +156,7 @@ def _cross_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         own_mask = None if mask is None else mask[place]
     own = torch.cat([value[:start], own])
     out = F.scaled_dot_product_attention(own_query, own_key, own, attn_mask=own_mask)
+    # Only edits that mix both need a second call, for the source's term of the sum.
     if is_compiling or len(control.mixed) == len(control):
         of, to = _source_rows(control, start), slice(start, None)
         of_query, of_key = query[of], key[of]
@@ -149,13 +166,16 @@ def _cross_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     else:
         return out
     from_source = F.scaled_dot_product_attention(of_query, of_key, moved, attn_mask=None if mask is None else mask[of])
-    out = out.clone() if out.requires_grad else out
+    out = out.clone() if out.requires_grad else out  # the output is kept for the backward pass as it is
     out[to] += from_source
     return out
 
 
 def _record(query: Tensor, key: Tensor, mask: Tensor | None, control: StepControl) -> None:
-    """Sum the probabilities of the chosen words; of one small layer at a time, they are cheaper whole than fused."""
+    """Add up the probabilities of the chosen words, one small layer at a time."""
+    # Fused attention does not give its probabilities away. At the few small layers that are recorded, forming them is
+    # cheaper than a second fused call with one-hot values. Both branches count in the conditional half alone: what
+    # words attend to without text says nothing.
     assert control.words is not None and control.maps is not None
     count, edits_start = query.shape[0], query.shape[0] - len(control)
     rows = _source_rows(control, edits_start)
@@ -164,6 +184,7 @@ def _record(query: Tensor, key: Tensor, mask: Tensor | None, control: StepContro
     else:
         rows = torch.cat([rows, torch.arange(edits_start, count, device=query.device)])
     scores = query[rows] @ key[rows].transpose(-1, -2)
+    # A softmax in half precision loses the small probabilities that maps of rare words consist of.
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * query.shape[-1] ** -0.5
     mean = (scores if mask is None else scores + mask[rows]).softmax(-1).mean(dim=1)
     control.maps.add((mean @ control.words.transpose(1, 2).to(mean.dtype)).transpose(1, 2))
@@ -187,7 +208,7 @@ class ControlledProcessor:
         control: StepControl | None = None,
     ) -> Tensor:
         """Attend; `control` comes from the `cross_attention_kwargs` of the UNet call."""
-        if control is not None and not torch.compiler.is_compiling():
+        if control is not None and not torch.compiler.is_compiling():  # each count would be compiled anew
             self.num_calls += 1
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         batch, context_length, _ = context.shape
@@ -227,12 +248,13 @@ class ControlledProcessor:
 
 
 def attention_layers(unet: nn.Module) -> list[Attention]:
-    """All attention layers in the order of their calls (down, middle, up), found by type.
+    """Return all attention layers in the order of their calls (down, middle, up), found by type.
 
     Raises:
         InputError: there are not as many as processors, not as many cross as self layers, or none; or some are of a
             kind that Stable Diffusion does not have.
     """
+    # diffusers registers the middle block last, but calls it before the up blocks.
     blocks = [getattr(unet, name, None) for name in ("down_blocks", "mid_block", "up_blocks")]
     parts = [block for block in blocks if block is not None] or [unet]
     layers = [module for part in parts for module in part.modules() if isinstance(module, Attention)]
@@ -259,14 +281,13 @@ class _Hooks(NamedTuple):
     processors: list[ControlledProcessor]
 
 
+# Weak, so that a UNet which nobody uses any more is freed with its processors.
 _HOOKS: WeakKeyDictionary[nn.Module, _Hooks] = WeakKeyDictionary()
 
 
 def _hooks_of(unet: nn.Module) -> _Hooks:
-    """Those of a UNet, always the same objects, so that a compiled UNet need not be compiled again.
-
-    Layers are looked for once for each UNet, and again when one of them was replaced.
-    """
+    """Return the hooks of a UNet, found once and again when a layer was replaced."""
+    # The same processor objects each time: a compiled UNet is compiled anew for objects that it has not seen.
     known = _HOOKS.get(unet)
     if known is not None and all(unet.get_submodule(name) is x for name, x in zip(*known[:2], strict=True)):
         return known
@@ -292,7 +313,7 @@ def num_self_layers(unet: nn.Module) -> int:
 
 @contextlib.contextmanager
 def controlled(unet: nn.Module) -> Iterator[None]:
-    """Within it, the UNet takes `cross_attention_kwargs={"control": StepControl}`; afterwards it is as it was.
+    """Let the UNet take `cross_attention_kwargs={"control": StepControl}` within the context.
 
     Raises:
         InputError: the UNet's layers are not those that control knows.
@@ -309,5 +330,7 @@ def controlled(unet: nn.Module) -> Iterator[None]:
     finally:
         for layer, processor in zip(layers, before, strict=True):
             layer.processor = processor
+    # Hooks that a library's update leaves hanging change nothing and raise nothing, so calls are counted. An error that
+    # is on its way out has left some layers uncalled; it is not reached here.
     if len({processor.num_calls for processor in processors}) != 1:
         raise RuntimeError("control reached only some attention layers; were attention processors replaced inside?")

@@ -35,12 +35,12 @@ from restage.records import InputError, read_json, write_json
 __all__ = ["Backbone", "TextCondition", "can_compile", "load_backbone", "load_model", "load_part", "save_backbone"]
 
 MAX_COMPILED = 64
-"""Sizes of batches, times what of attention control is on, that a UNet may be compiled for."""
+"""Number of combinations of batch size and kinds of attention control that a UNet may be compiled for."""
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
 
 
 def can_compile() -> bool:
-    """Whether `torch.compile` finds what it needs to make code for this CPU: a C++ compiler and Python's headers."""
+    """Return whether `torch.compile` finds what it needs for this CPU: a C++ compiler and Python's headers."""
     names = (os.environ.get("CXX"), "g++", "clang++")
     has_compiler = any(name and shutil.which(name) for name in names)
     return has_compiler and Path(sysconfig.get_path("include"), "Python.h").exists()
@@ -48,11 +48,11 @@ def can_compile() -> bool:
 
 @dataclass(frozen=True, eq=False)
 class TextCondition:
-    """Embedded prompts, as a UNet wants them."""
+    """Embedded prompts in the form that a UNet takes."""
 
     tokens: Float[Tensor, "b tokens d"]
     pooled: Float[Tensor, "b p"] | None = None
-    """One vector for each prompt; Stable Diffusion XL wants it, others do not."""
+    """One vector for each prompt; only Stable Diffusion XL takes it."""
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -62,15 +62,15 @@ class TextCondition:
         return TextCondition(change(self.tokens), None if self.pooled is None else change(self.pooled))
 
     def expand(self, number: int) -> TextCondition:
-        """The same prompt so many times."""
+        """Repeat a single prompt so many times."""
         return self._map(lambda x: x.expand(number, *x.shape[1:]))
 
     def select(self, prompts: Integer[Tensor, " chosen"]) -> TextCondition:
-        """These prompts, in this order."""
+        """Return these prompts, in this order."""
         return self._map(lambda x: x[prompts.to(x.device)])
 
     def cat(self, other: TextCondition) -> TextCondition:
-        """These prompts and then those of another."""
+        """Return these prompts, followed by those of another."""
         pooled = None
         if self.pooled is not None and other.pooled is not None:
             pooled = torch.cat([self.pooled, other.pooled])
@@ -91,15 +91,15 @@ class Backbone:
     folder: Path | None = None
     """Where it was loaded from."""
     tokenizer_2: Any = None
-    """Of Stable Diffusion XL, which has two text encoders; None for others."""
+    """Second tokenizer of Stable Diffusion XL, which has two text encoders; None for other models."""
     text_encoder_2: CLIPTextModelWithProjection | None = None
     has_autocast: bool | None = None
-    """Whether UNet and VAE compute under bfloat16 autocast; None for where the device computes in it by itself."""
+    """Whether UNet and VAE compute under bfloat16 autocast; None = if the device computes in bfloat16 natively."""
     _compiled: Backbone | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
+        """Device of the UNet."""
         return next(self.unet.parameters()).device
 
     @property
@@ -111,24 +111,25 @@ class Backbone:
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
-        """Bfloat16 autocast where asked for, or where it is fast; weights stay as they are."""
+        """Compute in bfloat16 autocast where asked for, or where it is fast; weights stay as they are."""
         with bfloat16_autocast(self.device, is_wanted=self.has_autocast):
             yield
 
     def compiled(self) -> Backbone:
-        """The same with its UNet compiled: minutes at the first call with each size of batch, then faster.
+        """Return this backbone with its UNet compiled: minutes at the first call with each size of batch, then faster.
 
-        Called again, it gives the same object, so that nothing is compiled twice.
+        Every call returns the same object, so that nothing is compiled twice.
         """
         if self._compiled is None:
             dynamo: Any = torch._dynamo.config
+            # Beyond its limit, dynamo quietly goes back to eager code.
             dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_COMPILED)
             unet: Any = torch.compile(self.unet, dynamic=False)
             self._compiled = dataclasses.replace(self, unet=unet)
         return self._compiled
 
     def token_ids(self, texts: Sequence[str]) -> Int[Tensor, "b tokens"]:
-        """Tokens of texts for the (first) text encoder, padded to the tokenizer's length.
+        """Return the tokens of texts for the (first) text encoder, padded to the tokenizer's length.
 
         Raises:
             InputError: a text has more tokens than fit.
@@ -177,7 +178,7 @@ class Backbone:
             return self.encode_with_gradient(images)
 
     def encode_with_gradient(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h8 w8"]:
-        """As `encode_images`, but gradients reach the pictures: what distillation needs."""
+        """Do what `encode_images` does and let gradients reach the pictures, which distillation needs."""
         with self.precision():
             encoded: Any = self.vae.encode((images.to(self.device) * 2 - 1).to(memory_format=torch.channels_last))
         latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
@@ -191,7 +192,7 @@ class Backbone:
         return (decoded.sample.float() / 2 + 0.5).clamp(0, 1)
 
     def _added_conditions(self, text: TextCondition, latents: Tensor) -> dict[str, Tensor] | None:
-        """What the UNet of Stable Diffusion XL wants beside the tokens: pooled text, and sizes in pixels, uncropped."""
+        """Return what Stable Diffusion XL's UNet takes beside tokens: pooled text, and sizes in pixels, uncropped."""
         config: Any = self.unet.config
         if config.get("addition_embed_type") != "text_time":
             return None

@@ -1,8 +1,8 @@
 """Attention control as data: what ties the edit branch of each pair to its source branch, and when.
 
 `CrossControl`, `SelfControl` and `BlendControl` hold small tensors with one row for each pair, so that pairs of any
-kinds (replaced words, added phrases, MasaCtrl, none at all) go through one batch. `controls.build_control` makes them
-from captions, `PairControl.at_step` says what of them is on at a step, and `attention` applies it.
+kinds (replaced words, added phrases, MasaCtrl, none at all) go through one batch. `control_options.build_control` makes
+them from captions, `PairControl.at_step` says which of them are on at a step, and `attention` applies that.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ __all__ = ["INJECT", "MUTUAL", "NO_SELF", "CrossControl", "PairControl", "SelfCo
 NO_SELF, INJECT, MUTUAL = 0, 1, 2
 """Kinds of self-attention control: none, the source's probabilities, the source's keys and values."""
 ANY_SIZE = 2**15
+"""Pixels a side that no layer has, and whose square an int32 still holds."""
 
 
 def _is_open(window: Float[Tensor, "*rows 2"], step: int, num_steps: int) -> Bool[Tensor, "*rows"]:
     """Whether windows [from, until), in shares of the steps rounded down as Prompt-to-Prompt does, hold a step."""
+    # Windows are float32, and .8 x 10 steps must not become 7 by its last bit.
     edges = torch.floor(window * num_steps + 1e-4)
     return (edges[..., 0] <= step) & (step < edges[..., 1])
 
@@ -46,14 +48,14 @@ def _first_layers(shares: Float[Tensor, " pairs"], num_layers: int | None) -> In
 
 
 def _select(part: Any, pairs: Int[Tensor, " chosen"]) -> Any:
-    """A dataclass of tensors, or of such dataclasses, with these rows only."""
+    """Return a dataclass of tensors, or of such dataclasses, with these rows only."""
     values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
     chosen = {name: x[pairs] if isinstance(x, Tensor) else _select(x, pairs) for name, x in values.items()}
     return type(part)(**chosen)
 
 
 def _merge(parts: Sequence[Any]) -> Any:
-    """The rows of several, in order."""
+    """Return the rows of several such dataclasses, in order."""
     merged: dict[str, Any] = {}
     for field in dataclasses.fields(parts[0]):
         values = [getattr(part, field.name) for part in parts]
@@ -70,7 +72,7 @@ class CrossControl:
     shared: Float[Tensor, "pairs tokens"]
     """Share of an edit token's attention that is the source's: 1 where it has a counterpart, 0 for a new word."""
     window: Float[Tensor, "pairs tokens 2"]
-    """From when until when an edit token is controlled, in shares of the steps; empty = never."""
+    """When an edit token is controlled, [from, until) in shares of the steps; empty = never."""
     strength: Float[Tensor, "pairs tokens"]
     """Factor on an edit token's attention while it is controlled (Prompt-to-Prompt's reweighting); 1 = as it is."""
 
@@ -82,7 +84,7 @@ class SelfControl:
     kind: Int[Tensor, " pairs"]
     """`INJECT`: the source's probabilities (keeps layout); `MUTUAL`: its keys and values, MasaCtrl (keeps look)."""
     window: Float[Tensor, "pairs 2"]
-    """From when until when, in shares of the steps."""
+    """When, [from, until) in shares of the steps."""
     max_size: Int[Tensor, " pairs"]
     """Only at layers of at most this many pixels a side."""
     first_layer: Float[Tensor, " pairs"]
@@ -108,11 +110,11 @@ class PairControl:
 
     @classmethod
     def merge(cls, controls: Sequence[PairControl]) -> PairControl:
-        """The pairs of several controls, in order, whatever their kinds."""
+        """Return the pairs of several controls, in order, whatever their kinds."""
         return _merge(controls)
 
     def select(self, pairs: Int[Tensor, " chosen"]) -> PairControl:
-        """These pairs only, in this order."""
+        """Return these pairs only, in this order."""
         return _select(self, pairs)
 
     @property
@@ -147,9 +149,12 @@ class PairControl:
         """
         cross, own = self.cross, self.self_attention
         source_of = torch.arange(len(self)) if source_of is None else source_of.cpu()
+        # Both factors together are Prompt-to-Prompt's gates: where a window is open, a shared token takes its source's
+        # attention and a new one keeps its own, times its strength; where it is closed, every token has its own.
         is_open = _is_open(cross.window, step, num_steps).float()
         source_gain = is_open * cross.strength * cross.shared
         own_gain = is_open * cross.strength * (1 - cross.shared) + 1 - is_open
+        # Pairs that take everything need no attention of their own, and pairs that take nothing no source's.
         takes, has_own = (source_gain != 0).any(dim=1), (own_gain != 0).any(dim=1)
         kind = torch.where(_is_open(own.window, step, num_steps), own.kind, NO_SELF)
         is_on = kind != NO_SELF
@@ -195,16 +200,16 @@ class SelfGates:
     source_of: Int[Tensor, " pairs"]
 
     def to(self, device: torch.device | str) -> SelfGates:
-        """The same on another device."""
+        """Return the same gates on another device."""
         return SelfGates(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
 
     def is_open(self, kind: int, *, num_halves: int, size_squared: int, layer: int) -> Bool[Tensor, "halves pairs"]:
-        """For which rows control of this kind is on, at the layer of this number and of so many pixels."""
+        """Return for which rows control of this kind is on, at the layer of this number and of so many pixels."""
         is_here = (self.kind == kind) & (self.max_size * self.max_size >= size_squared) & (self.first_layer <= layer)
         return torch.stack([is_here & self.has_unconditional, is_here][-num_halves:])
 
     def rows(self, gate: Bool[Tensor, "halves pairs"], num_sources: int) -> Int[Tensor, " rows"]:
-        """For each row of a batch of halves x [sources | edits], itself, or its source's where an edit's gate is on."""
+        """Return for each row of a batch of halves x [sources | edits] its own number, or its source's if gated."""
         num_branches = num_sources + gate.shape[1]
         starts = num_branches * torch.arange(len(gate), device=gate.device)[:, None]
         own = starts + torch.arange(num_branches, device=gate.device)

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 Window = tuple[float, float]
-"""From when until when, in shares of the steps."""
+"""When something is on: [from, until), in shares of the steps."""
 SELF_KINDS = {"none": NO_SELF, "inject": INJECT, "mutual": MUTUAL}
 
 
@@ -57,7 +57,7 @@ class LocalBlend:
     start: float = 0.2
     """Share of the steps after which blending begins, in [0, 1]; 1 = never."""
     kept_threshold: float = 0.3
-    """As `threshold`, for words whose place is never to change."""
+    """The same as `threshold` for words whose place is never to change."""
 
     def __post_init__(self) -> None:
         for name in ("threshold", "kept_threshold"):
@@ -74,8 +74,8 @@ class ControlOptions:
     cross_window: Window = (0.0, 0.8)
     """When edit tokens with a counterpart in the source take its cross attention."""
     swapped_window: Window | None = None
-    """The same for words that stand in another's place, where they may do otherwise than those: None = `cross_window`.
-    Held for a short time or not at all, what is swapped takes a shape of its own where all else stays in its place."""
+    """The same for words that were swapped in for others; None = `cross_window`. With a short window, or none, the new
+    thing takes a shape of its own while everything else stays in its place."""
     word_windows: Mapping[str, Window] = field(default_factory=dict)
     """The same for single words of the edit caption."""
     word_strengths: Mapping[str, float] = field(default_factory=dict)
@@ -119,9 +119,9 @@ INSTRUCT_PIX2PIX = ControlOptions(cross_window=(0.0, 0.0), blend=LocalBlend(star
 """The pair maker of Brooks et al. 2022 (arXiv 2211.09800): self attention at all layers; the end of its window is drawn
 anew for each pair (`GenerateConfig.self_share`; there 0.1 to 0.9). Words only make the mask."""
 BLEND_ONLY = ControlOptions(cross_window=(0.0, 0.0), self_attention="none")
-"""Only local blend holds the edit to its source: outside its region nothing changes, inside any shape may come."""
+"""Only local blend holds the edit to its source: nothing changes outside its region, and inside any shape may form."""
 IN_PLACE = ControlOptions(cross_window=(0.0, 0.8), swapped_window=(0.0, 0.2), self_attention="none")
-"""What is swapped keeps its place, but not its shape, and all else keeps both."""
+"""What is swapped keeps its place but not its shape; everything else keeps both."""
 MASACTRL = ControlOptions(
     cross_window=(0.0, 0.0),
     self_attention="mutual",

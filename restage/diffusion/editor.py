@@ -164,7 +164,7 @@ class EditModel:
     ) -> EditCondition:
         """Encode original pictures and one instruction each."""
         original_latents = self.backbone.encode_images(originals)
-        texts = sorted(set(instructions))
+        texts = sorted(set(instructions))  # views of one scene share an instruction: it is embedded once
         embedded = self.backbone.encode_text(["", *texts])
         rows = [1 + texts.index(instruction) for instruction in instructions]
         return EditCondition(original_latents, embedded[rows], embedded[[0] * len(rows)])
@@ -211,6 +211,7 @@ class EditModel:
         original, text, no_text = condition
         originals = torch.cat([original, original, torch.zeros_like(original)][:variants])
         texts = torch.cat([text, no_text, no_text][:variants])
+        # The variants are [with both | without text | without both], so that fewer of them is a prefix.
         several = latents.repeat(variants, 1, 1, 1)
         epsilon, mask_logits = self.predict(several, timesteps.repeat(variants), originals, texts)
         full, *rest = epsilon.chunk(variants)
@@ -286,6 +287,7 @@ def _edit_batch(
     """Edit one batch: latents, and masks on the latent grid."""
     schedule, original = model.schedule, condition.original_latents
     latents = noise.to(original)
+    # Fewer steps from less noise, so that a step is as long wherever sampling starts; rounding must not add one.
     table = schedule.timesteps(math.ceil(settings.steps * noise_level - 1e-9), start=noise_level)
     if noise_level < 1:
         first = torch.full((len(views),), table[0], device=original.device)
@@ -296,6 +298,8 @@ def _edit_batch(
         with bfloat16_autocast(noisy.device, is_wanted=settings.use_bfloat16):
             predicted = model.predict_guided(noisy, t, condition, settings.guidance or model.guidance)
         masks.add(predicted.mask)
+        # Outside of the mask the prediction is that the original is clean; the solver then goes there by itself, at the
+        # noise of every step.
         if not settings.keep_outside:
             return predicted.epsilon
         signal, sigma = schedule.coefficients(t, noisy)
@@ -362,7 +366,7 @@ def edit_images(
         latents, masks = _edit_batch(model, views[part], condition, noise_level, noise[part], settings)
         images = model.backbone.decode_latents(latents).clamp(0, 1)
         masks = functional.interpolate(masks[:, None], images.shape[-2:], mode="bilinear")[:, 0].clamp(0, 1)
-        if settings.keep_outside:
+        if settings.keep_outside:  # what the VAE loses on the way is not to change pixels either
             images = torch.lerp(originals[part], images, _mask_to_keep(masks)[:, None])
         parts.append(Edited(images, masks))
     return Edited(torch.cat([part.images for part in parts]), torch.cat([part.masks for part in parts]))

@@ -38,11 +38,11 @@ def invert_latents(
         backbone: the text-to-image model.
         latents: clean ones of pictures, from `Backbone.encode_images`.
         text: captions of the pictures.
-        num_steps: of the trajectory.
-        num_iterations: evaluations for each step.
+        num_steps: sampling steps of the trajectory.
+        num_iterations: UNet evaluations for each step.
 
     Returns:
-        Latents before each of the `num_steps` sampling steps, noise first, and after the last: the given ones.
+        The latents before each of the `num_steps` sampling steps, noise first, and the given ones after the last.
 
     Raises:
         InputError: there are not as many captions as pictures, or no iteration.
@@ -54,14 +54,18 @@ def invert_latents(
         )
     schedule = backbone.schedule
     found, noise = [latents], torch.zeros_like(latents)
-    signal, sigma = torch.ones(1).to(latents), torch.zeros(1).to(latents)
+    signal, sigma = torch.ones(1).to(latents), torch.zeros(1).to(latents)  # of the clean end
     for timestep in reversed(schedule.timesteps(num_steps)):
         t = torch.full((len(latents),), timestep, device=latents.device)
         signal_up, sigma_up = schedule.coefficients(t, latents)
+        # The step up is x_up = signal_up x0 + sigma_up e, with e the noise that the model sees in x_up itself. Starting
+        # from the noise of the step below, each round asks at the x_up that the last one led to.
         for _ in range(num_iterations):
             clean = (found[-1] - sigma * noise) / signal
             noise = backbone.predict_noise(signal_up * clean + sigma_up * noise, t, text)
         clean = (found[-1] - sigma * noise) / signal
+        # Clean latents go by this last noise, too: so a sampling step down from here, which predicts it again, ends at
+        # the latents that this one started from.
         found.append(signal_up * clean + sigma_up * noise)
         signal, sigma = signal_up, sigma_up
     return torch.stack(found[::-1])

@@ -84,7 +84,7 @@ class PairBatch:
     def select(
         self, edits: Int[Tensor, " chosen"], *, pad_to: int = 1
     ) -> tuple[PairBatch, Int[Tensor, " sources"], Int[Tensor, " edits"]]:
-        """Only these edits, in order, and the sources that they need, both filled up with copies of the first.
+        """Keep only these edits, in order, and the sources that they need; both are padded with copies of the first.
 
         Returns:
             The new batch, and the old indices of its sources and of its edits.
@@ -123,7 +123,7 @@ class PairStep(NamedTuple):
 
 
 KeepEdits = Callable[[PairStep], Bool[Tensor, " edits"] | None]
-"""Says after a step which edits to go on with; None = all."""
+"""Returns after a step which edits to go on with; None = all."""
 
 
 def map_size_of(unet_config: Any, latent_size: int) -> int:
@@ -158,6 +158,7 @@ class _Trajectory:
         if batch.control.needs_maps or bool(regions.any()):
             size = config.map_size or map_size_of(backbone.unet.config, self.shape[1])
             self.maps = WordMaps(size, len(batch.control), self.device)
+        # An edit starts from the very noise of its source: what both captions share then falls into the same place.
         self.latents = self._for_branches(self._first_latents().to(self.device))
         self.x0 = self.latents
 
@@ -173,7 +174,9 @@ class _Trajectory:
         return found[0]
 
     def _hold_sources(self, step: int) -> None:
-        """Where sources are pictures, put them where they were found to be after `step` steps."""
+        """Where sources are pictures, put them where inversion found them to be after `step` steps."""
+        # Sampled freely, a source would drift from its picture, since inversion is exact only without guidance and with
+        # endless iterations; its edits attend to it, and would drift along.
         if self.batch.trajectories is not None:
             num_sources = len(self.batch.seeds)
             self.latents = torch.cat([self.batch.trajectories[step].to(self.latents), self.latents[num_sources:]])
@@ -183,6 +186,7 @@ class _Trajectory:
         return torch.cat([sources, sources[self.batch.source_of.to(sources.device)]])
 
     def _step_noise(self, step: int) -> Tensor:
+        # Noise of its own would part an edit from its source wherever a solver adds some.
         return self._for_branches(step_noise(self.shape, self.batch.seeds, step).to(self.device))
 
     def _predict(self, step: int) -> Tensor:
@@ -203,6 +207,7 @@ class _Trajectory:
         t = torch.full((len(self.latents),), self.timesteps[step], device=self.device)
         if not is_guided:
             return backbone.predict_noise(self.latents, t, text, control=control)
+        # Both halves in one call: [unconditional | conditional], each of them [sources | edits].
         doubled, both = torch.cat([self.latents, self.latents]), self.empty.expand(len(text)).cat(text)
         epsilon = backbone.predict_noise(doubled, torch.cat([t, t]), both, control=control)
         unconditional, conditional = epsilon.chunk(2)
@@ -226,6 +231,7 @@ class _Trajectory:
             return torch.cat([source, kept + mask * (edit - kept)])
 
         self.latents = blended(self.latents)
+        # The multistep solver extrapolates from the last prediction, which would carry back what was blended away.
         self.solver.adjust(blended)
 
     def advance(self, step: int) -> PairStep:
@@ -240,7 +246,7 @@ class _Trajectory:
         return self._state(step + 1)
 
     def _state(self, step: int) -> PairStep:
-        """What is no filling, after so many steps."""
+        """Return the state after so many steps, without the rows that pad the batch."""
         sources, first_edit = slice(self.num_sources), len(self.batch.seeds)
         edits = slice(first_edit, first_edit + len(self.edits))
         maps = None

@@ -47,7 +47,7 @@ class SegmentConfig:
     """Pixels a side (the shorter one) of the layers that are read and pushed; None = the size nearest to 16 from above
     that the UNet has."""
     feature_layer: int = 0
-    """Whose queries are clustered, among the cross-attention layers of that size in the up blocks, in order."""
+    """Layer whose queries are clustered, among the cross-attention layers of that size in the up blocks, in order."""
     modulated_layer: int = 0
     """Which of these layers is pushed; the first does better than the last on the miniature."""
     feature_signal: float = 0.9983
@@ -64,7 +64,7 @@ class SegmentConfig:
     batch_size: int = 64
     """Rows of a UNet call, beside those of the pictures as they are; two for each segment."""
     seed: int = 0
-    """Of noise and clusters."""
+    """Seed for the noise and the clusters."""
 
     def __post_init__(self) -> None:
         for name in ("signal", "feature_signal"):
@@ -98,7 +98,7 @@ def _cross_layers(unet: nn.Module) -> list[Attention]:
 
 @contextlib.contextmanager
 def _recorded_queries(layers: Sequence[Attention]) -> Iterator[list[Float[Tensor, "b pixels d"]]]:
-    """Within it, a UNet call leaves the queries of these layers in the list, in order."""
+    """Collect the queries of these layers from a UNet call within the context, in order."""
     found: list[Tensor] = []
     hooks = [layer.to_q.register_forward_hook(lambda _, __, out: found.append(out.float())) for layer in layers]
     try:
@@ -112,7 +112,7 @@ def _recorded_queries(layers: Sequence[Attention]) -> Iterator[list[Float[Tensor
 
 @contextlib.contextmanager
 def _pushed(layer: Attention, offset: Float[Tensor, "rows pixels"]) -> Iterator[None]:
-    """Within it, a UNet call adds `offset` to all channels of the layer's output."""
+    """Add `offset` to all channels of the layer's output in the one UNet call within the context."""
     num_calls = 0
 
     def push(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -130,7 +130,9 @@ def _pushed(layer: Attention, offset: Float[Tensor, "rows pixels"]) -> Iterator[
 
 
 def _fixed_attention(source_of: Int[Tensor, " edits"], num_tokens: int, device: torch.device) -> StepControl:
-    """Edits that attend, in every layer, to what their sources attend to, with values of their own."""
+    """Return the control of edits that attend, in every layer, to what their sources attend to."""
+    # With attention free, a push in one layer would change who attends to whom in all later ones, and pixels far from
+    # the segment would answer. Only values differ from the source's, so that the answer stays where the push was.
     count = len(source_of)
     ones, none = torch.ones(count), torch.zeros(count, num_tokens)
     always = torch.tensor([0.0, 1.0])
@@ -160,7 +162,7 @@ def _cluster(features: Float[Array, "pixels d"], count: int, seed: int) -> Int[A
         warnings.simplefilter("ignore", UserWarning)  # of clusters that stay empty
         draw: Any = {"seed": np.random.default_rng(seed)}  # `rng` from scipy 1.15 on, which takes both
         _, labels = kmeans2(features, min(count, len(features)), iter=30, minit="++", **draw)
-    return np.unique(labels, return_inverse=True)[1]
+    return np.unique(labels, return_inverse=True)[1]  # numbered without gaps
 
 
 class _Pictures:
@@ -173,7 +175,7 @@ class _Pictures:
         self.noise = initial_noise(self.clean.shape[1:], seeds).to(self.clean)
         self.text = backbone.encode_prompts(list(captions))
         height, width = self.clean.shape[2:]
-        shorter = min(height, width)
+        shorter = min(height, width)  # layers keep the picture's proportions
         side = config.layer_size or map_size_of(backbone.unet.config, shorter)
         self.grid = (height * side // shorter, width * side // shorter)
 
@@ -212,14 +214,17 @@ class _Pictures:
         start = (self.timestep_of(config.signal) + 1) / schedule.num_train_timesteps
         timesteps = schedule.timesteps(config.num_steps, start=start)
         solver = Solver(schedule, timesteps, "ddim")
+        # Each segment is pushed up and down, as two edits of its picture, which is computed once for all of them.
         pictures, source_of = picture_of.repeat(2).unique(return_inverse=True)
         text = self.text.select(torch.cat([pictures, pictures[source_of]]))
         control = _fixed_attention(source_of, text.tokens.shape[1], self.clean.device)
+        # Rows of the batch are [pictures | pushed up | pushed down]; pictures are not pushed.
         offset = torch.cat([torch.zeros(len(pictures), segments.shape[1]), segments, -segments]).to(self.clean.device)
         edits = self.at(timesteps[0], pictures)[source_of]
         for step, timestep in enumerate(timesteps):
             latents = torch.cat([self.at(timestep, pictures), edits])
             t = torch.full((len(latents),), timestep, device=latents.device)
+            # One push, in the first step: pushed in each, the differences would smear along the way.
             with _pushed(layer, config.strength * offset) if step == 0 else contextlib.nullcontext():
                 epsilon = self.backbone.predict_noise(latents, t, text, control=control)
             moved = solver.step(step, latents, schedule.to_x0(epsilon, latents, t))
@@ -237,7 +242,7 @@ def _check(images: Tensor, captions: Sequence[str]) -> None:
 
 
 def _eager(backbone: Backbone) -> Backbone:
-    """The same with its UNet not compiled: compiled ones do not call hooks that are set later."""
+    """Return the backbone with its UNet not compiled, since compiled ones do not call hooks that are set later."""
     unet: Any = getattr(backbone.unet, "_orig_mod", backbone.unet)
     return dataclasses.replace(backbone, unet=unet)
 
@@ -254,7 +259,7 @@ def coarse_segments(
     captions: Sequence[str] | None = None,
     config: SegmentConfig = SegmentConfig(),
 ) -> Int[Tensor, "b grid_height grid_width"]:
-    """Only the clusters that `segment_images` begins with, at the size of the layer: one UNet call.
+    """Return only the clusters that `segment_images` begins with, at the size of the layer; costs one UNet call.
 
     Args:
         backbone: a text-to-image model.
@@ -307,6 +312,7 @@ def segment_images(
     masks = torch.cat(segments)
     best = torch.full((len(images), *images.shape[2:]), -1.0)
     labels = torch.zeros(best.shape, dtype=torch.long)
+    # Segments of all pictures in one row of chunks, so that every UNet call is full.
     for chunk in torch.arange(len(masks)).split(config.batch_size // 2):
         answers = pictures.answer(layer, picture_of[chunk].to(pictures.clean.device), masks[chunk])
         smooth = torch.from_numpy(gaussian_filter(answers.numpy(), (0, config.blur_px, config.blur_px)))

@@ -39,7 +39,7 @@ class SampleStep(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """Signal, noise and half log signal-to-noise ratio of one step; the clean end has noise 0."""
+    """Signal, noise and half the log signal-to-noise ratio at one step; the clean end has noise 0."""
 
     alpha: float
     sigma: float
@@ -58,6 +58,8 @@ def _deterministic(latents: Tensor, x0: Tensor, slope: Tensor | None, *, now: _L
 
     `x <- sigma_to/sigma_now x - alpha_to (exp(-h) - 1) (x0 + slope/2)`, h the gain in half log signal-to-noise ratio.
     """
+    # Steps that are close together have nearly the same ratio: exp(-h) - 1 would cancel, expm1 does not. At the clean
+    # end the ratio is infinite and the gain exactly 1, which makes the last step the prediction itself.
     gain = to.alpha * -math.expm1(now.log_snr - to.log_snr)
     aim = x0 if slope is None else x0 + 0.5 * slope
     return (to.sigma / now.sigma) * latents + gain * aim
@@ -68,6 +70,7 @@ def _ancestral(latents: Tensor, x0: Tensor, noise: Tensor, *, now: _Level, to: _
 
     `s_up^2 = s_to^2 (s^2 - s_to^2) / s^2`, down to `sqrt(s_to^2 - s_up^2)` along the prediction, then up by new noise.
     """
+    # k-diffusion samples x / alpha, whose noise s grows without bound; in these terms the step is Euler's.
     ratio, ratio_to = now.sigma / now.alpha, to.sigma / to.alpha
     up = math.sqrt(max(0.0, ratio_to**2 * (ratio**2 - ratio_to**2) / ratio**2))
     down = math.sqrt(max(0.0, ratio_to**2 - up**2))
@@ -108,12 +111,13 @@ class Solver:
         self._previous: Tensor | None = None
 
     def step(self, step: int, latents: Latents, x0: Latents) -> Latents:
-        """Latents after step `step` (from 0), given those before it and the clean ones predicted from them."""
+        """Return the latents after step `step` (from 0), given those before it and the clean ones predicted there."""
         now, to = self._levels[step], self._levels[step + 1]
         if self.name == "euler_ancestral":
             assert self._step_noise is not None
             moved = _ancestral(latents, x0, self._step_noise(step), now=now, to=to) if to.sigma > 0 else x0
         else:
+            # The first step has nothing to extrapolate from; the gain of the last one is infinite.
             slope = None
             if self.name == "dpmpp_2m" and self._previous is not None and to.sigma > 0:
                 ratio = (to.log_snr - now.log_snr) / (now.log_snr - self._levels[step - 1].log_snr)
@@ -123,7 +127,7 @@ class Solver:
         return moved
 
     def adjust(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Change the prediction that is remembered as the latents were changed (`change` must be linear in them)."""
+        """Change the remembered prediction as the latents were changed; `change` must be linear in them."""
         if self._previous is not None:
             self._previous = change(self._previous)
 

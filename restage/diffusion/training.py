@@ -36,7 +36,7 @@ class TrainingConfig:
     """Steps in all; may be raised between two sessions as long as the cooldown has not begun."""
     batch_size: int = 32
     learning_rate: float = 4e-4
-    """Of AdamW, after the warm-up and before the cooldown."""
+    """AdamW's learning rate after the warm-up and before the cooldown."""
     num_warmup_steps: int = 50
     """Steps over which the learning rate rises linearly from zero."""
     cooldown_share: float = 0.25
@@ -88,6 +88,7 @@ def read_metrics(folder: Path) -> list[dict[str, float | int]]:
     path = folder / METRICS_NAME
     if not path.exists():
         return []
+    # A kill in the middle of a write leaves part of a line, of a step that is done again.
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
@@ -103,6 +104,7 @@ def _resume(folder: Path, model: nn.Module, average: nn.Module, optimizer: torch
     model.load_state_dict(state["model"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
+    # Metrics are written at each step and states only now and then: what came after the state will be written again.
     kept = [row for row in read_metrics(folder) if row["step"] <= state["step"]]
     with write_atomically(folder / METRICS_NAME) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -119,13 +121,13 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 @contextlib.contextmanager
 def explicit_attention(model: nn.Module) -> Iterator[int]:
-    """Within it, attention on the CPU is written out as two matrix products and a softmax; elsewhere nothing changes.
+    """Write attention on the CPU out as two matrix products and a softmax within the context; elsewhere do nothing.
 
     The backward pass of PyTorch's fused attention on CPUs takes two to seven times as long as this at the sizes of
     small models (docs/log/2026-11-26-text-to-image.md). Layers with a processor of their own keep it.
 
     Yields:
-        How many layers of diffusers and models of transformers it changed.
+        The number of layers of diffusers and of models of transformers that were changed.
     """
     is_cpu = next(model.parameters()).device.type == "cpu"
     modules = list(model.modules()) if is_cpu else []
@@ -147,7 +149,8 @@ def explicit_attention(model: nn.Module) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _compiled(model: nn.Module, is_compiled: bool) -> Iterator[None]:
-    """Within it, calls of the model are compiled; its weights and their names stay what they are."""
+    """Compile calls of the model within the context; its weights and their names stay what they are."""
+    # `torch.compile(model)` would wrap it and rename every weight to `_orig_mod...`, and so break saved states.
     try:
         if is_compiled:
             model.compile(dynamic=False)  # sizes are few, and each is compiled for itself
@@ -187,6 +190,7 @@ def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: Trai
         (folder / METRICS_NAME).open("a") as metrics,
     ):
         for step in range(first, config.num_steps):
+            # A generator for each step, on the CPU: a resumed step draws what it would have drawn, on any device.
             generator = torch.Generator().manual_seed(derive_seed(config.seed, "step", step))
             with bfloat16_autocast(device, is_wanted=config.is_bf16):
                 terms = dict(loss_of(step, generator))
@@ -197,12 +201,13 @@ def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: Trai
                 group["lr"] = config.learning_rate_at(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            # Early weights are worth nothing; a short memory at first keeps them out of the average.
             _update_average(average, model, min(config.ema_decay, (1 + step) / (10 + step)))
             losses = {"loss": float(loss.detach()), **{name: float(term.detach()) for name, term in terms.items()}}
             metrics.write(json.dumps({"step": step + 1, **losses}) + "\n")
             is_last = step + 1 == config.num_steps
             if is_last or time.monotonic() - saved_s > config.checkpoint_every_s:
-                metrics.flush()
+                metrics.flush()  # before the state, which must never be ahead of its metrics
                 _save(
                     folder,
                     {

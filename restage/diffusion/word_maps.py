@@ -134,6 +134,7 @@ def blend_masks(
         source, edit = (resized / peak > threshold.to(maps.device).repeat(2)[:, None, None]).chunk(2)
         return source | edit
 
+    # Pooled, words cover their thing's edges; words that are kept must not grow into the thing next to them.
     pooled = F.max_pool2d(maps[:, :1].float(), kernel_size=3, stride=1, padding=1)[:, 0]
     free = ~blend.has_words.to(maps.device)[:, None, None]
     kept = found(maps[:, 1], blend.kept_threshold) & blend.has_kept.to(maps.device)[:, None, None]
