@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from restage.diagnose.plain import from_plain
+from restage.diagnose.parts import read_settings
 from restage.edit.work import load_scene
 from restage.records import EditCase, InputError, file_sha256, read_json
 from restage.scenes.fit import FitConfig
@@ -62,7 +62,7 @@ class SceneParts:
     @cached_property
     def fit_config(self) -> FitConfig:
         """How it was fitted."""
-        return from_plain(FitConfig, read_json(self.folder / "fit.json")["config"])
+        return read_settings(FitConfig, read_json(self.folder / "fit.json")["config"])
 
     def differences(self, other: SceneParts) -> tuple[str, ...]:
         """In which of cameras, photographs and fit two scenes differ."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from restage.diagnose.attribution import Attribution, Share, Swap, attribute, interval, share_of
 from restage.diagnose.cases import Case, find_cases
@@ -204,14 +204,12 @@ def diagnose(
     trials = yield from _try_as_they_are(search, frozenset(top))
     whole = trials["whole"]
     everything = frozenset(top)
-    swaps = {part: _Swaps(search, frozenset({part}), everything - {part}) for part in top}
-    yield from _swap(search, swaps)
-    exchanges = [swap.exchange(part) for part, swap in swaps.items() if swap.is_made]
+    exchanges = yield from _swap(search, {part: (frozenset({part}), everything - {part}) for part in top})
     attributions = {
         measure: attribute(
             _values(whole["A"], measure),
             _values(whole["B"], measure),
-            [exchange.of(measure) for exchange in exchanges],
+            [exchange.of(measure, search) for exchange in exchanges.values()],
             search.scenes,
         )
         for measure in MEASURES
@@ -273,46 +271,37 @@ def _try_as_they_are(
     }
 
 
-class _Exchange(NamedTuple):
-    """The trials of one part exchanged."""
-
-    component: str
-    a_with_b: dict[str, Trial]
-    b_with_a: dict[str, Trial]
-
-    def of(self, measure: str) -> Swap:
-        """What they say in one measure."""
-        first, second = _values(self.a_with_b, measure), _values(self.b_with_a, measure)
-        return Swap(component=self.component, a_with_b=first, b_with_a=second)
-
-
 def _values(trials: dict[str, Trial], measure: str) -> dict[str, float]:
     return {case: trial.numbers[measure] for case, trial in trials.items()}
 
 
 @dataclass
-class _Swaps:
+class _Exchange:
     """The trials that exchange one part, in both directions."""
 
-    search: _Search
-    a_with_b: frozenset[str]
-    b_with_a: frozenset[str]
-    is_made: bool = False
+    component: str
+    a_with_b: list[Attempt]
+    b_with_a: list[Attempt]
 
-    def exchange(self, component: str) -> _Exchange:
-        """Returns what they gave."""
-        forward, reverse = (self.search.results(self.search.whole(parts)) for parts in (self.a_with_b, self.b_with_a))
-        return _Exchange(component, forward, reverse)
+    def of(self, measure: str, search: _Search) -> Swap:
+        """Returns what they say in one measure."""
+        forward, reverse = (_values(search.results(found), measure) for found in (self.a_with_b, self.b_with_a))
+        return Swap(component=self.component, a_with_b=forward, b_with_a=reverse)
 
 
-def _swap(search: _Search, swaps: Mapping[str, _Swaps]) -> Generator[Progress, None, None]:
+def _swap(
+    search: _Search, parts: Mapping[str, tuple[frozenset[str], frozenset[str]]]
+) -> Generator[Progress, None, dict[str, _Exchange]]:
     """Exchange each part by itself, in both directions, as far as time allows."""
-    groups = {part: [*search.whole(swap.a_with_b), *search.whole(swap.b_with_a)] for part, swap in swaps.items()}
+    found = {
+        part: _Exchange(part, search.whole(a_with_b), search.whole(b_with_a))
+        for part, (a_with_b, b_with_a) in parts.items()
+    }
+    groups = {part: [*exchange.a_with_b, *exchange.b_with_a] for part, exchange in found.items()}
     made = yield from search.try_groups("swaps", groups)
-    for part, swap in swaps.items():
-        swap.is_made = part in made
-        if not swap.is_made:
-            search.limits.append(f"no time was left to swap {part}; run the same command again to go on")
+    for part in [part for part in found if part not in made]:
+        search.limits.append(f"no time was left to swap {part}; run the same command again to go on")
+    return {part: exchange for part, exchange in found.items() if part in made}
 
 
 def smallest_effect(measure: str, config: DiagnoseConfig) -> float:
@@ -366,13 +355,15 @@ def _look_into(
         and is_to_blame(share, measure, search.config, num_parts=num_parts)
     ]
     inner_parts = {part: list(_inner_parts(bench, part)) for part in guilty}
-    swaps = {
-        inner: _inner_swaps(search, inner, part, everything)
-        for part, found in inner_parts.items()
-        for inner, is_only in found
-        if not is_only
-    }
-    yield from _swap(search, swaps)
+    exchanges = yield from _swap(
+        search,
+        {
+            inner: (frozenset({inner}), _without(inner, [name for name, _ in found], part, everything))
+            for part, found in inner_parts.items()
+            for inner, is_only in found
+            if not is_only
+        },
+    )
     results = []
     for share in attribution.shares:
         part = share.component
@@ -380,9 +371,9 @@ def _look_into(
         for inner, is_only in inner_parts.get(part, ()):
             if is_only:
                 found = share.renamed(inner)
-            elif swaps[inner].is_made:
-                exchange = swaps[inner].exchange(inner)
-                found = share_of(exchange.of(measure), values["A"], values["B"], search.scenes)
+            elif inner in exchanges:
+                swap = exchanges[inner].of(measure, search)
+                found = share_of(swap, values["A"], values["B"], search.scenes)
             else:
                 continue
             results.append(PartResult(share=found, within=part, detail=_detail(search, inner)))
@@ -404,11 +395,8 @@ def _inner_parts(bench: Workbench, part: str) -> Iterator[tuple[str, bool]]:
         yield inner, len(found) == 1
 
 
-def _inner_swaps(search: _Search, inner: str, part: str, everything: frozenset[str]) -> _Swaps:
-    """The trials that exchange what is within a part."""
+def _without(inner: str, inner_parts: list[str], part: str, everything: frozenset[str]) -> frozenset[str]:
+    """All parts of B but one that is within another."""
     if inner == "masks":
-        into_b = everything | {"masks of A"}
-    else:
-        kinds = [name for name, _ in _inner_parts(search.work.bench, part) if name not in (inner, "masks")]
-        into_b = (everything - {part}) | set(kinds)
-    return _Swaps(search, frozenset({inner}), frozenset(into_b))
+        return everything | {"masks of A"}
+    return (everything - {part}) | {name for name in inner_parts if name not in (inner, "masks")}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from restage.diagnose.plain import from_plain
 from restage.diagnose.pools import PairPool
 from restage.diffusion.editor import Guidance
 from restage.diffusion.editor_folder import edit_weights_sha256
 from restage.edit.job import Method
 from restage.edit.methods import METHODS
-from restage.records import InputError, canonical_json, derive_seed, read_json, to_plain
+from restage.records import InputError, canonical_json, derive_seed, from_plain, read_json, to_plain
 from restage.run.models import edit_model_of
 from restage.train.edit_model import TrainConfig
 
@@ -25,7 +25,10 @@ __all__ = [
     "differing_training",
     "noise_settings",
     "other_settings",
+    "read_settings",
 ]
+
+Settings = TypeVar("Settings")
 
 LABELS = {
     "edit_model": "the weights of the edit model",
@@ -90,7 +93,7 @@ class RunParts:
         """Settings of the method, the run's own or the defaults."""
         config = self.stage_config("edit") or {}
         plain = config.get("settings", {}).get(self.method, {})
-        return from_plain(METHODS[self.method], plain)
+        return read_settings(METHODS[self.method], plain)
 
     @cached_property
     def model(self) -> Path:
@@ -107,14 +110,14 @@ class RunParts:
         """What the edit model is used with."""
         record = self.model / "edit_model.json"
         found = read_json(record).get("guidance", {}) if record.exists() else {}
-        return from_plain(Guidance, found)
+        return read_settings(Guidance, found)
 
     @cached_property
     def train_config(self) -> TrainConfig | None:
         """How the edit model was trained, its seed joined with the run's; None if it was not trained here."""
         if not (self.path / "train" / "stage.json").exists():
             return None
-        config = from_plain(TrainConfig, read_json(self.path / "train" / "stage.json")["config"])
+        config = read_settings(TrainConfig, read_json(self.path / "train" / "stage.json")["config"])
         seed = derive_seed(self.record["seed"], "train", config.training.seed)
         return replace(config, training=replace(config.training, seed=seed))
 
@@ -124,6 +127,24 @@ class RunParts:
         if not any((self.path / "pairs").glob("shard-*.done")):
             return None
         return PairPool.read(self.path / "pairs")
+
+
+def read_settings(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
+    """Turn a record's JSON values into settings; fields that are not there take their defaults.
+
+    Raises:
+        InputError: a value does not fit, or there is a field that the settings do not have.
+    """
+    found = from_plain(plain, kind, where=kind.__name__)
+    unknown = sorted(_paths(plain) - _paths(to_plain(found)))
+    if unknown:
+        raise InputError(f"{kind.__name__} has no {', '.join(unknown)}; was this run made with another version?")
+    return found
+
+
+def _paths(plain: Mapping[str, Any]) -> set[str]:
+    inner = {f"{name}.{path}" for name, item in plain.items() if isinstance(item, Mapping) for path in _paths(item)}
+    return {*plain, *inner}
 
 
 def noise_settings(settings: Method) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from restage.diagnose.plain import from_plain
+from restage.diagnose.parts import read_settings
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
 from restage.edit.methods import METHODS, Restage
@@ -98,8 +98,8 @@ def changed(config: SmallConfig, changes: Mapping[str, Any]) -> SmallConfig:
             raise InputError(f"there is no setting {path!r}; paths are such as train.training.num_steps")
         place[name] = value
     methods = plain["edit"].pop("settings")
-    read = from_plain(SmallConfig, plain)
-    settings = {name: from_plain(METHODS[name], values) for name, values in methods.items()}
+    read = read_settings(SmallConfig, plain)
+    settings = {name: read_settings(METHODS[name], values) for name, values in methods.items()}
     return replace(read, edit=replace(read.edit, settings=settings))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from restage.diagnose.cases import Case
 from restage.diagnose.trials import Kind, Trial, Trials
-from restage.diagnose.workbench import Mix, Setup, Workbench
+from restage.diagnose.workbench import Mix, Workbench
 from restage.records import Progress
 from restage.work.task import Facts, Task
 
@@ -57,21 +57,12 @@ class DiagnosisWork:
             self.trial(task.item)
         return {"note": "done"}
 
-    def setup(self, attempt: Attempt) -> Setup:
-        """Put together what an attempt tries; what it is made of is there."""
-        steps = self.bench.setup(attempt.case, attempt.from_b)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value
-
     def path(self, attempt: Attempt) -> Path | None:
         """Where a trial is kept; None as long as something that it is made of is not there."""
         if not all(map(self.bench.is_made, self.bench.mixes(attempt.case, attempt.from_b))):
             return None
-        return self.trials.path(self.setup(attempt), attempt.kind, 0)
+        return self.trials.path(self.bench.setup(attempt.case, attempt.from_b), attempt.kind, 0)
 
     def trial(self, attempt: Attempt) -> Trial:
         """Make a trial, or read it."""
-        return self.trials.run(self.setup(attempt), attempt.kind, 0)
+        return self.trials.run(self.bench.setup(attempt.case, attempt.from_b), attempt.kind, 0)

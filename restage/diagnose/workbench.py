@@ -79,7 +79,7 @@ class Workbench:
     """Where what is trained and fitted here goes."""
     start: Path
     """Model that the runs' training went on from."""
-    _weights: dict[str, str] = field(default_factory=dict)
+    _weights: dict[Path, str] = field(default_factory=dict)
     _scenes: dict[Path, SceneParts] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -91,31 +91,30 @@ class Workbench:
 
     def weights_id(self, model: Path) -> str:
         """Hash of an edit model's weights, read once."""
-        key = str(model)
-        if key not in self._weights:
-            self._weights[key] = edit_weights_sha256(model)
-        return self._weights[key]
+        if model not in self._weights:
+            self._weights[model] = edit_weights_sha256(model)
+        return self._weights[model]
 
-    def setup(self, case: Case, from_b: frozenset[str]) -> Generator[Progress, None, Setup]:
-        """Put together one edit; the generator returns the setup.
+    def setup(self, case: Case, from_b: frozenset[str]) -> Setup:
+        """Put together one edit; what `mixes` says it needs is there.
 
         Args:
             case: The edit.
             from_b: Parts that come from B: of `differing`, and `edit_model`, `scenes` for all of theirs, and `masks`.
         """
-        model = yield from self.edit_model(from_b)
-        scene = yield from self.scene(case, from_b)
-        runs = {part: self.runs["B" if part in from_b else "A"] for part in ("guidance", "guided_noise", "method")}
+        model, scene = self.folder_of(self.model(from_b)), self.folder_of(self.scene(case, from_b))
+        runs = {part: self._run(part, from_b) for part in ("guidance", "guided_noise", "method")}
         interval = runs["guided_noise"].guidance
         guidance = replace(
             runs["guidance"].guidance, lowest_noise=interval.lowest_noise, highest_noise=interval.highest_noise
         )
         mask_model = model
         if "masks" in from_b or "masks of A" in from_b:
-            mask_model = self.runs["B" if "masks" in from_b else "A"].model
+            mask_model = self._run("masks", from_b).model
+        found = self.scene_parts(scene)
         return Setup(
             scene=scene,
-            scene_id=self._scene_id(scene),
+            scene_id=content_id("scene", [found.capture_sha256, found.splats_sha256]),
             truth=case.folders["A"] / "truth" / case.edit,
             model=model,
             model_id=self.weights_id(model),
@@ -126,37 +125,23 @@ class Workbench:
             mask_model_id=self.weights_id(mask_model),
         )
 
+    def _run(self, part: str, from_b: frozenset[str]) -> RunParts:
+        return self.runs["B" if part in from_b else "A"]
+
     def _method(self, from_b: frozenset[str]) -> Method:
-        run, noise_run = (self.runs["B" if part in from_b else "A"] for part in ("method", "noise_range"))
+        run, noise_run = self._run("method", from_b), self._run("noise_range", from_b)
         if run.method != noise_run.method:
             return run.settings
         noise = {name: getattr(noise_run.settings, name) for name in noise_settings(noise_run.settings)}
         own = {name: getattr(run.settings, name) for name in to_plain(run.settings)}
         return METHODS[run.method](**{**own, **noise})
 
-    def _scene_id(self, folder: Path) -> str:
-        scene = self.scene_parts(folder)
-        return content_id("scene", [scene.capture_sha256, scene.splats_sha256])
-
     def mixes(self, case: Case, from_b: frozenset[str]) -> list[Mix]:
-        """Returns what has to be trained or fitted for a setup."""
-        return [found for found in (self._model(from_b), self._scene(case, from_b)) if isinstance(found, Mix)]
+        """Returns what a setup needs that has to be trained or fitted."""
+        return [found for found in (self.model(from_b), self.scene(case, from_b)) if isinstance(found, Mix)]
 
-    def edit_model(self, from_b: frozenset[str]) -> Generator[Progress, None, Path]:
-        """The edit model of one run, or one trained on pairs and settings of both."""
-        return (yield from self._made(self._model(from_b)))
-
-    def scene(self, case: Case, from_b: frozenset[str]) -> Generator[Progress, None, Path]:
-        """The fitted scene of one run, or the capture of one fitted as in the other."""
-        return (yield from self._made(self._scene(case, from_b)))
-
-    def _made(self, found: Path | Mix) -> Generator[Progress, None, Path]:
-        if isinstance(found, Path):
-            return found
-        yield from self.make(found)
-        return self.folder_of(found)
-
-    def _model(self, from_b: frozenset[str]) -> Path | Mix:
+    def model(self, from_b: frozenset[str]) -> Path | Mix:
+        """The edit model of one run, or one to be trained on pairs and settings of both."""
         sides = _sides(tuple(part for part in EDIT_MODEL_PARTS if part in self.differing), from_b)
         if "edit_model" in from_b or set(sides.values()) == {"B"}:
             return self.runs["B"].model
@@ -164,7 +149,8 @@ class Workbench:
             return self.runs["A"].model
         return Mix(sides=tuple({**dict.fromkeys(EDIT_MODEL_PARTS, "A"), **sides}.items()))
 
-    def _scene(self, case: Case, from_b: frozenset[str]) -> Path | Mix:
+    def scene(self, case: Case, from_b: frozenset[str]) -> Path | Mix:
+        """The fitted scene of one run, or the capture of one to be fitted as in the other."""
         parts = self.scene_parts(case.folders["A"]).differences(self.scene_parts(case.folders["B"]))
         sides = _sides(parts, from_b)
         if "scenes" in from_b or set(sides.values()) == {"B"}:
@@ -173,8 +159,10 @@ class Workbench:
             return case.folders["A"]
         return Mix(case=case, sides=tuple({**dict.fromkeys(SCENE_PARTS, "A"), **sides}.items()))
 
-    def folder_of(self, mix: Mix) -> Path:
-        """Where a mix lies."""
+    def folder_of(self, mix: Path | Mix) -> Path:
+        """Where a model or scene lies, or a mix will."""
+        if isinstance(mix, Path):
+            return mix
         sides = dict(mix.sides)
         if mix.case is None:
             known = {"sides": sides, "runs": [run.weights_sha256 for run in self.runs.values()]}

@@ -11,7 +11,7 @@ import torch
 from restage.diagnose import DiagnoseConfig, run_diagnose
 from restage.diagnose.parts import RunParts
 from restage.diagnose.trials import Trials
-from restage.diagnose.workbench import Workbench
+from restage.diagnose.workbench import Mix, Workbench
 from restage.diffusion.training import TrainingConfig
 from restage.pairs.encoding import ImagePair, pixel_sha256
 from restage.pairs.files import open_files
@@ -74,25 +74,19 @@ def trained_run(folder: Path, models, *, shift: int, seed: int) -> RunParts:
     return RunParts.open(folder, "replace_once")
 
 
-def last(steps):
-    """What a generator returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
-
-
 def test_a_model_trained_anew_on_mixed_pairs_is_the_one_that_such_a_run_would_have_trained(tmp_path, models):
     a = trained_run(tmp_path / "a", models, shift=0, seed=0)
     b = trained_run(tmp_path / "b", models, shift=1, seed=1)
     bench = Workbench({"A": a, "B": b}, ("edit_model", "captions", "training"), tmp_path / "work", models.edit_model)
     for part, others in (("captions", {"shift": 1, "seed": 0}), ("training", {"shift": 0, "seed": 1})):
-        mixed = last(bench.edit_model(frozenset({part})))
+        mix = bench.model(frozenset({part}))
+        assert isinstance(mix, Mix) and not bench.is_made(mix)
+        list(bench.make(mix))
+        mixed = bench.folder_of(mix)
         expected = trained_run(tmp_path / f"such-{part}", models, **others)
         assert bench.weights_id(mixed) == expected.weights_sha256 not in (a.weights_sha256, b.weights_sha256)
     both = frozenset({"captions", "training"})
-    assert last(bench.edit_model(both)) == b.model and last(bench.edit_model(frozenset())) == a.model
+    assert bench.model(both) == b.model and bench.model(frozenset()) == a.model
     assert bench.seconds() > 0
 
 

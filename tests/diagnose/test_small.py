@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from restage.diagnose.plain import from_plain
+from restage.diagnose.parts import read_settings
 from restage.diagnose.small import SmallConfig, changed, read_changes
 from restage.edit.methods import Restage
 from restage.records import InputError, to_plain
@@ -12,12 +12,12 @@ from restage.train.edit_model import TrainConfig
 
 @pytest.mark.parametrize("config", [FitConfig(steps=7, time_budget_s=3.0), SmallConfig().train, SmallConfig().pairs])
 def test_a_config_comes_back_from_its_record(config):
-    assert from_plain(type(config), json.loads(json.dumps(to_plain(config)))) == config
+    assert read_settings(type(config), json.loads(json.dumps(to_plain(config)))) == config
 
 
 def test_a_field_that_is_not_known_is_refused_by_name():
     with pytest.raises(InputError, match="TrainConfig has no colour; .*another version"):
-        from_plain(TrainConfig, {"colour": 1})
+        read_settings(TrainConfig, {"colour": 1})
 
 
 def test_settings_change_by_their_paths_and_nothing_else_does():
