@@ -19,7 +19,7 @@ from restage.pairs.shard import ShardWork
 from restage.pairs.store import done_indices
 from restage.pairs.tasks import TaskPlan
 from restage.records import InputError, Progress, canonical_json, to_plain, write_json
-from restage.work.engine import TasksSetAside, WorkStopped, run_tasks
+from restage.work.engine import TasksSetAside, WorkStopped, run_tasks, settings_for
 from restage.work.interface import EngineConfig, Event, Shared, Stepped, Tick, WorkerLost
 from restage.work.queue import MAX_BUNDLE, SetAside, TaskQueue
 from restage.work.task import Report
@@ -96,9 +96,7 @@ def make_missing(folder: Path, plan: TaskPlan, maker: Maker, config: CampaignCon
             batch_size=plan.config.generate.batch_size,
             maker=maker,
         )
-        threads = config.threads if config.engine == "inline" else config.threads or 1
-        settings = WorkerSettings(work=work, threads=threads, is_polite=config.when_idle)
-        yield from session.run(settings)
+        yield from session.run(settings_for(work, config))
         if config.estimate_only:
             return
 

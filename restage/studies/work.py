@@ -194,11 +194,11 @@ def _with_cap(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_plain(rows: Scores) -> dict[str, Any]:
-    def plain(row: Score | ViewScore) -> dict[str, Any]:
-        value = dataclasses.asdict(row)
-        return {**value, "value": None if math.isnan(row.value) else row.value}
-
-    return {"scores": [plain(row) for row in rows.scores], "views": [plain(row) for row in rows.views]}
+    """The rows as JSON values, which know no NaN."""
+    return {
+        name: [{**dataclasses.asdict(row), "value": None if math.isnan(row.value) else row.value} for row in found]
+        for name, found in rows._asdict().items()
+    }
 
 
 def _from_plain(value: dict[str, Any]) -> Scores:

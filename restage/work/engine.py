@@ -7,17 +7,29 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 from restage.records import InputError, Progress
-from restage.work.inline import run_inline
 from restage.work.interface import Engine, EngineConfig, Event, Shared, Stepped, Tick, WorkerLost
 from restage.work.local import run_local
 from restage.work.queue import SetAside, TaskQueue
 from restage.work.ray_cluster import run_ray
 from restage.work.task import Report, Work
-from restage.work.worker import WorkerSettings
+from restage.work.worker import Worker, WorkerSettings, devices, restored_threads
 
 __all__ = ["ENGINES", "TasksSetAside", "WorkStopped", "explain", "run_tasks", "settings_for", "work_through"]
 
-ENGINES: Mapping[str, Engine] = {"inline": run_inline, "local": run_local, "ray": run_ray}
+
+def _run_inline(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
+    """Do all tasks of the queue one after the other in this process; an error of a task is raised as it is."""
+    worker = Worker(settings, devices(uses_gpu=settings.uses_gpu)[0])
+    with restored_threads(settings.threads):
+        while not queue.is_finished:
+            for task in queue.take(num_workers=1):
+                for step in worker.steps(task):
+                    if isinstance(step, Report):
+                        queue.report(step)
+                    yield step if isinstance(step, Report) else Stepped(task.index, step)
+
+
+ENGINES: Mapping[str, Engine] = {"inline": _run_inline, "local": run_local, "ray": run_ray}
 
 
 class WorkStopped(InputError):

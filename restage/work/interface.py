@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 from restage.records import InputError, Progress
 from restage.work.queue import SetAside, TaskQueue
@@ -85,14 +85,6 @@ class Shared:
 Event = Report | Stepped | WorkerLost | Tick | SetAside | Shared
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """Has tasks done until the queue is finished; when closed early it stops its workers."""
-
-    def __call__(self, queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
-        """Have all tasks done; tells the queue of every report and loss before it yields it.
-
-        Raises:
-            InputError: there is no worker that can do any.
-        """
-        ...
+Engine = Callable[[TaskQueue, WorkerSettings, EngineConfig], Iterator[Event]]
+"""Has tasks done until the queue is finished, and tells the queue of every report and loss before it yields it; when
+closed early it stops its workers. Raises InputError if no worker can do any task."""

@@ -15,12 +15,11 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
 
-from restage.work.inline import devices
 from restage.work.interface import EngineConfig, Event
 from restage.work.pool import Message, WorkerHandle, run_pool
 from restage.work.queue import TaskQueue
 from restage.work.task import Task
-from restage.work.worker import Worker, WorkerSettings
+from restage.work.worker import Worker, WorkerSettings, devices
 
 __all__ = ["run_local"]
 
@@ -118,19 +117,12 @@ class _Processes:
         heard = wait([process.connection for process in processes], timeout=timeout_s)
         return [process.hear(process) for process in processes if process.connection in heard]
 
-    def close(self) -> None:
-        pass
-
-
-def local_places(config: EngineConfig, *, uses_gpu: bool = True) -> list[str]:
-    """Places of workers on this machine: its devices, numbered, since one may have several workers."""
-    found = devices(uses_gpu=uses_gpu)
-    threads = config.threads or 1
-    count = config.workers or (len(found) if found != ["cpu"] else max(1, (os.cpu_count() or 1) // threads))
-    return [f"{found[number % len(found)]}#{number}" for number in range(count)]
-
 
 def run_local(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
     """Do all tasks of the queue in processes of this machine."""
-    places = local_places(config, uses_gpu=settings.uses_gpu)
+    found = devices(uses_gpu=settings.uses_gpu)
+    cores = max(1, (os.cpu_count() or 1) // (config.threads or 1))
+    count = config.workers or (cores if found == ["cpu"] else len(found))
+    # Numbered, since a device may have several workers.
+    places = [f"{found[number % len(found)]}#{number}" for number in range(count)]
     yield from run_pool(_Processes(settings, places), queue, config)

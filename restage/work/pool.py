@@ -74,10 +74,6 @@ class Pool(Protocol):
         """Returns what these workers have said since, or that they are gone."""
         ...
 
-    def close(self) -> None:
-        """Give back what the pool holds; its workers have ended by then."""
-        ...
-
 
 @dataclass
 class _Slot:
@@ -214,7 +210,6 @@ class _Loop:
                     pass
         for worker in self.workers():
             worker.kill()
-        self.pool.close()
 
 
 def run_pool(pool: Pool, queue: TaskQueue, config: EngineConfig) -> Iterator[Event]:

@@ -29,14 +29,6 @@ LOOK_S = 2.0
 """Seconds between looks at which nodes are there."""
 
 
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtra("ray", "cluster") from None
-    return ray
-
-
 class ActorWorker:
     """What runs in the actor: a worker, and a flag by which another thread stops it."""
 
@@ -145,9 +137,6 @@ class _Cluster:
             done, _ = self.ray.wait(list(actors), num_returns=1, timeout=timeout_s)
         return [actors[reference].hear(actors[reference]) for reference in done]
 
-    def close(self) -> None:
-        pass
-
 
 def _connect(ray: Any, config: EngineConfig) -> bool:
     """Join the cluster, or start one of this machine.
@@ -183,7 +172,10 @@ def run_ray(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) ->
     Raises:
         InputError: there is no cluster at the address, or it does not let us in.
     """
-    ray = _import_ray()
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtra("ray", "cluster") from None
     is_ours = _connect(ray, config)
     try:
         yield from run_pool(_Cluster(ray, settings), queue, config)

@@ -20,15 +20,19 @@ from restage.run.environment import versions
 from restage.work.idle import DeviceWatch
 from restage.work.task import Facts, OpenWork, Report, Status, Task, Work
 
-__all__ = ["Worker", "WorkerSettings", "in_one_line", "restored_threads"]
+__all__ = ["Worker", "WorkerSettings", "devices", "restored_threads"]
 
 LOOK_S = 1.0
 """Seconds between looks at who else uses the device: steps may be much shorter than the call of nvidia-smi."""
 
 
-def in_one_line(error: BaseException) -> str:
-    """Kind and message of an error, cut to 200 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def devices(*, uses_gpu: bool = True) -> list[str]:
+    """The GPUs of this machine, if they are of use; else its CPU."""
+    if not uses_gpu:
+        return ["cpu"]
+    import torch
+
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
 
 
 def _versions() -> dict[str, str]:
@@ -78,23 +82,13 @@ def restored_threads(count: int | None) -> Iterator[None]:
         numba.set_num_threads(before[1])
 
 
-def _never() -> bool:
-    return False
-
-
 class Worker:
     """Works through tasks on one device; loads what is heavy at the first task that it is free for."""
 
     def __init__(
-        self, settings: WorkerSettings, device: str = "cpu", *, is_stopping: Callable[[], bool] = _never
+        self, settings: WorkerSettings, device: str = "cpu", *, is_stopping: Callable[[], bool] = lambda: False
     ) -> None:
-        """Prepare; nothing heavy is loaded yet.
-
-        Args:
-            settings: What the driver says.
-            device: Such as `cpu` or `cuda:0`.
-            is_stopping: Asked between steps.
-        """
+        """Prepare; nothing heavy is loaded yet. `is_stopping` is asked between steps."""
         self.settings, self.device, self.is_stopping = settings, device, is_stopping
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.watch = DeviceWatch(device, num_own_threads=settings.threads or 1)
@@ -177,6 +171,6 @@ class Worker:
             device=self.device,
             seconds=seconds,
             facts=facts or {},
-            reason=in_one_line(error) if error else "",
+            reason=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}" if error else "",
             details="".join(traceback.format_exception(error)) if error else "",
         )

@@ -25,7 +25,7 @@ class ScriptedPool:
     """Workers that answer each task by a function of place and task."""
 
     def __init__(self, names, answer):
-        self.names, self.answer, self.started, self.is_closed = names, answer, [], False
+        self.names, self.answer, self.started = names, answer, []
 
     def places(self):
         return list(self.names)
@@ -42,9 +42,6 @@ class ScriptedPool:
                 messages.append(Message(worker, reports=(self.answer(worker.place, task),), is_idle=True))
         return messages
 
-    def close(self):
-        self.is_closed = True
-
 
 def test_a_worker_that_fails_task_after_task_is_retired_and_others_do_its_work():
     bad = lambda place, task: report(task.index, "failed" if place == "bad" else "done", reason="broken")  # noqa: E731
@@ -52,7 +49,7 @@ def test_a_worker_that_fails_task_after_task_is_retired_and_others_do_its_work()
     events = list(run_pool(pool, queue, EngineConfig(engine="local")))
     lost = [event for event in events if isinstance(event, WorkerLost)]
     assert [event.is_for_good for event in lost] == [True] and f"{MAX_BAD_TASKS} tasks" in lost[0].reason
-    assert queue.is_finished and not queue.set_aside and pool.is_closed and len(pool.started) == 2
+    assert queue.is_finished and not queue.set_aside and len(pool.started) == 2
 
 
 def test_workers_that_all_are_unfit_stop_the_campaign():
@@ -60,7 +57,7 @@ def test_workers_that_all_are_unfit_stop_the_campaign():
     pool = ScriptedPool(["a", "b"], unfit)
     with pytest.raises(InputError, match="other models"):
         list(run_pool(pool, make_queue(), EngineConfig(engine="local")))
-    assert all(worker.is_dead for worker in pool.started) and pool.is_closed
+    assert all(worker.is_dead for worker in pool.started)
 
 
 def test_a_worker_that_gives_way_comes_back_later_with_no_task_lost():
