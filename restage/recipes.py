@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from restage.compare.stage import CompareConfig, run_compare
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
+from restage.edit.open_editors import OpenEditors
 from restage.edit.single import EditChoice, StartingPoint, open_edit
 from restage.edit.stage import EditConfig, run_edit
 from restage.pairs.campaign import CampaignConfig
@@ -267,9 +268,10 @@ def edit_folder(
     if not (scene_folder / "capture" / "transforms.json").is_file():
         raise InputError(f"{scene_folder} holds splats that were not fitted here, or an edit; {FIT_FIRST}")
     with working(open_run(scene_folder.parent.parent)) as run:
+        editors = OpenEditors()
         for request in requests:
             point = None if start is None else StartingPoint.of(start)
-            opened = open_edit(run, scene_folder, request=request, choice=choice, start=point)
+            opened = open_edit(run, scene_folder, request=request, choice=choice, start=point, editors=editors)
             for step in opened.steps:
                 yield Progress(stage="edit", done=step.step, total=step.num_steps, note=step.note)
             start = opened.folder

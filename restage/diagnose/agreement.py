@@ -45,7 +45,7 @@ def disagreement(
 
 
 class _Matched:
-    """Where the pixels of one view lie in another."""
+    """Places of one view's pixels in another view."""
 
     def __init__(self, grid: Float[Tensor, "h w 2"], is_seen: Tensor) -> None:
         self.grid, self.is_seen = grid, is_seen

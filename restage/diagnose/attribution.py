@@ -37,11 +37,11 @@ class Interval:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
     def is_clear_of(self, num_tests: int) -> bool:
-        """Whether the interval leaves zero out when it is one of several that are looked at (Bonferroni)."""
+        """Whether the interval excludes zero when several of its kind are looked at (Bonferroni)."""
         if self.num_clusters < 2:
             return False
         confidence = 1 - (1 - CONFIDENCE) / max(num_tests, 1)
@@ -50,7 +50,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one part has to do with the difference; positive where B's part is the worse one."""
+    """The share of one part in the difference; positive where B's part is the worse one."""
 
     component: str
     share: Interval
@@ -86,7 +86,7 @@ def interval(values: Values, scenes: Mapping[str, str]) -> Interval:
     """Mean over cases with a 95 % interval.
 
     Args:
-        values: By case; NaN is left out.
+        values: Values by case; NaN is ignored.
         scenes: The scene of each case, since cases of one scene are alike.
     """
     kept = {case: value for case, value in values.items() if not math.isnan(value)}
@@ -114,7 +114,7 @@ def subtract(first: Values, second: Values) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Swap:
-    """What became of both runs when one part was exchanged."""
+    """Values of both runs with one part exchanged."""
 
     component: str
     a_with_b: Values

@@ -35,13 +35,13 @@ class Case:
 
     @cached_property
     def edit_case(self) -> EditCase:
-        """What is asked for."""
+        """The edit case, with its request."""
         return _read_case(self.folders["A"] / "truth" / self.edit)
 
 
 @dataclass(frozen=True)
 class SceneParts:
-    """What a fitted scene is made of."""
+    """The parts of a fitted scene, read when they are asked for."""
 
     folder: Path
 
@@ -61,11 +61,11 @@ class SceneParts:
 
     @cached_property
     def fit_config(self) -> FitConfig:
-        """How it was fitted."""
+        """The config that it was fitted with."""
         return read_settings(FitConfig, read_json(self.folder / "fit.json")["config"])
 
     def differences(self, other: SceneParts) -> tuple[str, ...]:
-        """In which of cameras, photographs and fit two scenes differ."""
+        """Returns which of cameras, photographs and fit differ between two scenes."""
         if self.folder == other.folder:
             return ()
         found = []

@@ -46,13 +46,13 @@ class DiagnoseConfig:
     max_cases: int = 6
     """Edits to try both runs on, with exact truth; scenes and kinds of edit in turn."""
     time_budget_s: float = 900.0
-    """After so many seconds no further swap is begun; the same command goes on from there."""
+    """Seconds after which no further swap is begun; the same command goes on from there."""
     min_effect: float = 0.03
     """Progress below which a difference is of no interest, however sure."""
     min_effect_db: float = 0.5
     """The same for PSNR."""
     seed: int = 0
-    """Of the edits' noise, the same for both runs."""
+    """Seed of the edits' noise, the same for both runs."""
     editor_steps: int = 10
     """Sampling steps of the edit model, the same for both runs."""
 
@@ -69,7 +69,7 @@ class PartResult:
     within: str
     """The part that it is part of; empty for none."""
     detail: str
-    """How it differs, with numbers."""
+    """The way in which it differs, with numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Diagnosis:
     cases: list[Case]
     config: DiagnoseConfig
     measure: str
-    """What is explained, of `MEASURES`."""
+    """The measure that is explained, one of `MEASURES`."""
     means: dict[str, float]
     """Mean of the measure in `A` and `B`."""
     attribution: Attribution
@@ -96,7 +96,7 @@ class Diagnosis:
 
 @dataclass
 class _Search:
-    """What is under way: the trials that the search asks for are done by an engine, group by group."""
+    """A diagnosis under way: an engine makes the trials that it asks for, group by group."""
 
     work: DiagnosisWork
     config: DiagnoseConfig
@@ -305,7 +305,7 @@ def _swap(
 
 
 def smallest_effect(measure: str, config: DiagnoseConfig) -> float:
-    """Below which a difference of a measure is of no interest."""
+    """Returns the difference of a measure below which it is of no interest."""
     return config.min_effect if measure == "progress" else config.min_effect_db
 
 
@@ -346,7 +346,7 @@ def _look_into(
     values: dict[str, dict[str, float]],
     everything: frozenset[str],
 ) -> Generator[Progress, None, list[PartResult]]:
-    """What the parts that make a difference are made of."""
+    """Look into what the parts that make a difference are made of."""
     bench, num_parts = search.work.bench, len(attribution.shares)
     guilty = [
         share.component

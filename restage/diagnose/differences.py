@@ -66,7 +66,7 @@ def camera_shift(first: Float[Tensor, "n 4 4"], second: Float[Tensor, "m 4 4"]) 
 
 
 def describe_part(part: str, a: RunParts, b: RunParts, cases: list[Case]) -> str:
-    """How a part differs, in a few words with numbers; empty where only contents differ."""
+    """Describe how a part differs, in a few words with numbers; empty where only contents differ."""
     if part == "guidance":
         texts = [f"text {run.guidance.text:g}, image {run.guidance.image:g}" for run in (a, b)]
         return " -> ".join(texts)

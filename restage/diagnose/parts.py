@@ -46,10 +46,10 @@ LABELS = {
     "photographs": "the pictures of the capture",
     "fit": "the splats fitted to the capture",
 }
-"""What each part is called in a sentence."""
+"""Names of the parts in a sentence."""
 
 EDIT_MODEL_PARTS = ("captions", "selection", "pictures", "training")
-"""What the weights of an edit model come from."""
+"""Parts that the weights of an edit model come from."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,14 @@ class RunParts:
 
     @cached_property
     def guidance(self) -> Guidance:
-        """What the edit model is used with."""
+        """The guidance that the edit model is used with."""
         record = self.model / "edit_model.json"
         found = read_json(record).get("guidance", {}) if record.exists() else {}
         return read_settings(Guidance, found)
 
     @cached_property
     def train_config(self) -> TrainConfig | None:
-        """How the edit model was trained, its seed joined with the run's; None if it was not trained here."""
+        """The config that the edit model was trained with, its seed joined with the run's; None without training."""
         if not (self.path / "train" / "stage.json").exists():
             return None
         config = read_settings(TrainConfig, read_json(self.path / "train" / "stage.json")["config"])
@@ -160,7 +160,7 @@ def other_settings(settings: Method) -> dict[str, Any]:
 
 
 def differing_parts(a: RunParts, b: RunParts) -> tuple[str, ...]:
-    """Which of edit model, guidance, method and noise range are not the same in both runs."""
+    """Returns which of edit model, guidance, method and noise range differ between the runs."""
     pairs = {
         "edit_model": (a.weights_sha256, b.weights_sha256),
         "guidance": tuple((run.guidance.text, run.guidance.image) for run in (a, b)),
@@ -174,7 +174,7 @@ def differing_parts(a: RunParts, b: RunParts) -> tuple[str, ...]:
 
 
 def differing_training(a: RunParts, b: RunParts) -> tuple[str, ...]:
-    """Which of `EDIT_MODEL_PARTS` are not the same; empty where an edit model was not trained in its run."""
+    """Returns which of `EDIT_MODEL_PARTS` differ; none where an edit model was not trained in its run."""
     if a.train_config is None or b.train_config is None or a.pairs is None or b.pairs is None:
         return ()
     found = set(a.pairs.differences(b.pairs))

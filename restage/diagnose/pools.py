@@ -35,7 +35,7 @@ class PairPool:
     """Accepted and rejected pairs of a run; pictures are there of accepted ones only."""
 
     rows: Mapping[str, Mapping[str, Any]]
-    """By the hash of their pixels, in the order of the shards."""
+    """Rows by the hash of their pixels, in the order of the shards."""
     folder: Path
     rule: PairRule
 
@@ -61,12 +61,12 @@ class PairPool:
         return bool(self.rows[key]["accepted"])
 
     def captions(self, key: str) -> tuple[str, ...]:
-        """What a pair is said to show, and the instruction between."""
+        """Returns what a pair is said to show, and the instruction between."""
         row = self.rows[key]
         return row["source_caption"], row["target_caption"], row["instruction"]
 
     def differences(self, other: PairPool) -> tuple[str, ...]:
-        """In which of captions, selection and pictures the pools differ."""
+        """Returns which of captions, selection and pictures differ between the pools."""
         common = self.rows.keys() & other.rows.keys()
         is_other = {
             "captions": any(self.captions(key) != other.captions(key) for key in common),
@@ -77,7 +77,7 @@ class PairPool:
         return tuple(name for name, differs in is_other.items() if differs)
 
     def would_accept(self, key: str, row: Mapping[str, Any]) -> bool:
-        """What this run says of a pair: its own verdict if it has the pair, else that of its rule on the scores."""
+        """Whether this run accepts a pair: by its own verdict if it has the pair, else by its rule on the scores."""
         if key in self.rows:
             return self.is_accepted(key)
         return bool(verdict_of(row, self.rule)["accepted"])

@@ -31,7 +31,7 @@ from restage.world.stage import CaptureConfig, WorldConfig
 __all__ = ["SmallConfig", "changed", "make_run", "read_changes"]
 
 MADE_STAGES = ("prompts", "pairs", "train", "world", "scenes")
-"""What a diagnosis needs of a run; it edits by itself."""
+"""Stages that a diagnosis needs of a run; it edits by itself."""
 
 
 def _edits() -> EditConfig:
@@ -109,10 +109,10 @@ def make_run(
     """Go through the stages that a diagnosis needs; what is done is left as it is.
 
     Args:
-        folder: Of the run; made if it is missing.
-        config: Of every stage.
+        folder: Folder of the run; made if it is missing.
+        config: The config of every stage.
         models: What it starts from.
-        seed: Of the run.
+        seed: Seed of the run.
         stages: Those to go through.
 
     Raises:

@@ -21,7 +21,7 @@ LADDER = {
     "agreement": "joining the views: what they disagree in, and what the fit makes of it",
     "3D fit": "the 3D half alone: with exact views and masks",
 }
-"""Where progress is lost, and what it means."""
+"""Steps at which progress is lost, and what each means."""
 
 SMALLEST_SHOWN = 5e-4
 """Differences below this print as 0.000."""
@@ -44,7 +44,7 @@ class StageRow:
 
 
 TrialsOf = Mapping[str, Mapping[str, Trial]]
-"""By side, then by case."""
+"""Trials by side, then by case."""
 
 MEASURED = (
     ("edit model on single held-out views", "single views", ("progress", "spill", "mask_iou")),
@@ -72,7 +72,7 @@ def measured_rows(trials: Mapping[str, TrialsOf], scenes: Mapping[str, str]) -> 
 
 
 def ladder(trials: Mapping[str, TrialsOf], scenes: Mapping[str, str]) -> dict[str, dict[str, Interval]]:
-    """What each step costs in A and in B, and their difference (`A`, `B`, `B - A`); sums to 1 - progress.
+    """Returns what each step costs in A and in B, and the difference (`A`, `B`, `B - A`); sums to 1 - progress.
 
     With p the result, m the result with true masks, s the mean over the edited views by themselves, and e the result
     with true views and masks: 1 - s, m - p, s - m - (1 - e), and 1 - e.

@@ -94,7 +94,7 @@ class Trials:
         return Trial(numbers=numbers, seconds=found["seconds"])
 
     def path(self, setup: Setup, kind: Kind, seed: int) -> Path:
-        """Where a trial is kept once it is made; equal trials of different setups are one."""
+        """Returns where a trial is kept once it is made; equal trials of different setups are one."""
         return self.folder / f"{self._id(setup, kind, seed)}.json"
 
     def _id(self, setup: Setup, kind: Kind, seed: int) -> str:
@@ -207,7 +207,7 @@ class _Scene:
     truth_images: Tensor
     truth_masks: Tensor
     description: Description | None
-    """Of a scene of the miniature world, whose depth is known exactly."""
+    """Description of a scene of the miniature world, whose depth is known exactly; None for others."""
 
     @classmethod
     def read(cls, setup: Setup) -> _Scene:

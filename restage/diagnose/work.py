@@ -58,7 +58,7 @@ class DiagnosisWork:
         return {"note": "done"}
 
     def path(self, attempt: Attempt) -> Path | None:
-        """Where a trial is kept; None as long as something that it is made of is not there."""
+        """Returns where a trial is kept; None as long as something that it needs is not there."""
         if not all(map(self.bench.is_made, self.bench.mixes(attempt.case, attempt.from_b))):
             return None
         return self.trials.path(self.bench.setup(attempt.case, attempt.from_b), attempt.kind, 0)

@@ -55,11 +55,11 @@ class Mix:
     sides: tuple[tuple[str, str], ...]
     """The run that each part comes from, `A` or `B`."""
     case: Case | None = None
-    """Of a scene, the edit that it is for; None for an edit model."""
+    """The edit that a scene is for; None for an edit model."""
 
     @property
     def kind(self) -> str:
-        """What is to be done to have it."""
+        """The stage that its progress is shown under."""
         return "retrain" if self.case is None else "refit"
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ class Workbench:
     differing: tuple[str, ...]
     """All parts that differ, those within edit model and scenes included."""
     folder: Path
-    """Where what is trained and fitted here goes."""
+    """Folder for what is trained and fitted here."""
     start: Path
     """Model that the runs' training went on from."""
     _weights: dict[Path, str] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class Workbench:
         return Mix(case=case, sides=tuple({**dict.fromkeys(SCENE_PARTS, "A"), **sides}.items()))
 
     def folder_of(self, mix: Path | Mix) -> Path:
-        """Where a model or scene lies, or a mix will."""
+        """Returns where a model or scene lies, or where a mix will."""
         if isinstance(mix, Path):
             return mix
         sides = dict(mix.sides)

@@ -1,4 +1,4 @@
-"""What an edit method gets and what it yields; `stage.py` makes the one and writes the other."""
+"""What an edit method gets and what it yields; `results.py` makes the one and writes the other."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class EditJob:
 
 
 class EditStep(NamedTuple):
-    """Where a method stands; its splats can be used at any moment."""
+    """A step of a method; its splats can be used at any moment."""
 
     step: int
     """Steps done so far."""

@@ -36,7 +36,7 @@ class KeptEdits:
 
     editor: Editor
     images: dict[int, Tensor] = field(default_factory=dict)
-    """By view index."""
+    """Edited views by their index."""
     masks: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -135,7 +135,7 @@ def edit_scene(
 
 
 def _reason(last: EditStep, is_no_op: bool) -> str:
-    """What is to be said about a result beside its scores; empty if nothing."""
+    """Returns what there is to say about a result beside its scores; empty if nothing."""
     notes = [] if last.step >= last.num_steps else [f"stopped after step {last.step} of {last.num_steps}"]
     return "; ".join([*notes, "the scene did not change"] if is_no_op else notes)
 

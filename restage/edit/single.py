@@ -36,7 +36,7 @@ class EditChoice:
     method: str = "restage"
     """Name of a method on the menu `METHODS`."""
     editor: str = "edit_model"
-    """As `check_editor` knows it: a name on the menu `EDITORS`, or `noisy-<strength>-<one of them>`."""
+    """A name on the menu `EDITORS`, or `noisy-<strength>-<one of them>`."""
     model: Path | None = None
     """Folder of the editor's model; None with edit_model for the run's own, or else the one of the package."""
     device: str = "cpu"

@@ -27,12 +27,12 @@ __all__ = ["EditConfig", "list_units", "run_edit"]
 
 @dataclass(frozen=True, kw_only=True)
 class EditConfig:
-    """What to run; the resolved settings of every method are part of it and so of its id."""
+    """The edits to make; the resolved settings of every method are part of it, and so of its id."""
 
     methods: tuple[str, ...] = ("nothing", "replace_once", "idu", "restage")
     """Names on the menu `METHODS`."""
     editors: tuple[str, ...] = ("edit_model", "exact")
-    """As `check_editor` knows them; every method that needs an editor runs with each."""
+    """Names that `check_editor` knows; every method that needs an editor runs with each."""
     scenes: tuple[str, ...] = ()
     """Names of scenes; empty for all that have edits."""
     edits: tuple[str, ...] = ()

@@ -38,15 +38,15 @@ class EditUnit:
         return f"{self.scene} {self.edit} {self.method}-{self.editor} {self.seed}"
 
     def folder(self, run: Path) -> Path:
-        """Where its result lies in a run."""
+        """Returns where its result lies in a run."""
         return run / "edit" / self.scene / self.edit / f"{self.method}-{self.editor}" / str(self.seed)
 
     def scene_folder(self, run: Path) -> Path:
-        """Where its scene lies in a run."""
+        """Returns where its scene lies in a run."""
         return run / "scenes" / self.scene
 
     def truth_folder(self, run: Path) -> Path:
-        """Where its edit case lies, with the truth if there is any."""
+        """Returns where its edit case lies, with the truth if there is any."""
         return self.scene_folder(run) / "truth" / self.edit
 
     def read_case(self, run: Path) -> EditCase:

@@ -71,9 +71,9 @@ def make_missing(folder: Path, plan: TaskPlan, maker: Maker, config: CampaignCon
 
     Args:
         folder: `<run>/pairs`.
-        plan: what to make.
-        maker: what makes it.
-        config: where.
+        plan: What to make.
+        maker: What makes it.
+        config: Where it is made.
 
     Raises:
         WorkStopped: tasks failed again and again (all others are made), the disk is full, or no worker works.
@@ -146,7 +146,7 @@ class _Session:
                 if self.config.estimate_only and self.estimated is not None:
                     return
         finally:
-            events.close()  # pyright: ignore[reportAttributeAccessIssue]
+            events.close()
             self.show("stopped" if self.queue.waiting or self.queue.at_work else "ended")
         if self.queue.set_aside:
             raise TasksSetAside(self.explain())
@@ -188,7 +188,7 @@ class _Session:
     def hear_report(self, report: Report) -> Iterator[Progress]:
         """Count a report; the first task that is done is the probe of the estimate."""
         self.tally.add(report)
-        if report.status in ("done", "found"):
+        if report.is_over:
             if self.estimated is None and report.status == "done":
                 self.queue.is_probing = False
                 yield from self.estimate(report)
@@ -225,7 +225,7 @@ class _Session:
             )
 
     def progress(self, news: str, *, num_more: int = 0) -> Progress:
-        """Where the campaign stands."""
+        """Returns where the campaign stands, or a piece of news."""
         done = self.tally.done_pairs + num_more
         if self.config.engine == "inline" and not news:
             news = self.plan.prompts[max(done - 1, 0) // self.plan.config.samples_per_prompt].instruction
@@ -245,7 +245,7 @@ class _Session:
         self.files.write(f"failures/task-{failure.index:05d}.json", (canonical_json(record) + "\n").encode())
 
     def explain(self) -> str:
-        """Why not all tasks are made."""
+        """Returns why not all tasks are made."""
         failures = sorted(self.queue.set_aside.values(), key=lambda failure: failure.index)
         return (
             f"{len(failures)} of {len(self.plan)} tasks are set aside after {self.config.max_attempts} attempts, all "

@@ -111,7 +111,7 @@ class Tally:
             self.resting.add(report.worker)
         else:
             self.resting.discard(report.worker)
-        if report.status in ("done", "found"):
+        if report.is_over:
             self.done_tasks += 1
             self.done_pairs += report.facts["num_pairs"]
             self.judged_pairs += report.facts["num_pairs"]

@@ -23,15 +23,15 @@ __all__ = ["Rejudged", "changed_pixels", "rejudge"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rejudged:
-    """What another rule changes."""
+    """The changes that another rule makes."""
 
     num_pairs: int
     num_accepted: int
-    """With pictures, before any shard is made again."""
+    """Pairs that are accepted and have pictures, before any shard is made again."""
     num_requeued: int
     """Pairs that are accepted now, whose pictures have to be made again."""
     shards: tuple[int, ...]
-    """That are made again for these."""
+    """Shards that are made again for these."""
     pixels: Mapping[str, str]
     """Pixel hashes of all pairs of these shards, by id, as they were judged."""
 
@@ -47,8 +47,8 @@ def rejudge(folder: Path, rule: PairRule, config_id: str) -> Rejudged:
 
     Args:
         folder: `<run>/pairs`.
-        rule: the rule from now on.
-        config_id: content id of the stage's config with this rule, by which a finished stage is known.
+        rule: The rule from now on.
+        config_id: Content id of the stage's config with this rule, by which a finished stage is known.
 
     Raises:
         InputError: there are no pairs to judge, or a sidecar was changed.

@@ -32,7 +32,7 @@ __all__ = ["PairsConfig", "make_plan", "rejudge_pairs", "run_campaign", "run_pai
 
 
 def make_plan(run: RunFolder, config: PairsConfig, maker: Maker) -> TaskPlan:
-    """What the stage is to make of a run's prompts.
+    """Returns what the stage is to make of a run's prompts.
 
     Raises:
         InputError: there are no prompt pairs.
@@ -46,10 +46,10 @@ def run_pairs(run: RunFolder, config: PairsConfig, backbone: Backbone, clip: Ima
     """Make the image pairs of a run with models that are in memory, in this process.
 
     Args:
-        run: its `prompts` stage is done.
-        config: how.
-        backbone: the text-to-image model.
-        clip: scores the pairs.
+        run: Its `prompts` stage is done.
+        config: How they are made.
+        backbone: The text-to-image model.
+        clip: Scores the pairs.
 
     Raises:
         InputError: as `run_campaign`.
@@ -66,10 +66,10 @@ def run_campaign(
     """Make the image pairs of a run on any engine, a shard at a time; finished shards are left as they are.
 
     Args:
-        run: its `prompts` stage is done.
-        config: how.
-        maker: makes and scores them.
-        engine: where they are made.
+        run: Its `prompts` stage is done.
+        config: How they are made.
+        maker: Makes and scores them.
+        engine: Where they are made.
         store: URL where the shards go, such as `s3://bucket/run`; empty for the run's own folder.
 
     Raises:
@@ -114,10 +114,10 @@ def rejudge_pairs(run: RunFolder, config: PairsConfig, maker: Maker, engine: Cam
     """Judge the run's pairs by the rule of this config, and make again what that needs; see `rejudge`.
 
     Args:
-        run: its pairs are made, with the same config but for the rule.
-        config: with the new rule.
-        maker: makes what has to be made again.
-        engine: where.
+        run: Its pairs are made, with the same config but for the rule.
+        config: The config with the new rule.
+        maker: Makes what has to be made again.
+        engine: Where that is made.
 
     Raises:
         InputError: there are no pairs, or they were made with another config or other models.

@@ -36,7 +36,7 @@ class HeldOutRead(Exception):  # noqa: N818 - what happened, as it stands in the
 
 @dataclass
 class _Watch:
-    """What is closed while a method runs, and what was opened all the same."""
+    """Paths that are closed while a method runs, and those that were opened anyway."""
 
     closed: tuple[str, ...]
     allowed: frozenset[str]
@@ -86,9 +86,9 @@ class GuardedEditor:
     """An editor that edits training views and no others: the exact editor would hand out held-out truth."""
 
     editor: Editor | None
-    """None for methods that ask none."""
+    """The editor that does the work; None for methods that ask none."""
     view_indices: frozenset[int] | None
-    """Of the training views in the whole capture; None for anchors, which may edit any."""
+    """Indices of the training views in the whole capture; None for anchors, which may edit any view."""
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`.

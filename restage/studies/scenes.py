@@ -46,7 +46,7 @@ class WorldScene:
         return tuple(edit_name(edit) for edit in self.world_edits)
 
     def facts_of(self, edit: str) -> Mapping[str, Any]:
-        """What a result of this edit depends on; see `StudyScene.facts_of`."""
+        """Returns what a result of this edit depends on; see `StudyScene.facts_of`."""
         found = next(one for one in self.world_edits if edit_name(one) == edit)
         return {"edit": found, "seed": self.seed, "capture": self.capture, "fit": self.fit}
 
@@ -119,7 +119,7 @@ class FolderScene:
     name: str
     folder: Path
     requests: Mapping[str, EditRequest]
-    """By the name of the edit."""
+    """Requests by the name of the edit."""
     truths: Path | None = None
     """Folder with `<edit>/images/<view>.png` and `<edit>/masks/<view>.png` of every view, for edits whose truth is
     known; None if none is."""
@@ -141,7 +141,7 @@ class FolderScene:
         return tuple(self.requests)
 
     def facts_of(self, edit: str) -> Mapping[str, Any]:
-        """What a result of this edit depends on; see `StudyScene.facts_of`."""
+        """Returns what a result of this edit depends on; see `StudyScene.facts_of`."""
         how = {"size": self.size, "is_upright": self.is_upright, "fit": self.fit}
         return {"folder": self.folder.name, "request": self.requests[edit], **how}
 

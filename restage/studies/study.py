@@ -32,7 +32,7 @@ class StudyScene(Protocol):
 
     @property
     def fit(self) -> FitConfig:
-        """How it is fitted, once for all methods."""
+        """How the scene is fitted, once for all methods."""
         ...
 
     @property
@@ -65,14 +65,14 @@ class StudyMethod:
     editors: tuple[str, ...] | None = None
     """Names of the study's editors that it runs with; None for all. A method that asks none gets the editor `none`."""
     seeds: tuple[int, ...] | None = None
-    """None for the study's."""
+    """Seeds that it runs with; None for the study's."""
     edits: tuple[str, ...] | None = None
     """Names of the edits that it runs on; None for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is compared; everything that a number of it depends on, apart from the code.
+    """A comparison as data: everything that its numbers depend on, apart from the code.
 
     A study may grow: what is added later (scenes, methods, editors, seeds) runs, what is there stays. What has run
     may not change under its name: that is refused, with the name of what changed.
@@ -81,9 +81,9 @@ class Study:
     name: str
     scenes: tuple[StudyScene, ...]
     methods: Mapping[str, StudyMethod]
-    """By the name in tables and folders. `nothing` is the anchor by which all others are read."""
+    """Methods by their name in tables and folders; `nothing` is the anchor by which all others are read."""
     editors: Mapping[str, SceneEditor] = field(default_factory=dict)
-    """By the name in tables and folders. `exact` is the anchor for the 3D half alone."""
+    """Editors by their name in tables and folders; `exact` is the anchor for the 3D half alone."""
     seeds: tuple[int, ...] = (0,)
     time_cap_s: float | None = None
     """Seconds after which a method is stopped at its next step; the scene as it then is is the result, and the row
@@ -91,7 +91,7 @@ class Study:
     compare: CompareConfig = field(default_factory=CompareConfig)
     """How results are judged, and with which models."""
     seed: int = 0
-    """Of the run; seeds of edits derive from it."""
+    """Seed of the run, from which the seeds of edits derive."""
 
     def __post_init__(self) -> None:
         names = [scene.name for scene in self.scenes]

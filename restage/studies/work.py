@@ -51,7 +51,7 @@ def list_tasks(study: Study) -> list[StudyTask]:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyWork:
-    """What every worker of a study is told."""
+    """A study as every worker is told of it."""
 
     folder: Path
     """The study's folder, by a path that all workers see."""

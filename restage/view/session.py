@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restage.edit.job import EditStep
+from restage.edit.open_editors import OpenEditors
 from restage.edit.single import EditChoice, StartingPoint, find_case, open_edit
 from restage.records import EditRequest, InputError
 from restage.run.folder import open_run, working
@@ -54,6 +55,7 @@ class ViewSession:
         """
         self.scenes = open_scenes(path)
         self.computing = threading.RLock()
+        self._editors = OpenEditors(max_open=1)
         self._running = threading.Lock()
         self._stop = threading.Event()
         self.choose_scene(next(iter(self.scenes)))
@@ -188,7 +190,9 @@ class ViewSession:
         self._asked_case = find_case(self.scene.folder, request)
         with working(open_run(self.scene.run_folder)) as run, stop_between_layers(self._stop):
             with self.computing:
-                opened = open_edit(run, self.scene.folder, request=request, choice=choice, start=start)
+                opened = open_edit(
+                    run, self.scene.folder, request=request, choice=choice, start=start, editors=self._editors
+                )
             while True:
                 with self.computing:
                     step = next(opened.steps, None)

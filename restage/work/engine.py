@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 from restage.records import InputError, Progress
 from restage.work.interface import Engine, EngineConfig, Event, Shared, Stepped, Tick, WorkerLost
@@ -40,7 +41,7 @@ class TasksSetAside(WorkStopped):
     """Some tasks failed again and again; all others are done."""
 
 
-def run_tasks(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
+def run_tasks(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Generator[Event, None, None]:
     """Have all tasks of a queue done; yields what happens, the queue knows it before.
 
     A second driver on the same folder does no harm, since nothing is locked: a task's result depends on the task
@@ -76,7 +77,7 @@ def run_tasks(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) 
 
 
 def settings_for(work: Work, config: EngineConfig, *, uses_gpu: bool = True) -> WorkerSettings:
-    """What workers are told: beside others each computes with one thread, if nothing else is asked for."""
+    """Returns what workers are told; in processes each computes with one thread unless --threads says otherwise."""
     threads = config.threads if config.engine == "inline" else config.threads or 1
     return WorkerSettings(work=work, threads=threads, is_polite=config.when_idle, uses_gpu=uses_gpu)
 
@@ -110,29 +111,33 @@ def work_through(
 
     for kind in done:
         yield progress(f"{done[kind]} of {totals[kind]} were there")
-    for event in run_tasks(queue, settings, config):
-        if isinstance(event, WorkerLost):
-            yield progress(f"{event.worker}: {event.reason}")
-        elif isinstance(event, Shared):
-            yield progress("another driver works on this folder, too; the two share the work")
-        elif not isinstance(event, Tick):
-            task = queue.tasks[event.index]
-            kind, note = task.kind, ""
-            if isinstance(event, Stepped):
-                note = event.progress.note
-            elif isinstance(event, SetAside):
-                if give_up is not None:
+    # Closed here and not when it is collected: workers are to stop now.
+    with contextlib.closing(run_tasks(queue, settings, config)) as events:
+        for event in events:
+            if isinstance(event, WorkerLost):
+                yield progress(f"{event.worker}: {event.reason}")
+            elif isinstance(event, Shared):
+                yield progress("another driver works on this folder, too; the two share the work")
+            elif not isinstance(event, Tick):
+                task = queue.tasks[event.index]
+                kind = task.kind
+                if isinstance(event, SetAside) and give_up is not None:
                     give_up(event)
-                note = f"set aside: {event.reason}"
-            elif event.status in ("done", "found"):
-                note = event.facts.get("note", "done")
-            elif event.reason:
-                note = f"{event.status}: {event.reason}"
-            done[kind] += isinstance(event, SetAside) or getattr(event, "status", "") in ("done", "found")
-            if note:
-                yield progress(f"{task.item}: {note}")
+                done[kind] += isinstance(event, SetAside) or (isinstance(event, Report) and event.is_over)
+                if note := _note(event):
+                    yield progress(f"{task.item}: {note}")
     if queue.set_aside and give_up is None:
         raise TasksSetAside(explain(queue))
+
+
+def _note(event: Report | Stepped | SetAside) -> str:
+    if isinstance(event, Stepped):
+        return event.progress.note
+    if isinstance(event, SetAside):
+        return f"set aside: {event.reason}"
+    if event.is_over:
+        return event.facts.get("note", "done")
+    return f"{event.status}: {event.reason}" if event.reason else ""
 
 
 def explain(queue: TaskQueue) -> str:

@@ -18,7 +18,7 @@ LOAD_SLACK = 0.5
 
 
 def _nvidia_smi(*query: str) -> list[str]:
-    """Lines of an answer of nvidia-smi; none if it is missing or fails."""
+    """Returns the lines that nvidia-smi answers; none if it is missing or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -32,7 +32,7 @@ def _nvidia_smi(*query: str) -> list[str]:
 
 
 def _gpu_name(device: str) -> str:
-    """What nvidia-smi calls a torch device, which `CUDA_VISIBLE_DEVICES` may have renumbered."""
+    """Returns the name that nvidia-smi has for a torch device; `CUDA_VISIBLE_DEVICES` may have renumbered it."""
     index = int(device.partition(":")[2] or 0)
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return visible[index] if index < len(visible) else str(index)

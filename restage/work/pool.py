@@ -85,7 +85,7 @@ class _Slot:
 
 @dataclass
 class _Place:
-    """What is remembered of a place when its worker changes."""
+    """Remembers a place while its workers come and go."""
 
     num_early_losses: int = 0
     waits_until_s: float = 0.0
@@ -154,7 +154,7 @@ class _Loop:
     def judge(self, slot: _Slot, report: Report) -> Iterator[Event]:
         """Decide what a report means for the worker that sent it."""
         place = self.place_of(slot.worker)
-        if report.status in ("done", "found"):
+        if report.is_over:
             place.bad_tasks, place.num_early_losses = set(), 0
         elif report.status == "busy":
             slot.rests_until_s = time.monotonic() + self.config.poll_s

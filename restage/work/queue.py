@@ -109,7 +109,7 @@ class TaskQueue:
         if report.index not in self.at_work:
             return  # from a worker that was given up as lost, and was not
         self.at_work.discard(report.index)
-        if report.status in ("done", "found"):
+        if report.is_over:
             self.failures.pop(report.index, None)
             self.losses.pop(report.index, None)
             self._release(report.index)

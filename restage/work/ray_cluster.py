@@ -30,7 +30,7 @@ LOOK_S = 2.0
 
 
 class ActorWorker:
-    """What runs in the actor: a worker, and a flag by which another thread stops it."""
+    """Runs in the actor: a worker, and a flag by which another thread stops it."""
 
     def __init__(self, settings: WorkerSettings, device: str) -> None:
         self.stop_flag = threading.Event()

@@ -51,6 +51,11 @@ class Report:
     details: str = ""
     """Its traceback."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the task's result is there."""
+        return self.status in ("done", "found")
+
 
 @runtime_checkable
 class OpenWork(Protocol):
