@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch import Tensor
 
 from restage.audit.difference import compare_runs
 from restage.diagnose.cases import Case
-from restage.diagnose.parts import RunParts, noise_settings, other_settings
+from restage.diagnose.parts import RunParts, flatten, noise_settings, other_settings
 from restage.edit.work import load_scene
-from restage.records import canonical_json, to_plain
+from restage.records import to_plain
 
 __all__ = ["Difference", "describe_part", "list_differences"]
 
@@ -105,15 +104,7 @@ def _pair_facts(run: RunParts, other: RunParts) -> dict[str, Any]:
 
 
 def _compare(where: str, a: Any, b: Any) -> list[Difference]:
-    flat = [dict(_flatten(where, value)) for value in (a, b)]
+    flat = [dict(flatten(where, value)) for value in (a, b)]
     names = list(dict.fromkeys([*flat[0], *flat[1]]))
     values = [(name, *(one.get(name, MISSING) for one in flat)) for name in names]
     return [Difference(where=name, a=first, b=second) for name, first, second in values if first != second]
-
-
-def _flatten(where: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _flatten(f"{where}.{name}" if where else str(name), item)
-    elif value is not None:
-        yield where, value if isinstance(value, str) else canonical_json(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ __all__ = [
     "RunParts",
     "differing_parts",
     "differing_training",
+    "flatten",
     "noise_settings",
     "other_settings",
     "read_settings",
@@ -136,15 +137,19 @@ def read_settings(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
         InputError: a value does not fit, or there is a field that the settings do not have.
     """
     found = from_plain(plain, kind, where=kind.__name__)
-    unknown = sorted(_paths(plain) - _paths(to_plain(found)))
+    unknown = sorted(dict(flatten("", plain)).keys() - dict(flatten("", to_plain(found))).keys())
     if unknown:
         raise InputError(f"{kind.__name__} has no {', '.join(unknown)}; was this run made with another version?")
     return found
 
 
-def _paths(plain: Mapping[str, Any]) -> set[str]:
-    inner = {f"{name}.{path}" for name, item in plain.items() if isinstance(item, Mapping) for path in _paths(item)}
-    return {*plain, *inner}
+def flatten(where: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the values in nested mappings as texts, each with its dotted path; None is passed over."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from flatten(f"{where}.{name}" if where else str(name), item)
+    elif value is not None:
+        yield where, value if isinstance(value, str) else canonical_json(value)
 
 
 def noise_settings(settings: Method) -> dict[str, Any]:
