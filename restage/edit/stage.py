@@ -109,6 +109,7 @@ def run_edit(
         return
     engine = engine or EngineConfig()
     units = list_units(run.path, config)
+    model = None if model is None else model.resolve()
     work = EditWork(
         folder=run.path.resolve(),
         run_seed=run.seed,

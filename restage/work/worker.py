@@ -51,8 +51,10 @@ class WorkerSettings:
     """Whether to leave a device that someone else uses."""
     uses_gpu: bool = True
     """Whether the work gains from a GPU; if not, workers are placed by cores."""
+    folder: str = field(default_factory=os.getcwd)
+    """The driver's working folder, for paths that are relative to it."""
     versions: dict[str, str] = field(default_factory=_versions)
-    """What the driver has installed."""
+    """Versions of the packages that the driver has installed."""
 
 
 def _limit_threads(count: int) -> None:
@@ -104,6 +106,8 @@ class Worker:
         if self.opened is None:
             if _versions() != self.settings.versions:
                 raise InputError(f"packages here are {_versions()}, the driver's {self.settings.versions}")
+            if os.path.isdir(self.settings.folder):
+                os.chdir(self.settings.folder)  # an actor begins wherever its node was started
             if self.settings.threads is not None:
                 _limit_threads(self.settings.threads)
             if self.device.startswith("cuda"):
