@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -44,11 +45,11 @@ def disagreement(
     return total / count if count else math.nan
 
 
-class _Matched:
+class _Matched(NamedTuple):
     """Places of one view's pixels in another view."""
 
-    def __init__(self, grid: Float[Tensor, "h w 2"], is_seen: Tensor) -> None:
-        self.grid, self.is_seen = grid, is_seen
+    grid: Float[Tensor, "h w 2"]
+    is_seen: Tensor
 
 
 def _matched(depths: Float[Tensor, "n h w"], cameras: Cameras, first: int, second: int) -> _Matched:

@@ -83,12 +83,7 @@ class Attribution:
 
 
 def interval(values: Values, scenes: Mapping[str, str]) -> Interval:
-    """Mean over cases with a 95 % interval.
-
-    Args:
-        values: Values by case; NaN is ignored.
-        scenes: The scene of each case, since cases of one scene are alike.
-    """
+    """Mean over cases with a 95 % interval; NaN is ignored, and cases of one scene count as alike."""
     kept = {case: value for case, value in values.items() if not math.isnan(value)}
     clusters = [scenes[case] for case in kept]
     if len(set(clusters)) < 2:
@@ -124,14 +119,7 @@ class Swap:
 
 
 def share_of(swap: Swap, a: Values, b: Values, scenes: Mapping[str, str]) -> Share:
-    """The share of one part, the mean of a swap into A and a swap into B.
-
-    Args:
-        swap: The exchanges.
-        a: v({}).
-        b: v(all).
-        scenes: The scene of each case.
-    """
+    """The share of one part, the mean of a swap into A and a swap into B."""
     forward, reverse = subtract(a, swap.a_with_b), subtract(swap.b_with_a, b)
     estimates = [interval(part, scenes) for part in (_mean(forward, reverse), forward, reverse)]
     return Share(component=swap.component, share=estimates[0], forward=estimates[1], reverse=estimates[2])
@@ -143,12 +131,6 @@ def attribute(a: Values, b: Values, swaps: Sequence[Swap], scenes: Mapping[str, 
     For two parts these are the Shapley values (Shapley 1953). For more they are the two outermost terms of them: of
     the orders in which parts can be exchanged, those in which the part comes first or last. The remainder is shown,
     never spread over the parts.
-
-    Args:
-        a: v({}) of each case.
-        b: v(all) of each case.
-        swaps: One for each part.
-        scenes: The scene of each case.
     """
     total = subtract(a, b)
     rest = total

@@ -90,11 +90,6 @@ class SceneParts:
 def find_cases(a: Path, b: Path, max_cases: int) -> list[Case]:
     """Choose edits to try both runs on: those that both have, or else some of each; scenes and kinds in turn.
 
-    Args:
-        a: Folder of run A.
-        b: Folder of run B.
-        max_cases: At most so many.
-
     Raises:
         InputError: neither has a fitted scene with exact truth.
     """

@@ -184,15 +184,6 @@ def diagnose(
 ) -> Generator[Progress, None, Diagnosis]:
     """Compare two runs; the generator returns the diagnosis.
 
-    Args:
-        a: The run that is taken for good.
-        b: The run to explain.
-        folder: Where what is tried, trained and fitted here is kept.
-        models: The edit model that both runs' training went on from, and the CLIP that pairs are looked at with.
-        config: How to compare.
-        cache: Folder of trials, to share them between diagnoses; default: in `folder`.
-        engine: Where trials, trainings and fits are made; in this process by default.
-
     Raises:
         InputError: there is nothing to try both runs on.
         TasksSetAside: a trial could not be made.

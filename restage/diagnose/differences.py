@@ -32,13 +32,7 @@ class Difference:
 
 
 def list_differences(a: RunParts, b: RunParts, cases: list[Case]) -> list[Difference]:
-    """All that differs: settings, versions, machine, hashes of what was made; guidance, pairs, cameras.
-
-    Args:
-        a: Run A.
-        b: Run B.
-        cases: What both are tried on; their scenes are compared.
-    """
+    """All that differs: settings, versions, machine, hashes of what was made; guidance, pairs, cameras."""
     on_paper = compare_runs(a.path, b.path)
     kinds = (on_paper.config, on_paper.versions, on_paper.machine, on_paper.data, on_paper.weights)
     found = [Difference(where=one.where, a=one.first, b=one.second) for kind in kinds for one in kind]

@@ -84,12 +84,7 @@ class PairPool:
 
 
 def mix_pairs(pools: Mapping[str, PairPool], sides: Mapping[str, str]) -> MixedPairs:
-    """Pairs with pictures, selection and captions of different runs.
-
-    Args:
-        pools: The pairs of run A and of run B.
-        sides: `A` or `B` for each of pictures, selection and captions.
-    """
+    """Pairs with pictures, selection and captions of different runs."""
     pictures, selection, captions = (pools[sides[part]] for part in ("pictures", "selection", "captions"))
     pairs, num_missing = [], 0
     for key, row in pictures.rows.items():

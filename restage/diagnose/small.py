@@ -81,10 +81,6 @@ def read_changes(path: Path) -> dict[str, Any]:
 def changed(config: SmallConfig, changes: Mapping[str, Any]) -> SmallConfig:
     """The config with other values at some paths.
 
-    Args:
-        config: What to start from.
-        changes: New values by path, such as `train.training.num_steps`.
-
     Raises:
         InputError: there is no such path, or a value is refused by its stage.
     """
@@ -107,13 +103,6 @@ def make_run(
     folder: Path, config: SmallConfig, models: Models, *, seed: int = 0, stages: tuple[str, ...] = MADE_STAGES
 ) -> Iterator[Progress]:
     """Go through the stages that a diagnosis needs; what is done is left as it is.
-
-    Args:
-        folder: Folder of the run; made if it is missing.
-        config: The config of every stage.
-        models: What it starts from.
-        seed: Seed of the run.
-        stages: Those to go through.
 
     Raises:
         InputError: the folder holds another run.

@@ -57,12 +57,7 @@ MEASURED = (
 
 
 def measured_rows(trials: Mapping[str, TrialsOf], scenes: Mapping[str, str]) -> list[StageRow]:
-    """Rows of the stages that trials measure, in the order data flows.
-
-    Args:
-        trials: Trials of both runs as they are, by kind, side and case.
-        scenes: The scene of each case.
-    """
+    """Rows of the stages that trials measure, in the order data flows."""
     rows = []
     for stage, kind, metrics in MEASURED:
         for metric in metrics:

@@ -69,12 +69,6 @@ def check_prompts(plan: TaskPlan, maker: OpenMaker) -> None:
 def make_missing(folder: Path, plan: TaskPlan, maker: Maker, config: CampaignConfig) -> Iterator[Progress]:
     """Make every shard of the plan that is not there; afterwards all are, whatever else happened meanwhile.
 
-    Args:
-        folder: `<run>/pairs`.
-        plan: What to make.
-        maker: What makes it.
-        config: Where it is made.
-
     Raises:
         WorkStopped: tasks failed again and again (all others are made), the disk is full, or no worker works.
         InputError: the folder holds shards of another plan.

@@ -45,11 +45,6 @@ def rejudge(folder: Path, rule: PairRule, config_id: str) -> Rejudged:
 
     The manifest of the rule that held before stays, as `manifest-<id of that rule>.parquet`.
 
-    Args:
-        folder: `<run>/pairs`.
-        rule: The rule from now on.
-        config_id: Content id of the stage's config with this rule, by which a finished stage is known.
-
     Raises:
         InputError: there are no pairs to judge, or a sidecar was changed.
     """

@@ -45,12 +45,6 @@ def make_plan(run: RunFolder, config: PairsConfig, maker: Maker) -> TaskPlan:
 def run_pairs(run: RunFolder, config: PairsConfig, backbone: Backbone, clip: ImageTextModel) -> Iterator[Progress]:
     """Make the image pairs of a run with models that are in memory, in this process.
 
-    Args:
-        run: Its `prompts` stage is done.
-        config: How they are made.
-        backbone: The text-to-image model.
-        clip: Scores the pairs.
-
     Raises:
         InputError: as `run_campaign`.
     """
@@ -112,12 +106,6 @@ def run_campaign(
 
 def rejudge_pairs(run: RunFolder, config: PairsConfig, maker: Maker, engine: CampaignConfig) -> Iterator[Progress]:
     """Judge the run's pairs by the rule of this config, and make again what that needs; see `rejudge`.
-
-    Args:
-        run: Its pairs are made, with the same config but for the rule.
-        config: The config with the new rule.
-        maker: Makes what has to be made again.
-        engine: Where that is made.
 
     Raises:
         InputError: there are no pairs, or they were made with another config or other models.

@@ -49,16 +49,6 @@ def edit_views(
 ) -> Iterator[EditStep]:
     """Edit the held-out views one by one and write the result folder, which has pictures and a record only.
 
-    Args:
-        splats: The fitted scene.
-        capture: Its views; of the held-out ones only the cameras are used.
-        request: What to do.
-        settings: How.
-        editor: The 2D editor.
-        seed: Of the edit; each view has noise of its own.
-        folder: Where the result goes; `record.json` is written last.
-        facts: What else the record is to say.
-
     Yields:
         A step for each view, with the scene as it was.
     """
