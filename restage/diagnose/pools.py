@@ -84,7 +84,7 @@ class PairPool:
 
 
 def mix_pairs(pools: Mapping[str, PairPool], sides: Mapping[str, str]) -> MixedPairs:
-    """Pairs with pictures, selection and captions of different runs."""
+    """Pairs whose pictures, selection and captions come from the runs that `sides` names, `A` or `B`."""
     pictures, selection, captions = (pools[sides[part]] for part in ("pictures", "selection", "captions"))
     pairs, num_missing = [], 0
     for key, row in pictures.rows.items():

@@ -113,7 +113,10 @@ class _Loop:
         now = time.monotonic()
         names = self.pool.places()
         taken = {worker.place for worker in self.workers()}
-        room = min(self.config.workers or len(names), self.queue.num_left) - len(taken)
+        wanted = self.config.workers or len(names)
+        if not self.config.when_idle:  # a worker that rests while others use its device does no task
+            wanted = min(wanted, self.queue.num_left)
+        room = wanted - len(taken)
         for name in names:
             place = self.places.setdefault(name, _Place())
             if room > 0 and name not in taken and not place.is_retired and now >= place.waits_until_s:
@@ -134,7 +137,7 @@ class _Loop:
     def hear(self, message: Message) -> Iterator[Event]:
         """Take in what a worker said."""
         slot = self.slots.get(id(message.worker))
-        if slot is None:
+        if slot is None:  # let go before its news was read
             return
         slot.is_ready = slot.is_ready or message.is_ready
         for report in message.reports:
@@ -164,6 +167,7 @@ class _Loop:
             yield self.retire(slot, report.reason)
         elif report.status == "failed":
             place.bad_tasks.add(report.index)
+            # Different tasks: one bad task fails everywhere, and says nothing about the worker.
             if len(place.bad_tasks) >= MAX_BAD_TASKS:
                 yield self.retire(slot, f"failed {MAX_BAD_TASKS} tasks in a row, the last with {report.reason}")
             elif report.device.startswith("cuda"):  # an error of a GPU may stay with the process
@@ -204,6 +208,7 @@ class _Loop:
         deadline_s = time.monotonic() + self.config.grace_s
         for worker in self.workers():
             worker.ask_to_stop()
+        # What they finish meanwhile is heard, so that the queue's book and what the user is told are right.
         while any(slot.at_work for slot in self.slots.values()) and time.monotonic() < deadline_s:
             for message in self.pool.wait(self.workers(), 0.1):
                 for _ in self.hear(message):
