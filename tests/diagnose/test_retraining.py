@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from restage.diagnose import DiagnoseConfig, run_diagnose
+from restage.diagnose.cases import find_cases
 from restage.diagnose.parts import RunParts
 from restage.diagnose.trials import Trials
+from restage.diagnose.work import Attempt, DiagnosisWork
 from restage.diagnose.workbench import Mix, Workbench
 from restage.diffusion.training import TrainingConfig
 from restage.pairs.encoding import ImagePair, pixel_sha256
@@ -26,6 +28,10 @@ from restage.scenes.io import read_capture, write_capture
 from restage.scenes.stage import ScenesConfig, run_scenes
 from restage.train.edit_model import TrainConfig
 from restage.train.stage import run_train
+from restage.work.engine import settings_for, work_through
+from restage.work.interface import EngineConfig
+from restage.work.queue import TaskQueue
+from restage.work.task import Task
 from tests.tiny_models import write_tiny_models
 
 TRAIN = TrainConfig(training=TrainingConfig(num_steps=2, batch_size=2, num_warmup_steps=1, is_bf16=False))
@@ -90,8 +96,8 @@ def test_a_model_trained_anew_on_mixed_pairs_is_the_one_that_such_a_run_would_ha
     assert bench.seconds() > 0
 
 
-def test_shifted_cameras_are_named_by_psnr_where_progress_says_nothing(make_run, monkeypatch):
-    a, b = make_run("a"), make_run("b")
+def move_cameras(b: Path) -> None:
+    """Let all cameras of a run lie about where they stood, and fit its scenes anew."""
     for folder in (b / "scenes").iterdir():
         if folder.is_dir():
             capture = read_capture(folder / "capture")
@@ -102,6 +108,32 @@ def test_shifted_cameras_are_named_by_psnr_where_progress_says_nothing(make_run,
                 (folder / name).unlink()
     (b / "scenes" / "stage.json").unlink()
     list(run_scenes(open_run(b), ScenesConfig(fit=FitConfig(steps=15, num_splats=120, seed=1))))
+
+
+def test_processes_make_the_scenes_and_trials_that_one_process_makes(make_run, tmp_path):
+    a, b = make_run("a"), make_run("b")
+    move_cameras(b)
+    (case,) = find_cases(a, b, 1)
+    runs = {side: RunParts.open(path, "replace_once") for side, path in (("A", a), ("B", b))}
+    from_b = frozenset({"cameras"})
+    found = []
+    for config in (EngineConfig(threads=1), EngineConfig(engine="local", workers=2)):
+        folder = tmp_path / str(config.engine)
+        work = DiagnosisWork(Workbench(runs, (), folder, runs["A"].model), Trials(folder / "trials"))
+        attempts = [Attempt(case=case, kind=kind, from_b=from_b) for kind in ("exact", "scene")]
+        items = [*work.bench.mixes(case, from_b), *attempts]
+        tasks = [Task(index=index, kind="swaps", item=item) for index, item in enumerate(items)]
+        assert len(tasks) == 3 and all(work.found(task) is None for task in tasks)
+        queue = TaskQueue(tasks, range(3), max_attempts=1, needs={1: [0], 2: [0]})
+        list(work_through(queue, settings_for(work, config, uses_gpu=False), config))
+        assert all(work.found(task) is not None for task in tasks)
+        found.append([work.trial(attempt).numbers for attempt in attempts])
+    assert repr(found[0]) == repr(found[1]) and found[0][1]["psnr_db"] > 0
+
+
+def test_shifted_cameras_are_named_by_psnr_where_progress_says_nothing(make_run, monkeypatch):
+    a, b = make_run("a"), make_run("b")
+    move_cameras(b)
 
     def measure(self, setup, kind, seed):
         scene = setup.truth.parents[1].name

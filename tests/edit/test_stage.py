@@ -12,6 +12,7 @@ from restage.records import EditCase, InputError, write_json
 from restage.run.folder import RunFolder
 from restage.scenes.cameras import project_points
 from restage.scenes.io.ply import read_splats
+from restage.work.interface import EngineConfig
 
 CONFIG = EditConfig(
     methods=("nothing", "replace_once", "restage"),
@@ -88,6 +89,14 @@ def test_a_kill_and_a_restart_end_with_the_same_files(run, tiny_scene, tmp_path)
     assert not (killed.path / "edit" / "stage.json").exists()
     list(run_edit(killed, CONFIG))
     assert result_files(killed.path / "edit") == result_files(run.path / "edit")
+
+
+def test_processes_make_the_files_that_one_process_makes(run, tiny_scene, tmp_path):
+    list(run_edit(run, CONFIG, engine=EngineConfig(threads=1)))
+    other = RunFolder.open(tmp_path / "local", CONFIG, seed=0)
+    tiny_scene.write(other.path / "scenes" / "tiny")
+    list(run_edit(other, CONFIG, engine=EngineConfig(engine="local", workers=2)))
+    assert result_files(other.path / "edit") == result_files(run.path / "edit")
 
 
 def test_an_edit_that_fails_is_a_record_with_its_reason_and_the_others_go_on(run):
