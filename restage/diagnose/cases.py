@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from restage.diagnose.parts import read_settings
-from restage.edit.work import load_scene
+from restage.edit.work import load_scene, read_case
 from restage.records import EditCase, InputError, file_sha256, read_json
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import capture_sha256
@@ -36,7 +36,7 @@ class Case:
     @cached_property
     def edit_case(self) -> EditCase:
         """The edit case, with its request."""
-        return _read_case(self.folders["A"] / "truth" / self.edit)
+        return read_case(self.folders["A"] / "truth" / self.edit)
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,14 @@ def _case(key: tuple[str, str], truths: Mapping[str, Path], *, prefix: str = "")
 def _list_cases(run: Path) -> dict[tuple[str, str], Path]:
     paths = sorted((run / "scenes").glob("*/truth/*/edit.json"))
     fitted = [path.parent for path in paths if (path.parents[2] / "fit.json").exists()]
-    return {(path.parents[1].name, path.name): path for path in fitted if _read_case(path).has_truth}
-
-
-def _read_case(truth: Path) -> EditCase:
-    return EditCase.from_plain(read_json(truth / "edit.json"))
+    return {(path.parents[1].name, path.name): path for path in fitted if read_case(path).has_truth}
 
 
 def _is_same(first: Path, second: Path) -> bool:
     """Whether two truth folders are of the same edit of the same scene."""
     descriptions = [truth.parents[1] / "description.json" for truth in (first, second)]
     known = [read_json(path) if path.exists() else None for path in descriptions]
-    return _read_case(first).id == _read_case(second).id and known[0] == known[1]
+    return read_case(first).id == read_case(second).id and known[0] == known[1]
 
 
 def _in_turn(cases: list[Case]) -> list[Case]:

@@ -32,8 +32,8 @@ from restage.edit.open_editors import MenuEditor, OpenEditors
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import KeptEdits
 from restage.edit.sharing.anchored_noise import AnchoredNoise
-from restage.edit.work import load_scene
-from restage.records import EditCase, EditRequest, content_id, derive_seed, read_json, to_plain, write_json
+from restage.edit.work import load_scene, read_case
+from restage.records import EditRequest, content_id, derive_seed, read_json, to_plain, write_json
 from restage.scenes.capture import Capture
 from restage.scenes.fit import psnr, render_views
 from restage.scenes.rasterize import rasterize_numba
@@ -114,7 +114,7 @@ class Trials:
         scene = _Scene.read(setup)
         if kind == "scene":
             return scene.measure_unedited()
-        request = EditCase.from_plain(read_json(setup.truth / "edit.json")).request
+        request = read_case(setup.truth).request
         seed = derive_seed("diagnose", self.seed, request.instruction, seed)
         if kind == "single views":
             return scene.measure_single_views(self._open(setup.model, setup), request, seed)
@@ -142,7 +142,7 @@ def code_sha256() -> str:
 
 
 def _plain(setup: Setup) -> dict[str, Any]:
-    case = EditCase.from_plain(read_json(setup.truth / "edit.json"))
+    case = read_case(setup.truth)
     return {
         "scene_id": setup.scene_id,
         "edit": case.id,

@@ -17,11 +17,10 @@ from restage.edit.job import EditStep, Method
 from restage.edit.methods import METHODS
 from restage.edit.open_editors import MenuEditor, OpenEditors
 from restage.edit.results import edit_scene
-from restage.edit.work import EditUnit, load_scene
+from restage.edit.work import EditUnit, load_scene, read_case
 from restage.records import EditCase, EditRequest, InputError, content_id, derive_seed, read_json, write_json
 from restage.run.folder import RunFolder
 from restage.run.models import edit_model_of
-from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import Splats
@@ -136,7 +135,7 @@ def open_edit(
     inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
     steps = edit_scene(
         splats,
-        capture if start is None else _with_renders(capture, splats),
+        capture if start is None else replace(capture, images=render_views(splats, capture.cameras)),
         request=case.request,
         method=method,
         editor=(editors or OpenEditors()).open(editor, source),
@@ -154,7 +153,7 @@ def find_case(scene_folder: Path, request: EditRequest) -> str | None:
         InputError: a case in the scene's truth folder is not readable.
     """
     for path in sorted((scene_folder / "truth").glob("*/edit.json")):
-        case = EditCase.from_plain(read_json(path))
+        case = read_case(path.parent)
         asked = replace(
             request,
             source_caption=request.source_caption or case.request.source_caption,
@@ -178,7 +177,7 @@ def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str
 def _name_case(scene_folder: Path, request: EditRequest, *, known: str | None, suffix: str) -> tuple[str, EditCase]:
     """Find or write the edit case of a request in its scene; a case whose name is taken gets a longer one."""
     if known is not None:
-        case = EditCase.from_plain(read_json(scene_folder / "truth" / known / "edit.json"))
+        case = read_case(scene_folder / "truth" / known)
         if not suffix:
             return known, case
         request = case.request
@@ -186,13 +185,9 @@ def _name_case(scene_folder: Path, request: EditRequest, *, known: str | None, s
     text = re.sub(r"[^a-z0-9]+", "-", request.instruction.lower()).strip("-")[:60].rstrip("-")
     name = (text or case.id) + suffix
     path = scene_folder / "truth" / name / "edit.json"
-    if path.exists() and EditCase.from_plain(read_json(path)).id != case.id:
+    if path.exists() and read_case(path.parent).id != case.id:
         name = f"{name}-{case.id[-8:]}"
         path = scene_folder / "truth" / name / "edit.json"
     if not path.exists():
         write_json(path, case)
     return name, case
-
-
-def _with_renders(capture: Capture, splats: Splats) -> Capture:
-    return replace(capture, images=render_views(splats, capture.cameras))

@@ -21,7 +21,7 @@ from restage.scenes.splats import Splats
 from restage.work.queue import SetAside
 from restage.work.task import Facts, Task
 
-__all__ = ["EditUnit", "EditWork", "OpenEdits", "editors_of", "load_scene"]
+__all__ = ["EditUnit", "EditWork", "OpenEdits", "editors_of", "load_scene", "read_case"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,14 @@ class EditUnit:
         """Returns where its edit case lies, with the truth if there is any."""
         return self.scene_folder(run) / "truth" / self.edit
 
-    def read_case(self, run: Path) -> EditCase:
-        """Read what is asked for.
 
-        Raises:
-            InputError: the scene has no such edit.
-        """
-        return EditCase.from_plain(read_json(self.truth_folder(run) / "edit.json"))
+def read_case(truth: Path) -> EditCase:
+    """Read what is asked for from a truth folder, `<scene>/truth/<edit>`.
+
+    Raises:
+        InputError: the scene has no such edit.
+    """
+    return EditCase.from_plain(read_json(truth / "edit.json"))
 
 
 def editors_of(method: Method | type[Method], editors: tuple[str, ...]) -> tuple[str, ...]:
@@ -130,13 +131,13 @@ class OpenEdits:
     def give_up(self, unit: EditUnit, failure: SetAside) -> None:
         """Write the record of a result that no worker could make, so that it is a row with its reason."""
         error = RuntimeError(f"no worker could make it: {failure.reason}")
-        facts = self.facts_of(unit, unit.read_case(self.settings.folder))
+        facts = self.facts_of(unit, read_case(unit.truth_folder(self.settings.folder)))
         write_failure(unit.folder(self.settings.folder), error, facts)
 
     def edit(self, unit: EditUnit) -> Iterator[EditStep]:
         """Make the result of a unit; what goes wrong in it becomes its record, and the others go on."""
         run, folder = self.settings.folder, unit.folder(self.settings.folder)
-        case = unit.read_case(run)
+        case = read_case(unit.truth_folder(run))
         facts = self.facts_of(unit, case)
         capture, splats = load_scene(unit.scene_folder(run))
         truth = unit.truth_folder(run) if case.has_truth else None

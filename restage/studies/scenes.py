@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from restage.edit.work import read_case
 from restage.records import (
     EditCase,
     EditRequest,
     InputError,
-    read_json,
     write_atomically,
     write_json,
 )
@@ -156,7 +156,7 @@ class FolderScene:
             has_truth = self.truths is not None and (self.truths / edit / "images").is_dir()
             case = EditCase(scene=self.name, kind=self.kind, request=request, has_truth=has_truth)
             if (target / "edit.json").exists():
-                if EditCase.from_plain(read_json(target / "edit.json")).id != case.id:
+                if read_case(target).id != case.id:
                     raise InputError(f"{target} holds another edit; give this one another name")
             else:
                 if self.truths is not None and has_truth:
