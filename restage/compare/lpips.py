@@ -53,7 +53,7 @@ class Lpips:
 
     features: nn.Sequential
     weights: tuple[Tensor, ...]
-    """Of each compared layer, by channel, not negative."""
+    """Weights of the channels of each compared layer, none negative."""
 
     def distance(self, first: Float[Tensor, "b 3 h w"], second: Float[Tensor, "b 3 h w"]) -> list[float]:
         """Distance of each pair of pictures in [0, 1]; 0 for equal ones."""
@@ -61,6 +61,8 @@ class Lpips:
             totals = torch.zeros(len(first))
             pairs = zip(self._layers(first), self._layers(second), self.weights, strict=True)
             for one, other, weights in pairs:
+                # The public code divides by the norm plus 1e-10 where `normalize` takes the larger of the two: the same
+                # to float32 wherever a feature is not zero throughout.
                 squares = (functional.normalize(one, eps=1e-10) - functional.normalize(other, eps=1e-10)).square()
                 totals += (squares * weights.view(1, -1, 1, 1)).sum(dim=1).mean(dim=(1, 2))
         return totals.tolist()

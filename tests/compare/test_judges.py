@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
 from restage.compare.evidence import CaseViews, ResultViews, embed_before
@@ -92,6 +93,24 @@ def test_lpips_weighs_the_differences_of_normalised_features(pictures, lpips_fol
     torch.save({name: 2 * value for name, value in doubled.items()}, lpips_folder / "lpips_alex.pth")
     once, twice = (model.distance(pictures, pictures.flip(3)) for model in (lpips, load_lpips(lpips_folder)))
     assert twice == pytest.approx([2 * value for value in once])
+
+
+def test_lpips_gives_what_the_public_package_gives(tmp_path):
+    features = alexnet_features()
+    with torch.no_grad():
+        for layer, conv in enumerate(module for module in features if isinstance(module, nn.Conv2d)):
+            angles = torch.arange(conv.weight.numel(), dtype=torch.float64) * 0.37 + layer
+            conv.weight.copy_(angles.sin().view_as(conv.weight) * (2 / conv.weight[0].numel()) ** 0.5)
+            conv.bias.copy_(torch.arange(conv.out_channels, dtype=torch.float64).cos() * 0.1)
+    torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, tmp_path / "alexnet.pth")
+    heads = [torch.arange(width, dtype=torch.float64).sin().abs().float().view(1, width, 1, 1) for width in WIDTHS]
+    torch.save({f"lin{i}.model.1.weight": head for i, head in enumerate(heads)}, tmp_path / "lpips_alex.pth")
+    steps = torch.arange(3 * 64 * 80, dtype=torch.float64).view(1, 3, 64, 80)
+    first, second = ((0.11 * steps).sin() * 0.5 + 0.5).float(), ((0.07 * steps).cos() * 0.5 + 0.5).float()
+    lpips = load_lpips(tmp_path)
+    # What lpips 0.1.4 (network "alex") says of the same weights and pictures.
+    assert lpips.distance(first, second) == pytest.approx([0.9028164148], rel=1e-5)
+    assert lpips.distance(first, 0.8 * first) == pytest.approx([0.0257174056], rel=1e-5)
 
 
 def test_weights_of_something_else_are_refused(tmp_path):
