@@ -26,7 +26,9 @@ from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import EditRequest, InputError, Progress, read_json
 from restage.report.stage import ReportConfig, run_report
 from restage.run.folder import RunFolder, open_run, working
+from restage.run.layout import CAPTURE, EDIT_RECORD, SPLATS, TRANSFORMS
 from restage.run.models import Models
+from restage.run.reading import EditRecord
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io import capture_name, read_capture
@@ -224,7 +226,7 @@ def fit_folder(
     source = SourceCheck(capture_folder, scene_folder, ReadOptions(size=size, follow_paths=follow_paths), again=again)
     with working(open_run(folder)):
         source.write()
-        yield from fit_capture(read_capture(scene_folder / "capture"), scene_folder, config)
+        yield from fit_capture(read_capture(scene_folder / CAPTURE), scene_folder, config)
 
 
 def find_scene(folder: Path) -> Path:
@@ -233,7 +235,7 @@ def find_scene(folder: Path) -> Path:
     Raises:
         InputError: there is none, or there are several.
     """
-    if (folder / "splats.ply").is_file():
+    if (folder / SPLATS).is_file():
         return folder
     if folder.suffix.lower() == ".ply" and folder.is_file():
         raise InputError(f"{folder} holds splats alone, without cameras and pictures; {FIT_FIRST}")
@@ -265,7 +267,7 @@ def edit_folder(
         InputError: there is no fitted scene, or the method needs what this scene does not have.
     """
     scene_folder = find_scene(scene)
-    if not (scene_folder / "capture" / "transforms.json").is_file():
+    if not (scene_folder / CAPTURE / TRANSFORMS).is_file():
         raise InputError(f"{scene_folder} holds splats that were not fitted here, or an edit; {FIT_FIRST}")
     with working(open_run(scene_folder.parent.parent)) as run:
         editors = OpenEditors()
@@ -275,6 +277,6 @@ def edit_folder(
             for step in opened.steps:
                 yield Progress(stage="edit", done=step.step, total=step.num_steps, note=step.note)
             start = opened.folder
-            reason = read_json(start / "record.json").get("reason", "")
+            reason = read_json(start / EDIT_RECORD, EditRecord).reason
             note = f"{start} ({reason})" if reason else str(start)
             yield Progress(stage="edit", done=1, total=1, note=note)

@@ -10,6 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from restage.records import InputError
+from restage.run.layout import SCORES
 from restage.run.progress import show_progress
 
 __all__ = ["build_study"]
@@ -52,6 +53,6 @@ def build_study() -> Callable[..., None]:
         folder = study if study.is_dir() else out or Path("runs") / study.stem
         file = study / "study.py" if study.is_dir() else study
         show_progress(run_study(load_study(file), folder, engine=engine, file=file))
-        print(markdown_table(method_table(read_scores(folder / "compare" / "scores.parquet"))), end="")
+        print(markdown_table(method_table(read_scores(folder / SCORES))), end="")
 
     return study

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from restage.nerfstudio.scene import TrainedScene, load_trained_scene
 from restage.records import InputError
+from restage.run.layout import CAPTURE, SPLATS
 from restage.scenes.io.nerfstudio import write_capture
 from restage.scenes.io.ply import write_splats
 
@@ -37,10 +38,10 @@ def export_scene(scene: TrainedScene, folder: Path) -> Exported:
     """
     splats = scene.splats() if hasattr(scene.pipeline.model, "gauss_params") else None
     capture = dataclasses.replace(scene.capture, images=scene.render(scene.capture.cameras))
-    write_capture(capture, folder / "capture")
+    write_capture(capture, folder / CAPTURE)
     if splats is not None:
-        write_splats(splats, folder / "splats.ply")
-    return Exported(folder / "capture", None if splats is None else folder / "splats.ply")
+        write_splats(splats, folder / SPLATS)
+    return Exported(folder / CAPTURE, None if splats is None else folder / SPLATS)
 
 
 def main(arguments: list[str] | None = None) -> int:

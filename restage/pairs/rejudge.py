@@ -17,6 +17,7 @@ from restage.pairs.score import PairRule
 from restage.pairs.store import PairReader, done_shards
 from restage.pairs.verdicts import NOT_STORED, current_rule, rule_id, set_rule
 from restage.records import InputError, read_json
+from restage.run.layout import STAGE_MARK
 
 __all__ = ["Rejudged", "changed_pixels", "rejudge"]
 
@@ -52,7 +53,7 @@ def rejudge(folder: Path, rule: PairRule, config_id: str) -> Rejudged:
     before = current_rule(files)
     if before is None:
         raise InputError(f"{folder} holds no pairs to judge; run pairs without --rejudge first")
-    manifest, stage = folder / "manifest.parquet", folder / "stage.json"
+    manifest, stage = folder / "manifest.parquet", folder / STAGE_MARK
     kept = folder / f"manifest-{rule_id(before)}.parquet"
     if before != rule and manifest.exists() and not kept.exists():
         shutil.copyfile(manifest, kept)

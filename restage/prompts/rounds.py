@@ -14,6 +14,7 @@ from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.trials import Yield, measure_yield, read_trials
 from restage.records import InputError, Progress, derive_seed
 from restage.run.folder import RunFolder
+from restage.run.layout import STAGE_MARK
 
 __all__ = ["RoundYield", "RoundsConfig", "round_folders", "run_rounds", "yields_of_rounds"]
 
@@ -86,9 +87,9 @@ def run_rounds(
         prompts = replace(config.prompts, learn_from=(*config.prompts.learn_from, *made))
         seed = derive_seed(run.seed, "round", index)
         round_run = RunFolder.open(folder, {"prompts": prompts.identity(), "pairs": pairs_config}, seed=seed)
-        if not (folder / "pairs" / "stage.json").exists():
+        if not (folder / "pairs" / STAGE_MARK).exists():
             yield from run_prompts(round_run, prompts)
-            if not (folder / "prompts" / "stage.json").exists():
+            if not (folder / "prompts" / STAGE_MARK).exists():
                 return  # a limit was reached, as the last note says
             yield from make_pairs(round_run)
             round_run.close("done")

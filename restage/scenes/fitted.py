@@ -27,6 +27,8 @@ from restage.records import (
     write_atomically,
     write_record,
 )
+from restage.run.layout import FIT_RECORD, FIT_STATE, HELD_OUT, SPLATS
+from restage.run.reading import FitRecord
 from restage.scenes.capture import Capture
 from restage.scenes.fit import FitConfig, FitStep, SplatFit, psnr, render_views
 from restage.scenes.io.ply import read_splats, write_splats
@@ -82,12 +84,12 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
         InputError: the folder holds a finished fit with another config or of another capture, or a broken checkpoint.
     """
     identity = {"id": content_id("fit", config), "capture_sha256": capture_sha256(capture)}
-    if (folder / "fit.json").exists():
-        _check_same(read_json(folder / "fit.json"), identity, folder)
+    if (folder / FIT_RECORD).exists():
+        _check_same(read_json(folder / FIT_RECORD, FitRecord), identity, folder)
         yield Progress(stage="scenes", done=config.steps, total=config.steps, note="fitted before")
         return
     fit = SplatFit(capture, config)
-    state_path = folder / "fit_state.pt"
+    state_path = folder / FIT_STATE
     spent = _load_state(state_path, fit, identity)
     started_s = saved_s = time.perf_counter()
     peek = ""
@@ -102,11 +104,11 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
         yield Progress(stage="scenes", done=step.step, total=step.num_steps, note=f"fit, loss {step.loss:.4f}{peek}")
         spent = spent._replace(loss=step.loss)
     spent = spent._replace(seconds=spent.seconds + time.perf_counter() - started_s)
-    write_splats(fit.optimizer.splats, folder / "splats.ply")
+    write_splats(fit.optimizer.splats, folder / SPLATS)
     # Measured on what was written, so that the numbers are those of the file.
-    record = _measure(capture, folder, read_splats(folder / "splats.ply"))
+    record = _measure(capture, folder, read_splats(folder / SPLATS))
     write_record(
-        folder / "fit.json",
+        folder / FIT_RECORD,
         {
             **identity,
             "config": to_plain(config),
@@ -115,18 +117,18 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
             **spent._asdict(),
             **record,
         },
-        files=[folder / "splats.ply", *folder.glob("held_out*.png"), *folder.glob("held_out/*.png")],
+        files=[folder / SPLATS, *folder.glob("held_out*.png"), *folder.glob("held_out/*.png")],
     )
     # Last: a kill in between costs nothing, since fit.json says that the fit is done.
     state_path.unlink(missing_ok=True)
 
 
-def _check_same(found: dict[str, Any], identity: dict[str, str], folder: Path) -> None:
+def _check_same(found: FitRecord, identity: dict[str, str], folder: Path) -> None:
     """Refuse a folder whose finished fit is not the one that is asked for."""
     way = "fit it anew with --again, or elsewhere with --out"
-    if found.get("id") != identity["id"]:
-        raise InputError(f"{folder} was fitted with another config ({found.get('id')}); {way}")
-    if found.get("capture_sha256") != identity["capture_sha256"]:
+    if found.id != identity["id"]:
+        raise InputError(f"{folder} was fitted with another config ({found.id}); {way}")
+    if found.capture_sha256 != identity["capture_sha256"]:
         raise InputError(f"{folder} was fitted to other views, points or cameras than it holds now; {way}")
 
 
@@ -206,7 +208,7 @@ def _measure(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
         values = _psnr_of(capture, held_out, renders).clamp_max(100.0).tolist()
         names = [Path(capture.file_names[index]).with_suffix(".png").name for index in held_out]
         for name, image in zip(names, renders, strict=True):
-            _write_png(folder / "held_out" / name, image)
+            _write_png(folder / HELD_OUT / name, image)
         shown = slice(0, MAX_STRIP_VIEWS)
         strip = torch.cat([torch.cat(list(rows[shown]), dim=2) for rows in (renders, truth)], dim=1)
         _write_png(folder / "held_out.png", strip)

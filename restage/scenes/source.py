@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from restage.records import InputError, canonical_json, file_sha256, read_json, write_json
+from restage.run.layout import CAPTURE, FIT_RECORD, FIT_STATE, HELD_OUT, SPLATS, TRANSFORMS
 from restage.scenes.capture import turn_upright
 from restage.scenes.io import SCENE_FORMATS, recognize_capture, write_capture
 from restage.scenes.io.images import list_images
@@ -21,7 +22,7 @@ from restage.scenes.io.views import make_capture
 __all__ = ["SourceCheck", "fingerprint"]
 
 SOURCE = "source.json"
-OF_A_FIT = ("fit.json", "splats.ply", "fit_state.pt", "held_out.png", "held_out", "capture")
+OF_A_FIT = (FIT_RECORD, SPLATS, FIT_STATE, "held_out.png", HELD_OUT, "capture")
 """What a fit has made; `fit.json` goes first, since it says that all the rest is there."""
 
 
@@ -47,11 +48,11 @@ class SourceCheck:
         self.scene = scene
         self.sha256 = fingerprint(source.path, posed, options)
         self.record = {"form": source.form, "name": source.name, **asdict(options), "sha256": self.sha256}
-        has_capture = (scene / "capture" / "transforms.json").is_file()
+        has_capture = (scene / CAPTURE / TRANSFORMS).is_file()
         is_same = has_capture and (scene / SOURCE).is_file() and read_json(scene / SOURCE).get("sha256") == self.sha256
         self.is_stale = has_capture and not is_same or again
         self.capture = None
-        if self.is_stale and (scene / "fit.json").is_file():
+        if self.is_stale and (scene / FIT_RECORD).is_file():
             self._check_free(again)
         if not is_same or self.is_stale:
             posed = posed or scene_format.read(source.path, source.name, options)
@@ -68,7 +69,7 @@ class SourceCheck:
         # Before the capture, whose transforms.json is written last: what is there without it was never finished.
         self.scene.mkdir(parents=True, exist_ok=True)
         write_json(self.scene / SOURCE, self.record)
-        write_capture(self.capture, self.scene / "capture")
+        write_capture(self.capture, self.scene / CAPTURE)
 
     def _check_free(self, again: bool) -> None:
         """Refuse to throw a finished fit away without being told to, or one that edits have started from."""

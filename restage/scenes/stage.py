@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from restage.records import InputError, Progress, file_sha256
 from restage.run.folder import RunFolder
+from restage.run.layout import CAPTURE, SPLATS
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io import read_capture
@@ -39,8 +40,8 @@ def run_scenes(run: RunFolder, config: ScenesConfig) -> Iterator[Progress]:
         raise InputError(f"{run.path / 'scenes'} holds no captures (<scene>/capture/transforms.json)")
     total = len(folders) * config.fit.steps
     for index, folder in enumerate(folders):
-        for step in fit_capture(read_capture(folder / "capture"), folder, config.fit):
+        for step in fit_capture(read_capture(folder / CAPTURE), folder, config.fit):
             done = index * config.fit.steps + step.done
             yield Progress(stage="scenes", done=done, total=total, note=f"{folder.name}: {step.note}")
-    facts = {folder.name: file_sha256(folder / "splats.ply") for folder in folders}
+    facts = {folder.name: file_sha256(folder / SPLATS) for folder in folders}
     run.mark_done("scenes", config, splats_sha256=facts)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import InputError, read_json
+from restage.run.layout import FIT_RECORD, SPLATS
 from restage.scenes.io.ply import read_splats, write_splats
 from restage.scenes.splats import Splats, evaluate_sh
 
@@ -38,11 +39,11 @@ def export_splats(folder: Path, out: Path, *, frame: Frame) -> int:
     Raises:
         InputError: there are no splats, or nothing says how the capture was moved.
     """
-    if not (folder / "splats.ply").is_file():
+    if not (folder / SPLATS).is_file():
         raise InputError(f"{folder}: expected a folder with splats.ply, of a scene or an edit; fit a capture first")
     if out.suffix.lower() != ".ply":
         raise InputError(f"expected a file name that ends with .ply, got {out}; other formats are made from a PLY")
-    splats = read_splats(folder / "splats.ply")
+    splats = read_splats(folder / SPLATS)
     change = _own_to_world(folder) if frame == "own" else None
     write_splats(splats if change is None else move_splats(splats, torch.linalg.inv(change)), out)
     return len(splats)
@@ -51,7 +52,7 @@ def export_splats(folder: Path, out: Path, *, frame: Frame) -> int:
 def _own_to_world(folder: Path) -> Tensor | None:
     """How the scene's world was changed, by its `fit.json`: in the folder, or for an edit in that of its scene."""
     places = [folder, *(above.parent.parent / "scenes" / above.name for above in folder.resolve().parents)]
-    found = next((place / "fit.json" for place in places if (place / "fit.json").is_file()), None)
+    found = next((place / FIT_RECORD for place in places if (place / FIT_RECORD).is_file()), None)
     if found is None:
         raise InputError(f"{folder}: no fit.json tells how its capture was turned; export with --frame upright")
     record = read_json(found)

@@ -16,6 +16,7 @@ from restage.edit.job import EditStep, needs_editor
 from restage.edit.methods import METHODS
 from restage.edit.single import EditChoice
 from restage.records import EditRequest, InputError
+from restage.run.layout import SPLATS
 from restage.view.background import PICTURE_LAYERS, SPLAT_LAYERS
 from restage.view.pictures import view_picture
 from restage.view.scene import KeptEdit
@@ -254,7 +255,7 @@ class Controls:
 
     def _save_ply(self, event: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "splats.ply"
+            path = Path(folder) / SPLATS
             self.page.session.save_ply(path)
             event.client.send_file_download(self._file_name(".ply"), path.read_bytes(), save_immediately=True)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from restage.compare.metrics import CHANGE_THRESHOLD
 from restage.edit.pictures import read_image, read_mask
+from restage.run.layout import TRUTH
 from restage.scenes.cameras import Cameras, intrinsics_from_fov
 from restage.scenes.fit import render_views
 from restage.scenes.splats import SH_C0, Splats, rotation_matrices
@@ -186,4 +187,4 @@ def _render_both(before: Splats, edited: Splats, camera: Cameras) -> tuple[Pictu
 
 def _truth_path(scene: ViewScene, case: str, kind: str, index: int) -> Path:
     assert scene.folder is not None and scene.capture is not None
-    return scene.folder / "truth" / case / kind / Path(scene.capture.file_names[index]).with_suffix(".png").name
+    return scene.folder / TRUTH / case / kind / Path(scene.capture.file_names[index]).with_suffix(".png").name

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from restage.records import EditCase, InputError, read_json
+from restage.run.layout import CAPTURE, EDIT_RECORD, FIT_RECORD, RUN_RECORD, SPLATS, TRANSFORMS
+from restage.run.reading import EditRecord
 from restage.scenes.capture import Capture
 from restage.scenes.io import capture_name, is_capture, read_capture
 from restage.scenes.io.ply import read_splats
@@ -28,6 +30,8 @@ class KeptEdit:
     editor: str
     seed: int
     record_id: str
+    is_done: bool = True
+    """Whether it came to its end; a failed edit has nothing to show."""
 
     @property
     def label(self) -> str:
@@ -71,13 +75,13 @@ def open_scenes(path: Path) -> dict[str, Path]:
         return {path.stem: path}
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run folder, a fitted scene, a capture with a fit, or a PLY")
-    if (path / "splats.ply").is_file():
+    if (path / SPLATS).is_file():
         return {path.resolve().name: path}
     scenes = {found.parent.name: found.parent for found in sorted(path.glob("scenes/*/splats.ply"))}
     if not scenes and is_capture(path):
         return _scenes_of_capture(path)
     if not scenes:
-        what = "a run without a fitted scene" if (path / "run.json").exists() else "neither a run nor a scene nor a PLY"
+        what = "a run without a fitted scene" if (path / RUN_RECORD).exists() else "neither a run nor a scene nor a PLY"
         raise InputError(f"{path} is {what}; run: restage fit CAPTURE, then: restage view RUN")
     return scenes
 
@@ -86,7 +90,7 @@ def _scenes_of_capture(path: Path) -> dict[str, Path]:
     """The fit of a capture: around it in a run, or where `restage fit` puts it by default."""
     name = capture_name(path)
     for folder in (path.resolve().parent, Path("runs") / name / "scenes" / name):
-        if (folder / "splats.ply").is_file():
+        if (folder / SPLATS).is_file():
             return {name: folder}
     raise InputError(f"{path} is a capture without a fit; run: restage fit {path}")
 
@@ -99,12 +103,12 @@ def load_scene(name: str, path: Path) -> ViewScene:
     """
     if path.is_file():
         return ViewScene(name, read_splats(path))
-    splats = read_splats(path / "splats.ply")
-    capture = read_capture(path / "capture") if (path / "capture" / "transforms.json").is_file() else None
-    fit = read_json(path / "fit.json") if (path / "fit.json").is_file() else {}
+    splats = read_splats(path / SPLATS)
+    capture = read_capture(path / CAPTURE) if (path / CAPTURE / TRANSFORMS).is_file() else None
+    fit = read_json(path / FIT_RECORD) if (path / FIT_RECORD).is_file() else {}
     folder = path.resolve()
-    is_in_run = capture is not None and folder.parent.name == "scenes" and (folder.parents[1] / "run.json").is_file()
-    cases = {found.parent.name: EditCase.from_plain(read_json(found)) for found in path.glob("truth/*/edit.json")}
+    is_in_run = capture is not None and folder.parent.name == "scenes" and (folder.parents[1] / RUN_RECORD).is_file()
+    cases = {found.parent.name: read_json(found, EditCase) for found in path.glob("truth/*/edit.json")}
     with_truth = {edit: case for edit, case in sorted(cases.items()) if case.has_truth}
     return ViewScene(name, splats, capture, path if is_in_run else None, fit, with_truth)
 
@@ -117,30 +121,25 @@ def list_kept(scene: ViewScene) -> list[KeptEdit]:
     """
     if scene.folder is None or scene.run_folder is None:
         return []
-    kept = []
-    for path in sorted((scene.run_folder / "edit" / scene.folder.name).glob("*/*/*/record.json")):
-        record = read_json(path)
-        if record.get("status") == "done" and record.get("method") != "nothing":
-            kept.append(read_kept(path.parent))
-    return kept
+    folder = scene.run_folder / "edit" / scene.folder.name
+    kept = [read_kept(path.parent) for path in sorted(folder.glob(f"*/*/*/{EDIT_RECORD}"))]
+    return [edit for edit in kept if edit.is_done and edit.method != "nothing"]
 
 
 def read_kept(folder: Path) -> KeptEdit:
-    """Read the record of a finished edit.
+    """Read the record of an edit.
 
     Raises:
         InputError: there is none, or it lacks something.
     """
-    record = read_json(folder / "record.json")
-    try:
-        return KeptEdit(
-            folder=folder,
-            edit=str(record["edit"]),
-            instruction=str(record["request"]["instruction"]),
-            method=str(record["method"]),
-            editor=str(record["editor"]),
-            seed=int(record["seed"]),
-            record_id=str(record["id"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'record.json'} is not the record of a finished edit: no {error}") from None
+    record = read_json(folder / EDIT_RECORD, EditRecord)
+    return KeptEdit(
+        folder=folder,
+        edit=record.edit,
+        instruction=record.request.instruction if record.request else record.edit,
+        method=record.method,
+        editor=record.editor,
+        seed=record.seed,
+        record_id=record.id,
+        is_done=record.status == "done",
+    )

@@ -15,6 +15,7 @@ from restage.edit.open_editors import OpenEditors
 from restage.edit.single import EditChoice, StartingPoint, find_case, open_edit
 from restage.records import EditRequest, InputError
 from restage.run.folder import open_run, working
+from restage.run.layout import SPLATS
 from restage.scenes.io.ply import read_splats, write_splats
 from restage.scenes.splats import Splats
 from restage.view.scene import KeptEdit, ViewScene, list_kept, load_scene, open_scenes, read_kept
@@ -152,7 +153,7 @@ class ViewSession:
         """
         self._refuse_while_running("open another edit")
         kept = read_kept(folder)
-        return self._add(Version(kept.label, read_splats(folder / "splats.ply"), kept))
+        return self._add(Version(kept.label, read_splats(folder / SPLATS), kept))
 
     def edit(self, request: EditRequest, choice: EditChoice, *, is_chained: bool = False) -> Iterator[EditStep]:
         """Edit the scene and keep the result in the run folder, as `restage edit` does; it becomes the next version.
@@ -179,7 +180,7 @@ class ViewSession:
             self._stop.clear()
             start = self.shown.start if is_chained else None
             kept = read_kept((yield from self._run(request, choice, start)))
-            self._add(Version(kept.label, read_splats(kept.folder / "splats.ply"), kept))
+            self._add(Version(kept.label, read_splats(kept.folder / SPLATS), kept))
         finally:
             self._running.release()
 

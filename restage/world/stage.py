@@ -25,6 +25,7 @@ from restage.records import (
     write_json,
 )
 from restage.run.folder import RunFolder
+from restage.run.layout import CAPTURE, EDIT_CASE, TRANSFORMS, TRUTH
 from restage.scenes.capture import Capture
 from restage.scenes.io.nerfstudio import write_capture
 from restage.world.capture import make_capture, make_truth
@@ -142,8 +143,8 @@ def make_scene(
     if any(edit.before != description for edit in edits):
         raise InputError(f"{name}: expected edits of this scene, got one that starts from another description")
     _claim_folder(folder, description)
-    missing = [edit for edit in edits if not (folder / "truth" / edit_name(edit) / "edit.json").exists()]
-    has_capture = (folder / "capture" / "transforms.json").exists()
+    missing = [edit for edit in edits if not (folder / TRUTH / edit_name(edit) / EDIT_CASE).exists()]
+    has_capture = (folder / CAPTURE / TRANSFORMS).exists()
     capture = None
     if missing or not has_capture:
         capture = make_capture(
@@ -156,11 +157,11 @@ def make_scene(
             num_points=config.num_points,
         )
         if not has_capture:
-            write_capture(capture, folder / "capture")
+            write_capture(capture, folder / CAPTURE)
     yield f"{name}: capture"
     for edit in edits:
         if capture is not None and edit in missing:
-            _write_truth(folder / "truth" / edit_name(edit), edit, capture, seed)
+            _write_truth(folder / TRUTH / edit_name(edit), edit, capture, seed)
         yield f"{name}: {edit.instruction}"
 
 
@@ -180,7 +181,7 @@ def _write_truth(folder: Path, edit: Edit, capture: Capture, seed: int) -> None:
         _write_png(folder / "images" / file_name, image.permute(1, 2, 0))
         _write_png(folder / "masks" / file_name, mask)
     request = request_of(edit, seed)
-    write_json(folder / "edit.json", EditCase(scene=capture.name, kind=edit.kind, request=request, has_truth=True))
+    write_json(folder / EDIT_CASE, EditCase(scene=capture.name, kind=edit.kind, request=request, has_truth=True))
 
 
 def _write_png(path: Path, pixels: Float[Tensor, "h w *channels"]) -> None:

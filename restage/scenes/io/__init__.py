@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from restage.records import InputError
+from restage.run.layout import RUN_RECORD, SPLATS
 from restage.scenes.capture import Capture
 from restage.scenes.io.colmap import COLMAP
 from restage.scenes.io.llff import LLFF
@@ -73,7 +74,7 @@ def capture_name(path: Path) -> str:
 
 def is_capture(path: Path) -> bool:
     """Whether a path is a capture of a known form, and not a run or a fitted scene, which have pictures too."""
-    if any((path / name).exists() for name in ("run.json", "splats.ply")):
+    if any((path / name).exists() for name in (RUN_RECORD, SPLATS)):
         return False
     try:
         recognize_capture(path)

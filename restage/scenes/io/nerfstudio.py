@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from restage.records import InputError, read_json, write_atomically, write_json
+from restage.run.layout import TRANSFORMS
 from restage.scenes.capture import Capture
 from restage.scenes.io.colmap import find_model, read_colmap_points
 from restage.scenes.io.distortion import Lens
@@ -54,7 +55,7 @@ NOTES = "restage_notes"
 
 
 def _find_nerfstudio(path: Path) -> Path | None:
-    path = path if path.is_file() else path / "transforms.json"
+    path = path if path.is_file() else path / TRANSFORMS
     return path if path.suffix.lower() == ".json" and path.is_file() else None
 
 
@@ -83,7 +84,7 @@ def _read_nerfstudio(path: Path, name: str, options: ReadOptions) -> PosedPhotos
     )
 
 
-NERFSTUDIO = SceneFormat(_find_nerfstudio, _read_nerfstudio, "transforms.json")
+NERFSTUDIO = SceneFormat(_find_nerfstudio, _read_nerfstudio, TRANSFORMS)
 
 
 def _find_blender(path: Path) -> Path | None:
@@ -144,7 +145,7 @@ def write_capture(capture: Capture, folder: Path) -> None:
         **({} if capture.own_to_world is None else {OWN_TO_WORLD: capture.own_to_world.tolist()}),
         **({NOTES: list(capture.notes)} if capture.notes else {}),
     }
-    write_json(folder / "transforms.json", meta)
+    write_json(folder / TRANSFORMS, meta)
 
 
 def _write_png(path: Path, pixels: Tensor) -> None:
