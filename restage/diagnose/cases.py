@@ -13,6 +13,8 @@ import torch
 from restage.diagnose.parts import read_settings
 from restage.edit.work import load_scene, read_case
 from restage.records import EditCase, InputError, file_sha256, read_json
+from restage.run.layout import FIT_RECORD, SPLATS, TRUTH
+from restage.run.reading import FitRecord
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import capture_sha256
 
@@ -36,7 +38,7 @@ class Case:
     @cached_property
     def edit_case(self) -> EditCase:
         """The edit case, with its request."""
-        return read_case(self.folders["A"] / "truth" / self.edit)
+        return read_case(self.folders["A"] / TRUTH / self.edit)
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,12 @@ class SceneParts:
     @cached_property
     def splats_sha256(self) -> str:
         """Hash of the fitted splats' file."""
-        return file_sha256(self.folder / "splats.ply")
+        return file_sha256(self.folder / SPLATS)
 
     @cached_property
     def fit_config(self) -> FitConfig:
         """The config that it was fitted with."""
-        return read_settings(FitConfig, read_json(self.folder / "fit.json")["config"])
+        return read_settings(FitConfig, read_json(self.folder / FIT_RECORD, FitRecord).config)
 
     def differences(self, other: SceneParts) -> tuple[str, ...]:
         """Returns which of cameras, photographs and fit differ between two scenes."""
@@ -115,7 +117,7 @@ def _case(key: tuple[str, str], truths: Mapping[str, Path], *, prefix: str = "")
 
 def _list_cases(run: Path) -> dict[tuple[str, str], Path]:
     paths = sorted((run / "scenes").glob("*/truth/*/edit.json"))
-    fitted = [path.parent for path in paths if (path.parents[2] / "fit.json").exists()]
+    fitted = [path.parent for path in paths if (path.parents[2] / FIT_RECORD).exists()]
     return {(path.parents[1].name, path.name): path for path in fitted if read_case(path).has_truth}
 
 

@@ -17,6 +17,7 @@ from restage.diffusion.clip import load_clip
 from restage.pairs.score import ImageTextModel, PairScores, score_pairs
 from restage.prompts.store import read_prompts
 from restage.records import InputError
+from restage.run.layout import PROMPTS
 
 __all__ = ["pair_rows"]
 
@@ -84,7 +85,7 @@ def _prompt_row(runs: Mapping[str, RunParts]) -> StageRow:
 
 def _count_prompts(run: RunParts) -> float:
     try:
-        return float(len(read_prompts(run.path / "prompts" / "prompts.jsonl")))
+        return float(len(read_prompts(run.path / PROMPTS)))
     except InputError:
         return math.nan
 

@@ -14,7 +14,9 @@ from restage.diffusion.editor_folder import edit_weights_sha256
 from restage.edit.job import Method
 from restage.edit.methods import METHODS
 from restage.records import InputError, canonical_json, derive_seed, from_plain, read_json, to_plain
+from restage.run.layout import STAGE_MARK, check_is_run
 from restage.run.models import edit_model_of
+from restage.run.reading import RunRecord, StageMark, read_run_record
 from restage.train.edit_model import TrainConfig
 
 __all__ = [
@@ -68,8 +70,7 @@ class RunParts:
         Raises:
             InputError: it is no run, or there is no such method.
         """
-        if not (path / "run.json").is_file():
-            raise InputError(f"{path} holds no run.json; expected the folder of a run, or a JSON file with a config")
+        check_is_run(path)
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
         return cls(path, method)
@@ -78,16 +79,16 @@ class RunParts:
         return RunParts, (self.path.resolve(), self.method)  # without what was read, and for any working folder
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """The content of `run.json`."""
-        return read_json(self.path / "run.json")
+    def record(self) -> RunRecord:
+        """What the run was started with."""
+        return read_run_record(self.path)
 
-    def stage_config(self, stage: str) -> dict[str, Any] | None:
+    def stage_config(self, stage: str) -> Mapping[str, Any] | None:
         """Config of a finished stage as JSON values; of one that is not finished what the run was started with."""
-        mark = self.path / stage / "stage.json"
+        mark = self.path / stage / STAGE_MARK
         if mark.exists():
-            return read_json(mark)["config"]
-        return self.record["config"].get(stage)
+            return read_json(mark, StageMark).config
+        return self.record.config.get(stage)
 
     @cached_property
     def settings(self) -> Method:
@@ -116,10 +117,10 @@ class RunParts:
     @cached_property
     def train_config(self) -> TrainConfig | None:
         """The config that the edit model was trained with, its seed joined with the run's; None without training."""
-        if not (self.path / "train" / "stage.json").exists():
+        if not (self.path / "train" / STAGE_MARK).exists():
             return None
-        config = read_settings(TrainConfig, read_json(self.path / "train" / "stage.json")["config"])
-        seed = derive_seed(self.record["seed"], "train", config.training.seed)
+        config = read_settings(TrainConfig, read_json(self.path / "train" / STAGE_MARK, StageMark).config)
+        seed = derive_seed(self.record.seed, "train", config.training.seed)
         return replace(config, training=replace(config.training, seed=seed))
 
     @cached_property

@@ -20,6 +20,7 @@ from restage.edit.job import Method
 from restage.edit.methods import METHODS
 from restage.edit.work import load_scene
 from restage.records import InputError, Progress, content_id, read_json, to_plain, write_json
+from restage.run.layout import CAPTURE, TRANSFORMS, TRUTH
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io.nerfstudio import write_capture
 from restage.train.edit_model import load_start, train_edit_model
@@ -115,7 +116,7 @@ class Workbench:
         return Setup(
             scene=scene,
             scene_id=content_id("scene", [found.capture_sha256, found.splats_sha256]),
-            truth=case.folders["A"] / "truth" / case.edit,
+            truth=case.folders["A"] / TRUTH / case.edit,
             model=model,
             model_id=self.weights_id(model),
             guidance=guidance,
@@ -205,8 +206,8 @@ class Workbench:
         if sides["cameras"] != sides["photographs"]:
             # The sparse points belong to the cameras that they were found with.
             capture = replace(capture, points=viewed.points, point_colors=viewed.point_colors)
-        if not (folder / "capture" / "transforms.json").exists():
-            write_capture(capture, folder / "capture")
+        if not (folder / CAPTURE / TRANSFORMS).exists():
+            write_capture(capture, folder / CAPTURE)
         config = self.scene_parts(case.folders[sides["fit"]]).fit_config
         for step in fit_capture(capture, folder, config):
             yield Progress(stage="refit", done=step.done, total=step.total, note=step.note)

@@ -16,6 +16,7 @@ from restage.edit.job import EditJob, EditStep, Method
 from restage.edit.pictures import write_image, write_mask, write_video
 from restage.edit.preview import NO_OP_SHARE, Preview, changed_share
 from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
+from restage.run.layout import EDIT_RECORD, HELD_OUT, ORBIT, SPLATS
 from restage.run.memory import PeakMemory, process_peak_mb
 from restage.run.stopping import is_stop_requested
 from restage.scenes.cameras import Cameras, orbit
@@ -108,7 +109,7 @@ def edit_scene(
     if not all(bool(torch.isfinite(tensor).all()) for tensor in last.splats.parameters().values()):
         raise RuntimeError("the edited splats are not finite")
     _write_pictures(folder, last.splats, capture, kept)
-    write_splats(last.splats, folder / "splats.ply")
+    write_splats(last.splats, folder / SPLATS)
     preview.remove()
     is_no_op = changed_share(splats, last.splats, job.capture) <= NO_OP_SHARE
     record = {
@@ -129,9 +130,9 @@ def edit_scene(
         raise KeyboardInterrupt
     (folder / "stopped.json").unlink(missing_ok=True)
     # Another worker that was taken for lost may still be at the same edit: its preview comes and goes.
-    unsealed = ("record.json", "preview.png")
+    unsealed = (EDIT_RECORD, "preview.png")
     made = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path.name not in unsealed]
-    write_record(folder / "record.json", record, files=made)
+    write_record(folder / EDIT_RECORD, record, files=made)
 
 
 def _reason(last: EditStep, is_no_op: bool) -> str:
@@ -144,7 +145,7 @@ def write_failure(folder: Path, error: Exception, facts: Mapping[str, Any]) -> N
     """Write the record of an edit that failed, so that it is a row with its reason and not a missing row."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     record = {**to_plain(facts), "status": "failed", "reason": reason, "cost": {"peak_memory_mb": process_peak_mb()}}
-    write_record(folder / "record.json", {"id": content_id("edited", facts), **record})
+    write_record(folder / EDIT_RECORD, {"id": content_id("edited", facts), **record})
 
 
 def orbit_cameras(capture: Capture, num_frames: int = NUM_ORBIT_FRAMES) -> Cameras:
@@ -173,12 +174,12 @@ def _write_pictures(folder: Path, splats: Splats, capture: Capture, kept: KeptEd
     held_out = list(capture.held_out_indices)
     if held_out:
         for index, image in zip(held_out, render_views(splats, capture.cameras[held_out]), strict=True):
-            write_image(folder / "held_out" / _png_name(capture, index), image)
+            write_image(folder / HELD_OUT / _png_name(capture, index), image)
     edited = sorted(kept.images)
     for index in edited[:: max(1, len(edited) // NUM_KEPT_VIEWS)][:NUM_KEPT_VIEWS]:
         write_image(folder / "views" / _png_name(capture, index), kept.images[index])
         write_mask(folder / "masks" / _png_name(capture, index), kept.masks[index])
-    write_video(folder / "orbit.mp4", render_views(splats, orbit_cameras(capture)))
+    write_video(folder / ORBIT, render_views(splats, orbit_cameras(capture)))
 
 
 def _png_name(capture: Capture, index: int) -> str:

@@ -20,7 +20,9 @@ from restage.edit.results import edit_scene
 from restage.edit.work import EditUnit, load_scene, read_case
 from restage.records import EditCase, EditRequest, InputError, content_id, derive_seed, read_json, write_json
 from restage.run.folder import RunFolder
+from restage.run.layout import EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
 from restage.run.models import edit_model_of
+from restage.run.reading import EditRecord
 from restage.scenes.fit import render_views
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import Splats
@@ -83,10 +85,10 @@ class StartingPoint:
         Raises:
             InputError: it holds no finished edit.
         """
-        record = read_json(folder / "record.json")
-        if record.get("status") != "done":
-            raise InputError(f"{folder} holds no finished edit: {record.get('reason') or 'not done'}")
-        return cls(read_splats(folder / "splats.ply"), record["id"])
+        record = read_json(folder / EDIT_RECORD, EditRecord)
+        if record.problem:
+            raise InputError(f"{folder} holds no finished edit: {record.reason or 'not done'}")
+        return cls(read_splats(folder / SPLATS), record.id)
 
 
 class OpenedEdit(NamedTuple):
@@ -125,11 +127,11 @@ def open_edit(
     name, case = _name_case(scene_folder, request, known=known, suffix=_suffix(choice, method, start))
     unit = EditUnit(scene=scene_folder.name, edit=name, method=choice.method, editor=choice.editor, seed=choice.seed)
     folder = unit.folder(run.path)
-    if (folder / "record.json").exists() and read_json(folder / "record.json").get("status") != "failed":
+    if (folder / EDIT_RECORD).exists() and read_json(folder / EDIT_RECORD, EditRecord).status != "failed":
         return OpenedEdit(folder, iter(()))
     capture, fitted = load_scene(scene_folder)
     splats = fitted if start is None else start.splats
-    truth = scene_folder / "truth" / known if known else None
+    truth = scene_folder / TRUTH / known if known else None
     source = EditorSource(file_names=capture.file_names, truth=truth, model=edit_model_of(run.path))
     editor = MenuEditor(name=choice.editor, model=choice.model, device=choice.device)
     inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
@@ -152,7 +154,7 @@ def find_case(scene_folder: Path, request: EditRequest) -> str | None:
     Raises:
         InputError: a case in the scene's truth folder is not readable.
     """
-    for path in sorted((scene_folder / "truth").glob("*/edit.json")):
+    for path in sorted((scene_folder / TRUTH).glob("*/edit.json")):
         case = read_case(path.parent)
         asked = replace(
             request,
@@ -177,17 +179,17 @@ def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str
 def _name_case(scene_folder: Path, request: EditRequest, *, known: str | None, suffix: str) -> tuple[str, EditCase]:
     """Find or write the edit case of a request in its scene; a case whose name is taken gets a longer one."""
     if known is not None:
-        case = read_case(scene_folder / "truth" / known)
+        case = read_case(scene_folder / TRUTH / known)
         if not suffix:
             return known, case
         request = case.request
     case = EditCase(scene=scene_folder.name, kind="free", request=request, has_truth=False)
     text = re.sub(r"[^a-z0-9]+", "-", request.instruction.lower()).strip("-")[:60].rstrip("-")
     name = (text or case.id) + suffix
-    path = scene_folder / "truth" / name / "edit.json"
+    path = scene_folder / TRUTH / name / EDIT_CASE
     if path.exists() and read_case(path.parent).id != case.id:
         name = f"{name}-{case.id[-8:]}"
-        path = scene_folder / "truth" / name / "edit.json"
+        path = scene_folder / TRUTH / name / EDIT_CASE
     if not path.exists():
         write_json(path, case)
     return name, case

@@ -10,6 +10,7 @@ from torch import Tensor
 from restage.edit.editors.grade import grade_views
 from restage.edit.pictures import quantize, write_image, write_mask
 from restage.records import EditCase, EditRequest, InputError, write_json
+from restage.run.layout import EDIT_CASE
 from restage.scenes.capture import Capture
 
 __all__ = ["write_grade_truth"]
@@ -48,5 +49,5 @@ def write_grade_truth(
         if regions is not None:
             write_mask(folder / "regions" / name, regions[view])
     case = EditCase(scene=folder.parent.parent.name, kind="grade", request=request, has_truth=True)
-    write_json(folder / "edit.json", case)
+    write_json(folder / EDIT_CASE, case)
     return case

@@ -13,6 +13,8 @@ from restage.edit.job import EditStep, Method, needs_editor
 from restage.edit.open_editors import NO_EDITOR, NoEditor, OpenEditors, SceneEditor
 from restage.edit.results import edit_scene, write_failure
 from restage.records import EditCase, InputError, Progress, derive_seed, file_sha256, is_disk_full, read_json
+from restage.run.layout import CAPTURE, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
+from restage.run.reading import EditRecord
 from restage.run.stopping import is_stop_requested
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture
@@ -47,7 +49,7 @@ class EditUnit:
 
     def truth_folder(self, run: Path) -> Path:
         """Returns where its edit case lies, with the truth if there is any."""
-        return self.scene_folder(run) / "truth" / self.edit
+        return self.scene_folder(run) / TRUTH / self.edit
 
 
 def read_case(truth: Path) -> EditCase:
@@ -56,7 +58,7 @@ def read_case(truth: Path) -> EditCase:
     Raises:
         InputError: the scene has no such edit.
     """
-    return EditCase.from_plain(read_json(truth / "edit.json"))
+    return read_json(truth / EDIT_CASE, EditCase)
 
 
 def editors_of(method: Method | type[Method], editors: tuple[str, ...]) -> tuple[str, ...]:
@@ -70,7 +72,7 @@ def load_scene(folder: Path) -> tuple[Capture, Splats]:
     Raises:
         InputError: capture or splats are missing or broken.
     """
-    return read_capture(folder / "capture"), read_splats(folder / "splats.ply")
+    return read_capture(folder / CAPTURE), read_splats(folder / SPLATS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +116,11 @@ class OpenEdits:
 
     def result(self, unit: EditUnit) -> Facts | None:
         """Status of a unit's result, and what there is to say of it; None if it is not there."""
-        path = unit.folder(self.settings.folder) / "record.json"
+        path = unit.folder(self.settings.folder) / EDIT_RECORD
         if not path.exists():
             return None
-        record = read_json(path)
-        note = f"failed: {record['reason']}" if record["status"] == "failed" else "done"
-        return {"id": record["id"], "status": record["status"], "note": note}
+        record = read_json(path, EditRecord)
+        return {"id": record.id, "status": record.status, "note": record.problem or "done"}
 
     def work(self, task: Task[Any]) -> Generator[Progress, None, Facts]:
         """Make a result; yields the steps of its method."""
@@ -170,7 +171,7 @@ class OpenEdits:
 
     def facts_of(self, unit: EditUnit, case: EditCase) -> dict[str, Any]:
         """Returns what a record says of its unit beside the result."""
-        splats_sha256 = file_sha256(unit.scene_folder(self.settings.folder) / "splats.ply")
+        splats_sha256 = file_sha256(unit.scene_folder(self.settings.folder) / SPLATS)
         inputs = {"edit_id": case.id, "splats_sha256": splats_sha256, **self.inputs_of(unit)}
         return {**asdict(unit), "kind": case.kind, "inputs": inputs}
 

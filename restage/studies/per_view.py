@@ -16,6 +16,7 @@ from restage.edit.editors import Editor, ViewBatch
 from restage.edit.job import EditJob, EditStep
 from restage.edit.pictures import write_image
 from restage.records import EditRequest, InputError, content_id, derive_seed, write_record
+from restage.run.layout import EDIT_RECORD, HELD_OUT
 from restage.run.memory import PeakMemory
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
@@ -65,7 +66,7 @@ def edit_views(
             seed=derive_seed(seed, "per view"),
         )
         edited = editor.edit(batch)
-        paths.append(folder / "held_out" / Path(capture.file_names[index]).with_suffix(".png").name)
+        paths.append(folder / HELD_OUT / Path(capture.file_names[index]).with_suffix(".png").name)
         write_image(paths[-1], edited.images[0])
         yield EditStep(len(paths), len(capture.held_out_indices), 0.0, splats, "held-out views, each by itself")
     record = {
@@ -78,4 +79,4 @@ def edit_views(
         "reason": "",
         "cost": {"seconds": time.perf_counter() - started_s, "peak_memory_mb": peak.read_mb()},
     }
-    write_record(folder / "record.json", record, files=paths)
+    write_record(folder / EDIT_RECORD, record, files=paths)

@@ -14,6 +14,8 @@ from restage.compare.stage import JUDGED_BY, Scorer, Scores, write_tables
 from restage.edit.work import EditUnit
 from restage.records import InputError, Progress, read_json, to_plain, write_atomically, write_json
 from restage.run.folder import RunFolder, working
+from restage.run.layout import EDIT_RECORD, FIT_RECORD, RUN_RECORD
+from restage.run.reading import EditRecord, read_run_record
 from restage.studies.study import Study
 from restage.studies.work import OpenStudy, StudyTask, StudyWork, list_tasks, scores_of
 from restage.work.engine import TasksSetAside, explain, work_through
@@ -75,7 +77,7 @@ def _make_missing(
 
     def give_up(failure: SetAside) -> None:
         unit = tasks[failure.index].item
-        if isinstance(unit, EditUnit) and (folder / "scenes" / unit.scene / "fit.json").exists():
+        if isinstance(unit, EditUnit) and (folder / "scenes" / unit.scene / FIT_RECORD).exists():
             opened.give_up(unit, failure)
         else:
             unmade.append(failure)
@@ -90,9 +92,8 @@ def _make_missing(
 
 
 def _open(study: Study, folder: Path, file: Path | None) -> RunFolder:
-    record = folder / "run.json"
     config = {"kind": "study", "name": study.name}
-    if record.exists() and read_json(record).get("config") != config:
+    if (folder / RUN_RECORD).exists() and read_run_record(folder).config != config:
         raise InputError(f"{folder} holds something other than study {study.name!r}; choose another folder with --out")
     run = RunFolder.open(folder, config, seed=study.seed)
     if file is not None and file.resolve() != (folder / "study.py").resolve():
@@ -109,8 +110,8 @@ def _check_found(study: Study, run: RunFolder, tasks: Sequence[StudyTask]) -> No
     for task in tasks:
         if isinstance(task.item, str):
             continue
-        path = task.item.folder(run.path) / "record.json"
-        if path.exists() and read_json(path).get("inputs", {}).get("unit_id") != task.content:
+        path = task.item.folder(run.path) / EDIT_RECORD
+        if path.exists() and read_json(path, EditRecord).inputs.get("unit_id") != task.content:
             raise InputError(
                 f"{path.parent} was made with other settings than study {study.name!r} has for it now; "
                 "give what changed another name, or choose another folder with --out"

@@ -18,6 +18,7 @@ from restage.records import (
     write_atomically,
     write_json,
 )
+from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, TRANSFORMS, TRUTH
 from restage.scenes.capture import turn_upright
 from restage.scenes.fit import FitConfig
 from restage.scenes.io import read_capture, write_capture
@@ -56,9 +57,9 @@ class WorldScene:
             folder, self.description, self.world_edits, name=self.name, seed=self.seed, config=self.capture
         )
         for edit in self.world_edits:
-            path = folder / "truth" / edit_name(edit) / "depth.npz"
+            path = folder / TRUTH / edit_name(edit) / DEPTH
             if not path.exists():
-                _write_depth(path, edit.after, folder / "capture")
+                _write_depth(path, edit.after, folder / CAPTURE)
 
 
 def _write_depth(path: Path, after: Description, capture_folder: Path) -> None:
@@ -147,20 +148,20 @@ class FolderScene:
 
     def write(self, folder: Path) -> Iterator[str]:
         """Write capture, requests and truth; see `StudyScene.write`."""
-        if not (folder / "capture" / "transforms.json").exists():
+        if not (folder / CAPTURE / TRANSFORMS).exists():
             capture = read_capture(self.folder, self.size)
-            write_capture(capture if self.is_upright else turn_upright(capture), folder / "capture")
+            write_capture(capture if self.is_upright else turn_upright(capture), folder / CAPTURE)
         yield f"{self.name}: capture"
         for edit, request in self.requests.items():
-            target = folder / "truth" / edit
+            target = folder / TRUTH / edit
             has_truth = self.truths is not None and (self.truths / edit / "images").is_dir()
             case = EditCase(scene=self.name, kind=self.kind, request=request, has_truth=has_truth)
-            if (target / "edit.json").exists():
+            if (target / EDIT_CASE).exists():
                 if read_case(target).id != case.id:
                     raise InputError(f"{target} holds another edit; give this one another name")
             else:
                 if self.truths is not None and has_truth:
                     for part in ("images", "masks"):
                         shutil.copytree(self.truths / edit / part, target / part, dirs_exist_ok=True)
-                write_json(target / "edit.json", case)
+                write_json(target / EDIT_CASE, case)
             yield f"{self.name}: {request.instruction}"

@@ -19,7 +19,8 @@ from restage.edit.job import EditStep
 from restage.edit.open_editors import NO_EDITOR
 from restage.edit.results import edit_scene
 from restage.edit.work import EditUnit, EditWork, OpenEdits
-from restage.records import EditCase, InputError, Progress, Score, from_plain, read_json, write_json
+from restage.records import EditCase, InputError, Progress, Score, read_json, write_json
+from restage.run.layout import CAPTURE, EDIT_RECORD, RUN_RECORD
 from restage.run.models import edit_model_of
 from restage.run.reading import EditRecord
 from restage.scenes.capture import Capture
@@ -66,7 +67,7 @@ class StudyWork:
         Raises:
             InputError: the study's folder, its file or a model that it names is not on this machine.
         """
-        if not (self.folder / "run.json").is_file():
+        if not (self.folder / RUN_RECORD).is_file():
             raise InputError(f"{self.folder} is not there on {socket.gethostname()}; all machines have to see it")
         study = self.study
         if study is None:
@@ -120,7 +121,7 @@ class OpenStudy(OpenEdits):
         for note in scene.write(folder):
             yield Progress(stage="scenes", done=0, total=1, note=note)
         step = None
-        for step in fit_capture(read_capture(folder / "capture"), folder, scene.fit):
+        for step in fit_capture(read_capture(folder / CAPTURE), folder, scene.fit):
             yield step
         return {"note": step.note if step else ""}
 
@@ -166,31 +167,30 @@ def scores_path(folder: Path, record_id: str) -> Path:
 
 def scores_of(scorer: Scorer, folder: Path, unit: EditUnit) -> Scores:
     """The rows of a result: those that were kept, if the same judges made them, or new ones, which are kept then."""
-    record = _with_cap(read_json(unit.folder(folder) / "record.json"))
-    path = scores_path(folder, record["id"])
+    record = _with_cap(read_json(unit.folder(folder) / EDIT_RECORD, EditRecord))
+    path = scores_path(folder, record.id)
     if path.exists():
         kept = read_json(path)
-        if kept["judges"] == scorer.judges.id and kept["cost"] == record.get("cost"):
+        if kept["judges"] == scorer.judges.id and kept["cost"] == record.cost:
             return _from_plain(kept)
     result = Result(
         scene=unit.scene,
         edit=unit.edit,
-        kind=record["kind"],
+        kind=record.kind,
         contender=Contender(method=unit.method, editor=unit.editor, seed=unit.seed),
         folder=unit.folder(folder),
-        record=from_plain(record, EditRecord, where=unit.folder(folder)),
+        record=record,
     )
     found = scorer.score(result)
-    write_json(path, {"judges": scorer.judges.id, "cost": record.get("cost"), **_to_plain(found)})
+    write_json(path, {"judges": scorer.judges.id, "cost": record.cost, **_to_plain(found)})
     return found
 
 
-def _with_cap(record: dict[str, Any]) -> dict[str, Any]:
+def _with_cap(record: EditRecord) -> EditRecord:
     """A record that says whether the time cap stopped the method."""
-    cost, settings = record.get("cost", {}), record.get("settings", {})
-    cap_s = settings.get("time_cap_s") if record["status"] == "done" else None
-    is_capped = cap_s is not None and cost["seconds"] > cap_s
-    return {**record, "cost": {**cost, "is_capped": float(is_capped)}}
+    cap_s = record.settings.get("time_cap_s") if record.status == "done" else None
+    is_capped = cap_s is not None and record.cost["seconds"] > cap_s
+    return dataclasses.replace(record, cost={**record.cost, "is_capped": float(is_capped)})
 
 
 def _to_plain(rows: Scores) -> dict[str, Any]:

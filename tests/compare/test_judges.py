@@ -101,6 +101,7 @@ def test_lpips_gives_what_the_public_package_gives(tmp_path):
         for layer, conv in enumerate(module for module in features if isinstance(module, nn.Conv2d)):
             angles = torch.arange(conv.weight.numel(), dtype=torch.float64) * 0.37 + layer
             conv.weight.copy_(angles.sin().view_as(conv.weight) * (2 / conv.weight[0].numel()) ** 0.5)
+            assert conv.bias is not None
             conv.bias.copy_(torch.arange(conv.out_channels, dtype=torch.float64).cos() * 0.1)
     torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, tmp_path / "alexnet.pth")
     heads = [torch.arange(width, dtype=torch.float64).sin().abs().float().view(1, width, 1, 1) for width in WIDTHS]
