@@ -254,9 +254,8 @@ def from_plain(value: Any, kind: Any, *, where: object) -> Any:
         return msgspec.convert(value, kind, dec_hook=_to_path)
     except msgspec.ValidationError as error:
         what, _, field = str(error).replace("`", "").partition(" - at ")
-        raise InputError(
-            f"{where}{field.replace('$', ': ', 1).replace(': .', ': ')}: {what[:1].lower()}{what[1:]}"
-        ) from None
+        place = f"{where}: {field.lstrip('$.')}" if field else str(where)
+        raise InputError(f"{place}: {what[:1].lower()}{what[1:]}") from None
 
 
 def _to_path(kind: type, value: Any) -> Any:
