@@ -49,7 +49,7 @@ def build_autoencoder() -> AutoencoderDC:
 
 
 def random_crops(images: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 crop crop"]:
-    """A square of each picture, at a place of its own, half of them mirrored."""
+    """Cut a square from each picture, each at its own place, and mirror half of them."""
     offsets = torch.randint(images.shape[-1] - CROP + 1, (len(images), 2), generator=generator).tolist()
     crops = [image[:, y : y + CROP, x : x + CROP] for image, (y, x) in zip(images, offsets, strict=True)]
     flips = torch.rand(len(images), generator=generator) < 0.5
@@ -57,7 +57,7 @@ def random_crops(images: Float[Tensor, "b 3 h w"], generator: torch.Generator) -
 
 
 def _gradient_loss(output: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Tensor:
-    """L1 of the differences between neighbours: edges stay sharp and flat areas flat."""
+    """L1 of the differences between neighbors: edges stay sharp and flat areas flat."""
     error = output - target
     return error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
 

@@ -57,7 +57,7 @@ def build_clip(tokenizer: Any) -> CLIPModel:
 
 
 class ClipOutput(NamedTuple):
-    """What a training step looks at."""
+    """What a training step needs of the model's output."""
 
     images: Float[Tensor, "b d"]
     """Embedded pictures, of any length."""
@@ -69,7 +69,7 @@ class ClipOutput(NamedTuple):
 
 
 class _ClipAndCells(nn.Module):
-    """The model, and a head that says of each cell what it shows; only training needs the head."""
+    """The model, and a head that says what each cell shows; only training needs the head."""
 
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _ClipAndCells(nn.Module):
         self.cells = nn.Linear(vision.hidden_size, NUM_CLASSES)
 
     def forward(self, images: Float[Tensor, "b 3 size size"], ids: Int[Tensor, "texts tokens"]) -> ClipOutput:
-        """Embed normalised pictures and tokens."""
+        """Embed normalized pictures and tokens."""
         clip = self.clip
         vision, text = clip.vision_model(pixel_values=images), clip.text_model(input_ids=ids)
         cells = self.cells(vision.last_hidden_state[:, 1:]).float()
@@ -104,7 +104,7 @@ def contrastive_loss(images: Float[Tensor, "b d"], texts: Float[Tensor, "texts d
 
 
 def _by_surroundings(pictures: Pictures) -> list[list[int]]:
-    """Indices of the pictures of each ground and time of day."""
+    """Return the indices of the pictures of each ground and time of day."""
     groups: dict[tuple[str, str], list[int]] = {}
     for index, description in enumerate(pictures.descriptions):
         groups.setdefault((description.ground, description.time), []).append(index)
@@ -119,7 +119,7 @@ def _draw(groups: Sequence[list[int]], count: int, generator: torch.Generator) -
 
 
 def _edited_captions(pictures: Pictures, indices: Sequence[int], seed: int) -> list[str]:
-    """For each picture the caption of an edited scene: nearly right, and wrong."""
+    """Return for each picture the caption of an edited scene, which is nearly right, and wrong."""
     found = []
     for index in indices:
         own = derive_seed("edited caption", seed, index)

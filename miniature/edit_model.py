@@ -53,7 +53,7 @@ class PairSet:
 
 @dataclass(frozen=True, kw_only=True)
 class EditModelRecipe:
-    """From which pairs, and how long."""
+    """Which pairs the edit model is trained on, and for how long."""
 
     made: PairSet
     """All of them are kept, so that the versions `filtered` and `unfiltered` share them."""
@@ -114,7 +114,7 @@ def train_edit(
     """Make pairs with `<folder>/text_to_image` and `<folder>/clip`, train on them, and save an edit model.
 
     The version `filtered` is the one that ships, in `<folder>/edit_model`; the others, trained alike on as many pairs,
-    tell what pair maker and filter cost, in `<folder>/edit_model_<version>`. Each `edit_model.json` names the
+    show what the pair maker and the filter cost, in `<folder>/edit_model_<version>`. Each `edit_model.json` names the
     text-to-image folder beside it for the parts that both share; UNet and text encoder are its own.
     Command: `restage miniature train edit-model --compile [--version exact]`. On two cores of an EPYC with bfloat16, 80
     minutes for the pairs and 100 for the training; on an older Xeon without it two and three times that. In the mean of
@@ -125,7 +125,7 @@ def train_edit(
 
     Args:
         folder: Of the models.
-        recipe: From which pairs, and how long.
+        recipe: Which pairs the edit model is trained on, and for how long.
         version: Which pairs: those that the rule accepts, all that were made, or rendered ones, which are exact.
         start: An edit model that training goes on from; None for `<folder>/text_to_image`, whose UNet is widened.
         engine: Where pairs are made; in this process by default.
@@ -153,7 +153,7 @@ def _generate_pairs(
 ) -> Generator[Progress, None, Iterator[TrainingPair]]:
     """Make the pairs of both versions, or go on making them, and choose those to train on.
 
-    They are scored anew when they are chosen: a CLIP that was trained again judges pairs that were made before it.
+    They are scored again when they are chosen: a CLIP that was trained again judges pairs that were made before it.
     """
     run = RunFolder.open(folder / "state" / "edit_model_pairs", recipe.made, seed=recipe.made.seed)
     if not (run.path / "prompts" / "stage.json").exists():  # whose config names a path: the folder may be moved

@@ -1,6 +1,6 @@
-"""A loss that teaches words where they belong: the attention of an object's words is to fall on that object.
+"""A loss that teaches words where they belong: the attention of an object's words should fall on that object.
 
-The world knows every object's mask, so this comes free, and Prompt-to-Prompt and word masks live on it. After
+The world knows every object's mask, so this costs nothing, and Prompt-to-Prompt and word masks depend on it. After
 TokenCompose (Wang et al. 2023, arXiv 2312.03626), its token-level term.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["AttentionShares", "WordTargets", "grounding_loss", "watched", "word_
 
 
 class AttentionShares:
-    """Gathers, while a UNet is watched, how each query divides its attention among the words: mean over heads."""
+    """Gathers, while a UNet is watched, how each query divides its attention among the words (mean over heads)."""
 
     def __init__(self) -> None:
         self.maps: list[Float[Tensor, "b queries tokens"]] = []
@@ -54,7 +54,7 @@ class _WatchingProcessor:
 
 @contextlib.contextmanager
 def watched(unet: Any, size: int) -> Iterator[AttentionShares]:
-    """Within it, each call of the UNet adds the cross attention of the layers whose pictures are `size` pixels a side.
+    """Within it, each call of the UNet adds the cross attention of layers on pictures of `size` x `size` pixels.
 
     Those are the layers of the first down block and the last up block. Whoever calls the UNet more than once empties
     `maps` in between.
@@ -93,7 +93,7 @@ def word_targets(
     descriptions: Sequence[Description],
     object_ids: Integer[Tensor, "b size size"],
 ) -> WordTargets:
-    """Find the words of each object (its colour and its kind) and of the ground, and where they should look."""
+    """Find the words of each object (its color and its kind) and of the ground, and where they should look."""
     rows, tokens, pixels = [], [], []
     for row, (caption, description) in enumerate(zip(captions, descriptions, strict=True)):
         wanted = [(word, 2 + i) for i, o in enumerate(description.objects) for word in (o.kind, o.color)]

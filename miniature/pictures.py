@@ -1,6 +1,6 @@
 """The training set of the miniature: rendered pictures with their descriptions, in shards on disk.
 
-Descriptions come from the `train` split only; captions are written anew at each use, in changing words.
+Descriptions come from the `train` split only; captions are worded afresh at each use.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NUM_OBJECTS = (1, 2, 2, 3, 3)
 """How many objects the scenes are laid out with, in turn. Which word belongs to which object can only be learned where
 there are several; a single object is learned within the first thousands of steps."""
 TAKEN_EVERY = 3
-"""In the last of so many shards one object was taken away from each scene. What is left keeps its place, beside the
+"""In every n-th shard one object was taken away from each scene. What is left keeps its place, beside the
 middle, with free ground where something can be added; scenes as they are laid out have their objects around it."""
 
 
@@ -45,7 +45,7 @@ class PictureScene(NamedTuple):
 
 
 def picture_scene(index: int, *, seed: int = 0) -> PictureScene:
-    """The scene of a picture of the training set; it depends on nothing but the arguments."""
+    """Return the scene of a picture of the training set; it depends on nothing but the arguments."""
     item, count = derive_seed("picture", seed, index), NUM_OBJECTS[index % len(NUM_OBJECTS)]
     if index // SHARD_SIZE % TAKEN_EVERY < TAKEN_EVERY - 1:
         description = sample_description(item, num_objects=count)
@@ -112,7 +112,7 @@ class Pictures:
         return torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 255
 
     def chances(self, shares: Sequence[float]) -> Float[Tensor, " n"]:
-        """How likely each picture is to be drawn such that those with one, two, three objects come in such shares."""
+        """Return the chance of each picture, so that those with one, two and three objects come in these shares."""
         counts = torch.tensor([len(description.objects) for description in self.descriptions])
         each = torch.tensor(shares) / torch.bincount(counts, minlength=len(shares) + 1)[1:].clamp(min=1)
         return each[counts - 1]
@@ -128,7 +128,7 @@ class Pictures:
 
 
 def _from_the_left(description: Description, object_ids: UInt8[Array, "size size"]) -> Description:
-    """The same scene with its objects in the order in which their middles stand in the picture."""
+    """Return the same scene with its objects in the order of their middles in the picture, from the left."""
     columns = np.arange(object_ids.shape[1])[None, :].repeat(object_ids.shape[0], axis=0)
     cells = [object_ids == FIRST_OBJECT_ID + index for index in range(len(description.objects))]
     middles = [columns[mask].mean() if mask.any() else np.inf for mask in cells]

@@ -1,7 +1,7 @@
 """The probe: a small convolutional net that reads what a picture of the miniature world shows.
 
-An instrument for the benchmark and no part of any method: it is trained on rendered truth only, so what it says of a
-generated picture owes nothing to the models that are measured. Called by `restage miniature train probe` and
+An instrument for the benchmark and no part of any method: it is trained on rendered truth only, so what it says about a
+generated picture does not depend on the models that are measured. Called by `restage miniature train probe` and
 `benchmarks/miniature`.
 """
 
@@ -65,7 +65,7 @@ class ProbeOutput(NamedTuple):
     classes: Float[Tensor, "b classes 16 16"]
     """Of each cell: sky, ground, the kinds."""
     colors: Float[Tensor, "b kinds colors"]
-    """Of each kind's object: the mean of its cells' colour logits, weighted by how much they are of that kind."""
+    """Of each kind's object: the mean of its cells' color logits, weighted by how much they are of that kind."""
     present: Float[Tensor, "b kinds"]
     count: Float[Tensor, "b counts"]
     ground: Float[Tensor, "b grounds"]
@@ -92,7 +92,7 @@ def _blocks(channels: int, count: int) -> list[_Block]:
 
 
 class Probe(nn.Module):
-    """Cells of 8x8 pixels say what they show and in which colour; heads over all cells say the rest."""
+    """Cells of 8x8 pixels say what they show and in which color; heads over all cells say the rest."""
 
     def __init__(self, widths: tuple[int, int, int] = (32, 64, 128)) -> None:
         """Build it untrained; `widths` are the channels at 64x64, at 32x32 and at 16x16."""
@@ -128,7 +128,7 @@ def _to_tensors(labels: Labels, device: torch.device) -> dict[str, Int64[Tensor,
 
 
 def probe_losses(output: ProbeOutput, labels: Labels) -> dict[str, Float[Tensor, ""]]:
-    """Cross entropies of all that is read; what is `IGNORED` counts for nothing."""
+    """Return the cross entropies of everything that is read; what is `IGNORED` does not count."""
     truth = _to_tensors(labels, output.classes.device)
     present = functional.binary_cross_entropy_with_logits(
         output.present, truth["present"].clamp(min=0).float(), weight=(truth["present"] != IGNORED).float()
@@ -250,7 +250,7 @@ class Readings(NamedTuple):
     present: Int64[Tensor, "n kinds"]
     """1 where the kind is there."""
     colors: Int64[Tensor, "n kinds"]
-    """The colour of the kind's object; meaningless where the kind is not there."""
+    """The color of the kind's object; meaningless where the kind is not there."""
     count: Int64[Tensor, " n"]
     ground: Int64[Tensor, " n"]
     time: Int64[Tensor, " n"]
@@ -282,7 +282,7 @@ def likeliest_kinds(
         1 where the kind is there; the number of objects.
     """
     order = present.argsort(1, descending=True)
-    # Of so many kinds the likeliest are those of the highest logits, which are what their being there adds.
+    # The likeliest kinds, for a given number of them, have the highest logits: a logit is what a kind's presence adds.
     gains = functional.pad(present.gather(1, order).cumsum(1), (1, 0))
     counts, numbers = torch.arange(count.shape[1])[:, None], torch.arange(gains.shape[1])[None]
     is_possible = (numbers <= counts) & (numbers >= counts.clamp(max=1))

@@ -1,6 +1,6 @@
-"""What the probe learns from: rendered pictures of any combination, also as the autoencoder gives them back, labelled.
+"""What the probe learns from: rendered pictures of any combination, also as the autoencoder gives them back, labeled.
 
-Unlike the training set of the models, these scenes hold every combination of kind and colour, none to four objects and
+Unlike the training set of the models, these scenes hold every combination of kind and color, none to four objects and
 sometimes a kind twice, so that the probe can say what a bad picture shows. Called by the probe's training and tests.
 """
 
@@ -35,7 +35,7 @@ __all__ = [
     "concatenate_labels",
     "label_of",
     "make_probe_pictures",
-    "render_labelled",
+    "render_labeled",
     "render_many",
     "sample_free_description",
     "through_autoencoder",
@@ -64,7 +64,7 @@ class Labels(NamedTuple):
     present: Int64[Array, "n kinds"]
     """1 where the kind is there, 0 where not, `IGNORED` where too little of it shows."""
     colors: Int64[Array, "n kinds"]
-    """Index of the kind's colour; `IGNORED` where it is not there, or there in two colours."""
+    """Index of the kind's color; `IGNORED` where it is not there, or there in two colors."""
     count: Int64[Array, " n"]
     """Number of objects, 0 to 4; `IGNORED` where too little of one shows."""
     ground: Int64[Array, " n"]
@@ -78,7 +78,7 @@ class Labels(NamedTuple):
 
 
 def sample_free_description(seed: int) -> Description:
-    """Sample a scene of 1 to 4 objects in which colours and kinds may come twice, as in a picture that went wrong."""
+    """Sample a scene of 1 to 4 objects in which colors and kinds may come twice, as in a picture that went wrong."""
     rng = np.random.default_rng(derive_seed("free description", seed))
     count = (1, 1, 1, 2, 2, 2, 3, 3, 4)[int(rng.integers(9))]
     scene = sample_description(seed, num_objects=count)
@@ -117,7 +117,7 @@ def label_of(description: Description, object_ids: Integer[Array, "size size"]) 
     )
 
 
-def render_labelled(seed: int) -> tuple[UInt8[Array, "128 128 3"], Labels]:
+def render_labeled(seed: int) -> tuple[UInt8[Array, "128 128 3"], Labels]:
     """Render the free scene of a seed from a sampled camera; one of twenty is rendered without its objects."""
     description = sample_free_description(seed)
     camera = sample_camera(description, seed)
@@ -171,13 +171,13 @@ def make_probe_pictures(folder: Path, num_pictures: int, backbone: Backbone, *, 
 
 
 def render_many(seeds: Sequence[int]) -> tuple[UInt8[Array, "n 128 128 3"], Labels]:
-    """Render one labelled picture a seed."""
-    images, labels = zip(*(render_labelled(seed) for seed in seeds), strict=True)
+    """Render one labeled picture per seed."""
+    images, labels = zip(*(render_labeled(seed) for seed in seeds), strict=True)
     return np.stack(images), concatenate_labels(labels)
 
 
 class ProbePictures:
-    """The labelled pictures of a folder, mapped from disk."""
+    """The labeled pictures of a folder, mapped from disk."""
 
     def __init__(self, folder: Path, num_pictures: int) -> None:
         """Open the first `num_pictures`, which must have been made."""

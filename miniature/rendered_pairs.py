@@ -1,7 +1,7 @@
 """Edits of rendered scenes for the edit model: pairs that are exact, and prompt pairs that name a rendered picture.
 
-Of the latter the text-to-image model makes the other side, as of a user's photographs. Pictures that it makes by
-itself are softer than renders, which is what the edit model will be shown.
+The text-to-image model makes the other side of the latter, as it does for a user's photographs. Pictures that it makes
+by itself are softer than renders, which is what the edit model will be shown.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _seed(index: int, seed: int) -> int:
 
 
 def _edit(index: int, seed: int) -> Edit:
-    """The edit of one pair; kinds come in turn."""
+    """Return the edit of one pair; kinds come in turn."""
     return sample_grammar_edit(PAIR_KINDS[index % len(PAIR_KINDS)], _seed(index, seed))
 
 
@@ -54,7 +54,7 @@ def render_pairs(count: int, *, seed: int) -> Iterator[ExactPair]:
 
 
 def _camera(edit: Edit, item: int) -> Cameras:
-    """Shows the scene with more objects well, so that there is room for what is added to the other one."""
+    """Choose a camera that shows the scene with more objects well, so that there is room for what is added."""
     return sample_camera(edit.after if edit.kind == "add" else edit.before, item)
 
 

@@ -103,7 +103,7 @@ class _UnetAndText(nn.Module):
         self.unet, self.text_encoder, self.shares = unet, text_encoder, shares
 
     def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Predict the velocity; with it, how each layer shares out its attention among the words."""
+        """Predict the velocity, and return how each layer divides its attention among the words."""
         self.shares.maps = []
         text = self.text_encoder(input_ids=ids).last_hidden_state
         latents = latents.to(memory_format=torch.channels_last)
@@ -121,11 +121,11 @@ def train_text_to_image(
 ) -> Iterator[Progress]:
     """Train UNet and text encoder on the autoencoder's latents, and save `<folder>/text_to_image`.
 
-    v-prediction on a cosine schedule, captions worded anew at each use, one in ten left out. The first third of the
+    v-prediction on a cosine schedule, captions worded afresh at each use, one in ten left out. The first third of the
     steps sees latents of half the size, at two fifths of a whole step's cost: most of which words belong where is
     learned there, shapes come after it.
     Command: `restage miniature train text-to-image --num-pictures 36000 --compile`. Cost: 135 minutes for the last
-    2,930 steps on one core of an old Xeon, 2.8 s each; those at half the size take 1.0 s. Expect colour 99, kind 89 to
+    2,930 steps on one core of an old Xeon, 2.8 s each; those at half the size take 1.0 s. Expect color 99, kind 89 to
     93, ground and light 100, count 96, all right 86 to 90 %, of unseen combinations 76 %. The shipped weights had
     22,500 steps, all of them whole, and have 94 and 91 %: docs/miniature.md.
 
@@ -178,7 +178,7 @@ def train_text_to_image(
 
 
 def _halve(latents: Float[Tensor, "b c height width"]) -> Float[Tensor, "b c height/2 width/2"]:
-    """Average them in fours. Noise averages like the picture does, so each keeps its part of the noise level's mix."""
+    """Average them in fours. Noise averages as the picture does, so the noise level's mix stays what it was."""
     return nn.functional.avg_pool2d(latents, 2)
 
 

@@ -38,7 +38,7 @@ def _world_texts(seed: int) -> list[str]:
 
 
 def build_tokenizer(*, seed: int = 0) -> CLIPTokenizer:
-    """Train it on captions and instructions of the training split; takes seconds."""
+    """Train it on captions and instructions of the training split, which takes seconds."""
     blank = CLIPTokenizer()
     letters = sorted(ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
@@ -63,7 +63,7 @@ def build_tokenizer(*, seed: int = 0) -> CLIPTokenizer:
 
 
 def shared_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer of all models that are trained in a folder: built once, kept in `<folder>/tokenizer`.
+    """Return the tokenizer of all models that are trained in a folder: built once, kept in `<folder>/tokenizer`.
 
     A later change of the world's texts would build another one, which a half-trained model could not read.
     """

@@ -16,7 +16,7 @@ from miniature import autoencoder, clip, edit_model, pictures, probe, text_to_im
 from miniature.command import MiniatureConfig, train_miniature
 from miniature.grounding import WordTargets
 from miniature.pictures import Pictures, make_pictures, picture_scene
-from miniature.probe_pictures import concatenate_labels, render_labelled
+from miniature.probe_pictures import concatenate_labels, render_labeled
 from miniature.rendered_pairs import PAIR_KINDS, render_pairs, write_pictured_prompts
 from miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.diffusion.backbone import load_backbone, load_vae, save_tokenizer
@@ -124,7 +124,7 @@ class _FreePictures:
     """In place of the probe's own pictures, which take long to make."""
 
     def __init__(self, *_: object) -> None:
-        drawn, self.labels = zip(*(render_labelled(seed) for seed in range(2)), strict=True)
+        drawn, self.labels = zip(*(render_labeled(seed) for seed in range(2)), strict=True)
         self.drawn, self.labels = np.stack(drawn), concatenate_labels(self.labels)
 
     def __len__(self) -> int:
