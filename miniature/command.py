@@ -3,6 +3,7 @@
 Annotations are evaluated when the command is built: hence no `from __future__ import annotations` here.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +67,25 @@ def miniature(
     show_progress(train_miniature(part, config))
 
 
+@contextlib.contextmanager
+def without_denormals() -> Iterator[None]:
+    """Within it, what is smaller than the least normal number (1.2e-38 in float32) counts as zero on the CPU.
+
+    Afterwards it counts again, whatever was set before.
+
+    Where an activation is far below zero, its gradient is such a number, and processors are slow over them: the
+    backward pass of the trained autoencoder took six times as long (docs/log/2026-11-28-autoencoder.md). PyTorch's
+    worker threads take this over from the thread that starts them, so enter it before the first of its operations.
+    """
+    import torch
+
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
     """Train one part of the miniature.
 
@@ -77,7 +97,6 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
         InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
     """
     from miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
-    from restage.diffusion.precision import without_denormals
     from restage.diffusion.training import TrainingConfig
     from restage.pairs.campaign import CampaignConfig
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional
 
-from restage.diffusion.alignment import token_masks
+from restage.diffusion.alignment import token_mask
 from restage.world.grammar import Description
 from restage.world.render import GROUND_ID
 
@@ -98,7 +98,7 @@ def word_targets(
     for row, (caption, description) in enumerate(zip(captions, descriptions, strict=True)):
         wanted = [(word, 2 + i) for i, o in enumerate(description.objects) for word in (o.kind, o.color)]
         wanted.append((description.ground, GROUND_ID))
-        masks = token_masks(tokenizer, caption, [word for word, _ in wanted]) if caption else []
+        masks = [token_mask(tokenizer, caption, [word]) for word, _ in wanted] if caption else []
         for mask, (_, object_id) in zip(masks, wanted, strict=False):
             region = (object_ids[row] == object_id).flatten().float()
             if mask.sum() > 0 and region.sum() > 0:

@@ -16,9 +16,9 @@ from benchmarks.miniature.text_to_image import Sampling, mask_iou_of
 from benchmarks.miniature.verdicts import accuracies, judge, seen_in
 from miniature.probe import Probe, read_pictures
 from miniature.probe_pictures import FIRST_KIND_CLASS
+from miniature.sampling import sample_images
 from restage.diffusion.backbone import Backbone
 from restage.diffusion.clip import Clip
-from restage.diffusion.sampler import sample_images
 from restage.pairs.score import score_pairs
 from restage.records import derive_seed
 from restage.world.grammar import possible_kinds, prompt_pair_of, sample_edit

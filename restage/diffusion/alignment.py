@@ -23,7 +23,6 @@ __all__ = [
     "align_swaps",
     "find_tokens",
     "token_mask",
-    "token_masks",
 ]
 
 Span = tuple[int, int]
@@ -50,8 +49,7 @@ class Alignment(NamedTuple):
 
 class _Tokens(NamedTuple):
     ids: list[int]
-    spans: list[Span]
-    """Start and end of each token in the prompt; equal for special tokens."""
+    spans: list[Span]  # start and end in the prompt; equal for special tokens
 
 
 def _tokenize(tokenizer: Any, prompt: str) -> _Tokens:
@@ -87,15 +85,9 @@ def _spaced(parts: Sequence[str]) -> Iterator[str]:
 
 
 def find_tokens(tokenizer: Any, prompt: str, words: str) -> tuple[tuple[int, ...], ...]:
-    """Find a word, or words that follow each other, in a prompt.
+    """Return the token indices (special tokens counted) of each occurrence of a word, or of words in a row.
 
-    Args:
-        tokenizer: a fast tokenizer of transformers.
-        prompt: any text that fits it.
-        words: as people write them; case, punctuation beside them and spaces between them do not matter.
-
-    Returns:
-        The token indices (special tokens counted) of each occurrence; empty if there is none.
+    Case, punctuation beside the words and spaces between them do not matter.
 
     Raises:
         InputError: the prompt does not fit the tokenizer, or `words` is empty.
@@ -104,22 +96,16 @@ def find_tokens(tokenizer: Any, prompt: str, words: str) -> tuple[tuple[int, ...
     return tuple(tuple(_tokens_in(tokens, span)) for span in _occurrences(prompt, words))
 
 
-def token_masks(tokenizer: Any, prompt: str, words: Sequence[str]) -> Float[Tensor, "words tokens"]:
-    """Return for each of `words` 1 at the tokens of all its occurrences, 0 elsewhere, up to the tokenizer's length."""
-    tokens = _tokenize(tokenizer, prompt)
-    masks = torch.zeros(len(words), tokenizer.model_max_length)
-    for mask, word in zip(masks, words, strict=True):
-        for span in _occurrences(prompt, word):
-            mask[_tokens_in(tokens, span)] = 1
-    return masks
-
-
 def token_mask(tokenizer: Any, prompt: str, words: Sequence[str]) -> Float[Tensor, " tokens"]:
     """Return 1 at the tokens of every occurrence of any of `words`, 0 elsewhere, up to the tokenizer's length.
 
     Words that do not stand there add nothing: whoever needs them checks that the sum is not 0.
     """
-    return token_masks(tokenizer, prompt, words).sum(0).clamp(max=1)
+    tokens, mask = _tokenize(tokenizer, prompt), torch.zeros(tokenizer.model_max_length)
+    for word in words:
+        for span in _occurrences(prompt, word):
+            mask[_tokens_in(tokens, span)] = 1
+    return mask
 
 
 def _words(prompt: str) -> tuple[list[str], list[Span]]:
@@ -189,12 +175,7 @@ def align_swaps(
 ) -> Alignment:
     """Align two captions that differ by swapped words alone (Prompt-to-Prompt's replacement).
 
-    Args:
-        tokenizer: a fast tokenizer of transformers.
-        source: caption before.
-        target: caption after.
-        swaps: words of the source and what stands in their place, in order; `a` may become `an` unmentioned.
-        padding: how the tokens after the last swapped word are connected; matters if token counts differ.
+    `swaps` holds words of the source and what stands in their place, in order; `a` may become `an` unmentioned.
 
     Raises:
         InputError: a prompt does not fit the tokenizer, or a swapped word is not there.
@@ -253,8 +234,7 @@ def _global_alignment(source: Sequence[int], target: Sequence[int]) -> list[tupl
 def align_phrases(tokenizer: Any, source: str, target: str, *, padding: Padding = "own") -> Alignment:
     """Align two captions of which one has words that the other lacks (Prompt-to-Prompt's refinement).
 
-    Tokens of the target that the source has too take its attention; new ones keep their own (gate 0). `padding` says
-    how the tokens after the end of the captions are connected.
+    Tokens of the target that the source has too take its attention; new ones keep their own (gate 0).
 
     Raises:
         InputError: a prompt does not fit the tokenizer.

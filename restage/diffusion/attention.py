@@ -274,8 +274,6 @@ def attention_layers(unet: nn.Module) -> list[Attention]:
 
 
 class _Hooks(NamedTuple):
-    """The attention layers of a UNet, and what is put in their places."""
-
     names: tuple[str, ...]
     layers: list[Attention]
     processors: list[ControlledProcessor]

@@ -28,7 +28,7 @@ ANY_SIZE = 2**15
 
 
 def _is_open(window: Float[Tensor, "*rows 2"], step: int, num_steps: int) -> Bool[Tensor, "*rows"]:
-    """Whether windows [from, until), in shares of the steps rounded down as Prompt-to-Prompt does, hold a step."""
+    """Whether windows [from, until), in shares of the steps rounded down, hold a step."""
     # Windows are float32, and .8 x 10 steps must not become 7 by its last bit.
     edges = torch.floor(window * num_steps + 1e-4)
     return (edges[..., 0] <= step) & (step < edges[..., 1])
@@ -133,16 +133,11 @@ class PairControl:
         maps: WordMaps | None = None,
         device: torch.device | str = "cpu",
     ) -> StepControl:
-        """Return what is on at step `step` (from 0) of `num_steps`.
+        """Return what is on at step `step` (from 0) of `num_steps`, on the device of the model.
 
-        Args:
-            step: counted from 0.
-            num_steps: of the whole trajectory.
-            source_of: which source each pair is an edit of; None = each of its own, in order.
-            num_sources: how many sources the batch has; None = as many as `source_of` names.
-            num_layers: number of the UNet's self-attention layers; needed where control begins at one of them.
-            maps: where word maps are recorded, and taken from where control follows regions.
-            device: where the model is.
+        `source_of` says which source each pair is an edit of; None = each of its own, in order. `num_layers` is the
+        number of the UNet's self-attention layers, needed where control begins at one of them. `maps` is where word
+        maps are recorded, and taken from where control follows regions.
 
         Raises:
             InputError: control begins at a share of the layers, and their number is not given.

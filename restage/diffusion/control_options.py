@@ -194,17 +194,11 @@ def build_control(
 ) -> tuple[str, PairControl]:
     """Build the control of one pair, to be batched with others by `PairControl.merge`.
 
-    Args:
-        tokenizer: a fast tokenizer of transformers.
-        source: the caption of the source picture.
-        target: the caption of the edited picture.
-        swaps: words of the source and what stands for them in the target; empty if phrases were added.
-        words: what may change, as it stands in either caption (local blend, the pair's mask); empty = everything.
-        kept_words: what may not, though `words` cover it.
-        options: windows, strengths, kind of self control.
+    `swaps` holds words of the source and what stands for them in the target (empty if phrases were added), `words` what
+    may change, as it stands in either caption (empty = everything), `kept_words` what may not, though `words` cover it.
 
     Returns:
-        `replace` or `refine`, as cross attention is controlled, and the control.
+        `replace` or `refine`, the way in which cross attention is controlled, and the control.
 
     Raises:
         InputError: a caption is too long; a word stands in neither (strengths and windows: not in the target); or a

@@ -176,14 +176,7 @@ class EditModel:
         original_latents: Float[Tensor, "batch channels height width"],
         text: Float[Tensor, "batch tokens width_of_text"],
     ) -> EditPrediction:
-        """Predict the noise in `latents` and the mask of the edit, without guidance.
-
-        Args:
-            latents: noisy unit-variance latents of the picture that is being edited.
-            timesteps: step of each item in the schedule.
-            original_latents: unit-variance latents of the original, from `Backbone.encode_images`; zeros for none.
-            text: embedded instruction.
-        """
+        """Predict the noise in `latents` and the mask of the edit, without guidance; no original is all zeros."""
         inputs = torch.cat([latents, original_latents * self.condition_scale], dim=1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         output = self.unet(inputs, timesteps, encoder_hidden_states=text).sample.float()
@@ -228,21 +221,6 @@ class EditModel:
             guided = guided + (guidance.image - 1) * (without_text - rest[1])
         return GuidedPrediction(guided, mask)
 
-    def edit_images(
-        self,
-        views: Float[Tensor, "batch 3 height width"],
-        originals: Float[Tensor, "batch 3 height width"],
-        instruction: str,
-        *,
-        noise_level: float,
-        seeds: Sequence[int],
-        steps: int = 10,
-        guidance: Guidance | None = None,
-    ) -> Edited:
-        """Edit pictures with plain settings; see the function `edit_images`, which has all of them."""
-        settings = EditSettings(steps=steps, guidance=guidance)
-        return edit_images(self, views, originals, instruction, noise_level=noise_level, seeds=seeds, settings=settings)
-
 
 def _num_evaluations(guidance: Guidance) -> int:
     if guidance.image != 1:
@@ -256,8 +234,6 @@ def _mask_to_keep(mask: Tensor) -> Tensor:
 
 
 class _MaskMean:
-    """Gathers the masks of the sampling steps of one batch."""
-
     def __init__(self, has_mask_output: bool) -> None:
         self.has_mask_output = has_mask_output
         self.total: Tensor | None = None
@@ -331,9 +307,8 @@ def edit_images(
         originals: pictures that the edit is conditioned on; always the unedited ones.
         instruction: one for all, or one for each picture.
         noise_level: share of the schedule to start at, in (0, 1]; at 1 it starts from noise alone.
-        seeds: one for each picture, which then depends on its own seed only; or what draws the unit noise of all
-            pictures, for latents of a shape (c, h, w).
-        settings: steps, guidance and the like; the defaults if None.
+        seeds: one for each picture; or what draws the unit noise of all pictures, for latents of a shape (c, h, w).
+        settings: steps and guidance.
 
     Returns:
         Images in [0, 1], and the masks of what was meant to change, soft in [0, 1], the mean over the sampling steps,

@@ -47,12 +47,8 @@ def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
 def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None = None) -> None:
     """Save as a folder with `unet/` in half precision, its own `text_encoder/` if any, and, last, `edit_model.json`.
 
-    Args:
-        model: what to save.
-        folder: made if missing.
-        text_to_image: folder of the text-to-image model, to be named instead of saving the shared parts again (by
-            its path relative to `folder`: both have to move together). None saves everything: the folder then stands
-            alone.
+    The shared parts are those of the folder `text_to_image`, named by its path relative to `folder`: both have to move
+    together. Without one everything is saved, and the folder stands alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Copies, since saving rounds weights in place: a caller that goes on must not go on with other weights.

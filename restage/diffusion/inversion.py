@@ -34,13 +34,6 @@ def invert_latents(
 
     Costs `num_steps` times `num_iterations` UNet evaluations.
 
-    Args:
-        backbone: the text-to-image model.
-        latents: clean ones of pictures, from `Backbone.encode_images`.
-        text: captions of the pictures.
-        num_steps: sampling steps of the trajectory.
-        num_iterations: UNet evaluations for each step.
-
     Returns:
         The latents before each of the `num_steps` sampling steps, noise first, and the given ones after the last.
 

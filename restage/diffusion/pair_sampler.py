@@ -282,12 +282,8 @@ def sample_pairs(
 ) -> Iterator[PairStep]:
     """Sample sources and their edits from the same noise, the edits under control; sources may be pictures.
 
-    Args:
-        backbone: the text-to-image model.
-        batch: what to sample.
-        config: how.
-        keep: asked after every step but the last; edits that it does not keep leave the batch. If none is left, the
-            stream ends early.
+    `keep` is asked after every step but the last; edits that it does not keep leave the batch. If none is left, the
+    stream ends early.
 
     Yields:
         The state after each step, before `keep` was asked.

@@ -75,10 +75,8 @@ class Schedule:
     def timesteps(self, num_steps: int, start: float = 1.0) -> tuple[int, ...]:
         """Build a table of evenly spaced steps, descending; after the last one comes the clean latent.
 
-        Args:
-            num_steps: how many model evaluations.
-            start: noise level in (0, 1], as a share of the schedule; the first step is `round(start * T) - 1`.
-                Spaced back from there ("trailing" in arXiv 2305.08891, table 2).
+        The first step is `round(start * T) - 1`, the others are spaced back from there ("trailing" in arXiv 2305.08891,
+        table 2).
 
         Raises:
             InputError: `start` is out of range, or there are not that many steps below it.

@@ -259,17 +259,7 @@ def coarse_segments(
     captions: Sequence[str] | None = None,
     config: SegmentConfig = SegmentConfig(),
 ) -> Int[Tensor, "b grid_height grid_width"]:
-    """Return only the clusters that `segment_images` begins with, at the size of the layer; costs one UNet call.
-
-    Args:
-        backbone: a text-to-image model.
-        images: in [0, 1], of a size that its autoencoder takes.
-        captions: one for each picture; None = none, as in the paper.
-        config: which layer, how many clusters.
-
-    Raises:
-        InputError: as `segment_images`.
-    """
+    """Return only the clusters that `segment_images` begins with, at the size of the layer; costs one UNet call."""
     captions = [""] * len(images) if captions is None else captions
     _check(images, captions)
     pictures = _Pictures(_eager(backbone), images, captions, config)
@@ -292,11 +282,7 @@ def segment_images(
     Pictures are brought to the step by noise and led back with the error of each step known and taken off, as in
     edit-friendly inversion (Huberman-Spiegelglas et al. 2023, arXiv 2304.06140) with one noise for all steps.
 
-    Args:
-        backbone: a text-to-image model.
-        images: in [0, 1], of a size that its autoencoder takes.
-        captions: one for each picture; None = none, as in the paper.
-        config: how.
+    Pictures are of a size that the autoencoder takes; they need no captions, as in the paper.
 
     Raises:
         InputError: captions do not fit the pictures, a caption is too long, or the UNet has no such layer.
@@ -329,12 +315,8 @@ def sharpen_masks(
 ) -> Float[Tensor, "b h w"]:
     """Fit masks to segments: the union of those of which a mask covers more than a share; 0 or 1.
 
-    A mask that covers no segment that far stays as it is, since nothing is known of its edge.
-
-    Args:
-        masks: coarse ones; what is above 0.5 counts.
-        labels: of the same pictures, as `segment_images` numbers them.
-        min_share: of a segment's pixels, in [0, 1).
+    What is above 0.5 counts as mask. A mask that covers no segment that far stays as it is, since nothing is known of
+    its edge.
 
     Raises:
         InputError: masks and labels are of different sizes, or the share is out of range.
@@ -360,11 +342,6 @@ def cut_masks(
     GrabCut (Rother et al. 2004, https://doi.org/10.1145/1015706.1015720): outside of a mask all is background, inside
     the colours decide, and a cut along edges is cheap. A mask of nothing or of everything, or of which nothing would
     be left, stays as it is. A hundredth of the cost of segments by the UNet.
-
-    Args:
-        masks: coarse ones that hold the thing; what is above 0.5 counts.
-        images: in [0, 1], of the same size.
-        num_rounds: of fitting colours and cutting.
 
     Raises:
         InputError: masks and pictures are of different sizes.

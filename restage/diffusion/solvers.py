@@ -88,13 +88,7 @@ class Solver:
         *,
         step_noise: Callable[[int], Latents] | None = None,
     ) -> None:
-        """Begin a trajectory.
-
-        Args:
-            schedule: the noise schedule that the model was trained with.
-            timesteps: descending, as `Schedule.timesteps` makes them.
-            name: one of `SOLVERS`.
-            step_noise: step from 0 -> unit noise; `euler_ancestral` needs it, the others do not ask.
+        """Begin a trajectory through descending timesteps; `euler_ancestral` alone asks for the noise of each step.
 
         Raises:
             InputError: the solver is not known or lacks its noise, or the steps do not fall.
@@ -148,13 +142,7 @@ def denoise(
 ) -> Iterator[SampleStep]:
     """Bring latents at noise level `timesteps[0]` to clean ones, one model call a step, without gradients.
 
-    Args:
-        schedule: the noise schedule that the model was trained with.
-        latents: at the noise of `timesteps[0]` (unit noise if that is the end of the schedule).
-        predict: (latents, timesteps "batch" int, step from 0) -> epsilon, any float type.
-        timesteps: descending, as `Schedule.timesteps` makes them.
-        solver: one of `SOLVERS`.
-        step_noise: as `Solver` takes it.
+    `predict` takes latents, the timestep of each, and the number of the step from 0; it returns epsilon.
 
     Raises:
         InputError: as `Solver`.

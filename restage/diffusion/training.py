@@ -162,15 +162,6 @@ def _compiled(model: nn.Module, is_compiled: bool) -> Iterator[None]:
 def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: TrainingConfig) -> Iterator[TrainingStep]:
     """Train a model in place, from where `folder` says an earlier session stopped; ends with the averaged weights.
 
-    Args:
-        model: What is trained; its averaged weights are in it after the last step.
-        loss_of: Computes the loss terms with that same model.
-        folder: Where `state.pt` and `metrics.jsonl` lie.
-        config: Length, rates, seed.
-
-    Yields:
-        One record a step.
-
     Raises:
         InputError: The training in the folder has another seed.
     """

@@ -121,11 +121,6 @@ def blend_masks(
 
     Prompt-to-Prompt's recipe: 3x3 max-pool, resize to `size`, divide by the maximum, threshold; then without the words
     that are kept, found in the same way without the pooling. A pair without words may change everywhere.
-
-    Args:
-        maps: as `WordMaps.mean` gives them, [source x n | edit x n].
-        blend: the pairs.
-        size: height and width of the masks.
     """
 
     def found(maps: Tensor, threshold: Tensor) -> Tensor:

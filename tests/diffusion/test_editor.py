@@ -158,15 +158,6 @@ def test_a_unet_without_mask_output_tells_the_mask_from_its_guidance(backbone: B
         edit_images(stock, pictures, pictures, "a cat", noise_level=0.8, seeds=[0, 1, 2], settings=plain)
 
 
-def test_the_method_is_the_function_with_plain_settings(model: EditModel, pictures):
-    found = model.edit_images(
-        pictures, pictures, "a cat", noise_level=0.7, seeds=[0, 1, 2], steps=2, guidance=Guidance(text=3.0, image=1.2)
-    )
-    settings = EditSettings(steps=2, guidance=Guidance(text=3.0, image=1.2))
-    expected = edit_images(model, pictures, pictures, "a cat", noise_level=0.7, seeds=[0, 1, 2], settings=settings)
-    torch.testing.assert_close(found.images, expected.images, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("stands_alone", [True, False])
 def test_a_saved_model_comes_back(model: EditModel, pictures, tmp_path: Path, stands_alone: bool):
     shared = tmp_path / "text_to_image"

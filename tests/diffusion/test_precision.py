@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from miniature import autoencoder, pictures
-from miniature.command import MiniatureConfig, train_miniature
+from miniature.command import MiniatureConfig, train_miniature, without_denormals
 from restage.diffusion import precision
 from restage.diffusion.edit_unet import widen_unet
 from restage.diffusion.editor import EditModel, EditSettings, edit_images
@@ -115,7 +115,7 @@ def half_of_the_least_normal_number() -> float:
 
 def test_denormal_numbers_are_zero_within_and_come_back_after_an_error() -> None:
     assert half_of_the_least_normal_number() > 0
-    with pytest.raises(ValueError, match="stop"), precision.without_denormals():
+    with pytest.raises(ValueError, match="stop"), without_denormals():
         assert half_of_the_least_normal_number() == 0
         raise ValueError("stop")
     assert half_of_the_least_normal_number() > 0

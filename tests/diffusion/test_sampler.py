@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from restage.diffusion.sampler import initial_noise, sample_images, sample_latents, step_noise
+from miniature.sampling import sample_images, sample_latents
+from restage.diffusion.sampler import initial_noise, step_noise
 from restage.records import InputError
 from tests.diffusion.tiny import tiny_backbone
 

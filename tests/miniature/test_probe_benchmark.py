@@ -24,8 +24,8 @@ from benchmarks.miniature.text_to_image import (
 )
 from benchmarks.miniature.verdicts import Seen, accuracies, accuracies_by_count, judge, seen_in, shares_by_word
 from miniature.probe import Probe, Readings
+from miniature.sampling import sample_images
 from restage.diffusion.backbone import load_backbone
-from restage.diffusion.sampler import sample_images
 from restage.records import InputError
 from restage.world.grammar import COLORS, EDIT_KINDS, HELD_OUT_COMBINATIONS, KINDS, Description, SceneObject
 from tests.tiny_models import write_tiny_models
