@@ -71,10 +71,10 @@ def make_pairs(
     store: str = "",
     is_rejudging: bool = False,
 ) -> Iterator[Progress]:
-    """Make the pairs of a run with models by their folders, so that any machine can.
+    """Make the pairs of a run, whose prompts are written, with models by their folders, so that any machine can.
 
     Args:
-        run: A run whose prompts are written.
+        run: The run.
         config: How pairs are made and judged.
         models: What makes them.
         engine: Where; in this process by default.
@@ -157,13 +157,7 @@ def demo_config(models: Models) -> DemoConfig:
 
 
 def demo(folder: Path, config: DemoConfig, models: Models, *, seed: int = 0) -> Iterator[Progress]:
-    """Go through every stage, from prompts to the page; what is done is left as it is.
-
-    Args:
-        folder: Folder of the run; it is made if it does not exist.
-        config: Every stage's config.
-        models: What the stages start from.
-        seed: The run's seed.
+    """Go through every stage, from prompts to the page, in a new folder or one that holds a part of this run.
 
     Raises:
         InputError: the folder holds another run, or something that is not a run.
@@ -177,13 +171,6 @@ def learn_forms(
     folder: Path, config: RoundsConfig, pairs: PairsConfig, models: Models, *, seed: int = 0
 ) -> Iterator[Progress]:
     """Go through rounds of prompts and pairs, the forms of each learned from those before; see `prompts.rounds`.
-
-    Args:
-        folder: Folder of a run; it is made if it does not exist.
-        config: How many rounds, and what is written in each.
-        pairs: How their pairs are made.
-        models: What makes them.
-        seed: Seed for a new run; ignored if the run exists.
 
     Raises:
         InputError: a round was made with another config.
@@ -249,14 +236,14 @@ def find_scene(folder: Path) -> Path:
 def edit_folder(
     scene: Path, requests: Sequence[EditRequest], choice: EditChoice, *, start: Path | None = None
 ) -> Iterator[Progress]:
-    """Edit a fitted scene by one request after another.
+    """Edit a fitted scene by one request after another, each from the result of the one before.
 
-    Each becomes an edit case without truth of the scene, so that `compare` and `report` see it too. Nothing is
-    overwritten: every edit has a folder of its own, and the scene before stays where it was.
+    Each becomes an edit case without truth of the scene, so that `compare` and `report` see it too, and has a folder
+    of its own.
 
     Args:
         scene: Folder of a run with one fitted scene, or `<run>/scenes/<scene>`.
-        requests: What to do; each starts from the result of the one before.
+        requests: What to do.
         choice: How.
         start: Folder of a finished edit that the first one starts from; None for the fitted scene.
 

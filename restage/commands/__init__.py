@@ -6,9 +6,7 @@ a function in one of the modules here, a line in this menu, and a line in `SUMMA
 
 from collections.abc import Callable
 
-from restage.commands import pairs, runs, scenes, stages
-from restage.commands import study as compare
-from restage.commands.diagnose import build_diagnose
+from restage.commands import pairs, runs, scenes, stages, studies
 
 __all__ = ["COMMANDS"]
 
@@ -27,9 +25,9 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
         "Train the edit model on a run's accepted pairs.\n\nExample: restage train runs/mine --training.num-steps 200",
     ),
     "fit": scenes.build_fit,
-    "edit": scenes.build_edit,
+    "edit": lambda: scenes.edit,
     "edits": scenes.build_edits,
-    "export": scenes.build_export,
+    "export": lambda: scenes.export,
     "import": pairs.build_import,
     "scenes": stages.build_stage(
         "scenes", "Fit splats to every capture of the run.\n\nExample: restage scenes runs/mine"
@@ -37,16 +35,16 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "compare": stages.build_stage(
         "compare", "Score every edit of the run on views that no method saw.\n\nExample: restage compare runs/mine"
     ),
-    "study": compare.build_study,
+    "study": lambda: studies.study,
     "report": runs.build_report,
     "miniature": stages.build_miniature,
     "view": lambda: scenes.view,
-    "diagnose": build_diagnose,
+    "diagnose": lambda: studies.diagnose,
     "show": lambda: runs.show,
     "ls": lambda: runs.ls,
     "diff": lambda: runs.diff,
     "track": lambda: runs.track,
-    "bundle": runs.build_bundle,
+    "bundle": lambda: runs.bundle,
     "verify": runs.build_verify,
     "doctor": lambda: runs.doctor,
 }

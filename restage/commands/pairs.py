@@ -48,12 +48,10 @@ def build_rounds() -> Callable[..., None]:
     from restage.prompts.rounds import RoundsConfig
     from restage.recipes import PAIRS
 
-    default = RoundsConfig()
-
     def rounds(
         run: Positional[RunArgument],
         *,
-        config: Annotated[RoundsConfig, arg(name="")] = default,
+        config: Annotated[RoundsConfig, arg(name="")] = RoundsConfig(),  # noqa: B008
         pairs: PairsConfig = PAIRS,
         models: ModelsArgument = None,
         run_seed: RunSeedArgument = 0,
@@ -122,13 +120,11 @@ def build_import() -> Callable[..., None]:
     """Build `restage import`."""
     from restage.pairs.exchange.bring_in import ImportConfig
 
-    default = ImportConfig()
-
     def import_(
         folder: Positional[DataSetArgument],
         *,
         out: Path,
-        config: Annotated[ImportConfig, arg(name="")] = default,
+        config: Annotated[ImportConfig, arg(name="")] = ImportConfig(),  # noqa: B008
     ) -> None:
         """Import somebody else's image pairs for `restage train`; bad ones are listed with the reason.
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from restage.audit.bundle import BundleConfig, pack_bundle
 from restage.audit.show import describe_run, list_runs
 from restage.commands.arguments import ModelsArgument, RunArgument
 from restage.records import InputError
@@ -17,7 +18,7 @@ from restage.run.models import models_in
 from restage.run.progress import show_progress
 
 __all__ = [
-    "build_bundle",
+    "bundle",
     "diff",
     "doctor",
     "ls",
@@ -64,12 +65,10 @@ def build_verify() -> Callable[..., None]:
     """Build `restage verify`."""
     from restage.audit.verify import VerifyConfig, verify_folder
 
-    default = VerifyConfig()
-
     def verify(
         path: Positional[VerifiedArgument],
         *,
-        config: Annotated[VerifyConfig, arg(name="")] = default,
+        config: Annotated[VerifyConfig, arg(name="")] = VerifyConfig(),  # noqa: B008
         repair: bool = False,
         json: bool = False,
         sheets: Path | None = None,
@@ -105,12 +104,10 @@ def build_report() -> Callable[..., None]:
     """Build `restage report`."""
     from restage.report.config import ReportConfig
 
-    default = ReportConfig()
-
     def report(
         runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN...", help="Folders of runs or studies.")]],
         *,
-        config: Annotated[ReportConfig, arg(name="")] = default,
+        config: Annotated[ReportConfig, arg(name="")] = ReportConfig(),  # noqa: B008
         out: Path | None = None,
     ) -> None:
         """Write the page of a run, which opens from disk, and if you like LaTeX, slides and a supplementary zip.
@@ -142,34 +139,26 @@ def build_report() -> Callable[..., None]:
     return report
 
 
-def build_bundle() -> Callable[..., None]:
-    """Build `restage bundle`."""
-    from restage.audit.bundle import BundleConfig, pack_bundle
+def bundle(
+    run: Positional[RunArgument],
+    *,
+    out: Annotated[Path, arg(aliases=("-o",))],
+    config: Annotated[BundleConfig, arg(name="")] = BundleConfig(),  # noqa: B008
+) -> None:
+    """Pack a run into one file that someone else can check with `restage verify`.
 
-    default = BundleConfig()
+    Example: restage bundle runs/demo -o demo.zip
 
-    def bundle(
-        run: Positional[RunArgument],
-        *,
-        out: Annotated[Path, arg(aliases=("-o",))],
-        config: Annotated[BundleConfig, arg(name="")] = default,
-    ) -> None:
-        """Pack a run into one file that someone else can check with `restage verify`.
+    Publish the hash that is printed at the end separately from the file, for example in the paper: then nobody can
+    put another bundle in its place.
 
-        Example: restage bundle runs/demo -o demo.zip
-
-        Publish the hash that is printed at the end separately from the file, for example in the paper: then nobody can
-        put another bundle in its place.
-
-        Args:
-            run: The run.
-            out: The zip to write.
-            config: What goes into it.
-        """
-        last = show_progress(pack_bundle(run, out, config))
-        print(f"bundle: {out} ({last.note if last else ''})")
-
-    return bundle
+    Args:
+        run: The run.
+        out: The zip to write.
+        config: What goes into it.
+    """
+    last = show_progress(pack_bundle(run, out, config))
+    print(f"bundle: {out} ({last.note if last else ''})")
 
 
 def track(

@@ -5,7 +5,7 @@ Annotations are evaluated when a command is built: hence no `from __future__ imp
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -16,7 +16,7 @@ from restage.run.environment import check_device
 from restage.run.folder import open_run, working
 from restage.run.progress import show_progress
 
-__all__ = ["build_edit", "build_edits", "build_export", "build_fit", "view"]
+__all__ = ["edit", "build_edits", "export", "build_fit", "view"]
 
 SceneArgument = Annotated[Path, arg(metavar="SCENE")]
 CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
@@ -64,77 +64,72 @@ def build_fit() -> Callable[..., None]:
     return fit
 
 
-def build_edit() -> Callable[..., None]:
-    """Build `restage edit`."""
+def edit(
+    scene: Positional[SceneArgument],
+    instruction: Positional[InstructionArgument],
+    *,
+    method: str = "restage",
+    editor: str = "edit_model",
+    then: tuple[str, ...] = (),
+    start: Path | None = None,
+    strength: float = 1.0,
+    time_budget: float | None = None,
+    source_caption: str = "",
+    target_caption: str = "",
+    model: Path | None = None,
+    device: str = "cpu",
+    size: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Edit a scene by an instruction, or by several one after another.
 
-    def edit(
-        scene: Positional[SceneArgument],
-        instruction: Positional[InstructionArgument],
-        *,
-        method: str = "restage",
-        editor: str = "edit_model",
-        then: tuple[str, ...] = (),
-        start: Path | None = None,
-        strength: float = 1.0,
-        time_budget: float | None = None,
-        source_caption: str = "",
-        target_caption: str = "",
-        model: Path | None = None,
-        device: str = "cpu",
-        size: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        """Edit a scene by an instruction, or by several one after another.
+    Example: restage edit runs/mine "make the cube blue" --then "turn it to night" --strength 0.7
 
-        Example: restage edit runs/mine "make the cube blue" --then "turn it to night" --strength 0.7
+    Nothing is overwritten: to undo an edit, go on from the one before, or from the scene. An edit that is stopped
+    with Ctrl-C leaves its scene as it was then in its folder, and starts over when it is asked for again.
 
-        Nothing is overwritten: to undo an edit, go on from the one before, or from the scene. An edit that is stopped
-        with Ctrl-C leaves its scene as it was then in its folder, and starts over when it is asked for again.
+    Args:
+        scene: The run folder of a fitted scene, or a capture, which is then fitted first.
+        instruction: What to change.
+        method: One of the menu in `restage/edit`.
+        editor: One of the menu in `restage/edit/editors`, or `noisy-<0 to 1>-<one of them>`.
+        then: More instructions; each starts from the result of the one before.
+        start: Folder of a finished edit to start from, in place of the fitted scene.
+        strength: How far every splat goes toward its edited state, from 0 to 1.
+        time_budget: Seconds after which each edit stops with what it has.
+        source_caption: What the scene shows before the edit; some editors use it.
+        target_caption: What the scene shows after the edit.
+        model: Folder of the editor's model; default: the edit model that comes with the package.
+        device: Where the editor's model computes, such as `cuda`.
+        size: Longer side of the views in pixels, if a capture is fitted first.
+        seed: Seed for the edit's noise.
+    """
+    from restage.recipes import EditChoice, edit_folder, fit_folder
+    from restage.scenes.fit import PHOTOGRAPHS
+    from restage.scenes.io import capture_name, is_capture
 
-        Args:
-            scene: The run folder of a fitted scene, or a capture, which is then fitted first.
-            instruction: What to change.
-            method: One of the menu in `restage/edit`.
-            editor: One of the menu in `restage/edit/editors`, or `noisy-<0 to 1>-<one of them>`.
-            then: More instructions; each starts from the result of the one before.
-            start: Folder of a finished edit to start from, in place of the fitted scene.
-            strength: How far every splat goes toward its edited state, from 0 to 1.
-            time_budget: Seconds after which each edit stops with what it has.
-            source_caption: What the scene shows before the edit; some editors use it.
-            target_caption: What the scene shows after the edit.
-            model: Folder of the editor's model; default: the edit model that comes with the package.
-            device: Where the editor's model computes, such as `cuda`.
-            size: Longer side of the views in pixels, if a capture is fitted first.
-            seed: Seed for the edit's noise.
-        """
-        from restage.recipes import EditChoice, edit_folder, fit_folder
-        from restage.scenes.fit import PHOTOGRAPHS
-        from restage.scenes.io import capture_name, is_capture
-
-        check_device(device)
-        if then and (source_caption or target_caption):
-            raise InputError("captions belong to one instruction; give them with --start instead of --then")
-        requests = [
-            EditRequest(instruction=text, source_caption=source_caption, target_caption=target_caption)
-            for text in (instruction, *then)
-        ]
-        choice = EditChoice(
-            method=method,
-            editor=editor,
-            model=model,
-            device=device,
-            seed=seed,
-            strength=strength,
-            time_budget_s=time_budget,
-        )
-        if is_capture(scene):
-            out = Path("runs") / capture_name(scene)
-            show_progress(fit_folder(scene, out, PHOTOGRAPHS, size=size))
-            scene = out
-        last = show_progress(edit_folder(scene, requests, choice, start=start))
-        print(f"edited: {last.note if last else scene}")
-
-    return edit
+    check_device(device)
+    if then and (source_caption or target_caption):
+        raise InputError("captions belong to one instruction; give them with --start instead of --then")
+    requests = [
+        EditRequest(instruction=text, source_caption=source_caption, target_caption=target_caption)
+        for text in (instruction, *then)
+    ]
+    choice = EditChoice(
+        method=method,
+        editor=editor,
+        model=model,
+        device=device,
+        seed=seed,
+        strength=strength,
+        time_budget_s=time_budget,
+    )
+    if is_capture(scene):
+        out = Path("runs") / capture_name(scene)
+        show_progress(fit_folder(scene, out, PHOTOGRAPHS, size=size))
+        scene = out
+    last = show_progress(edit_folder(scene, requests, choice, start=start))
+    print(f"edited: {last.note if last else scene}")
 
 
 def build_edits() -> Callable[..., None]:
@@ -180,46 +175,41 @@ def build_edits() -> Callable[..., None]:
     return edits
 
 
-def build_export() -> Callable[..., None]:
-    """Build `restage export`."""
-    from restage.scenes.turning import Frame, export_splats
+def export(
+    path: Positional[ExportedArgument],
+    target: Positional[TargetArgument] = None,
+    *,
+    format: str = "ply",
+    out: Path | None = None,
+    frame: Literal["own", "upright"] = "own",
+) -> None:
+    """Write a scene's splats as PLY, or a run's accepted image pairs in a format that others read.
 
-    def export(
-        path: Positional[ExportedArgument],
-        target: Positional[TargetArgument] = None,
-        *,
-        format: str = "ply",
-        out: Path | None = None,
-        frame: Frame = "own",
-    ) -> None:
-        """Write a scene's splats as PLY, or a run's accepted image pairs in a format that others read.
+    Example: restage export runs/mine mine.ply; restage export runs/mine --format hf --out mine_pairs
 
-        Example: restage export runs/mine mine.ply; restage export runs/mine --format hf --out mine_pairs
+    Pairs come with a data card. The folder appears once it is complete; an export that was stopped goes on.
 
-        Pairs come with a data card. The folder appears once it is complete; an export that was stopped goes on.
+    Args:
+        path: A run with one fitted scene, `<run>/scenes/<scene>`, or the folder of an edit; for pairs, a run.
+        target: What to write: a PLY, or a folder.
+        format: `ply` for splats; or, for pairs, `hf` (for Hugging Face's load_dataset), `webdataset`, or
+            `instruct-pix2pix` (for its loader).
+        out: The same as OUT.
+        frame: Coordinates of the splats: the capture's own, which its cameras fit, or the run's, upright with z up.
+    """
+    place = target or out
+    if place is None or (target and out):
+        raise InputError("name what to write, once: restage export PATH OUT, or --out OUT")
+    if format == "ply":
+        from restage.recipes import find_scene
+        from restage.scenes.turning import export_splats
 
-        Args:
-            path: A run with one fitted scene, `<run>/scenes/<scene>`, or the folder of an edit; for pairs, a run.
-            target: What to write: a PLY, or a folder.
-            format: `ply` for splats; or, for pairs, `hf` (for Hugging Face's load_dataset), `webdataset`, or
-                `instruct-pix2pix` (for its loader).
-            out: The same as OUT.
-            frame: Coordinates of the splats: the capture's own, which its cameras fit, or the run's, upright with z up.
-        """
-        place = target or out
-        if place is None or (target and out):
-            raise InputError("name what to write, once: restage export PATH OUT, or --out OUT")
-        if format == "ply":
-            from restage.recipes import find_scene
+        print(f"{export_splats(find_scene(Path(path)), place, frame=frame)} splats: {place}")
+    else:
+        from restage.pairs.exchange.export import export_pairs
 
-            print(f"{export_splats(find_scene(Path(path)), place, frame=frame)} splats: {place}")
-        else:
-            from restage.pairs.exchange.export import export_pairs
-
-            show_progress(export_pairs(path, place, format))
-            print(f"{format}: {place}")
-
-    return export
+        show_progress(export_pairs(path, place, format))
+        print(f"{format}: {place}")
 
 
 def view(path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int = 8080) -> None:

@@ -24,11 +24,7 @@ def list_checks(*, runs: Path, is_online: bool) -> dict[str, Checks]:
         "Python": {"interpreter": packages.check_python, "restage": packages.check_restage},
         "Packages": {"dependencies": packages.check_packages, "known traps": packages.check_traps},
         "Extras": {"extras": packages.check_extras},
-        "Machine": {
-            "processor": machine.check_processor,
-            "memory": machine.check_memory,
-            "GPU": machine.check_gpus,
-        },
+        "Machine": {"processor": machine.check_processor, "memory": machine.check_memory, "GPU": machine.check_gpus},
         "Threads": {"threads": machine.check_threads},
         "Places": {
             "shipped models": places.check_models,
@@ -41,15 +37,7 @@ def list_checks(*, runs: Path, is_online: bool) -> dict[str, Checks]:
 
 
 def examine(*, runs: Path = Path("runs"), is_online: bool = False) -> Iterator[Finding]:
-    """Run every check; a check that breaks is a finding itself.
-
-    Args:
-        runs: Where runs go.
-        is_online: Also ask whether the hub answers; otherwise the network is not used.
-
-    Yields:
-        One finding for each line of the report.
-    """
+    """Run every check; a check that breaks is a finding itself. Without `is_online` the network is not used."""
     for group, checks in list_checks(runs=runs, is_online=is_online).items():
         for name, check in checks.items():
             try:

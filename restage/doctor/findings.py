@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TextIO
@@ -47,8 +46,7 @@ def is_healthy(findings: Sequence[Finding]) -> bool:
 
 def to_json(findings: Sequence[Finding]) -> str:
     """Return the findings as JSON: `ok`, the number of each status, and every finding."""
-    counts = Counter({status: 0 for status in STYLES})
-    counts.update(finding.status for finding in findings)
+    counts = {status: sum(finding.status == status for finding in findings) for status in STYLES}
     rows = [{**asdict(finding), "status": finding.status} for finding in findings]
     return json.dumps({"ok": is_healthy(findings), "counts": counts, "findings": rows})
 
@@ -71,6 +69,6 @@ def show_table(findings: Sequence[Finding], *, file: TextIO | None = None) -> No
         table.add_row(Text(f"  {finding.name}"), status, Text(finding.found), Text(finding.advice))
     console = Console(file=file)
     console.print(table)
-    counts = Counter(finding.status for finding in findings)
-    verdict = f"{counts['problem']} problems" if counts["problem"] else "nothing that is needed is broken"
-    console.print(f"{verdict}, {counts['note']} notes", style="bold")
+    num_problems = sum(finding.status == "problem" for finding in findings)
+    verdict = f"{num_problems} problems" if num_problems else "nothing that is needed is broken"
+    console.print(f"{verdict}, {sum(finding.status == 'note' for finding in findings)} notes", style="bold")

@@ -60,12 +60,10 @@ class Processor(NamedTuple):
 
 
 class Threads(NamedTuple):
-    """What torch and numba compute with, once both have started their threads."""
+    """The OpenMP runtimes that torch and numba load, and numba's threading layer."""
 
     pools: list[str]
-    """OpenMP runtimes that they load."""
     layer: str
-    """Numba's threading layer."""
 
 
 def query_processor() -> Processor:
@@ -111,11 +109,7 @@ def query_torch_cuda() -> str:
 
 
 def query_threads() -> Threads:
-    """Ask another process, so that a torch that takes its process with it is a finding too.
-
-    Raises:
-        RuntimeError: torch or numba does not start.
-    """
+    """Ask another process, so that a torch that takes its process with it is a finding too (a RuntimeError)."""
     done = subprocess.run(
         [sys.executable, "-c", STARTS_THREADS], capture_output=True, text=True, timeout=300, check=False
     )

@@ -34,10 +34,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def restage_requirements() -> dict[str, list[Requirement]]:
-    """Return what restage requires by extra, and always under `""`.
-
-    A checkout speaks for itself, since what pip recorded when it was installed may be older.
-    """
+    """Return what restage requires by extra, and always under `""`: by its checkout, if any, which may be newer."""
     path = REPOSITORY / "pyproject.toml"
     if path.is_file():
         project = tomllib.loads(path.read_text())["project"]
@@ -45,11 +42,8 @@ def restage_requirements() -> dict[str, list[Requirement]]:
         return {extra: list(map(Requirement, texts)) for extra, texts in found.items()}
     asked = list(map(Requirement, importlib.metadata.requires("restage") or []))
     extras = importlib.metadata.metadata("restage").get_all("Provides-Extra") or []
-    always = [requirement for requirement in asked if _applies(requirement, "")]
-    return {
-        "": always,
-        **{extra: [one for one in asked if _applies(one, extra) and one not in always] for extra in extras},
-    }
+    always = [one for one in asked if _applies(one, "")]
+    return {"": always} | {name: [one for one in asked if _applies(one, name) and one not in always] for name in extras}
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:
@@ -128,7 +122,7 @@ def check_extras() -> Iterator[Finding]:
 
 
 def check_traps() -> Iterator[Finding]:
-    """Look for packages that are known to cost hours where they do not belong."""
+    """Look for packages that are known to cost hours where they do not belong, and that pip does not object to."""
     traps = list(find_traps(installed_versions(), has_gpu=bool(query_gpus())))
     yield from traps or [Finding("known traps", "none found")]
 
@@ -136,23 +130,11 @@ def check_traps() -> Iterator[Finding]:
 def find_traps(versions: Mapping[str, str], *, has_gpu: bool) -> Iterator[Finding]:
     """Look for traps among installed versions, which are given by normalized name."""
     torch, vision = versions.get("torch", ""), versions.get("torchvision", "")
-    same_torch = f"torch=={torch.split('+')[0]}"
     cuda_parts = [name for name in versions if name.startswith("nvidia-")]
     if not has_gpu and (cuda_parts or "+cu" in torch):
-        yield Finding(
-            "torch for CUDA",
-            f"torch {torch} brings {len(cuda_parts)} nvidia packages, but there is no NVIDIA GPU",
-            "It works but takes several GB more than needed; smaller: "
-            f"pip install {same_torch} --index-url https://download.pytorch.org/whl/cpu",
-        )
-    if has_gpu and torch.endswith("+cpu"):
-        advice = f"pip install --force-reinstall {same_torch}"
-        yield Finding("torch for CPU", f"torch {torch} cannot use the GPU of this machine", advice)
-    if "nerfstudio" in versions:
-        numpy_text = f" and numpy {versions['numpy']}" if versions.get("numpy", "1").split(".")[0] != "1" else ""
-        found = f"installed beside restage, with viser {versions.get('viser', 'missing')}{numpy_text}"
-        advice = "It needs numpy < 2 and viser 0.2.7, but the viewer needs viser 1; make nerfstudio keeps them apart."
-        yield Finding("nerfstudio", found, advice)
+        found = f"torch {torch} brings {len(cuda_parts)} nvidia packages, but there is no NVIDIA GPU"
+        smaller = f"pip install torch=={torch.split('+')[0]} --index-url https://download.pytorch.org/whl/cpu"
+        yield Finding("torch for CUDA", found, f"It works but takes several GB more than needed; smaller: {smaller}")
     if vision and "+cpu" in torch and "+cpu" not in vision:
         found = f"{vision} for CUDA beside torch {torch}; importing it can fail"
         yield Finding("torchvision", found, "Nothing here needs it: pip uninstall torchvision")

@@ -53,11 +53,7 @@ def check_disk(runs: Path) -> Iterator[Finding]:
 
 
 def query_ffmpeg() -> tuple[str, str]:
-    """Return the path of the ffmpeg that clips are written with, and the list of its encoders.
-
-    Raises:
-        RuntimeError, OSError, subprocess.SubprocessError: there is none, or it does not start.
-    """
+    """Return the path of the ffmpeg that clips are written with, and the list of its encoders; raises without one."""
     import imageio_ffmpeg
 
     path = imageio_ffmpeg.get_ffmpeg_exe()
