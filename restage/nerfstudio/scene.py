@@ -68,10 +68,8 @@ class TrainedScene:
 def load_trained_scene(config_path: Path, *, checkpoint: Path | None = None, data: Path | None = None) -> TrainedScene:
     """Load what ns-train wrote.
 
-    Args:
-        config_path: The `config.yml` of the run.
-        checkpoint: One of its checkpoints; default: the last one.
-        data: The capture's folder; default: where it was when the scene was trained.
+    `config_path` is the run's `config.yml`; `checkpoint` is by default its last one, `data` where the capture was when
+    the scene was trained.
 
     Raises:
         InputError: config, checkpoint or capture are missing or broken.

@@ -59,9 +59,6 @@ class SplatHolder:
     def let_go(self, masks: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
         """Free the splats that the masks lie on.
 
-        Args:
-            masks: What may change in each camera's view, in [0, 1].
-
         Returns:
             The masks, joined with all that the free splats show.
         """

@@ -140,10 +140,6 @@ def soften(predicted: Float[Tensor, "*pixels 3"], batch: Mapping[str, Any]) -> F
 
     With factor f the error of a pixel becomes f times what it was, so an L1 loss counts it f-fold and an L2 loss
     f^2-fold; where f is 0 the pixel asks for nothing.
-
-    Args:
-        predicted: What the model made of the pixels that a datamanager handed out.
-        batch: The pixels; without "error_factor" the prediction is returned as it is.
     """
     if "error_factor" not in batch:
         return predicted

@@ -17,16 +17,8 @@ from torch import Tensor
 
 from restage.records import InputError
 
-__all__ = [
-    "MAX_SIDE",
-    "Cameras",
-    "Projected",
-    "intrinsics_from_fov",
-    "look_at",
-    "orbit",
-    "project_points",
-    "unproject_depth",
-]
+__all__ = ["MAX_SIDE", "Cameras", "Projected", "intrinsics_from_fov", "look_at", "orbit", "project_points"]
+__all__ += ["unproject_depth"]
 
 MAX_SIDE = 20_000
 """Longest side of an image in pixels; what claims to be larger is taken for a mistake."""
@@ -133,13 +125,8 @@ def orbit(
 ) -> Float[Tensor, "n 4 4"]:
     """Return `camera_to_world` of n cameras on a horizontal circle, all looking at `target` (default: the origin).
 
-    Args:
-        n: Number of cameras, evenly spaced; the end of the sweep is left out, so a full circle closes.
-        radius: Radius of the circle around the target's vertical axis, in world units.
-        height: z of the cameras, in world units.
-        target: What they look at.
-        start_rad: Angle of the first camera, from the x axis towards y.
-        sweep_rad: Angle that is swept.
+    The circle lies around the target's vertical axis, at z = height. Angles count from the x axis towards y; the end of
+    the sweep is left out, so that a full circle closes.
     """
     target = torch.zeros(3) if target is None else target
     angles = start_rad + sweep_rad * torch.arange(n, dtype=torch.float64) / max(n, 1)

@@ -26,19 +26,8 @@ from restage.scenes.rasterize import rasterize_numba
 from restage.scenes.schedule import Schedule
 from restage.scenes.splats import MAX_DEGREE, Splats
 
-__all__ = [
-    "PHOTOGRAPHS",
-    "FitConfig",
-    "FitStep",
-    "RefineConfig",
-    "SplatFit",
-    "Targets",
-    "fit_splats",
-    "psnr",
-    "refine_splats",
-    "render_views",
-    "view_at",
-]
+__all__ = ["PHOTOGRAPHS", "FitConfig", "FitStep", "RefineConfig", "SplatFit", "Targets", "fit_splats", "psnr"]
+__all__ += ["refine_splats", "render_views", "view_at"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,10 +278,7 @@ def psnr(
 ) -> Float[Tensor, " n"]:
     """Peak signal-to-noise ratio of each image in dB, for values in [0, 1]; infinite for equal images.
 
-    Args:
-        images: What is measured.
-        truth: What it should be.
-        weights: How much each pixel counts, >= 0; NaN comes out for an image without any weight.
+    `weights` >= 0 say how much each pixel counts; an image without any weight gives NaN.
     """
     squares = (images.double() - truth.double()).square().mean(dim=1)
     if weights is None:

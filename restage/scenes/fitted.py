@@ -75,11 +75,6 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
     A checkpoint, `fit_state.pt`, is written every ten seconds; after a stop or a kill, work goes on from there. Without
     a time budget the splats are then the same bit for bit as without the stop.
 
-    Args:
-        capture: The scene's views; held-out ones are only measured.
-        folder: The scene's folder.
-        config: How to fit.
-
     Raises:
         InputError: the folder holds a finished fit with another config or of another capture, or a broken checkpoint.
     """

@@ -61,15 +61,9 @@ def initial_splats(
 ) -> Splats:
     """Round splats, colored like the points or the pixels before them.
 
-    Args:
-        capture: Its training views and sparse points are used, nothing else.
-        num_splats: How many. If there are not as many sparse points, the rest lies between neighboring points; with
-            hardly any points, it is spread over the space that the cameras see.
-        sh_degree: 0 to 3.
-        shell_share: Share of the splats that are put far away, where sky and background are.
-        shell_radius: How far, in scene sizes from the point that the cameras look at.
-        scale_share: Standard deviation of a splat, as a share of the distance to its neighbors.
-        seed: Seed for all random choices.
+    Only the capture's training views and sparse points are used. Where there are too few points, the rest lies between
+    neighboring points; with hardly any, it is spread over the space that the cameras see. For the shares and the radius
+    see `FitConfig`.
     """
     if not capture.train_indices:
         raise InputError(f"{capture.name}: expected training views to fit, got none")

@@ -131,11 +131,7 @@ class SplatOptimizer:
     ) -> float:
         """Render a view, compare it with its target, move the splats once; returns how far the view was off.
 
-        Args:
-            targets: What to compare with.
-            view: Index into the targets.
-            decay: Factor on the learning rate of the means.
-            other_decay: Factor on all other learning rates.
+        `decay` is a factor on the learning rate of the means, `other_decay` on all others.
         """
         # Leaves of their own for each step, so that the stored tensors never carry a graph.
         splats = Splats(**{n: p.detach().requires_grad_() for n, p in self.splats.parameters().items()})
@@ -159,10 +155,6 @@ class SplatOptimizer:
 
     def descend(self, cameras: Cameras, objective: Callable[[Tensor], Tensor]) -> float:
         """Render a camera (n = 1), move the splats once down the gradient of an objective of the picture.
-
-        Args:
-            cameras: The view.
-            objective: Maps the rendered colors "3 h w" to one number.
 
         Returns:
             The objective before the move.

@@ -32,12 +32,6 @@ class SourceCheck:
     def __init__(self, path: Path, scene: Path, options: ReadOptions, *, again: bool) -> None:
         """Read the capture, if the scene does not hold it yet.
 
-        Args:
-            path: The user's capture.
-            scene: The folder `<run>/scenes/<name>`, which need not exist.
-            options: How to read.
-            again: Whether a finished fit of another capture is thrown away.
-
         Raises:
             InputError: the capture cannot be read; the scene has a finished fit of another one, and `again` is not
                 given; or it was edited, so that even then it has to stay.
@@ -86,10 +80,7 @@ class SourceCheck:
 def fingerprint(path: Path, posed: PosedPhotos | None, options: ReadOptions) -> str:
     """Return a hash of all that a capture is made of.
 
-    Args:
-        path: What its format has found: a folder of photographs or a video, if `posed` is not given.
-        posed: What its format has read; None where that would compute the cameras, which only depend on the pictures.
-        options: How it is read.
+    `posed` is None where reading would compute the cameras, which only depend on the pictures at `path`.
     """
     found = hashlib.sha256(canonical_json(asdict(options)).encode())
     if posed is None:

@@ -87,9 +87,7 @@ def rotation_matrices(rotations: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]
 def evaluate_sh(sh: Float[Tensor, "n k 3"], directions: Float[Tensor, "n 3"] | None = None) -> Float[Tensor, "n 3"]:
     """Color of each splat seen along a direction, at least 0; the sign convention of the 3DGS files.
 
-    Args:
-        sh: Coefficients, k = 1, 4, 9 or 16.
-        directions: Unit vectors from the camera to the splats, world axes; not needed for k = 1.
+    `directions` are unit vectors from the camera to the splats, in world axes; degree 0 needs none.
     """
     color = 0.5 + SH_C0 * sh[:, 0]
     if sh.shape[1] >= 4:

@@ -31,10 +31,7 @@ SMALL = 0.1
 def export_splats(folder: Path, out: Path, *, frame: Frame) -> int:
     """Write the splats of a fitted or an edited scene as PLY; returns how many.
 
-    Args:
-        folder: The folder of a run's scene or of one of its edits, with `splats.ply`.
-        out: The PLY to write.
-        frame: The frame that the splats are to be in. Far from its origin their positions are written as doubles.
+    Far from the origin of its own frame, positions are written as doubles.
 
     Raises:
         InputError: there are no splats, or nothing says how the capture was moved.
@@ -71,9 +68,7 @@ def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:
 
     A picture of them by a camera that is moved likewise stays the same but for rounding.
 
-    Args:
-        splats: Not changed.
-        change: A similarity, float64: one scale, a rotation, a shift.
+    `change` is a similarity, float64: one scale, a rotation, a shift.
 
     Returns:
         Splats of the same types, but with centers in float64 where float32 would lose more than 1e-5 of their spread.

@@ -134,14 +134,8 @@ def make_capture(
 ) -> Capture:
     """Capture a scene with cameras all around it.
 
-    Args:
-        description: The scene.
-        name: Name of the capture.
-        seed: Chooses angles, heights and points.
-        num_views: All views, held-out ones included.
-        held_out_every: Every n-th view is held out.
-        size: Width and height in pixels.
-        num_points: Sparse points, taken from training views only.
+    The seed chooses angles, heights and points, which are taken from training views only; `num_views` counts held-out
+    views, too, of which every n-th is one.
     """
     cameras = ring_cameras(description, num_views, seed=seed, size=size)
     views = [render_view(description, cameras[i]) for i in range(num_views)]

@@ -158,10 +158,8 @@ def _center(objects: list[SceneObject]) -> tuple[SceneObject, ...]:
 def sample_description(seed: int, *, num_objects: int | None = None, split: str = "train") -> Description:
     """Sample a scene; the same arguments give the same scene on any machine.
 
-    Args:
-        seed: Any integer.
-        num_objects: 1 to 3; sampled (mostly one or two) where None.
-        split: `train` never shows a held-out combination of kind and color, `unseen` shows only those.
+    One to three objects, mostly one or two, unless `num_objects` says how many. The split `train` never shows a
+    held-out combination of kind and color, `unseen` shows only those.
     """
     rng = np.random.default_rng(derive_seed("description", seed, split))
     count = num_objects or (1, 1, 1, 2, 2, 3)[int(rng.integers(6))]
@@ -279,11 +277,8 @@ def _edit_object(rng: np.random.Generator, scene: Description, kind: str, split:
 def sample_edit(description: Description, seed: int, *, kind: str | None = None, split: str = "train") -> Edit:
     """Sample an edit of a scene.
 
-    Args:
-        description: The scene before.
-        seed: Any integer.
-        kind: One of `EDIT_KINDS`; sampled among those that the scene allows where None.
-        split: `train` never leads to a held-out combination of kind and color.
+    The kind is one of `EDIT_KINDS`, sampled among those that the scene allows where None; the split `train` never leads
+    to a held-out combination of kind and color.
 
     Raises:
         InputError: the scene does not allow this kind.

@@ -505,16 +505,8 @@ def _pick_overlapping(boxes, low, high, place, from_indices, from_count, into):
 def render_pixels(scene, light, ground, boxes, camera_to_world, intrinsics, image, depth, ids):
     """Fill image, depth and ids: four rays a pixel for the color, shaded once for each surface among them.
 
-    Args:
-        scene: The packed scene.
-        light: Its light.
-        ground: Index of the ground.
-        boxes: Where on the image each primitive may be, "primitives 4": left, top, right, bottom in pixels.
-        camera_to_world: 4x4.
-        intrinsics: 3x3, in pixels.
-        image: Filled with "3 height width", in [0, 1].
-        depth: Filled with "height width".
-        ids: Filled with "height width".
+    `boxes` says where on the image each primitive may be, "primitives 4": left, top, right, bottom in pixels. Filled
+    are `image` "3 height width" in [0, 1], `depth` and `ids` "height width".
     """
     height, width = depth.shape
     table, m = scene.primitives, camera_to_world

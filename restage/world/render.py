@@ -75,9 +75,7 @@ def render_view(description: Description, camera: Cameras) -> View:
 
     Runs on one core and lets other threads of Python run meanwhile.
 
-    Args:
-        description: The scene; z = 0 is the ground.
-        camera: One camera (n = 1) inside the dome and above the ground.
+    z = 0 is the ground; the camera (n = 1) stands inside the dome.
 
     Raises:
         InputError: not one camera, or it stands outside of the dome or below the ground.

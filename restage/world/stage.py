@@ -128,13 +128,7 @@ def make_scene(
 ) -> Iterator[str]:
     """Write a scene's capture and the truth of its edits into `folder`; yields a line when each is there.
 
-    Args:
-        folder: The scene's folder, `<run>/scenes/<name>`.
-        description: The scene.
-        edits: Edits of this scene; each becomes `truth/<edit name>/`.
-        name: The scene's name.
-        seed: Chooses cameras, points and the wording of captions.
-        config: How it is photographed.
+    Each edit becomes `truth/<edit name>/`; the seed chooses cameras, points and the wording of captions.
 
     Raises:
         InputError: the folder holds another scene, or an edit starts from another scene.

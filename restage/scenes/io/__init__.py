@@ -21,19 +21,8 @@ from restage.scenes.io.posed import HOLD_OUT_EVERY, ReadOptions, SceneFormat
 from restage.scenes.io.video import VIDEO
 from restage.scenes.io.views import make_capture
 
-__all__ = [
-    "SCENE_FORMATS",
-    "CaptureSource",
-    "capture_name",
-    "is_capture",
-    "read_capture",
-    "read_points",
-    "read_splats",
-    "recognize_capture",
-    "write_capture",
-    "write_points",
-    "write_splats",
-]
+__all__ = ["SCENE_FORMATS", "CaptureSource", "capture_name", "is_capture", "read_capture", "read_points"]
+__all__ += ["read_splats", "recognize_capture", "write_capture", "write_points", "write_splats"]
 
 SCENE_FORMATS: dict[str, SceneFormat] = {
     "nerfstudio": NERFSTUDIO,

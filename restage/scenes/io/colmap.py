@@ -14,30 +14,17 @@ import torch
 from torch import Tensor
 
 from restage.records import InputError
+from restage.scenes.io import posed
 from restage.scenes.io.colmap_files import ModelCamera, ModelImage, PointArrays, read_cameras, read_images, read_points
 from restage.scenes.io.distortion import Lens, LensModel
 from restage.scenes.io.images import list_images
 from restage.scenes.io.ply import Points
-from restage.scenes.io.posed import (
-    MAX_FRAMES,
-    SMALLER_COPIES,
-    Photo,
-    PictureFinder,
-    PosedPhotos,
-    ReadOptions,
-    SceneFormat,
-    check_once,
-    check_rigid,
-    no_points,
-    note,
-    open_photo,
-)
 
 __all__ = ["COLMAP", "ModelFiles", "find_model", "lens_of", "pose_of", "read_colmap_points"]
 
 MODEL_FOLDERS = ("", "sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", "0")
 """Where a model lies, seen from the folder that a user names."""
-IMAGE_FOLDERS = ("images", "input", *SMALLER_COPIES)
+IMAGE_FOLDERS = ("images", "input", *posed.SMALLER_COPIES)
 """Names of image folders; `input` is that of the converter of 3D Gaussian splatting."""
 LENS_MODELS: dict[str, LensModel] = {
     **dict.fromkeys(("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"), "fisheye"),
@@ -89,16 +76,11 @@ def _find_colmap(path: Path) -> Path | None:
     return path if path.is_dir() and find_model(path) is not None else None
 
 
-def _read_colmap(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
+def _read_colmap(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
     """Read a COLMAP model and its images; masks too, where `masks/<image name>.png` lies beside them.
 
     Of several models the one with the most images is read. The world stays as it is, which with COLMAP is seldom
     upright; `turn_upright` of `scenes/capture.py` makes it so.
-
-    Args:
-        path: The folder that `find_model` finds the model in.
-        name: The capture's name.
-        options: Whether images outside of the folder are used.
 
     Raises:
         InputError: anything that is missing, broken or absurd, naming the file.
@@ -111,28 +93,28 @@ def _read_colmap(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
     model, images = max(models, key=lambda pair: len(pair[1]))
     if len(models) > 1:
         counts = ", ".join(f"{other.folder.name} with {len(found)}" for other, found in models)
-        note(notes, f"{name}: of {len(models)} models (sparse/{counts} images), {model.folder.name} is used")
+        posed.note(notes, f"{name}: of {len(models)} models (sparse/{counts} images), {model.folder.name} is used")
     place = model.folder / f"images{model.suffix}"
-    if not 0 < len(images) <= MAX_FRAMES:
-        raise InputError(f"{place}: expected 1 to {MAX_FRAMES} images with a pose, got {len(images)}")
+    if not 0 < len(images) <= posed.MAX_FRAMES:
+        raise InputError(f"{place}: expected 1 to {posed.MAX_FRAMES} images with a pose, got {len(images)}")
     cameras = read_cameras(model.folder / f"cameras{model.suffix}")
     folder = _find_images(model.folder, images)
-    finder = PictureFinder(folder, follow_paths=options.follow_paths)
+    finder = posed.PictureFinder(folder, follow_paths=options.follow_paths)
     found = (_make_photo(image, cameras, finder, place) for image in images)
     photos = [photo for photo in found if photo is not None]
     finder.report(place, notes, len(images))
-    check_once(photos, place)
+    posed.check_once(photos, place)
     num_pictures = sum(len(list_images(place)) for place in {photo.path.parent for photo in photos})
     if len(photos) < ENOUGH * num_pictures:
-        note(
+        posed.note(
             notes,
             f"{name}: ONLY {len(photos)} OF {num_pictures} PICTURES have a place in the model; what the others show "
             "is missing from the scene",
         )
-    return PosedPhotos(photos=photos, points=read_colmap_points(model), notes=tuple(notes))
+    return posed.PosedPhotos(photos=photos, points=read_colmap_points(model), notes=tuple(notes))
 
 
-COLMAP = SceneFormat(
+COLMAP = posed.SceneFormat(
     _find_colmap, _read_colmap, "a COLMAP model (cameras.bin, images.bin, or .txt; here or in sparse/0)"
 )
 
@@ -145,7 +127,7 @@ def read_colmap_points(model: ModelFiles) -> Points:
     """Return the sparse points in COLMAP's own world, float64; none if the model has no file of points."""
     path = model.folder / f"points3D{model.suffix}"
     if not path.is_file():
-        return no_points()
+        return posed.no_points()
     found: PointArrays = read_points(path)
     return Points(torch.from_numpy(found.positions), torch.from_numpy(found.colors_uint8).float() / 255)
 
@@ -158,7 +140,7 @@ def _find_images(folder: Path, images: Sequence[ModelImage]) -> Path:
     for is_whole in (True, False):
         for image in images[:5]:
             for place in places:
-                finder = PictureFinder(place, follow_paths=False)
+                finder = posed.PictureFinder(place, follow_paths=False)
                 if place.is_dir() and finder.find(image.name, by_tail=not is_whole) is not None:
                     return place
     for place in places:
@@ -169,7 +151,9 @@ def _find_images(folder: Path, images: Sequence[ModelImage]) -> Path:
     )
 
 
-def _make_photo(image: ModelImage, cameras: dict[int, ModelCamera], finder: PictureFinder, path: Path) -> Photo | None:
+def _make_photo(
+    image: ModelImage, cameras: dict[int, ModelCamera], finder: posed.PictureFinder, path: Path
+) -> posed.Photo | None:
     where = f"{path}, image {image.name[:80]!r}"
     if image.camera_id not in cameras:
         raise InputError(f"{where}: expected its camera in the model, got {image.camera_id}; write the model anew")
@@ -177,7 +161,7 @@ def _make_photo(image: ModelImage, cameras: dict[int, ModelCamera], finder: Pict
     if picture is None:
         return None
     mask_path = finder.folder.parent / "masks" / f"{image.name}.png"
-    return open_photo(
+    return posed.open_photo(
         name=image.name.replace("\\", "/"),
         path=picture,
         lens=lambda _: lens_of(cameras[image.camera_id]),
@@ -196,7 +180,7 @@ def pose_of(image: ModelImage, where: str) -> Tensor:
     world_to_camera = torch.eye(4, dtype=torch.float64)
     world_to_camera[:3, :3] = _rotation(image.rotation_wxyz, where)
     world_to_camera[:3, 3] = torch.tensor(image.translation, dtype=torch.float64)
-    world_to_camera = check_rigid(world_to_camera, where)
+    world_to_camera = posed.check_rigid(world_to_camera, where)
     camera_to_world = torch.eye(4, dtype=torch.float64)
     camera_to_world[:3, :3] = world_to_camera[:3, :3].T
     camera_to_world[:3, 3] = -world_to_camera[:3, :3].T @ world_to_camera[:3, 3]

@@ -17,17 +17,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from restage.records import InputError, MissingExtra
 from restage.scenes.cameras import MAX_SIDE
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "RASTER_FORMATS",
-    "PictureHead",
-    "list_images",
-    "open_picture",
-    "path_inside",
-    "read_head",
-    "read_image",
-    "read_mask",
-]
+__all__ = ["IMAGE_SUFFIXES", "RASTER_FORMATS", "PictureHead", "list_images", "open_picture", "path_inside"]
+__all__ += ["read_head", "read_image", "read_mask"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif")
 RASTER_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "AVIF")
@@ -92,9 +83,7 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
 
     Only raster formats are tried, so that no file reaches a Pillow plugin that runs other programs.
 
-    Args:
-        source: Where the image is.
-        name: Opens error messages; default: the path.
+    `name` opens error messages; default: the path.
 
     Raises:
         InputError: there is no such file, it is no image of a known format, or it has too many pixels.

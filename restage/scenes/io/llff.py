@@ -12,30 +12,21 @@ import numpy as np
 import torch
 
 from restage.records import InputError
+from restage.scenes.io import posed
 from restage.scenes.io.images import list_images
-from restage.scenes.io.posed import (
-    MAX_FRAMES,
-    SMALLER_COPIES,
-    PosedPhotos,
-    ReadOptions,
-    SceneFormat,
-    check_once,
-    no_points,
-    open_pinhole,
-)
 
 __all__ = ["LLFF"]
 
-IMAGE_FOLDERS = ("images", *SMALLER_COPIES, "")
+IMAGE_FOLDERS = ("images", *posed.SMALLER_COPIES, "")
 NUM_COLUMNS = 17
-MAX_BYTES = MAX_FRAMES * NUM_COLUMNS * 8 + 1024
+MAX_BYTES = posed.MAX_FRAMES * NUM_COLUMNS * 8 + 1024
 
 
 def _find_llff(path: Path) -> Path | None:
     return path / "poses_bounds.npy" if (path / "poses_bounds.npy").is_file() else None
 
 
-def _read_llff(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
+def _read_llff(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
     """Read poses and the images they are for, which go together in the order of the names.
 
     Raises:
@@ -55,18 +46,18 @@ def _read_llff(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
         camera_to_world = torch.eye(4, dtype=torch.float64)
         camera_to_world[:3] = torch.stack([right, -down, back, matrix[:, 3]], dim=1)
         lens = (width, height, focal_px, focal_px, width / 2, height / 2)
-        photos.append(open_pinhole(image, lens, camera_to_world, where))
-    check_once(photos, path)
-    return PosedPhotos(photos=photos, points=no_points())
+        photos.append(posed.open_pinhole(image, lens, camera_to_world, where))
+    posed.check_once(photos, path)
+    return posed.PosedPhotos(photos=photos, points=posed.no_points())
 
 
-LLFF = SceneFormat(_find_llff, _read_llff, "poses_bounds.npy (LLFF)")
+LLFF = posed.SceneFormat(_find_llff, _read_llff, "poses_bounds.npy (LLFF)")
 
 
 def _read_table(path: Path) -> np.ndarray:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: expected at most {MAX_FRAMES} poses, got {path.stat().st_size} bytes")
+            raise InputError(f"{path}: expected at most {posed.MAX_FRAMES} poses, got {path.stat().st_size} bytes")
         table = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
         raise InputError(f"{path} is not readable as a numpy array: {str(error)[:200]}") from None

@@ -19,24 +19,11 @@ from torch import Tensor
 from restage.records import InputError, read_json, write_atomically, write_json
 from restage.run.layout import TRANSFORMS
 from restage.scenes.capture import Capture
+from restage.scenes.io import posed
 from restage.scenes.io.colmap import find_model, read_colmap_points
 from restage.scenes.io.distortion import Lens
 from restage.scenes.io.images import PictureHead
 from restage.scenes.io.ply import Points, read_points, write_points
-from restage.scenes.io.posed import (
-    MAX_FRAMES,
-    OPENGL_AXES,
-    Photo,
-    PictureFinder,
-    PosedPhotos,
-    ReadOptions,
-    SceneFormat,
-    Split,
-    check_once,
-    check_rigid,
-    no_points,
-    open_photo,
-)
 
 __all__ = ["BLENDER", "NERFSTUDIO", "write_capture"]
 
@@ -59,23 +46,18 @@ def _find_nerfstudio(path: Path) -> Path | None:
     return path if path.suffix.lower() == ".json" and path.is_file() else None
 
 
-def _read_nerfstudio(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
+def _read_nerfstudio(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
     """Read a nerfstudio folder; the world stays as it is.
-
-    Args:
-        path: The JSON file.
-        name: The capture's name.
-        options: Whether pictures outside of the folder are used.
 
     Raises:
         InputError: anything that is missing, broken or absurd, naming the file and the frame.
     """
     meta, notes = _read_meta(path), _read_notes(path)
-    finder = PictureFinder(path.parent, follow_paths=options.follow_paths)
+    finder = posed.PictureFinder(path.parent, follow_paths=options.follow_paths)
     photos = _read_photos(meta, path, finder)
     finder.report(path, notes, len(meta["frames"]))
-    check_once(photos, path)
-    return PosedPhotos(
+    posed.check_once(photos, path)
+    return posed.PosedPhotos(
         photos=photos,
         points=_read_sparse(meta, path, finder),
         split=_split(meta, [photo.name for photo in photos], {_normal(name) for name in finder.missing}, path),
@@ -84,32 +66,32 @@ def _read_nerfstudio(path: Path, name: str, options: ReadOptions) -> PosedPhotos
     )
 
 
-NERFSTUDIO = SceneFormat(_find_nerfstudio, _read_nerfstudio, TRANSFORMS)
+NERFSTUDIO = posed.SceneFormat(_find_nerfstudio, _read_nerfstudio, TRANSFORMS)
 
 
 def _find_blender(path: Path) -> Path | None:
     return path if (path / "transforms_train.json").is_file() else None
 
 
-def _read_blender(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
+def _read_blender(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
     """Read a folder with a file for each split: training views, and held-out ones from test, otherwise val."""
     notes: list[str] = []
-    photos: list[Photo] = []
+    photos: list[posed.Photo] = []
     counts = []
     held_out = [file for kind in ("test", "val") if (file := path / f"transforms_{kind}.json").is_file()]
     for file in (path / "transforms_train.json", *held_out[:1]):
-        meta, finder = _read_meta(file), PictureFinder(path, follow_paths=options.follow_paths)
+        meta, finder = _read_meta(file), posed.PictureFinder(path, follow_paths=options.follow_paths)
         found = _read_photos(meta, file, finder)
         finder.report(file, notes, len(meta["frames"]))
         photos += found
         counts.append(len(found))
-    check_once(photos, path)
+    posed.check_once(photos, path)
     views = tuple(range(len(photos)))
-    split = Split(views[: counts[0]], views[counts[0] :]) if held_out else None
-    return PosedPhotos(photos=photos, points=no_points(), split=split, notes=tuple(notes))
+    split = posed.Split(views[: counts[0]], views[counts[0] :]) if held_out else None
+    return posed.PosedPhotos(photos=photos, points=posed.no_points(), split=split, notes=tuple(notes))
 
 
-BLENDER = SceneFormat(_find_blender, _read_blender, "transforms_train.json of a Blender scene")
+BLENDER = posed.SceneFormat(_find_blender, _read_blender, "transforms_train.json of a Blender scene")
 
 
 def write_capture(capture: Capture, folder: Path) -> None:
@@ -125,7 +107,7 @@ def write_capture(capture: Capture, folder: Path) -> None:
         _write_png(folder / path, mask)
     if len(capture.points):
         write_points(capture.points, folder / "sparse_pc.ply", colors=capture.point_colors)
-    poses = (capture.cameras.camera_to_world * OPENGL_AXES).tolist()
+    poses = (capture.cameras.camera_to_world * posed.OPENGL_AXES).tolist()
     frames: list[dict[str, Any]] = [
         {"file_path": path, "transform_matrix": pose, **_intrinsics_entries(intrinsics)}
         for path, pose, intrinsics in zip(paths, poses, capture.cameras.intrinsics, strict=True)
@@ -170,18 +152,20 @@ def _read_meta(path: Path) -> Mapping[str, Any]:
     frames = meta.get("frames")
     if not isinstance(frames, list) or not frames:
         raise InputError(f"{path}: expected a list 'frames' with at least one frame, got {str(frames)[:40]}")
-    if len(frames) > MAX_FRAMES:
-        raise InputError(f"{path}: expected at most {MAX_FRAMES} frames, got {len(frames)}")
+    if len(frames) > posed.MAX_FRAMES:
+        raise InputError(f"{path}: expected at most {posed.MAX_FRAMES} frames, got {len(frames)}")
     return meta
 
 
-def _read_photos(meta: Mapping[str, Any], path: Path, finder: PictureFinder) -> list[Photo]:
+def _read_photos(meta: Mapping[str, Any], path: Path, finder: posed.PictureFinder) -> list[posed.Photo]:
     """All frames whose picture exists, sorted by path."""
     found = (_read_photo(frame, meta, path, index, finder) for index, frame in enumerate(meta["frames"]))
     return sorted((photo for photo in found if photo is not None), key=lambda photo: photo.name)
 
 
-def _read_photo(frame: Any, meta: Mapping[str, Any], path: Path, index: int, finder: PictureFinder) -> Photo | None:
+def _read_photo(
+    frame: Any, meta: Mapping[str, Any], path: Path, index: int, finder: posed.PictureFinder
+) -> posed.Photo | None:
     where = f"{path}, frame {index}"
     if not isinstance(frame, Mapping) or not isinstance(frame.get("file_path"), str):
         raise InputError(f"{where}: expected an object with a file_path, got {str(frame)[:40]}")
@@ -191,11 +175,11 @@ def _read_photo(frame: Any, meta: Mapping[str, Any], path: Path, index: int, fin
     picture = finder.find(frame["file_path"])
     if picture is None:
         return None
-    return open_photo(
+    return posed.open_photo(
         name=_normal(frame["file_path"]),
         path=picture,
         lens=lambda head: _read_lens({**meta, **frame}, head, where),
-        camera_to_world=check_rigid(_read_matrix(frame.get("transform_matrix"), where), where) * OPENGL_AXES,
+        camera_to_world=_read_matrix(frame.get("transform_matrix"), where) * posed.OPENGL_AXES,
         where=where,
         mask_path=None if mask is None else finder.find_other(mask, where),
     )
@@ -228,7 +212,7 @@ def _read_own_to_world(meta: Mapping[str, Any], path: Path) -> Tensor | None:
         raise InputError(f"{where}: expected a finite similarity, got {str(rows)[:60]}")
     unscaled = matrix.clone()
     unscaled[:3, :3] /= scale
-    matrix[:3, :3] = scale * check_rigid(unscaled, where)[:3, :3]
+    matrix[:3, :3] = scale * posed.check_rigid(unscaled, where)[:3, :3]
     return matrix
 
 
@@ -313,7 +297,7 @@ def _normal(path: str) -> str:
     return str(PurePosixPath(path.replace("\\", "/")))
 
 
-def _split(meta: Mapping[str, Any], names: list[str], missing: set[str], path: Path) -> Split | None:
+def _split(meta: Mapping[str, Any], names: list[str], missing: set[str], path: Path) -> posed.Split | None:
     """Training and held-out views that the file names; None if it names none."""
     index_of = {name: index for index, name in enumerate(names)}
     chosen: dict[str, list[int] | None] = {}
@@ -333,10 +317,10 @@ def _split(meta: Mapping[str, Any], names: list[str], missing: set[str], path: P
     train = train if chosen["train"] is None else chosen["train"]
     if not train:
         raise InputError(f"{path}: expected at least one view in train_filenames, got none")
-    return Split(tuple(train), tuple(sorted(named_held_out - set(train))))
+    return posed.Split(tuple(train), tuple(sorted(named_held_out - set(train))))
 
 
-def _read_sparse(meta: Mapping[str, Any], path: Path, finder: PictureFinder) -> Points:
+def _read_sparse(meta: Mapping[str, Any], path: Path, finder: posed.PictureFinder) -> Points:
     """Read sparse points in the frame of the cameras from the named PLY, or from a COLMAP model in the folder."""
     name = meta.get("ply_file_path")
     if name is not None:
@@ -345,7 +329,7 @@ def _read_sparse(meta: Mapping[str, Any], path: Path, finder: PictureFinder) -> 
         return read_points(finder.find_other(name, str(path)))
     model = find_model(path.parent / "colmap")
     if model is None:
-        return no_points()
+        return posed.no_points()
     where = f"{path}: applied_transform"
     applied = _read_matrix(meta.get("applied_transform", OLD_APPLIED_TRANSFORM), where, "applied_transform")
     scale = _first(_number(meta.get("applied_scale"), "applied_scale", str(path)), 1.0)

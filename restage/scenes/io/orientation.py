@@ -39,11 +39,6 @@ def orientation_of(head: PictureHead, width: int, height: int) -> Orientation:
     """Tell from a camera model's size for which pixels it is.
 
     A mirrored picture whose model is for stored pixels is only turned: the model's world is mirrored as well.
-
-    Args:
-        head: The picture's header.
-        width: Width in pixels of the pictures that the model is for.
-        height: Their height.
     """
     if head.orientation == 1:
         return Orientation()

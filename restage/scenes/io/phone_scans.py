@@ -14,17 +14,8 @@ from typing import Any
 import torch
 
 from restage.records import InputError, read_json
+from restage.scenes.io import posed
 from restage.scenes.io.images import list_images
-from restage.scenes.io.posed import (
-    Photo,
-    PosedPhotos,
-    ReadOptions,
-    SceneFormat,
-    check_once,
-    no_points,
-    note,
-    open_pinhole,
-)
 from restage.scenes.splats import rotation_matrices
 
 __all__ = ["POLYCAM", "RECORD3D"]
@@ -40,7 +31,7 @@ def _find_record3d(path: Path) -> Path | None:
     )
 
 
-def _read_record3d(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
+def _read_record3d(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
     """Read `metadata` (K by columns, poses as quaternion xyzw and position) and the pictures `rgb/0.jpg`, ...
 
     Raises:
@@ -67,11 +58,11 @@ def _read_record3d(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
         camera_to_world[:3, :3] = rotation_matrices(torch.tensor([[w, x, y, z]], dtype=torch.float64))[0]
         camera_to_world[:3, 3] = torch.tensor(pose[4:], dtype=torch.float64)
         lens = (width, height, intrinsics[0], intrinsics[4], intrinsics[6], intrinsics[7])
-        photos.append(open_pinhole(picture, lens, camera_to_world, f"{path}, {picture.name}"))
+        photos.append(posed.open_pinhole(picture, lens, camera_to_world, f"{path}, {picture.name}"))
     return _posed(photos, path, [])
 
 
-RECORD3D = SceneFormat(_find_record3d, _read_record3d, "metadata and rgb/ of Record3D")
+RECORD3D = posed.SceneFormat(_find_record3d, _read_record3d, "metadata and rgb/ of Record3D")
 
 
 def _find_polycam(path: Path) -> Path | None:
@@ -81,7 +72,7 @@ def _find_polycam(path: Path) -> Path | None:
     return None
 
 
-def _read_polycam(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
+def _read_polycam(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
     """Read `keyframes/images/<name>.jpg` with `keyframes/cameras/<name>.json`: t_00 to t_23, lens and size.
 
     Raises:
@@ -103,23 +94,25 @@ def _read_polycam(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
         )
         names = ("width", "height", "fx", "fy", "cx", "cy")
         lens = _numbers([meta.get(name) for name in names], 6, f"{file}: {', '.join(names)}")
-        photos.append(open_pinhole(picture, lens, camera_to_world, str(file)))
+        photos.append(posed.open_pinhole(picture, lens, camera_to_world, str(file)))
     if lost:
-        note(
+        posed.note(
             notes,
             f"{path}: {len(lost)} of {len(lost) + len(photos)} pictures have no camera and are left out: {lost[0]}",
         )
     return _posed(photos, path, notes)
 
 
-POLYCAM = SceneFormat(_find_polycam, _read_polycam, "keyframes/ of Polycam's raw data")
+POLYCAM = posed.SceneFormat(_find_polycam, _read_polycam, "keyframes/ of Polycam's raw data")
 
 
-def _posed(photos: list[Photo], path: Path, notes: list[str]) -> PosedPhotos:
+def _posed(photos: list[posed.Photo], path: Path, notes: list[str]) -> posed.PosedPhotos:
     if not photos:
         raise InputError(f"{path}: expected pictures with cameras, got none")
-    check_once(photos, path)
-    return PosedPhotos(photos=sorted(photos, key=lambda photo: photo.name), points=no_points(), notes=tuple(notes))
+    posed.check_once(photos, path)
+    return posed.PosedPhotos(
+        photos=sorted(photos, key=lambda photo: photo.name), points=posed.no_points(), notes=tuple(notes)
+    )
 
 
 def _object(value: Any, path: Path) -> Mapping[str, Any]:

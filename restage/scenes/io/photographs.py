@@ -61,9 +61,7 @@ PHOTOGRAPHS = SceneFormat(
 def pose_photographs(originals: Mapping[str, Path], where: str) -> PosedPhotos:
     """Find the cameras of photographs by structure from motion.
 
-    Args:
-        originals: Their files by name.
-        where: Opens error messages.
+    `originals` are their files by name; `where` opens error messages.
 
     Raises:
         MissingExtra: pycolmap is not installed.

@@ -24,24 +24,9 @@ from restage.scenes.io.images import IMAGE_SUFFIXES, PictureHead, path_inside, r
 from restage.scenes.io.orientation import Orientation, orientation_of, shown_size
 from restage.scenes.io.ply import Points
 
-__all__ = [
-    "HOLD_OUT_EVERY",
-    "MAX_FRAMES",
-    "OPENGL_AXES",
-    "Photo",
-    "PictureFinder",
-    "PosedPhotos",
-    "ReadOptions",
-    "SceneFormat",
-    "Split",
-    "check_once",
-    "check_rigid",
-    "no_points",
-    "note",
-    "open_photo",
-    "open_pinhole",
-    "split_every",
-]
+__all__ = ["HOLD_OUT_EVERY", "MAX_FRAMES", "OPENGL_AXES", "Photo", "PictureFinder", "PosedPhotos", "ReadOptions"]
+__all__ += ["SceneFormat", "Split", "check_once", "check_rigid", "no_points", "note", "open_photo", "open_pinhole"]
+__all__ += ["split_every"]
 
 HOLD_OUT_EVERY = 8
 """Without a split in the files, every 8th view by name is held out, as in the 3D Gaussian splatting benchmarks."""
@@ -181,13 +166,8 @@ def open_photo(
 ) -> Photo:
     """Read a picture's header and fit its lens to its pixels, whichever way up either of them is.
 
-    Args:
-        name: Its path in the capture's files.
-        path: The picture.
-        lens: Makes the lens that the capture's files tell, given the picture's own size.
-        camera_to_world: OpenCV axes, float64.
-        where: Opens error messages.
-        mask_path: Its mask.
+    `lens` makes the lens that the capture's files tell, given the picture's own size; the pose is float64 with OpenCV
+    axes; `where` opens error messages.
 
     Raises:
         InputError: the picture is not readable, or not of the lens's shape.
@@ -212,11 +192,7 @@ def open_photo(
 def open_pinhole(path: Path, lens: Sequence[float], camera_to_world: Float[Tensor, "4 4"], where: str) -> Photo:
     """Read the header of a picture of a pinhole camera with OpenGL axes.
 
-    Args:
-        path: The picture.
-        lens: Width, height, focal length x and y, center x and y, in pixels.
-        camera_to_world: OpenGL axes, float64.
-        where: Opens error messages.
+    `lens` is width, height, focal length x and y, center x and y, in pixels; `where` opens error messages.
 
     Raises:
         InputError: the picture is not readable, or the numbers are absurd.

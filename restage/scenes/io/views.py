@@ -150,11 +150,7 @@ def lay_out(name: str, sizes: Sequence[tuple[int, int]], size: int | None, notes
     Photographs of several shapes, such as portraits among landscapes, come to one longer side and lie in the middle of
     a view that holds all of them.
 
-    Args:
-        name: The capture's name; opens error messages.
-        sizes: Width and height of each photograph.
-        size: Longer side that is asked for.
-        notes: Gets a line if sizes differ.
+    `size` is the longer side that is asked for; `notes` gets a line if sizes differ.
 
     Raises:
         InputError: the size is out of range.

@@ -18,15 +18,8 @@ from restage.scenes.rasterize.numba_cpu import rasterize_numba
 from restage.scenes.rasterize.reference import rasterize_reference
 from restage.scenes.splats import Splats
 
-__all__ = [
-    "RASTERIZERS",
-    "Rasterizer",
-    "Rendering",
-    "rasterize_gsplat",
-    "rasterize_numba",
-    "rasterize_reference",
-    "splat_weights",
-]
+__all__ = ["RASTERIZERS", "Rasterizer", "Rendering", "rasterize_gsplat", "rasterize_numba", "rasterize_reference"]
+__all__ += ["splat_weights"]
 
 RASTERIZERS: dict[str, Rasterizer] = {"numba_cpu": rasterize_numba, "reference": rasterize_reference}
 

@@ -29,10 +29,6 @@ FEW_SPLATS = 2048
 def order_by_depth(depths, is_seen):
     """Order of the seen splats, near to far, equal depths in their own order: a radix sort of the bits of the depths.
 
-    Args:
-        depths: Depth of each splat, "n" float32, above 0 where seen.
-        is_seen: Which splats to order, "n" bool.
-
     Returns:
         Their indices, int64.
     """
@@ -184,14 +180,8 @@ def _find_entries(order, geometry, run_starts, tiles_x, tiles_y, tile_side, leas
 def bin_splats(order, geometry, width, height, tile_side, least_alpha, num_threads):
     """Sort splats into tiles.
 
-    Args:
-        order: Indices of the drawn splats, near to far.
-        geometry: x, y, conic xx, xy, yy, opacity of each splat, "n 6" float32.
-        width: Image width.
-        height: Image height.
-        tile_side: Side of a tile in pixels, at most 255.
-        least_alpha: Where a splat's alpha is below this, it is not drawn.
-        num_threads: Over how many threads the splats are spread; changes no result.
+    `order` has the drawn splats, near to far; `geometry` is that of `project_forward`; a tile has at most 255 pixels a
+    side; a splat is not drawn where its alpha is below `least_alpha`. The number of threads changes no result.
 
     Returns:
         Start of each tile's entries ("tiles + 1"), splat of each entry, first and one past the last pixel row of its

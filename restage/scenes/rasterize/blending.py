@@ -10,25 +10,10 @@ from torch import Tensor
 
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
-from restage.scenes.rasterize.kernels import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
-from restage.scenes.rasterize.projection import DILATION
 from restage.scenes.splats import Splats
 
-__all__ = [
-    "CLAMP_MARGIN",
-    "CULL_MARGIN",
-    "DILATION",
-    "MAX_ALPHA",
-    "MIN_ALPHA",
-    "MIN_TRANSMITTANCE",
-    "NEAR",
-    "Rasterizer",
-    "Rendering",
-    "assemble",
-    "check_inputs",
-    "is_in_view",
-    "slope_range",
-]
+__all__ = ["CLAMP_MARGIN", "CULL_MARGIN", "NEAR", "Rasterizer", "Rendering", "assemble", "check_inputs"]
+__all__ += ["is_in_view", "slope_range"]
 
 NEAR = 0.05
 """Splats nearer than this to the camera plane, in world units, are not drawn."""

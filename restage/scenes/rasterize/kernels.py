@@ -185,15 +185,8 @@ def _is_opaque(last):
 def blend_forward(tile_starts, entry_splats, entry_rows, geometry, values, width, height, num_threads):
     """Blend all tiles.
 
-    Args:
-        tile_starts: From `bin_splats`.
-        entry_splats: From `bin_splats`.
-        entry_rows: From `bin_splats`.
-        geometry: x, y, conic xx, xy, yy, opacity of each splat, "n 6" float32.
-        values: Channels of each splat, "n c" float32.
-        width: Image width.
-        height: Image height.
-        num_threads: Over how many threads the tiles are spread; changes no result.
+    `geometry` is x, y, conic xx, xy, yy and opacity of each splat, "n 6" float32; `values` its channels, "n c" float32.
+    The number of threads changes no result.
 
     Returns:
         Channels "c h w", transmittance that is left "h w", and for the way back, "h w" int32, how many entries of its
@@ -251,17 +244,10 @@ def blend_forward(tile_starts, entry_splats, entry_rows, geometry, values, width
 def _unweigh_tile(grid_x, grid_y, splat, number, transmittance, behind, counts, products, weights, by_power):
     """Take one splat off the given pixels again.
 
-    Args:
-        grid_x: x of the pixels from the tile's corner.
-        grid_y: y of them.
-        splat: From `_place`.
-        number: Number of the entry in its tile.
-        transmittance: After the splat; before it when this returns.
-        behind: What lies behind the splat times the gradient of the image; with the splat when this returns.
-        counts: Number of the last entry drawn.
-        products: The splat's values times the gradient of the image.
-        weights: For the result.
-        by_power: For the result: gradient of the exponent, and it times the offsets in x and y: three arrays.
+    `transmittance` is that after the splat, and before it when this returns; `behind` is what lies behind the splat
+    times the gradient of the image, then with the splat; `counts` has the number of the last entry drawn, `products`
+    the splat's values times the gradient. Filled are `weights` and `by_power`: the gradient of the exponent, alone and
+    times the offsets in x and y.
     """
     x, y, xx, xy, yy, opacity = splat
     plain, times_x, times_y = by_power

@@ -13,17 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.scenes.cameras import Cameras
-from restage.scenes.rasterize import kernels
+from restage.scenes.rasterize import blending, kernels
 from restage.scenes.rasterize.binning import bin_splats, order_by_depth
-from restage.scenes.rasterize.blending import (
-    CLAMP_MARGIN,
-    MIN_ALPHA,
-    Rendering,
-    assemble,
-    check_inputs,
-    is_in_view,
-    slope_range,
-)
 from restage.scenes.rasterize.projection import project_backward, project_forward
 from restage.scenes.splats import Splats, evaluate_sh
 
@@ -36,13 +27,13 @@ def rasterize_numba(
     *,
     background: Float[Tensor, " 3"] | None = None,
     features: Float[Tensor, "n c"] | None = None,
-) -> Rendering:
+) -> blending.Rendering:
     """Draw splats as one camera sees them; see `Rasterizer`.
 
     Differentiable in the camera's pose, too. Deterministic, also in its gradients, whatever the number of threads;
     float32 whatever comes in.
     """
-    check_inputs(splats, cameras, features)
+    blending.check_inputs(splats, cameras, features)
     world_to_camera = cameras.world_to_camera[0]
     in_camera = splats.means @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
     opacities = torch.sigmoid(splats.opacity_logits)
@@ -57,7 +48,7 @@ def rasterize_numba(
     if features is not None:
         values.append(features)
     blended, alpha = _Blend.apply(geometry, torch.cat(values, dim=1), view)
-    return assemble(blended, alpha, background)
+    return blending.assemble(blended, alpha, background)
 
 
 class _View(NamedTuple):
@@ -76,14 +67,14 @@ class _View(NamedTuple):
 
 
 def _view_of(cameras: Cameras, in_camera: Float[Tensor, "n 3"], opacities: Float[Tensor, " n"]) -> _View:
-    is_seen = is_in_view(in_camera, cameras) & (opacities.detach() >= MIN_ALPHA)
+    is_seen = blending.is_in_view(in_camera, cameras) & (opacities.detach() >= blending.MIN_ALPHA)
     seen = is_seen.numpy()
     return _View(
         width=cameras.width,
         height=cameras.height,
         world_to_camera=_array(cameras.world_to_camera[0]),
         lens=_array(cameras.intrinsics[0].flatten()[[0, 1, 2, 4, 5]]),
-        clamps=np.array(slope_range(cameras, CLAMP_MARGIN), dtype=np.float32),
+        clamps=np.array(blending.slope_range(cameras, blending.CLAMP_MARGIN), dtype=np.float32),
         is_seen=seen,
         order=order_by_depth(np.ascontiguousarray(_array(in_camera)[:, 2]), seen),
     )
@@ -127,7 +118,7 @@ class _Blend(torch.autograd.Function):
     def forward(ctx: Any, geometry: Tensor, values: Tensor, view: _View) -> tuple[Tensor, Tensor]:
         arrays = (_array(geometry), _array(values))
         size, num_threads = (view.width, view.height), numba.get_num_threads()
-        found = bin_splats(view.order, arrays[0], *size, kernels.TILE, MIN_ALPHA, num_threads)
+        found = bin_splats(view.order, arrays[0], *size, kernels.TILE, blending.MIN_ALPHA, num_threads)
         *entries, splat_starts, splat_entries = found
         blended, left, counts = kernels.blend_forward(*entries, *arrays, *size, num_threads)
         ctx.inputs = (*entries, *arrays, left, counts)

@@ -127,15 +127,8 @@ def _project_one(splat, in_camera, log_scales, rotations, opacities, world_to_ca
 def project_forward(in_camera, log_scales, rotations, opacities, is_seen, world_to_camera, lens, clamps):
     """Project splats; arrays are float32 and contiguous.
 
-    Args:
-        in_camera: Centers in camera axes, "n 3".
-        log_scales: "n 3".
-        rotations: Quaternions wxyz, "n 4".
-        opacities: In (0, 1), "n".
-        is_seen: Which splats to project, "n" bool; the rows of others are 0.
-        world_to_camera: "4 4".
-        lens: Focal length x, skew, center x, focal length y, center y in pixels.
-        clamps: Least and greatest x/z and y/z in the Jacobian.
+    Centers are in camera axes, "n 3"; `lens` is focal length x, skew, center x, focal length y, center y in pixels;
+    `clamps` are the least and greatest x/z and y/z in the Jacobian. Rows of splats that are not seen are 0.
 
     Returns:
         Geometry "n 6": x, y, conic xx, xy, yy, opacity.

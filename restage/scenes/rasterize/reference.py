@@ -10,18 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.scenes.cameras import Cameras
-from restage.scenes.rasterize.blending import (
-    CLAMP_MARGIN,
-    DILATION,
-    MAX_ALPHA,
-    MIN_ALPHA,
-    MIN_TRANSMITTANCE,
-    Rendering,
-    assemble,
-    check_inputs,
-    is_in_view,
-    slope_range,
-)
+from restage.scenes.rasterize import blending
 from restage.scenes.splats import Splats, evaluate_sh, rotation_matrices
 
 __all__ = ["rasterize_reference"]
@@ -33,15 +22,15 @@ def rasterize_reference(
     *,
     background: Float[Tensor, " 3"] | None = None,
     features: Float[Tensor, "n c"] | None = None,
-) -> Rendering:
+) -> blending.Rendering:
     """Draw splats as one camera sees them; see `Rasterizer`.
 
     EWA splatting (Zwicker et al. 2001) with the constants of 3D Gaussian splatting (Kerbl et al. 2023).
     """
-    check_inputs(splats, cameras, features)
+    blending.check_inputs(splats, cameras, features)
     world_to_camera = cameras.world_to_camera[0].to(splats.means.dtype)
     in_camera = splats.means @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
-    visible = is_in_view(in_camera, cameras).nonzero()[:, 0]
+    visible = blending.is_in_view(in_camera, cameras).nonzero()[:, 0]
     order = visible[torch.argsort(in_camera.detach()[visible, 2], stable=True)]
     in_camera = in_camera[order]
 
@@ -54,7 +43,7 @@ def rasterize_reference(
     if features is not None:
         values.append(features[order])
     blended = torch.einsum("nhw,nc->chw", weights, torch.cat(values, dim=1))
-    return assemble(blended, alpha, background)
+    return blending.assemble(blended, alpha, background)
 
 
 def _project(
@@ -65,7 +54,7 @@ def _project(
     x, y, z = in_camera.unbind(1)
     slopes = torch.stack([x / z, y / z], dim=1)
     centers = slopes @ intrinsics[:2, :2].T + intrinsics[:2, 2]
-    left, right, top, bottom = slope_range(cameras, CLAMP_MARGIN)
+    left, right, top, bottom = blending.slope_range(cameras, blending.CLAMP_MARGIN)
     slope_x, slope_y = slopes[:, 0].clamp(left, right), slopes[:, 1].clamp(top, bottom)
     zeros = torch.zeros_like(z)
     jacobian = torch.stack(
@@ -74,7 +63,7 @@ def _project(
     jacobian = intrinsics[:2, :2] @ jacobian
     axes = rotation_matrices(splats.rotations[order]) * splats.log_scales[order].exp()[:, None, :]
     spread = jacobian @ cameras.world_to_camera[0, :3, :3].to(in_camera) @ axes
-    covariances = spread @ spread.transpose(1, 2) + DILATION * torch.eye(2).to(in_camera)
+    covariances = spread @ spread.transpose(1, 2) + blending.DILATION * torch.eye(2).to(in_camera)
     return centers, covariances
 
 
@@ -92,14 +81,14 @@ def _alphas(
     conics = torch.linalg.inv(covariances)[..., None, None]
     power = -0.5 * (conics[:, 0, 0] * offset_x**2 + conics[:, 1, 1] * offset_y**2)
     power = power - conics[:, 0, 1] * offset_x * offset_y
-    alphas = (opacities[:, None, None] * power.exp()).clamp_max(MAX_ALPHA)
-    return torch.where(alphas.detach() >= MIN_ALPHA, alphas, 0.0)
+    alphas = (opacities[:, None, None] * power.exp()).clamp_max(blending.MAX_ALPHA)
+    return torch.where(alphas.detach() >= blending.MIN_ALPHA, alphas, 0.0)
 
 
 def _blend(alphas: Float[Tensor, "v h w"]) -> tuple[Float[Tensor, "v h w"], Float[Tensor, "h w"]]:
     """Front-to-back weights, and the covered share; a pixel stops before it would become opaque."""
     with torch.no_grad():
-        is_drawn = torch.cumprod(1 - alphas, dim=0) >= MIN_TRANSMITTANCE
+        is_drawn = torch.cumprod(1 - alphas, dim=0) >= blending.MIN_TRANSMITTANCE
     alphas = torch.where(is_drawn, alphas, 0.0)
     after = torch.cumprod(1 - alphas, dim=0)
     before = torch.cat([torch.ones_like(after[:1]), after[:-1]])
