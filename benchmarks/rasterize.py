@@ -23,7 +23,7 @@ import tyro
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.rasterize import RASTERIZERS, kernels, numba_cpu
 from restage.scenes.rasterize.binning import bin_splats
-from restage.scenes.rasterize.blending import MIN_ALPHA
+from restage.scenes.rasterize.kernels import MIN_ALPHA
 from restage.scenes.splats import Splats
 
 FLOPS_FORWARD = 31 + 2

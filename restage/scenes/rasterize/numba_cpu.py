@@ -67,7 +67,7 @@ class _View(NamedTuple):
 
 
 def _view_of(cameras: Cameras, in_camera: Float[Tensor, "n 3"], opacities: Float[Tensor, " n"]) -> _View:
-    is_seen = blending.is_in_view(in_camera, cameras) & (opacities.detach() >= blending.MIN_ALPHA)
+    is_seen = blending.is_in_view(in_camera, cameras) & (opacities.detach() >= kernels.MIN_ALPHA)
     seen = is_seen.numpy()
     return _View(
         width=cameras.width,
@@ -118,7 +118,7 @@ class _Blend(torch.autograd.Function):
     def forward(ctx: Any, geometry: Tensor, values: Tensor, view: _View) -> tuple[Tensor, Tensor]:
         arrays = (_array(geometry), _array(values))
         size, num_threads = (view.width, view.height), numba.get_num_threads()
-        found = bin_splats(view.order, arrays[0], *size, kernels.TILE, blending.MIN_ALPHA, num_threads)
+        found = bin_splats(view.order, arrays[0], *size, kernels.TILE, kernels.MIN_ALPHA, num_threads)
         *entries, splat_starts, splat_entries = found
         blended, left, counts = kernels.blend_forward(*entries, *arrays, *size, num_threads)
         ctx.inputs = (*entries, *arrays, left, counts)

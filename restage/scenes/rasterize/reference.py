@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.scenes.cameras import Cameras
-from restage.scenes.rasterize import blending
+from restage.scenes.rasterize import blending, kernels
+from restage.scenes.rasterize.projection import DILATION
 from restage.scenes.splats import Splats, evaluate_sh, rotation_matrices
 
 __all__ = ["rasterize_reference"]
@@ -63,7 +64,7 @@ def _project(
     jacobian = intrinsics[:2, :2] @ jacobian
     axes = rotation_matrices(splats.rotations[order]) * splats.log_scales[order].exp()[:, None, :]
     spread = jacobian @ cameras.world_to_camera[0, :3, :3].to(in_camera) @ axes
-    covariances = spread @ spread.transpose(1, 2) + blending.DILATION * torch.eye(2).to(in_camera)
+    covariances = spread @ spread.transpose(1, 2) + DILATION * torch.eye(2).to(in_camera)
     return centers, covariances
 
 
@@ -81,14 +82,14 @@ def _alphas(
     conics = torch.linalg.inv(covariances)[..., None, None]
     power = -0.5 * (conics[:, 0, 0] * offset_x**2 + conics[:, 1, 1] * offset_y**2)
     power = power - conics[:, 0, 1] * offset_x * offset_y
-    alphas = (opacities[:, None, None] * power.exp()).clamp_max(blending.MAX_ALPHA)
-    return torch.where(alphas.detach() >= blending.MIN_ALPHA, alphas, 0.0)
+    alphas = (opacities[:, None, None] * power.exp()).clamp_max(kernels.MAX_ALPHA)
+    return torch.where(alphas.detach() >= kernels.MIN_ALPHA, alphas, 0.0)
 
 
 def _blend(alphas: Float[Tensor, "v h w"]) -> tuple[Float[Tensor, "v h w"], Float[Tensor, "h w"]]:
     """Front-to-back weights, and the covered share; a pixel stops before it would become opaque."""
     with torch.no_grad():
-        is_drawn = torch.cumprod(1 - alphas, dim=0) >= blending.MIN_TRANSMITTANCE
+        is_drawn = torch.cumprod(1 - alphas, dim=0) >= kernels.MIN_TRANSMITTANCE
     alphas = torch.where(is_drawn, alphas, 0.0)
     after = torch.cumprod(1 - alphas, dim=0)
     before = torch.cat([torch.ones_like(after[:1]), after[:-1]])
