@@ -12,8 +12,8 @@ import torch
 
 from restage.diagnose.parts import read_settings
 from restage.edit.work import load_scene, read_case
-from restage.records import EditCase, InputError, file_sha256, read_json
-from restage.run.layout import FIT_RECORD, SPLATS, TRUTH
+from restage.records import InputError, file_sha256, read_json
+from restage.run.layout import FIT_RECORD, SPLATS
 from restage.run.reading import FitRecord
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import capture_sha256
@@ -34,11 +34,6 @@ class Case:
     def name(self) -> str:
         """For people and records."""
         return f"{self.scene}/{self.edit}"
-
-    @cached_property
-    def edit_case(self) -> EditCase:
-        """The edit case, with its request."""
-        return read_case(self.folders["A"] / TRUTH / self.edit)
 
 
 @dataclass(frozen=True)

@@ -111,11 +111,11 @@ class OpenEdits:
         self.settings, self.editors = work, OpenEditors()
 
     def found(self, task: Task[Any]) -> Facts | None:
-        """Facts of a result that is there; a failed one is a result, too."""
+        """Facts of a result that is there; see `result`."""
         return self.result(task.item)
 
     def result(self, unit: EditUnit) -> Facts | None:
-        """Status of a unit's result, and what there is to say of it; None if it is not there."""
+        """Status of a unit's result, which may have failed, and what to say of it; None if it is not there."""
         path = unit.folder(self.settings.folder) / EDIT_RECORD
         if not path.exists():
             return None
