@@ -21,6 +21,7 @@ from restage.pairs.generate import GenerateConfig
 from restage.pairs.makers import ModelMaker
 from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig, make_plan, rejudge_pairs, run_campaign
+from restage.prompts.lengths import TokenLimits
 from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import EditRequest, InputError, Progress, read_json
@@ -93,8 +94,13 @@ def make_pairs(
         yield from run_campaign(run, config, maker, engine or CampaignConfig(), store=store)
 
 
+def _limits_of(models: Models) -> TokenLimits:
+    """The lengths of captions that the models which read them can take."""
+    return TokenLimits((models.text_to_image, models.clip))
+
+
 STAGES: dict[str, Stage] = {
-    "prompts": Stage(PromptsConfig, lambda run, config, models: run_prompts(run, config)),
+    "prompts": Stage(PromptsConfig, lambda run, config, models: run_prompts(run, config, limits=_limits_of(models))),
     "pairs": Stage(PairsConfig, make_pairs),
     "train": Stage(TrainConfig, lambda run, config, models: run_train(run, config, start=models.edit_model)),
     "world": Stage(WorldConfig, lambda run, config, models: run_world(run, config)),
@@ -176,7 +182,8 @@ def learn_forms(
         InputError: a round was made with another config.
     """
     with working(open_run(folder, seed=seed)) as run:
-        yield from run_rounds(run, config, lambda opened: make_pairs(opened, pairs, models), pairs_config=pairs)
+        make, limits = (lambda opened: make_pairs(opened, pairs, models)), _limits_of(models)
+        yield from run_rounds(run, config, make, pairs_config=pairs, limits=limits)
 
 
 FIT_FIRST = (

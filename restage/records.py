@@ -305,7 +305,8 @@ class PromptPair:
     of a picture that shows the thing is painted with it, since the target's other things would fill the gap."""
 
     def __post_init__(self) -> None:
-        for name in ("source", "target", "instruction"):
+        # Data sets of others may have no captions, and training needs none; pictures cannot be made without them.
+        for name in ("instruction",) if self.writer == "foreign" else ("source", "target", "instruction"):
             if not getattr(self, name).strip():
                 raise InputError(f"a prompt pair needs a {name}, got an empty text")
         if self.pictured not in ("source", "target"):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from restage.prompts.store import open_lines
 from restage.records import InputError, PromptPair
 from restage.world.grammar import COLORS, GROUNDS, KINDS, SIZES, Description, Edit, SceneObject, caption_of
 
@@ -120,13 +121,8 @@ def read_captions(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: the file is missing, is not text, or holds no caption.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; expected a file with one caption a line") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable as text: {error}") from None
-    captions = dict.fromkeys(" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#"))
+    lines = (" ".join(line.split()) for line in open_lines(path) if not line.startswith("#"))
+    captions = dict.fromkeys(line for line in lines if line)
     if not captions:
         raise InputError(f"{path} holds no caption; expected one a line")
     return tuple(captions)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from restage.prompts.duplicates import Duplicates
 from restage.prompts.forms import Choice, FormChooser
+from restage.prompts.lengths import TokenLimits
 from restage.prompts.orders import Answer, Order, Writer
 from restage.records import InputError, PromptPair, derive_seed
 
@@ -170,13 +171,14 @@ def _chunks(slots: Iterable[_Slot], size: int, count: int) -> list[list[Order]]:
 class _Judge:
     duplicates: Duplicates
     quota: NounQuota | None
+    limits: TokenLimits
 
     def judge(self, answer: Answer) -> Answer:
         """Return the answer, with a reason if its pair is not to be kept."""
         pair = answer.pair
         if pair is None:
             return answer
-        reason = (self.quota.find(pair) if self.quota else "") or self.duplicates.find(pair)
+        reason = self.limits.find(pair) or (self.quota.find(pair) if self.quota else "") or self.duplicates.find(pair)
         if reason:
             return answer._replace(reason=reason)
         if self.quota:
@@ -185,7 +187,13 @@ class _Judge:
 
 
 def collect(
-    writer: Writer, plan: Plan, *, num_pairs: int, duplicates: Duplicates, quota: NounQuota | None
+    writer: Writer,
+    plan: Plan,
+    *,
+    num_pairs: int,
+    duplicates: Duplicates,
+    quota: NounQuota | None,
+    limits: TokenLimits = TokenLimits(),  # noqa: B008
 ) -> Iterator[Answer]:
     """Order pairs until every place is filled or given up; yields each answer, with a reason if it is not kept.
 
@@ -193,7 +201,7 @@ def collect(
         WritingStopped: the writer reached a limit.
         InputError: the writer or the plan cannot go on.
     """
-    judge = _Judge(duplicates, quota)
+    judge = _Judge(duplicates, quota, limits)
     max_draws = min(writer.max_draws, plan.max_draws)
     window = writer.chunk_size * writer.num_parallel * (LOOKAHEAD if writer.chunk_size > 1 else 1)
     open_slots: dict[int, _Slot] = {}

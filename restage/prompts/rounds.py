@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from restage.prompts.lengths import TokenLimits
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.trials import Yield, measure_yield, read_trials
 from restage.records import InputError, Progress, derive_seed
@@ -70,6 +71,7 @@ def run_rounds(
     make_pairs: Callable[[RunFolder], Iterator[Progress]],
     *,
     pairs_config: Any = None,
+    limits: TokenLimits = TokenLimits(),  # noqa: B008
 ) -> Iterator[Progress]:
     """Write prompts, make their pairs, learn from them, and again.
 
@@ -78,6 +80,7 @@ def run_rounds(
         config: how many rounds to make, and what is written in each.
         make_pairs: runs the pairs stage of a run whose prompts are written.
         pairs_config: config of the pairs stage, which is recorded.
+        limits: lengths of captions that the models can take.
 
     Raises:
         InputError: a round was made with another config, or as either stage.
@@ -88,7 +91,7 @@ def run_rounds(
         seed = derive_seed(run.seed, "round", index)
         round_run = RunFolder.open(folder, {"prompts": prompts.identity(), "pairs": pairs_config}, seed=seed)
         if not (folder / "pairs" / STAGE_MARK).exists():
-            yield from run_prompts(round_run, prompts)
+            yield from run_prompts(round_run, prompts, limits=limits)
             if not (folder / "prompts" / STAGE_MARK).exists():
                 return  # a limit was reached, as the last note says
             yield from make_pairs(round_run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from restage.prompts.captions import read_captions
 from restage.prompts.collect import CaptionPlan, FormPlan, KindPlan, NounQuota, Plan, collect
 from restage.prompts.duplicates import Duplicates
 from restage.prompts.forms import Arm, FormChooser, FormsConfig, make_arms
+from restage.prompts.lengths import TokenLimits
 from restage.prompts.llm_config import LlmConfig
 from restage.prompts.orders import Answer, Writer, WriterSettings, WritingStopped
 from restage.prompts.pictures import copy_pictures
@@ -28,6 +29,9 @@ from restage.run.folder import RunFolder
 from restage.world.grammar import EDIT_KINDS
 
 __all__ = ["PromptsConfig", "run_prompts", "write_answers", "write_pairs"]
+
+MAX_PROMPTS = 20_000_000
+"""Number of prompt pairs that can be told apart in 4 GB of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +65,8 @@ class PromptsConfig:
     """The language model, for the writer `llm`."""
 
     def __post_init__(self) -> None:
-        if self.num_prompts < 1:
-            raise InputError(f"num_prompts must be at least 1, got {self.num_prompts}")
+        if not 1 <= self.num_prompts <= MAX_PROMPTS:
+            raise InputError(f"num_prompts must be at least 1 and at most {MAX_PROMPTS}, got {self.num_prompts}")
         if self.writer not in WRITERS:
             raise InputError(f"unknown writer {self.writer!r}; known: {', '.join(WRITERS)}")
         if unknown := [kind for kind in self.kinds if kind not in EDIT_KINDS] or ([] if self.kinds else ["(none)"]):
@@ -113,11 +117,17 @@ class _Job:
     arms: tuple[Arm, ...] = ()
     learned: Learned = Learned((), {})
 
-    def answers(self) -> Iterator[Answer]:
+    def answers(self, limits: TokenLimits) -> Iterator[Answer]:
         config = self.config
         quota = None if config.captions else NounQuota(config.max_noun_share, config.num_prompts)
-        duplicates = Duplicates(config.near_duplicates)
-        return collect(self.writer, self.plan, num_pairs=config.num_prompts, duplicates=duplicates, quota=quota)
+        return collect(
+            self.writer,
+            self.plan,
+            num_pairs=config.num_prompts,
+            duplicates=Duplicates(config.near_duplicates),
+            quota=quota,
+            limits=limits,
+        )
 
 
 def _prepare(config: PromptsConfig, seed: int, cache: Path) -> _Job:
@@ -141,7 +151,7 @@ def write_answers(config: PromptsConfig, seed: int, *, cache: Path = Path("llm")
         InputError: the config cannot be used, the writer has no more new pairs, or its endpoint fails.
         WritingStopped: a limit of the user's was reached.
     """
-    return _prepare(config, seed, cache).answers()
+    return _prepare(config, seed, cache).answers(TokenLimits())
 
 
 def write_pairs(config: PromptsConfig, seed: int) -> Iterator[PromptPair]:
@@ -169,6 +179,10 @@ def _reject_line(answer: Answer) -> str:
     return canonical_json({key: value for key, value in row.items() if value}) + "\n"
 
 
+class _NothingKept(Exception):
+    """Takes away the file of pairs, which would be empty; that of rejects stays."""
+
+
 @dataclass
 class _Tally:
     """Counts of what became of the answers."""
@@ -189,28 +203,38 @@ class _Tally:
             self.forms[answer.order.form_text] += 1
 
 
-def _write_files(folder: Path, job: _Job, tally: _Tally) -> Iterator[Progress | WritingStopped]:
-    """Write pairs and rejects as they come; both files appear at the end, or neither."""
+def _write_files(folder: Path, job: _Job, tally: _Tally, limits: TokenLimits) -> Iterator[Progress | WritingStopped]:
+    """Write pairs and rejects as they come; the files appear at the end, and without any pair that of rejects alone.
+
+    Raises:
+        InputError: no pair was written.
+    """
     config, stopped = job.config, None
     every = max(20, config.num_prompts // 500)
-    with ExitStack() as stack:
-        paths = [stack.enter_context(write_atomically(folder / name)) for name in ("prompts.jsonl", "rejects.jsonl")]
-        kept, rejected = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]
-        try:
-            for number, answer in enumerate(job.answers(), start=1):
-                tally.count(answer)
-                if answer.reason or answer.pair is None:
-                    rejected.write(_reject_line(answer))
-                else:
-                    kept.write(prompt_line(answer.pair))
-                if number % every == 0:
-                    note = answer.pair.instruction if answer.pair and not answer.reason else answer.reason
-                    yield Progress(stage="prompts", done=tally.num_pairs, total=config.num_prompts, note=note)
-        except WritingStopped as error:
-            stopped = error
-        if not tally.num_pairs:
-            common = ", ".join(f"{reason} ({count})" for reason, count in tally.reasons.most_common(3))
-            raise InputError(f"no prompt pair was written: {stopped or common}")
+    rejects = folder / "rejects.jsonl"
+    with write_atomically(rejects) as reject_path, reject_path.open("w", encoding="utf-8") as rejected:
+        with suppress(_NothingKept), write_atomically(folder / "prompts.jsonl") as path:
+            with path.open("w", encoding="utf-8") as kept:
+                try:
+                    for number, answer in enumerate(job.answers(limits), start=1):
+                        tally.count(answer)
+                        if answer.reason or answer.pair is None:
+                            rejected.write(_reject_line(answer))
+                        else:
+                            kept.write(prompt_line(answer.pair))
+                        if number % every == 0:
+                            note = answer.pair.instruction if answer.pair and not answer.reason else answer.reason
+                            yield Progress(stage="prompts", done=tally.num_pairs, total=config.num_prompts, note=note)
+                except WritingStopped as error:
+                    stopped = error
+            if not tally.num_pairs:
+                raise _NothingKept
+    if not tally.num_pairs:
+        common = ", ".join(f"{reason} ({count})" for reason, count in tally.reasons.most_common(3))
+        if tally.reasons:
+            raise InputError(f"no prompt pair was written: {stopped or common}; what came instead is in {rejects}")
+        rejects.unlink()
+        raise InputError(f"no prompt pair was written: {stopped or 'the writer gave no answer'}")
     if stopped is not None:
         yield stopped
 
@@ -244,21 +268,38 @@ def _control_facts(job: _Job) -> dict[str, Any]:
     return facts
 
 
-def _copy(run: RunFolder, config: PromptsConfig, path: Path) -> Iterator[Progress]:
-    pairs, folder = read_prompts(path), run.folder("prompts")
+def _copy(run: RunFolder, config: PromptsConfig, path: Path, limits: TokenLimits) -> Iterator[Progress]:
+    """Take the user's own pairs; those that are too long become rejects, and the others stay."""
+    found, folder = read_prompts(path), run.folder("prompts")
+    reasons = {pair.id: limits.find(pair) for pair in found}
+    pairs = tuple(pair for pair in found if not reasons[pair.id])
+    rejects = [{"reason": reasons[pair.id], "pair": to_plain(pair)} for pair in found if reasons[pair.id]]
+    if rejects:
+        with write_atomically(folder / "rejects.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(canonical_json(row) + "\n" for row in rejects)
+    if not pairs:
+        raise InputError(f"{path} holds no pair that can be made: {rejects[0]['reason']}")
     for step in copy_pictures(pairs, path.parent, to=folder):
         if isinstance(step, Progress):
             yield step
         else:
             pairs = step
     write_prompts(folder / "prompts.jsonl", pairs)
-    run.mark_done(
-        "prompts", config.identity(), num_prompts=len(pairs), by_kind=dict(Counter(pair.kind for pair in pairs))
-    )
-    yield Progress(stage="prompts", done=len(pairs), total=len(pairs), note=f"{len(pairs)} prompt pairs")
+    by_kind = dict(Counter(pair.kind for pair in pairs))
+    facts: dict[str, Any] = {"rejects": dict(Counter(row["reason"] for row in rejects))} if rejects else {}
+    run.mark_done("prompts", config.identity(), num_prompts=len(pairs), by_kind=by_kind, **facts)
+    note = f"{len(pairs)} prompt pairs"
+    note += "".join(f"; {row['pair']['source'][:60]!r} was left out: {row['reason']}" for row in rejects[:3])
+    note += f"; all {len(rejects)} that were left out are in rejects.jsonl" if len(rejects) > 3 else ""
+    yield Progress(stage="prompts", done=len(pairs), total=len(pairs), note=note)
 
 
-def run_prompts(run: RunFolder, config: PromptsConfig) -> Iterator[Progress]:
+def run_prompts(
+    run: RunFolder,
+    config: PromptsConfig,
+    *,
+    limits: TokenLimits = TokenLimits(),  # noqa: B008
+) -> Iterator[Progress]:
     """Write the prompt pairs of a run; the same run seed and config give the same file.
 
     If a limit on cost stops it, the pairs so far are written and the stage is not marked as done: the same command with
@@ -271,18 +312,21 @@ def run_prompts(run: RunFolder, config: PromptsConfig) -> Iterator[Progress]:
         yield Progress(stage="prompts", done=1, total=1, note="already done")
         return
     if config.path is not None:
-        yield from _copy(run, config, config.path)
+        yield from _copy(run, config, config.path, limits)
         return
     folder = run.folder("prompts")
     job, tally = _prepare(config, run.seed, folder / "llm"), _Tally(Counter(), Counter(), Counter())
-    if remark := job.writer.remark():
+    remark = job.writer.remark()
+    if remark:
         yield Progress(stage="prompts", done=0, total=config.num_prompts, note=remark)
-    for step in _write_files(folder, job, tally):
+    for step in _write_files(folder, job, tally, limits):
         if isinstance(step, WritingStopped):
             note = f"stopped with {tally.num_pairs} of {config.num_prompts} pairs: {step}"
             yield Progress(stage="prompts", done=tally.num_pairs, total=config.num_prompts, note=note)
             return
         yield step
+    if (said := job.writer.remark()) != remark:
+        yield Progress(stage="prompts", done=tally.num_pairs, total=tally.num_pairs, note=said)
     facts = {"num_prompts": tally.num_pairs, "by_kind": dict(tally.kinds), "rejects": dict(tally.reasons)}
     if config.is_learning:
         _write_forms(folder / "forms.jsonl", job, tally)

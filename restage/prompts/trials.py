@@ -84,7 +84,7 @@ def read_trials(runs: Sequence[Path]) -> Learned:
         for row in _rows(run):
             trial = _trial(row)
             trials.append(trial)
-            if trial.is_accepted:
+            if trial.is_accepted and row["source_caption"] and row["direction_similarity"] is not None:
                 example = Example(row["source_caption"], row["target_caption"], row["instruction"])
                 found = best[str(trial.form)]
                 found.append((-float(row["direction_similarity"]), example))
