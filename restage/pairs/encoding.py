@@ -19,6 +19,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from restage.pairs.pictures import load_picture
 from restage.records import PromptPair, canonical_json
 
 __all__ = [
@@ -130,7 +131,7 @@ def write_tar(pairs: Sequence[EncodedPair]) -> bytes:
 
 
 def _read_image(content: bytes) -> Tensor:
-    array = np.array(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.float32) / 255
+    array = np.array(load_picture(content, "a stored picture"), dtype=np.float32) / 255
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 

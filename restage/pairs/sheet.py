@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from restage.pairs.encoding import to_uint8
+from restage.pairs.pictures import load_picture
 from restage.pairs.store import PREVIEW
 from restage.records import write_atomically
 
@@ -43,7 +44,7 @@ def make_preview(
 
 def _draw_cell(sheet: Image.Image, row: Mapping[str, Any], at: tuple[int, int]) -> None:
     draw, (left, top) = ImageDraw.Draw(sheet), at
-    sheet.paste(Image.open(io.BytesIO(row[PREVIEW])), at)
+    sheet.paste(load_picture(row[PREVIEW], "a preview"), at)
     scores = f"direction {row['direction_similarity']:.2f}, pictures {row['image_similarity']:.2f}"
     reason = row["reason"]
     lines = (

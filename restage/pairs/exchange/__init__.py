@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from restage.pairs.exchange.format import PairFormat
 from restage.pairs.exchange.huggingface import HUGGINGFACE
+from restage.pairs.exchange.image_folder import IMAGE_FOLDER
 from restage.pairs.exchange.instruct_pix2pix import INSTRUCT_PIX2PIX
 from restage.pairs.exchange.webdataset import WEBDATASET
 
@@ -17,5 +18,6 @@ FORMATS: dict[str, PairFormat] = {
     "hf": HUGGINGFACE,
     "webdataset": WEBDATASET,
     "instruct-pix2pix": INSTRUCT_PIX2PIX,
+    "imagefolder": IMAGE_FOLDER,
 }
-"""Forms of data sets by name."""
+"""Forms of data sets by name; a folder is taken for the first one that it looks like."""

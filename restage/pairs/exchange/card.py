@@ -5,7 +5,6 @@ Cards have the form of those on the Hugging Face hub: Markdown below a YAML head
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections import Counter
@@ -14,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from restage.pairs.exchange import FORMATS
 from restage.pairs.exchange.exported import PairSet
 from restage.pairs.exchange.format import PairFormat
 from restage.pairs.files import open_files
 from restage.pairs.score import PairScores
 from restage.records import InputError, read_json, to_plain
+from restage.scenes.io.images import open_picture
 
 __all__ = ["SetFacts", "collect_facts", "render_card"]
 
@@ -98,7 +96,7 @@ def collect_facts(pair_set: PairSet, run: Path | None) -> SetFacts:
         for pair in pair_set.pairs(index):
             facts.writers[pair.record["prompt"].get("writer", "unknown")] += 1
             if is_first:
-                width, height = Image.open(io.BytesIO(pair.parts["source.png"])).size
+                width, height = open_picture(pair.parts["source.png"], pair.id).size
                 facts.sizes[f"{width}x{height}"] += 1
                 is_first = False
     facts.provenance = _provenance(pair_set, run)

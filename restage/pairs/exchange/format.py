@@ -21,6 +21,8 @@ class PairFormat:
     """What lies where, in a sentence for the data card."""
     read: Callable[[Path], Iterator[ForeignPair]]
     """Yields the pairs of a folder as they are; `bring_in` checks them."""
+    is_in: Callable[[Path], bool] | None = None
+    """Tells whether a folder looks like this form; None if the form has to be named."""
     export: Callable[[PairSet, Path], Iterator[Progress]] | None = None
     """Writes a set into a folder, where a file that is there already is whole and stays; None if it is only read."""
     card_header: tuple[str, ...] = ()

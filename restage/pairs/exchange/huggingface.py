@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from restage.pairs.exchange.exported import ExportedPair, PairSet
-from restage.pairs.exchange.foreign_pair import ForeignPair, find_names, texts_of
+from restage.pairs.exchange.foreign_pair import ALIASES, PICTURES, ForeignPair, find_names, read_file, texts_of
 from restage.pairs.exchange.format import PairFormat
 from restage.pairs.score import PairScores
 from restage.records import InputError, Progress, canonical_json, write_atomically
@@ -24,8 +24,8 @@ __all__ = ["HUGGINGFACE"]
 
 FILE_MB = 256
 """Size at which a new file is begun; the hub recommends files of a few hundred MB."""
-PICTURES = {"original_image": "source.png", "edited_image": "edited.png", "mask_image": "mask.png"}
-TEXTS = {
+PICTURE_COLUMNS = {"original_image": "source.png", "edited_image": "edited.png", "mask_image": "mask.png"}
+TEXT_COLUMNS = {
     "id": "id",
     "original_prompt": "source_caption",
     "edit_prompt": "instruction",
@@ -39,19 +39,21 @@ READ_ROWS = 64
 
 def _schema() -> pa.Schema:
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    fields = [(name, picture) for name in PICTURES]
-    fields += [(name, pa.string()) for name in TEXTS]
+    fields = [(name, picture) for name in PICTURE_COLUMNS]
+    fields += [(name, pa.string()) for name in TEXT_COLUMNS]
     fields += [(name, pa.float64()) for name in PairScores._fields]
-    features: dict[str, Any] = {name: {"_type": "Image"} for name in PICTURES}
-    features |= {name: {"dtype": "string", "_type": "Value"} for name in (*TEXTS, "record")}
+    features: dict[str, Any] = {name: {"_type": "Image"} for name in PICTURE_COLUMNS}
+    features |= {name: {"dtype": "string", "_type": "Value"} for name in (*TEXT_COLUMNS, "record")}
     features |= {name: {"dtype": "float64", "_type": "Value"} for name in PairScores._fields}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return pa.schema([*fields, ("record", pa.string())], metadata=metadata)
 
 
 def _row(pair: ExportedPair) -> dict[str, Any]:
-    pictures = {column: {"bytes": pair.parts[name], "path": f"{pair.id}.{name}"} for column, name in PICTURES.items()}
-    texts = {column: pair.row.get(name, "") for column, name in TEXTS.items()}
+    pictures = {
+        column: {"bytes": pair.parts[name], "path": f"{pair.id}.{name}"} for column, name in PICTURE_COLUMNS.items()
+    }
+    texts = {column: pair.row.get(name, "") for column, name in TEXT_COLUMNS.items()}
     scores = {name: pair.row.get(name) for name in PairScores._fields}
     return {**pictures, **texts, **scores, "record": canonical_json(pair.record)}
 
@@ -87,46 +89,73 @@ def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
             done += len(group)
 
 
+def _parquet_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith(".") and path.is_file())
+
+
 def _read(folder: Path) -> Iterator[ForeignPair]:
     """Read the pairs of a folder of parquet files with pictures, in order of their names.
 
     Raises:
-        InputError: there are none, or their columns do not hold pictures, captions and instruction.
+        InputError: there are none, or their columns do not hold two pictures and an instruction.
     """
-    paths = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
+    paths = _parquet_files(folder)
     if not paths:
         raise InputError(f"{folder} holds no parquet file; expected a data set as load_dataset takes it")
     for path in paths:
         try:
-            file = pq.ParquetFile(path)
+            yield from _read_file(path, folder)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path} is not readable as parquet: {error}") from None
-        names = find_names(file.schema_arrow.names, str(path))
-        number = 0
-        for batch in file.iter_batches(batch_size=READ_ROWS):
-            for row in batch.to_pylist():
-                yield _foreign(row, names, f"{path.name}, row {number}")
-                number += 1
 
 
-def _bytes_of(value: Any) -> bytes | None:
-    """The bytes of a picture, which a column holds as such or in a struct."""
+def _read_file(path: Path, folder: Path) -> Iterator[ForeignPair]:
+    file = pq.ParquetFile(path)
+    schema = file.schema_arrow
+    # A column without any value has no type, and its name alone tells what it would hold.
+    by_name = {alias for part in PICTURES for alias in ALIASES[part]}
+    pictures = [
+        field.name
+        for field in schema
+        if _holds_pictures(field.type) or (pa.types.is_null(field.type) and field.name in by_name)
+    ]
+    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    names = find_names(pictures, texts, str(path))
+    number = 0
+    for batch in file.iter_batches(batch_size=READ_ROWS):
+        for row in batch.to_pylist():
+            source, edited, mask = (_bytes_of(row.get(names.by_part.get(part, "")), folder) for part in PICTURES)
+            yield ForeignPair(
+                where=f"{path.name}, row {number}",
+                source=source,
+                edited=edited,
+                mask=mask,
+                texts=texts_of(row, names.by_part),
+                row=row,
+                remark=names.remark,
+            )
+            number += 1
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _bytes_of(value: Any, folder: Path) -> bytes | None:
+    """The bytes of a picture, which a column holds as such, in a struct, or in a file that the struct names."""
     if isinstance(value, Mapping):
-        value = value.get("bytes")
+        content, name = value.get("bytes"), value.get("path")
+        value = content or (read_file(folder, name) if isinstance(name, str) else None)
     return value if isinstance(value, bytes) else None
-
-
-def _foreign(row: Mapping[str, Any], names: Mapping[str, str], where: str) -> ForeignPair:
-    pictures = {
-        part: _bytes_of(row.get(names[part])) if part in names else None for part in ("source", "edited", "mask")
-    }
-    return ForeignPair(where=where, **pictures, texts=texts_of(row, names), row=row)
 
 
 HUGGINGFACE = PairFormat(
     description="Columns: original_image, edited_image, mask_image (pictures), original_prompt, edited_prompt, "
     "edit_prompt (the instruction), kind, id, prompt_id, scores, and record (JSON of everything stored of the pair).",
     read=_read,
+    is_in=lambda folder: bool(_parquet_files(folder)),
     export=_export,
     card_header=(
         "configs:",

@@ -14,12 +14,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from restage.pairs.exchange.exported import ExportedPair, PairSet
-from restage.pairs.exchange.foreign_pair import ForeignPair
+from restage.pairs.exchange.foreign_pair import ForeignPair, json_or_none, read_file, texts_of
 from restage.pairs.exchange.format import PairFormat
-from restage.records import InputError, Progress, read_json, write_atomically
+from restage.pairs.pictures import load_picture
+from restage.records import InputError, Progress, write_atomically
 
 __all__ = ["INSTRUCT_PIX2PIX"]
 
@@ -34,8 +33,7 @@ SCORES = {
 
 def _jpeg(png: bytes) -> bytes:
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").save(buffer, format="JPEG", quality=100, subsampling=0)
+    load_picture(png, "a stored picture").save(buffer, format="JPEG", quality=100, subsampling=0)
     return buffer.getvalue()
 
 
@@ -99,75 +97,69 @@ def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
 
 def _folders(folder: Path) -> list[tuple[str, list[str]]]:
     """Return the folders with their seeds, from `seeds.json` or from what lies there."""
-    if (folder / "seeds.json").exists():
+    if (content := read_file(folder, "seeds.json")) is not None:
         try:
-            return [(str(name), [str(seed) for seed in seeds]) for name, seeds in read_json(folder / "seeds.json")]
+            return [(str(name), [str(seed) for seed in seeds]) for name, seeds in json_or_none(content)]
         except (TypeError, ValueError):
             raise InputError(f"{folder / 'seeds.json'} must be a list of [folder, [seeds]]") from None
     found = [(path, sorted(path.glob("*_0.jpg"))) for path in sorted(folder.iterdir()) if path.is_dir()]
     return [(path.name, [file.name.removesuffix("_0.jpg") for file in files]) for path, files in found if files]
 
 
-def _read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
-def _scores_of(folder: Path) -> dict[str, Mapping[str, Any]]:
+def _scores_of(content: bytes | None) -> dict[str, Mapping[str, Any]]:
     """Read the scores of `metadata.jsonl` by seed, under our names."""
     rows = {}
-    for line in (_read(folder / "metadata.jsonl") or b"").decode("utf-8", "replace").splitlines():
-        try:
-            found = json.loads(line)
+    for found in map(json_or_none, (content or b"").splitlines()):
+        if isinstance(found, dict) and "seed" in found:
             rows[str(found["seed"])] = {SCORES.get(name, name): value for name, value in found.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
     return rows
 
 
-def _texts(folder: Path) -> dict[str, str]:
-    try:
-        prompt = json.loads(_read(folder / "prompt.json") or b"{}")
-    except ValueError:
-        return {}
-    parts = {
-        "source_caption": prompt.get("input", prompt.get("caption")),
-        "target_caption": prompt.get("output"),
-        "instruction": prompt.get("edit"),
-        "kind": prompt.get("kind"),
+def _texts(content: bytes | None) -> dict[str, str]:
+    prompt = json_or_none(content)
+    names = {
+        "source_caption": "input" if isinstance(prompt, dict) and "input" in prompt else "caption",
+        "target_caption": "output",
+        "instruction": "edit",
+        "kind": "kind",
     }
-    return {part: value for part, value in parts.items() if isinstance(value, str) and value.strip()}
+    return texts_of(prompt, names) if isinstance(prompt, dict) else {}
 
 
 def _read_pairs(folder: Path) -> Iterator[ForeignPair]:
     """Read the pairs of such a folder, in the order of `seeds.json`.
 
     Raises:
-        InputError: there are none, or the first prompt has no captions or instruction.
+        InputError: there are none, or the first prompt has no instruction.
     """
     folders = _folders(folder)
     if not folders:
         raise InputError(f"{folder} holds no seeds.json and no folder with <seed>_0.jpg")
-    first = _texts(folder / folders[0][0])
-    for part, key in (("source_caption", "input"), ("target_caption", "output"), ("instruction", "edit")):
-        if part not in first:
-            place = folder / folders[0][0] / "prompt.json"
-            raise InputError(f"{place} has no {part.replace('_', ' ')}; expected a text under {key!r}")
+    if "instruction" not in _texts(read_file(folder, f"{folders[0][0]}/prompt.json")):
+        raise InputError(f"{folder / folders[0][0] / 'prompt.json'} has no instruction; expected a text under 'edit'")
     for name, seeds in folders:
-        texts, scores = _texts(folder / name), _scores_of(folder / name)
+        texts = _texts(read_file(folder, f"{name}/prompt.json"))
+        scores = _scores_of(read_file(folder, f"{name}/metadata.jsonl"))
         for seed in seeds:
             yield ForeignPair(
                 where=f"{name}/{seed}",
-                source=_read(folder / name / f"{seed}_0.jpg"),
-                edited=_read(folder / name / f"{seed}_1.jpg"),
-                mask=_read(folder / name / f"{seed}_mask.png"),
+                source=read_file(folder, f"{name}/{seed}_0.jpg"),
+                edited=read_file(folder, f"{name}/{seed}_1.jpg"),
+                mask=read_file(folder, f"{name}/{seed}_mask.png"),
                 texts=texts,
                 row={"seed": seed, **scores.get(seed, {})},
+                mask_is="white",  # only our own exports have masks in this layout
             )
+
+
+def _is_in(folder: Path) -> bool:
+    return (folder / "seeds.json").is_file() or next(folder.glob("*/*_0.jpg"), None) is not None
 
 
 INSTRUCT_PIX2PIX = PairFormat(
     description="Layout of InstructPix2Pix: a folder for each prompt pair, JPEG pictures (quality 100, not "
     "lossless), masks beside them as PNG.",
     read=_read_pairs,
+    is_in=_is_in,
     export=_export,
 )

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import hashlib
-import json
+import io
+import lzma
+import re
 import tarfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from restage.pairs.encoding import EncodedPair, write_tar
 from restage.pairs.exchange.exported import PairSet
-from restage.pairs.exchange.foreign_pair import ALIASES, ForeignPair, find_names, texts_of
+from restage.pairs.exchange.foreign_pair import (
+    ALIASES,
+    MAX_FILE_BYTES,
+    NEEDED,
+    PICTURES,
+    TEXTS,
+    ForeignPair,
+    find_names,
+    json_or_none,
+    texts_of,
+)
 from restage.pairs.exchange.format import PairFormat
 from restage.pairs.store import shard_name
 from restage.records import InputError, Progress, write_atomically, write_json
 
 __all__ = ["WEBDATASET"]
 
-PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "avif")
+ENDINGS = (
+    *(f"{name}.{suffix}" for part in PICTURES for name in ALIASES[part] for suffix in PICTURE_SUFFIXES),
+    *(f"{name}.txt" for part in TEXTS for name in ALIASES[part]),
+    *("json", "txt"),
+)
+"""Known endings of a sample's files; what stands before one is the key, dots and all."""
+TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)$")
+MAX_RATIO = 20
+"""Number of times its size that a compressed tar may unpack to; pictures are compressed already."""
 
 
 def _tar_of(pair_set: PairSet, index: int) -> tuple[bytes, int]:
@@ -50,63 +75,99 @@ def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
     write_json(folder / "index.json", index_record)
 
 
+class _Bounded(io.RawIOBase):
+    """A tar as a stream of bytes, unpacked if it is compressed; refuses one that unpacks to far more than its size."""
+
+    def __init__(self, path: Path) -> None:
+        openers = {b"\x1f\x8b": gzip.GzipFile, b"BZ": bz2.BZ2File, b"\xfd7": lzma.LZMAFile}
+        with path.open("rb") as file:
+            opener = openers.get(file.read(2), io.FileIO)
+        self._file, self._path = opener(path), path
+        self._left = path.stat().st_size * MAX_RATIO + MAX_FILE_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size) or b""
+        self._left -= len(content)
+        if self._left < 0:
+            raise InputError(f"{self._path} unpacks to more than {MAX_RATIO} times its size; it was not read")
+        return content
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield the key of each sample of a tar, and its files by extension; the tar is read as a stream."""
-    key, parts = None, {}
-    with tarfile.open(path, "r|*") as tar:
+    """Yield the key of each sample of a tar, and its files by ending; the tar is read as a stream."""
+    key, parts, size = None, {}, 0
+    with contextlib.closing(_Bounded(path)) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
+            if member.size > MAX_FILE_BYTES:
+                raise InputError(
+                    f"{path}, {member.name[:100]!r}: {member.size} bytes are too many for a file of a pair"
+                )
             if not member.isfile():
                 continue
-            place, _, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            next_key = f"{place}/{stem}".lstrip("/")
+            next_key, ending = _split(member.name)
             if key is not None and next_key != key:
                 yield key, parts
-                parts = {}
+                parts, size = {}, 0
             content = tar.extractfile(member)
-            key, parts[extension.lower()] = next_key, content.read() if content else b""
+            key, size = next_key, size + member.size
+            if size > MAX_FILE_BYTES:
+                raise InputError(f"{path}, {key[:100]!r}: its files are too large for a pair")
+            parts[ending] = content.read() if content else b""
     if key is not None:
         yield key, parts
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Split a member's name into the key of its sample and the ending that says what it is.
+
+    WebDataset ends the key at the first dot. Where names have dots of their own, a known ending is what counts.
+    """
+    place, _, file = name.rpartition("/")
+    lower = file.lower()
+    ending = next((known for known in ENDINGS if lower.endswith(f".{known}")), "")
+    if ending:
+        stem = file[: -len(ending) - 1]
+    else:
+        stem, _, ending = file.partition(".")
+    return f"{place}/{stem}".lstrip("/"), ending.lower()
 
 
 def _read(folder: Path) -> Iterator[ForeignPair]:
     """Read the pairs of all tars of a folder, in order of their names.
 
-    A sample holds pictures such as `source.png` and `edited.jpg` (see `foreign_pair.ALIASES`), and `json` with captions
-    and instruction, alone or under `prompt`.
+    A sample holds pictures such as `source.png` and `edited.jpg` (see `foreign_pair.ALIASES`), and its texts in `json`,
+    alone or under `prompt`, or in files such as `edit.txt`.
 
     Raises:
-        InputError: there is no tar, one cannot be read, or the first sample has no captions or instruction.
+        InputError: there is no tar, one cannot be read, or the first sample has no pictures or no instruction.
     """
-    paths = sorted(folder.glob("*.tar"))
+    paths = _tars(folder)
     if not paths:
         raise InputError(f"{folder} holds no tar; expected shards of WebDataset")
-    is_first = True
+    needed = NEEDED
     for path in paths:
         try:
             for key, parts in _samples(path):
-                yield _foreign(key, parts, path, is_first=is_first)
-                is_first = False
-        except (tarfile.TarError, EOFError) as error:
+                yield _foreign(key, parts, f"{path.name}, {key}", needed)
+                needed = ()
+        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, MemoryError, OverflowError) as error:
             raise InputError(f"{path} is not readable as a tar: {error}") from None
 
 
-def _picture(parts: Mapping[str, bytes], part: str) -> bytes | None:
-    names = [f"{alias}.{suffix}" for alias in ALIASES[part] for suffix in PICTURE_SUFFIXES]
-    return next((parts[name] for name in names if name in parts), None)
-
-
-def _record(parts: Mapping[str, bytes]) -> dict[str, Any]:
-    try:
-        record = json.loads(parts.get("json", b"{}"))
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
+def _tars(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if TAR.search(path.name.lower()) and path.is_file())
 
 
 def _row(parts: Mapping[str, bytes]) -> dict[str, Any]:
     """Return what a sample says of itself; a record of ours is brought into the form of others."""
-    record = _record(parts)
+    record = json_or_none(parts.get("json"))
+    record = record if isinstance(record, dict) else {}
+    texts = {ending.removesuffix(".txt"): content for ending, content in parts.items() if ending.endswith("txt")}
+    record |= {name: content.decode("utf-8-sig", "replace") for name, content in texts.items() if name not in record}
     prompt = record.get("prompt")
     if not isinstance(prompt, dict):
         return record
@@ -114,18 +175,29 @@ def _row(parts: Mapping[str, bytes]) -> dict[str, Any]:
     texts |= {"instruction": prompt.get("instruction"), "kind": prompt.get("kind"), "id": record.get("id")}
     facts = record.get("facts")
     scores = facts.get("scores") if isinstance(facts, dict) else None
-    return {**texts, **(scores or {}), "record": parts["json"].decode("utf-8", "replace")}
+    found = {**(scores if isinstance(scores, dict) else {}), **texts}
+    return {**found, "record": parts["json"].decode("utf-8", "replace")}
 
 
-def _foreign(key: str, parts: Mapping[str, bytes], path: Path, *, is_first: bool) -> ForeignPair:
-    row, where = _row(parts), f"{path.name}, {key}"
-    names = find_names(row, where, ("source_caption", "target_caption", "instruction") if is_first else ())
-    pictures = {part: _picture(parts, part) for part in ("source", "edited", "mask")}
-    return ForeignPair(where=where, **pictures, texts=texts_of(row, names), row=row)
+def _foreign(key: str, parts: Mapping[str, bytes], where: str, needed: Sequence[str]) -> ForeignPair:
+    row = _row(parts)
+    pictures = {name.rpartition(".")[0]: name for name in parts if name.rpartition(".")[2] in PICTURE_SUFFIXES}
+    names = find_names(pictures, [name for name, value in row.items() if isinstance(value, str)], where, needed=needed)
+    source, edited, mask = (parts.get(pictures.get(names.by_part.get(part, ""), "")) for part in PICTURES)
+    return ForeignPair(
+        where=where,
+        source=source,
+        edited=edited,
+        mask=mask,
+        texts=texts_of(row, names.by_part),
+        row=row,
+        remark=names.remark,
+    )
 
 
 WEBDATASET = PairFormat(
     description="Samples: source.png, edited.png, mask.png (white: what may change), json (prompt, facts, scores).",
     read=_read,
+    is_in=lambda folder: bool(_tars(folder)),
     export=_export,
 )

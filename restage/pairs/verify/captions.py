@@ -21,7 +21,7 @@ from restage.pairs.score import ImageTextModel
 from restage.pairs.verify.pictures import Look
 from restage.records import InputError
 
-__all__ = ["BATCH_SIZE", "CaptionBank", "CaptionFault", "Judged", "judge_captions", "make_bank"]
+__all__ = ["BATCH_SIZE", "CaptionBank", "CaptionFault", "Judged", "captions_of", "judge_captions", "make_bank"]
 
 BATCH_SIZE = 16
 """Number of pairs that are embedded at once."""
@@ -68,6 +68,11 @@ def _encode_texts(clip: ImageTextModel, texts: Sequence[str]) -> Float[Tensor, "
         return torch.cat([_encode_texts(clip, [text]) for text in texts])
 
 
+def captions_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the captions of a row; pairs of others may have none, which are empty then."""
+    return row["source_caption"] or "", row["target_caption"] or ""
+
+
 def make_bank(clip: ImageTextModel, texts: Sequence[str]) -> CaptionBank:
     """Embed up to `BANK_SIZE` different captions, evenly chosen from those given, in one fixed order."""
     distinct = sorted(set(texts))
@@ -109,7 +114,7 @@ class Judged(NamedTuple):
 
 def judge_captions(looks: Sequence[Look], rows: Sequence[Mapping[str, Any]], bank: CaptionBank) -> Judged:
     """Judge the pairs of a batch, all of one size."""
-    captions = [(row["source_caption"], row["target_caption"]) for row in rows]
+    captions = [captions_of(row) for row in rows]
     with bank.lock:
         text = _encode_texts(bank.clip, [pair[0] for pair in captions] + [pair[1] for pair in captions])
     images = _to_tensor([look.source for look in looks] + [look.edited for look in looks])

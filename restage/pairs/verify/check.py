@@ -20,7 +20,7 @@ from restage.pairs.left_out import is_left_out_list, read_left_out
 from restage.pairs.score import ImageTextModel
 from restage.pairs.store import shard_name
 from restage.pairs.verdicts import current_rule
-from restage.pairs.verify.captions import MIN_BANK_SIZE, CaptionBank, make_bank
+from restage.pairs.verify.captions import MIN_BANK_SIZE, CaptionBank, captions_of, make_bank
 from restage.pairs.verify.examine import Examiner, Seen
 from restage.pairs.verify.findings import Finding
 from restage.pairs.verify.folder import (
@@ -89,7 +89,7 @@ def _captions(files: Files, shards: Sequence[int]) -> Iterator[str]:
             continue
         for row in rows:
             if row.get("accepted"):
-                yield from (row["source_caption"], row["target_caption"])
+                yield from filter(None, captions_of(row))
 
 
 def _examine_all(examiner: Examiner, shards: Sequence[int], num_threads: int) -> Iterator[Seen]:

@@ -16,7 +16,7 @@ from restage.pairs.files import Files
 from restage.pairs.score import PairRule
 from restage.pairs.store import shard_name
 from restage.pairs.verdicts import rule_id, verdict_of
-from restage.pairs.verify.captions import BATCH_SIZE, CaptionBank, judge_captions
+from restage.pairs.verify.captions import BATCH_SIZE, CaptionBank, captions_of, judge_captions
 from restage.pairs.verify.findings import Finding
 from restage.pairs.verify.folder import Plan
 from restage.pairs.verify.pictures import Look, NotDecodable, find_faults, look_at
@@ -150,12 +150,16 @@ class Examiner:
         """Describe pairs of one size, and add what is wrong with them to `findings`."""
         faults = [list(find_faults(look, pair.row)) for pair, look in batch]
         gaps, is_too_long = [math.nan] * len(batch), [False] * len(batch)
-        if self.bank is not None:
-            judged = judge_captions([look for _, look in batch], [pair.row for pair, _ in batch], self.bank)
-            gaps, is_too_long = judged.gaps, judged.is_too_long
+        with_captions = [place for place, (pair, _) in enumerate(batch) if all(captions_of(pair.row))]
+        if self.bank is not None and with_captions:
+            looks, captioned = zip(*((batch[place][1], batch[place][0].row) for place in with_captions), strict=True)
+            judged = judge_captions(looks, captioned, self.bank)
+            for place, gap, too_long in zip(with_captions, judged.gaps, judged.is_too_long, strict=True):
+                gaps[place], is_too_long[place] = gap, too_long
             for fault in judged.faults:
-                if not faults[fault.position]:  # what a black picture shows need not be said twice
-                    faults[fault.position].append((fault.reason, fault.detail))
+                of_pair = faults[with_captions[fault.position]]
+                if not of_pair:  # what a black picture shows need not be said twice
+                    of_pair.append((fault.reason, fault.detail))
         for (pair, look), of_pair, gap, too_long in zip(batch, faults, gaps, is_too_long, strict=True):
             findings.extend(_finding(index, pair.id, *fault) for fault in of_pair)
             pair_id = pair.id.encode("ascii", "replace")

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from restage.pairs.files import Files, LocalFiles
 from restage.pairs.left_out import is_left_out_list
@@ -20,6 +19,7 @@ from restage.pairs.store import shard_name, write_manifest
 from restage.pairs.verify.findings import Finding
 from restage.pairs.verify.shards import BadFile, read_canonical_json
 from restage.records import InputError, content_id, file_sha256
+from restage.scenes.io.images import UNREADABLE, open_picture
 
 __all__ = [
     "QUARANTINE",
@@ -110,9 +110,9 @@ def check_folder(files: Files, names: list[str]) -> Iterator[Finding]:
                 yield Finding(reason="flipped", file=name, detail="its id is not that of its rule")
         elif name == "contact_sheet.png":
             try:
-                with Image.open(io.BytesIO(files.read(name))) as image:
+                with open_picture(files.read(name), name) as image:
                     image.verify()
-            except (OSError, SyntaxError, ValueError) as error:
+            except UNREADABLE as error:
                 yield Finding(reason="stale", file=name, detail=f"its checksums are wrong: {error}")
 
 

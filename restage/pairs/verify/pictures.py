@@ -6,7 +6,6 @@ Nothing here knows captions or other pairs; `captions` and `repeats` use what is
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,7 +15,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from restage.pairs.encoding import array_sha256
+from restage.pairs.pictures import load_picture
 from restage.pairs.score import PairScores
+from restage.records import InputError
 
 __all__ = ["Look", "NotDecodable", "difference_hash", "find_faults", "look_at"]
 
@@ -50,11 +51,6 @@ class Look(NamedTuple):
     """Mean colors of the quarters of both pictures."""
 
 
-def _decode(content: bytes, mode: str) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as image:
-        return np.asarray(image.convert(mode))
-
-
 def difference_hash(grey: Image.Image) -> int:
     """Return 64 bits: where brightness rises from a cell of a coarse grid to the next (dHash, N. Krawetz 2013).
 
@@ -80,11 +76,11 @@ def look_at(parts: Mapping[str, bytes]) -> Look:
     arrays = []
     for name, mode in (("source.png", "RGB"), ("edited.png", "RGB"), ("mask.png", "L")):
         try:
-            arrays.append(_decode(parts[name], mode))
+            arrays.append(np.asarray(load_picture(parts[name], name, mode)))
         except KeyError:
             raise NotDecodable(f"{name} is missing") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's ways to refuse
-            raise NotDecodable(f"{name} cannot be decoded: {error}") from None
+        except InputError as error:
+            raise NotDecodable(str(error)) from None
     source, edited, mask = arrays
     if source.shape != edited.shape or mask.shape != source.shape[:2]:
         sizes = ", ".join("x".join(map(str, array.shape[1::-1])) for array in arrays)

@@ -1,0 +1,217 @@
+"""Checks the pairs of a foreign data set one by one, and turns them into ours; called by `bring_in`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from restage.pairs.encoding import ImagePair, pixel_sha256
+from restage.pairs.exchange.foreign_pair import ForeignPair, json_or_none
+from restage.pairs.exchange.masks import MaskVotes, decode_mask, meaning_of
+from restage.pairs.pictures import upright_picture
+from restage.pairs.score import PairScores
+from restage.pairs.sheet import make_preview
+from restage.prompts.store import pair_of_record
+from restage.records import InputError, PromptPair, canonical_json, content_id
+
+__all__ = ["MULTIPLE_OF", "BadPair", "Checker", "rejected_row"]
+
+MULTIPLE_OF = 8
+"""The sides of pictures must be multiples of this, since autoencoders work on cells of 8 pixels."""
+UNSCORED = "not scored by the data set that it comes from"
+OUR_ID = re.compile(r"pair-[0-9a-f]{16}")
+MAX_TEXT = 10_000
+"""Number of characters that a caption or an instruction may have."""
+MAX_FACTS = 100_000
+"""Number of characters that the facts of a record may take as JSON."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that no text has, but which move cursors, end lines, or cannot be written."""
+
+
+class BadPair(Exception):
+    """Why a foreign pair is not taken."""
+
+
+def _decode(content: bytes | None, name: str, size: int | None) -> Float[Tensor, "3 height width"]:
+    if content is None:
+        raise BadPair(f"{name} is missing")
+    try:
+        upright = upright_picture(content, name)
+    except InputError:
+        raise BadPair(f"{name} cannot be decoded") from None
+    if size is not None:
+        upright = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).float() / 255
+
+
+def clean(text: str) -> str:
+    """Return a text without the characters that no text has."""
+    return CONTROL.sub(" ", text)
+
+
+def _prompt(pair: ForeignPair) -> tuple[PromptPair, dict[str, Any]]:
+    """Return the prompt pair and the facts: those of a record of ours as they were, else what the texts say."""
+    given = pair.row.get("record")
+    record = json_or_none(given) if isinstance(given, str) else None
+    if isinstance(record, dict):  # a column of that name need not hold records of ours
+        facts = record.get("facts")
+        try:
+            is_short = isinstance(facts, dict) and len(canonical_json(facts).encode()) <= MAX_FACTS
+            return pair_of_record(record.get("prompt")), facts if isinstance(facts, dict) and is_short else {}
+        except (ValueError, RecursionError):
+            pass
+    texts = {part: " ".join(clean(text).split()) for part, text in pair.texts.items()}
+    if not texts.get("instruction"):
+        raise BadPair("the instruction is missing")
+    if any(len(text) > MAX_TEXT for text in texts.values()):
+        raise BadPair(f"a text is longer than {MAX_TEXT} characters")
+    prompt = PromptPair(
+        source=texts.get("source_caption", ""),
+        target=texts.get("target_caption", ""),
+        instruction=texts["instruction"],
+        kind=texts.get("kind", "other"),
+        undo=texts.get("undo", ""),
+        form="foreign",
+        writer="foreign",
+    )
+    return prompt, {}
+
+
+def _score(value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= 1e6 else math.nan
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if -(2**63) <= number < 2**63 else None
+
+
+@dataclass
+class Checker:
+    """Checks pairs one after the other; the first good one decides the size of all."""
+
+    size: int | None
+    mask_is: str
+    """What masks mean; `auto` goes by `meanings`."""
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    """What was recognized, of masks with and without transparency."""
+    shares: list[float] = field(default_factory=list)
+    """Shares of the picture that masks cover, of masks whose meaning is recognized or named by the user."""
+    found_size: tuple[int, int] | None = None
+
+    def vote(self, pair: ForeignPair, votes: MaskVotes) -> None:
+        """Let a pair say what its mask means; bad ones say nothing."""
+        if pair.mask is None or self._named_meaning(pair) != "auto":
+            return
+        try:
+            source, edited = (_decode(part, "a picture", self.size) for part in (pair.source, pair.edited))
+            layers = decode_mask(pair.mask, self.size)
+        except (BadPair, InputError):
+            return
+        if source.shape == edited.shape and source.shape[1:] == layers.levels.shape:
+            votes.add(layers, (source - edited).abs().mean(0).numpy())
+
+    def _named_meaning(self, pair: ForeignPair) -> str:
+        """What is said of the pair's mask: by the user, by its layout, or by being a record of ours."""
+        if self.mask_is != "auto":
+            return self.mask_is
+        return pair.mask_is or ("white" if isinstance(pair.row.get("record"), str) else "auto")
+
+    def take(self, pair: ForeignPair) -> tuple[ImagePair, dict[str, Any]]:
+        """Return the pair as one of ours, and its row.
+
+        Raises:
+            BadPair: it cannot be taken.
+        """
+        prompt, facts = _prompt(pair)
+        source, edited, mask = self._pictures(pair)
+        found = (source.shape[2], source.shape[1])
+        self.found_size = self.found_size or found
+        if found != self.found_size:
+            raise BadPair("another size than the first picture; --size brings all to one")
+        given = pair.texts.get("id", "")
+        pixels = pixel_sha256(source, edited, mask)
+        pair_id = given if OUR_ID.fullmatch(given) else content_id("pair", {"prompt": prompt, "pixels": pixels})
+        image_pair = ImagePair(
+            id=pair_id,
+            source=source,
+            edited=edited,
+            mask=mask,
+            prompt=prompt,
+            facts={**facts, "from": clean(pair.where)},
+        )
+        known = {name: _score(pair.row.get(name)) for name in PairScores._fields}
+        measured = {"change": float((source - edited).abs().mean()), "mask_share": float(mask.mean())}
+        is_told = self.mask_is == "auto" and self._named_meaning(pair) != "auto"
+        if pair.mask is not None and self.mask_is != "none" and not is_told:
+            self.shares.append(measured["mask_share"])
+        return image_pair, _row(image_pair, PairScores(**{**known, **measured}), pair)
+
+    def _pictures(self, pair: ForeignPair) -> tuple[Tensor, Tensor, Tensor]:
+        """Return source, edited picture and mask; without a mask everything may differ."""
+        source = _decode(pair.source, "the source picture", self.size)
+        edited = _decode(pair.edited, "the edited picture", self.size)
+        if source.shape != edited.shape:
+            raise BadPair("the pictures differ in size")
+        if source.shape[1] % MULTIPLE_OF or source.shape[2] % MULTIPLE_OF:
+            raise BadPair(f"a side is not a multiple of {MULTIPLE_OF} pixels; --size brings all to one size")
+        if pair.mask is None or self.mask_is == "none":
+            return source, edited, torch.ones(source.shape[1:])
+        try:
+            layers = decode_mask(pair.mask, self.size)
+        except InputError:
+            raise BadPair("the mask cannot be decoded") from None
+        if layers.levels.shape != source.shape[1:]:
+            raise BadPair("the mask has another size than the pictures")
+        named = self._named_meaning(pair)
+        region = layers.region(meaning_of(layers, self.meanings) if named == "auto" else named)
+        return source, edited, torch.from_numpy(region).float()
+
+
+def _row(pair: ImagePair, scores: PairScores, foreign: ForeignPair) -> dict[str, Any]:
+    is_scored = all(math.isfinite(value) for value in scores)
+    return {
+        "id": pair.id,
+        "prompt_id": pair.prompt.id,
+        "kind": pair.prompt.kind,
+        "instruction": pair.prompt.instruction,
+        "source_caption": pair.prompt.source,
+        "target_caption": pair.prompt.target,
+        "form": pair.prompt.form,
+        "sample": _whole(pair.facts.get("sample")) or 0,
+        "seed": _whole(pair.facts.get("seed", foreign.row.get("seed"))),
+        "self_share": _score(pair.facts.get("self_share", foreign.row.get("p2p_threshold"))),
+        "control": clean(str(pair.facts.get("control", "")))[:100],
+        "rule_version": _whole(pair.facts.get("rule_version")) or 0,
+        **scores._asdict(),
+        "unscored": "" if is_scored else UNSCORED,
+        "from": clean(foreign.where),
+        "accepted": True,
+        "reason": "",
+        "preview": make_preview(pair.source, pair.edited, pair.mask),
+    }
+
+
+def rejected_row(pair: ForeignPair, reason: str) -> dict[str, Any]:
+    """Return the row of a pair that is not taken."""
+    gray = torch.full((3, MULTIPLE_OF, MULTIPLE_OF), 0.5)
+    texts = {part: clean(text)[:MAX_TEXT] for part, text in pair.texts.items()}
+    prompt = PromptPair(source="unknown", target="unknown", instruction="unknown", kind="other")
+    pair_id = content_id("pair", {"from": clean(pair.where), "texts": texts})
+    empty = ImagePair(id=pair_id, source=gray, edited=gray, mask=gray[0], prompt=prompt, facts={})
+    row = _row(empty, PairScores(*[math.nan] * len(PairScores._fields)), pair)
+    kept = {name: texts.get(name, "") for name in ("source_caption", "target_caption", "instruction")}
+    return {**row, **kept, "prompt_id": "", "accepted": False, "reason": reason}
