@@ -1,12 +1,15 @@
 """One OpenAI-compatible endpoint: asks, tries again, keeps within its limits, and remembers every answer.
 
-Only this module talks to the network. Keys stay in memory: what is kept or said of an error has them blotted out.
+Only this module and `http_post` talk to the network. Keys stay in memory: what is kept or said has them blotted out.
 """
 
 from __future__ import annotations
 
 import email.utils
+import json
+import math
 import random
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -14,19 +17,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.prompts.answers import AnswerCache, Reply, Usage
+from restage.prompts.blot import Blotter
+from restage.prompts.http_post import HttpAnswer, post_json
 from restage.prompts.limits import Budget, RateLimit
 from restage.prompts.llm_config import LlmConfig, find_access
 from restage.prompts.orders import WritingStopped
-from restage.records import InputError, MissingExtra, canonical_json, derive_seed
+from restage.records import InputError, canonical_json, derive_seed
 
 __all__ = ["Asked", "Endpoint"]
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
+"""Seconds that a server may ask to wait; for longer waits the user decides when to go on."""
 BYTES_PER_TOKEN = 3
 """Fewer than any common tokenizer has on English text, so that estimates are on the safe side."""
 FORMATS = ("json_schema", "json_object", "text")
 """Kinds of structured output, best first; a server that refuses one is asked for the next."""
+OPTIONAL = ("seed", "temperature")
+"""Fields that some servers or models refuse, in the order in which they are given up if nothing says which is meant."""
+UNNAMED = re.compile(r"param|field|argument|unsupported|unrecogni[sz]ed|unexpected|unknown", re.IGNORECASE)
+"""Words by which a server refuses a field without naming it."""
+MAX_TOKENS_REPORTED = 10**9
 
 
 class Asked(NamedTuple):
@@ -41,48 +52,50 @@ class _Refused(Exception):
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait (`Retry-After`, as seconds or as a date); None if it does not say."""
+    """Return the seconds that a server asks to wait, which it gives as seconds or as a date; None if it does not."""
     value = headers.get("retry-after", "").strip()
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+class _ServerError(Exception):
+    """The server answered with an error; the message is what it says."""
+
+    def __init__(self, answer: HttpAnswer, message: str, code: str) -> None:
+        super().__init__(message)
+        self.status, self.headers, self.code = answer.status, answer.headers, code
 
 
 class Endpoint:
     """Asks one model. Safe to use from several threads."""
 
     def __init__(self, config: LlmConfig, cache: Path) -> None:
-        """Make the client; nothing is sent yet.
+        """Open the cache; nothing is sent yet.
 
         Raises:
-            MissingExtra: the `openai` package is not installed.
             InputError: no model is named, or there is no key.
         """
-        try:
-            import openai
-        except ImportError:
-            raise MissingExtra("openai", "llm") from None
-        self._errors = openai
         self._config = config
         self._access = find_access(config)
-        self._client = openai.OpenAI(
-            base_url=self._access.base_url,
-            api_key=self._access.key or "none",
-            timeout=config.limits.timeout_s,
-            max_retries=0,  # ours heed the limits, and a Retry-After of any length
-        )
+        self.blotter = Blotter(self._access.secrets)
+        self._base_url = self._access.base_url
+        self.said: list[str] = []
+        """What was found out about the server, for people."""
         self.cache = AnswerCache(cache)
         self.budget = Budget(config.limits, self.cache.past)
         self._requests = RateLimit(config.limits.requests_per_minute)
         self._tokens = RateLimit(config.limits.tokens_per_minute)
         self._stop = threading.Event()
+        self._lock = threading.Lock()
         self._format = 0
         self._length_name = "max_tokens"
+        self._left_out: set[str] = set()
 
     @property
     def model(self) -> str:
@@ -142,42 +155,43 @@ class Endpoint:
             except _Refused:
                 self.cache.unmark(request_id)
                 continue  # in another form
-            except self._errors.APIStatusError as error:
-                last = self._describe(error)
-                if error.status_code < 500:
+            except _ServerError as error:
+                last = f"{error.status} {error}"
+                if error.status < 500:
                     self.cache.unmark(request_id)  # refused before any work, so not paid
                 self._check_hopeless(error, last)
-                asked_s = _retry_after_s(error.response.headers)
-                pause_s = min(asked_s, LONGEST_RETRY_AFTER_S) if asked_s is not None else pause_s
-            except (self._errors.APIConnectionError, self._errors.APIResponseValidationError, ValueError) as error:
+                asked_s = _retry_after_s(error.headers)
+                if asked_s is not None and asked_s > LONGEST_RETRY_AFTER_S:
+                    raise WritingStopped(f"the server asks to wait {asked_s:.0f} s: {last}") from None
+                pause_s = pause_s if asked_s is None else asked_s
+            except (OSError, ValueError) as error:
                 last = self._clean(f"{type(error).__name__}: {error}")
             tries += 1
             if tries < self._config.limits.max_tries:
                 self._wait(pause_s)
         raise InputError(
-            f"{self._access.base_url} gave no answer in {tries} tries ({last}); "
+            f"{self._access.shown_url} gave no answer in {tries} tries ({last}); "
             "what was answered is kept: the same command goes on from there"
         )
 
-    def _check_hopeless(self, error: Any, message: str) -> None:
-        """Say so at once where trying again cannot help.
+    def _check_hopeless(self, error: _ServerError, message: str) -> None:
+        """Stop at once if trying again cannot help.
 
         Raises:
             InputError: as described.
             WritingStopped: there is no money left at the server.
         """
-        status = error.status_code
-        if status in (401, 403):
+        if error.status in (401, 403):
             raise InputError(
                 f"the endpoint does not accept the key of {self._config.key_variable}: {message}"
             ) from None
-        if status == 429 and getattr(error, "code", None) == "insufficient_quota":
+        if error.status == 429 and error.code == "insufficient_quota":
             raise WritingStopped(f"the account has no quota left: {message}") from None
-        if status not in (408, 409, 429) and status < 500:
+        if error.status not in (408, 409, 429) and error.status < 500:
             raise InputError(f"the endpoint refuses the request: {message}") from None
 
     def _body(self, request: dict[str, Any]) -> dict[str, Any]:
-        body = {key: request[key] for key in ("model", "messages", "temperature", "seed")}
+        body = {key: request[key] for key in ("model", "messages", *OPTIONAL) if key not in self._left_out}
         body[self._length_name] = request["max_output_tokens"]
         kind = FORMATS[self._format]
         if kind == "json_schema":
@@ -192,47 +206,103 @@ class Endpoint:
 
         Raises:
             _Refused: it may be taken in another form, which is used from now on.
+            _ServerError: the server answers with an error.
+            OSError: it cannot be reached, or takes too long.
+            ValueError: its answer is none.
         """
-        body, sent_format = self._body(request), self._format
+        body, base_url = self._body(request), self._base_url
+        # Servers that know the header give a repeated request the answer that was paid for.
+        headers = {"Idempotency-Key": request_id, "Authorization": f"Bearer {self._access.key or 'none'}"}
+        headers |= self._access.headers
+        timeout_s = self._config.limits.timeout_s
+        answer = post_json(
+            f"{base_url}/chat/completions{self._access.query}", body, headers=headers, timeout_s=timeout_s
+        )
         try:
-            # Servers that know the header give a repeated request the answer that was paid for.
-            headers = {"Idempotency-Key": request_id}
-            completion = self._client.chat.completions.create(**body, extra_headers=headers)
-        except (self._errors.BadRequestError, self._errors.UnprocessableEntityError) as error:
-            if (
-                self._length_name in body
-                and "max_completion_tokens" in str(error)
-                and self._length_name == "max_tokens"
-            ):
-                self._length_name = "max_completion_tokens"
-                raise _Refused from None
-            if sent_format + 1 < len(FORMATS):
-                self._format = max(self._format, sent_format + 1)
-                raise _Refused from None
-            raise
-        return self._read(completion, reserved)
+            found = json.loads(answer.content)
+        except (ValueError, RecursionError):
+            found = None
+        if answer.status >= 300:
+            message, code = self._describe(answer, found)
+            self._adapt(body, answer.status, message, base_url)
+            raise _ServerError(answer, message, code)
+        if not (isinstance(found, dict) and isinstance(found.get("choices"), list)):
+            message, _ = self._describe(answer, found)
+            self._adapt(body, 404, message, base_url)
+            raise ValueError(f"the answer holds no message: {message}")
+        return self._read(found, reserved)
 
-    def _read(self, completion: Any, reserved: Usage) -> Reply:
+    def _adapt(self, body: Mapping[str, Any], status: int, message: str, base_url: str) -> None:
+        """Give up what the server may have refused, and remember it.
+
+        Raises:
+            _Refused: there is something else to try.
+        """
+        if status in (404, 405) and not _has_version(base_url):
+            if self._base_url == base_url:
+                self._base_url = f"{base_url}/v1"
+                self.said.append(f"{self._access.shown_url} has no such page, so {self._access.shown_url}/v1 is asked")
+            raise _Refused
+        if status not in (400, 422):
+            return
+        with self._lock:
+            named = [name for name in OPTIONAL if name in body and name in message]
+            if self._length_name == "max_tokens" and "max_completion_tokens" in message:
+                self._length_name = "max_completion_tokens"
+            elif named:
+                self._leave_out(named[0])
+            elif "response_format" in body:
+                kind = body["response_format"]["type"]
+                self._format = max(self._format, FORMATS.index(kind) + 1)
+            elif UNNAMED.search(message) and (left := [name for name in OPTIONAL if name in body]):
+                self._leave_out(left[0])
+            else:
+                return
+        raise _Refused
+
+    def _leave_out(self, name: str) -> None:
+        if name not in self._left_out:
+            self._left_out.add(name)
+            self.said.append(f"the server refuses {name!r}, which is left out from now on")
+
+    def _describe(self, answer: HttpAnswer, found: Any) -> tuple[str, str]:
+        """Return what the server says in an error, wherever it says it, and the error's code."""
+        error = found.get("error", found) if isinstance(found, dict) else found
+        fields = error if isinstance(error, dict) else {}
+        names = ("message", "detail", "msg", "error")
+        said = next((fields[name] for name in names if fields.get(name)), error)
+        said = said or answer.content.decode("utf-8", "replace")
+        text = said if isinstance(said, str) else json.dumps(said)
+        shown = "".join(character if character.isprintable() else " " for character in self._clean(text))
+        return " ".join(shown.split())[:300], str(fields.get("code", ""))
+
+    def _read(self, found: Mapping[str, Any], reserved: Usage) -> Reply:
         """Take from an answer what matters; servers differ in what they leave out.
 
         Raises:
             ValueError: it is no answer at all.
         """
-        choices = getattr(completion, "choices", None)
-        if not choices or getattr(choices[0], "message", None) is None:
+        choice = found["choices"][0] if found["choices"] else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(choice, dict) or not isinstance(message, dict):
             raise ValueError("the answer holds no message")
-        message, usage = choices[0].message, getattr(completion, "usage", None)
-        content = self._clean(message.content or "")
-        num_input = getattr(usage, "prompt_tokens", None)
-        num_output = getattr(usage, "completion_tokens", None)
+        content, refusal, finish = message.get("content"), message.get("refusal"), choice.get("finish_reason")
+        if isinstance(content, list):  # parts, of which some are texts
+            content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        if content is not None and not isinstance(content, str):
+            raise ValueError("the answer's content is no text")
+        content = self._clean(content or "")
+        usage = found.get("usage")
+        counts = usage if isinstance(usage, dict) else {}
+        num_input, num_output = (_count(counts.get(f"{name}_tokens")) for name in ("prompt", "completion"))
         return Reply(
             content=content,
-            refusal=self._clean(getattr(message, "refusal", None) or ""),
-            finish_reason=str(choices[0].finish_reason or ""),
+            refusal=self._clean(refusal) if isinstance(refusal, str) else "",
+            finish_reason=self._clean(finish)[:40] if isinstance(finish, str) else "",
             usage=Usage(
                 1,
-                reserved.num_input if num_input is None else int(num_input),
-                len(content.encode()) // BYTES_PER_TOKEN if num_output is None else int(num_output),
+                reserved.num_input if num_input is None else num_input,
+                len(content.encode()) // BYTES_PER_TOKEN if num_output is None else num_output,
             ),
         )
 
@@ -241,7 +311,14 @@ class Endpoint:
             raise WritingStopped("writing was stopped")
 
     def _clean(self, text: str) -> str:
-        return text.replace(self._access.key, "(key)") if self._access.key else text
+        return self.blotter.text(text)
 
-    def _describe(self, error: Any) -> str:
-        return self._clean(f"{error.status_code} {' '.join(str(error.message).split())}")[:300]
+
+def _has_version(url: str) -> bool:
+    return any(part[:1] == "v" and part[1:2].isdigit() for part in url.split("/")[3:])
+
+
+def _count(value: Any) -> int | None:
+    """Return a number of tokens; None if it is none, such as a negative one, which would lower the cost."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS_REPORTED
+    return value if is_count else None

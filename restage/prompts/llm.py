@@ -5,6 +5,7 @@ What it answers is data: it is checked text by text, and whatever is not a promp
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import unicodedata
@@ -12,49 +13,23 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from restage.prompts.answers import Reply, Usage
+from restage.prompts.answer_text import Malformed, parse_items
+from restage.prompts.answers import Usage
 from restage.prompts.endpoint import Asked, Endpoint
 from restage.prompts.form import OPEN_SPACE
 from restage.prompts.llm_messages import SCHEMA, write_messages
 from restage.prompts.orders import Answer, Order, Writer, WriterSettings
-from restage.records import PromptPair, content_id, derive_seed
+from restage.records import MissingExtra, PromptPair, content_id, derive_seed
 
-__all__ = ["LlmWriter", "Malformed", "pair_of_item", "parse_items"]
+__all__ = ["LlmWriter", "pair_of_item"]
 
 MAX_INSTRUCTION_WORDS = 30
 MAX_SWAPS = 3
 """Captions that differ by more words than this are aligned by what they have in common instead."""
+MAX_WORDS = 20
+MAX_WORD_LENGTH = 100
 _ARTICLES = frozenset(("a", "an", "the"))
 _WORD = re.compile(r"[\w'-]+")
-
-
-class Malformed(Exception):
-    """An answer, or an item of it, is not what was asked for; the message says why."""
-
-
-def parse_items(reply: Reply) -> list[Any]:
-    """The items of an answer.
-
-    Raises:
-        Malformed: the model refused, or its answer is not of the schema.
-    """
-    if reply.refusal:
-        raise Malformed("the model refused")
-    if reply.finish_reason == "content_filter":
-        raise Malformed("the server's content filter stopped it")
-    if not reply.content.strip():
-        raise Malformed("the answer is empty")
-    # Servers without structured output wrap JSON in a code block or a sentence.
-    text = reply.content[reply.content.find("{") : reply.content.rfind("}") + 1]
-    try:
-        found = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        is_cut = reply.finish_reason == "length"
-        raise Malformed("the answer was cut off" if is_cut else "the answer is not JSON") from None
-    items = found.get("pairs") if isinstance(found, dict) else None
-    if not isinstance(items, list):
-        raise Malformed("the answer has no list 'pairs'")
-    return items
 
 
 def _text(item: dict[str, Any], name: str, max_words: int) -> str:
@@ -87,6 +62,8 @@ def _words(item: dict[str, Any], kind: str, source: str, target: str) -> tuple[s
     given = item.get("words", [])
     if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
         raise Malformed("'words' is no list of texts")
+    if len(given) > MAX_WORDS or any(len(word) > MAX_WORD_LENGTH for word in given):
+        raise Malformed(f"'words' holds more than {MAX_WORDS} words, or very long ones")
     if kind == "time":
         return ()
     stand = [
@@ -141,12 +118,14 @@ class LlmWriter(Writer):
     asks_model = True
 
     def __init__(self, settings: WriterSettings) -> None:
-        """Make the client.
+        """Open the endpoint.
 
         Raises:
-            MissingExtra: the `openai` package is not installed.
+            MissingExtra: the `json-repair` package is not installed.
             InputError: no model is named, or there is no key.
         """
+        if importlib.util.find_spec("json_repair") is None:
+            raise MissingExtra("json-repair", "llm")
         self.chunk_size = settings.llm.pairs_per_request
         self.num_parallel = settings.llm.limits.num_parallel
         self.endpoint = Endpoint(settings.llm, settings.cache)
@@ -155,13 +134,13 @@ class LlmWriter(Writer):
         self._used = Usage()
 
     def remark(self) -> str:
-        """What the cache folder holds already."""
-        cache = self.endpoint.cache
-        if not cache.past.num_requests:
-            return ""
-        lost = f"; {cache.num_lost} were under way when it was killed and may be paid" if cache.num_lost else ""
-        kept = cache.past.num_requests - cache.num_lost
-        return f"{kept} answers are kept from before and cost nothing again{lost}"
+        """What the cache folder holds already, and what was found out about the server."""
+        cache, parts = self.endpoint.cache, []
+        if cache.past.num_requests:
+            lost = f"; {cache.num_lost} were under way when it was killed and may be paid" if cache.num_lost else ""
+            kept = cache.past.num_requests - cache.num_lost
+            parts = [f"{kept} answers are kept from before and cost nothing again{lost}"]
+        return "; ".join([*parts, *self.endpoint.said])
 
     def facts(self) -> dict[str, Any]:
         """Requests, tokens and cost of the answers that were used, whenever they were paid."""
@@ -196,22 +175,40 @@ class LlmWriter(Writer):
         return self.endpoint.ask(messages, schema=SCHEMA, seed=derive_seed("request", chunk[0].seed))
 
     def _answers(self, chunk: Sequence[Order], asked: Asked) -> Iterator[Answer]:
+        reply, request, blotter = asked.reply, asked.request_id, self.endpoint.blotter
+        is_cut = reply.finish_reason == "length"
+        hint = "; raise --llm.max-output-tokens, or lower --llm.pairs-per-request" if is_cut else ""
         try:
-            items = parse_items(asked.reply)
+            # Blotted once more, since a model may write the key in escapes that reading the items resolves.
+            items = [blotter.value(item) for item in parse_items(reply, len(chunk))]
         except Malformed as error:
-            raw = asked.reply.refusal or asked.reply.content
             for index, order in enumerate(chunk):
-                yield Answer(order, reason=str(error), raw="" if index else raw, request=asked.request_id)
+                raw = "" if index else reply.refusal or reply.content
+                yield Answer(order, reason=f"{error}{hint}", raw=raw, request=request)
             return
-        for index, order in enumerate(chunk):
-            if index >= len(items):
-                reason = "the answer has fewer pairs than asked for"
-                yield Answer(order, reason=reason, request=asked.request_id)
+        missing = f"the answer was cut off{hint}" if is_cut else "the answer has fewer pairs than asked for"
+        for order, item in zip(chunk, _in_order(items, chunk), strict=True):
+            if item is None:
+                yield Answer(order, reason=missing, request=request)
                 continue
-            item, request = items[index], asked.request_id
             try:
                 pair = pair_of_item(item, order, max_words=self._settings.llm.max_words, writer=self._name)
                 yield Answer(order, pair, request=request)
             except Malformed as error:
-                raw = json.dumps(item, ensure_ascii=False)
-                yield Answer(order, reason=str(error), raw=raw, request=request)
+                yield Answer(
+                    order, reason=str(error), raw=blotter.text(json.dumps(item, ensure_ascii=False)), request=request
+                )
+
+
+def _in_order(items: Sequence[Any], chunk: Sequence[Order]) -> list[Any]:
+    """Return an item for each order; for captions of the user's by its source, since an item may be missing between."""
+    if not chunk[0].caption:
+        return [*items[: len(chunk)], *[None] * (len(chunk) - len(items))]
+    by_source = {_plain(item.get("source")): item for item in reversed(items) if isinstance(item, dict)}
+    found = [by_source.get(_plain(order.caption)) for order in chunk]
+    is_whole = len(items) >= len(chunk)
+    return [items[place] if item is None and is_whole else item for place, item in enumerate(found)]
+
+
+def _plain(caption: Any) -> str:
+    return caption.casefold().rstrip(".").strip() if isinstance(caption, str) else ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
+from restage.prompts.blot import secrets_of_url
 from restage.records import InputError
 
 __all__ = ["Access", "LlmConfig", "LlmLimits", "find_access"]
@@ -73,8 +76,8 @@ class LlmConfig:
     def __post_init__(self) -> None:
         if self.pairs_per_request < 1 or self.max_output_tokens < 1 or self.max_words < 3:
             raise InputError("pairs_per_request and max_output_tokens must be at least 1, max_words at least 3")
-        parts = urlsplit(self.base_url)
-        if parts.username or parts.password or parts.query:
+        parts = _split(self.base_url, "base_url") if self.base_url else None
+        if parts is not None and (parts.username or parts.password or parts.query):
             raise InputError("base_url must hold no user, password or query, since it is recorded; use key_variable")
 
     def identity(self) -> dict[str, Any]:
@@ -90,21 +93,30 @@ class LlmConfig:
 
 @dataclass(frozen=True)
 class Access:
-    """Which model to ask, where, and with which key. Never recorded; its text form hides the key."""
+    """Which model to ask, where, and with which key. Never recorded; its text form hides the secrets."""
 
     base_url: str
+    """Address without user, password and query."""
     model: str
     key: str
+    query: str
+    """Query of the address with its question mark, such as the version that some servers ask for; empty for none."""
+    shown_url: str
+    """The address as it may be shown: of one from the environment, which may hold secrets anywhere, the host alone."""
+    secrets: frozenset[str]
+    """The key, and what may be secret in the address."""
+    headers: Mapping[str, str]
+    """Headers in place of a user and password in the address."""
 
     def __repr__(self) -> str:
-        return f"Access({self.base_url!r}, {self.model!r}, key hidden)"
+        return f"Access({self.shown_url!r}, {self.model!r}, key hidden)"
 
 
 def find_access(config: LlmConfig) -> Access:
     """Complete the config from the environment.
 
     Raises:
-        InputError: no model is named, or OpenAI itself is asked without a key.
+        InputError: no model is named, OpenAI itself is asked without a key, or the address is none.
     """
     url = config.base_url or os.environ.get("OPENAI_BASE_URL", "")
     model = config.model or os.environ.get("RESTAGE_LLM_MODEL", "")
@@ -115,4 +127,33 @@ def find_access(config: LlmConfig) -> Access:
         raise InputError(
             f"{config.key_variable} is not set; set it, or name a server that needs no key by --llm.base-url"
         )
-    return Access(url or DEFAULT_URL, model, key)
+    if not key.isprintable() or not key.isascii():
+        raise InputError(f"{config.key_variable} holds characters that no key has, such as a line end; set it again")
+    name = "--llm.base-url" if config.base_url or not url else "OPENAI_BASE_URL"
+    parts = _split(url or DEFAULT_URL, name)
+    host = parts.netloc.rpartition("@")[2]
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    headers = {}
+    if parts.username or parts.password:
+        login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+    shown = f"{parts.scheme}://{host}" + (path if name != "OPENAI_BASE_URL" else "")
+    secrets = frozenset({key, *(secrets_of_url(url) if name == "OPENAI_BASE_URL" else ()), *headers.values()} - {""})
+    query = f"?{parts.query}" if parts.query else ""
+    return Access(f"{parts.scheme}://{host}{path}", model, key, query, shown, secrets, headers)
+
+
+def _split(url: str, name: str) -> SplitResult:
+    """Split an address that can be asked.
+
+    Raises:
+        InputError: it is none; the message does not repeat it, since it may hold a secret.
+    """
+    try:
+        parts = urlsplit(url)
+        is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_right, parts = False, None
+    if parts is None or not is_right or not url.isascii() or not url.isprintable() or " " in url:
+        raise InputError(f"{name} is no address of a server; expected one such as http://127.0.0.1:8000/v1")
+    return parts

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,6 +26,8 @@ class Plain:
     data: bytes = b""
     cut_after: int | None = None
     """Close the connection after so many bytes of the data."""
+    write: Callable[[Any], None] | None = None
+    """Writes the whole answer to the connection by itself, headers included."""
 
 
 def asked_number(body: Body) -> int:
@@ -96,6 +98,7 @@ class FakeLlm:
     def __init__(self) -> None:
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.num_paid = 0
         """Answers of status 200 that were sent."""
         self.script: list[Callable[[Body], Plain]] = []
@@ -117,7 +120,13 @@ def _handler(server: FakeLlm) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             server.headers.append({name.lower(): value for name, value in self.headers.items()})
+            server.paths.append(self.path)
             plain = server.next_answer(body)
+            if plain.write is not None:
+                self.close_connection = True
+                with suppress(OSError):
+                    plain.write(self.wfile)
+                return
             with server.lock:
                 server.num_paid += plain.status == 200
             try:
