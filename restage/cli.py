@@ -16,6 +16,7 @@ from pathlib import Path
 from restage.records import InputError, is_disk_full, system_error
 from restage.run.environment import choose_kernel_cache
 from restage.run.stopping import is_stop_requested, stop_on_signals
+from restage.run.terminal import say
 
 __all__ = ["main"]
 
@@ -106,16 +107,16 @@ def run(arguments: Sequence[str]) -> int:
         the user. Unexpected errors are raised.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_overview(), end="")
+        say(_overview(), end="")
         return 0 if arguments else EXIT_BAD_INPUT
     if arguments[0] == "--version":
         from restage import __version__
 
-        print(f"restage {__version__}")
+        say(f"restage {__version__}")
         return 0
     name = arguments[0]
     if name not in SUMMARIES:
-        print(f"restage: no command {name!r}; expected one of: {', '.join(SUMMARIES)}", file=sys.stderr)
+        say(f"restage: no command {name!r}; expected one of: {', '.join(SUMMARIES)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     try:
         for argument in arguments:
@@ -127,7 +128,7 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_DISK_FULL if error.__cause__ and is_disk_full(error.__cause__) else EXIT_BAD_INPUT
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or is_stop_requested():
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            say("stopped; the same command goes on from here", file=sys.stderr)
             return EXIT_STOPPED
         reason = system_error(error)
         if reason is None or (isinstance(reason, BrokenPipeError) and reason.filename is None):
@@ -140,10 +141,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _say(command: str, problem: str) -> None:
-    """Print an error as one line of bearable length, without the escape sequences that a file's name may hold."""
-    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(problem.split()))
+    """Print an error as one line of bearable length."""
+    line = " ".join(problem.split())
     line = line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
-    print(f"restage {command}: {line}", file=sys.stderr)
+    say(f"restage {command}: {line}", file=sys.stderr)
 
 
 def main() -> None:

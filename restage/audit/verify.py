@@ -31,6 +31,7 @@ from restage.records import InputError, Progress
 from restage.run.layout import RUN_RECORD
 from restage.run.progress import show_progress
 from restage.run.reading import read_run_record
+from restage.run.terminal import say
 
 __all__ = ["Part", "VerifyConfig", "find_parts", "verify_folder"]
 
@@ -143,7 +144,7 @@ class _Checks:
     def say(self, *lines: str) -> None:
         """Print lines, unless JSON was asked for."""
         if not self.is_json:
-            print("\n".join(lines))
+            say("\n".join(lines))
 
     def work(self, steps: Generator[Progress, None, Any]) -> Any:
         """Show the progress of a check; returns its result."""
@@ -181,7 +182,7 @@ class _Checks:
     def finish(self) -> None:
         """Print the JSON, if it was asked for."""
         if self.is_json:
-            print(json.dumps(self.plain, indent=1))
+            say(json.dumps(self.plain, indent=1))
 
 
 def _load_clip(models: Path | None) -> Any:

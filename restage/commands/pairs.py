@@ -14,6 +14,7 @@ from restage.records import InputError
 from restage.run.folder import open_run, working
 from restage.run.models import models_in
 from restage.run.progress import show_progress
+from restage.run.terminal import say
 
 __all__ = ["PROMPTS_HELP", "build_import", "build_pairs", "build_rounds"]
 
@@ -71,7 +72,7 @@ def build_rounds() -> Callable[..., None]:
         from restage.recipes import learn_forms
 
         last = show_progress(learn_forms(run, config, pairs, models_in(models), seed=run_seed))
-        print(f"rounds: {run / 'rounds'}  {last.note if last else ''}")
+        say(f"rounds: {run / 'rounds'}  {last.note if last else ''}")
 
     return rounds
 
@@ -111,7 +112,7 @@ def build_pairs() -> Callable[..., None]:
         with working(open_run(run, seed=run_seed)) as opened:
             found = models_in(models)
             show_progress(make_pairs(opened, config, found, engine=engine, store=store, is_rejudging=rejudge))
-        print(f"pairs: {run / 'pairs'}")
+        say(f"pairs: {run / 'pairs'}")
 
     return pairs
 
@@ -141,6 +142,6 @@ def build_import() -> Callable[..., None]:
             raise InputError(f"{folder} does not exist; expected the folder of a data set")
         with working(open_run(out)) as run:
             last = show_progress(import_folder(run, folder, config))
-        print(f"pairs: {out / 'pairs'}" + (f" ({last.note})" if last else ""))
+        say(f"pairs: {out / 'pairs'}" + (f" ({last.note})" if last else ""))
 
     return import_

@@ -16,6 +16,7 @@ from restage.records import InputError
 from restage.run.folder import open_run, working
 from restage.run.models import models_in
 from restage.run.progress import show_progress
+from restage.run.terminal import say
 
 __all__ = [
     "bundle",
@@ -43,11 +44,11 @@ def show(run: Positional[RunArgument], *, row: int | None = None) -> None:
         row: Print instead where this number comes from: a row of compare/scores.parquet, as named on the page.
     """
     if row is None:
-        print("\n".join(describe_run(run)))
+        say("\n".join(describe_run(run)))
     else:
         from restage.report.trace import describe_row
 
-        print("\n".join(describe_row(run, row)))
+        say("\n".join(describe_row(run, row)))
 
 
 def ls(folder: Positional[Path] = Path("runs")) -> None:
@@ -58,7 +59,7 @@ def ls(folder: Positional[Path] = Path("runs")) -> None:
     Args:
         folder: Where the runs are.
     """
-    print("\n".join(list_runs(folder)) or f"no runs in {folder}")
+    say("\n".join(list_runs(folder)) or f"no runs in {folder}")
 
 
 def build_verify() -> Callable[..., None]:
@@ -132,9 +133,9 @@ def build_report() -> Callable[..., None]:
         for run in runs:
             with working(open_run(run)) as opened:
                 show_progress(STAGES["report"].run(opened, config, models_in()))
-            print(f"report: {run / PAGE}")
+            say(f"report: {run / PAGE}")
         if len(runs) > 1 and "zip" in config.formats:
-            print(f"all of them: {write_supplement(runs, out or runs[0].parent / 'supplement.zip')}")
+            say(f"all of them: {write_supplement(runs, out or runs[0].parent / 'supplement.zip')}")
 
     return report
 
@@ -158,7 +159,7 @@ def bundle(
         config: What goes into it.
     """
     last = show_progress(pack_bundle(run, out, config))
-    print(f"bundle: {out} ({last.note if last else ''})")
+    say(f"bundle: {out} ({last.note if last else ''})")
 
 
 def track(
@@ -184,7 +185,7 @@ def track(
 
     for facts in map(facts_of, runs):
         for name in to:
-            print(f"{name}: {SINKS[name](facts, project=project, where=where)}")
+            say(f"{name}: {SINKS[name](facts, project=project, where=where)}")
 
 
 def diff(first: Positional[Path], second: Positional[Path], *, json: bool = False) -> None:
@@ -202,7 +203,7 @@ def diff(first: Positional[Path], second: Positional[Path], *, json: bool = Fals
     from restage.audit.difference import compare_runs, describe_difference, difference_to_plain
 
     found = compare_runs(first, second)
-    print(difference_to_plain(found) if json else "\n".join(describe_difference(found)))
+    say(difference_to_plain(found) if json else "\n".join(describe_difference(found)))
 
 
 def doctor(*, runs: Path = Path("runs"), online: bool = False, json: bool = False) -> None:
@@ -221,7 +222,7 @@ def doctor(*, runs: Path = Path("runs"), online: bool = False, json: bool = Fals
 
     findings = list(checks.examine(runs=runs, is_online=online))
     if json:
-        print(checks.to_json(findings))
+        say(checks.to_json(findings))
     else:
         checks.show_table(findings)
     if not checks.is_healthy(findings):

@@ -15,6 +15,7 @@ from restage.records import EditRequest, InputError
 from restage.run.environment import check_device
 from restage.run.folder import open_run, working
 from restage.run.progress import show_progress
+from restage.run.terminal import say
 
 __all__ = ["edit", "build_edits", "export", "build_fit", "view"]
 
@@ -59,7 +60,7 @@ def build_fit() -> Callable[..., None]:
 
         out = out or Path("runs") / capture_name(capture)
         show_progress(fit_folder(capture, out, config, size=size, follow_paths=follow_paths, again=again))
-        print("\n".join(describe_run(out)))
+        say("\n".join(describe_run(out)))
 
     return fit
 
@@ -129,7 +130,7 @@ def edit(
         show_progress(fit_folder(scene, out, PHOTOGRAPHS, size=size))
         scene = out
     last = show_progress(edit_folder(scene, requests, choice, start=start))
-    print(f"edited: {last.note if last else scene}")
+    say(f"edited: {last.note if last else scene}")
 
 
 def build_edits() -> Callable[..., None]:
@@ -170,7 +171,7 @@ def build_edits() -> Callable[..., None]:
         config = EditConfig(methods=methods, editors=editors, scenes=scenes, edits=edits, seeds=seeds)
         with working(open_run(run)) as opened:
             show_progress(run_edit(opened, config, engine=engine))
-        print(f"edits: {run / 'edit'}")
+        say(f"edits: {run / 'edit'}")
 
     return edits
 
@@ -204,12 +205,12 @@ def export(
         from restage.recipes import find_scene
         from restage.scenes.turning import export_splats
 
-        print(f"{export_splats(find_scene(Path(path)), place, frame=frame)} splats: {place}")
+        say(f"{export_splats(find_scene(Path(path)), place, frame=frame)} splats: {place}")
     else:
         from restage.pairs.exchange.export import export_pairs
 
         show_progress(export_pairs(path, place, format))
-        print(f"{format}: {place}")
+        say(f"{format}: {place}")
 
 
 def view(path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int = 8080) -> None:

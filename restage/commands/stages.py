@@ -17,6 +17,7 @@ from restage.records import InputError
 from restage.run.folder import open_run, working
 from restage.run.models import models_in
 from restage.run.progress import show_progress
+from restage.run.terminal import say
 
 __all__ = ["demo", "build_miniature", "build_stage"]
 
@@ -38,7 +39,7 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 0, models: Path | None = 
 
     found = models_in(models)
     show_progress(run_demo(out, demo_config(found), found, seed=seed))
-    print(f"page: {out / 'report' / 'index.html'}")
+    say(f"page: {out / 'report' / 'index.html'}")
 
 
 def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None]]:
@@ -59,7 +60,7 @@ def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None
         ) -> None:
             with working(open_run(run, seed=run_seed)) as opened:
                 last = show_progress(run_stage(opened, config, models_in(models)))
-            print(f"{stage}: {run / stage}" + (f", {last.note}" if last and last.done < last.total else ""))
+            say(f"{stage}: {run / stage}" + (f", {last.note}" if last and last.done < last.total else ""))
 
         command.__doc__ = description
         return command

@@ -13,6 +13,7 @@ from restage.records import InputError
 from restage.run.layout import SCORES
 from restage.run.models import models_in
 from restage.run.progress import show_progress
+from restage.run.terminal import say
 from restage.work.interface import EngineConfig
 
 __all__ = ["diagnose", "study"]
@@ -53,7 +54,7 @@ def study(
     folder = study if study.is_dir() else out or Path("runs") / study.stem
     file = study / "study.py" if study.is_dir() else study
     show_progress(run_study(load_study(file), folder, engine=engine, file=file))
-    print(markdown_table(method_table(read_scores(folder / SCORES))), end="")
+    say(markdown_table(method_table(read_scores(folder / SCORES))), end="")
 
 
 def diagnose(
@@ -105,4 +106,4 @@ def diagnose(
             show_progress(make_run(path, small, found, seed=seed))
         runs.append(path)
     last = show_progress(run_diagnose(runs[0], runs[1], config, models=found, out=out, engine=engine))
-    print(f"{last.note if last else ''}\ntables and figure: {(out or runs[1] / 'diagnose') / 'diagnosis.md'}")
+    say(f"{last.note if last else ''}\ntables and figure: {(out or runs[1] / 'diagnose') / 'diagnosis.md'}")

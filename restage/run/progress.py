@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from restage.records import Progress
 from restage.run.stopping import is_stop_requested
+from restage.run.terminal import printable, say
 
 __all__ = ["plain_lines", "show_progress"]
 
@@ -33,7 +34,7 @@ def show_progress(steps: Iterable[Progress], *, file: TextIO | None = None) -> P
     else:
         for line in plain_lines(last):
             try:
-                print(line, file=out, flush=True)
+                say(line, file=out)
             except BrokenPipeError:  # nobody reads on: the same as Ctrl-C
                 raise KeyboardInterrupt from None
     return last.step
@@ -85,4 +86,4 @@ def _show_bars(steps: Iterable[Progress]) -> None:
                 for task in tasks.values():
                     bars.stop_task(task)
                 tasks[step.stage] = bars.add_task(step.stage, total=step.total, note="")
-            bars.update(tasks[step.stage], completed=step.done, total=step.total, note=step.note)
+            bars.update(tasks[step.stage], completed=step.done, total=step.total, note=printable(step.note))

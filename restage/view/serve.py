@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from restage.records import InputError, MissingExtra
+from restage.run.terminal import say
 from restage.view.access import Access, guarding, is_loopback
 from restage.view.page import ViewerPage
 from restage.view.session import ViewSession
@@ -97,11 +98,11 @@ def serve(path: Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
     """
     session = ViewSession(path)
     if not is_loopback(host):
-        print(
+        say(
             f"view: whoever reaches {host} and has the address below, with its token, can edit this scene",
             file=sys.stderr,
         )
     with serving(session, host=host, port=port) as served:
-        print(f"view: Ctrl-C ends it\n{served.address}", flush=True)
+        say(f"view: Ctrl-C ends it\n{served.address}")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()

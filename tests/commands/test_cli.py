@@ -296,13 +296,13 @@ def test_plain_progress_is_about_ten_lines_a_stage() -> None:
 
 def test_plain_progress_is_never_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10**9, 50))
-    monkeypatch.setattr("restage.audit.show.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("restage.run.progress.time.monotonic", lambda: next(clock))
     lines = list(plain_lines(Progress(stage="pairs", done=done, total=1000) for done in range(7)))
     assert [line.split()[1] for line in lines] == ["0/1000", "3/1000", "6/1000"]
 
 
 def test_plain_progress_counts_a_stages_seconds_through_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10**9, 10))
-    monkeypatch.setattr("restage.audit.show.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("restage.run.progress.time.monotonic", lambda: next(clock))
     steps = [Progress(stage=stage, done=1, total=3) for stage in ("pairs", "pairs", "estimate", "pairs")]
     assert [line.split()[2] for line in plain_lines(steps)] == ["0.0", "0.0", "30.0"]
