@@ -195,19 +195,23 @@ class EditModel:
 
         `e(0,0) + s_T (e(T,I) - e(0,I)) + s_I (e(0,I) - e(0,0))`, InstructPix2Pix equation 3. The mask is the mask
         output of e(T,I); without one it is the mean over channels of |e(T,I) - e(0,I)|, as in DiffEdit (Couairon et
-        al. 2022, arXiv 2210.11427, section 3.2). All items of the batch count as inside the interval of `guidance`
-        when the first one is.
+        al. 2022, arXiv 2210.11427, section 3.2). A condition whose `text` is its own `no_text` takes one evaluation
+        fewer. All items of the batch count as inside the interval of `guidance` when the first one is.
         """
         noise_level = (int(timesteps[0]) + 1) / self.schedule.num_train_timesteps
         is_inside = guidance.lowest_noise <= noise_level <= guidance.highest_noise
         variants = _num_evaluations(guidance) if is_inside else 1
         original, text, no_text = condition
-        originals = torch.cat([original, original, torch.zeros_like(original)][:variants])
-        texts = torch.cat([text, no_text, no_text][:variants])
         # The variants are [with both | without text | without both], so that fewer of them is a prefix.
-        several = latents.repeat(variants, 1, 1, 1)
-        epsilon, mask_logits = self.predict(several, timesteps.repeat(variants), originals, texts)
-        full, *rest = epsilon.chunk(variants)
+        rows = [(original, text), (original, no_text), (torch.zeros_like(original), no_text)][:variants]
+        if text is no_text:
+            # Told nothing, the predictions with and without the instruction are one, which is computed once.
+            rows = rows[min(1, variants - 1) :]
+        several = latents.repeat(len(rows), 1, 1, 1)
+        originals, texts = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        epsilon, mask_logits = self.predict(several, timesteps.repeat(len(rows)), originals, texts)
+        parts = epsilon.chunk(len(rows))
+        full, *rest = (parts[0],) * (variants - len(rows)) + parts
         mask = None
         if mask_logits is not None:
             mask = mask_logits[: len(latents)].sigmoid()

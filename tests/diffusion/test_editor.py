@@ -89,6 +89,22 @@ def test_guidance_is_the_formula_of_three_evaluations(model: EditModel):
             torch.testing.assert_close(found.mask, full.mask_logits.sigmoid())
 
 
+@pytest.mark.parametrize(("image_guidance", "highest_noise", "rows"), [(1.5, 1.0, 2), (1.0, 1.0, 1), (1.5, 0.1, 1)])
+def test_what_is_told_nothing_is_predicted_with_one_row_fewer(model: EditModel, image_guidance, highest_noise, rows):
+    latents, t = draw(1, CHANNELS, 8, 8), torch.tensor([400])
+    condition = EditCondition(draw(1, CHANNELS, 8, 8, seed=1), draw(1, 5, WIDTH, seed=3), draw(1, 5, WIDTH, seed=3))
+    untold = condition._replace(text=condition.no_text)
+    guidance, batches = Guidance(text=3.0, image=image_guidance, highest_noise=highest_noise), []
+    hook = model.unet.register_forward_pre_hook(lambda unet, inputs: batches.append(len(inputs[0])))
+    with torch.no_grad():
+        expected, found = (model.predict_guided(latents, t, each, guidance) for each in (condition, untold))
+    hook.remove()
+    assert batches[1] == rows
+    torch.testing.assert_close(found.epsilon, expected.epsilon, rtol=1e-4, atol=1e-5)
+    assert found.mask is not None and expected.mask is not None
+    torch.testing.assert_close(found.mask, expected.mask)
+
+
 def test_outside_its_interval_guidance_is_the_plain_prediction(model: EditModel):
     latents, t = draw(1, CHANNELS, 8, 8), torch.tensor([900])
     condition = EditCondition(draw(1, CHANNELS, 8, 8, seed=1), draw(1, 5, WIDTH), draw(1, 5, WIDTH, seed=3))

@@ -21,7 +21,8 @@ from restage.records import EditRequest, InputError
 __all__ = ["ModelEditor", "ModelScores", "open_edit_model", "open_instruct_pix2pix"]
 
 PUBLISHED = EditSettings(steps=20, guidance=Guidance(text=7.5, image=1.5))
-"""What Instruct-NeRF2NeRF (arXiv 2303.12789) edits views with."""
+"""For published InstructPix2Pix models. Guidance and number of steps are from Instruct-NeRF2NeRF (arXiv 2303.12789),
+but where the steps lie (`Schedule.timesteps` begins at the last one) and the solver are this package's."""
 
 
 @dataclass(frozen=True)
