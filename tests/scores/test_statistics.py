@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from restage.records import InputError, Score
-from restage.scores.statistics import Difference, clustered_estimate, paired_difference
+from restage.scores.statistics import Difference, clustered_estimate, estimate_scores, paired_difference
 
 OURS, THEIRS = ("restage", "edit_model"), ("idu", "edit_model")
 
@@ -117,7 +117,7 @@ def test_only_rows_of_the_metric_and_of_both_contenders_count():
     others = [Score(**{**vars(row), "metric": "spill", "value": 77.0}) for row in scores]
     others += rows(("restage", "mock"), {"a": 50.0}) + rows(("idu", "mock"), {"b": 50.0})
     others += [Score(**{**vars(row), "edit": "f", "value": 0.1 + row.value}) for row in scores]
-    found = paired_difference([*others, *scores], "progress", first=OURS, second=THEIRS)
+    found = paired_difference([*scores, *others], "progress", first=OURS, second=THEIRS)
     assert (found.mean, found.num_pairs, found.num_scenes, found.num_missing) == (pytest.approx(0.25), 4, 2, 0)
 
 
@@ -137,3 +137,13 @@ def test_seeds_that_only_one_contender_has_are_left_out_unless_the_other_has_a_s
 def test_a_contender_that_does_not_occur_is_refused():
     with pytest.raises(InputError, match="no rows of progress for idu"):
         paired_difference(rows(OURS, {"a": 0.5}), "progress", first=OURS, second=THEIRS)
+
+
+def test_the_mean_of_rows_says_why_some_are_missing():
+    missing = rows(OURS, {"c": math.nan}, seed=1) + rows(OURS, {"c": math.nan}, seed=2)
+    missing = [*missing, *(Score(**{**vars(row), "reason": "out of memory"}) for row in missing)]
+    found = estimate_scores(rows(OURS, {"a": 1.0, "b": 2.0}) + missing)
+    assert (found.mean, found.num_scored, found.num_missing, found.num_scenes) == (1.5, 2, 4, 2)
+    assert found.reason == "no reason given; out of memory"
+    assert found.reach == pytest.approx(stats.t.ppf(0.975, 1) * 0.5)
+    assert estimate_scores(rows(OURS, {"a": 1.0})).reason == "" and estimate_scores([]).reason == "not measured"

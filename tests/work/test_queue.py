@@ -1,3 +1,5 @@
+import pytest
+
 from restage.work.queue import MAX_LOSSES
 from tests.work.tiny_tasks import make_queue, report
 
@@ -67,3 +69,47 @@ def test_tasks_that_need_one_that_is_given_up_are_given_up_with_it():
     assert queue.is_finished and sorted(queue.set_aside) == [0, 1, 2, 3]
     assert sorted(one.index for one in queue.news) == [0, 1, 2, 3]
     assert "no scene" in queue.set_aside[2].reason
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2, 3])
+def test_a_task_that_fails_is_tried_as_often_as_asked_and_then_set_aside(max_attempts):
+    queue = make_queue(2, max_attempts=max_attempts)
+    tried = 0
+    while not queue.is_finished:
+        for task in queue.take(1):
+            tried += task.index == 0
+            queue.report(report(task.index, "failed" if task.index == 0 else "done", reason="why", details="trace"))
+    assert tried == max_attempts
+    assert [vars(one) for one in queue.set_aside.values()] == [{"index": 0, "reason": "why", "details": "trace"}]
+
+
+def test_a_task_that_failed_goes_to_the_end_and_comes_back_alone():
+    queue = make_queue(40, max_attempts=3)
+    queue.mean_task_s = 0.1
+    first = [task.index for task in queue.take(1)]
+    assert len(first) == 10
+    queue.report(report(3, "failed"))
+    taken = []
+    while queue.waiting:
+        taken.append([task.index for task in queue.take(1)])
+    assert taken[-1] == [3] and [index for bundle in taken[:-1] for index in bundle] == list(range(10, 40))
+
+
+def test_success_forgets_failures_and_losses_and_moves_the_mean():
+    queue = make_queue(3, max_attempts=2)
+    queue.take(1)
+    queue.report(report(0, "failed"))
+    queue.lose([task.index for task in queue.take(1)], "killed")
+    while queue.waiting:
+        for task in queue.take(1):
+            queue.report(report(task.index, seconds=12.0))
+    assert not queue.failures and not queue.losses and queue.is_finished and not queue.set_aside
+    assert queue.mean_task_s == pytest.approx(12 - 10 * 0.9**3)  # from the 2 s that it begins with
+
+
+def test_what_is_given_back_or_reported_busy_comes_first_and_costs_no_attempt():
+    queue = make_queue(5, max_attempts=1)
+    assert [task.index for _ in range(2) for task in queue.take(1)] == [0, 1]
+    queue.give_back([1, 4])
+    queue.report(report(0, "busy"))
+    assert list(queue.waiting) == [0, 1, 2, 3, 4] and not queue.failures and not queue.losses
