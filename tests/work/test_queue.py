@@ -113,3 +113,53 @@ def test_what_is_given_back_or_reported_busy_comes_first_and_costs_no_attempt():
     queue.give_back([1, 4])
     queue.report(report(0, "busy"))
     assert list(queue.waiting) == [0, 1, 2, 3, 4] and not queue.failures and not queue.losses
+
+
+def test_a_suspect_goes_out_alone_wherever_it_waits():
+    queue = make_queue(40)
+    queue.mean_task_s = 0.1
+    queue.lose([task.index for task in queue.take(4)], "killed")  # 0 and 1 are back in front
+    assert [[task.index for task in queue.take(4)] for _ in range(3)] == [[1], [0], [2, 3]]
+    queue.waiting.insert(1, 50)
+    queue.losses[50] = 1
+    queue.take(4)
+    assert queue.waiting[-1] == 50  # behind the others, since it would have gone out with them
+
+
+def test_every_task_is_counted_until_it_is_over():
+    queue = make_queue(6, needs={5: [0]}, max_bundle=1)
+    assert queue.num_left == 6
+    queue.take(1)
+    queue.take(1)
+    queue.lose([1], "killed")
+    queue.lose([1], "again")  # it is not at work any more
+    assert queue.losses == {1: 1} and queue.at_work == {0} and queue.num_left == 6
+    queue.report(report(1, "done", seconds=90.0))  # from the worker that was taken for lost
+    assert queue.losses == {1: 1} and queue.mean_task_s == 2.0 and queue.num_left == 6
+    queue.give_back([0])
+    assert not queue.at_work and queue.waiting[0] == 0
+    queue.take(1)
+    queue.report(report(0, "found", seconds=90.0))
+    assert queue.mean_task_s == 2.0 and queue.num_left == 5 and queue.waiting[-1] == 5
+
+
+def test_dropped_tasks_are_not_handed_out():
+    queue = make_queue(5, needs={4: [0]})
+    queue.drop([1, 3, 4])
+    assert list(queue.waiting) == [0, 2] and queue.num_left == 2 and queue.dropped == {1, 3, 4}
+    queue.drop([])
+    assert list(queue.waiting) == [0, 2]
+
+
+def test_shuffling_changes_the_order_and_nothing_else():
+    queue = make_queue(200)
+    queue.shuffle()
+    assert list(queue.waiting) != list(range(200)) and sorted(queue.waiting) == list(range(200))
+
+
+def test_only_tasks_that_need_the_one_given_up_go_with_it():
+    queue = make_queue(4, max_attempts=1, needs={2: [0], 3: [1]})
+    queue.take(1)
+    queue.report(report(0, "failed", reason="why"))
+    assert sorted(queue.set_aside) == [0, 2] and queue.num_left == 2
+    assert queue.set_aside[2].reason == "task 0, which it needs, was set aside: why"

@@ -45,3 +45,10 @@ def test_values_of_zero_render_to_nothing_and_of_one_to_the_whole_scene(tiny_sce
     cameras, num_splats = tiny_scene.capture.cameras[0], len(tiny_scene.splats)
     assert render_masks(tiny_scene.splats, cameras, torch.zeros(num_splats)).max() == 0
     assert render_masks(tiny_scene.splats, cameras, torch.ones(num_splats)).max() > 0.9
+
+
+def test_a_splat_that_is_hardly_seen_counts_as_unseen(tiny_scene, monkeypatch):
+    weights = torch.tensor([0.0009, 0.0011, 2.0])
+    monkeypatch.setattr("restage.edit.masks.lift.splat_weights", lambda *_: (0.5 * weights[:, None], weights))
+    lifted = lift_masks(tiny_scene.splats[:3], tiny_scene.capture.cameras[0], torch.ones(1, 32, 32))
+    torch.testing.assert_close(lifted, torch.tensor([0.0, 0.5, 0.5]))
