@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,18 +23,25 @@ from restage.audit.records import (
     describe_records,
     records_to_plain,
 )
-from restage.pairs.files import is_url, open_files
+from restage.pairs.files import POINTER, is_url, open_files
 from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
 from restage.pairs.verify.repair import repair_pairs
 from restage.pairs.verify.sheets import write_sheets
 from restage.pairs.verify.words import describe_repair, describe_result, result_to_plain
-from restage.records import InputError, Progress
+from restage.records import InputError, Progress, read_json
 from restage.run.layout import RUN_RECORD
 from restage.run.progress import show_progress
 from restage.run.reading import read_run_record
 from restage.run.terminal import say
 
 __all__ = ["Part", "VerifyConfig", "find_parts", "verify_folder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorePointer:
+    """What a `store.json` says."""
+
+    url: str
 
 
 class Part(NamedTuple):
@@ -93,6 +101,7 @@ def verify_folder(
     repairs: bool = False,
     is_json: bool = False,
     sheets: Path | None = None,
+    store: str = "",
 ) -> bool:
     """Check, say what was found, and repair it if asked to; returns whether anything was found.
 
@@ -103,11 +112,12 @@ def verify_folder(
         repairs: take out what is bad among the pairs.
         is_json: print JSON instead of lines; progress then goes to the error stream.
         sheets: folder for contact sheets; None takes `verify` in the run, and writes none for a bare folder.
+        store: URL of the store that the run's pairs lie in; another one that the run names is not looked at.
 
     Raises:
         InputError: there is nothing to check, or a bundle is to be repaired.
     """
-    checks = _Checks(config, models=models, repairs=repairs, is_json=is_json, sheets=sheets)
+    checks = _Checks(config, models=models, repairs=repairs, is_json=is_json, sheets=sheets, store=store)
     if is_bundle(path):
         if repairs:
             raise InputError(f"{path} is a bundle, which is not repaired; unpack it first, or repair the run")
@@ -135,11 +145,19 @@ class _Checks:
     """Runs checks and says what they found."""
 
     def __init__(
-        self, config: VerifyConfig, *, models: Path | None, repairs: bool, is_json: bool, sheets: Path | None
+        self,
+        config: VerifyConfig,
+        *,
+        models: Path | None,
+        repairs: bool,
+        is_json: bool,
+        sheets: Path | None,
+        store: str,
     ) -> None:
         self.config, self.models, self.repairs, self.is_json, self.sheets = config, models, repairs, is_json, sheets
+        self.store = store
         self.has_findings = False
-        self.plain: dict[str, list[dict[str, Any]]] = {"records": [], "stages": []}
+        self.plain: dict[str, list[dict[str, Any]]] = {"records": [], "stages": [], "not_checked": []}
 
     def say(self, *lines: str) -> None:
         """Print lines, unless JSON was asked for."""
@@ -168,6 +186,16 @@ class _Checks:
 
     def pairs(self, part: Part) -> None:
         """Check image pairs, and repair them if that was asked for."""
+        # A run that somebody sent must not choose which folder is repaired, or which server is connected to.
+        pointer = None if is_url(part.folder) else Path(part.folder) / POINTER
+        url = read_json(pointer, StorePointer).url if pointer and pointer.exists() else ""
+        if url and url != self.store:
+            note = f"the pairs of {part.folder} lie at {url}; a store is looked at only when named: --store {url}"
+            if self.repairs:
+                raise InputError(note)
+            self.plain["not_checked"].append({"folder": str(part.folder), "reason": note})
+            self.say(f"not checked: {note}")
+            return
         clip = None if self.config.fast else _load_clip(self.models)
         result: VerifyResult = self.work(check_pairs(part.folder, self.config, clip=clip))
         self.has_findings = self.has_findings or bool(result.findings)

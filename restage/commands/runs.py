@@ -73,6 +73,7 @@ def build_verify() -> Callable[..., None]:
         repair: bool = False,
         json: bool = False,
         sheets: Path | None = None,
+        store: Annotated[str, arg(metavar="URL")] = "",
         models: ModelsArgument = None,
     ) -> None:
         """Check that a run is as it was written, and that its numbers and pictures are what it says they are.
@@ -93,9 +94,10 @@ def build_verify() -> Callable[..., None]:
                 `quarantine`.
             json: Print JSON instead of lines.
             sheets: Folder for a contact sheet of each reason; default: `verify` in the run's folder.
+            store: Where the run's pairs lie, if not in its folder; what the run itself says of it is not trusted.
             models: Folder of the models whose CLIP judges captions; default: the ones that come with the package.
         """
-        if verify_folder(path, config, models=models, repairs=repair, is_json=json, sheets=sheets):
+        if verify_folder(path, config, models=models, repairs=repair, is_json=json, sheets=sheets, store=store):
             raise SystemExit(1)
 
     return verify
