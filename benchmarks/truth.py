@@ -26,12 +26,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from benchmarks.agreement import Judged, judged_results, pair_agreement, rank_agreement
 from restage.compare.evidence import ResultViews, embed_before, load_case
 from restage.compare.judges import open_judges
 from restage.compare.measure import measure_result
 from restage.edit.pictures import read_image
 from restage.records import Score
-from restage.scores.agreement import Judged, judged_results, pair_agreement, rank_agreement
 from restage.scores.definitions import METRICS
 from restage.scores.rows import read_scores, write_scores
 from restage.studies.file import load_study

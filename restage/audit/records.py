@@ -21,12 +21,15 @@ from restage.run.layout import (
     SPLATS,
     STAGE_MARK,
     STAGE_MARKS,
+    STAGES,
     check_is_run,
 )
 
 __all__ = ["REASONS", "RecordFinding", "RecordsResult", "check_records", "describe_records", "records_to_plain"]
 
 RECORDS = (STAGE_MARKS, FITS, EDIT_RECORDS)
+STAGES_OF_RECORDS = ("scenes", "edit")
+"""Stages whose scenes and results are sealed one by one, and which need no mark of their own."""
 MAX_LINES = 5
 """Findings of one reason that are named one by one."""
 
@@ -116,10 +119,12 @@ class _Check:
             return
         self.records[name] = record
         self.result.num_records += 1
-        if not is_sealed and record.get("status") != "running":
-            self.result.unsealed.append(name)
         if is_sealed and not has_right_seal(record, is_required=True):
             self.find("edited record", name, "what it says is not what it said when it was sealed")
+        elif not is_sealed and files:  # seals and hashes came with the same version
+            self.find("edited record", name, "it holds hashes and has lost its seal")
+        elif not is_sealed and record.get("status") != "running":
+            self.result.unsealed.append(name)
         self._check_id(path, name, record)
         base = "" if path.name == STAGE_MARK else f"{Path(name).parent.as_posix()}/"
         for file, expected in files.items():
@@ -151,7 +156,15 @@ class _Check:
         return self.hashes[file]
 
     def inputs(self) -> None:
-        """Check what records say of each other: configs of stages, and the splats that results were made from."""
+        """Check what records say of each other: seals, configs of stages, splats that results were made from."""
+        # The run's record is sealed before any other; it alone without a seal has lost it.
+        if RUN_RECORD in self.result.unsealed and any("seal" in record for record in self.records.values()):
+            self.result.unsealed.remove(RUN_RECORD)
+            self.find("edited record", RUN_RECORD, "other records of the run are sealed, and it has lost its seal")
+        for stage in STAGES:
+            is_marked = f"{stage}/{STAGE_MARK}" in self.records or stage in STAGES_OF_RECORDS
+            if not is_marked and any(path.is_file() for path in (self.run / stage).glob("*")):
+                self.result.notes.append(f"{stage}: it was not finished, or its {STAGE_MARK} was deleted")
         configs = self.records.get(RUN_RECORD, {}).get("config")
         for name, record in self.records.items():
             path = Path(name)

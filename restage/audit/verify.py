@@ -10,7 +10,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +117,7 @@ def verify_folder(
     Raises:
         InputError: there is nothing to check, or a bundle is to be repaired.
     """
-    checks = _Checks(config, models=models, repairs=repairs, is_json=is_json, sheets=sheets, store=store)
+    checks = _Checks(config=config, models=models, repairs=repairs, is_json=is_json, sheets=sheets, store=store)
     if is_bundle(path):
         if repairs:
             raise InputError(f"{path} is a bundle, which is not repaired; unpack it first, or repair the run")
@@ -141,23 +141,20 @@ def verify_folder(
     return checks.has_findings
 
 
+@dataclass(kw_only=True)
 class _Checks:
     """Runs checks and says what they found."""
 
-    def __init__(
-        self,
-        config: VerifyConfig,
-        *,
-        models: Path | None,
-        repairs: bool,
-        is_json: bool,
-        sheets: Path | None,
-        store: str,
-    ) -> None:
-        self.config, self.models, self.repairs, self.is_json, self.sheets = config, models, repairs, is_json, sheets
-        self.store = store
-        self.has_findings = False
-        self.plain: dict[str, list[dict[str, Any]]] = {"records": [], "stages": [], "not_checked": []}
+    config: VerifyConfig
+    models: Path | None
+    repairs: bool
+    is_json: bool
+    sheets: Path | None
+    store: str
+    has_findings: bool = False
+    plain: dict[str, list[dict[str, Any]]] = field(
+        default_factory=lambda: {"records": [], "stages": [], "not_checked": []}
+    )
 
     def say(self, *lines: str) -> None:
         """Print lines, unless JSON was asked for."""

@@ -153,3 +153,16 @@ def test_folder_that_is_no_run_is_bad_input(tmp_path: Path) -> None:
 
 def test_table_is_still_what_readers_expect(run: Path) -> None:
     assert pq.read_table(run / "compare" / "scores.parquet").num_rows == 3
+
+
+@pytest.mark.parametrize("record", ["compare/stage.json", "scenes/ball/fit.json", "run.json"])
+def test_a_record_that_lost_its_seal_is_no_earlier_version(run: Path, record: str) -> None:
+    content = read_json(run / record)
+    content["sea1"] = content.pop("seal")
+    write_json(run / record, content)
+    assert [(found.reason, found.file) for found in check(run).findings] == [("edited record", record)]
+
+
+def test_a_deleted_mark_is_named(run: Path) -> None:
+    (run / "compare" / "stage.json").unlink()
+    assert any(note.startswith("compare: ") for note in check(run).notes)

@@ -41,7 +41,8 @@ def test_a_store_is_looked_at_when_it_is_named(run: Path, outside: Path, capsys)
     assert restage(["verify", str(run), "--fast", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["stages"] == [] and str(outside) in found["not_checked"][0]["reason"]
-    assert restage(["verify", str(run), "--fast", "--json", "--store", f"file://{outside}"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        restage(["verify", str(run), "--fast", "--json", "--store", f"file://{outside}"])
     assert json.loads(capsys.readouterr().out)["stages"][0]["findings"]
 
 

@@ -3,8 +3,8 @@ import math
 import pytest
 from scipy import stats
 
+from benchmarks.agreement import judged_results, pair_agreement, rank_agreement
 from restage.records import InputError, Score
-from restage.scores.agreement import judged_results, pair_agreement, rank_agreement
 
 
 def rows(metric: str, values: dict[tuple[str, str], list[float]]) -> list[Score]:

@@ -1,6 +1,6 @@
 """Whether a metric ranks results as truth does: rank correlations, within groups or over all, with intervals by scene.
 
-`benchmarks/truth.py` asks it of every metric that knows no truth; docs/truth.md is what came out.
+`truth.py` asks it of every metric that knows no truth; docs/truth.md is what came out.
 """
 
 from __future__ import annotations
