@@ -232,6 +232,7 @@ def parse_json(content: bytes | str, kind: Any = Any, *, where: object) -> Any:
     """
     try:
         plain = json.loads(content)
+        json.dumps(plain, ensure_ascii=False).encode()  # refuses half of a surrogate pair, which nothing can write
     except RecursionError:
         raise InputError(f"{where} is not readable as JSON: it is nested too deeply") from None
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from restage.records import InputError, Progress, content_id, file_sha256, has_right_seal, read_json
+from restage.records import InputError, Progress, content_id, file_sha256, from_plain, has_right_seal, read_json
 from restage.run.folder import SEALED_APART
 from restage.run.layout import (
     EDIT_RECORD,
@@ -24,10 +24,12 @@ from restage.run.layout import (
     STAGES,
     check_is_run,
 )
+from restage.run.reading import EditRecord, FitRecord, RunRecord, StageMark
 
 __all__ = ["REASONS", "RecordFinding", "RecordsResult", "check_records", "describe_records", "records_to_plain"]
 
 RECORDS = (STAGE_MARKS, FITS, EDIT_RECORDS)
+KINDS = {RUN_RECORD: RunRecord, STAGE_MARK: StageMark, FIT_RECORD: FitRecord, EDIT_RECORD: EditRecord}
 STAGES_OF_RECORDS = ("scenes", "edit")
 """Stages whose scenes and results are sealed one by one, and which need no mark of their own."""
 MAX_LINES = 5
@@ -111,10 +113,11 @@ class _Check:
         """Check one record, and the files that it holds hashes of."""
         name = path.relative_to(self.run).as_posix()
         try:
-            record = read_json(path)
-            files: dict[str, str] = record.get("files", {})
+            record = read_json(path, dict[str, Any])
+            typed = from_plain(record, KINDS[path.name], where=name)
+            files = {} if isinstance(typed, RunRecord) else typed.files
             is_sealed = "seal" in record
-        except (InputError, AttributeError) as error:
+        except InputError as error:
             self.find("unreadable", name, str(error))
             return
         self.records[name] = record
