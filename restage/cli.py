@@ -32,6 +32,7 @@ SUMMARIES = {
     "prompts": "write prompt pairs: two captions that differ by one edit",
     "rounds": "learn which prompt forms lead to accepted pairs, in rounds of prompts and pairs",
     "pairs": "make an image pair for each prompt pair with Prompt-to-Prompt, score it, keep or reject it",
+    "calibrate": "measure which thresholds for pairs suit a CLIP, and write them into its folder",
     "train": "train the edit model on the accepted pairs",
     "world": "make scenes of the miniature world, with the exact truth of their edits",
     "scenes": "fit every capture of a run",

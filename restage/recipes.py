@@ -17,6 +17,7 @@ from restage.edit.open_editors import OpenEditors
 from restage.edit.single import EditChoice, StartingPoint, open_edit
 from restage.edit.stage import EditConfig, run_edit
 from restage.pairs.campaign import CampaignConfig
+from restage.pairs.clip_rule import rule_for
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.makers import ModelMaker
 from restage.pairs.score import PairRule
@@ -28,7 +29,7 @@ from restage.records import EditRequest, InputError, Progress, read_json
 from restage.report.stage import ReportConfig, run_report
 from restage.run.folder import RunFolder, open_run, working
 from restage.run.layout import CAPTURE, EDIT_RECORD, SPLATS, TRANSFORMS
-from restage.run.models import Models
+from restage.run.models import Models, models_in
 from restage.run.reading import EditRecord
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture
@@ -85,6 +86,7 @@ def make_pairs(
     Raises:
         InputError: as `restage.pairs.stage.run_campaign`.
     """
+    config = replace(config, rule=rule_for(config.rule, models.clip))
     maker = ModelMaker.of(models.text_to_image, models.clip, config.generate)
     if is_rejudging or not run.is_done("pairs", config):
         maker = replace(maker, num_pairs=make_plan(run, config, maker).num_pairs)
@@ -112,14 +114,12 @@ STAGES: dict[str, Stage] = {
 """The stages in the order data flows."""
 
 
-RULE = PairRule(min_image_similarity=0.3, min_direction_similarity=0.3, min_text_similarity=0.75)
-"""Which pairs the miniature keeps. Set from what its CLIP says of 140 exact rendered pairs: pictures at least 0.35
-alike, texts at least 0.72, 0.86 in 19 of 20, directions above 0.35 in 19 of 20 (reshape 0.07). Published CLIPs need
-other thresholds."""
+RULE = rule_for(PairRule(), models_in().clip)
+"""Which pairs the miniature keeps: the thresholds in the folder of its CLIP. They were set from what that says of 140
+exact rendered pairs: pictures at least 0.35 alike, texts at least 0.72, 0.86 in 19 of 20, directions above 0.35 in 19
+of 20 (reshape 0.07)."""
 
-PAIRS = PairsConfig(
-    generate=GenerateConfig(sampler=SamplerConfig(num_steps=14), guidance=3.0), rule=RULE, pairs_per_shard=32
-)
+PAIRS = PairsConfig(generate=GenerateConfig(sampler=SamplerConfig(num_steps=14), guidance=3.0), pairs_per_shard=32)
 """How the miniature's pairs are made, in the demo and for its edit model; more guidance makes colors too strong."""
 
 
@@ -147,7 +147,7 @@ def demo_config(models: Models) -> DemoConfig:
     """
     return DemoConfig(
         prompts=PromptsConfig(num_prompts=64),
-        pairs=PAIRS,
+        pairs=replace(PAIRS, rule=rule_for(PAIRS.rule, models.clip)),
         train=TrainConfig(
             training=TrainingConfig(
                 num_steps=60, batch_size=16, learning_rate=2e-5, num_warmup_steps=10, ema_decay=0.95
@@ -182,6 +182,7 @@ def learn_forms(
         InputError: a round was made with another config.
     """
     with working(open_run(folder, seed=seed)) as run:
+        pairs = replace(pairs, rule=rule_for(pairs.rule, models.clip))
         make, limits = (lambda opened: make_pairs(opened, pairs, models)), _limits_of(models)
         yield from run_rounds(run, config, make, pairs_config=pairs, limits=limits)
 

@@ -15,6 +15,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "prompts": stages.build_stage("prompts", pairs.PROMPTS_HELP),
     "rounds": pairs.build_rounds,
     "pairs": pairs.build_pairs,
+    "calibrate": pairs.build_calibrate,
     "world": stages.build_stage(
         "world",
         "Make scenes of the miniature world: captures, and the exact truth of their edits.\n\n"

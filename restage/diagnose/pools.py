@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from restage.pairs.encoding import ImagePair
 from restage.pairs.files import open_files
-from restage.pairs.score import PairRule
+from restage.pairs.score import PUBLISHED, PairRule
 from restage.pairs.store import iter_rows, read_pairs
 from restage.pairs.verdicts import current_rule, verdict_of
 from restage.train.examples import ExactPair
@@ -47,7 +47,7 @@ class PairPool:
             InputError: a shard was changed since it was written.
         """
         rows = {row.get("pixel_sha256") or row["id"]: _without_preview(row) for row in iter_rows(folder)}
-        return cls(rows, folder, current_rule(open_files(folder)) or PairRule())
+        return cls(rows, folder, current_rule(open_files(folder)) or PUBLISHED)
 
     @cached_property
     def stored(self) -> Mapping[str, ImagePair]:

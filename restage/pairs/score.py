@@ -5,6 +5,7 @@ Scores of rejected pairs are kept: filtering by CLIP hides what CLIP does not se
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from restage.records import InputError, PromptPair
 
-__all__ = ["ImageTextModel", "PairRule", "PairScores", "judge", "score_pairs"]
+__all__ = ["PUBLISHED", "ImageTextModel", "PairRule", "PairScores", "judge", "score_pairs"]
 
 
 @runtime_checkable
@@ -52,14 +53,18 @@ class PairScores(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PairRule:
-    """Which pairs are accepted; the thresholds on CLIP are those of InstructPix2Pix's public code."""
+    """Which pairs are accepted."""
 
     version: int = 1
     """Raised whenever the same settings come to mean something else."""
-    min_image_similarity: float = 0.7
-    min_direction_similarity: float = 0.2
-    min_text_similarity: float = 0.2
-    """Similarity of each picture and its caption below which the picture does not show it."""
+    min_image_similarity: float | None = None
+    """Similarity of the two pictures below which they are too different. None: what suits the CLIP (`clip_rule`)."""
+    min_direction_similarity: float | None = None
+    """Similarity of the steps between pictures and captions below which the edit is not the one asked for. None: what
+    suits the CLIP."""
+    min_text_similarity: float | None = None
+    """Similarity of each picture and its caption below which the picture does not show it. None: what suits the
+    CLIP."""
     min_change: float = 0.004
     """Mean absolute difference below which nothing was edited."""
     min_mask_share: float = 0.002
@@ -68,6 +73,22 @@ class PairRule:
     def __post_init__(self) -> None:
         if not (0 <= self.min_change <= 1 and 0 <= self.min_mask_share <= 1):
             raise InputError(f"min_change and min_mask_share must be in [0, 1], got {self}")
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether all thresholds on CLIP are named."""
+        return None not in (self.min_image_similarity, self.min_direction_similarity, self.min_text_similarity)
+
+    def filled(self, other: PairRule) -> PairRule:
+        """Return the rule with the thresholds of another one where it names none."""
+        open_ = [name for name in CLIP_THRESHOLDS if getattr(self, name) is None]
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in open_})
+
+
+CLIP_THRESHOLDS = ("min_image_similarity", "min_direction_similarity", "min_text_similarity")
+"""Settings of a rule that depend on the CLIP."""
+PUBLISHED = PairRule(min_image_similarity=0.7, min_direction_similarity=0.2, min_text_similarity=0.2)
+"""The thresholds of InstructPix2Pix's public code, which are for OpenAI's CLIPs."""
 
 
 def _direction_similarity(image_step: Tensor, text_step: Tensor) -> Tensor:
@@ -102,7 +123,14 @@ def score_pairs(
 
 
 def judge(scores: PairScores, rule: PairRule) -> str:
-    """Return why a pair is rejected, in a few words without numbers; empty if it is accepted."""
+    """Return why a pair is rejected, in a few words without numbers; empty if it is accepted.
+
+    Raises:
+        InputError: the rule leaves thresholds to a CLIP.
+    """
+    image, direction, text = (getattr(rule, name) for name in CLIP_THRESHOLDS)
+    if None in (image, direction, text):
+        raise InputError("the rule names no thresholds; take those of the CLIP, as clip_rule.rule_for does")
     # The cheapest and surest reasons come first, since a pair is counted under the first one that applies.
     if scores.change < rule.min_change:
         return "nothing changed"
@@ -110,12 +138,12 @@ def judge(scores: PairScores, rule: PairRule) -> str:
         return "mask is empty"
     if math.isnan(scores.direction_similarity):
         return "direction cannot be scored"
-    if scores.source_text < rule.min_text_similarity:
+    if scores.source_text < text:
         return "source does not show its caption"
-    if scores.target_text < rule.min_text_similarity:
+    if scores.target_text < text:
         return "edited picture does not show its caption"
-    if scores.image_similarity < rule.min_image_similarity:
+    if scores.image_similarity < image:
         return "pictures are too different"
-    if scores.direction_similarity < rule.min_direction_similarity:
+    if scores.direction_similarity < direction:
         return "change is not the one asked for"
     return ""

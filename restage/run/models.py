@@ -9,10 +9,13 @@ from pathlib import Path
 from restage.records import InputError, canonical_json, file_sha256
 from restage.run.layout import is_stage_done
 
-__all__ = ["ASSETS", "Models", "edit_model_of", "folder_sha256", "models_in"]
+__all__ = ["ASSETS", "CLIP_RULE", "Models", "edit_model_of", "folder_sha256", "models_in"]
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """The models that come with the package."""
+CLIP_RULE = "pair_rule.json"
+"""Record in the folder of a CLIP with the thresholds that suit it. It is no part of the folder's hash: what a run uses
+of it is part of the run's config, and the same weights stay the same model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +50,13 @@ def edit_model_of(run: Path) -> Path:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Hash of the names and contents of all files in a folder.
+    """Hash of the names and contents of all files in a folder, except for the thresholds of a CLIP.
 
     Raises:
         InputError: the folder is missing.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; name a folder of models with --models")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CLIP_RULE)
     content = [(path.relative_to(folder).as_posix(), file_sha256(path)) for path in files]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()

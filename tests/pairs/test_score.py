@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from restage.pairs.score import PairRule, PairScores, judge, score_pairs
+from restage.pairs.score import PUBLISHED, PairScores, judge, score_pairs
 from tests.pairs.tiny import PROMPTS
 
 GOOD = PairScores(0.9, 0.5, 0.3, 0.3, 0.05, 0.1)
@@ -39,7 +39,7 @@ def test_scores_are_the_cosines_of_their_definition():
 def test_an_edit_the_wrong_way_scores_below_zero_and_is_rejected():
     found = score([1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0])
     assert found.direction_similarity == pytest.approx(-1)
-    assert judge(GOOD._replace(direction_similarity=-0.9), PairRule()) == "change is not the one asked for"
+    assert judge(GOOD._replace(direction_similarity=-0.9), PUBLISHED) == "change is not the one asked for"
 
 
 EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
@@ -49,10 +49,10 @@ EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
 def test_direction_is_nan_when_either_step_is_zero_and_the_pair_rejected(embeddings):
     found = score(*embeddings)
     assert math.isnan(found.direction_similarity)
-    assert judge(GOOD._replace(direction_similarity=math.nan), PairRule()) == "direction cannot be scored"
+    assert judge(GOOD._replace(direction_similarity=math.nan), PUBLISHED) == "direction cannot be scored"
 
 
 def test_each_threshold_rejects_with_a_reason_of_its_own():
     low = {"image_similarity": 0.6, "direction_similarity": 0.1, "source_text": 0.1, "target_text": 0.1, "change": 0.0}
-    reasons = [judge(GOOD._replace(**{name: value}), PairRule()) for name, value in {**low, "mask_share": 0.0}.items()]
-    assert judge(GOOD, PairRule()) == "" and "" not in reasons and len(set(reasons)) == 6
+    reasons = [judge(GOOD._replace(**{name: value}), PUBLISHED) for name, value in {**low, "mask_share": 0.0}.items()]
+    assert judge(GOOD, PUBLISHED) == "" and "" not in reasons and len(set(reasons)) == 6

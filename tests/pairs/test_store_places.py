@@ -9,7 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from restage.pairs.campaign import CampaignConfig
 from restage.pairs.encoding import encode_pair, pixel_sha256
 from restage.pairs.files import LocalFiles, RemoteFiles, open_files, point_to_store
-from restage.pairs.score import PairRule
+from restage.pairs.score import PUBLISHED, PairRule
 from restage.pairs.stage import rejudge_pairs, run_campaign
 from restage.pairs.store import done_indices, done_shards, has_shard, read_pairs, read_rows, write_shard
 from restage.records import InputError
@@ -164,7 +164,7 @@ def test_a_laxer_rule_makes_exactly_the_shards_again_that_it_needs(tmp_path):
 def test_another_rule_is_refused_without_rejudge_and_another_plan_with_it(tmp_path):
     make(tmp_path)
     (tmp_path / "pairs" / "stage.json").unlink()
-    other = stand_in_config(rule=PairRule())
+    other = stand_in_config(rule=PUBLISHED)
     with pytest.raises(InputError, match="--rejudge"):
         list(run_campaign(open_run(tmp_path), other, StandIn(), INLINE))
     with pytest.raises(InputError, match="only the rule"):

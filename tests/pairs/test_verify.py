@@ -7,7 +7,7 @@ import torch
 
 from restage.pairs.files import open_files
 from restage.pairs.left_out import read_left_out
-from restage.pairs.score import PairRule
+from restage.pairs.score import PUBLISHED
 from restage.pairs.store import drop_shard, read_pairs, read_rows, rebuild_manifest, write_shard
 from restage.pairs.verdicts import set_rule
 from restage.pairs.verify import REASONS, check_pairs, verify_pairs
@@ -134,7 +134,7 @@ def test_tar_and_sidecar_that_contradict_each_other_are_found(copy):
 
 def test_damage_to_the_records_beside_the_shards_is_found(copy):
     files = open_files(copy)
-    set_rule(files, PairRule())
+    set_rule(files, PUBLISHED)
     assert found(copy, fast=True) == []
     for name, content in (("rule.json", b'{"id":1}\n'), ("plan.json", b"["), ("left-out-0001.json", b"{}\n")):
         before = files.read(name) if files.exists(name) else None
