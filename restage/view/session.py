@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from restage.edit.job import EditStep
 from restage.edit.open_editors import OpenEditors
@@ -19,11 +22,14 @@ from restage.run.layout import SPLATS
 from restage.scenes.io.ply import read_splats, write_splats
 from restage.scenes.splats import Splats
 from restage.view.scene import KeptEdit, ViewScene, list_kept, load_scene, open_scenes, read_kept
-from restage.view.stopping import EditStopped, stop_between_layers
 
 __all__ = ["EditStopped", "Version", "ViewSession"]
 
 BEFORE = "before"
+
+
+class EditStopped(KeyboardInterrupt):
+    """The user stopped the edit; a run records it like Ctrl-C, and no handler of errors takes it for one."""
 
 
 @dataclass(frozen=True)
@@ -221,3 +227,22 @@ class ViewSession:
     def _refuse_while_running(self, what: str) -> None:
         if self.is_running:
             raise InputError(f"cannot {what} while an edit is running; wait for its end or stop it")
+
+
+@contextlib.contextmanager
+def stop_between_layers(stop: threading.Event) -> Iterator[None]:
+    """Raise `EditStopped` in this thread before the next layer of any torch module once `stop` is set.
+
+    An editor works for up to a minute in one call on a small machine, which is longer than a user waits.
+    """
+    thread = threading.get_ident()
+
+    def check(module: torch.nn.Module, inputs: object) -> None:
+        if stop.is_set() and threading.get_ident() == thread:
+            raise EditStopped("stopped by the user")
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -80,5 +80,6 @@ def parse_numbers(name: str, text: str) -> tuple[float, ...]:
 def field_hints(record: type) -> dict[str, str]:
     """The docstrings under the fields of a dataclass, by field name; without those that have none."""
     names = "|".join(field.name for field in dataclasses.fields(record))  # pyright: ignore[reportArgumentType]
-    found = re.findall(rf'^    ({names}):[^\n]*\n    """(.+?)"""', inspect.getsource(record), re.MULTILINE | re.DOTALL)
+    source = "".join(inspect.getsource(kind) for kind in reversed(record.__mro__) if dataclasses.is_dataclass(kind))
+    found = re.findall(rf'^    ({names}):[^\n]*\n    """(.+?)"""', source, re.MULTILINE | re.DOTALL)
     return {name: " ".join(text.split()) for name, text in found}

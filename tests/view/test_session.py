@@ -13,7 +13,7 @@ from restage.recipes import edit_folder
 from restage.records import EditRequest, InputError, read_json
 from restage.scenes.io.ply import read_splats
 from restage.view import EditStopped, ViewSession, open_scenes
-from restage.view.stopping import stop_between_layers
+from restage.view.session import stop_between_layers
 from tests.view.conftest import QUICK
 
 BLUE = EditRequest(instruction="make it blue", source_caption="", target_caption="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 from restage.edit.editors.exact import ExactEditor
@@ -25,38 +26,22 @@ __all__ = [
 ]
 
 
-# Imported in the functions, since diffusers takes seconds, which only those who use a model should pay.
-def _open_edit_model(source: EditorSource) -> Editor:
-    from restage.edit.editors.edit_model import open_edit_model
+def _lazily(module: str, function: str) -> EditorFactory:
+    """Put off the import of diffusers, which takes seconds that only those who use a model should pay."""
 
-    return open_edit_model(source)
+    def open_it(source: EditorSource) -> Editor:
+        return getattr(importlib.import_module(f"restage.edit.editors.{module}"), function)(source)
 
-
-def _open_instruct_pix2pix(source: EditorSource) -> Editor:
-    from restage.edit.editors.edit_model import open_instruct_pix2pix
-
-    return open_instruct_pix2pix(source)
-
-
-def _open_text_to_image(source: EditorSource) -> Editor:
-    from restage.edit.editors.text_to_image import open_text_to_image
-
-    return open_text_to_image(source)
-
-
-def _open_pipeline(source: EditorSource) -> Editor:
-    from restage.edit.editors.pipeline import open_pipeline
-
-    return open_pipeline(source)
+    return open_it
 
 
 EDITORS: dict[str, EditorFactory] = {
-    "edit_model": _open_edit_model,
+    "edit_model": _lazily("edit_model", "open_edit_model"),
     "exact": ExactEditor.open,
     "grade": GradeEditor.open,
-    "instruct_pix2pix": _open_instruct_pix2pix,
-    "pipeline": _open_pipeline,
-    "text_to_image": _open_text_to_image,
+    "instruct_pix2pix": _lazily("edit_model", "open_instruct_pix2pix"),
+    "pipeline": _lazily("pipeline", "open_pipeline"),
+    "text_to_image": _lazily("text_to_image", "open_text_to_image"),
 }
 
 NOISY = re.compile(r"noisy-(\d*\.?\d+)-(\w+)")

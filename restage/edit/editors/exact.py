@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from restage.edit.editors.interface import Edited, EditorSource, ViewBatch
-from restage.edit.editors.known import KnownScores
+from restage.edit.editors.interface import Edited, EditorSource, KnownScores, ViewBatch
 from restage.edit.pictures import read_image, read_mask
 from restage.records import InputError
 

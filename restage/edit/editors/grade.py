@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, EditorSource, ViewBatch
-from restage.edit.editors.known import KnownScores
+from restage.edit.editors.interface import Edited, EditorSource, KnownScores, ViewBatch
 from restage.edit.pictures import read_mask
 from restage.records import InputError
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,11 +28,10 @@ __all__ = [
     "Editor",
     "EditorFactory",
     "EditorSource",
+    "KnownScores",
     "NoiseKeys",
-    "OffersScores",
     "PredictNoise",
     "ScoreModel",
-    "SharesAttention",
     "ViewBatch",
     "can_share_attention",
     "score_model_of",
@@ -98,19 +99,9 @@ class Editor(Protocol):
         ...
 
 
-@runtime_checkable
-class PredictNoise(Protocol):
-    """Predicts the noise in latents of one view, under one condition."""
-
-    def __call__(self, latents: Float[Tensor, "1 c h w"], timestep: int, guidance: float | None) -> Tensor:
-        """Predict, without gradients.
-
-        Args:
-            latents: Noisy latents at `timestep`.
-            timestep: Step of the schedule, 0 for nearly clean.
-            guidance: Strength of the text; None for what the model is best used with.
-        """
-        ...
+PredictNoise = Callable[[Tensor, int, float | None], Tensor]
+"""Predicts the noise in latents "1 c h w" of one view, without gradients: (latents, timestep, guidance) -> noise. The
+timestep counts steps of the schedule, 0 for nearly clean; guidance is the text's strength, None for the model's own."""
 
 
 class Branches(NamedTuple):
@@ -149,42 +140,65 @@ class ScoreModel(Protocol):
         ...
 
 
-@runtime_checkable
-class OffersScores(Protocol):
-    """An editor that distillation can use: all of the menu but `pipeline`, which hides its predictions."""
-
-    def scores(self) -> ScoreModel:
-        """The model behind the editor."""
-        ...
-
-
 def score_model_of(editor: Editor) -> ScoreModel:
-    """The score model that an editor offers.
+    """Return the score model that an editor offers by `scores()`: all of the menu but `pipeline`.
 
     Raises:
         InputError: it offers none.
     """
-    if not isinstance(editor, OffersScores):
+    scores = getattr(editor, "scores", None)
+    if scores is None:
         raise InputError(
-            f"this method distils noise predictions, which {type(editor).__name__} does not offer; "
+            f"this method distills noise predictions, which {type(editor).__name__} does not offer; "
             "choose another editor, such as edit_model"
         )
-    return editor.scores()
-
-
-@runtime_checkable
-class SharesAttention(Protocol):
-    """An editor that can let views attend to each other: an edit model with the layers of Stable Diffusion."""
-
-    @property
-    def shares_attention(self) -> bool:
-        """Whether it does; one that hands batches on to another editor answers for that one."""
-        ...
+    return scores()
 
 
 def can_share_attention(editor: Editor) -> bool:
-    """Whether an editor heeds `ViewBatch.sharing`; where it does not, `EditJob.batch` leaves that empty."""
-    return isinstance(editor, SharesAttention) and editor.shares_attention
+    """Whether an editor heeds `ViewBatch.sharing`; where it does not, `EditJob.batch` leaves that empty.
+
+    Editors say so by `shares_attention`; one that hands batches on to another editor answers for that one.
+    """
+    return getattr(editor, "shares_attention", False)
+
+
+@dataclass(frozen=True)
+class KnownScores:
+    """The best denoiser there is if all pictures in the world were the edited view (or, of the source, the original).
+
+    With clean picture x the noise in `z = sqrt(abar) x + sqrt(1 - abar) noise` is known without a network. Latents are
+    pixels in [-1, 1]; guidance has no meaning here and is ignored, since nothing is left to be made clearer.
+    """
+
+    editor: Editor
+    """Its edit from full noise is the picture."""
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The cosine schedule of 1,000 steps, as the miniature has it."""
+        return Schedule.from_config({"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000})
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Pixels in [-1, 1]."""
+        return images * 2 - 1
+
+    def branches(
+        self, original: Float[Tensor, "1 3 h w"], request: EditRequest, *, view_index: int, seed: int
+    ) -> Branches:
+        """Ask the editor for the view, once."""
+        batch = ViewBatch(original, original, request=request, view_indices=(view_index,), noise_level=1.0, seed=seed)
+        edited = self.editor.edit(batch)
+        return Branches(self._predictor(edited.images), self._predictor(original))
+
+    def _predictor(self, image: Tensor) -> PredictNoise:
+        clean = self.encode(image)
+
+        def predict(latents: Tensor, timestep: int, guidance: float | None) -> Tensor:
+            signal, sigma = self.schedule.coefficients(torch.tensor([timestep]), latents)
+            return (latents - signal * clean) / sigma
+
+        return predict
 
 
 @dataclass(frozen=True)

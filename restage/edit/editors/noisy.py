@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from restage.edit.editors.interface import Edited, Editor, ViewBatch
-from restage.edit.editors.known import KnownScores
+from restage.edit.editors.interface import Edited, Editor, KnownScores, ViewBatch
 from restage.records import InputError, derive_seed
 
 __all__ = ["NoisyEditor"]

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.diffusion.schedule import Schedule
-from restage.edit.job import EditJob, EditStep
-from restage.edit.methods.distill import Draw, distill, draw_timestep
-from restage.edit.methods.idu import check_noise_range
+from restage.edit.methods.distill import Distillation, Draw
 
 __all__ = ["Dds", "dds_gradient"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dds:
+class Dds(Distillation):
     """Gradient `eps_hat(z_e, y_e) - eps_hat(z_s, y_s)`, both at one noise level with one noise.
 
     Hertz et al. 2023 (arXiv 2304.07090, equation 3): what the model dislikes about both views cancels. Published: t
@@ -28,27 +24,12 @@ class Dds:
     Memory: that of a fit step, of two views in the model, and of the latents of all training views.
     """
 
-    num_steps: int = 1500
-    """Views that are rendered and moved."""
-    guidance: float | None = None
-    """Of the text; None for what the model is best used with. Published: 7.5, with a text-to-image model."""
     lowest_noise: float = 0.05
     highest_noise: float = 0.949
     """The noise level is drawn evenly between these shares of the schedule: 50 to 948 of 1,000."""
 
-    def __post_init__(self) -> None:
-        check_noise_range(self.lowest_noise, self.highest_noise)
-
-    def run(self, job: EditJob) -> Iterator[EditStep]:
-        """Distil."""
-
-        def timestep_of(schedule: Schedule, step: int, seed: int) -> int:
-            return draw_timestep(schedule, self.lowest_noise, self.highest_noise, seed=seed)
-
-        def gradient(draw: Draw) -> Tensor:
-            return dds_gradient(*draw.predictions(self.guidance))
-
-        yield from distill(job, num_steps=self.num_steps, timestep_of=timestep_of, gradient=gradient)
+    def _gradient(self, draw: Draw) -> Tensor:
+        return dds_gradient(*draw.predictions(self.guidance))
 
 
 def dds_gradient(edited: Float[Tensor, "1 c h w"], source: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:

@@ -5,8 +5,9 @@ What the gradient is, is what `sds.py`, `dds.py`, `pds.py` and `dreamcatalyst.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,12 +16,13 @@ from torch import Tensor
 from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import Branches, ScoreModel, score_model_of
 from restage.edit.job import EditJob, EditStep
+from restage.edit.methods.idu import check_noise_range
 from restage.records import InputError, derive_seed
 from restage.scenes.fit import view_at
 from restage.scenes.initial import surroundings_of
 from restage.scenes.optimizer import LearningRates, SplatOptimizer
 
-__all__ = ["DISTILL_RATES", "Draw", "distill", "draw_timestep"]
+__all__ = ["DISTILL_RATES", "Distillation", "Draw", "draw_timestep"]
 
 DISTILL_RATES = LearningRates(means=2e-4, log_scales=2e-3, rotations=1e-3, opacity_logits=1e-2, sh=5e-3)
 """Distilled gradients are noise for the most part, which Adam turns into steps of full length: about half of what
@@ -63,53 +65,65 @@ def draw_timestep(schedule: Schedule, low: float, high: float, *, seed: int) -> 
     return int(torch.randint(first, last + 1, (), generator=generator))
 
 
-def distill(
-    job: EditJob,
-    *,
-    num_steps: int,
-    timestep_of: Callable[[Schedule, int, int], int],
-    gradient: Callable[[Draw], Tensor],
-    rates: LearningRates = DISTILL_RATES,
-) -> Iterator[EditStep]:
-    """Move the splats down a gradient that is given in latents, one view a step.
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Renders a view, asks a diffusion model for a gradient in its latents, moves the splats, and begins again.
 
     The loss whose gradient in the latents `x` it is, is `0.5 sum (x - stopped(x - g))^2`. With the mean in place of the
     sum it would be smaller by the number of elements, which Adam does not see.
-
-    Args:
-        job: What to edit.
-        num_steps: One view each.
-        timestep_of: (schedule, step from 0, seed of the step) -> step of the schedule.
-        gradient: Of the latents of the render, from a draw.
-        rates: Adam's.
-
-    Raises:
-        InputError: the editor offers no noise predictions.
     """
-    if num_steps < 1:
-        raise InputError(f"expected at least one step, got {num_steps}")
-    model = score_model_of(job.editor)
-    views = _Views(job, model)
-    size = surroundings_of(job.capture.cameras).size
-    optimizer = SplatOptimizer(job.splats, rates, scene_size=size)
-    for step in range(num_steps):
-        seed = derive_seed(job.seed, "distill", step)
-        view = view_at(job.seed, step, len(job.view_indices))
-        timestep = timestep_of(model.schedule, step, seed)
 
-        def objective(color: Tensor, view: int = view, step: int = step, seed: int = seed, t: int = timestep) -> Tensor:
-            latents = model.encode(color[None].clamp(0, 1))
-            with torch.no_grad():
-                source, branches = views.prepare(view)
-                generator = torch.Generator().manual_seed(seed)
-                noise = torch.randn(tuple(latents.shape), generator=generator).to(latents.device)
-                draw = Draw(step, num_steps, t, latents.detach(), source, noise, branches, model.schedule)
-                target = latents.detach() - gradient(draw)
-            return 0.5 * (latents - target).square().sum()
+    num_steps: int = 1500
+    """Views that are rendered and moved."""
+    guidance: float | None = None
+    """Guidance on the text; None for what the model is best used with."""
+    lowest_noise: float = 0.02
+    highest_noise: float = 0.98
+    """The noise level is drawn evenly between these shares of the schedule."""
+    rates: ClassVar[LearningRates] = DISTILL_RATES
 
-        loss = optimizer.descend(job.capture.cameras[view], objective)
-        note = f"distilling at step {timestep} of the noise schedule"
-        yield EditStep(step + 1, num_steps, loss, optimizer.splats.clone(), note)
+    def __post_init__(self) -> None:
+        check_noise_range(self.lowest_noise, self.highest_noise)
+        if self.num_steps < 1:
+            raise InputError(f"expected at least one step, got {self.num_steps}")
+
+    def _timestep(self, schedule: Schedule, step: int, seed: int) -> int:
+        """Step of the noise schedule for a step of the method, from 0."""
+        return draw_timestep(schedule, self.lowest_noise, self.highest_noise, seed=seed)
+
+    def _gradient(self, draw: Draw) -> Tensor:
+        """Gradient in the latents of the render."""
+        raise NotImplementedError
+
+    def run(self, job: EditJob) -> Iterator[EditStep]:
+        """Distill.
+
+        Raises:
+            InputError: the editor offers no noise predictions.
+        """
+        model = score_model_of(job.editor)
+        views = _Views(job, model)
+        optimizer = SplatOptimizer(job.splats, self.rates, scene_size=surroundings_of(job.capture.cameras).size)
+        for step in range(self.num_steps):
+            seed = derive_seed(job.seed, "distill", step)
+            view = view_at(job.seed, step, len(job.view_indices))
+            timestep = self._timestep(model.schedule, step, seed)
+
+            def objective(
+                color: Tensor, view: int = view, step: int = step, seed: int = seed, t: int = timestep
+            ) -> Tensor:
+                latents = model.encode(color[None].clamp(0, 1))
+                with torch.no_grad():
+                    source, branches = views.prepare(view)
+                    generator = torch.Generator().manual_seed(seed)
+                    noise = torch.randn(tuple(latents.shape), generator=generator).to(latents.device)
+                    draw = Draw(step, self.num_steps, t, latents.detach(), source, noise, branches, model.schedule)
+                    target = latents.detach() - self._gradient(draw)
+                return 0.5 * (latents - target).square().sum()
+
+            loss = optimizer.descend(job.capture.cameras[view], objective)
+            note = f"distilling at step {timestep} of the noise schedule"
+            yield EditStep(step + 1, self.num_steps, loss, optimizer.splats.clone(), note)
 
 
 class _Views:

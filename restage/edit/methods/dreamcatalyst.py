@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from restage.diffusion.schedule import Schedule
-from restage.edit.job import EditJob, EditStep
-from restage.edit.methods.distill import Draw, distill
-from restage.edit.methods.idu import check_noise_range
+from restage.edit.methods.distill import Distillation, Draw
 from restage.edit.methods.pds import PdsWeights, pds_gradient
 
 __all__ = ["DreamCatalyst", "dreamcatalyst_weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamCatalyst:
+class DreamCatalyst(Distillation):
     """Gradient `(delta + gamma tau^(1/e)) (eps_e - eps_s) + psi e^tau (x0_e - x0_s)`, tau falling from 0.9 to 0.2.
 
     Kim et al. 2024 (arXiv 2407.11394): the sum of PDS with weights chosen for the noise level, and noise levels that
@@ -32,10 +29,6 @@ class DreamCatalyst:
     Memory: that of a fit step, of two views in the model, and of the latents of all training views.
     """
 
-    num_steps: int = 1500
-    """Views that are rendered and moved."""
-    guidance: float | None = None
-    """Of the text; None for what the model is best used with. Published: 7.5, with InstructPix2Pix."""
     delta: float = 0.2
     """Weight of the edit at every noise level."""
     gamma: float = 0.8
@@ -47,23 +40,15 @@ class DreamCatalyst:
     lowest_noise: float = 0.2
     """Share of the schedule at the end."""
 
-    def __post_init__(self) -> None:
-        check_noise_range(self.lowest_noise, self.highest_noise)
+    def _timestep(self, schedule: Schedule, step: int, seed: int) -> int:
+        share = step / max(1, self.num_steps - 1)
+        tau = self.highest_noise + share * (self.lowest_noise - self.highest_noise)
+        return round(tau * (schedule.num_train_timesteps - 1))
 
-    def run(self, job: EditJob) -> Iterator[EditStep]:
-        """Distil."""
-
-        def timestep_of(schedule: Schedule, step: int, seed: int) -> int:
-            share = step / max(1, self.num_steps - 1)
-            tau = self.highest_noise + share * (self.lowest_noise - self.highest_noise)
-            return round(tau * (schedule.num_train_timesteps - 1))
-
-        def gradient(draw: Draw) -> Tensor:
-            tau = draw.timestep / (draw.schedule.num_train_timesteps - 1)
-            edited, source = draw.predictions(self.guidance)
-            return pds_gradient(draw.edited - draw.source, edited - source, dreamcatalyst_weights(self, tau))
-
-        yield from distill(job, num_steps=self.num_steps, timestep_of=timestep_of, gradient=gradient)
+    def _gradient(self, draw: Draw) -> Tensor:
+        tau = draw.timestep / (draw.schedule.num_train_timesteps - 1)
+        edited, source = draw.predictions(self.guidance)
+        return pds_gradient(draw.edited - draw.source, edited - source, dreamcatalyst_weights(self, tau))
 
 
 def dreamcatalyst_weights(method: DreamCatalyst, tau: float) -> PdsWeights:

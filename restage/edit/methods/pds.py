@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from restage.diffusion.schedule import Schedule
-from restage.edit.job import EditJob, EditStep
-from restage.edit.methods.distill import Draw, distill, draw_timestep
-from restage.edit.methods.idu import check_noise_range
+from restage.edit.methods.distill import Distillation, Draw, draw_timestep
 from restage.records import InputError
 from restage.scenes.optimizer import LearningRates
 
@@ -27,7 +24,7 @@ exact editor, one case at 64 pixels: progress 0.81 at the rates of the others, 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pds:
+class Pds(Distillation):
     """Gradient `psi (x0_e - x0_s) + chi (eps_e - eps_s)` from matching the stochastic latents of two posteriors.
 
     Koo et al. 2024 (arXiv 2311.13831, equations 9 to 14). With the posterior from t to t - 1, which is the default
@@ -43,33 +40,22 @@ class Pds:
     Memory: that of a fit step, of two views in the model, and of the latents of all training views.
     """
 
-    num_steps: int = 1500
-    """Views that are rendered and moved."""
-    guidance: float | None = None
-    """Of the text; None for what the model is best used with. Published: 100, with a text-to-image model."""
     stride: int = 1
     """Steps of the schedule that the posterior goes back; 1 as the formula has it, 2 as in the published code."""
-    lowest_noise: float = 0.02
-    highest_noise: float = 0.98
-    """The noise level is drawn evenly between these shares of the schedule."""
+    rates: ClassVar[LearningRates] = PDS_RATES
 
     def __post_init__(self) -> None:
-        check_noise_range(self.lowest_noise, self.highest_noise)
+        super().__post_init__()
         if self.stride < 1:
             raise InputError(f"expected a stride of at least 1, got {self.stride}")
 
-    def run(self, job: EditJob) -> Iterator[EditStep]:
-        """Distil."""
+    def _timestep(self, schedule: Schedule, step: int, seed: int) -> int:
+        return max(self.stride, draw_timestep(schedule, self.lowest_noise, self.highest_noise, seed=seed))
 
-        def timestep_of(schedule: Schedule, step: int, seed: int) -> int:
-            return max(self.stride, draw_timestep(schedule, self.lowest_noise, self.highest_noise, seed=seed))
-
-        def gradient(draw: Draw) -> Tensor:
-            weights = pds_weights(draw.schedule, draw.timestep, self.stride)
-            edited, source = draw.predictions(self.guidance)
-            return pds_gradient(draw.edited - draw.source, edited - source, weights)
-
-        yield from distill(job, num_steps=self.num_steps, timestep_of=timestep_of, gradient=gradient, rates=PDS_RATES)
+    def _gradient(self, draw: Draw) -> Tensor:
+        weights = pds_weights(draw.schedule, draw.timestep, self.stride)
+        edited, source = draw.predictions(self.guidance)
+        return pds_gradient(draw.edited - draw.source, edited - source, weights)
 
 
 class PdsWeights(NamedTuple):

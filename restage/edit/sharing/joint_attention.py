@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from restage.diffusion.attention import attention_layers
-from restage.edit.sharing.epipolar import near_epipolar_lines
-from restage.edit.sharing.views import ViewSharing
+from restage.edit.sharing.views import ViewSharing, near_epipolar_lines
 
 __all__ = ["share_attention"]
 

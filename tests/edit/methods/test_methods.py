@@ -8,7 +8,7 @@ import torch
 from restage.compare.metrics import progress, spill
 from restage.edit.dial import TimeLimited
 from restage.edit.editors import EDITORS, Edited, EditorSource, ViewBatch
-from restage.edit.editors.known import KnownScores
+from restage.edit.editors.interface import KnownScores
 from restage.edit.job import EditJob, Method, needs_editor
 from restage.edit.methods import METHODS, Idu, Joint, Restage
 from restage.edit.methods.deaths import KeyViews
