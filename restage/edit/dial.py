@@ -62,11 +62,6 @@ class TimeLimited:
 def blend_splats(before: Splats, after: Splats, strength: float) -> Splats:
     """Splats part of the way from one state of a scene to another.
 
-    Args:
-        before: Where the way begins.
-        after: Where it ends; may have more splats, which were added at the end and fade in.
-        strength: From 0 to 1.
-
     Raises:
         InputError: `after` has fewer splats, or other spherical harmonics.
     """
@@ -80,6 +75,7 @@ def blend_splats(before: Splats, after: Splats, strength: float) -> Splats:
     start = after.clone()
     for name, tensor in start.parameters().items():
         tensor[: len(before)] = getattr(before, name)
+    # New splats have no place to come from: they fade in where they end.
     start.opacity_logits[len(before) :] = GONE_LOGIT
     blended = {
         name: torch.lerp(tensor, getattr(after, name), strength)

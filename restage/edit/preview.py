@@ -45,6 +45,7 @@ class Preview:
 
     def show(self, step: EditStep) -> EditStep:
         """Add to a step's note how far the views have changed; about ten times an edit they are rendered anew."""
+        # By the step's share and not by time, so that the notes of a run are the same on any machine.
         if step.step * NUM_PEEKS >= self.num_shown * max(1, step.num_steps) and step.step > 0:
             self.num_shown = step.step * NUM_PEEKS // max(1, step.num_steps) + 1
             now = render_views(step.splats, self.cameras)

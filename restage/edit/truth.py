@@ -27,11 +27,7 @@ def write_grade_truth(
     The editors `exact` and `grade` and the comparison read the folder. A view of a thing (with regions) is changed by
     the grade inside its region alone.
 
-    Args:
-        folder: `<run>/scenes/<scene>/truth/<edit>`.
-        capture: All views.
-        request: With an instruction that `read_grade` knows.
-        regions: Soft mask of each view; None to grade whole views.
+    The folder is `<run>/scenes/<scene>/truth/<edit>`; regions are soft masks, None to grade whole views.
 
     Raises:
         InputError: the instruction names no grade, regions do not fit the views, or none are given for a thing.

@@ -46,9 +46,7 @@ class Access:
     def refusal(self, headers: Any, path: str) -> str:
         """Why a request is refused; empty if it may pass.
 
-        Args:
-            headers: Headers of the request, as `websockets` has them.
-            path: Its path, with the query.
+        Headers are those of `websockets`; the path comes with its query.
         """
         hosts, origins = headers.get_all("Host"), headers.get_all("Origin")
         if len(hosts) != 1 or not self._is_own_name(hosts[0]):

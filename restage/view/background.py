@@ -58,7 +58,7 @@ class Backgrounds:
         is_black: set[int] = set()
         while True:
             self._wanted.wait()
-            self._wanted.clear()
+            self._wanted.clear()  # before the work: what is asked for meanwhile is done in another turn
             if self._is_closed:
                 return
             for number, client in self.page.server.get_clients().items():
@@ -82,7 +82,7 @@ class Backgrounds:
                 return self._of_view(layer, camera, state.aspect)
             if layer == "difference":
                 picture = render_difference(session.before, self.page.nodes.shown, camera)
-                return picture, "How far colours move: black not at all, bright by half of the range or more."
+                return picture, "How far colors move: black not at all, bright by half of the range or more."
             return self._mask(camera, state.aspect)
 
     def _of_view(self, layer: str, camera: Cameras, aspect: float) -> tuple[np.ndarray, str]:

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 FOUND_RGB, SPILLED_RGB, MISSED_RGB = (38, 166, 142), (240, 138, 36), (122, 92, 214)
-"""Colours of a mask: changed as it should, changed though it should not, unchanged though it should."""
+"""Colors of a mask: changed as it should, changed though it should not, unchanged though it should."""
 BRIGHTEST_CHANGE = 0.5
 
 Picture = UInt8[np.ndarray, "height width 3"]
@@ -52,7 +52,7 @@ class SplatArrays(NamedTuple):
 
 
 def splat_arrays(splats: Splats) -> SplatArrays:
-    """Turn splats into what the browser draws: colours in [0, 1], those of the harmonics' degree 0."""
+    """Turn splats into what the browser draws: colors in [0, 1], those of the harmonics' degree 0."""
     axes = rotation_matrices(splats.rotations.detach()) * splats.log_scales.detach().exp()[:, None]
     return SplatArrays(
         splats.means.detach().numpy(),
@@ -72,12 +72,7 @@ def camera_at(
 ) -> Cameras:
     """The camera of a browser window.
 
-    Args:
-        wxyz: Its rotation to world axes; camera axes are OpenCV's.
-        position: Where it stands.
-        fov_rad: Vertical field of view.
-        aspect: Width over height.
-        height: Of the picture, in pixels.
+    `wxyz` is its rotation to world axes (camera axes are OpenCV's), the field of view vertical, the height in pixels.
     """
     width = max(1, round(height * aspect))
     camera_to_world = torch.eye(4)
@@ -150,11 +145,7 @@ def render_difference(before: Splats, edited: Splats, camera: Cameras) -> Pictur
 def render_mask(scene: ViewScene, edited: Splats, camera: Cameras, *, case: str | None = None) -> Picture:
     """Which pixels change, over the scene in grey; where truth is known at this camera, also where that is right.
 
-    Args:
-        scene: The scene before.
-        edited: The scene after.
-        camera: Of the picture; one of the capture's own if it is to be compared with truth.
-        case: The edit whose truth is known.
+    With `case`, an edit whose truth is known, the camera has to be one of the capture's own.
     """
     before_uint8, edited_uint8 = _render_both(scene.splats, edited, camera)
     should_change = None
@@ -171,7 +162,7 @@ def _change(first_uint8: np.ndarray, second_uint8: np.ndarray) -> np.ndarray:
 
 
 def _overlay(picture_uint8: np.ndarray, changed: np.ndarray, should_change: np.ndarray | None) -> np.ndarray:
-    """A pale grey picture with what changed in colour; where truth is known, whether it should."""
+    """A pale grey picture with what changed in color; where truth is known, whether it should."""
     grey = picture_uint8.astype(np.float32).mean(axis=-1, keepdims=True)
     canvas = np.repeat(40 + 0.75 * grey, 3, axis=-1)
     expected = changed if should_change is None else should_change

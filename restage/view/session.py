@@ -166,10 +166,7 @@ class ViewSession:
 
         An edit that was made before is opened instead, without a step.
 
-        Args:
-            request: What to do.
-            choice: How.
-            is_chained: Start from the version that is shown instead of the scene before any edit.
+        A chained edit starts from the version that is shown instead of the scene before any edit.
 
         Yields:
             Every step of the method; its splats can be shown.

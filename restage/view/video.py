@@ -32,11 +32,8 @@ PLAIN_FOV_RAD = 0.9
 def path_cameras(scene: ViewScene, kind: str, *, num_frames: int, side_px: int | None = None) -> Cameras:
     """Cameras along a path around or through a scene.
 
-    Args:
-        scene: The scene; without a capture, only an orbit is known.
-        kind: A name on the menu `PATHS`.
-        num_frames: Number of cameras, from 2 to `MAX_FRAMES`.
-        side_px: Longer side of the pictures, at most `MAX_SIDE_PX`; default: the capture's, if that is not more.
+    The longer side is `side_px`, at most `MAX_SIDE_PX`; by default the capture's, if that is not more. A scene without
+    a capture knows only the orbit.
 
     Raises:
         InputError: no such path, or numbers out of range.
@@ -59,11 +56,7 @@ def render_clip(
 ) -> Iterator[Progress]:
     """Render every camera and write the clip, which is there once the last step is.
 
-    Args:
-        splats: What to show.
-        cameras: One for each frame.
-        path: Of the mp4.
-        computing: Held while a frame is rendered.
+    `computing` is held while a frame is rendered.
     """
     frames = []
     for index in range(len(cameras)):

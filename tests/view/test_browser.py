@@ -221,7 +221,7 @@ def test_layers_of_pictures_fill_the_page_and_say_what_they_are(shown: Shown) ->
     shown.wait_for_text("Photograph, the view nearest to your camera")
     shown.wait_for_color(0, "photograph")
     shown.choose("Show", "difference")
-    shown.wait_for_text("How far colours move")
+    shown.wait_for_text("How far colors move")
     shown.choose("Show", "mask")
     shown.wait_for_text("Green changes.")
     shown.choose("Show", "edited")

@@ -1,4 +1,4 @@
-"""An editor without a network: reads an instruction into a transform of colours, the same for every view.
+"""An editor without a network: reads an instruction into a transform of colors, the same for every view.
 
 Its truth is known on any photograph, held-out ones too, so that edits of real captures get exact numbers.
 """
@@ -46,13 +46,13 @@ def _scaled(red: float, green: float, blue: float) -> Grade:
 
 
 def _tinted(red: float, green: float, blue: float) -> Grade:
-    """Luminance times a colour."""
+    """Luminance times a color."""
     weights = [tuple(channel * weight for weight in LUMINANCE) for channel in (red, green, blue)]
     return Grade(tuple((a, b, c) for a, b, c in weights))
 
 
 def _saturated(share: float, gain: float = 1.0, lift: float = 0.0) -> Grade:
-    """Colours as far from their luminance as `share` says, times a gain, plus a lift."""
+    """Colors as far from their luminance as `share` says, times a gain, plus a lift."""
     rows = [tuple(gain * ((1 - share) * LUMINANCE[j] + share * (i == j)) for j in range(3)) for i in range(3)]
     return Grade(tuple((a, b, c) for a, b, c in rows), (lift, lift, lift))
 
@@ -139,7 +139,7 @@ def read_grade(instruction: str) -> GradeRequest:
                 subject = [word for word in words[: max(0, end - length)] if word not in SKIPPED | WHOLE]
                 return GradeRequest(grade, " ".join(subject))
     raise InputError(
-        f"the grade editor finds no colour or light in '{instruction}'; it knows {', '.join(GRADES)}, "
+        f"the grade editor finds no color or light in '{instruction}'; it knows {', '.join(GRADES)}, "
         "such as in 'make it golden'"
     )
 
@@ -183,10 +183,7 @@ def grade_views(
 ) -> Edited:
     """Grade views by instruction: this is the truth of such an edit, on any view.
 
-    Args:
-        images: In [0, 1].
-        instruction: As `read_grade` takes it.
-        regions: Soft mask of each view, 1 where the grade holds; None for whole views.
+    Regions are soft masks, 1 where the grade holds; None grades whole views.
 
     Returns:
         The graded views, and the regions as masks.

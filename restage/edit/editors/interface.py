@@ -1,6 +1,6 @@
 """The border between 2D editors and 3D methods: a `ViewBatch` in, edited views and soft masks out.
 
-Methods that distil ask for noise predictions instead: a `ScoreModel`, which an editor may offer beside its edits.
+Methods that distill ask for noise predictions instead: a `ScoreModel`, which an editor may offer beside its edits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Another editor made worse in a controlled way: views disagree in colour, in position, and on whether to edit at all.
+"""Another editor made worse in a controlled way: views disagree in color, in position, and on whether to edit at all.
 
 It shows how a 3D method stands what 2D editors do; with the exact editor inside, nothing else is wrong.
 """
@@ -26,7 +26,7 @@ class NoisyEditor:
 
     editor: Editor
     color_std: float = 0.0
-    """Standard deviation of what is added to each colour channel inside the mask, one number a view and channel."""
+    """Standard deviation of what is added to each color channel inside the mask, one number a view and channel."""
     shift_share: float = 0.0
     """Standard deviation of the shift of the edit across the view, as a share of the view's width, for each axis."""
     miss_share: float = 0.0
@@ -40,10 +40,7 @@ class NoisyEditor:
     def of(cls, editor: Editor, strength: float) -> NoisyEditor:
         """All three disturbances in fixed proportion.
 
-        Args:
-            editor: What to disturb.
-            strength: From 0, nothing, to 1: colours off by 0.3, positions by a tenth of the width, half of the views
-                not edited.
+        Strength 1 puts colors off by 0.3 and positions by a tenth of the width, and leaves half of the views unedited.
 
         Raises:
             InputError: the strength is out of range.
@@ -72,6 +69,7 @@ class NoisyEditor:
 
     def _disturb(self, image: Tensor, mask: Tensor, original: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
+        # All is drawn before anything is decided, so that no share changes how another view is moved or colored.
         is_missed = float(torch.rand((), generator=generator)) < self.miss_share
         color = self.color_std * torch.randn(3, 1, 1, generator=generator)
         shift = 2 * self.shift_share * torch.randn(2, generator=generator)  # grids run from -1 to 1

@@ -96,6 +96,7 @@ class KontextEditor:
         """The last part of the table of sigmas, and what its first one becomes in the scheduler (in a copy of it)."""
         count = max(1, math.ceil(self.steps * noise_level - 1e-9))
         sigmas = np.linspace(1.0, 1 / self.steps, self.steps)[-count:]
+        # A copy, since `set_timesteps` leaves its table in the scheduler that the pipeline is about to use.
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         settings = {name: scheduler.config[name] for name in names if name in scheduler.config}

@@ -61,6 +61,7 @@ class TextToImageEditor:
         for state in denoise(backbone.schedule, latents, predict=towards, timesteps=table):
             latents = state.latents
         masks = difference.abs().mean(dim=1)
+        # Predictions have no unit of their own, so the place that differs most counts as sure.
         masks = masks / masks.amax(dim=(1, 2), keepdim=True).clamp_min(1e-8)
         masks = functional.interpolate(masks[:, None], views.shape[-2:], mode="bilinear")[:, 0].clamp(0, 1)
         return Edited(backbone.decode_latents(latents).cpu(), masks.cpu())

@@ -37,15 +37,10 @@ def attention_masks(
 ) -> Float[Tensor, "n h w"]:
     """Soft masks of words of a caption, from the cross-attention layers nearest to 16 pixels a side.
 
-    They are as coarse as these layers; `restage.diffusion.segment.cut_masks` fits them to the pictures' colours.
+    They are as coarse as these layers; `restage.diffusion.segment.cut_masks` fits them to the pictures' colors.
 
-    Args:
-        backbone: The text-to-image model.
-        images: Views in [0, 1].
-        caption: What they show.
-        words: Words of it that name what the masks are to hold.
-        noise_level: Share of the schedule at which the model is asked, in (0, 1].
-        seed: Of the noise.
+    The words are those of the caption that name what the masks are to hold; the model is asked at `noise_level`, a
+    share of the schedule in (0, 1].
 
     Returns:
         Mean attention, divided by its maximum in each view.

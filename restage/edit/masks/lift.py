@@ -22,11 +22,6 @@ def lift_masks(splats: Splats, cameras: Cameras, masks: Float[Tensor, "n h w"]) 
     The weight is opacity x transmittance, so splats behind the masked surface stay out (counting pixels unweighted
     brings them along). A splat that no view sees gets 0.
 
-    Args:
-        splats: The scene.
-        cameras: One for each mask.
-        masks: In [0, 1].
-
     Returns:
         In [0, 1].
     """
@@ -41,12 +36,7 @@ def lift_masks(splats: Splats, cameras: Cameras, masks: Float[Tensor, "n h w"]) 
 
 @torch.no_grad()
 def render_masks(splats: Splats, cameras: Cameras, values: Float[Tensor, " num_splats"]) -> Float[Tensor, "n h w"]:
-    """How much of what each pixel shows comes from splats of value 1: their values, blended like colours.
-
-    Args:
-        splats: The scene.
-        cameras: Any.
-        values: In [0, 1], one for each splat.
+    """How much of what each pixel shows comes from splats of value 1: their values, blended like colors.
 
     Returns:
         In [0, 1]; 0 where a view shows no splat.

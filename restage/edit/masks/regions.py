@@ -37,12 +37,9 @@ INSIDE = 0.5
 
 
 def box_masks(boxes: Float[Tensor, "n 4"], width: int, height: int) -> Float[Tensor, "n h w"]:
-    """Masks of boxes drawn on views: 1 for pixels whose centre lies inside.
+    """Masks of boxes drawn on views: 1 for pixels whose center lies inside.
 
-    Args:
-        boxes: Left, top, right, bottom, in pixels.
-        width: Of the views, in pixels.
-        height: Of the views, in pixels.
+    Boxes are left, top, right, bottom, in pixels.
 
     Raises:
         InputError: a box has no inside.
@@ -58,11 +55,7 @@ def box_masks(boxes: Float[Tensor, "n 4"], width: int, height: int) -> Float[Ten
 def lift_boxes(splats: Splats, cameras: Cameras, boxes: Float[Tensor, "n 4"], *, agree: float = 0.85) -> Region:
     """The splats that lie in the boxes drawn on several views: what one box takes along, another leaves out.
 
-    Args:
-        splats: The scene.
-        cameras: One for each box, from different sides.
-        boxes: As `box_masks` takes them.
-        agree: Share of what a splat shows in these views that has to lie in the boxes.
+    A share `agree` of what a splat shows in these views has to lie in the boxes.
 
     Returns:
         1 or 0 for each splat.
@@ -72,7 +65,7 @@ def lift_boxes(splats: Splats, cameras: Cameras, boxes: Float[Tensor, "n 4"], *,
 
 
 def in_box(splats: Splats, low: Float[Tensor, " 3"], high: Float[Tensor, " 3"]) -> Region:
-    """1 for splats whose centre lies in a box along the world's axes, in world units; 0 for others."""
+    """1 for splats whose center lies in a box along the world's axes, in world units; 0 for others."""
     return ((splats.means >= low) & (splats.means <= high)).all(dim=1).float()
 
 
@@ -99,10 +92,7 @@ def _near(splats: Splats, chosen: Tensor, distance: float) -> Tensor:
 def keep_largest(splats: Splats, region: Region, *, reach: float = 3.0) -> Region:
     """Keep the piece of a region that has most splats; pieces are apart if no splat of one is near to one of the other.
 
-    Args:
-        splats: The scene.
-        region: What to look at.
-        reach: Splats are near that are closer than so many times the median distance to the next splat of the region.
+    Splats are near that are closer than `reach` times the median distance to the next splat of the region.
     """
     inside = (region >= INSIDE).nonzero()[:, 0]
     if len(inside) < 2:

@@ -29,7 +29,7 @@ MAX_DEPTH = 3.0
 DEPTH_SLACK = 1.02
 """A point this much behind the old surface still counts as before it."""
 COLOR_SLACK = 0.02
-"""Of the points whose colour is confirmed about as well, within this of the best, the nearest is the surface."""
+"""Of the points whose color is confirmed about as well, within this of the best, the nearest is the surface."""
 SCALE_SHARE = 0.6
 """Standard deviation of a new splat, as a share of the distance to the next one."""
 
@@ -38,13 +38,13 @@ SCALE_SHARE = 0.6
 class Births:
     """Where splats are seeded, and how many.
 
-    Rays go out from pixels that the old splats, in new colours, cannot explain. A point of a ray is solid where nearly
+    Rays go out from pixels that the old splats, in new colors, cannot explain. A point of a ray is solid where nearly
     all key views that could see it, since no old surface hides it, show an edit there (the visual hull of the masks:
-    Laurentini 1994, doi 10.1109/34.273735). The surface of a ray is the nearest of the solid points whose colour the
+    Laurentini 1994, doi 10.1109/34.273735). The surface of a ray is the nearest of the solid points whose color the
     neighbouring views confirm (as in space carving: Kutulakos and Seitz 2000, doi 10.1023/A:1008191222954). A ray that
     meets nothing empty on its way seeds nothing: where an edit covers all, its masks say nothing about depth. In the
     end those seeds are kept that bring all views that show them closer to the edit. So nothing is born by a new ground
-    or time of the day, or where views disagree on the place or the colour.
+    or time of the day, or where views disagree on the place or the color.
     """
 
     residual: float = 0.12
@@ -58,9 +58,9 @@ class Births:
     min_views: int = 5
     """Views, at least, that could see it."""
     color_limit: float = 0.06
-    """How far neighbouring views may be from a ray's colour, in [0, 1], mean over channels."""
+    """How far neighbouring views may be from a ray's color, in [0, 1], mean over channels."""
     num_neighbours: int = 4
-    """Views nearest to a ray's own that its colour is compared in."""
+    """Views nearest to a ray's own that its color is compared in."""
     max_rays: int = 6000
     """Rays over all key views; pixels are thinned out evenly."""
     num_depths: int = 40
@@ -93,18 +93,14 @@ class _Tested(NamedTuple):
     is_empty: Bool[Tensor, "rays depths"]
     """Seen by enough views, and not solid."""
     errors: Float[Tensor, "rays depths"]
-    """Mean distance of the ray's colour from what neighbouring views show there."""
+    """Mean distance of the ray's color from what neighbouring views show there."""
 
 
 @torch.no_grad()
 def seed_splats(births: Births, splats: Splats, key_views: KeyViews, *, max_count: int) -> Splats:
     """Seed round splats on the surfaces that the edited views agree on.
 
-    Args:
-        births: How.
-        splats: The scene with colours fitted to the edited views, without what is gone.
-        key_views: The edited views.
-        max_count: New splats, at most.
+    At most `max_count` are seeded. `splats` have their colors fitted to the edited views, and are without what is gone.
 
     Returns:
         The new splats, with as many harmonics as the old; none where views agree on nothing.
@@ -113,9 +109,11 @@ def seed_splats(births: Births, splats: Splats, key_views: KeyViews, *, max_coun
     residuals = (render_views(splats, cameras) - key_views.edited).abs().mean(dim=1)
     rays = _cast_rays(births, key_views, residuals, maps)
     tested = _test_points(births, rays, key_views, maps)
+    # Where an edit covers all, every point looks solid: a surface counts only once its ray has crossed empty space.
     has_entered = tested.is_empty.int().cumsum(dim=1) > 0
     errors = torch.where(tested.is_solid & has_entered, tested.errors, torch.inf)
     best = errors.amin(dim=1)
+    # Colors are confirmed about as well behind a surface as on it, so the nearest of the good points is taken.
     chosen = (errors <= best[:, None] + COLOR_SLACK).int().argmax(dim=1)
     is_found = best < births.color_limit
     points = rays.points[torch.arange(len(chosen)), chosen][is_found]
@@ -137,6 +135,7 @@ def _are_of_use(
     births: Births, splats: Splats, fresh: Splats, key_views: KeyViews, residuals: Float[Tensor, "n h w"]
 ) -> Bool[Tensor, " fresh"]:
     """Which new splats bring the views that show them closer to the edit; where views disagree, none does."""
+    # Judged in the finished picture: a seed may be right by itself and yet hide what was right before.
     joined = join_splats(splats, fresh)
     changes = (render_views(joined, key_views.cameras) - key_views.edited).abs().mean(dim=1) - residuals
     return mean_shown(joined, key_views.cameras, changes)[len(splats) :] < -births.min_gain
@@ -148,10 +147,12 @@ def _cast_rays(births: Births, key_views: KeyViews, residuals: Float[Tensor, "n 
     wanted = (residuals > births.residual) & (residuals > births.residual_share * changes) & (key_views.masks > 0.5)
     wanted &= functional.avg_pool2d(wanted[:, None].float(), 3, stride=1, padding=1)[:, 0] > births.crowd
     chosen = wanted.flatten().nonzero()[:, 0]
+    # Evenly thinned, so that no view and no part of one is preferred, and the memory has a bound.
     if len(chosen) > births.max_rays:
         chosen = chosen[torch.linspace(0, len(chosen) - 1, births.max_rays).long()]
     views, pixels = chosen // depths.shape[1], chosen % depths.shape[1]
     is_known = torch.isfinite(depths)
+    # The sky has no depth to end a ray at, and points that far off would be too far apart to find anything.
     limit = MAX_DEPTH * float(depths[is_known].median()) if bool(is_known.any()) else 1.0
     unit_depth = torch.ones(cameras.height, cameras.width)
     ends = torch.stack([unproject_depth(unit_depth, cameras[view]).reshape(-1, 3) for view in range(len(cameras))])
@@ -173,6 +174,7 @@ def _test_points(births: Births, rays: _Rays, key_views: KeyViews, maps: DepthMa
         column, row = pixels.floor().long().unbind(1)
         is_inside = (depths > 0) & (column >= 0) & (column < cameras.width) & (row >= 0) & (row < cameras.height)
         index = torch.where(is_inside, row * cameras.width + column, 0)
+        # A view behind whose old surface the point lies cannot say anything about it.
         is_free = is_inside & (depths <= DEPTH_SLACK * maps.depths[view].flatten()[index])
         is_edited = is_free & (key_views.masks[view].flatten()[index] > 0.5)
         seen += is_free
@@ -180,6 +182,7 @@ def _test_points(births: Births, rays: _Rays, key_views: KeyViews, maps: DepthMa
         counts = is_edited & is_neighbour[owners, view]
         error += counts * (key_views.edited[view].flatten(1)[:, index].T - own_colors).abs().mean(dim=1)
         compared += counts
+    # Masks are cut off a little too small now and then, hence a share of the views and not all of them.
     is_seen, is_shown = seen >= births.min_views, shown >= births.min_share * seen
     is_solid = is_seen & is_shown & (compared > 0)
     errors = error / compared.clamp_min(1)
@@ -199,6 +202,7 @@ def _thin_out(points: Float[Tensor, "m 3"], sizes: Float[Tensor, " m"], max_coun
     if not len(points) or max_count < 1:
         return torch.zeros(0, dtype=torch.long)
     size = float(sizes.median())
+    # Many rays end on the same surface: one point a cell is a surface, all of them are a heap.
     while True:
         _, cells = torch.unique(torch.floor((points - points.amin(dim=0)) / size), dim=0, return_inverse=True)
         first = torch.full((int(cells.max()) + 1,), len(points)).scatter_reduce(

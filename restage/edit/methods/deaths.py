@@ -1,6 +1,6 @@
 """Old splats that an edit does away with: views ask them for different things, and are shown better without them.
 
-`restage.py` calls it after colours are fitted, which paints what is gone in the colours of what lies behind.
+`restage.py` calls it after colors are fitted, which paints what is gone in the colors of what lies behind.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ GONE_LOGIT = -6.0
 class Deaths:
     """Which splats are gone.
 
-    A splat that stays is asked for one colour from all sides, but one that is gone for whatever lies behind it, which
-    differs from view to view. So the spread of the edited views' colours at a splat, over that of the unedited ones,
+    A splat that stays is asked for one color from all sides, but one that is gone for whatever lies behind it, which
+    differs from view to view. So the spread of the edited views' colors at a splat, over that of the unedited ones,
     says that something was taken away (over 0.03 for 12 to 14 % of the splats of a removal, for 0 to 1 % of those of
     a new ground or time). Views that disagree by chance spread as well; therefore a splat dies only if the edited
     views are shown better without it than with it painted.
@@ -68,21 +68,19 @@ def find_gone(
 ) -> Bool[Tensor, " num_splats"]:
     """Find the splats that are gone.
 
-    Args:
-        deaths: How.
-        splats: The scene with colours fitted to the edited views, and shapes as before.
-        views: The edited views; outside the masks the scene is to show the unedited ones.
-        lifted: Lifted mask of each splat.
+    `splats` have their colors fitted to the edited views, and shapes as before; `lifted` is the lifted mask of each.
     """
     cameras = views.cameras
     targets = torch.lerp(views.unedited, views.edited, views.masks[:, None])
     painted = render_views(splats, cameras)
     may_go = lifted > deaths.lift_threshold
+    # Shiny things spread before any edit as well; only what the edit adds to it counts.
     spreads = color_spreads(splats, cameras, targets) - color_spreads(splats, cameras, views.unedited)
     is_torn = may_go & (spreads > deaths.spread)
     with_it = (painted - targets).abs().mean(dim=1)
     gone = torch.zeros_like(may_go)
     rest = may_go & ~is_torn
+    # First the torn ones, which must pay; then those that belong to them before an even background: they must not harm.
     for candidates, limit in ((is_torn, -deaths.min_gain), (rest, deaths.slack)):
         if not bool((is_torn | gone).any()):
             return gone
@@ -93,7 +91,8 @@ def find_gone(
 
 
 def color_spreads(splats: Splats, cameras: Cameras, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " num_splats"]:
-    """Standard deviation, over the views, of the colour that each splat is asked to show; 0 for an unseen splat."""
+    """Standard deviation, over the views, of the color that each splat is asked to show; 0 for an unseen splat."""
+    # Variance as E[x^2] - E[x]^2, over views: the sums need no memory for each view.
     total = torch.zeros(len(splats))
     first, second = torch.zeros(len(splats), 3), torch.zeros(len(splats), 3)
     for view in range(len(cameras)):
@@ -108,6 +107,7 @@ def color_spreads(splats: Splats, cameras: Cameras, images: Float[Tensor, "n 3 h
 
 def fade(splats: Splats, gone: Bool[Tensor, " num_splats"]) -> Splats:
     """A copy in which these splats can hardly be seen."""
+    # Faded and not removed, so that indices stay, and a wrong death can be undone by the fit.
     faded = splats.clone()
     faded.opacity_logits[gone] = faded.opacity_logits[gone].clamp_max(GONE_LOGIT)
     return faded

@@ -60,6 +60,7 @@ class DepthFusion:
         neighbours = nearest_views(job.capture.cameras, self.num_sources + 1)
         errors = agreement(first.images, maps, neighbours, tolerance=self.tolerance)
         count = max(1, round(self.kept_share * len(errors)))
+        # A view that agrees with its neighbors is right more often than one that does not.
         good = set(sorted(range(len(errors)), key=errors.__getitem__)[:count])
         sources = nearest_views(job.capture.cameras, self.num_sources, among=sorted(good))
         blends = torch.stack(
@@ -83,10 +84,7 @@ class DepthFusion:
 def nearest_views(cameras: Cameras, count: int, *, among: Sequence[int] | None = None) -> list[list[int]]:
     """The views nearest to each view by position, nearest first; a view is nearest to itself.
 
-    Args:
-        cameras: All views.
-        count: How many; fewer if there are fewer.
-        among: Which views may be chosen; None for all.
+    There are `count` of them, or fewer, chosen from `among` (default: all).
     """
     chosen = torch.tensor(list(range(len(cameras)) if among is None else among))
     distances = (cameras.positions[:, None] - cameras.positions[chosen]).norm(dim=2)

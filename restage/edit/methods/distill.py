@@ -118,6 +118,7 @@ class Distillation:
                     generator = torch.Generator().manual_seed(seed)
                     noise = torch.randn(tuple(latents.shape), generator=generator).to(latents.device)
                     draw = Draw(step, self.num_steps, t, latents.detach(), source, noise, branches, model.schedule)
+                    # This loss has the given gradient in the latents, and autograd carries it on to the splats.
                     target = latents.detach() - self._gradient(draw)
                 return 0.5 * (latents - target).square().sum()
 

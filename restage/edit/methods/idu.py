@@ -70,6 +70,7 @@ def turns(num_views: int, lowest_noise: float, highest_noise: float, *, seed: in
     """Turns without end: views in shuffled rounds, noise levels drawn evenly between the two shares."""
     order, number = np.random.default_rng(derive_seed(seed, "idu order")), 0
     while True:
+        # Whole rounds, so that no view is edited twice while another still shows the old scene.
         for view in order.permutation(num_views):
             turn_seed = derive_seed(seed, "idu", number)
             noise_level = float(np.random.default_rng(turn_seed).uniform(lowest_noise, highest_noise))

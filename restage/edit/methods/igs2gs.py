@@ -42,6 +42,7 @@ class Igs2gs:
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Edit all, fit, and again."""
         targets = Targets(job.capture.cameras, job.capture.images)
+        # One fit over all rounds: starting anew would throw the optimizer's moments away at each edit.
         fitting = refine_splats(job.splats, targets, config=RefineConfig(steps=self.num_steps, seed=job.seed))
         splats, done = job.splats.clone(), 0
         while done < self.num_steps:

@@ -63,6 +63,7 @@ class Joint:
 
     def _edit(self, job: EditJob, chosen: list[int], number: int, views: Tensor) -> Edited:
         seed = derive_seed(job.seed, "joint", number)
+        # Its own seed for each round, so that other views become key views.
         sharing = ViewSharing(job.capture.cameras[chosen], self.group_size, seed)
         level = self.noise_levels[number]
         return job.editor.edit(job.batch(chosen, views, noise_level=level, seed=seed, sharing=sharing))

@@ -34,7 +34,7 @@ class Pds(Distillation):
     `chi r / (psi + chi r)` of the way, `r = sqrt(abar / (1 - abar))`, which is 0.51 to 0.69 for stride 2 on the cosine
     schedule (`rest_share`), however long it runs and at whatever rate. Published settings make up for it by guidance
     100 with a text-to-image model, which asks for a multiple of the edit; an edit model at the guidance of editing asks
-    for the edit itself, so a stride of 2 stops half-way. Published: 30,000 steps; here as many as the miniature's fit
+    for the edit itself, so a stride of 2 stops halfway. Published: 30,000 steps; here as many as the miniature's fit
     is long.
 
     Memory: that of a fit step, of two views in the model, and of the latents of all training views.
@@ -76,6 +76,7 @@ def pds_weights(schedule: Schedule, timestep: int, stride: int) -> PdsWeights:
     `sigma^2 = beta (1 - abar_t') / (1 - abar_t)`; beta is that of the one step from t - 1 to t, whatever the stride.
     """
     kept, before, one_before = (float(schedule.alphas_cumprod[timestep - back]) for back in (0, stride, 1))
+    # Of one step also where the stride is more, as the published code has it: only so does psi not vanish.
     beta = 1 - kept / one_before
     c0 = math.sqrt(before) * beta / (1 - kept)
     c1 = math.sqrt(1 - beta) * (1 - before) / (1 - kept)

@@ -42,7 +42,7 @@ class Restage:
     3. The masks are lifted to the splats by blending weight (`lift_masks`); splats below a threshold are frozen
        and stay bit for bit what they were. What the moving splats show is rendered back and joined with the 2D
        masks, since it is sharper than the coarse grid that an editor's mask lives on.
-    4. The others are fitted to the targets, colours first. What colours cannot explain is shape: splats go that the
+    4. The others are fitted to the targets, colors first. What colors cannot explain is shape: splats go that the
        views ask for different things and are shown better without (`deaths.py`), and new ones are seeded
        where views agree on a surface that is not there (`births.py`); not where most of the views is edited.
     5. Then shapes are fitted, too, in ever smaller steps, so that the last view has no more say than the others.
@@ -66,7 +66,7 @@ class Restage:
     noise_levels: tuple[float, ...] = (1.0,)
     """Share of the schedule that the first edit and each refresh start at."""
     color_steps: int = 120
-    """Fit steps per round that move colours only."""
+    """Fit steps per round that move colors only."""
     shape_steps: int = 380
     """Fit steps per round that move everything."""
     cooldown_share: float = 0.5
@@ -128,20 +128,25 @@ class Restage:
             note = "editing the key views" if number == 0 else f"refresh {number}: editing the key views again"
             yield EditStep(done, self.num_steps, 0.0, splats, note)
             edited = self._edit(job, keys, splats, number)
+            # A mask that is nowhere quite 0 would let the whole scene move a little.
             masks = sharpen(edited.masks, self.mask_low, self.mask_high)
+            # By the unedited splats: in the painted ones, what is gone would show what lies behind it.
             lifted = lift_masks(job.splats, cameras, masks)
             trainable = torch.where(lifted > self.lift_threshold, lifted, 0.0)
             if self.is_mask_joined:
                 masks = torch.maximum(masks, render_masks(job.splats, cameras, (trainable > 0).float()))
             targets = composite(cameras, edited.images, unedited=unedited, masks=masks)
+            # Splats born in an earlier round have no lifted mask, and are part of the edit.
             trainable = torch.cat([trainable, torch.ones(len(splats) - len(job.splats))])
             for rates, num_steps in ((COLOR_RATES, self.color_steps), (SHAPE_RATES, self.shape_steps)):
                 if rates is SHAPE_RATES:
                     if number == 0:
                         views = KeyViews(cameras, unedited, edited.images, masks)
                         splats, trainable = self._renew(splats, views, lifted=lifted, trainable=trainable)
+                    # Only once colors fit does a residual tell a view that disagrees from one that was not fitted yet.
                     targets = trust(targets, render_views(splats, cameras), self.robust_scale)
                 note = f"fitting {int((trainable > 0).sum())} of {len(splats)} splats to {len(keys)} key views"
+                # Steps of earlier rounds stay large, since the targets are about to move.
                 is_last = rates is SHAPE_RATES and number + 1 == len(self.noise_levels)
                 config = RefineConfig(
                     steps=num_steps,
@@ -155,6 +160,7 @@ class Restage:
 
     def _edit(self, job: EditJob, keys: list[int], splats: Splats, number: int) -> Edited:
         cameras = job.capture.cameras[keys]
+        # The first edit starts from the photographs, which hold details that the fit has lost.
         views = None if number == 0 else render_views(splats, cameras)
         seed = derive_seed(job.seed, "restage", number)
         noise: NoiseKeys = None
@@ -167,8 +173,9 @@ class Restage:
         return job.editor.edit(job.batch(keys, views, noise_level=level, seed=seed, noise_keys=noise, sharing=sharing))
 
     def _renew(self, painted: Splats, views: KeyViews, *, lifted: Tensor, trainable: Tensor) -> tuple[Splats, Tensor]:
-        """Once colours are fitted: let go of the splats that are gone, seed those that are missing, free what moves."""
+        """Once colors are fitted: let go of the splats that are gone, seed those that are missing, free what moves."""
         splats = painted
+        # An edit of all there is says nothing about depth: everything would count as gone or missing.
         if float(views.masks.mean()) > self.max_renewed_share:
             return splats, trainable
         if self.deaths is not None:
@@ -192,6 +199,7 @@ def choose_key_views(cameras: Cameras, count: int) -> list[int]:
         Indices in ascending order, all of them if there are no more than `count`.
     """
     positions = cameras.positions
+    # Greedy farthest points: within a factor of two of the best spread, and the same for the same cameras.
     chosen = [0]
     distances = (positions - positions[0]).norm(dim=1)
     while len(chosen) < min(count, len(cameras)):
@@ -215,6 +223,7 @@ def composite(
 ) -> Targets:
     """Edited views inside the masks, unedited ones outside; undecided pixels (mask 0.5) weigh half."""
     images = torch.lerp(unedited, edited, masks[:, None])
+    # m^2 + (1 - m)^2 is 1 where the mask is sure and 1/2 where it is not.
     return Targets(cameras, images, masks.square() + (1 - masks).square())
 
 

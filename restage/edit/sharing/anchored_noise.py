@@ -54,7 +54,7 @@ def _cells_of(maps: DepthMaps, grid_height: int) -> np.ndarray:
     """Cell of every pixel of every view, as whole numbers "n h w 4": a level of size and three coordinates.
 
     Cells are as wide as a share of a latent's pixel at the distance that the cameras look at; farther than a scene's
-    size from its centre, where a pixel covers more, they double with the distance. The size depends on the place alone.
+    size from its center, where a pixel covers more, they double with the distance. The size depends on the place alone.
     """
     cameras, surroundings = maps.cameras, surroundings_of(maps.cameras)
     pixel = cameras.height / grid_height * surroundings.size / float(cameras.intrinsics[0, 1, 1])
@@ -73,11 +73,13 @@ def _draw_view(cells: np.ndarray, shape: Sequence[int], seed: int, number: int) 
     pixels = (rows[:, None] * width + columns).reshape(-1)
     known, cell = np.unique(cells.reshape(-1, 4), axis=0, return_inverse=True)
     pairs, counts = np.unique(cell.reshape(-1) * (height * width) + pixels, return_counts=True)
+    # Each cell goes to one pixel only: shared ones would make neighbors' noise correlated.
     by_count = np.lexsort((pairs, -counts))
     _, first = np.unique(pairs[by_count] // (height * width), return_index=True)  # a cell's pixel that covers most
     owners = pairs[by_count][first] % (height * width)
     sums, sizes = np.zeros((height * width, channels)), np.bincount(owners, minlength=height * width)
     np.add.at(sums, owners, _cell_noise(known, channels, seed))
+    # Dividing a sum of k normal numbers by sqrt(k) keeps the variance at 1, however many cells a pixel has.
     own = np.random.default_rng(derive_seed(seed, "own noise", number)).standard_normal((height * width, channels))
     noise = np.where(sizes[:, None] > 0, sums / np.sqrt(np.maximum(sizes, 1))[:, None], own)
     return torch.from_numpy(noise.T.reshape(channels, height, width).astype(np.float32))
@@ -85,6 +87,7 @@ def _draw_view(cells: np.ndarray, shape: Sequence[int], seed: int, number: int) 
 
 def _cell_noise(cells: np.ndarray, channels: int, seed: int) -> np.ndarray:
     """Normal numbers "cells channels" that depend on seed and cell alone: hashed to uniform numbers, two a number."""
+    # Hashed and not drawn in order: a cell has the same number whichever cells a view shows beside it.
     with np.errstate(over="ignore"):
         keys = np.full(len(cells), derive_seed(seed, "cells") % 2**63, dtype=np.uint64)
         for column in cells.astype(np.uint64).T:
@@ -96,7 +99,7 @@ def _cell_noise(cells: np.ndarray, channels: int, seed: int) -> np.ndarray:
 
 
 def _mix(keys: np.ndarray) -> np.ndarray:
-    """Finaliser of splitmix64 (Steele et al. 2014), a bijection whose bits look random."""
+    """Finalizer of splitmix64 (Steele et al. 2014), a bijection whose bits look random."""
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return keys ^ (keys >> np.uint64(31))

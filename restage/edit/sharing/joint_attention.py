@@ -65,6 +65,7 @@ class _SharingProcessor:
         )
         found = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         found = found.unflatten(1, (len(keys), -1))
+        # Other views take over outputs rather than attend: it is what makes them agree, and it costs no attention.
         out = found.new_empty(*states.shape[:-1], found.shape[-1])
         out[:, keys] = found
         for view in range(num_views):
@@ -90,6 +91,7 @@ def best_matches(
 ) -> Tensor:
     """Index of the most similar (by cosine) of the others for each feature, among the allowed; of all if none is."""
     similarity = functional.normalize(features.float(), dim=2) @ functional.normalize(others.float(), dim=2).mT
+    # A token whose line misses the other view would have nothing to take; the best match anywhere is better than that.
     is_free = allowed | ~allowed.any(dim=1, keepdim=True)
     return similarity.masked_fill(~is_free, -math.inf).argmax(dim=2)
 
@@ -106,6 +108,7 @@ def share_attention(unet: nn.Module, sharing: ViewSharing) -> Iterator[None]:
     plan = _Plan(sharing)
     processors = [_SharingProcessor(plan) for _ in layers]
     before: list[Any] = [layer.processor for layer in layers]
+    # Counted by calls of the UNet: a layer cannot know which denoising step it is in.
     hook = unet.register_forward_pre_hook(lambda module, inputs: plan.begin_step())
     try:
         for layer, processor in zip(layers, processors, strict=True):

@@ -18,7 +18,7 @@ __all__ = ["ViewSharing", "fundamental_matrix", "near_epipolar_lines"]
 
 @dataclass(frozen=True)
 class ViewSharing:
-    """Views in groups of neighbours; at each step one view of each group, drawn anew, is a key view."""
+    """Views in groups of neighbors; at each step one view of each group, drawn anew, is a key view."""
 
     cameras: Cameras
     """Of the views, in the order of the batch."""
@@ -37,6 +37,7 @@ class ViewSharing:
     def keys_at(self, step: int) -> list[int]:
         """Key views of a step, ascending: one of each group of views that follow each other."""
         generator = np.random.default_rng(derive_seed(self.seed, "key views", step))
+        # Drawn anew at every step, so that no view's own errors are handed to all others throughout.
         starts = range(0, len(self.cameras), self.group_size)
         ends = [min(start + self.group_size, len(self.cameras)) for start in starts]
         return [int(generator.integers(start, end)) for start, end in zip(starts, ends, strict=True)]
@@ -57,6 +58,7 @@ def fundamental_matrix(cameras: Cameras) -> Float[Tensor, "3 3"]:
     """F of two cameras: a point x of the first lies on the line `F x` of the second (`x'^T F x = 0`), in pixels."""
     to_second = cameras.world_to_camera[1].double() @ cameras.camera_to_world[0].double()
     x, y, z = to_second[:3, 3].tolist()
+    # In double precision: K^-T [t]x R K^-1 multiplies numbers of very different size.
     crossed = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=torch.float64)
     inverse = torch.linalg.inv(cameras.intrinsics.double())
     return (inverse[1].T @ crossed @ to_second[:3, :3] @ inverse[0]).float()
@@ -73,5 +75,6 @@ def near_epipolar_lines(cameras: Cameras, *, reach: float) -> Bool[Tensor, "pixe
     pixels = torch.stack([grid_x, grid_y, torch.ones_like(grid_x)], dim=-1).reshape(-1, 3)
     lines = pixels @ fundamental_matrix(cameras).T
     distances = (lines @ pixels.T).abs() / lines[:, :2].norm(dim=1, keepdim=True).clamp_min(1e-12)
+    # The epipole itself has no line, and nothing can be said about its match.
     is_line = lines[:, :2].norm(dim=1, keepdim=True) > 1e-9
     return is_line & (distances <= reach)

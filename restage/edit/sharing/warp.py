@@ -52,13 +52,8 @@ def warp(
 ) -> Warped:
     """Look a source view's picture up at the points that the target view shows.
 
-    Args:
-        image: Picture of the source view.
-        maps: Depth of both.
-        source: Index of the view that the picture is of.
-        target: Index of the view to carry it to.
-        tolerance: A point counts as seen by the source where its depth there differs from the source's own by at most
-            this share.
+    A point counts as seen by the source where its depth there differs from the source's own by at most the share
+    `tolerance`.
     """
     height, width = image.shape[1:]
     points = unproject_depth(maps.depths[target], maps.cameras[target]).reshape(-1, 3)
@@ -66,8 +61,10 @@ def warp(
     projected = project_points(torch.where(is_known[:, None], points, 0.0), maps.cameras[source])
     grid = projected.pixels / torch.tensor([width, height]) * 2 - 1
     is_inside = is_known & (projected.depths > 0) & (grid.abs() <= 1).all(dim=1)
+    # Outside of [-1, 1], so that nothing behind the camera is looked up by accident.
     grid = torch.where(is_inside[:, None], grid, 2.0).reshape(1, height, width, 2)
     own = torch.where(torch.isfinite(maps.depths[source]), maps.depths[source], -1.0)
+    # The nearest depth and no mean of two: between a thing and its background there is no surface.
     depth = functional.grid_sample(own[None, None], grid, mode="nearest", align_corners=False)[0, 0]
     colors = functional.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
     expected = projected.depths.reshape(height, width)
