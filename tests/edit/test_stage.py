@@ -157,8 +157,9 @@ def test_changed_settings_change_the_id_of_the_stage(run):
         list(run_edit(run, CONFIG))
 
 
-def test_a_scene_without_truth_and_without_held_out_views_can_be_edited(tiny_scene, tmp_path):
-    capture = tiny_scene.capture.select(range(4))
+@pytest.mark.parametrize("num_views", [1, 4])
+def test_a_scene_without_truth_and_without_held_out_views_can_be_edited(tiny_scene, tmp_path, num_views):
+    capture = tiny_scene.capture.select([0, 1, 3, 4][:num_views])
 
     class Darken:
         def edit(self, batch):
@@ -177,6 +178,7 @@ def test_a_scene_without_truth_and_without_held_out_views_can_be_edited(tiny_sce
     assert splats.sh[tiny_scene.is_ball, 0, 0].mean() < tiny_scene.splats.sh[tiny_scene.is_ball, 0, 0].mean() - 0.3
     assert json.loads((tmp_path / "mine" / "record.json").read_text())["status"] == "done"
     assert not (tmp_path / "mine" / "held_out").exists()
+    assert (tmp_path / "mine" / "orbit.mp4").stat().st_size > 1000
 
 
 def test_orbit_cameras_look_at_what_the_views_look_at(tiny_scene):
