@@ -299,7 +299,13 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
 
 def save_half(model: Any, folder: Path) -> None:
     """Save a diffusers or transformers model in half precision; the model itself stays as it is."""
-    copy.deepcopy(model).half().save_pretrained(folder)
+    saved = copy.deepcopy(model).half()
+    # Both libraries write the path that a model was loaded from; it would make ids depend on where the package lies.
+    if hasattr(saved, "register_to_config"):
+        saved.register_to_config(_name_or_path="")
+    else:
+        saved.config._name_or_path = ""
+    saved.save_pretrained(folder)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
