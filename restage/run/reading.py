@@ -67,7 +67,7 @@ class RunRecord:
     @property
     def wall_s(self) -> float:
         """Seconds of work in all closed sessions."""
-        return sum(session.wall_s for session in self.sessions)
+        return sum((session.wall_s for session in self.sessions), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

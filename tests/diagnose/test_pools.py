@@ -6,7 +6,7 @@ import torch
 from restage.diagnose.pools import PairPool, mix_pairs
 from restage.pairs.encoding import ImagePair, pixel_sha256
 from restage.pairs.files import open_files
-from restage.pairs.score import PairRule
+from restage.pairs.score import PUBLISHED, PairRule
 from restage.pairs.store import write_shard
 from restage.pairs.verdicts import set_rule
 from restage.records import PromptPair
@@ -49,7 +49,7 @@ def pool(folder, *, accepted, words=None, rule=None):
         row["pixel_sha256"] = pixel_sha256(pair.source, pair.edited, pair.mask)
     stored = [pair for number, pair in enumerate(pairs) if number in accepted]
     write_shard(folder, 0, pairs=stored, rows=rows, facts={"content": "x"})
-    set_rule(open_files(folder), rule or PairRule())
+    set_rule(open_files(folder), rule or PUBLISHED)
     return PairPool.read(folder)
 
 

@@ -17,7 +17,7 @@ from restage.diagnose.workbench import Mix, Workbench
 from restage.diffusion.training import TrainingConfig
 from restage.pairs.encoding import ImagePair, pixel_sha256
 from restage.pairs.files import open_files
-from restage.pairs.score import PairRule
+from restage.pairs.score import PUBLISHED
 from restage.pairs.store import write_shard
 from restage.pairs.verdicts import set_rule
 from restage.records import PromptPair, read_json
@@ -69,7 +69,7 @@ def write_pairs(folder: Path, *, shift: int) -> None:
         )
         pairs.append(pair)
     write_shard(folder, 0, pairs=pairs, rows=rows, facts={"content": "x"})
-    set_rule(open_files(folder), PairRule())
+    set_rule(open_files(folder), PUBLISHED)
 
 
 def trained_run(folder: Path, models, *, shift: int, seed: int) -> RunParts:
