@@ -153,9 +153,9 @@ def build_calibrate() -> Callable[..., None]:
         found = calibrate_folder(clip, load_clip(clip, device), pairs, made_from=made_from)
         rule, kept, wrong = found.rule, found.kept, found.kept_of_wrong
         values = (rule.min_image_similarity, rule.min_direction_similarity, rule.min_text_similarity)
-        print("thresholds: pictures {:g}, direction {:g}, texts {:g}".format(*values))
-        print(f"accepted: {kept:.0%} of {found.num_pairs} right pairs, {wrong:.0%} with a picture of another pair")
-        print(f"written: {clip / CLIP_RULE}")
+        say("thresholds: pictures {:g}, direction {:g}, texts {:g}".format(*values))
+        say(f"accepted: {kept:.0%} of {found.num_pairs} right pairs, {wrong:.0%} with a picture of another pair")
+        say(f"written: {clip / CLIP_RULE}")
 
     return calibrate
 

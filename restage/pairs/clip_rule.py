@@ -83,10 +83,12 @@ def rule_for(rule: PairRule, clip: Path) -> PairRule:
     """Return a rule with the thresholds that suit a CLIP where it names none.
 
     Raises:
-        InputError: the folder says nothing of thresholds.
+        InputError: the folder is missing, or says nothing of thresholds.
     """
     if rule.has_thresholds:
         return rule
+    if not clip.is_dir():
+        raise InputError(f"{clip} does not exist; name a folder of models with --models")
     found = read_clip_rule(clip)
     if found is None:
         raise InputError(

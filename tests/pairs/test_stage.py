@@ -4,7 +4,7 @@ import itertools
 import pytest
 from PIL import Image
 
-from restage.pairs.score import PairRule
+from restage.pairs.score import PUBLISHED
 from restage.pairs.stage import PairsConfig, run_pairs
 from restage.pairs.store import done_shards, read_pairs, read_rows
 from restage.records import InputError
@@ -69,7 +69,7 @@ def test_shards_of_another_config_are_not_mixed_in(backbone, tmp_path):
 
 def test_no_accepted_pair_is_an_error_that_points_to_the_sheet(backbone, tmp_path):
     run = open_run(tmp_path / "run", PROMPTS[:1])
-    config = tiny_config(rule=PairRule(min_image_similarity=1.1, min_change=0.0))
+    config = tiny_config(rule=dataclasses.replace(PUBLISHED, min_image_similarity=1.1, min_change=0.0))
     with pytest.raises(InputError, match="contact_sheet.png"):
         list(run_pairs(run, config, backbone, WordlessClip()))
     assert (run.path / "pairs" / "contact_sheet.png").exists()
