@@ -48,7 +48,7 @@ def test_a_prompt_that_is_too_long_is_a_reject_and_does_not_stop_the_others(tmp_
 
 def test_the_last_number_of_tokens_that_fits_is_taken():
     for number in range(30, 60):
-        pair = PromptPair(**{**SHORT, "source": " ".join(["a"] * number)})
+        pair = PromptPair.from_plain({**SHORT, "source": " ".join(["a"] * number)})
         assert (LIMITS.find(pair) == "") == (number + 2 <= 48)
 
 
