@@ -66,7 +66,7 @@ def edit_fitted(scene: Path, methods: Sequence[str] = METHODS) -> dict[str, Any]
             )
         show_progress(run_compare(run, CompareConfig(orbit_frames=0)))
     for score in read_scores(run.path / "compare" / "scores.parquet"):
-        if score.metric in ("progress", "spill", "mask_iou", "seconds", "peak_memory_mb"):
+        if score.metric in ("progress", "fit_error", "spill", "mask_iou", "seconds", "peak_memory_mb"):
             found.setdefault(score.method, {})[score.metric] = round(score.value, 4)
     found["fit_psnr_db"] = round(read_json(scene / "fit.json")["held_out_psnr_db"], 2)
     return found

@@ -21,6 +21,7 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 __all__ = [
+    "GRADED",
     "EditCase",
     "EditRequest",
     "InputError",
@@ -46,6 +47,9 @@ __all__ = [
 
 
 Kind = TypeVar("Kind")
+
+GRADED = "grade"
+"""Kind of the edits whose truth is graded photographs."""
 
 
 class InputError(ValueError):
@@ -364,6 +368,11 @@ class EditCase:
     def id(self) -> str:
         """Content id."""
         return content_id("edit", self)
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether its truth is photographs that were graded as the instruction says (`restage.edit.truth`)."""
+        return self.kind == GRADED
 
     @classmethod
     def from_plain(cls, value: Mapping[str, Any]) -> EditCase:

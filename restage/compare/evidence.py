@@ -16,6 +16,7 @@ from torch import Tensor
 from restage.compare.judges import CompareConfig, Judges
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import orbit_cameras
+from restage.edit.truth import Anchors, anchors_of
 from restage.records import EditCase, InputError, read_json
 from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, HELD_OUT, IMAGES, MASKS, SPLATS, TRUTH
 from restage.scenes.cameras import Cameras
@@ -46,8 +47,10 @@ class CaseViews:
     """R, 1 where truth changes."""
     truth_depth: Float[Tensor, "n h w"] | None = None
     """True z after the edit, camera frame; None where it was not kept."""
+    anchors: Anchors | None = None
+    """What progress is measured between; None for S and T."""
     captions: tuple[str, str] = ("", "")
-    """Of the scene before and after."""
+    """Captions of the scene before and after."""
     cameras: Cameras | None = None
     """Of the held-out views."""
     orbit: Cameras | None = None
@@ -101,11 +104,18 @@ def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig) -> C
     case = read_json(truth / EDIT_CASE, EditCase) if (truth / EDIT_CASE).exists() else None
     has_truth = case is not None and case.has_truth
     orbit = orbit_cameras(capture, config.orbit_frames) if config.orbit_frames else None
+    source = quantize(capture.images[held_out])
+    unedited = quantize(render_views(splats, capture.cameras[held_out]))
+    edited = torch.stack([read_image(truth / IMAGES / name) for name in names]) if has_truth else None
+    anchors = None
+    if case is not None and edited is not None:
+        anchors = anchors_of(case, truth, names, source=source, truth=edited, unedited=unedited)
     return CaseViews(
         names=names,
-        source=quantize(capture.images[held_out]),
-        unedited=quantize(render_views(splats, capture.cameras[held_out])),
-        truth=torch.stack([read_image(truth / IMAGES / name) for name in names]) if has_truth else None,
+        source=source,
+        unedited=unedited,
+        truth=edited,
+        anchors=anchors,
         regions=torch.stack([read_mask(truth / MASKS / name) for name in names]) if has_truth else None,
         truth_depth=_read_depth(truth / DEPTH, names) if has_truth else None,
         captions=(case.request.source_caption, case.request.target_caption) if case else ("", ""),

@@ -49,10 +49,12 @@ def _against_truth(result: ResultViews, case: CaseViews, config: CompareConfig) 
     names = [name for name in MEASURED if "truth" in METRICS[name].needs]
     if truth is None or regions is None:
         return {name: unscored(NO_TRUTH) for name in names}
-    done = metrics.progress(edited, case.source, truth, regions)
-    share = metrics.share_moved(edited, case.unedited, case.source, truth, regions=regions)
+    start, goal = case.anchors or (case.source, truth)
+    done = metrics.progress(edited, start, goal, regions)
+    share = metrics.share_moved(edited, case.unedited, start, goal, regions=regions)
     return {
         "progress": done,
+        "fit_error": metrics.fit_error(case.unedited, case.source, truth, regions),
         "spill": metrics.spill(edited, case.unedited, regions),
         "mask_iou": metrics.mask_iou(edited, case.unedited, case.source, truth),
         "depth_error": _depth_error(result, case, regions),

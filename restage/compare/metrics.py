@@ -21,6 +21,7 @@ __all__ = [
     "MAX_PSNR_DB",
     "Measured",
     "depth_error",
+    "fit_error",
     "mask_iou",
     "no_op",
     "progress",
@@ -63,15 +64,33 @@ def progress(edited: Views, source: Views, truth: Views, regions: Regions) -> Me
 
     Args:
         edited: E, renders of the edited splats.
+        source: S, true views before the edit; of graded photographs B (see `restage.edit.truth.anchors_of`).
+        truth: T, true views after it; of graded photographs B graded.
+        regions: R, 1 where truth changes; counted as inside above 0.5.
+    """
+    values = [1 - share for share in _shares_of_change(edited - truth, source, truth, regions)]
+    return summarise(values, "truth changes nothing that they see")
+
+
+def fit_error(unedited: Views, source: Views, truth: Views, regions: Regions) -> Measured:
+    """What the unedited scene is off already, as a share of what truth changes: mean|B - S| / mean|S - T| inside R.
+
+    Args:
+        unedited: B, renders of the unedited splats.
         source: S, true views before the edit.
         truth: T, true views after it.
         regions: R, 1 where truth changes; counted as inside above 0.5.
     """
+    return summarise(
+        _shares_of_change(unedited - source, source, truth, regions), "truth changes nothing that they see"
+    )
+
+
+def _shares_of_change(error: Views, source: Views, truth: Views, regions: Regions) -> list[float]:
+    """Mean |error| inside R as a share of mean |S - T| there; NaN where truth changes nothing."""
     inside = regions > 0.5
-    left = _mean_inside((edited - truth).abs().mean(dim=1), inside)
-    whole = _mean_inside((source - truth).abs().mean(dim=1), inside)
-    values = [1 - a / b if b > 0 else math.nan for a, b in zip(left, whole, strict=True)]
-    return summarise(values, "truth changes nothing that they see")
+    found, whole = (_mean_inside(maps.abs().mean(dim=1), inside) for maps in (error, source - truth))
+    return [a / b if b > 0 else math.nan for a, b in zip(found, whole, strict=True)]
 
 
 def spill(edited: Views, unedited: Views, regions: Regions) -> Measured:

@@ -32,6 +32,7 @@ from restage.edit.open_editors import MenuEditor, OpenEditors
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import KeptEdits
 from restage.edit.sharing.anchored_noise import AnchoredNoise
+from restage.edit.truth import anchors_of
 from restage.edit.work import load_scene, read_case
 from restage.records import EditRequest, content_id, derive_seed, read_json, to_plain, write_json
 from restage.scenes.capture import Capture
@@ -204,6 +205,8 @@ class _Scene:
 
     capture: Capture
     splats: Splats
+    names: list[str]
+    """File names of the views' truth."""
     truth_images: Tensor
     truth_masks: Tensor
     description: Description | None
@@ -217,6 +220,7 @@ class _Scene:
         return cls(
             capture=capture,
             splats=splats,
+            names=names,
             truth_images=torch.stack([read_image(setup.truth / "images" / name) for name in names]),
             truth_masks=torch.stack([read_mask(setup.truth / "masks" / name) for name in names]),
             description=Description.from_plain(read_json(description)) if description.exists() else None,
@@ -260,10 +264,13 @@ class _Scene:
         cameras = self.capture.cameras[held_out]
         edited, unedited = (quantize(render_views(splats, cameras)) for splats in (result, self.splats))
         truth, regions = self.truth_images[held_out], self.truth_masks[held_out]
+        source, names = quantize(self.capture.images[held_out]), [self.names[index] for index in held_out]
+        case = read_case(setup.truth)
+        anchors = anchors_of(case, setup.truth, names, source=source, truth=truth, unedited=unedited)
         return {
-            "progress": progress(edited, quantize(self.capture.images[held_out]), truth, regions).mean,
+            "progress": progress(edited, *anchors, regions).mean,
             "spill": spill(edited, unedited, regions).mean,
-            "mask_iou": mask_iou(edited, unedited, quantize(self.capture.images[held_out]), truth).mean,
+            "mask_iou": mask_iou(edited, unedited, source, truth).mean,
             "psnr_db": psnr_db(edited, truth).mean,
             **self._measure_views(kept),
         }

@@ -34,8 +34,8 @@ from restage.report.words import (
 )
 from restage.run.folder import RunFolder
 from restage.run.layout import PAGE, SCORES
-from restage.scores.definitions import METRICS, metrics_shown_in
-from restage.scores.tables import further_metrics, gaps_to_best, headline_of, method_table
+from restage.scores.definitions import METRICS
+from restage.scores.tables import further_metrics, gaps_to_best, headline_of, measured_columns, method_table
 
 __all__ = ["write_page"]
 
@@ -116,7 +116,7 @@ def _page_values(
     return {
         "contents": contents,
         "sentence": describe(contents, sections),
-        "is_miniature": any(edit.truth for edit in contents.edits),
+        "is_miniature": contents.is_miniature,
         "headline": headline,
         "headline_instruction": _instruction_of(contents, headline.scene, headline.edit) if headline else "",
         "wall_s": wall_seconds(contents, run),
@@ -125,7 +125,7 @@ def _page_values(
         "num_edits": len([edit for edit in contents.edits if any(result.held_out for result in edit.results)]),
         "rows": rows,
         "metrics": METRICS,
-        "columns": metrics_shown_in("page"),
+        "columns": measured_columns(rows, "page"),
         "further": further_metrics(rows),
         "gaps": gaps_to_best(rows, contents.scores),
         "traces": traces,
@@ -158,7 +158,7 @@ def describe(contents: RunContents, sections: list[EditSection]) -> str:
     methods = {(method.method, method.editor) for section in sections for method in section.methods}
     competitors = {method for method, _ in methods if method != "nothing"}
     num_views = {len(result.held_out) for edit in contents.edits for result in edit.results}
-    kind = "miniature " if any(edit.truth for edit in contents.edits) else ""
+    kind = "miniature " if contents.is_miniature else ""
     if not sections:
         return f"A run with {count_of(len(contents.scenes), kind + 'scene')} and no edit yet."
     scenes = count_of(len({section.entry.scene for section in sections}), kind + "scene")
@@ -166,7 +166,7 @@ def describe(contents: RunContents, sections: list[EditSection]) -> str:
     if contents.scores:
         views = count_of(max(num_views), "held\N{NON-BREAKING HYPHEN}out view")
         text += f", scored on {views} each"
-        text += " against exact truth" if kind else ""
+        text += " against exact truth" if contents.has_truth else ""
     return text[0].upper() + text[1:] + "."
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from restage.records import EditCase, InputError, Score, read_json
+from restage.records import GRADED, EditCase, InputError, Score, read_json
 from restage.run.layout import (
     CAPTURE,
     CONTACT_SHEET,
@@ -194,6 +194,16 @@ class RunContents:
     num_prompts: int | None
     diagnosis: DiagnosisRecord | None
     diagnosis_plain: Mapping[str, Any]
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether some edit has exact truth."""
+        return any(edit.truth for edit in self.edits)
+
+    @property
+    def is_miniature(self) -> bool:
+        """Whether some edit's truth is the miniature world's, and not of graded photographs."""
+        return any(edit.truth and edit.kind != GRADED for edit in self.edits)
 
 
 def read_contents(path: Path) -> RunContents:

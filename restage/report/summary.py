@@ -88,13 +88,12 @@ def summarise(contents: RunContents, config: ReportConfig) -> Summary:
     metrics = tuple(name for name in metrics_shown_in("paper") if any(row.estimates[name].num_scored for row in rows))
     shown = [entry for entry in contents.edits if any(result.held_out for result in entry.results)]
     order = {(row.method, row.editor): place for place, row in enumerate(rows)}
-    has_truth = any(entry.truth for entry in contents.edits)
     scenes = count_of(len({entry.scene for entry in shown}), "scene")
     title = f"{count_of(len(shown), 'edit')} of {scenes} by text"
     return Summary(
         contents=contents,
         title=title[0].upper() + title[1:],
-        is_miniature=has_truth,
+        is_miniature=contents.is_miniature,
         rows=rows,
         metrics=metrics,
         gaps=gaps_to_best(rows, contents.scores),

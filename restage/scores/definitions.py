@@ -48,9 +48,20 @@ METRICS: dict[str, Metric] = {
         label="progress",
         unit="share",
         better="higher",
-        definition="1 - mean|E - T| / mean|S - T| inside R; 0 nothing done, 1 perfect, below 0 the wrong way.",
+        definition=(
+            "1 - mean|E - T| / mean|S - T| inside R; 0 nothing done, 1 perfect, below 0 the wrong way. Of graded "
+            "photographs B and B graded stand for S and T, so that the error of the fit is not in it."
+        ),
         needs=("truth",),
         shown_in=("show", "diff", "page", "paper"),
+    ),
+    "fit_error": Metric(
+        label="fit error",
+        unit="share",
+        better="neither",
+        definition="Mean |B - S| / mean |S - T| inside R: what the unedited scene is off, by what truth changes.",
+        needs=("truth",),
+        shown_in=("show", "page"),
     ),
     "spill": Metric(
         label="spill",

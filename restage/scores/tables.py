@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from restage.records import Score
-from restage.scores.definitions import FLAG_METRICS, METRICS, metrics_shown_in
+from restage.scores.definitions import FLAG_METRICS, METRICS, Place, metrics_shown_in
 from restage.scores.statistics import Estimate, estimate_scores, paired_difference
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "gaps_to_best",
     "headline_of",
     "markdown_table",
+    "measured_columns",
     "method_table",
 ]
 
@@ -153,6 +154,12 @@ def further_metrics(rows: Sequence[MethodRow]) -> list[str]:
     return [name for name in METRICS if name not in apart and any(row.estimates[name].num_scored for row in rows)]
 
 
+def measured_columns(rows: Sequence[MethodRow], place: Place) -> list[str]:
+    """Metrics that a table has columns for and that some row says anything of, a number or why there is none."""
+    told = {name for row in rows for name, found in row.estimates.items() if found.num_scored + found.num_missing}
+    return [name for name in metrics_shown_in(place) if name in told]
+
+
 def gaps_to_best(rows: Sequence[MethodRow], scores: Sequence[Score]) -> list[Gap]:
     """Paired differences in progress and spill of each competitor to the first; none where no interval can be had."""
     competitors = [row for row in rows if not row.is_anchor]
@@ -190,18 +197,13 @@ def headline_of(scores: Sequence[Score], *, method: str = "restage") -> Headline
 
 def markdown_table(rows: Sequence[MethodRow]) -> str:
     """The table as GitHub markdown, `nothing` first: mean ± standard error, what is missing in brackets."""
-    is_measured = {name: any(_count(row.estimates[name]) for row in rows) for name in METRICS}
-    columns = [metric for metric in metrics_shown_in("show") if is_measured[metric]]
+    columns = measured_columns(rows, "show")
     header = ["method", "editor", *map(_heading, columns), "results", "note"]
     lines = [header, ["---"] * 2 + ["---:"] * (len(columns) + 1) + ["---"]]
     for row in sorted(rows, key=lambda row: row.method != "nothing"):
         cells = [_cell(metric, row.estimates[metric]) for metric in columns]
         lines.append([row.method, row.editor, *cells, f"{row.num_results} in {row.num_scenes} scenes", row.anchor])
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
-
-
-def _count(estimate: Estimate) -> int:
-    return estimate.num_scored + estimate.num_missing
 
 
 def _heading(metric: str) -> str:

@@ -130,7 +130,7 @@ class FolderScene:
     """Whether z is up already; else the world is turned so that it is."""
     fit: FitConfig = field(default_factory=FitConfig)
     kind: str = "free"
-    """Kind of edit that its rows are filed under."""
+    """Kind of edit that its rows are filed under; `grade` where `write_grade_truth` wrote the truths."""
 
     def __post_init__(self) -> None:
         if not self.requests:
@@ -161,7 +161,11 @@ class FolderScene:
                     raise InputError(f"{target} holds another edit; give this one another name")
             else:
                 if self.truths is not None and has_truth:
-                    for part in ("images", "masks"):
+                    for part in (
+                        "images",
+                        "masks",
+                        *(["regions"] if (self.truths / edit / "regions").is_dir() else []),
+                    ):
                         shutil.copytree(self.truths / edit / part, target / part, dirs_exist_ok=True)
                 write_json(target / EDIT_CASE, case)
             yield f"{self.name}: {request.instruction}"

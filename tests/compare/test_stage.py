@@ -1,16 +1,22 @@
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from restage.compare.cases import find_results
+from restage.compare.metrics import progress
 from restage.compare.stage import CompareConfig, run_compare
-from restage.edit.pictures import write_image, write_mask
+from restage.edit.editors.grade import grade_views
+from restage.edit.pictures import quantize, read_image, read_mask, write_image, write_mask
+from restage.edit.truth import write_grade_truth
 from restage.records import EditCase, EditRequest, InputError, Score, write_json
 from restage.run.folder import RunFolder
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
+from restage.scenes.io import read_capture
 from restage.scenes.io.nerfstudio import write_capture
 from restage.scenes.io.ply import write_splats
 from restage.scenes.splats import Splats
@@ -165,3 +171,52 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
     (tmp_path / "scores.parquet").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="not readable as parquet"):
         read_scores(tmp_path / "scores.parquet")
+
+
+@pytest.mark.parametrize("instruction", ["make it golden", "make the ball golden"])
+def test_graded_photographs_are_measured_from_what_the_scene_shows_however_badly_it_is_fitted(run, instruction):
+    """Photographs of a scene that its splats do not look like: a capture that could only be fitted badly."""
+    scene = run.path / "scenes" / "ball"
+    capture = read_capture(scene / "capture")
+    unedited = render_views(one_ball(), capture.cameras)
+    noise = torch.rand(capture.images.shape, generator=torch.Generator().manual_seed(0))
+    photographs = replace(capture, images=0.6 * unedited.flip(3).clamp(0, 1) + 0.4 * noise)
+    write_capture(photographs, scene / "capture")
+    request = EditRequest(instruction=instruction, source_caption="", target_caption="")
+    regions = None if "ball" not in instruction else (unedited.amax(dim=1) > 0.3).float()
+    write_grade_truth(scene / "truth" / "gold", photographs, request, regions)
+    graded = grade_views(quantize(unedited), instruction, regions).images
+    write_result(run, "nothing", "none", unedited, edit="gold")
+    write_result(run, "restage", "grade", graded, edit="gold")
+    write_result(run, "replace_once", "grade", (quantize(unedited) + graded) / 2, edit="gold")
+    write_result(run, "idu", "grade", 2 * unedited - graded, edit="gold")
+    list(run_compare(run, CompareConfig(orbit_frames=0)))
+    rows = [row for row in read_scores(run.path / "compare" / "scores.parquet") if row.edit == "gold"]
+    values = {(row.method, row.metric): row.value for row in rows}
+    assert values["nothing", "progress"] == 0 and values["restage", "progress"] == pytest.approx(1, abs=1e-3)
+    assert values["replace_once", "progress"] == pytest.approx(0.5, abs=0.02)
+    assert [values[method, "no_op"] for method in ("nothing", "restage", "idu")] == [1, 0, 0]
+    assert [values[method, "wrong_way"] for method in ("nothing", "restage", "idu")] == [0, 0, 1]
+    names, held_out = [Path(name).name for name in capture.file_names], [2, 3]
+    masks = torch.stack([read_mask(scene / "truth" / "gold" / "masks" / names[view]) for view in held_out]) > 0.5
+    truth = torch.stack([read_image(scene / "truth" / "gold" / "images" / names[view]) for view in held_out])
+    source, render = quantize(photographs.images[held_out]), quantize(unedited[held_out])
+    off, change = ((render - source).abs().mean(dim=1), (truth - source).abs().mean(dim=1))
+    by_view = [float(off[view][masks[view]].mean() / change[view][masks[view]].mean()) for view in range(2)]
+    assert values["nothing", "fit_error"] == pytest.approx(sum(by_view) / 2, abs=1e-4)
+    assert values["restage", "fit_error"] == values["nothing", "fit_error"]
+    assert sum(by_view) / 2 > 0.5
+    assert abs(progress(render, source, truth, masks.float()).mean) > 0.01, "the error of the fit would be in it"
+
+
+def test_exact_truth_is_measured_between_the_true_views_and_the_error_of_the_fit_is_told(run):
+    scores = scores_of(run, "nothing")
+    assert scores["fit_error"].value == pytest.approx(0, abs=1e-3)
+    scene = run.path / "scenes" / "ball"
+    write_splats(replace(one_ball(), sh=0.5 * torch.ones(1, 1, 3)), scene / "splats.ply")
+    (run.path / "compare" / "stage.json").unlink()
+    scores = scores_of(run, "nothing")
+    assert scores["fit_error"].value > 0.1
+    assert scores["progress"].value == pytest.approx(0, abs=1e-3), (
+        "the result shows the true source, whatever was fitted"
+    )
