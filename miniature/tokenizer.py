@@ -16,7 +16,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
-from restage.diffusion.backbone import load_part, save_tokenizer
+from restage.diffusion.backbone import save_tokenizer
+from restage.diffusion.loading import load_tokenizer
 from restage.records import derive_seed
 from restage.world.grammar import caption_of, sample_description, sample_edit
 
@@ -70,4 +71,4 @@ def shared_tokenizer(folder: Path) -> CLIPTokenizer:
     path = folder / "tokenizer"
     if not (path / "tokenizer.json").exists():
         save_tokenizer(build_tokenizer(), path)
-    return load_part(CLIPTokenizer.from_pretrained, path)
+    return load_tokenizer(path)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from restage.records import InputError, content_id, file_sha256, read_json
+from restage.records import InputError, content_id, file_sha256
 from restage.run.models import models_in
 
 __all__ = ["CompareConfig", "Dino", "ImageModel", "Judges", "TextModel", "load_dino", "open_judges"]
@@ -115,13 +115,13 @@ def load_dino(folder: Path) -> Dino:
     """
     from transformers import AutoModel
 
-    kind = read_json(folder / "config.json").get("model_type")
+    from restage.diffusion.loading import load_model, read_config
+
+    kind = read_config(folder).get("model_type")
     if kind not in ("dinov2", "vit", "dinov2_with_registers"):
         raise InputError(f"{folder}: expected a DINO or DINOv2 (model_type dinov2 or vit), got {kind}")
-    try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder} does not load as a DINO: {' '.join(str(error).split())}") from None
+    # What pools a ViT's tokens was never trained in a DINO, is in no folder of one, and is not used here.
+    model = load_model(AutoModel, folder, may_lack=("pooler.",))
     return Dino(model.eval().requires_grad_(False))
 
 

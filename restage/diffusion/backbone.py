@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import json
 import os
 import shutil
 import sysconfig
@@ -20,19 +19,19 @@ from typing import Any
 import diffusers
 import torch
 import torch._dynamo.config
-import transformers
 from diffusers.models import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from restage.diffusion.attention import controlled
 from restage.diffusion.control import StepControl
+from restage.diffusion.loading import check_tokens, load_model, load_tokenizer, read_config
 from restage.diffusion.precision import bfloat16_autocast
 from restage.diffusion.schedule import Schedule
-from restage.records import InputError, read_json, write_json
+from restage.records import InputError, write_json
 
-__all__ = ["Backbone", "TextCondition", "can_compile", "load_backbone", "load_model", "load_part", "save_backbone"]
+__all__ = ["Backbone", "TextCondition", "can_compile", "load_backbone", "save_backbone"]
 
 MAX_COMPILED = 64
 """Number of combinations of batch size and kinds of attention control that a UNet may be compiled for."""
@@ -222,37 +221,24 @@ class Backbone:
         return self.schedule.to_epsilon(prediction.float(), latents, timesteps)
 
 
-def load_part(load: Callable[..., Any], folder: Path) -> Any:
-    """Load one part of a model folder.
-
-    Raises:
-        InputError: it is missing, or its weights do not fit its config.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist; expected a part of a diffusers model folder there")
-    transformers.utils.logging.disable_progress_bar()  # the bars of small parts are noise among ours
-    try:
-        return load(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        reason = str(error).strip().splitlines()
-        raise InputError(f"{folder} cannot be loaded: {reason[0] if reason else type(error).__name__}") from None
-
-
-def load_model(cls: Any, folder: Path) -> Any:
-    """Load a part by its class; weights are stored in half precision and computed with in full, which is exact.
-
-    Raises:
-        InputError: as `load_part`.
-    """
-    return load_part(lambda path, **options: cls.from_pretrained(path, torch_dtype=torch.float32, **options), folder)
-
-
 def load_vae(folder: Path) -> AutoencoderKL | AutoencoderDC:
     """Load an autoencoder of either family, by the class that its config names."""
-    name = read_json(folder / "config.json").get("_class_name")
+    name = read_config(folder).get("_class_name")
     if name not in VAE_CLASSES:
         raise InputError(f"{folder} holds a '{name}', expected one of {', '.join(VAE_CLASSES)}")
     return load_model(VAE_CLASSES[name], folder)
+
+
+def _tokenizer_of(text_encoder: Any, folder: Path) -> Any:
+    """Load a tokenizer that fits a text encoder."""
+    tokenizer, longest = load_tokenizer(folder), text_encoder.config.max_position_embeddings
+    check_tokens(tokenizer, text_encoder.config, folder)
+    length: Any = tokenizer.model_max_length
+    if not isinstance(length, int) or not 1 <= length <= longest:
+        raise InputError(
+            f"{folder}: expected a model_max_length of 1 to {longest}, as the text encoder has, got {length}"
+        )
+    return tokenizer
 
 
 def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
@@ -261,9 +247,6 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
     Raises:
         InputError: a part is missing, does not load, or does not fit the others.
     """
-    if not folder.is_dir():
-        raise InputError(f"model folder {folder} does not exist")
-    scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     unet = load_model(UNet2DConditionModel, folder / "unet")
     text_encoder = load_model(CLIPTextModel, folder / "text_encoder")
     has_second = (folder / "text_encoder_2").is_dir()
@@ -284,15 +267,16 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
             part.to(device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
     for part in (unet, vae):
         part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    schedule, scheduler_config = Schedule.read(folder / "scheduler" / "scheduler_config.json")
     return Backbone(
-        tokenizer=load_part(CLIPTokenizer.from_pretrained, folder / "tokenizer"),
+        tokenizer=_tokenizer_of(text_encoder, folder / "tokenizer"),
         text_encoder=text_encoder,
         unet=unet,
         vae=vae,
-        schedule=Schedule.from_config(scheduler_config),
+        schedule=schedule,
         scheduler_config=scheduler_config,
         folder=folder,
-        tokenizer_2=load_part(CLIPTokenizer.from_pretrained, folder / "tokenizer_2") if has_second else None,
+        tokenizer_2=None if text_encoder_2 is None else _tokenizer_of(text_encoder_2, folder / "tokenizer_2"),
         text_encoder_2=text_encoder_2,
     )
 

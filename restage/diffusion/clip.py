@@ -5,21 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
+from msgspec import Meta
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
-from restage.diffusion.backbone import load_part
+from restage.diffusion.loading import check_tokens, load_model, load_tokenizer
 from restage.records import InputError, read_json
 
 __all__ = ["Clip", "load_clip"]
 
-# The normalisation that every published CLIP was trained with; the miniature's takes it from its own config.
-_OPENAI_MEAN, _OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_Spread = Annotated[float, Meta(gt=0)]
+
+
+@dataclass(frozen=True)
+class _Normal:
+    """The range that a CLIP takes: by default that of every published one; the miniature's names its own."""
+
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[_Spread, _Spread, _Spread] = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass
@@ -71,16 +79,8 @@ def load_clip(folder: Path, device: str = "cpu") -> Clip:
     Raises:
         InputError: it is missing or does not load.
     """
-    if not folder.is_dir():
-        raise InputError(f"CLIP folder {folder} does not exist")
-    model = load_part(
-        lambda path, **options: CLIPModel.from_pretrained(path, torch_dtype=torch.float32, **options), folder
-    )
+    model, tokenizer = load_model(CLIPModel, folder), load_tokenizer(folder)
+    check_tokens(tokenizer, model.config.text_config, folder)
     preprocessor = folder / "preprocessor_config.json"
-    config = read_json(preprocessor) if preprocessor.exists() else {}
-    return Clip(
-        model=model.to(device).eval().requires_grad_(False),
-        tokenizer=load_part(CLIPTokenizer.from_pretrained, folder),
-        mean=tuple(config.get("image_mean", _OPENAI_MEAN)),
-        std=tuple(config.get("image_std", _OPENAI_STD)),
-    )
+    normal = read_json(preprocessor, _Normal) if preprocessor.exists() else _Normal()
+    return Clip(model.to(device).eval().requires_grad_(False), tokenizer, normal.image_mean, normal.image_std)

@@ -6,17 +6,28 @@ import copy
 import dataclasses
 import hashlib
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from restage.diffusion.backbone import load_backbone, load_model, save_backbone, save_half
+from restage.diffusion.backbone import load_backbone, save_backbone, save_half
 from restage.diffusion.editor import EditModel, Guidance
+from restage.diffusion.loading import load_model
 from restage.records import InputError, canonical_json, file_sha256, read_json, write_json
 
 __all__ = ["edit_weights_sha256", "load_edit_model", "save_edit_model"]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is read of `edit_model.json`."""
+
+    text_to_image: Path | None = None
+    condition_scale: float | None = None
+    guidance: Guidance = field(default_factory=Guidance)
 
 
 def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
@@ -28,20 +39,21 @@ def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
     if not (folder / "unet" / "config.json").is_file():
         raise InputError(f"{folder} holds no edit model: unet/config.json is missing")
     record_path = folder / "edit_model.json"
-    record = read_json(record_path) if record_path.exists() else {}
-    shared, guidance = record.get("text_to_image"), Guidance(**record.get("guidance", {}))
-    if shared is None:
+    record = read_json(record_path, _Record) if record_path.exists() else _Record()
+    if record.text_to_image is None:
         backbone = load_backbone(folder, device)
-        default_scale = 1.0 / backbone.vae.config.get("scaling_factor", 1.0)
-        return EditModel(backbone, backbone.unet, record.get("condition_scale", default_scale), guidance)
-    backbone = load_backbone(folder / shared, device)
+        published = 1.0 / backbone.vae.config.get("scaling_factor", 1.0)
+        scale = published if record.condition_scale is None else record.condition_scale
+        return EditModel(backbone, backbone.unet, scale, record.guidance)
+    backbone = load_backbone(folder / record.text_to_image, device)
     has_own_text_encoder = (folder / "text_encoder").is_dir()
     if has_own_text_encoder:
         text_encoder = load_model(CLIPTextModel, folder / "text_encoder").to(device).eval().requires_grad_(False)
         backbone = dataclasses.replace(backbone, text_encoder=text_encoder)
     unet = load_model(UNet2DConditionModel, folder / "unet").to(device, memory_format=torch.channels_last)
     unet.eval().requires_grad_(False)
-    return EditModel(backbone, unet, record.get("condition_scale", 1.0), guidance, has_own_text_encoder)
+    scale = 1.0 if record.condition_scale is None else record.condition_scale
+    return EditModel(backbone, unet, scale, record.guidance, has_own_text_encoder)
 
 
 def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None = None) -> None:

@@ -9,25 +9,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Float64, Int
+from msgspec import Meta
 from torch import Tensor
 
-from restage.records import InputError
+from restage.records import InputError, from_plain, read_json
 
 __all__ = ["PREDICTION_TYPES", "Schedule"]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
-def _betas(config: Mapping[str, Any]) -> Float64[Tensor, " steps"]:
-    if config.get("trained_betas") is not None:
-        return torch.tensor(config["trained_betas"], dtype=torch.float64)
-    num_steps = int(config.get("num_train_timesteps", 1000))
-    first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    kind = config.get("beta_schedule", "linear")
+@dataclass(frozen=True)
+class _Config:
+    """What is read of a scheduler's config; the defaults are those of diffusers."""
+
+    num_train_timesteps: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: list[float] | None = None
+    prediction_type: str = "epsilon"
+    rescale_betas_zero_snr: bool = False
+
+
+def _betas(config: _Config) -> Float64[Tensor, " steps"]:
+    if config.trained_betas is not None:
+        return torch.tensor(config.trained_betas, dtype=torch.float64)
+    num_steps, kind = config.num_train_timesteps, config.beta_schedule
+    first, last = config.beta_start, config.beta_end
     if kind == "linear":
         return torch.linspace(first, last, num_steps, dtype=torch.float64)
     if kind == "scaled_linear":
@@ -56,16 +70,26 @@ class Schedule:
             raise InputError("alphas_cumprod must fall within (0, 1); check the betas of the scheduler's config")
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
-        """Read a diffusers scheduler config (`scheduler_config.json`).
+    def from_config(cls, config: Mapping[str, Any], *, where: object = "the scheduler's config") -> Schedule:
+        """Read a diffusers scheduler config.
 
         Raises:
             InputError: it asks for betas or a prediction that is not known here, or for zero terminal SNR, where
-                noise prediction says nothing about the clean latent.
+                noise prediction says nothing about the clean latent; `where` is named.
         """
-        if config.get("rescale_betas_zero_snr"):
-            raise InputError("rescale_betas_zero_snr is not supported; use a scheduler config without it")
-        return cls(torch.cumprod(1 - _betas(config), dim=0), config.get("prediction_type", "epsilon"))
+        found = from_plain(config, _Config, where=where)
+        try:
+            if found.rescale_betas_zero_snr:
+                raise InputError("rescale_betas_zero_snr is not supported; use a scheduler config without it")
+            return cls(torch.cumprod(1 - _betas(found), dim=0), found.prediction_type)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[Schedule, dict[str, Any]]:
+        """Read a `scheduler_config.json`; returns the whole config, too."""
+        config = read_json(path, dict[str, Any])
+        return cls.from_config(config, where=path), config
 
     @property
     def num_train_timesteps(self) -> int:

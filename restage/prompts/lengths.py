@@ -55,14 +55,17 @@ def _max_length(folder: Path) -> int:
 
 def _counter(folder: Path) -> Callable[[str], int]:
     """Return what counts the tokens of a text, its marks included."""
-    if (folder / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
+    if not (path := folder / "tokenizer.json").is_file():
+        from restage.diffusion.loading import load_tokenizer
 
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return lambda text: len(tokenizer.encode(text).ids)
-    from transformers import AutoTokenizer
+        loaded: Any = load_tokenizer(folder)
+        return lambda text: len(loaded(text)["input_ids"])
+    from tokenizers import Tokenizer
 
-    loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return lambda text: len(loaded(text)["input_ids"])
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the library knows no other kind
+        raise InputError(f"{path} is not readable as a tokenizer: {error}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return lambda text: len(tokenizer.encode(text).ids)

@@ -20,8 +20,9 @@ from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.edit_unet import add_mask_output, widen_unet
 from restage.diffusion.editor import EditModel
 from restage.diffusion.editor_folder import load_edit_model, save_edit_model
+from restage.diffusion.loading import read_config
 from restage.diffusion.training import TrainingConfig, train
-from restage.records import InputError, Progress, read_json
+from restage.records import InputError, Progress
 from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
 from restage.train.curve import draw_losses
 from restage.train.examples import Examples, TrainingPair, encode_examples
@@ -64,7 +65,7 @@ def load_start(folder: Path, device: str = "cpu") -> Backbone | EditModel:
     config_path = folder / "unet" / "config.json"
     if not config_path.is_file():
         raise InputError(f"{folder} holds no model to start from: unet/config.json is missing")
-    config = read_json(config_path)
+    config = read_config(folder / "unet")
     # An edit UNet takes the original's latents beside the noisy ones; a text-to-image UNet maps latents to latents.
     if config.get("in_channels") == config.get("out_channels"):
         return load_backbone(folder, device)

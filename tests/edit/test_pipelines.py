@@ -215,5 +215,5 @@ def test_the_rest_of_the_schedule_starts_where_the_shifted_scheduler_does(kontex
 
 
 def test_a_folder_of_another_pipeline_is_refused(pix2pix):
-    with pytest.raises(InputError, match="expected one of FluxKontextPipeline"):
+    with pytest.raises(InputError, match="expected a FluxKontextPipeline"):
         open_editor("pipeline", EditorSource(model=pix2pix[0]))

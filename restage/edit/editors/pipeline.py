@@ -14,17 +14,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import FluxKontextPipeline
+from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
 from torch import Tensor
 from torch.nn import functional
+from transformers import CLIPTextModel, T5EncoderModel
 
+from restage.diffusion.loading import load_model, load_pipeline
 from restage.edit.editors.interface import Edited, EditorSource, ViewBatch
 from restage.records import InputError, read_json
 
 __all__ = ["KontextEditor", "open_pipeline"]
 
-PIPELINES = {"FluxKontextPipeline": FluxKontextPipeline}
+PARTS: dict[str, Any] = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": T5EncoderModel,
+    "transformer": FluxTransformer2DModel,
+    "vae": AutoencoderKL,
+}
+"""Folders of weights, by their classes."""
 CHANGE_LOW, CHANGE_HIGH = 0.04, 0.16
 """Mean difference over channels at which the mask is 0 and 1: these models have no mask output."""
 
@@ -132,14 +140,12 @@ def open_pipeline(source: EditorSource) -> KontextEditor:
 
 
 def _load(folder: Path, device: str) -> Any:
-    name = read_json(folder / "model_index.json").get("_class_name")
-    if name not in PIPELINES:
-        raise InputError(f"{folder} holds a '{name}', expected one of {', '.join(PIPELINES)}")
+    index = read_json(folder / "model_index.json", dict[str, Any])
+    name = index.get("_class_name")
+    if name != "FluxKontextPipeline":
+        raise InputError(f"{folder} holds a {name!r}, expected a FluxKontextPipeline")
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    try:
-        pipeline: Any = PIPELINES[name].from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{folder} cannot be loaded: {reason}") from None
+    parts = {part: load_model(cls, folder / part, dtype=dtype) for part, cls in PARTS.items()}
+    pipeline: Any = load_pipeline(FluxKontextPipeline, folder, parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
