@@ -80,7 +80,7 @@ def make_pairs(
         config: How pairs are made and judged.
         models: What makes them.
         engine: Where; in this process by default.
-        store: URL where shards go; empty for the run's folder.
+        store: URL where shards lie; empty for the run's folder.
         is_rejudging: Whether to judge the existing pairs by this config's rule.
 
     Raises:
@@ -91,7 +91,7 @@ def make_pairs(
     if is_rejudging or not run.is_done("pairs", config):
         maker = replace(maker, num_pairs=make_plan(run, config, maker).num_pairs)
     if is_rejudging:
-        yield from rejudge_pairs(run, config, maker, engine or CampaignConfig())
+        yield from rejudge_pairs(run, config, maker, engine or CampaignConfig(), store=store)
     else:
         yield from run_campaign(run, config, maker, engine or CampaignConfig(), store=store)
 

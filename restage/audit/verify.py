@@ -23,25 +23,18 @@ from restage.audit.records import (
     describe_records,
     records_to_plain,
 )
-from restage.pairs.files import POINTER, is_url, open_files
+from restage.pairs.files import UnnamedStore, is_url, open_files
 from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
 from restage.pairs.verify.repair import repair_pairs
 from restage.pairs.verify.sheets import write_sheets
 from restage.pairs.verify.words import describe_repair, describe_result, result_to_plain
-from restage.records import InputError, Progress, read_json
+from restage.records import InputError, Progress
 from restage.run.layout import RUN_RECORD
 from restage.run.progress import show_progress
 from restage.run.reading import read_run_record
 from restage.run.terminal import say
 
 __all__ = ["Part", "VerifyConfig", "find_parts", "verify_folder"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StorePointer:
-    """What a `store.json` says."""
-
-    url: str
 
 
 class Part(NamedTuple):
@@ -183,23 +176,22 @@ class _Checks:
 
     def pairs(self, part: Part) -> None:
         """Check image pairs, and repair them if that was asked for."""
-        # A run that somebody sent must not choose which folder is repaired, or which server is connected to.
-        pointer = None if is_url(part.folder) else Path(part.folder) / POINTER
-        url = read_json(pointer, StorePointer).url if pointer and pointer.exists() else ""
-        if url and url != self.store:
-            note = f"the pairs of {part.folder} lie at {url}; a store is looked at only when named: --store {url}"
+        try:
+            files = open_files(part.folder, store=self.store)
+        except UnnamedStore as unnamed:
             if self.repairs:
-                raise InputError(note)
-            self.plain["not_checked"].append({"folder": str(part.folder), "reason": note})
-            self.say(f"not checked: {note}")
+                raise
+            self.plain["not_checked"].append({"folder": str(part.folder), "reason": str(unnamed)})
+            self.say(f"not checked: {unnamed}")
             return
         clip = None if self.config.fast else _load_clip(self.models)
-        result: VerifyResult = self.work(check_pairs(part.folder, self.config, clip=clip))
+        result: VerifyResult = self.work(check_pairs(part.folder, self.config, clip=clip, store=self.store))
         self.has_findings = self.has_findings or bool(result.findings)
         folder = self.sheets or (part.run / "verify" if part.run else None)
-        written = write_sheets(open_files(part.folder), result.findings, folder) if folder else []
+        written = write_sheets(files, result.findings, folder) if folder else []
         self.say(*describe_result(result), *(f"sheet: {sheet}" for sheet in written))
-        repaired = repair_pairs(part.folder, result.findings) if self.repairs and result.findings else None
+        is_bad = self.repairs and bool(result.findings)
+        repaired = repair_pairs(part.folder, result.findings, store=self.store) if is_bad else None
         if repaired is not None:
             self.say(*describe_repair(repaired, _command_of(part.run)))
         self.plain["stages"].append(result_to_plain(part.folder, result, repaired))

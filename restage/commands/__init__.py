@@ -21,10 +21,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
         "Make scenes of the miniature world: captures, and the exact truth of their edits.\n\n"
         "Example: restage world runs/mine --edit-kinds recolour time",
     ),
-    "train": stages.build_stage(
-        "train",
-        "Train the edit model on a run's accepted pairs.\n\nExample: restage train runs/mine --training.num-steps 200",
-    ),
+    "train": stages.build_train,
     "fit": scenes.build_fit,
     "edit": lambda: scenes.edit,
     "edits": scenes.build_edits,

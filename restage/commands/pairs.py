@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from restage.commands.arguments import ModelsArgument, RunArgument, RunSeedArgument
+from restage.commands.arguments import ModelsArgument, RunArgument, RunSeedArgument, StoreArgument
 from restage.records import InputError
 from restage.run.folder import open_run, working
 from restage.run.models import CLIP_RULE, models_in
@@ -88,7 +88,7 @@ def build_pairs() -> Callable[..., None]:
         *,
         config: Annotated[PairsConfig, arg(name="")] = PairsConfig(),  # noqa: B008
         engine: Annotated[CampaignConfig, arg(name="")] = CampaignConfig(),  # noqa: B008
-        store: Annotated[str, arg(metavar="URL")] = "",
+        store: StoreArgument = "",
         rejudge: bool = False,
         models: ModelsArgument = None,
         run_seed: RunSeedArgument = 0,
@@ -103,7 +103,8 @@ def build_pairs() -> Callable[..., None]:
             run: Folder of the run.
             config: How pairs are made and judged.
             engine: Where pairs are made.
-            store: Where shards go, such as s3://bucket/run; default: the run's folder.
+            store: Where shards lie, such as s3://bucket/run; default: the run's folder. A run that began in a store
+                needs it named each time.
             rejudge: Judge the existing pairs by the rule given now; only what needs it is made again.
             models: Folder of the models to start from.
             run_seed: Seed for a new run.
@@ -125,6 +126,7 @@ def build_calibrate() -> Callable[..., None]:
         clip: Positional[ClipArgument],
         *,
         run: Path | None = None,
+        store: StoreArgument = "",
         num_pairs: int = 140,
         seed: int = 0,
         device: str = "cpu",
@@ -140,15 +142,18 @@ def build_calibrate() -> Callable[..., None]:
             clip: Folder of a CLIP, as transformers saves it.
             run: Run whose accepted pairs are known to be right, such as an imported data set; by default, exact pairs
                 of the miniature world are rendered.
+            store: Where that run's pairs lie, if not in its folder.
             num_pairs: Number of pairs to render.
             seed: Seed of the pairs that are rendered.
             device: Device for the CLIP, such as `cuda`.
         """
         from restage.diffusion.clip import load_clip
         from restage.pairs.clip_rule import calibrate_folder, exact_pairs
+        from restage.pairs.files import open_files
         from restage.pairs.store import read_pairs
 
-        pairs = exact_pairs(num_pairs, seed=seed) if run is None else read_pairs(run / "pairs")
+        given = None if run is None else open_files(run / "pairs", store=store)
+        pairs = exact_pairs(num_pairs, seed=seed) if given is None else read_pairs(given)
         made_from = f"{num_pairs} rendered pairs of seed {seed}" if run is None else run.name
         found = calibrate_folder(clip, load_clip(clip, device), pairs, made_from=made_from)
         rule, kept, wrong = found.rule, found.kept, found.kept_of_wrong

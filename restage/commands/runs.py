@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from restage.audit.bundle import BundleConfig, pack_bundle
 from restage.audit.show import describe_run, list_runs
-from restage.commands.arguments import ModelsArgument, RunArgument
+from restage.commands.arguments import ModelsArgument, RunArgument, StoreArgument
 from restage.records import InputError
 from restage.run.folder import open_run, working
 from restage.run.models import models_in
@@ -73,7 +73,7 @@ def build_verify() -> Callable[..., None]:
         repair: bool = False,
         json: bool = False,
         sheets: Path | None = None,
-        store: Annotated[str, arg(metavar="URL")] = "",
+        store: StoreArgument = "",
         models: ModelsArgument = None,
     ) -> None:
         """Check that a run is as it was written, and that its numbers and pictures are what it says they are.

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from restage.audit.show import describe_run
-from restage.commands.arguments import RunArgument
+from restage.commands.arguments import RunArgument, StoreArgument
 from restage.records import EditRequest, InputError
 from restage.run.environment import check_device
 from restage.run.folder import open_run, working
@@ -183,6 +183,7 @@ def export(
     format: str = "ply",
     out: Path | None = None,
     frame: Literal["own", "upright"] = "own",
+    store: StoreArgument = "",
 ) -> None:
     """Write a scene's splats as PLY, or a run's accepted image pairs in a format that others read.
 
@@ -197,6 +198,7 @@ def export(
             `instruct-pix2pix` (for its loader).
         out: The same as OUT.
         frame: Coordinates of the splats: the capture's own, which its cameras fit, or the run's, upright with z up.
+        store: Where the run's pairs lie, if not in its folder.
     """
     place = target or out
     if place is None or (target and out):
@@ -209,7 +211,7 @@ def export(
     else:
         from restage.pairs.exchange.export import export_pairs
 
-        show_progress(export_pairs(path, place, format))
+        show_progress(export_pairs(path, place, format, store=store))
         say(f"{format}: {place}")
 
 

@@ -12,14 +12,14 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import restage
-from restage.commands.arguments import ModelsArgument, RunArgument, RunSeedArgument
+from restage.commands.arguments import ModelsArgument, RunArgument, RunSeedArgument, StoreArgument
 from restage.records import InputError
 from restage.run.folder import open_run, working
 from restage.run.models import models_in
 from restage.run.progress import show_progress
 from restage.run.terminal import say
 
-__all__ = ["demo", "build_miniature", "build_stage"]
+__all__ = ["demo", "build_miniature", "build_stage", "build_train"]
 
 
 def demo(*, out: Path = Path("runs/demo"), seed: int = 0, models: Path | None = None) -> None:
@@ -66,6 +66,38 @@ def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None
         return command
 
     return build
+
+
+def build_train() -> Callable[..., None]:
+    """Build `restage train`."""
+    from restage.train.edit_model import TrainConfig
+
+    def train(
+        run: Positional[RunArgument],
+        *,
+        config: Annotated[TrainConfig, arg(name="")] = TrainConfig(),  # noqa: B008
+        store: StoreArgument = "",
+        models: ModelsArgument = None,
+        run_seed: RunSeedArgument = 0,
+    ) -> None:
+        """Train the edit model on a run's accepted pairs.
+
+        Example: restage train runs/mine --training.num-steps 200
+
+        Args:
+            run: Folder of the run.
+            config: How to train.
+            store: Where the run's pairs lie, if not in its folder.
+            models: Folder of the models to start from.
+            run_seed: Seed for a new run.
+        """
+        from restage.train.stage import run_train
+
+        with working(open_run(run, seed=run_seed)) as opened:
+            show_progress(run_train(opened, config, start=models_in(models).edit_model, store=store))
+        say(f"train: {run / 'train'}")
+
+    return train
 
 
 def build_miniature() -> Callable[..., None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from restage.pairs.campaign_status import Estimate, Tally, bytes_text
-from restage.pairs.files import Files, open_files
+from restage.pairs.files import Files, LocalFiles
 from restage.pairs.makers import Maker, OpenMaker
 from restage.pairs.shard import ShardWork
 from restage.pairs.store import done_indices
@@ -66,17 +66,27 @@ def check_prompts(plan: TaskPlan, maker: OpenMaker) -> None:
             return
 
 
-def make_missing(folder: Path, plan: TaskPlan, maker: Maker, config: CampaignConfig) -> Iterator[Progress]:
+def make_missing(
+    folder: Path, files: Files, plan: TaskPlan, maker: Maker, config: CampaignConfig
+) -> Iterator[Progress]:
     """Make every shard of the plan that is not there; afterwards all are, whatever else happened meanwhile.
+
+    Args:
+        folder: The run's pairs folder, for `campaign.json`.
+        files: Where the shards lie.
+        plan: What to make.
+        maker: Makes and scores them.
+        config: Where they are made.
 
     Raises:
         WorkStopped: tasks failed again and again (all others are made), the disk is full, or no worker works.
         InputError: the folder holds shards of another plan.
     """
-    files = open_files(folder)
     plan.record(files)
+    # Workers may start in another working directory.
+    place = str(files.path.resolve()) if isinstance(files, LocalFiles) else files.where()
     while True:
-        done = set(done_indices(folder))
+        done = set(done_indices(files))
         if done - set(range(len(plan))):
             raise InputError(f"{files.where()} holds shard {max(done)}, of {len(plan)} planned; choose another --out")
         missing = [index for index in range(len(plan)) if index not in done]
@@ -84,7 +94,7 @@ def make_missing(folder: Path, plan: TaskPlan, maker: Maker, config: CampaignCon
             return
         session = _Session(folder, files, plan, config, missing)
         work = ShardWork(
-            folder=files.where() if _is_remote(files) else str(folder.resolve()),
+            folder=place,
             plan_id=plan.id,
             rule=plan.config.rule,
             batch_size=plan.config.generate.batch_size,
@@ -93,10 +103,6 @@ def make_missing(folder: Path, plan: TaskPlan, maker: Maker, config: CampaignCon
         yield from session.run(settings_for(work, config))
         if config.estimate_only:
             return
-
-
-def _is_remote(files: Files) -> bool:
-    return "://" in files.where()
 
 
 @dataclass

@@ -18,7 +18,16 @@ from typing import Any, Protocol, runtime_checkable
 
 from restage.records import InputError, MissingExtra, read_json, write_json
 
-__all__ = ["Files", "LocalFiles", "RemoteFiles", "is_url", "open_files", "point_to_store"]
+__all__ = [
+    "Files",
+    "LocalFiles",
+    "Place",
+    "RemoteFiles",
+    "UnnamedStore",
+    "is_url",
+    "open_files",
+    "point_to_store",
+]
 
 POINTER = "store.json"
 """Record in a run's pairs folder that names the URL where the shards lie, if that is elsewhere."""
@@ -198,20 +207,48 @@ class RemoteFiles:
         return None
 
 
-def open_files(place: str | Path) -> Files:
-    """Open a folder, a URL, or the place that a run's pairs folder points to.
+Place = str | Path | Files
+"""Where files lie: a folder, a URL, or what `open_files` has opened."""
+
+
+class UnnamedStore(InputError):
+    """A run's pairs lie in a store that the caller has not named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pointer:
+    """What a `store.json` says."""
+
+    url: str
+
+
+def open_files(place: Place, *, store: str = "") -> Files:
+    """Open a folder, a URL, or the store that a run's pairs folder points to.
+
+    A run that somebody sent must not choose which folder is read or repaired, or which server is connected to: its
+    store is opened only if the caller names it. Every reader and writer of pairs goes through here.
+
+    Args:
+        place: What to open; opened files are returned as they are.
+        store: URL of the store that a run's pairs may lie in.
 
     Raises:
+        UnnamedStore: the folder points to another store.
         InputError: a URL that fsspec cannot open.
     """
+    if not isinstance(place, str | Path):
+        return place
     if is_url(place):
         if str(place).startswith("file://"):
             return LocalFiles(Path(str(place).removeprefix("file://")))
         return RemoteFiles(str(place))
     path = Path(place)
-    if (path / POINTER).exists():
-        return open_files(read_json(path / POINTER)["url"])
-    return LocalFiles(path)
+    if not (path / POINTER).exists():
+        return LocalFiles(path)
+    url = read_json(path / POINTER, _Pointer).url
+    if url != store:
+        raise UnnamedStore(f"the pairs of {path} lie at {url}; a store is used only when it is named: --store {url}")
+    return open_files(url)
 
 
 def point_to_store(folder: Path, url: str) -> None:
@@ -221,7 +258,7 @@ def point_to_store(folder: Path, url: str) -> None:
         InputError: it holds shards, or points elsewhere.
     """
     if (folder / POINTER).exists():
-        found = read_json(folder / POINTER)["url"]
+        found = read_json(folder / POINTER, _Pointer).url
         if found != url:
             raise InputError(f"the shards of {folder} lie at {found}; got --store {url}; omit it, or move them")
         return

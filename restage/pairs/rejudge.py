@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from restage.pairs.files import open_files
+from restage.pairs.files import Files
 from restage.pairs.score import PairRule
 from restage.pairs.store import PairReader, done_shards
 from restage.pairs.verdicts import NOT_STORED, current_rule, rule_id, set_rule
@@ -41,7 +41,7 @@ class Rejudged:
         return f"{self.num_accepted} of {self.num_pairs} pairs accepted by the new rule{again}"
 
 
-def rejudge(folder: Path, rule: PairRule, config_id: str) -> Rejudged:
+def rejudge(folder: Path, files: Files, rule: PairRule, config_id: str) -> Rejudged:
     """Let another rule hold for the pairs of a run, and queue what has to be made again; stopped, it can be repeated.
 
     The manifest of the rule that held before stays, as `manifest-<id of that rule>.parquet`.
@@ -49,7 +49,6 @@ def rejudge(folder: Path, rule: PairRule, config_id: str) -> Rejudged:
     Raises:
         InputError: there are no pairs to judge, or a sidecar was changed.
     """
-    files = open_files(folder)
     before = current_rule(files)
     if before is None:
         raise InputError(f"{folder} holds no pairs to judge; run pairs without --rejudge first")
@@ -60,16 +59,16 @@ def rejudge(folder: Path, rule: PairRule, config_id: str) -> Rejudged:
     if stage.exists() and read_json(stage)["id"] != config_id:
         stage.unlink()  # the stage is not done any more; what was made stays
     set_rule(files, rule)
-    return _requeue(folder)
+    return _requeue(files)
 
 
-def _requeue(folder: Path) -> Rejudged:
+def _requeue(files: Files) -> Rejudged:
     """Unmark the shards that hold pairs which are accepted and not stored."""
-    files, reader = open_files(folder), PairReader.open(folder)
+    reader = PairReader.open(files)
     num_pairs = num_accepted = num_requeued = 0
     shards: list[int] = []
     pixels: dict[str, str] = {}
-    for index, mark in done_shards(folder).items():
+    for index, mark in done_shards(files).items():
         rows = reader.rows(index, mark, has_previews=False).to_pylist()
         num_pairs += len(rows)
         num_accepted += sum(row["accepted"] for row in rows)
@@ -88,9 +87,9 @@ def _requeue(folder: Path) -> Rejudged:
     )
 
 
-def changed_pixels(folder: Path, rejudged: Rejudged) -> list[str]:
+def changed_pixels(files: Files, rejudged: Rejudged) -> list[str]:
     """Ids of pairs that were made again and came out differently, as they may on another kind of device."""
-    marks, reader = done_shards(folder), PairReader.open(folder)
+    marks, reader = done_shards(files), PairReader.open(files)
     tables = [reader.rows(index, marks[index], has_previews=False) for index in rejudged.shards if index in marks]
     rows = [row for table in tables for row in table.to_pylist()]
     return [row["id"] for row in rows if rejudged.pixels.get(row["id"]) not in ("", row["pixel_sha256"])]

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from restage.diffusion.backbone import Backbone
 from restage.pairs.campaign import CampaignConfig, check_prompts, make_missing
-from restage.pairs.files import LocalFiles, open_files, point_to_store
+from restage.pairs.files import Files, LocalFiles, open_files, point_to_store
 from restage.pairs.makers import LoadedMaker, Maker
 from restage.pairs.rejudge import changed_pixels, rejudge
 from restage.pairs.score import ImageTextModel
 from restage.pairs.sheet import MAX_CELLS, write_sheet
-from restage.pairs.store import read_rows_at, rebuild_manifest
+from restage.pairs.store import read_rows_at, write_manifest
 from restage.pairs.tasks import PairsConfig, TaskPlan, read_plan_id
 from restage.pairs.verdicts import current_rule, rule_id, set_rule
 from restage.prompts.store import read_prompts
@@ -64,7 +64,7 @@ def run_campaign(
         config: How they are made.
         maker: Makes and scores them.
         engine: Where they are made.
-        store: URL where the shards go, such as `s3://bucket/run`; empty for the run's own folder.
+        store: URL where the shards lie, such as `s3://bucket/run`; empty for the run's own folder.
 
     Raises:
         InputError: there are no prompt pairs, one does not fit the model, the stage or a shard was made with another
@@ -76,20 +76,21 @@ def run_campaign(
         return
     plan = make_plan(run, config, maker)
     folder = run.path / "pairs"
-    if read_plan_id(open_files(folder)) is None:
+    if read_plan_id(open_files(folder, store=store)) is None:
         check_prompts(plan, maker.open("cpu"))
     folder = run.folder("pairs")
     if store:
         point_to_store(folder, store)
-    _hold_to_rule(folder, plan)
+    files = open_files(folder, store=store)
+    _hold_to_rule(files, plan)
     try:
-        yield from make_missing(folder, plan, maker, engine)
+        yield from make_missing(folder, files, plan, maker, engine)
     except TasksSetAside:
-        write_views(folder)
+        write_views(folder, files)
         raise
     if engine.estimate_only:
         return
-    num_accepted = write_views(folder)
+    num_accepted = write_views(folder, files)
     if not num_accepted:
         raise InputError(f"none of {plan.num_pairs} pairs was accepted; see {folder / 'contact_sheet.png'} for why")
     run.mark_done(
@@ -104,53 +105,56 @@ def run_campaign(
     yield Progress(stage="pairs", done=plan.num_pairs, total=plan.num_pairs, note=note)
 
 
-def rejudge_pairs(run: RunFolder, config: PairsConfig, maker: Maker, engine: CampaignConfig) -> Iterator[Progress]:
+def rejudge_pairs(
+    run: RunFolder, config: PairsConfig, maker: Maker, engine: CampaignConfig, *, store: str = ""
+) -> Iterator[Progress]:
     """Judge the run's pairs by the rule of this config, and make again what that needs; see `rejudge`.
+
+    The arguments are those of `run_campaign`.
 
     Raises:
         InputError: there are no pairs, or they were made with another config or other models.
     """
     folder, plan = run.path / "pairs", make_plan(run, config, maker)
-    if read_plan_id(open_files(folder)) != plan.id:
+    files = open_files(folder, store=store)
+    if read_plan_id(files) != plan.id:
         raise InputError(f"{folder} holds no pairs of this config; with --rejudge only the rule can be another one")
-    judged = rejudge(folder, config.rule, content_id("pairs", config))
+    judged = rejudge(folder, files, config.rule, content_id("pairs", config))
     yield Progress(stage="rejudge", done=1, total=1, note=str(judged))
-    yield from run_campaign(run, config, maker, engine)
-    changed = changed_pixels(folder, judged)
+    yield from run_campaign(run, config, maker, engine, store=store)
+    changed = changed_pixels(files, judged)
     if changed:
         note = f"{len(changed)} pairs came out differently when made again, the first: {changed[0]}; scores are new"
         yield Progress(stage="rejudge", done=1, total=1, note=note)
 
 
-def _hold_to_rule(folder: Path, plan: TaskPlan) -> None:
+def _hold_to_rule(files: Files, plan: TaskPlan) -> None:
     """Record the rule at the start, and refuse another one later.
 
     Raises:
         InputError: the pairs are judged by another rule.
     """
-    files = open_files(folder)
     plan.record(files)
     found, rule = current_rule(files), plan.config.rule
     if found is None:
         set_rule(files, rule)
     elif found != rule:
         raise InputError(
-            f"{folder} holds pairs of another config: judged by {rule_id(found)}, not {rule_id(rule)}; "
+            f"{files.where()} holds pairs of another config: judged by {rule_id(found)}, not {rule_id(rule)}; "
             "judge them anew with --rejudge, or choose another --out"
         )
 
 
-def write_views(folder: Path) -> int:
-    """Write manifest and contact sheet from the shards; returns the number of accepted pairs."""
-    rebuild_manifest(folder)
+def write_views(folder: Path, files: Files) -> int:
+    """Write manifest and contact sheet into a run's pairs folder; returns the number of accepted pairs."""
     manifest = folder / "manifest.parquet"
-    files = open_files(folder)
+    write_manifest(files, manifest)
     if not isinstance(files, LocalFiles):
         files.write(manifest.name, manifest.read_bytes())
     verdicts = np.array(pq.ParquetFile(manifest).read(columns=["accepted"])["accepted"])
     groups = []
     for title, places in (("accepted", np.flatnonzero(verdicts)), ("rejected", np.flatnonzero(~verdicts))):
         picks = np.linspace(0, max(len(places) - 1, 0), min(MAX_CELLS, len(places))).round().astype(int)
-        groups.append((f"{len(places)} {title}", read_rows_at(folder, places[picks].tolist())))
+        groups.append((f"{len(places)} {title}", read_rows_at(files, places[picks].tolist())))
     write_sheet(folder / "contact_sheet.png", groups)
     return int(verdicts.sum())

@@ -1,7 +1,7 @@
 """Image pairs on disk: tar shards that WebDataset reads, each with a parquet sidecar and a mark that is written last.
 
-A shard counts if its `.done` is there and its hashes are right. Equal pairs give equal bytes. A `folder` is the pairs
-folder of a run or the URL of an object store (see `files`).
+A shard counts if its `.done` is there and its hashes are right. Equal pairs give equal bytes. A `place` is the pairs
+folder of a run, the URL of an object store, or opened files (see `files`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from restage.pairs.encoding import EncodedPair, ImagePair, decode_pair, encode_pair, read_tar, write_tar
-from restage.pairs.files import Files, LocalFiles, open_files
+from restage.pairs.files import Files, LocalFiles, Place, open_files
 from restage.pairs.left_out import mark_left_out, read_left_out
 from restage.pairs.score import PairRule
 from restage.pairs.verdicts import current_rule, rule_id, verdict_of
@@ -38,7 +38,6 @@ __all__ = [
     "read_pairs",
     "read_rows",
     "read_rows_at",
-    "rebuild_manifest",
     "write_manifest",
     "write_shard",
 ]
@@ -51,6 +50,8 @@ MANIFEST_GROUP_SIZE = 65_536
 
 NUM_READERS = 16
 """Number of marks that are read from an object store at the same time."""
+
+NO_SHARD = "holds no finished shard of image pairs; run: restage pairs RUN"
 
 WRITE_ATTEMPTS = 5
 """Number of times that a shard is written because another machine has meanwhile written it differently."""
@@ -74,7 +75,7 @@ def shard_name(index: int, suffix: str) -> str:
 
 
 def write_shard(
-    folder: Path | str,
+    place: Place,
     index: int,
     *,
     pairs: Sequence[ImagePair | EncodedPair],
@@ -87,7 +88,7 @@ def write_shard(
     together. If both make equal bytes, nothing of this can be seen.
 
     Args:
-        folder: `<run>/pairs`, or a URL.
+        place: `<run>/pairs`, a URL, or opened files.
         index: number of the shard.
         pairs: the accepted pairs.
         rows: rows of accepted and rejected pairs, with the same columns in all shards; the hashes of pixels and of
@@ -100,13 +101,13 @@ def write_shard(
     Raises:
         OSError: the shard could not be written; what is there does not count.
     """
-    files = open_files(folder)
+    files = open_files(place)
     encoded = [encode_pair(pair) if isinstance(pair, ImagePair) else pair for pair in pairs]
     contents = {"tar": write_tar(encoded), "parquet": _sidecar(encoded, rows)}
     hashes = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in contents.items()}
     sizes = {suffix: len(content) for suffix, content in contents.items()}
     mark = seal({**facts, "sha256": hashes, "num_bytes": sizes, "num_accepted": len(encoded), "num_pairs": len(rows)})
-    if has_shard(folder, index, mark):
+    if has_shard(place, index, mark):
         return mark  # another driver was quicker, and its mark must not vanish even for a moment
     for _ in range(WRITE_ATTEMPTS):
         # Without the old mark first, a reader could pair it with the new tar.
@@ -115,14 +116,14 @@ def write_shard(
             files.write(shard_name(index, suffix), content)
         files.sync()  # otherwise a power cut could leave a mark without its shard
         files.write(shard_name(index, "done"), (json.dumps(mark, indent=1, sort_keys=True) + "\n").encode())
-        if has_shard(folder, index, mark):
+        if has_shard(place, index, mark):
             return mark
     raise OSError(f"{files.where(shard_name(index, 'tar'))} is written differently by someone else at the same time")
 
 
-def has_shard(folder: Path | str, index: int, mark: Mapping[str, Any]) -> bool:
+def has_shard(place: Place, index: int, mark: Mapping[str, Any]) -> bool:
     """Whether a shard lies there as a whole, with this mark."""
-    files = open_files(folder)
+    files = open_files(place)
     with contextlib.suppress(FileNotFoundError, InputError):
         return read_mark(files, index) == mark and all(
             hashlib.sha256(files.read(shard_name(index, suffix))).hexdigest() == mark["sha256"][suffix]
@@ -131,9 +132,9 @@ def has_shard(folder: Path | str, index: int, mark: Mapping[str, Any]) -> bool:
     return False
 
 
-def drop_shard(folder: Path | str, index: int) -> None:
+def drop_shard(place: Place, index: int) -> None:
     """Delete a shard, its mark first, so that the next run of the stage makes it again."""
-    files = open_files(folder)
+    files = open_files(place)
     for suffix in ("done", "tar", "parquet"):
         files.remove(shard_name(index, suffix))
 
@@ -155,19 +156,19 @@ def read_mark(files: Files, index: int) -> dict[str, Any]:
     return mark
 
 
-def done_indices(folder: Path | str) -> list[int]:
+def done_indices(place: Place) -> list[int]:
     """Return the numbers of the finished shards, in order, by one listing and without opening a file."""
-    names = open_files(folder).names()
+    names = open_files(place).names()
     return sorted(int(name[6:-5]) for name in names if name.startswith("shard-") and name.endswith(".done"))
 
 
-def done_shards(folder: Path | str) -> dict[int, Mapping[str, Any]]:
+def done_shards(place: Place) -> dict[int, Mapping[str, Any]]:
     """Return the marks of the finished shards by number, in order.
 
     Raises:
         InputError: a mark cannot be read.
     """
-    files, indices = open_files(folder), done_indices(folder)
+    files, indices = open_files(place), done_indices(place)
     if isinstance(files, LocalFiles):
         return {index: read_mark(files, index) for index in indices}
     with ThreadPoolExecutor(NUM_READERS) as readers:
@@ -194,9 +195,9 @@ class PairReader:
     left_out: Mapping[str, str]
 
     @classmethod
-    def open(cls, folder: Path | str) -> PairReader:
+    def open(cls, place: Place) -> PairReader:
         """Read what holds for all shards."""
-        files = open_files(folder)
+        files = open_files(place)
         return cls(files, current_rule(files), read_left_out(files))
 
     def is_judged_anew(self, mark: Mapping[str, Any]) -> bool:
@@ -228,7 +229,7 @@ class PairReader:
                 yield key, parts
 
 
-def read_pairs(folder: Path | str) -> Iterator[ImagePair]:
+def read_pairs(place: Place) -> Iterator[ImagePair]:
     """Read the accepted pairs of all finished shards, in order.
 
     Accepted are the pairs that the rule in `rule.json` accepts now, except those on the list of `left_out`.
@@ -236,31 +237,33 @@ def read_pairs(folder: Path | str) -> Iterator[ImagePair]:
     Raises:
         InputError: there is no finished shard, or one was changed since.
     """
-    reader, marks = PairReader.open(folder), done_shards(folder)
+    reader, marks = PairReader.open(place), done_shards(place)
     if not marks:
-        raise InputError(f"{folder} holds no finished shard of image pairs; run the pairs stage first")
+        raise InputError(
+            f"{open_files(place).where()} holds no finished shard of image pairs; run the pairs stage first"
+        )
     for index, mark in marks.items():
         for _, parts in reader.members(index, mark):
             yield decode_pair(parts)
 
 
-def iter_rows(folder: Path | str) -> Iterator[dict[str, Any]]:
+def iter_rows(place: Place) -> Iterator[dict[str, Any]]:
     """Yield the rows of all finished shards in order, previews included, with one shard in memory at a time.
 
     Raises:
         InputError: a sidecar was changed since its shard was finished.
     """
-    reader = PairReader.open(folder)
-    for index, mark in done_shards(folder).items():
+    reader = PairReader.open(place)
+    for index, mark in done_shards(place).items():
         yield from reader.rows(index, mark, has_previews=True).to_pylist()
 
 
-def read_rows_at(folder: Path, positions: Iterable[int]) -> list[dict[str, Any]]:
+def read_rows_at(place: Place, positions: Iterable[int]) -> list[dict[str, Any]]:
     """Read rows by their places in the manifest, previews included; only their shards are opened."""
-    reader, wanted = PairReader.open(folder), sorted(positions)
+    reader, wanted = PairReader.open(place), sorted(positions)
     rows: list[dict[str, Any]] = []
     start = 0
-    for index, mark in done_shards(folder).items():
+    for index, mark in done_shards(place).items():
         stop = start + mark["num_pairs"]
         here = [place - start for place in wanted if start <= place < stop]
         if here:
@@ -270,17 +273,17 @@ def read_rows_at(folder: Path, positions: Iterable[int]) -> list[dict[str, Any]]
     return rows
 
 
-def read_rows(folder: Path | str) -> list[dict[str, Any]]:
+def read_rows(place: Place) -> list[dict[str, Any]]:
     """Read all rows of `iter_rows`, for small sets: previews take some 10 KB a pair."""
-    return list(iter_rows(folder))
+    return list(iter_rows(place))
 
 
-def _manifest_tables(folder: Path | str) -> Iterator[pa.Table]:
+def _manifest_tables(place: Place) -> Iterator[pa.Table]:
     """Yield the rows of all finished shards without previews; each table is a row group of the manifest."""
-    reader = PairReader.open(folder)
+    reader = PairReader.open(place)
     waiting: list[pa.Table] = []
     num_waiting = 0
-    for index, mark in done_shards(folder).items():
+    for index, mark in done_shards(place).items():
         waiting.append(reader.rows(index, mark, has_previews=False))
         num_waiting += waiting[-1].num_rows
         if num_waiting >= MANIFEST_GROUP_SIZE:
@@ -290,7 +293,7 @@ def _manifest_tables(folder: Path | str) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def write_manifest(folder: Path | str, path: Path) -> int:
+def write_manifest(place: Place, path: Path) -> int:
     """Write the rows of all finished shards, without previews, as one parquet file; returns how many.
 
     Equal shards give equal bytes with the same version of pyarrow.
@@ -300,16 +303,13 @@ def write_manifest(folder: Path | str, path: Path) -> int:
     """
     num_rows, writer = 0, None
     with write_atomically(path) as temporary:
-        for table in _manifest_tables(folder):
+        for table in _manifest_tables(place):
             writer = writer or pq.ParquetWriter(temporary, table.schema)
             writer.write_table(table)
             num_rows += table.num_rows
         if writer is None:
-            raise InputError(f"{folder} holds no finished shard of image pairs; run the pairs stage first")
+            raise InputError(
+                f"{open_files(place).where()} holds no finished shard of image pairs; run the pairs stage first"
+            )
         writer.close()
     return num_rows
-
-
-def rebuild_manifest(folder: Path) -> int:
-    """Write `manifest.parquet` from the sidecars of all finished shards; returns its number of rows."""
-    return write_manifest(folder, folder / "manifest.parquet")

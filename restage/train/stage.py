@@ -20,6 +20,7 @@ def run_train(
     *,
     start: Path,
     pairs: Iterable[TrainingPair] | None = None,
+    store: str = "",
     device: str = "cpu",
 ) -> Iterator[Progress]:
     """Train the run's edit model into `<run>/train`; see `train_edit_model` for what lies there.
@@ -29,6 +30,7 @@ def run_train(
         config: how to train; its seed is combined with the run's.
         start: folder of the text-to-image model or edit model to start from.
         pairs: other pairs to train on, such as rendered ones; None takes those that the run accepted.
+        store: URL of the store that the run's pairs lie in, if any.
         device: device to train on.
 
     Raises:
@@ -41,8 +43,9 @@ def run_train(
     seeded = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
     model = load_start(start, device)
     if pairs is None:
+        from restage.pairs.files import open_files
         from restage.pairs.store import read_pairs  # needs pyarrow, which training on other pairs does not
 
-        pairs = read_pairs(run.path / "pairs")
+        pairs = read_pairs(open_files(run.path / "pairs", store=store))
     yield from train_edit_model(pairs, model, run.folder("train"), seeded)
     run.mark_done("train", config, num_steps=config.training.num_steps)

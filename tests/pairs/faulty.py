@@ -13,7 +13,7 @@ from torch import Tensor
 from restage.pairs.encoding import ImagePair
 from restage.pairs.score import PairScores, score_pairs
 from restage.pairs.sheet import make_preview
-from restage.pairs.store import rebuild_manifest, write_shard
+from restage.pairs.store import write_manifest, write_shard
 from restage.records import PromptPair, derive_seed
 from restage.run.folder import RunFolder
 
@@ -115,7 +115,7 @@ def write_set(path: Path, spoil: Mapping[int, Spoil] = {}, **options: bool) -> P
     folder = run.folder("pairs")
     for index in range(NUM_SHARDS):
         write_faulty(folder, index, spoil, **options)
-    rebuild_manifest(folder)
+    write_manifest(folder, folder / "manifest.parquet")
     num_pairs = NUM_SHARDS * PAIRS_PER_SHARD
     run.mark_done("pairs", FakeConfig(), num_pairs=num_pairs, num_accepted=num_pairs - NUM_SHARDS)
     return folder

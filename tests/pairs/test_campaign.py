@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from restage.pairs import campaign
+from restage.pairs import campaign, stage
 from restage.pairs.campaign import CampaignConfig
 from restage.pairs.files import LocalFiles
 from restage.pairs.stage import run_campaign
@@ -99,7 +99,7 @@ class Full(LocalFiles):
 
 
 def test_a_campaign_without_room_for_its_shards_stops_after_the_probe(tmp_path, monkeypatch):
-    monkeypatch.setattr(campaign, "open_files", lambda folder: Full(Path(folder)))
+    monkeypatch.setattr(stage, "open_files", lambda folder, **_: Full(Path(folder)))
     monkeypatch.setattr(campaign.Estimate, "MARGIN", 1e6)
     with pytest.raises(WorkStopped, match=r"60.0 MB free, the 9 tasks left need about"):
         make(tmp_path, engine=CampaignConfig())

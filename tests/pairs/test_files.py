@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from restage.pairs.files import Files, LocalFiles, RemoteFiles, is_url, open_files, point_to_store
+from restage.pairs.files import Files, LocalFiles, RemoteFiles, UnnamedStore, is_url, open_files, point_to_store
 from restage.records import InputError, MissingExtra, read_json, write_json
 
 
@@ -165,7 +165,10 @@ def test_places_are_told_apart_by_how_they_are_written(tmp_path, url):
 def test_a_folder_that_points_to_a_store_opens_it(tmp_path, url):
     point_to_store(tmp_path, url)
     point_to_store(tmp_path, url)  # said twice
-    opened = open_files(tmp_path)
+    with pytest.raises(UnnamedStore, match=f"--store {url}$"):
+        open_files(tmp_path)
+    opened = open_files(tmp_path, store=url)
+    assert open_files(opened) is opened
     assert isinstance(opened, RemoteFiles) and opened.url == url
     assert read_json(tmp_path / "store.json") == {"url": url}
 

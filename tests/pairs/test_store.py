@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from restage.pairs.store import ImagePair, done_shards, read_pairs, read_rows, rebuild_manifest, write_shard
+from restage.pairs.store import ImagePair, done_shards, read_pairs, read_rows, write_manifest, write_shard
 from restage.records import InputError
 from tests.pairs.tiny import PROMPTS
 
@@ -78,7 +78,7 @@ def test_a_folder_without_shards_is_refused(tmp_path):
 def test_manifest_is_rebuilt_from_the_sidecars(tmp_path):
     for index in (0, 1):
         write(tmp_path, index)
-    assert rebuild_manifest(tmp_path) == 4
+    assert write_manifest(tmp_path, tmp_path / "manifest.parquet") == 4
     table = pq.ParquetFile(tmp_path / "manifest.parquet").read()
     assert table.column_names == ["id", "accepted", "pixel_sha256", "bytes_sha256"]
     assert table.column("id").to_pylist() == [row["id"] for row in read_rows(tmp_path)]

@@ -6,13 +6,18 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from restage.cli import run
 from restage.pairs.campaign import CampaignConfig
 from restage.pairs.encoding import encode_pair, pixel_sha256
-from restage.pairs.files import LocalFiles, RemoteFiles, open_files, point_to_store
+from restage.pairs.exchange.export import export_pairs
+from restage.pairs.files import LocalFiles, RemoteFiles, UnnamedStore, open_files, point_to_store
 from restage.pairs.score import PUBLISHED, PairRule
 from restage.pairs.stage import rejudge_pairs, run_campaign
 from restage.pairs.store import done_indices, done_shards, has_shard, read_pairs, read_rows, write_shard
+from restage.pairs.verify import verify_pairs
+from restage.pairs.verify.repair import repair_pairs
 from restage.records import InputError
+from restage.run.models import models_in
 from tests.pairs.stand_in import RULE, StandIn, open_run, stand_in_config
 from tests.pairs.test_store import make_pair
 
@@ -51,25 +56,64 @@ def accepted_ids(folder):
 
 def test_an_object_store_without_rename_holds_the_bytes_that_a_disk_holds(tmp_path, url):
     on_disk, pointed = make(tmp_path / "disk"), make(tmp_path / "remote", store=url)
-    remote = open_files(pointed)
+    remote = open_files(pointed, store=url)
     assert isinstance(remote, RemoteFiles) and not list(pointed.glob("shard-*"))
     shards = [name for name in remote.names() if name.startswith("shard-")]
     assert len(shards) == 30 and all(remote.read(name) == (on_disk / name).read_bytes() for name in shards)
-    assert [pair.id for pair in read_pairs(url)] == [pair.id for pair in read_pairs(pointed)] == accepted_ids(on_disk)
+    assert [pair.id for pair in read_pairs(url)] == [pair.id for pair in read_pairs(remote)] == accepted_ids(on_disk)
     assert remote.read("manifest.parquet") == (pointed / "manifest.parquet").read_bytes()
 
 
 def test_a_run_goes_on_in_the_store_that_it_began_in(tmp_path, url):
     pointed = make(tmp_path / "remote", store=url)
-    open_files(pointed).remove("shard-00003.done")
+    open_files(pointed, store=url).remove("shard-00003.done")
     (pointed / "stage.json").unlink()
-    make(tmp_path / "remote")
+    make(tmp_path / "remote", store=url)
     assert done_indices(url) == list(range(10))
     (pointed / "stage.json").unlink()
-    with pytest.raises(InputError, match="lie at"):
-        make(tmp_path / "remote", store="memory://elsewhere")
+    for other in ("", "memory://elsewhere"):
+        with pytest.raises(UnnamedStore, match=f"lie at {url}; a store is used only when it is named: --store {url}"):
+            make(tmp_path / "remote", store=other)
     with pytest.raises(InputError, match="only be chosen at the start"):
         point_to_store(make(tmp_path / "disk"), url)
+
+
+READERS = {
+    "read_pairs": lambda folder, store: next(read_pairs(open_files(folder, store=store))),
+    "read_rows": lambda folder, store: read_rows(open_files(folder, store=store))[0],
+    "export": lambda folder, store: list(
+        export_pairs(str(folder.parent), folder.parent / f"out{len(store)}", "hf", store=store)
+    ),
+    "train": lambda folder, store: run(
+        ["train", str(folder.parent), "--training.num-steps", "1", *(["--store", store] if store else [])]
+    ),
+    "calibrate": lambda folder, store: run(
+        ["calibrate", str(models_in().clip), "--run", str(folder.parent), *(["--store", store] if store else [])]
+    ),
+    "rejudge": lambda folder, store: list(
+        rejudge_pairs(open_run(folder.parent), stand_in_config(), StandIn(), INLINE, store=store)
+    ),
+    "verify": lambda folder, store: verify_pairs(folder, fast=True, store=store),
+    "repair": lambda folder, store: repair_pairs(folder, [], store=store),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_received_run_opens_no_store_that_the_caller_has_not_named(tmp_path, url, reader, capsys, monkeypatch):
+    pointed = make(tmp_path / "remote", store=url)
+    opened: list[str] = []
+    opener = RemoteFiles.__init__
+    monkeypatch.setattr(RemoteFiles, "__init__", lambda self, place: (opened.append(place), opener(self, place))[1])
+    try:
+        refused = READERS[reader](pointed, "")
+    except UnnamedStore as error:
+        refused, message = 2, str(error)
+    else:
+        message = capsys.readouterr().err
+    assert refused == 2 and f"named: --store {url}" in message and opened == []
+    if reader not in ("train", "calibrate"):  # they need models
+        READERS[reader](pointed, url)
+        assert set(opened) == {url}
 
 
 def test_a_place_holds_whole_files_only(tmp_path, url):

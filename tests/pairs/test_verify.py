@@ -8,7 +8,7 @@ import torch
 from restage.pairs.files import open_files
 from restage.pairs.left_out import read_left_out
 from restage.pairs.score import PUBLISHED
-from restage.pairs.store import drop_shard, read_pairs, read_rows, rebuild_manifest, write_shard
+from restage.pairs.store import drop_shard, read_pairs, read_rows, write_manifest, write_shard
 from restage.pairs.verdicts import set_rule
 from restage.pairs.verify import REASONS, check_pairs, verify_pairs
 from restage.pairs.verify.findings import Finding
@@ -108,7 +108,7 @@ def test_a_shard_without_a_mark_is_no_fault_while_the_stage_runs(copy):
 def test_a_shard_that_was_copied_is_repeated(copy):
     for suffix in ("tar", "parquet", "done"):
         shutil.copy(copy / f"shard-00000.{suffix}", copy / f"shard-00003.{suffix}")
-    rebuild_manifest(copy)
+    write_manifest(copy, copy / "manifest.parquet")
     assert ("repeated", "shard-00003.tar") in found(copy, fast=True)
 
 
@@ -299,7 +299,7 @@ def test_left_out_pairs_are_counted_and_not_judged_again(tmp_path):
 
     folder = write_set(tmp_path / "run", {12: swapped})
     add_left_out(open_files(folder), {make_pair(12).id: "swapped"})
-    rebuild_manifest(folder)
+    write_manifest(folder, folder / "manifest.parquet")
     assert found(folder, clip=PatternClip()) == []
     assert make_pair(12).id in read_left_out(open_files(folder))
     assert make_pair(12).id not in {pair.id for pair in read_pairs(folder)}

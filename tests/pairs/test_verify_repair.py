@@ -156,12 +156,12 @@ def test_a_run_whose_shards_lie_in_a_store_is_checked_and_repaired(tmp_path):
     point_to_store(folder, url)
     for name in ("stage.json", "manifest.parquet"):
         (folder / name).write_bytes((local / name).read_bytes())
-    assert verify_pairs(folder, clip=PatternClip()) == ()
+    assert verify_pairs(folder, clip=PatternClip(), store=url) == ()
     files.write("shard-00002.parquet", files.read("shard-00002.parquet")[:-7])
-    assert [(found.reason, found.file) for found in verify_pairs(folder, fast=True)] == [
+    assert [(found.reason, found.file) for found in verify_pairs(folder, fast=True, store=url)] == [
         ("torn", "shard-00002.parquet")
     ]
-    repaired = repair_pairs(folder, verify_pairs(folder, fast=True))
-    assert repaired.shards == (2,) and done_indices(folder) == [0, 1]
+    repaired = repair_pairs(folder, verify_pairs(folder, fast=True, store=url), store=url)
+    assert repaired.shards == (2,) and done_indices(files) == [0, 1]
     assert not (folder / "stage.json").exists() and files.exists("quarantine/0001/stage.json")
-    assert verify_pairs(folder, fast=True) == ()
+    assert verify_pairs(folder, fast=True, store=url) == ()

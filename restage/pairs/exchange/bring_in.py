@@ -14,6 +14,7 @@ from restage.pairs.exchange import FORMATS
 from restage.pairs.exchange.check import MULTIPLE_OF, BadPair, Checker, rejected_row
 from restage.pairs.exchange.foreign_pair import ForeignPair
 from restage.pairs.exchange.masks import MaskIs, MaskVotes, refuse_useless
+from restage.pairs.files import open_files
 from restage.pairs.stage import write_views
 from restage.pairs.store import done_shards, write_shard
 from restage.records import InputError, Progress, content_id
@@ -171,7 +172,7 @@ def _finish(run: RunFolder, source: _Source, intake: _Intake) -> Iterator[Progre
     intake.refuse_empty(source.name)
     refuse_useless(checker.shares, source.config.mask_is)
     total = reasons.total()
-    num_accepted = write_views(run.path / "pairs")
+    num_accepted = write_views(run.path / "pairs", open_files(run.path / "pairs"))
     run.mark_done("pairs", source, num_pairs=total, num_accepted=num_accepted, imported_from=source.name)
     notes = [f"{num_accepted} of {total} pairs taken"]
     notes += [f"{count} x {reason}" for reason, count in sorted(reasons.items()) if reason]

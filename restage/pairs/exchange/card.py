@@ -16,7 +16,6 @@ from typing import Any
 from restage.pairs.exchange import FORMATS
 from restage.pairs.exchange.exported import PairSet
 from restage.pairs.exchange.format import PairFormat
-from restage.pairs.files import open_files
 from restage.pairs.score import PairScores
 from restage.records import InputError, read_json, to_plain
 from restage.scenes.io.images import open_picture
@@ -108,7 +107,7 @@ def collect_facts(pair_set: PairSet, run: Path | None) -> SetFacts:
 def _provenance(pair_set: PairSet, run: Path | None) -> dict[str, Any]:
     """Return the models, seed, code and config that a run has recorded; what it lacks is left out."""
     found: dict[str, Any] = {"set": pair_set.id}
-    files = open_files(pair_set.folder)
+    files = pair_set.reader.files
     if files.exists("plan.json"):
         plan = json.loads(files.read("plan.json"))
         found |= {"models": plan.get("maker"), "plan": plan.get("id"), "generate": plan.get("generate")}

@@ -11,7 +11,7 @@ from pathlib import Path
 from restage.pairs.exchange import FORMATS
 from restage.pairs.exchange.card import collect_facts, render_card
 from restage.pairs.exchange.exported import open_set
-from restage.pairs.files import is_url
+from restage.pairs.files import is_url, open_files
 from restage.records import InputError, Progress, content_id, read_json, write_atomically, write_json
 
 __all__ = ["export_pairs"]
@@ -20,13 +20,14 @@ EXPORT_RECORD = "export.json"
 """In the folder of an export: what it was made from."""
 
 
-def export_pairs(path: str, out: Path, form: str) -> Iterator[Progress]:
+def export_pairs(path: str, out: Path, form: str, *, store: str = "") -> Iterator[Progress]:
     """Export the accepted pairs of a run, so that `out` appears only when all of it is there.
 
     Args:
         path: a run, or a folder or URL of shards.
         out: folder to make.
         form: a name of the menu `FORMATS`.
+        store: URL of the store that the run's pairs lie in, if any.
 
     Raises:
         InputError: there are no pairs, the form cannot be written, `out` exists and is not this same export, or a
@@ -36,7 +37,7 @@ def export_pairs(path: str, out: Path, form: str) -> Iterator[Progress]:
     if form not in writers:
         raise InputError(f"unknown format {form!r}; known: {', '.join(writers)}")
     run = None if is_url(path) or not (Path(path) / "pairs").is_dir() else Path(path)
-    pair_set = open_set(run / "pairs" if run else path if is_url(path) else Path(path))
+    pair_set = open_set(open_files(run / "pairs" if run else path, store=store))
     record = {"id": content_id("export", {"form": form, "set": pair_set.id}), "form": form, "set": pair_set.id}
     if out.exists():
         if (out / EXPORT_RECORD).exists() and read_json(out / EXPORT_RECORD) == record:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from restage.pairs.files import open_files
-from restage.pairs.store import PairReader, done_shards
+from restage.pairs.files import Place, open_files
+from restage.pairs.store import NO_SHARD, PairReader, done_shards
 from restage.records import InputError, content_id
 
 __all__ = ["ExportedPair", "PairSet", "open_set"]
@@ -34,7 +33,6 @@ class ExportedPair(NamedTuple):
 class PairSet:
     """The accepted pairs of a folder as readers see them."""
 
-    folder: Path | str
     reader: PairReader
     marks: Mapping[int, Mapping[str, Any]]
 
@@ -55,13 +53,14 @@ class PairSet:
             yield ExportedPair(pair_id, parts, rows[pair_id])
 
 
-def open_set(folder: Path | str) -> PairSet:
-    """Open the pairs of a run's folder or of a URL.
+def open_set(place: Place) -> PairSet:
+    """Open the pairs of a run's folder, or of a URL.
 
     Raises:
         InputError: there is no finished shard.
     """
-    marks = done_shards(folder)
+    files = open_files(place)
+    marks = done_shards(files)
     if not marks:
-        raise InputError(f"{open_files(folder).where()} holds no finished shard of image pairs; run: restage pairs RUN")
-    return PairSet(folder, PairReader.open(folder), marks)
+        raise InputError(f"{files.where()} {NO_SHARD}")
+    return PairSet(PairReader.open(files), marks)

@@ -122,17 +122,15 @@ def _open_bank(files: Files, shards: Sequence[int], clip: ImageTextModel | None)
 class _Opened:
     """A folder to check: where its shards lie, and where the other files of the stage are."""
 
-    place: Path | str
     files: Files
     home: Files
 
     @classmethod
-    def open(cls, place: Path | str) -> _Opened:
+    def open(cls, place: Path | str, store: str) -> _Opened:
         if not is_url(place) and not Path(place).is_dir():
             raise InputError(f"{place} does not exist; name a run, or a folder of shards")
-        files = open_files(place)
-        is_same = is_url(place) or isinstance(files, LocalFiles)
-        return cls(place, files, files if is_same else LocalFiles(Path(place)))
+        files = open_files(place, store=store)
+        return cls(files, files if is_url(place) else LocalFiles(Path(place)))
 
     @property
     def is_finished(self) -> bool:
@@ -141,7 +139,7 @@ class _Opened:
 
     def check_files(self) -> Iterator[Finding]:
         """Check what lies there, except for what is in the shards."""
-        for files in (self.home, self.files) if self.home is not self.files else (self.files,):
+        for files in (self.home, self.files) if self.home != self.files else (self.files,):
             yield from check_folder(files, files.names())
 
     def examiner(self, damaged: Sequence[Finding], bank: CaptionBank | None, *, is_fast: bool) -> Examiner:
@@ -165,7 +163,7 @@ class _Opened:
             if self.is_finished:
                 yield Finding(reason="missing", file="manifest.parquet", detail="the file is not there")
         elif not bad:
-            yield from check_manifest(self.place, self.home)
+            yield from check_manifest(self.files, self.home)
 
 
 def _notes(whole: WholeSet, bank: CaptionBank | None, note: str) -> Iterator[str]:
@@ -179,7 +177,7 @@ def _notes(whole: WholeSet, bank: CaptionBank | None, note: str) -> Iterator[str
 
 
 def check_pairs(
-    folder: Path | str, config: VerifyConfig = VerifyConfig(), *, clip: ImageTextModel | None = None
+    folder: Path | str, config: VerifyConfig = VerifyConfig(), *, clip: ImageTextModel | None = None, store: str = ""
 ) -> Generator[Progress, None, VerifyResult]:
     """Check the image pairs in a folder or at a URL; the generator returns the result. Nothing is changed.
 
@@ -189,12 +187,13 @@ def check_pairs(
         folder: `<run>/pairs`, or a folder or URL of shards.
         config: what to check.
         clip: the CLIP that judges captions; None leaves captions unjudged.
+        store: URL of the store that the pairs of a run lie in, if any.
 
     Raises:
-        InputError: the folder does not exist.
+        InputError: the folder does not exist, or its pairs lie in another store.
     """
     started_s = time.perf_counter()
-    opened = _Opened.open(folder)
+    opened = _Opened.open(folder, store)
     shards = find_shards(opened.files.names(), is_finished=opened.is_finished)
     findings = list(opened.check_files())
     bank, note = (None, "pictures were not looked at") if config.fast else _open_bank(opened.files, shards, clip)
@@ -219,7 +218,12 @@ def check_pairs(
 
 
 def verify_pairs(
-    folder: Path | str, *, fast: bool = False, clip: ImageTextModel | None = None, num_threads: int | None = None
+    folder: Path | str,
+    *,
+    fast: bool = False,
+    clip: ImageTextModel | None = None,
+    num_threads: int | None = None,
+    store: str = "",
 ) -> tuple[Finding, ...]:
     """Check the image pairs in a folder or at a URL, and return what is wrong; see `check_pairs`.
 
@@ -227,7 +231,7 @@ def verify_pairs(
         InputError: the folder does not exist.
     """
     config = VerifyConfig(fast=fast) if num_threads is None else VerifyConfig(fast=fast, num_threads=num_threads)
-    steps = check_pairs(folder, config, clip=clip)
+    steps = check_pairs(folder, config, clip=clip, store=store)
     while True:
         try:
             next(steps)

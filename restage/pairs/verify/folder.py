@@ -136,7 +136,7 @@ def check_stage(files: Files, counts: Counts, plan: Plan) -> Iterator[Finding]:
             yield Finding(reason="mismatch", file=name, detail=f"{fact} is {facts[fact]}, the shards hold {found}")
 
 
-def check_manifest(folder: Path | str, files: Files) -> Iterator[Finding]:
+def check_manifest(shards: Files, files: Files) -> Iterator[Finding]:
     """Check whether the manifest is, byte by byte, what is made of the shards again, all of which are right.
 
     Another version of pyarrow may have written other bytes; then the rows decide.
@@ -145,7 +145,7 @@ def check_manifest(folder: Path | str, files: Files) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / name
         try:
-            write_manifest(folder, again)
+            write_manifest(shards, again)
         except InputError as error:
             yield Finding(reason="stale", file=name, detail=f"it cannot be made from the shards: {error}")
             return

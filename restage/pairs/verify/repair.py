@@ -13,7 +13,7 @@ from pathlib import Path
 
 from restage.pairs.files import Files, LocalFiles, is_url, open_files
 from restage.pairs.left_out import add_left_out
-from restage.pairs.store import drop_shard, rebuild_manifest, shard_name
+from restage.pairs.store import drop_shard, shard_name, write_manifest
 from restage.pairs.verify.findings import Finding
 from restage.pairs.verify.folder import QUARANTINE
 
@@ -76,14 +76,15 @@ class _Quarantine:
             files.remove(name)
 
 
-def repair_pairs(folder: Path | str, findings: Sequence[Finding]) -> Repaired:
+def repair_pairs(folder: Path | str, findings: Sequence[Finding], *, store: str = "") -> Repaired:
     """Take out what the findings are about.
 
     Args:
         folder: `<run>/pairs`, or a folder or URL of shards.
         findings: findings of `check_pairs` on the same folder, which has not changed since.
+        store: URL of the store that the pairs of a run lie in, if any.
     """
-    files = open_files(folder)
+    files = open_files(folder, store=store)
     home = files if is_url(folder) else LocalFiles(Path(folder))
     shards = sorted({finding.shard for finding in findings if finding.shard is not None and not finding.pair})
     pairs = _bad_pairs(findings, shards)
@@ -104,13 +105,13 @@ def repair_pairs(folder: Path | str, findings: Sequence[Finding]) -> Repaired:
             # A copy first: what is bad may be the only evidence of why, and is deleted only when it is safe elsewhere.
             for suffix in ("done", "tar", "parquet"):
                 room.keep(files, shard_name(index, suffix))
-            drop_shard(files.where().rstrip("/"), index)
+            drop_shard(files, index)
     if pairs:
         add_left_out(files, pairs)
     rebuilt = []
     is_stale = bool(pairs) or any(finding.file == "manifest.parquet" for finding in findings)
     if is_stale and not shards and isinstance(home, LocalFiles):
-        rebuild_manifest(home.path)
+        write_manifest(files, home.path / "manifest.parquet")
         rebuilt.append("manifest.parquet")
     return Repaired(
         shards=tuple(shards), pairs=tuple(pairs), moved=tuple(moved), rebuilt=tuple(rebuilt), quarantine=quarantine
