@@ -43,7 +43,7 @@ def run_all(folder: Path, num_seeds: int, config: RoundsConfig, pairs: PairsConf
     start_s = time.monotonic()
     for num_rounds in range(1, config.num_rounds + 1):
         for seed in range(num_seeds):
-            with working(open_run(folder / str(seed), seed=seed)) as run:
+            with working(open_run(folder / str(seed), seed=seed), "rounds") as run:
                 part = replace(config, num_rounds=num_rounds)
                 make_pairs = partial(run_pairs, config=pairs, backbone=backbone, clip=clip)
                 show_progress(run_rounds(run, part, make_pairs, pairs_config=pairs))

@@ -57,7 +57,7 @@ def edit_capture(capture: Path, out: Path, methods: Sequence[str] = METHODS) -> 
 def edit_fitted(scene: Path, methods: Sequence[str] = METHODS) -> dict[str, Any]:
     """Do what `edit_capture` does, with a scene that is fitted."""
     found: dict[str, Any] = write_truth(scene)
-    with working(open_run(scene.parent.parent)) as run:
+    with working(open_run(scene.parent.parent), "edit", "compare") as run:
         for method in methods:
             opened = open_edit(run, scene, request=REQUEST, choice=EditChoice(method=method, editor="grade"))
             show_progress(

@@ -168,7 +168,7 @@ def demo(folder: Path, config: DemoConfig, models: Models, *, seed: int = 0) -> 
     Raises:
         InputError: the folder holds another run, or something that is not a run.
     """
-    with working(RunFolder.open(folder, config, seed=seed)) as run:
+    with working(RunFolder.open(folder, config, seed=seed), *STAGES) as run:
         for name, stage in STAGES.items():
             yield from stage.run(run, getattr(config, name), models)
 
@@ -181,7 +181,7 @@ def learn_forms(
     Raises:
         InputError: a round was made with another config.
     """
-    with working(open_run(folder, seed=seed)) as run:
+    with working(open_run(folder, seed=seed), "rounds") as run:
         pairs = replace(pairs, rule=rule_for(pairs.rule, models.clip))
         make, limits = (lambda opened: make_pairs(opened, pairs, models)), _limits_of(models)
         yield from run_rounds(run, config, make, pairs_config=pairs, limits=limits)
@@ -219,7 +219,7 @@ def fit_folder(
     scene_folder = folder / "scenes" / capture_name(capture_folder)
     # Before the run's folder is made, so that a capture that cannot be read leaves nothing behind.
     source = SourceCheck(capture_folder, scene_folder, ReadOptions(size=size, follow_paths=follow_paths), again=again)
-    with working(open_run(folder)):
+    with working(open_run(folder), "scenes"):
         source.write()
         yield from fit_capture(read_capture(scene_folder / CAPTURE), scene_folder, config)
 
@@ -264,7 +264,7 @@ def edit_folder(
     scene_folder = find_scene(scene)
     if not (scene_folder / CAPTURE / TRANSFORMS).is_file():
         raise InputError(f"{scene_folder} holds splats that were not fitted here, or an edit; {FIT_FIRST}")
-    with working(open_run(scene_folder.parent.parent)) as run:
+    with working(open_run(scene_folder.parent.parent), "edit") as run:
         editors = OpenEditors()
         for request in requests:
             point = None if start is None else StartingPoint.of(start)

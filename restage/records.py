@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,13 +157,19 @@ def is_disk_full(error: BaseException) -> bool:
     return reason is not None and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def temporary_beside(path: Path) -> Path:
+    """Return a name for a file that is to replace another; what a dead process left is known by it."""
+    # In the same folder, since a rename is atomic within one file system only; unique on all machines that share the
+    # folder, and in all threads; hidden, so that no reader takes it for a file of the run.
+    maker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.stem}.{maker}.tmp{path.suffix}")
+
+
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is synced to disk and renamed, on an error removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a rename is atomic within one file system only; unique on all machines that share the
-    # folder, and in all threads; hidden, so that no reader takes it for a file of the run.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         # Without this a crash of the machine can leave the new name with no content: the rename may reach the disk

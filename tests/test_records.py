@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -140,7 +141,9 @@ def test_a_write_is_synced_beside_its_target_before_it_takes_the_name(tmp_path: 
             names.append(temporary.name)
             assert temporary.parent == path.parent
         assert path.read_text() == "whole" and path.stat().st_ino in synced
-    assert len(set(names)) == 2 and all(re.fullmatch(rf"\.value\.{os.getpid()}-\w+\.tmp\.json", n) for n in names)
+    assert len(set(names)) == 2 and all(
+        re.fullmatch(rf"\.value\.{re.escape(socket.gethostname())}-{os.getpid()}-\w+\.tmp\.json", n) for n in names
+    )
     assert os.listdir(path.parent) == ["value.json"]
 
 

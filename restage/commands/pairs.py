@@ -111,7 +111,7 @@ def build_pairs() -> Callable[..., None]:
         """
         from restage.recipes import make_pairs
 
-        with working(open_run(run, seed=run_seed)) as opened:
+        with working(open_run(run, seed=run_seed), "pairs") as opened:
             found = models_in(models)
             show_progress(make_pairs(opened, config, found, engine=engine, store=store, is_rejudging=rejudge))
         say(f"pairs: {run / 'pairs'}")
@@ -188,7 +188,7 @@ def build_import() -> Callable[..., None]:
 
         if not folder.is_dir():
             raise InputError(f"{folder} does not exist; expected the folder of a data set")
-        with working(open_run(out)) as run:
+        with working(open_run(out), "pairs") as run:
             last = show_progress(import_folder(run, folder, config))
         say(f"pairs: {out / 'pairs'}" + (f" ({last.note})" if last else ""))
 

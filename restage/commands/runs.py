@@ -133,7 +133,7 @@ def build_report() -> Callable[..., None]:
         for run in runs:
             check_is_run(run)
         for run in runs:
-            with working(open_run(run)) as opened:
+            with working(open_run(run), "report") as opened:
                 show_progress(STAGES["report"].run(opened, config, models_in()))
             say(f"report: {run / PAGE}")
         if len(runs) > 1 and "zip" in config.formats:

@@ -169,7 +169,7 @@ def build_edits() -> Callable[..., None]:
         from restage.edit.stage import run_edit
 
         config = EditConfig(methods=methods, editors=editors, scenes=scenes, edits=edits, seeds=seeds)
-        with working(open_run(run)) as opened:
+        with working(open_run(run), "edit") as opened:
             show_progress(run_edit(opened, config, engine=engine))
         say(f"edits: {run / 'edit'}")
 

@@ -49,6 +49,7 @@ def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None
         from restage.recipes import STAGES
 
         config_type, run_stage = STAGES[stage]
+        writes = ("world", "scenes") if stage == "world" else (stage,)
         default = config_type()
 
         def command(
@@ -58,7 +59,7 @@ def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None
             models: ModelsArgument = None,
             run_seed: RunSeedArgument = 0,
         ) -> None:
-            with working(open_run(run, seed=run_seed)) as opened:
+            with working(open_run(run, seed=run_seed), *writes) as opened:
                 last = show_progress(run_stage(opened, config, models_in(models)))
             say(f"{stage}: {run / stage}" + (f", {last.note}" if last and last.done < last.total else ""))
 

@@ -10,7 +10,8 @@ from tyro.conf import Positional, arg
 
 from restage.commands.arguments import ModelsArgument
 from restage.records import InputError
-from restage.run.layout import SCORES
+from restage.run.layout import SCORES, check_is_run
+from restage.run.locks import hold_stages
 from restage.run.models import models_in
 from restage.run.progress import show_progress
 from restage.run.terminal import say
@@ -105,5 +106,7 @@ def diagnose(
             path = Path("runs") / path.stem
             show_progress(make_run(path, small, found, seed=seed))
         runs.append(path)
-    last = show_progress(run_diagnose(runs[0], runs[1], config, models=found, out=out, engine=engine))
+    check_is_run(runs[1])
+    with hold_stages(runs[1], *(() if out else ("diagnose",))):
+        last = show_progress(run_diagnose(runs[0], runs[1], config, models=found, out=out, engine=engine))
     say(f"{last.note if last else ''}\ntables and figure: {(out or runs[1] / 'diagnose') / 'diagnosis.md'}")

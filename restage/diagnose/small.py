@@ -107,6 +107,6 @@ def make_run(
     Raises:
         InputError: the folder holds another run.
     """
-    with working(RunFolder.open(folder, config, seed=seed)) as run:
+    with working(RunFolder.open(folder, config, seed=seed), *stages) as run:
         for name in stages:
             yield from STAGES[name].run(run, getattr(config, name), models)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 import shutil
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from restage.records import InputError, MissingExtra, read_json, write_json
+from restage.records import InputError, MissingExtra, read_json, temporary_beside, write_json
 
 __all__ = [
     "Files",
@@ -113,9 +111,7 @@ class LocalFiles:
         """
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Unique on all machines that share the folder: two that write the same shard must not touch each other's file.
-        unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        temporary = path.with_name(f".{path.stem}.{unique}.tmp{path.suffix}")
+        temporary = temporary_beside(path)
         try:
             with temporary.open("wb+") as file:
                 file.write(content)

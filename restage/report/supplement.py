@@ -77,12 +77,12 @@ def write_supplement(runs: Sequence[Path], target: Path) -> Path:
 def _contents(run: Path) -> Iterator[tuple[str, Path | bytes]]:
     """What goes into the zip of a run, by its path there."""
     for pattern in REPORT:
-        for path in _matching(run / "report", pattern):
+        for path in _matching(run, f"report/{pattern}"):
             yield path.relative_to(run / "report").as_posix(), path
     for pattern in TABLES:
         for path in _matching(run, pattern):
             yield f"data/{path.name}", path
-    if (run / SCORES).exists():
+    if _matching(run, SCORES):
         yield "data/scores.csv", _as_csv(read_scores(run / SCORES))
     for pattern in DIAGNOSIS:
         for path in _matching(run, pattern):
@@ -92,8 +92,10 @@ def _contents(run: Path) -> Iterator[tuple[str, Path | bytes]]:
             yield f"records/{path.relative_to(run).as_posix()}", path
 
 
-def _matching(folder: Path, pattern: str) -> list[Path]:
-    return [path for path in sorted(folder.glob(pattern)) if path.is_file() and not path.name.startswith(".")]
+def _matching(run: Path, pattern: str) -> list[Path]:
+    """Files of a run, without hidden ones, and without links: these may lead out of it."""
+    found = [path for path in sorted(run.glob(pattern)) if path.is_file() and not path.name.startswith(".")]
+    return [path for path in found if path.resolve() == run.resolve() / path.relative_to(run)]
 
 
 def _as_csv(scores: Sequence[Score]) -> bytes:

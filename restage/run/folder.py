@@ -5,6 +5,7 @@ Every stage works in one; what lies where is in docs/conventions.md.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import sys
 import time
@@ -25,7 +26,8 @@ from restage.records import (
     write_json,
 )
 from restage.run.environment import git_commit, machine, versions
-from restage.run.layout import EDIT_RECORD, FIT_RECORD, FIT_STATE, RUN_RECORD, STAGE_MARK, STAGE_MARKS
+from restage.run.layout import EDIT_RECORD, FIT_RECORD, FIT_STATE, RUN_RECORD, STAGE_MARK, STAGE_MARKS, STUDY_FILES
+from restage.run.locks import hold_folder, hold_stages, is_abandoned
 from restage.run.memory import process_peak_mb
 from restage.run.reading import RunRecord, StageMark, read_run_record
 from restage.run.stopping import is_stop_requested
@@ -62,6 +64,9 @@ class RunFolder:
     """The resolved config of the whole run (a dataclass)."""
     seed: int
     started_s: float = field(default_factory=time.time)
+    made: tuple[Path, ...] | None = None
+    """Folders that were made for a new run, from the inside out; None for a run that was there."""
+    _began_s: float = field(default_factory=time.monotonic)  # no clock that somebody may set back
 
     @property
     def id(self) -> str:
@@ -81,11 +86,25 @@ class RunFolder:
             found = read_json(record_path, RunRecord)
             if found.id != run.id:
                 raise InputError(f"{path} holds run {found.id} with another config; choose another folder with --out")
-        elif path.exists() and not (path.is_dir() and all(_was_begun(file) for file in path.iterdir())):
+            return run
+        if path.exists() and not (path.is_dir() and all(_was_begun(file) for file in path.iterdir())):
             raise InputError(f"{path} exists and is not a run folder; choose another folder with --out")
-        else:
+        run.made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
+        try:
             write_json(record_path, seal(run._record("running")))
+        except BaseException:
+            run.forget()
+            raise
         return run
+
+    def forget(self) -> None:
+        """Remove a run that was begun here and holds nothing yet but what says what was asked for."""
+        files = [path for path in self.path.rglob("*") if not path.is_dir()]
+        if self.made is None or any(path.name not in (RUN_RECORD, *STUDY_FILES) for path in files):
+            return
+        for path in [*files, *sorted(self.path.rglob("*/"), reverse=True), *self.made]:
+            with contextlib.suppress(OSError):  # another command may have begun to work there
+                path.rmdir() if path.is_dir() else path.unlink()
 
     def _record(self, status: str) -> dict[str, Any]:
         return {
@@ -106,20 +125,29 @@ class RunFolder:
         Args:
             status: `done`, `stopped` (by the user) or `failed`.
         """
-        record = read_json(self.path / RUN_RECORD, dict[str, Any])
-        is_untouched = has_right_seal(record, is_required=False)
         session = {
             "status": status,
-            "wall_s": time.time() - self.started_s,
+            "wall_s": time.monotonic() - self._began_s,
             "peak_memory_mb": process_peak_mb(),
             "git_commit": git_commit(),
         }
-        record.update(status=status, sessions=[*record.get("sessions", []), session])
-        # What was changed by hand is not sealed anew: `restage verify` is to find it.
-        write_json(self.path / RUN_RECORD, seal(record) if is_untouched else record)
+        with self._changed_record() as record:
+            record.update(status=status, sessions=[*record.get("sessions", []), session])
         if status == "done":
-            for leftover in self.path.rglob(".*.tmp*"):  # of sessions that were killed while they wrote
-                leftover.unlink(missing_ok=True)
+            for leftover in self.path.rglob(".*.tmp*"):
+                with contextlib.suppress(FileNotFoundError):
+                    if is_abandoned(leftover):
+                        leftover.unlink()
+
+    @contextmanager
+    def _changed_record(self) -> Iterator[dict[str, Any]]:
+        """Give what `run.json` says, to be changed, and write it back before another process reads it."""
+        with hold_folder(self.path):
+            record = read_json(self.path / RUN_RECORD, dict[str, Any])
+            is_untouched = has_right_seal(record, is_required=True)
+            yield record
+            # What was changed by hand is not sealed anew: `restage verify` is to find it.
+            write_json(self.path / RUN_RECORD, seal(record) if is_untouched else record)
 
     def folder(self, stage: str) -> Path:
         """The stage's folder, made if missing."""
@@ -152,6 +180,8 @@ class RunFolder:
         """
         mark = {"id": content_id(stage, config), "config": to_plain(config), "facts": facts}
         write_json(self.path / stage / STAGE_MARK, seal({**mark, "files": self._hashes(stage, also)}))
+        with self._changed_record() as record:
+            record["finished"] = sorted({*record.get("finished", []), stage})
 
     def _hashes(self, stage: str, also: Sequence[str]) -> dict[str, str]:
         """Hashes of a stage's files by their path in the run, except those whose hashes another record holds."""
@@ -188,22 +218,32 @@ def open_run(folder: Path, *, seed: int = 0) -> RunFolder:
 
 
 @contextmanager
-def working(run: RunFolder) -> Iterator[RunFolder]:
-    """Close the run's record at the end with what became of the work: done, stopped or failed."""
-    before = read_run_record(run.path).status
-    status = "failed"
+def working(run: RunFolder, *stages: str) -> Iterator[RunFolder]:
+    """Work on stages of a run that nobody else works on, and record at the end what became of it.
+
+    The session ends as done, stopped or failed. A new run that failed before it left anything is removed.
+
+    Raises:
+        InputError: another command works on one of the stages.
+    """
     try:
-        yield run
-        status = "done"
-    except (KeyboardInterrupt, GeneratorExit):
-        status = "stopped"
-        raise
-    except InputError:
-        # What the user mistyped does not undo what was done before.
-        status = "done" if before == "done" else "failed"
-        raise
+        with hold_stages(run.path, *stages):
+            before, status = read_run_record(run.path).status, "failed"
+            try:
+                yield run
+                status = "done"
+            except (KeyboardInterrupt, GeneratorExit):
+                status = "stopped"
+                raise
+            except InputError:
+                # What the user mistyped does not undo what was done before.
+                status = "done" if before == "done" else "failed"
+                raise
+            except Exception:
+                status = "stopped" if is_stop_requested() else "failed"
+                raise
+            finally:
+                run.close(status)
     except Exception:
-        status = "stopped" if is_stop_requested() else "failed"
+        run.forget()
         raise
-    finally:
-        run.close(status)

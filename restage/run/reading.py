@@ -63,6 +63,8 @@ class RunRecord:
     started_s: float = 0.0
     """Seconds since 1970."""
     sessions: tuple[Session, ...] = ()
+    finished: tuple[str, ...] = ()
+    """Stages that have been finished; their marks are looked for."""
 
     @property
     def wall_s(self) -> float:

@@ -49,7 +49,8 @@ def run_study(
         TasksSetAside: a scene could not be made; everything else is.
     """
     engine = engine or EngineConfig()
-    with working(_open(study, folder, file)) as run:
+    with working(_open(study, folder), "scenes", "edit", "compare") as run:
+        _describe(study, folder, file)
         tasks = list_tasks(study)
         _check_found(study, run, tasks)
         yield from _make_missing(study, run, tasks, engine, file)
@@ -91,18 +92,21 @@ def _make_missing(
         missing = [index for index in missing if tasks[index].kind == "edit" and opened.found(tasks[index]) is None]
 
 
-def _open(study: Study, folder: Path, file: Path | None) -> RunFolder:
+def _open(study: Study, folder: Path) -> RunFolder:
     config = {"kind": "study", "name": study.name}
     if (folder / RUN_RECORD).exists() and read_run_record(folder).config != config:
         raise InputError(f"{folder} holds something other than study {study.name!r}; choose another folder with --out")
-    run = RunFolder.open(folder, config, seed=study.seed)
+    return RunFolder.open(folder, config, seed=study.seed)
+
+
+def _describe(study: Study, folder: Path, file: Path | None) -> None:
+    """Write what the study is made of, and the file that it was read from."""
     if file is not None and file.resolve() != (folder / "study.py").resolve():
         with write_atomically(folder / "study.py") as temporary:
             temporary.write_bytes(file.read_bytes())
     plain = {name: to_plain(getattr(study, name)) for name in ("methods", "editors", "seeds", "time_cap_s", "compare")}
     scenes = [{"name": scene.name, "edits": scene.edits} for scene in study.scenes]
     write_json(folder / "study.json", {"name": study.name, "seed": study.seed, "scenes": scenes, **plain})
-    return run
 
 
 def _check_found(study: Study, run: RunFolder, tasks: Sequence[StudyTask]) -> None:

@@ -192,7 +192,7 @@ class ViewSession:
     ) -> Generator[EditStep, None, Path]:
         assert self.scene.folder is not None and self.scene.run_folder is not None
         self._asked_case = find_case(self.scene.folder, request)
-        with working(open_run(self.scene.run_folder)) as run, stop_between_layers(self._stop):
+        with working(open_run(self.scene.run_folder), "edit") as run, stop_between_layers(self._stop):
             with self.computing:
                 opened = open_edit(
                     run, self.scene.folder, request=request, choice=choice, start=start, editors=self._editors

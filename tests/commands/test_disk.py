@@ -30,9 +30,11 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
     """What a full disk is to a process, without one: no file may grow beyond this."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python keeps half of a module else
     try:
         yield
     finally:
+        sys.dont_write_bytecode = writes_bytecode
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 

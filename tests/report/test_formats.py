@@ -111,6 +111,21 @@ def test_every_link_of_the_supplement_leads_to_a_file_in_it(fake_run):
     assert len(rows) == 2 * 7 * 6 and rows[0]["metric"] == "progress"
 
 
+def test_supplement_follows_no_links(fake_run, tmp_path):
+    run = fake_run()
+    write_report(run, ReportConfig())
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key.txt").write_text("secret")
+    (run / "report" / "assets").mkdir(exist_ok=True)
+    (run / "report" / "assets" / "key.txt").symlink_to(tmp_path / "secret" / "key.txt")
+    (run / "report" / "paper").symlink_to(tmp_path / "secret")
+    (run / "study.json").symlink_to(tmp_path / "secret" / "key.txt")
+    (tmp_path / "link").symlink_to(run)  # that the run itself is reached by one is no matter
+    with zipfile.ZipFile(write_supplement([tmp_path / "link"], tmp_path / "x.zip")) as archive:
+        assert f"{run.name}/index.html" in archive.namelist()
+        assert not [name for name in archive.namelist() if "secret" in str(archive.read(name)) or "key" in name]
+
+
 def test_same_run_gives_the_same_supplement(fake_run):
     run = fake_run()
     write_report(run, ReportConfig(formats=("page", "latex", "zip"), max_views=1))
