@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from restage.records import InputError, canonical_json, file_sha256, read_json, write_json
@@ -24,6 +24,13 @@ __all__ = ["SourceCheck", "fingerprint"]
 SOURCE = "source.json"
 OF_A_FIT = (FIT_RECORD, SPLATS, FIT_STATE, "held_out.png", HELD_OUT, "capture")
 """What a fit has made; `fit.json` goes first, since it says that all the rest is there."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What `source.json` says that matters when it is read again."""
+
+    sha256: str = ""
 
 
 class SourceCheck:
@@ -43,7 +50,8 @@ class SourceCheck:
         self.sha256 = fingerprint(source.path, posed, options)
         self.record = {"form": source.form, "name": source.name, **asdict(options), "sha256": self.sha256}
         has_capture = (scene / CAPTURE / TRANSFORMS).is_file()
-        is_same = has_capture and (scene / SOURCE).is_file() and read_json(scene / SOURCE).get("sha256") == self.sha256
+        kept = read_json(scene / SOURCE, _Source).sha256 if has_capture and (scene / SOURCE).is_file() else None
+        is_same = kept == self.sha256
         self.is_stale = has_capture and not is_same or again
         self.capture = None
         if self.is_stale and (scene / FIT_RECORD).is_file():

@@ -7,6 +7,7 @@ frame.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from restage.records import InputError, read_json
 from restage.run.layout import FIT_RECORD, SPLATS
 from restage.scenes.io.ply import read_splats, write_splats
+from restage.scenes.io.posed import read_similarity
 from restage.scenes.splats import Splats, evaluate_sh
 
 __all__ = ["Frame", "export_splats", "move_splats"]
@@ -26,6 +28,13 @@ Frame = Literal["own", "upright"]
 
 SMALL = 0.1
 """Size of the coefficients that colors are compared with, so that none falls below 0, where it would be cut off."""
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What `fit.json` says of the capture's frame."""
+
+    own_to_world: tuple[tuple[float, ...], ...] | None = ()
 
 
 def export_splats(folder: Path, out: Path, *, frame: Frame) -> int:
@@ -52,15 +61,10 @@ def _own_to_world(folder: Path) -> Tensor | None:
     found = next((place / FIT_RECORD for place in places if (place / FIT_RECORD).is_file()), None)
     if found is None:
         raise InputError(f"{folder}: no fit.json tells how its capture was turned; export with --frame upright")
-    record = read_json(found)
-    if "own_to_world" not in record:
+    record = read_json(found, _Turn)
+    if record.own_to_world == ():
         raise InputError(f"{found} is of a version that stored no turn; fit the capture again, or --frame upright")
-    if record["own_to_world"] is None:
-        return None
-    matrix = torch.tensor(record["own_to_world"], dtype=torch.float64)
-    whole = torch.eye(4, dtype=torch.float64)  # earlier versions stored the rotation alone
-    whole[: len(matrix), : len(matrix)] = matrix
-    return whole
+    return read_similarity(record.own_to_world, f"{found}: own_to_world")
 
 
 def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:

@@ -119,9 +119,8 @@ class Controls:
         facts = [f"{len(scene.splats):,} splats"]
         if scene.capture is not None:
             facts.append(f"{len(scene.capture.cameras)} views")
-        held_out_db = scene.fit.get("held_out_psnr_db")
-        if isinstance(held_out_db, float):
-            facts.append(f"{held_out_db:.1f} dB on held-out views")
+        if scene.fit is not None and scene.fit.held_out_psnr_db is not None:
+            facts.append(f"{scene.fit.held_out_psnr_db:.1f} dB on held-out views")
         self.header.content = f"**{escape_markdown(scene.name)}**: {', '.join(facts)}"
         self.why_not.content, self.why_not.visible = session.why_not_edit, bool(session.why_not_edit)
         self.start.disabled = bool(session.why_not_edit)

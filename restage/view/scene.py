@@ -8,7 +8,7 @@ from pathlib import Path
 
 from restage.records import EditCase, InputError, read_json
 from restage.run.layout import CAPTURE, EDIT_RECORD, FIT_RECORD, RUN_RECORD, SPLATS, TRANSFORMS
-from restage.run.reading import EditRecord
+from restage.run.reading import EditRecord, FitRecord
 from restage.scenes.capture import Capture
 from restage.scenes.io import capture_name, is_capture, read_capture
 from restage.scenes.io.ply import read_splats
@@ -51,8 +51,7 @@ class ViewScene:
     """None for a PLY alone."""
     folder: Path | None = None
     """`<run>/scenes/<scene>`; None for a scene that is in no run, which cannot be edited."""
-    fit: Mapping[str, object] = field(default_factory=dict)
-    """What `fit.json` says."""
+    fit: FitRecord | None = None
     cases: Mapping[str, EditCase] = field(default_factory=dict)
     """Edit cases with truth by name."""
 
@@ -105,7 +104,7 @@ def load_scene(name: str, path: Path) -> ViewScene:
         return ViewScene(name, read_splats(path))
     splats = read_splats(path / SPLATS)
     capture = read_capture(path / CAPTURE) if (path / CAPTURE / TRANSFORMS).is_file() else None
-    fit = read_json(path / FIT_RECORD) if (path / FIT_RECORD).is_file() else {}
+    fit = read_json(path / FIT_RECORD, FitRecord) if (path / FIT_RECORD).is_file() else None
     folder = path.resolve()
     is_in_run = capture is not None and folder.parent.name == "scenes" and (folder.parents[1] / RUN_RECORD).is_file()
     cases = {found.parent.name: read_json(found, EditCase) for found in path.glob("truth/*/edit.json")}

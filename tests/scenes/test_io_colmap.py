@@ -174,6 +174,22 @@ def test_absurd_numbers_in_a_model_give_one_clear_line(tmp_path, edit, expected)
     assert "\n" not in str(error.value)
 
 
+def test_megabytes_of_observations_tracks_and_a_byte_order_mark_change_nothing_and_such_names_are_refused(tmp_path):
+    folder = write_project(ColmapModel.of_capture(small_capture()), tmp_path / "scene", "text")
+    expected = read_capture(folder)
+    for name, at in (("images", 2), ("points3D", 1)):
+        path = folder / "sparse/0" / f"{name}.txt"
+        lines = path.read_text().splitlines()
+        lines[at] += " 1.5 2.5 -1" * 100_000
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    assert_same(read_capture(folder), expected)
+    path = folder / "sparse/0/images.txt"
+    path.write_text(path.read_text("utf-8-sig").replace("view_01.png", "a" * 1_000_000))
+    with pytest.raises(InputError, match="images.txt, line 4: expected a name of at most 4096") as error:
+        read_capture(folder)
+    assert len(str(error.value)) < 400
+
+
 def test_a_missing_image_folder_is_named(tmp_path):
     ColmapModel.of_capture(small_capture()).write_binary(tmp_path / "sparse/0")
     with pytest.raises(InputError, match="folder 'images' with 'view_00.png'"):
@@ -219,7 +235,8 @@ def test_of_several_models_the_one_with_most_images_is_read_and_the_others_are_t
         found = read_capture(tmp_path, hold_out_every=0)
     assert found.file_names == capture.file_names
     assert "of 3 models" in found.notes[0]
-    assert len(read_capture(tmp_path / "sparse/10", hold_out_every=0).cameras) == 4
+    with pytest.warns(UserWarning, match="ONLY 4 OF 9 PICTURES"):
+        assert len(read_capture(tmp_path / "sparse/10", hold_out_every=0).cameras) == 4
 
 
 def test_a_model_of_fewer_than_half_of_the_pictures_is_loud_about_it(tmp_path):

@@ -88,7 +88,13 @@ def test_broken_llff_poses_give_one_clear_line(tmp_path, content, expected):
     np.save(tmp_path / "poses_bounds.npy", content, allow_pickle=True)
     with pytest.raises(InputError, match=expected):
         read_capture(tmp_path)
-    (tmp_path / "poses_bounds.npy").write_bytes(b"no array")
+    rows = np.lib.format.header_data_from_array_1_0(np.zeros((9, 17)))
+    for header in (b"no array", b"\x93NUMPY\x01\x00\x0a\x00{'descr': ("):
+        (tmp_path / "poses_bounds.npy").write_bytes(header)
+        with pytest.raises(InputError, match="not readable as a numpy array"):
+            read_capture(tmp_path)
+    with (tmp_path / "poses_bounds.npy").open("wb") as file:  # a header that claims more than the file holds
+        np.lib.format.write_array_header_1_0(file, {**rows, "shape": (10**12, 17)})
     with pytest.raises(InputError, match="not readable as a numpy array"):
         read_capture(tmp_path)
 
@@ -127,12 +133,17 @@ def test_many_record3d_frames_go_with_their_poses_by_number(tmp_path):
     ("changes", "expected"),
     [
         ({"poses": [[0, 0, 0, 1, 0, 0, 0]] * 4}, "4 poses for 9 pictures"),
-        ({"poses": [[0, 0, 0, 1]] * 9}, "expected 7 numbers"),
-        ({"poses": 3}, "a list poses"),
-        ({"K": [1, 2]}, "K: expected 9 numbers"),
-        ({"K": ["a"] * 9}, "K: expected 9 numbers"),
-        ({"w": None}, "w and h"),
-        ({"w": -3}, "size in pixels"),
+        ({"poses": [[0, 0, 0, 1]] * 9}, r"poses\[0\]: expected array of length 7, got 4"),
+        ({"poses": [[0, 0, 0, 0, 1, 2, 3]] * 9}, "unit quaternion"),
+        ({"poses": 3}, "poses: expected array, got int"),
+        ({"K": [1, 2]}, "K: expected array of length 9, got 2"),
+        ({"K": ["a"] * 9}, r"K\[0\]: expected float, got str"),
+        (
+            {"perFrameIntrinsicCoeffs": [[1, 2, 3, True]]},
+            r"Coeffs\[0\]\[3\]: expected float, got bool",
+        ),
+        ({"w": None}, "w: expected float, got null"),
+        ({"w": -3}, "w: expected float >= 1"),
     ],
 )
 def test_a_broken_record3d_export_gives_one_clear_line(tmp_path, changes, expected):
@@ -157,9 +168,16 @@ def test_a_polycam_export_reads_by_its_keyframes(tmp_path, images, cameras):
     path.unlink()
     with pytest.warns(UserWarning, match="1 of 9 pictures have no camera"):
         assert_like_plain(read_capture(tmp_path / "scan"), list(range(8)))
-    (folder / cameras / "view_00.json").write_text('{"t_00": "far"}')
-    with pytest.raises(InputError, match="t_00 to t_23: expected 12 numbers"):
-        read_capture(tmp_path / "scan")
+    for text, expected in (
+        ('"far"', "expected float, got str"),
+        ("NaN", "expected float"),
+        ("1e999", "expected float <="),
+    ):
+        (folder / cameras / "view_00.json").write_text(
+            json.dumps({**numbers, **lens, "t_00": 0.5}).replace("0.5", text)
+        )
+        with pytest.raises(InputError, match=rf"view_00\.json: t_00: {expected}"):
+            read_capture(tmp_path / "scan")
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: int = 12) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,31 @@ def test_other_layouts_of_a_ply_are_named_with_a_way(tmp_path, names, expected):
     write_vertices({name: np.zeros(3, np.float32) for name in names}, tmp_path / "s.ply")
     with pytest.raises(InputError, match=expected):
         read_splats(tmp_path / "s.ply")
+
+
+HEAD = b"ply\nformat ascii 1.0\nelement vertex %d\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (HEAD % 10**18 + b"1 2 3\n", "cut off"),
+        (HEAD % 1 + b"1 " * 5_000_000, "cut off"),
+        (b"ply\nformat binary_little_endian 1.0\nelement vertex 99999999999999\nend_header\n", "no properties"),
+    ],
+)
+def test_counts_beyond_the_file_and_endless_lines_are_refused(tmp_path, content, expected):
+    (tmp_path / "points.ply").write_bytes(content)
+    with pytest.raises(InputError, match=expected):
+        read_points(tmp_path / "points.ply")
+
+
+def test_a_pipe_and_a_device_are_refused_before_they_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "splats.ply")
+    for path in (tmp_path / "splats.ply", Path("/dev/zero")):
+        for read in (read_splats, read_points):
+            with pytest.raises(InputError, match="not a file"):
+                read(path)
 
 
 def test_a_header_without_an_end_is_refused_at_once(tmp_path):

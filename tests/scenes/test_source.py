@@ -108,6 +108,7 @@ def test_a_fit_of_a_version_without_a_note_of_its_capture_needs_again(folder, tm
         fit(folder, tmp_path / "run")
 
 
+@pytest.mark.filterwarnings("ignore:.*1 of the 9 pictures")
 def test_the_command_line_has_the_flags_and_tells_notes(folder, tmp_path, capsys):
     (folder / "images/view_03.png").unlink()
     flags = ["--steps", "2", "--num-splats", "40"]

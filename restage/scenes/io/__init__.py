@@ -12,10 +12,9 @@ from restage.records import InputError
 from restage.run.layout import RUN_RECORD, SPLATS
 from restage.scenes.capture import Capture
 from restage.scenes.io.colmap import COLMAP
-from restage.scenes.io.llff import LLFF
 from restage.scenes.io.nerfstudio import BLENDER, NERFSTUDIO, write_capture
-from restage.scenes.io.phone_scans import POLYCAM, RECORD3D
 from restage.scenes.io.photographs import PHOTOGRAPHS
+from restage.scenes.io.pinholes import LLFF, POLYCAM, RECORD3D
 from restage.scenes.io.ply import read_points, read_splats, write_points, write_splats
 from restage.scenes.io.posed import HOLD_OUT_EVERY, ReadOptions, SceneFormat
 from restage.scenes.io.video import VIDEO

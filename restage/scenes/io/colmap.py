@@ -178,33 +178,13 @@ def pose_of(image: ModelImage, where: str) -> Tensor:
         InputError: its numbers are no rotation and no position; `where` opens the message.
     """
     world_to_camera = torch.eye(4, dtype=torch.float64)
-    world_to_camera[:3, :3] = _rotation(image.rotation_wxyz, where)
+    world_to_camera[:3, :3] = posed.rotation_of(image.rotation_wxyz, where)
     world_to_camera[:3, 3] = torch.tensor(image.translation, dtype=torch.float64)
     world_to_camera = posed.check_rigid(world_to_camera, where)
     camera_to_world = torch.eye(4, dtype=torch.float64)
     camera_to_world[:3, :3] = world_to_camera[:3, :3].T
     camera_to_world[:3, 3] = -world_to_camera[:3, :3].T @ world_to_camera[:3, 3]
     return camera_to_world
-
-
-def _rotation(wxyz: Sequence[float], where: str) -> Tensor:
-    """Rotation matrix of a quaternion, float64.
-
-    Raises:
-        InputError: its length is not 1; COLMAP writes unit quaternions.
-    """
-    quaternion = torch.tensor(wxyz, dtype=torch.float64)
-    if not abs(float(quaternion.norm()) - 1) < 1e-2:
-        raise InputError(f"{where}: expected a unit quaternion, got {[round(value, 4) for value in wxyz]}")
-    w, x, y, z = (quaternion / quaternion.norm()).tolist()
-    return torch.tensor(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ],
-        dtype=torch.float64,
-    )
 
 
 def lens_of(camera: ModelCamera) -> Lens:

@@ -6,6 +6,7 @@ Formats: https://colmap.github.io/format.html and, for the ids of camera models,
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ MODELS = (
 NUM_PARAMS = dict(MODELS)
 POINT_COLUMNS = np.dtype([("id", "u8"), *((name, "f8") for name in "xyz"), *((name, "i8") for name in "rgb")])
 MAX_NAME_BYTES = 4096
+MAX_LINE = 65536
 
 
 class ModelCamera(NamedTuple):
@@ -179,12 +181,21 @@ def _binary_points(path: Path) -> Iterator[tuple[float, ...]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines without comments; empty ones are kept, since an image without observations has one."""
+    """Numbered lines without comments; empty ones are kept, since an image without observations has one.
+
+    Lines are cut at MAX_LINE bytes: only tracks and observations, which nobody reads, may be longer.
+    """
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.startswith("#"):
-                    yield number, line.strip()
+        with path.open("rb") as file:
+            for number in itertools.count(1):
+                line = rest = file.readline(MAX_LINE)
+                while len(rest) == MAX_LINE and not rest.endswith(b"\n"):
+                    rest = file.readline(MAX_LINE)
+                if not line:
+                    return
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8", "ignore" if rest is not line else "strict")
+                if not text.startswith("#"):
+                    yield number, text.strip()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected text in UTF-8, got {error}") from None
 
@@ -220,6 +231,8 @@ def _text_images(path: Path) -> Iterator[ModelImage]:
             pose, camera_id, name = tuple(float(word) for word in words[1:8]), int(words[8]), words[9]
         except (ValueError, IndexError):
             raise _broken(path, number, "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME", line) from None
+        if len(name) > MAX_NAME_BYTES:
+            raise _broken(path, number, f"a name of at most {MAX_NAME_BYTES} characters", name)
         yield ModelImage(name, camera_id, pose[:4], pose[4:])
         next(lines, None)  # the observations: often empty, and then missing at the end of a file that was trimmed
 

@@ -6,6 +6,7 @@ anything is allocated, since such files come from anywhere.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -23,7 +24,8 @@ TYPES = {
 }
 NAMES = {"f4": "float", "f8": "double", "u1": "uchar"}
 BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
-MAX_LINE = 4096
+MAX_LINE = 65536
+"""Bytes of a line of text."""
 MAX_LINES = 2048
 """Lines of a header; splats with harmonics of degree 4 have some hundred."""
 
@@ -45,18 +47,20 @@ def read_vertices(path: Path) -> np.ndarray:
     Raises:
         InputError: no such file, not a PLY, cut off, or without vertices of plain numbers.
     """
+    if not path.is_file():  # to open a pipe would wait for whoever writes into it
+        raise InputError(f"{path} does not exist or is not a file")
     try:
         with path.open("rb") as file:
             form, elements = _read_header(file)
             at = next((index for index, element in enumerate(elements) if element.name == "vertex"), None)
             if at is None:
                 raise _Broken("it has no element vertex")
+            if not elements[at].properties:
+                raise _Broken("its vertices have no properties")
             if any(not kind for element in elements[: at + 1] for _, kind in element.properties):
                 raise _Broken("it has lists up to its vertices; expected one number a property")
             read = _read_text if form == "ascii" else _read_binary
             return read(file, elements[: at + 1], BYTE_ORDERS[form])
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
     except (_Broken, ValueError, OSError, MemoryError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not readable as a PLY file with vertices: {reason[:200]}") from None
@@ -105,11 +109,14 @@ def _read_binary(file: BinaryIO, elements: list[_Element], order: str) -> np.nda
 
 def _read_text(file: BinaryIO, elements: list[_Element], order: str) -> np.ndarray:
     properties = elements[-1].properties
-    lines = [line for line in file.read().split(b"\n") if line.strip()]
-    first = sum(element.count for element in elements[:-1])
-    rows = [line.split() for line in lines[first : first + elements[-1].count]]
-    if len(rows) < elements[-1].count or any(len(row) != len(properties) for row in rows):
-        raise _Broken(f"expected {elements[-1].count} lines of {len(properties)} numbers; the file is cut off")
+    first, count = sum(element.count for element in elements[:-1]), elements[-1].count
+    start = file.tell()
+    has_room = 2 * len(properties) * count <= file.seek(0, 2) - start + 1
+    file.seek(start)
+    lines = (line for line in iter(lambda: file.readline(MAX_LINE), b"") if line.strip())
+    rows = [line.split() for line in itertools.islice(lines, first, first + count)] if has_room else []
+    if len(rows) < count or any(len(row) != len(properties) for row in rows):
+        raise _Broken(f"expected {count} lines of {len(properties)} numbers; the file is cut off")
     numbers = np.array(rows, dtype=np.float64).reshape(len(rows), len(properties))
     table = np.empty(len(rows), properties)
     for index, (name, _) in enumerate(properties):

@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+import msgspec
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,10 +24,11 @@ from restage.scenes.io.distortion import Lens
 from restage.scenes.io.images import IMAGE_SUFFIXES, PictureHead, path_inside, read_head
 from restage.scenes.io.orientation import Orientation, orientation_of, shown_size
 from restage.scenes.io.ply import Points
+from restage.scenes.splats import rotation_matrices
 
 __all__ = ["HOLD_OUT_EVERY", "MAX_FRAMES", "OPENGL_AXES", "Photo", "PictureFinder", "PosedPhotos", "ReadOptions"]
-__all__ += ["SceneFormat", "Split", "check_once", "check_rigid", "no_points", "note", "open_photo", "open_pinhole"]
-__all__ += ["split_every"]
+__all__ += ["SceneFormat", "Split", "check_once", "check_rigid", "no_points", "note", "open_photo"]
+__all__ += ["split_every", "Focal", "Number", "Side", "read_similarity", "rotation_of"]
 
 HOLD_OUT_EVERY = 8
 """Without a split in the files, every 8th view by name is held out, as in the 3D Gaussian splatting benchmarks."""
@@ -36,6 +38,11 @@ MIN_FOUND = 3
 SHOWN_NAMES = 5
 ROTATION_TOLERANCE = 1e-2
 EXACT_ROTATION = 1e-6
+Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+"""A finite number in a file; msgspec refuses all else by the field's name."""
+Focal = Annotated[float, msgspec.Meta(gt=0, le=1e300)]
+Side = Annotated[float, msgspec.Meta(ge=1, le=1e6)]
+"""A picture's width or height in pixels."""
 OPENGL_AXES = torch.tensor([1.0, -1.0, -1.0, 1.0])
 """Column factors between OpenGL cameras (x right, y up, z back) and our OpenCV ones, both ways."""
 SMALLER_COPIES = ("images_2", "images_4", "images_8")
@@ -133,6 +140,18 @@ def split_every(num_views: int, hold_out_every: int) -> Split:
     return Split(tuple(index for index in range(num_views) if index not in set(held_out)), held_out)
 
 
+def rotation_of(wxyz: Sequence[float], where: str) -> Float[Tensor, "3 3"]:
+    """Return the rotation matrix of a quaternion, float64.
+
+    Raises:
+        InputError: its length is not 1, as all who write poses make it; `where` opens the message.
+    """
+    quaternion = torch.tensor(wxyz, dtype=torch.float64)
+    if not abs(float(quaternion.norm()) - 1) < 1e-2:
+        raise InputError(f"{where}: expected a unit quaternion, got {[round(value, 4) for value in wxyz]}")
+    return rotation_matrices(quaternion[None])[0]
+
+
 def check_rigid(matrix: Float[Tensor, "4 4"], where: str) -> Float[Tensor, "4 4"]:
     """Return a rigid transform as it is; one that is off by rounding gets the nearest rotation.
 
@@ -153,6 +172,28 @@ def check_rigid(matrix: Float[Tensor, "4 4"], where: str) -> Float[Tensor, "4 4"
     nearest = matrix.clone()
     nearest[:3, :3] = left @ right
     return nearest
+
+
+def read_similarity(rows: Sequence[Sequence[float]] | None, where: str) -> Tensor | None:
+    """Return the 4x4 matrix of a similarity that Restage has written, float64; earlier versions left a 3x3 rotation.
+
+    Raises:
+        InputError: it is not a similarity; `where` opens the message.
+    """
+    if rows is None:
+        return None
+    side = len(rows)
+    if side not in (3, 4) or any(len(row) != side for row in rows):
+        raise InputError(f"{where}: expected a 4x4 matrix, got rows of {[len(row) for row in rows[:4]]} numbers")
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:side, :side] = torch.tensor(rows, dtype=torch.float64)
+    scale = float(matrix[0, :3].norm())
+    if not (torch.isfinite(matrix).all() and scale > 0):
+        raise InputError(f"{where}: expected a finite similarity, got {str(rows)[:60]}")
+    unscaled = matrix.clone()
+    unscaled[:3, :3] /= scale
+    matrix[:3, :3] = scale * check_rigid(unscaled, where)[:3, :3]
+    return matrix
 
 
 def open_photo(
@@ -187,31 +228,6 @@ def open_photo(
         orientation=orientation,
         mask_path=mask_path,
     )
-
-
-def open_pinhole(path: Path, lens: Sequence[float], camera_to_world: Float[Tensor, "4 4"], where: str) -> Photo:
-    """Read the header of a picture of a pinhole camera with OpenGL axes.
-
-    `lens` is width, height, focal length x and y, center x and y, in pixels; `where` opens error messages.
-
-    Raises:
-        InputError: the picture is not readable, or the numbers are absurd.
-    """
-    width, height, focal_x_px, focal_y_px, center_x_px, center_y_px = lens
-    if not (1 <= width < 1e6 and 1 <= height < 1e6):
-        raise InputError(f"{where}: expected a size in pixels, got {width:g}x{height:g}")
-
-    def make(head: PictureHead) -> Lens:
-        return Lens(
-            width=round(width),
-            height=round(height),
-            focal_x_px=focal_x_px,
-            focal_y_px=focal_y_px,
-            center_x_px=center_x_px,
-            center_y_px=center_y_px,
-        )
-
-    return open_photo(name=path.name, path=path, lens=make, camera_to_world=camera_to_world * OPENGL_AXES, where=where)
 
 
 def check_once(photos: Sequence[Photo], where: Path) -> None:
