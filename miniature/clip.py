@@ -17,7 +17,9 @@ from miniature.pictures import Pictures
 from miniature.probe_pictures import NUM_CELLS, NUM_CLASSES, concatenate_labels, label_of
 from miniature.tokenizer import MAX_TOKENS, shared_tokenizer
 from restage.diffusion.backbone import save_half, save_tokenizer
+from restage.diffusion.clip import load_clip
 from restage.diffusion.training import TrainingConfig, train
+from restage.pairs.clip_rule import calibrate_folder, exact_pairs
 from restage.records import Progress, derive_seed, write_json
 from restage.world.grammar import caption_of, sample_edit
 
@@ -28,6 +30,8 @@ TRAIN_SIZE = 96
 """Side, in pixels, that pictures are brought to: at 64 the kinds of small objects are lost."""
 NUM_ALIKE = 4
 """Surroundings (ground and time of day) in a batch: few, so that it is objects that tell its pictures apart."""
+NUM_EXACT_PAIRS = 140
+"""Rendered pairs that say which thresholds suit it, as in `restage calibrate`."""
 CELLS_WEIGHT = 0.3
 """Weight of the loss on what each cell shows, beside the contrastive one."""
 
@@ -130,18 +134,12 @@ def _edited_captions(pictures: Pictures, indices: Sequence[int], seed: int) -> l
 def train_clip(
     folder: Path, pictures: Pictures, config: TrainingConfig = RECIPE, *, device: str = "cpu"
 ) -> Iterator[Progress]:
-    """Train it, and save it to `<folder>/clip` in half precision.
+    """Train it, and save it to `<folder>/clip` in half precision, with the thresholds for pairs that suit it.
 
     Contrastive, with the caption of an edited scene beside each picture's own, and batches of few surroundings; a head
     that training throws away says what each cell shows.
     Command: `restage miniature train clip --num-pictures 36000 --compile`. 35 minutes on one core; then of 256 held-out
     captions a picture's own is the nearest in 97 % (docs/log/2026-11-27-clip-autoencoder-probe.md).
-
-    Args:
-        folder: Of the models.
-        pictures: The training set.
-        config: How long and how fast.
-        device: Where to train, such as `cuda`.
     """
     torch.manual_seed(config.seed)  # initial weights only
     tokenizer = shared_tokenizer(folder)
@@ -170,3 +168,6 @@ def train_clip(
     save_tokenizer(tokenizer, folder / "clip")
     preprocessor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": TRAIN_SIZE}}
     write_json(folder / "clip" / "preprocessor_config.json", preprocessor)
+    trained, pairs = load_clip(folder / "clip", device), exact_pairs(NUM_EXACT_PAIRS, seed=config.seed)
+    made_from = f"{NUM_EXACT_PAIRS} rendered pairs of seed {config.seed}"
+    calibrate_folder(folder / "clip", trained, pairs, made_from=made_from)

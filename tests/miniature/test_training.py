@@ -26,6 +26,7 @@ from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import LossFunction, TrainingConfig, read_metrics
 from restage.edit.pictures import read_image
+from restage.pairs.clip_rule import MIN_PAIRS, calibrate, exact_pairs, read_clip_rule
 from restage.pairs.generate import GenerateConfig
 from restage.prompts.store import read_prompts
 from restage.records import InputError, Progress
@@ -96,7 +97,11 @@ def test_in_every_third_shard_one_object_is_gone_and_the_others_keep_their_place
     assert alone and all(math.hypot(item.x, item.y) > 0.1 for (item,) in alone)
 
 
-def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(small_set: Pictures, tmp_path: Path) -> None:
+def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(
+    small_set: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clip, "NUM_EXACT_PAIRS", MIN_PAIRS)
+
     def run(folder: Path, *, stop: bool) -> None:
         for train, recipe in (
             (autoencoder.train_autoencoder, autoencoder.RECIPE),
@@ -114,6 +119,9 @@ def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(small_set:
         whole, stopped = (read_metrics(tmp_path / name / "state" / part) for name in ("whole", "stopped"))
         assert len(whole) == num_steps and whole == stopped
     assert load_backbone(tmp_path / "whole" / "text_to_image").encode_text(["a cube"]).shape == (1, MAX_TOKENS, 192)
+    rule = read_clip_rule(tmp_path / "whole" / "clip")
+    pairs = exact_pairs(MIN_PAIRS, seed=clip.RECIPE.seed)
+    assert rule is not None and rule == calibrate(load_clip(tmp_path / "whole" / "clip"), pairs).rule
 
 
 class _FirstStepDone(Exception):  # noqa: N818
