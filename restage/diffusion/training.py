@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from restage.diffusion.precision import bfloat16_autocast
-from restage.records import InputError, derive_seed, write_atomically
+from restage.records import InputError, content_id, derive_seed, parse_json, write_atomically
 
 __all__ = ["LossFunction", "TrainingConfig", "TrainingStep", "explicit_attention", "read_metrics", "train"]
 
@@ -78,37 +79,68 @@ LossFunction = Callable[[int, torch.Generator], Mapping[str, Tensor]]
 """From a step and its random generator to the terms of the loss, whose sum is minimised."""
 
 
-def _save(folder: Path, state: dict[str, Any]) -> None:
-    with write_atomically(folder / STATE_NAME) as temporary:
-        torch.save(state, temporary)
-
-
 def read_metrics(folder: Path) -> list[dict[str, float | int]]:
-    """Read the metrics of a training folder, oldest first; empty where there are none."""
+    """Read the metrics of a training folder, oldest first; empty where there are none.
+
+    Raises:
+        InputError: a line is broken, or has other values than the first.
+    """
     path = folder / METRICS_NAME
     if not path.exists():
         return []
     # A kill in the middle of a write leaves part of a line, of a step that is done again.
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.endswith("}")]
+    rows = [parse_json(line, dict[str, float | int], where=f"{path} line {n}") for n, line in enumerate(lines, start=1)]
+    if any("step" not in row or row.keys() != rows[0].keys() for row in rows):
+        raise InputError(
+            f"{path}: expected a step and the same losses in every line; delete the folder, and train again"
+        )
+    return rows
 
 
-def _resume(folder: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, *, seed: int) -> int:
-    device = next(model.parameters()).device
+def _identity(config: TrainingConfig, made_from: str) -> str:
+    """Return what tells a training from another; it may become longer, or be saved at other times."""
+    same = dataclasses.replace(config, num_steps=1, is_compiled=False, checkpoint_every_s=0.0)
+    return content_id("training", [same, made_from])
+
+
+def _resume(
+    folder: Path,
+    model: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    config: TrainingConfig,
+    made_from: str,
+) -> int:
     path = folder / STATE_NAME
     if not path.exists():  # killed before the first checkpoint: those steps are done again
         (folder / METRICS_NAME).unlink(missing_ok=True)
         return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    if state.get("seed", seed) != seed:
-        raise InputError(f"{folder} holds a training with seed {state['seed']}, not {seed}; choose another folder")
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
+    broken = f"{path} is not readable as the state of this training; delete it to begin anew"
+    try:
+        state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        step, seed, identity = int(state["step"]), state.get("seed"), state.get("training")
+    except Exception as error:  # noqa: BLE001 - torch.load raises whatever the broken file brings about
+        raise InputError(f"{broken}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+    if seed not in (None, config.seed):
+        raise InputError(f"{folder} holds a training with seed {seed}, not {config.seed}; choose another folder")
+    if identity not in (None, _identity(config, made_from)):  # states of older versions say nothing of it
+        raise InputError(
+            f"{folder} holds a training with another config, start or pairs; choose another folder, or delete {path}"
+        )
+    if step > config.num_steps:
+        raise InputError(f"{folder} holds a training of {step} steps, more than {config.num_steps}; choose another one")
+    try:
+        for part, name in ((model, "model"), (average, "average"), (optimizer, "optimizer")):
+            part.load_state_dict(state[name])
+    except Exception as error:  # noqa: BLE001 - as above
+        raise InputError(f"{broken}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     # Metrics are written at each step and states only now and then: what came after the state will be written again.
-    kept = [row for row in read_metrics(folder) if row["step"] <= state["step"]]
+    kept = [row for row in read_metrics(folder) if row["step"] <= step]
     with write_atomically(folder / METRICS_NAME) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    return int(state["step"])
+    return step
 
 
 @torch.no_grad()
@@ -159,11 +191,15 @@ def _compiled(model: nn.Module, is_compiled: bool) -> Iterator[None]:
         model._compiled_call_impl = None
 
 
-def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: TrainingConfig) -> Iterator[TrainingStep]:
+def train(
+    model: nn.Module, loss_of: LossFunction, *, folder: Path, config: TrainingConfig, made_from: str = ""
+) -> Iterator[TrainingStep]:
     """Train a model in place, from where `folder` says an earlier session stopped; ends with the averaged weights.
 
+    `made_from` names what the losses depend on besides the config: the weights at the start, the examples.
+
     Raises:
-        InputError: The training in the folder has another seed.
+        InputError: The training in the folder is another one, or damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
@@ -172,7 +208,7 @@ def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: Trai
     optimizer = torch.optim.AdamW(
         trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
     )
-    first = _resume(folder, model, average, optimizer, seed=config.seed)
+    first = _resume(folder, model, average, optimizer, config=config, made_from=made_from)
     saved_s = time.monotonic()
     model.train()
     with (
@@ -199,16 +235,10 @@ def train(model: nn.Module, loss_of: LossFunction, *, folder: Path, config: Trai
             is_last = step + 1 == config.num_steps
             if is_last or time.monotonic() - saved_s > config.checkpoint_every_s:
                 metrics.flush()  # before the state, which must never be ahead of its metrics
-                _save(
-                    folder,
-                    {
-                        "step": step + 1,
-                        "seed": config.seed,
-                        "model": model.state_dict(),
-                        "average": average.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                    },
-                )
+                state = {"step": step + 1, "seed": config.seed, "training": _identity(config, made_from)}
+                parts = {"model": model, "average": average, "optimizer": optimizer}
+                with write_atomically(folder / STATE_NAME) as temporary:
+                    torch.save({**state, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
                 saved_s = time.monotonic()
             yield TrainingStep(step + 1, config.num_steps, losses)
     model.load_state_dict(average.state_dict())

@@ -22,10 +22,10 @@ from restage.diffusion.editor import EditModel
 from restage.diffusion.editor_folder import load_edit_model, save_edit_model
 from restage.diffusion.loading import read_config
 from restage.diffusion.training import TrainingConfig, train
-from restage.records import InputError, Progress
+from restage.records import InputError, Progress, content_id
 from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
 from restage.train.curve import draw_losses
-from restage.train.examples import Examples, TrainingPair, encode_examples
+from restage.train.examples import Examples, TrainingPair, encode_examples, hash_tensors
 
 __all__ = ["TrainConfig", "load_start", "train_edit_model"]
 
@@ -156,7 +156,10 @@ def train_edit_model(
         model = dataclasses.replace(model, backbone=backbone, has_own_text_encoder=True)
         trained = _UnetAndText(model.unet, text_encoder)
     trained.requires_grad_(True)
-    for step in train(trained, _Losses(trained, model, examples, config), folder=folder, config=config.training):
+    same = dataclasses.replace(config, training=_default_training())  # the loop compares that part itself
+    made_from = content_id("train", [same, model.condition_scale, hash_tensors(trained.state_dict()), examples.id])
+    losses = _Losses(trained, model, examples, config)
+    for step in train(trained, losses, folder=folder, config=config.training, made_from=made_from):
         note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
         yield Progress(stage="train", done=step.step, total=step.num_steps, note=note)
     trained.requires_grad_(False)

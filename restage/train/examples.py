@@ -16,14 +16,15 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone
-from restage.records import InputError, Progress, PromptPair, canonical_json, write_atomically
+from restage.records import InputError, Progress, PromptPair, canonical_json, content_id, write_atomically
 
-__all__ = ["Examples", "ExactPair", "TrainingPair", "can_be_mirrored", "encode_examples"]
+__all__ = ["Examples", "ExactPair", "TrainingPair", "can_be_mirrored", "encode_examples", "hash_tensors"]
 
 CHUNK_SIZE = 128
 """Number of pairs in a cache file, which is what a kill costs at most."""
@@ -109,6 +110,8 @@ class Examples:
     text, and those of `leave_alone` follow."""
     num_pairs: int
     """Number of pairs; they are the first rows, and their mirror images follow."""
+    id: str
+    """Content id."""
 
     @property
     def leave_alone(self) -> tuple[int, ...]:
@@ -117,28 +120,43 @@ class Examples:
 
 
 class _Chunk(NamedTuple):
+    name: str
+    """Made of the pictures and of what encoded them."""
     tensors: dict[str, Tensor]
     """source, edited and masks: the pairs as they came, then the mirror images of those marked."""
     mirrored: tuple[bool, ...]
     prompts: tuple[PromptPair, ...]
 
 
-def _fingerprint(backbone: Backbone) -> bytes:
-    """Hash what the encodings depend on besides the pairs: the weights of VAE and text encoder."""
-    digest = hashlib.sha256(str(backbone.vae.config.get("scaling_factor")).encode())
-    for module in (backbone.vae, backbone.text_encoder):
-        for name, value in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.digest()
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors and their names, as hex."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(backbone: Backbone) -> str:
+    """Name what the encodings depend on besides the pairs: the weights of VAE and text encoder."""
+    hashes = [hash_tensors(module.state_dict()) for module in (backbone.vae, backbone.text_encoder)]
+    return canonical_json([backbone.vae.config.get("scaling_factor"), *hashes])
 
 
 def _read_or_make(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Read tensors back that were made before; they say themselves whether they are as they were."""
     if not path.exists():
         tensors = {name: value.cpu().contiguous() for name, value in make().items()}
         with write_atomically(path) as temporary:
-            save_file(tensors, temporary)
-    return load_file(path)
+            save_file(tensors, temporary, metadata={"sha256": hash_tensors(tensors)})
+    try:
+        with safe_open(path, "pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except Exception as error:  # noqa: BLE001 - of a type that safetensors does not document
+        raise InputError(f"{path} is not whole; delete it, and it is made anew: {error}") from None
+    if metadata.get("sha256") != hash_tensors(tensors):
+        raise InputError(f"{path} is not as it was written, or of an older version; delete it, and it is made anew")
+    return tensors
 
 
 def _check(pair: TrainingPair) -> None:
@@ -180,23 +198,23 @@ def _encode_images(pairs: Sequence[TrainingPair], is_mirrored: list[bool], backb
 
 
 def _encode_chunk(
-    pairs: Sequence[TrainingPair], backbone: Backbone, folder: Path, fingerprint: bytes, mirror: bool
+    pairs: Sequence[TrainingPair], backbone: Backbone, folder: Path, fingerprint: str, mirror: bool
 ) -> _Chunk:
     """Encode some pairs, or read them back when the same ones were encoded before."""
     # The name follows from weights and pixels, not from ids, so that pairs that came out differently are encoded anew.
     is_mirrored = [mirror and can_be_mirrored(pair.prompt) for pair in pairs]
-    digest = hashlib.sha256(fingerprint + canonical_json(is_mirrored).encode())
+    digest = hashlib.sha256(canonical_json([fingerprint, is_mirrored]).encode())
     for pair in pairs:
         _check(pair)
         for image in (pair.source, pair.edited, pair.mask):
             digest.update(image.cpu().contiguous().numpy().tobytes())
     path = folder / f"latents-{digest.hexdigest()[:16]}.safetensors"
     tensors = _read_or_make(path, lambda: _encode_images(pairs, is_mirrored, backbone))
-    return _Chunk(tensors, tuple(is_mirrored), tuple(pair.prompt for pair in pairs))
+    return _Chunk(path.name, tensors, tuple(is_mirrored), tuple(pair.prompt for pair in pairs))
 
 
-def _encode_texts(texts: Sequence[str], backbone: Backbone, folder: Path, fingerprint: bytes) -> Tensor:
-    digest = hashlib.sha256(fingerprint + canonical_json(list(texts)).encode())
+def _encode_texts(texts: Sequence[str], backbone: Backbone, folder: Path, fingerprint: str) -> Tensor:
+    digest = hashlib.sha256(canonical_json([fingerprint, list(texts)]).encode())
 
     def encode() -> dict[str, Tensor]:
         parts = [texts[start : start + TEXT_BATCH_SIZE] for start in range(0, len(texts), TEXT_BATCH_SIZE)]
@@ -232,7 +250,7 @@ def _rows_of_texts(prompts: Sequence[PromptPair], row_of: Mapping[str, int]) -> 
 
 
 def _join(
-    chunks: Sequence[_Chunk], backbone: Backbone, folder: Path, *, fingerprint: bytes, embed_texts: bool
+    chunks: Sequence[_Chunk], backbone: Backbone, folder: Path, *, fingerprint: str, embed_texts: bool
 ) -> Examples:
     rows, mirrored = _order_rows(chunks)
     prompts = [prompt for chunk in chunks for prompt in chunk.prompts]
@@ -257,6 +275,7 @@ def _join(
         settled_undo=torch.where(is_undo_settled, undo, -1)[pair_of],
         texts=_encode_texts(texts, backbone, folder, fingerprint) if embed_texts else backbone.token_ids(texts).cpu(),
         num_pairs=len(prompts),
+        id=content_id("examples", [[chunk.name for chunk in chunks], prompts]),
     )
 
 

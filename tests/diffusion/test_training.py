@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,3 +93,72 @@ def test_a_training_with_another_seed_is_not_gone_on_with(tmp_path: Path) -> Non
     assert (tmp_path / "state.pt").read_bytes() == before
     list(train(model, loss_of, folder=tmp_path, config=TrainingConfig(num_steps=4, is_bf16=False)))
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def _train(folder: Path, num_steps: int = 2, *, made_from: str = "", width: int = 1, **settings: Any) -> None:
+    model = nn.Linear(width, 1)
+
+    def loss_of(step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"square": model(torch.ones(4, width)).square().mean()}
+
+    config = TrainingConfig(num_steps=num_steps, is_bf16=False, **settings)
+    list(train(model, loss_of, folder=folder, config=config, made_from=made_from))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: _cut(folder / "state.pt"), "not readable as the state of this training; delete it"),
+        (lambda folder: (folder / "state.pt").write_bytes(b""), "not readable as the state of this training"),
+        (lambda folder: (folder / "state.pt").write_text("hello"), "not readable as the state of this training"),
+        (lambda folder: torch.save([1, 2], folder / "state.pt"), "not readable as the state of this training"),
+        (lambda folder: torch.save({"step": 1, "seed": 0}, folder / "state.pt"), "not readable as the state"),
+        (lambda folder: (folder / "metrics.jsonl").write_text("{x}\n"), "metrics.jsonl line 1 is not readable as JSON"),
+        (lambda folder: (folder / "metrics.jsonl").write_text('{"step": "x"}\n'), "metrics.jsonl line 1: "),
+        (lambda folder: (folder / "metrics.jsonl").write_text('{"loss": 1}\n'), "expected a step and the same losses"),
+    ],
+)
+def test_a_damaged_training_is_refused_in_one_line(damage: Callable[[Path], Any], words: str, tmp_path: Path) -> None:
+    _train(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError) as caught:
+        _train(tmp_path, 4)
+    (line,) = str(caught.value).splitlines()
+    assert str(tmp_path) in line and words in line
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"learning_rate": 1.0}, "another config, start or pairs"),
+        ({"batch_size": 3}, "another config, start or pairs"),
+        ({"made_from": "other pairs"}, "another config, start or pairs"),
+        ({"width": 2}, "not readable as the state of this training"),
+        ({"num_steps": 1}, "holds a training of 2 steps, more than 1"),
+    ],
+)
+def test_the_state_of_another_training_is_refused_in_one_line(
+    other: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    _train(tmp_path)
+    before = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(InputError) as caught:
+        _train(tmp_path, **{"num_steps": 4, **other})
+    (line,) = str(caught.value).splitlines()
+    assert str(tmp_path) in line and words in line
+    assert (tmp_path / "state.pt").read_bytes() == before
+    _train(tmp_path, 4, checkpoint_every_s=0.0)  # longer, and saved more often, it is the same
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_states_of_older_versions_which_name_no_training_are_gone_on_with(tmp_path: Path) -> None:
+    _train(tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state.pop("training").startswith("training-")
+    torch.save(state, tmp_path / "state.pt")
+    _train(tmp_path, 3, made_from="whatever")
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3

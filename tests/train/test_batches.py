@@ -43,6 +43,7 @@ def make_examples(num_pairs: int = 6) -> Examples:
         settled_undo=torch.where(undo == 106, undo, -1),
         texts=texts.half(),
         num_pairs=num_pairs,
+        id="examples-0",
     )
 
 

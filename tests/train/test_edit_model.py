@@ -184,3 +184,26 @@ def test_the_stage_trains_once_and_then_finds_itself_done(backbone, pairs, tmp_p
     assert [progress.note for progress in again] == ["already done"]
     with pytest.raises(InputError, match="another config"):
         list(run_train(run, make_config(3), start=tmp_path / "text_to_image", pairs=pairs))
+
+
+def test_a_training_that_was_stopped_goes_on_with_the_same_pairs_start_and_config_alone(
+    backbone, pairs, tmp_path: Path
+):
+    config = make_config(3)
+    killed = train_edit_model(pairs, backbone, tmp_path, config)
+    next(progress for progress in killed if progress.note.startswith("loss"))
+    killed.close()
+    other = tiny_backbone()
+    other.unet.requires_grad_(False).conv_in.weight.add_(0.1)
+    others = (
+        (pairs[:5], backbone, config),
+        ([tiny_pair(0, instruction="another"), *pairs[1:]], backbone, config),
+        (pairs, other, config),
+        (pairs, backbone, dataclasses.replace(config, mix=ExampleMix(identity_share=0.5))),
+        (pairs, backbone, dataclasses.replace(config, noise_shift=2.0)),
+    )
+    for changed in others:
+        with pytest.raises(InputError, match="another config, start or pairs"):
+            list(train_edit_model(changed[0], changed[1], tmp_path, changed[2]))
+    list(train_edit_model(pairs, backbone, tmp_path, config))
+    assert load_edit_model(tmp_path).has_mask_output

@@ -143,3 +143,25 @@ def test_no_pairs_and_pictures_of_different_sizes_are_refused(backbone, tmp_path
     small = pair._replace(source=pair.source[:, :32], edited=pair.edited[:, :32], mask=pair.mask[:32])
     with pytest.raises(InputError, match="different sizes"):
         encode([pair, tiny_pair(1), small, small], tmp_path, backbone)
+
+
+@pytest.mark.parametrize("kind", ["latents", "texts"])
+def test_a_damaged_cache_is_refused_in_one_line_and_made_anew_once_deleted(kind: str, backbone, tmp_path: Path):
+    first = encode(make_pairs(), tmp_path, backbone)
+    (path,) = tmp_path.glob(f"{kind}-*")
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[-1] ^= 1
+    for content, words in (
+        (b"", "not whole"),
+        (whole[:-9], "not whole"),
+        (b"\xff" * 99, "not whole"),
+        (changed, "as it was"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            encode(make_pairs(), tmp_path, backbone)
+        (line,) = str(caught.value).splitlines()
+        assert str(path) in line and words in line and "delete it" in line
+    path.unlink()
+    assert torch.equal(encode(make_pairs(), tmp_path, backbone).source, first.source)
