@@ -7,36 +7,68 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from restage.records import InputError, Progress, content_id, file_sha256, from_plain, has_right_seal, read_json
+from restage.records import (
+    EditCase,
+    InputError,
+    Progress,
+    content_id,
+    file_sha256,
+    from_plain,
+    has_right_seal,
+    read_json,
+)
 from restage.run.folder import SEALED_APART
 from restage.run.layout import (
+    CAPTURE,
+    EDIT_CASES,
     EDIT_RECORD,
     EDIT_RECORDS,
     FIT_RECORD,
+    FIT_STATE,
     FITS,
     RUN_RECORD,
     SPLATS,
     STAGE_MARK,
     STAGE_MARKS,
     STAGES,
+    STUDY_FILES,
     check_is_run,
 )
 from restage.run.reading import EditRecord, FitRecord, RunRecord, StageMark
 
-__all__ = ["REASONS", "RecordFinding", "RecordsResult", "check_records", "describe_records", "records_to_plain"]
+__all__ = [
+    "RECORDS",
+    "RecordFinding",
+    "RecordsResult",
+    "check_records",
+    "describe_records",
+    "records_to_plain",
+]
 
-RECORDS = (STAGE_MARKS, FITS, EDIT_RECORDS)
+RECORDS = (RUN_RECORD, STAGE_MARKS, FITS, EDIT_RECORDS)
+"""Patterns of the records of a run, its own first."""
 KINDS = {RUN_RECORD: RunRecord, STAGE_MARK: StageMark, FIT_RECORD: FitRecord, EDIT_RECORD: EditRecord}
-STAGES_OF_RECORDS = ("scenes", "edit")
-"""Stages whose scenes and results are sealed one by one, and which need no mark of their own."""
+UNITS = {"scenes": 2, "edit": 5}
+"""Stages whose scenes and results are sealed one by one, and how deep in the run the folders of these lie."""
+STATES = ("train/cache/*", "train/state.pt")
+"""Files that a finished stage does not need any more: they may be missing, but not be others."""
+PAIR_RECORDS = ("pairs/plan.json", "pairs/rule.json")
+"""What finished pairs were made from and are judged by, if they were made here."""
+OPEN = (
+    *("pairs/*", "rounds/*", "diagnose/*", "verify/*", RUN_RECORD),
+    *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", *STUDY_FILES),
+)
+"""Files that need no record to name them: checked elsewhere, or states, or not named in earlier versions."""
 MAX_LINES = 5
 """Findings of one reason that are named one by one."""
 
 REASONS: Mapping[str, str] = {
     "missing": "a file that a record names is not there",
+    "added": "a file is there that no record names",
     "changed": "a file is not the one that was there when its stage or its result was finished",
     "edited record": "a record is not the one that was written: its seal is not that of what it says",
     "wrong id": "an id is not that of the config beside it",
@@ -86,13 +118,17 @@ def check_records(run: Path, *, left_out: Mapping[str, str] | None = None) -> Ge
     Raises:
         InputError: the folder holds no run.
     """
-    check_is_run(run)
     check = _Check(run, left_out or {})
-    records = [run / RUN_RECORD, *(path for pattern in RECORDS for path in sorted(run.glob(pattern)))]
+    records = [path for pattern in RECORDS for path in sorted(run.glob(pattern))]
+    if not records:
+        check_is_run(run)
     for done, path in enumerate(records, start=1):
         check.record(path)
         yield Progress(stage="verify", done=done, total=len(records), note=path.relative_to(run).as_posix())
+    check.seals()
+    check.missing()
     check.inputs()
+    check.added()
     check.result.num_files = len(check.hashes)
     return check.result
 
@@ -116,18 +152,15 @@ class _Check:
             record = read_json(path, dict[str, Any])
             typed = from_plain(record, KINDS[path.name], where=name)
             files = {} if isinstance(typed, RunRecord) else typed.files
-            is_sealed = "seal" in record
         except InputError as error:
             self.find("unreadable", name, str(error))
             return
         self.records[name] = record
         self.result.num_records += 1
-        if is_sealed and not has_right_seal(record, is_required=True):
-            self.find("edited record", name, "what it says is not what it said when it was sealed")
-        elif not is_sealed and files:  # seals and hashes came with the same version
-            self.find("edited record", name, "it holds hashes and has lost its seal")
-        elif not is_sealed and record.get("status") != "running":
+        if "seal" not in record:
             self.result.unsealed.append(name)
+        elif not has_right_seal(record, is_required=True):
+            self.find("edited record", name, "what it says is not what it said when it was sealed")
         self._check_id(path, name, record)
         base = "" if path.name == STAGE_MARK else f"{Path(name).parent.as_posix()}/"
         for file, expected in files.items():
@@ -145,7 +178,8 @@ class _Check:
     def _check_file(self, file: str, expected: str, record: str) -> None:
         found = self._hash_of(file)
         if found is None:
-            self.find("missing", file, f"named by {record}")
+            if not any(fnmatch(file, pattern) for pattern in STATES):
+                self.find("missing", file, f"named by {record}")
         elif expected != SEALED_APART and found != expected:
             self.find("changed", file, f"SHA-256 is {found[:16]}, {record} holds {expected[:16]}")
 
@@ -158,16 +192,66 @@ class _Check:
             self.hashes[file] = file_sha256(path) if is_there else self.left_out.get(file)
         return self.hashes[file]
 
-    def inputs(self) -> None:
-        """Check what records say of each other: seals, configs of stages, splats that results were made from."""
-        # The run's record is sealed before any other; it alone without a seal has lost it.
-        if RUN_RECORD in self.result.unsealed and any("seal" in record for record in self.records.values()):
-            self.result.unsealed.remove(RUN_RECORD)
-            self.find("edited record", RUN_RECORD, "other records of the run are sealed, and it has lost its seal")
+    def seals(self) -> None:
+        """Tell a run of a version without seals from one in which some record has lost its own."""
+        result = self.result
+        # Seals and hashes came with the same version.
+        if any("seal" in record or "files" in record for record in self.records.values()):
+            for name in result.unsealed:
+                self.find("edited record", name, "it has no seal, as other records of the run have")
+            result.unsealed = []
+        elif self.records.get(RUN_RECORD, {}).get("status") == "running":
+            result.unsealed.remove(RUN_RECORD)
+
+    def missing(self) -> None:
+        """Check that no record was deleted: of the run, of a stage that it calls finished, or of its pairs."""
+        if RUN_RECORD not in self.records and not (self.run / RUN_RECORD).is_file():
+            self.find("missing", RUN_RECORD, "other records of the run are there")
+        finished = self.records.get(RUN_RECORD, {}).get("finished", ())
         for stage in STAGES:
-            is_marked = f"{stage}/{STAGE_MARK}" in self.records or stage in STAGES_OF_RECORDS
-            if not is_marked and any(path.is_file() for path in (self.run / stage).glob("*")):
+            mark = f"{stage}/{STAGE_MARK}"
+            if mark in self.records or (self.run / mark).is_file():
+                continue
+            if stage in finished:
+                self.find("missing", mark, f"{RUN_RECORD} says that the stage was finished")
+            elif stage not in UNITS and any(path.is_file() for path in (self.run / stage).glob("*")):
                 self.result.notes.append(f"{stage}: it was not finished, or its {STAGE_MARK} was deleted")
+        pairs = self.records.get(f"pairs/{STAGE_MARK}", {})
+        is_made_here = bool(pairs) and "imported_from" not in (pairs.get("facts") or {})
+        if is_made_here and not (self.run / "pairs" / "store.json").exists():
+            for name in PAIR_RECORDS:
+                if not (self.run / name).is_file() and name not in self.left_out:
+                    self.find("missing", name, "finished pairs have it")
+
+    def added(self) -> None:
+        """Find files that no record names, in stages that are finished and in finished scenes and results."""
+        marked = {name.partition("/")[0] for name, record in self.records.items() if "files" in record}
+        if not marked:  # a version that kept no hashes
+            return
+        units = {Path(name).parent for name in self.records}
+        # A capture that was brought is known by what its fit was made from; only the world's are named file by file.
+        captures = {name.partition(f"/{CAPTURE}/")[0] for name in self.hashes if f"/{CAPTURE}/" in name}
+        # Versions that did not keep the hashes of states name none of them.
+        has_states = any(fnmatch(name, state) for name in self.hashes for state in STATES)
+        known = (*OPEN, *(() if has_states else STATES))
+        for path in sorted(self.run.rglob("*")):
+            inside = path.relative_to(self.run)
+            name, stage = inside.as_posix(), inside.parts[0]
+            is_known = name in self.hashes or name in self.records or any(fnmatch(name, pattern) for pattern in known)
+            if is_known or path.is_dir() or any(part.startswith(".") for part in inside.parts):
+                continue
+            depth = UNITS.get(stage, len(inside.parts))
+            if len(inside.parts) > depth:
+                unit, part = Path(*inside.parts[:depth]), inside.parts[depth]
+                is_brought = part == CAPTURE and unit.as_posix() not in captures
+                is_open = unit not in units or is_brought or (path.match(EDIT_CASES) and _is_free_case(path))
+            else:
+                is_open = stage in STAGES and stage not in marked
+            if not is_open:
+                self.find("added", name, "no record names it")
+
+    def inputs(self) -> None:
+        """Check what records say of each other: configs of stages, splats that results were made from."""
         configs = self.records.get(RUN_RECORD, {}).get("config")
         for name, record in self.records.items():
             path = Path(name)
@@ -183,6 +267,14 @@ class _Check:
                     self.find(
                         "mismatch", name, f"was made from other splats ({splats[:16]}) than {scene} ({found[:16]})"
                     )
+
+
+def _is_free_case(path: Path) -> bool:
+    """Whether an edit was asked for in words since, without truth: nothing is measured against it."""
+    try:
+        return not read_json(path, EditCase).has_truth
+    except InputError:
+        return False
 
 
 def _agree(planned: Any, recorded: Any) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from restage.audit.bundle import is_bundle, open_bundle
 from restage.audit.pictures import check_pictures
 from restage.audit.records import (
+    RECORDS,
     RecordFinding,
     RecordsResult,
     check_records,
@@ -30,6 +31,7 @@ from restage.pairs.verify.sheets import write_sheets
 from restage.pairs.verify.words import describe_repair, describe_result, result_to_plain
 from restage.records import InputError, Progress
 from restage.run.layout import RUN_RECORD
+from restage.run.locks import hold_stages
 from restage.run.progress import show_progress
 from restage.run.reading import read_run_record
 from restage.run.terminal import say
@@ -56,8 +58,8 @@ def find_parts(path: str) -> list[Part]:
     if is_url(path):
         return [Part("pairs", path, None)]
     folder = Path(path)
-    runs = [record.parent for record in (folder / RUN_RECORD, *sorted(folder.glob(f"rounds/*/{RUN_RECORD}")))]
-    parts = [Part("records", run, run) for run in runs if (run / RUN_RECORD).is_file()]
+    runs = [run for run in (folder, *sorted(folder.glob("rounds/*"))) if any(map(any, map(run.glob, RECORDS)))]
+    parts = [Part("records", run, run) for run in runs]
     if (folder / "pairs").is_dir() and (any((folder / "pairs").glob("*.done")) or not parts or _has_store(folder)):
         parts.append(Part("pairs", folder / "pairs", folder))
     if not parts and any(folder.glob("shard-*")):
@@ -129,7 +131,8 @@ def verify_folder(
             if part.stage == "records":
                 checks.records(part, left_out={}, first=[], shown=str(part.folder))
             else:
-                checks.pairs(part)
+                with hold_stages(part.run, "pairs") if repairs and part.run else contextlib.nullcontext():
+                    checks.pairs(part)
     checks.finish()
     return checks.has_findings
 

@@ -21,7 +21,7 @@ from restage.scores.rows import ViewScore, write_scores, write_view_scores
 
 __all__ = ["JUDGED_BY", "CompareConfig", "Scorer", "Scores", "run_compare", "write_tables"]
 
-JUDGED_BY = (*STUDY_FILES, f"scenes/*/{CAPTURE}/**/*", f"scenes/*/{TRUTH}/**/*")
+JUDGED_BY = (*STUDY_FILES, "scenes/*/description.json", f"scenes/*/{CAPTURE}/**/*", f"scenes/*/{TRUTH}/**/*")
 """What numbers rest on, whoever put it there: the stage's mark holds its hashes too, so that `verify` sees changes."""
 
 

@@ -35,7 +35,7 @@ from restage.run.stopping import is_stop_requested
 __all__ = ["SEALED_APART", "UNSEALED", "RunFolder", "StepByStep", "open_run", "working"]
 
 UNSEALED = (
-    *(STAGE_MARKS, "*/.*", "train/cache/*", "train/state.pt", f"scenes/*/{FIT_STATE}"),
+    *(STAGE_MARKS, "*/.*", f"scenes/*/{FIT_STATE}"),
     # Pairs have marks of their own, which hold hashes and allow for repairs.
     *("pairs/*.tar", "pairs/*.parquet", "pairs/*.done", "pairs/*.json", "pairs/quarantine/*"),
 )
@@ -163,6 +163,8 @@ class RunFolder:
         """
         mark = self.path / stage / STAGE_MARK
         if not mark.exists():
+            if stage in read_run_record(self.path).finished:  # its mark was taken away, to have it made anew
+                self._set_finished(stage, False)
             return False
         found = read_json(mark, StageMark)
         if found.id != content_id(stage, config):
@@ -180,8 +182,13 @@ class RunFolder:
         """
         mark = {"id": content_id(stage, config), "config": to_plain(config), "facts": facts}
         write_json(self.path / stage / STAGE_MARK, seal({**mark, "files": self._hashes(stage, also)}))
+        self._set_finished(stage, True)
+
+    def _set_finished(self, stage: str, is_finished: bool) -> None:
+        """Note in the run's record whether a stage has a mark, so that one that was deleted is missed."""
         with self._changed_record() as record:
-            record["finished"] = sorted({*record.get("finished", []), stage})
+            others = set(record.get("finished", [])) - {stage}
+            record["finished"] = sorted(others | {stage} if is_finished else others)
 
     def _hashes(self, stage: str, also: Sequence[str]) -> dict[str, str]:
         """Hashes of a stage's files by their path in the run, except those whose hashes another record holds."""

@@ -93,7 +93,7 @@ def test_time_that_was_forged_with_its_seals_is_not_the_one_in_the_record(copy: 
 @pytest.mark.filterwarnings("ignore:world-000. images of 2 sizes")
 def test_view_of_a_capture_that_was_swapped_with_its_seals_is_found(copy: Path) -> None:
     picture = sorted((copy / "scenes" / "world-000" / "capture" / "images").glob("*.png"))[0]
-    shutil.copyfile(save_picture(copy / "other.png", 77), picture)
+    shutil.copyfile(save_picture(copy.parent / "other.png", 77), picture)
     seal_anew(copy)
     result = check(copy)
     assert [finding.file for finding in result.findings] == ["scenes/world-000/capture"]

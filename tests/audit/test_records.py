@@ -12,7 +12,8 @@ import pytest
 
 from restage.audit.records import RecordsResult, check_records
 from restage.cli import run as restage
-from restage.records import InputError, Score, read_json, write_json
+from restage.records import EditCase, EditRequest, InputError, Score, read_json, seal, write_json, write_record
+from restage.run.folder import open_run, working
 from restage.scores.rows import read_scores, write_scores
 from tests.audit.sealed_run import save_picture, write_sealed_run
 
@@ -109,8 +110,6 @@ def test_what_was_changed_afterwards_is_found_and_named(
 
 
 def test_going_on_with_a_run_whose_record_was_edited_does_not_seal_the_edit(run: Path) -> None:
-    from restage.run.folder import open_run, working
-
     change_config_of_the_run(run)
     with working(open_run(run)):
         pass
@@ -163,6 +162,97 @@ def test_a_record_that_lost_its_seal_is_no_earlier_version(run: Path, record: st
     assert [(found.reason, found.file) for found in check(run).findings] == [("edited record", record)]
 
 
-def test_a_deleted_mark_is_named(run: Path) -> None:
-    (run / "compare" / "stage.json").unlink()
-    assert any(note.startswith("compare: ") for note in check(run).notes)
+@pytest.fixture
+def whole_run(run: Path) -> Path:
+    """The run with what training keeps to go on from, and with the records of pairs, which have checks of their own."""
+    opened = open_run(run)
+    (opened.folder("train") / "cache").mkdir()
+    for name in ("train/cache/latents-0.safetensors", "train/state.pt", "train/model.safetensors"):
+        (run / name).write_bytes(b"weights")
+    opened.folder("pairs")
+    for name in ("plan", "rule"):
+        write_json(run / "pairs" / f"{name}.json", seal({"id": name}))
+    opened.mark_done("train", {"steps": 1})
+    opened.mark_done("pairs", {"num_pairs": 1}, num_pairs=1)
+    return run
+
+
+def files_of(run: Path, *, but: str = "/") -> list[Path]:
+    return [path for path in sorted(run.rglob("*")) if path.is_file() and but not in path.as_posix()]
+
+
+def names_found(run: Path) -> set[str]:
+    return {finding.file for finding in check(run).findings}
+
+
+def test_every_deleted_file_of_a_finished_run_is_named(whole_run: Path) -> None:
+    assert check(whole_run).findings == [] and check(whole_run).notes == []
+    for path in files_of(whole_run):
+        name, content = path.relative_to(whole_run).as_posix(), path.read_bytes()
+        path.unlink()
+        is_state = name.startswith("train/cache/") or name == "train/state.pt"  # to make room is no damage
+        assert (name in names_found(whole_run)) != is_state, name
+        path.write_bytes(content)
+    assert check(whole_run).findings == []
+
+
+def test_every_changed_file_of_a_finished_run_is_named(whole_run: Path) -> None:
+    for path in files_of(whole_run):
+        name, content = path.relative_to(whole_run).as_posix(), path.read_bytes()
+        if name in ("pairs/plan.json", "pairs/rule.json"):
+            continue  # `restage.pairs.verify` looks into these
+        path.write_bytes(content[:-2] + b"?" + content[-1:])
+        assert name in names_found(whole_run), name
+        path.write_bytes(content)
+
+
+def test_every_record_whose_seal_is_damaged_is_named(whole_run: Path) -> None:
+    for path in files_of(whole_run):
+        content = path.read_bytes()
+        if path.name not in ("run.json", "stage.json", "fit.json", "record.json"):
+            continue
+        for damage in ((b'"seal"', b'"sea1"'), (b'"seal": "', b'"seal": "0'), (b'"seal": "', b'"seal": 5, "was": "')):
+            path.write_bytes(content.replace(*damage))
+            found = {(finding.reason, finding.file) for finding in check(whole_run).findings}
+            assert found == {("edited record", path.relative_to(whole_run).as_posix())}, damage
+            path.write_bytes(content)
+
+
+def test_every_added_file_is_named(whole_run: Path) -> None:
+    folders = [whole_run, *(path for path in sorted(whole_run.rglob("*/")) if path.name != "pairs")]
+    for folder in folders:
+        for name in ("extra.png", "extra.json"):
+            (folder / name).write_text("{}")
+            assert names_found(whole_run) == {(folder / name).relative_to(whole_run).as_posix()}
+            (folder / name).unlink()
+
+
+def test_what_is_not_finished_or_was_asked_for_since_is_not_added(whole_run: Path) -> None:
+    scene = whole_run / "scenes" / "ball"
+    request = EditRequest(instruction="paint it", source_caption="", target_caption="")
+    write_json(
+        scene / "truth" / "paint-it" / "edit.json",
+        EditCase(scene="ball", kind="free", request=request, has_truth=False),
+    )
+    begun = whole_run / "edit" / "ball" / "paint-it" / "restage-exact" / "0"
+    save_picture(begun / "held_out" / "view_0.png", 3)
+    save_picture(whole_run / "scenes" / "mine" / "capture" / "images" / "view_0.png", 3)
+    write_record(whole_run / "scenes" / "mine" / "fit.json", {"num_splats": 1, "seconds": 0.5})
+    for name in (".hidden", "report/index.html", "pairs/shard-0.tar", "verify/black.png", "diagnose/diagnosis.md"):
+        (whole_run / name).parent.mkdir(exist_ok=True)
+        (whole_run / name).write_text("")
+    assert check(whole_run).findings == []
+
+
+def test_a_stage_whose_mark_was_taken_away_to_make_it_anew_is_not_missed_when_it_has_begun(whole_run: Path) -> None:
+    (whole_run / "train" / "stage.json").unlink()
+    assert "train/stage.json" in names_found(whole_run)
+    assert not open_run(whole_run).is_done("train", {"steps": 1})
+    assert "train/stage.json" not in names_found(whole_run)
+
+
+def test_a_run_whose_own_record_is_gone_is_still_checked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "run.json").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        restage(["verify", str(run), "--fast"])
+    assert stopped.value.code == 1 and "run.json: " in capsys.readouterr().out
