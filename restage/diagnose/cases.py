@@ -17,6 +17,7 @@ from restage.run.layout import FIT_RECORD, SPLATS
 from restage.run.reading import FitRecord
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import capture_sha256
+from restage.world.grammar import Description
 
 __all__ = ["Case", "SceneParts", "find_cases"]
 
@@ -119,7 +120,7 @@ def _list_cases(run: Path) -> dict[tuple[str, str], Path]:
 def _is_same(first: Path, second: Path) -> bool:
     """Whether two truth folders are of the same edit of the same scene."""
     descriptions = [truth.parents[1] / "description.json" for truth in (first, second)]
-    known = [read_json(path) if path.exists() else None for path in descriptions]
+    known = [read_json(path, Description) if path.exists() else None for path in descriptions]
     return read_case(first).id == read_case(second).id and known[0] == known[1]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +56,11 @@ EDIT_MODEL_PARTS = ("captions", "selection", "pictures", "training")
 
 
 @dataclass(frozen=True)
+class _EditModelRecord:
+    guidance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RunParts:
     """A run, as far as its edits depend on it."""
 
@@ -94,8 +99,8 @@ class RunParts:
     def settings(self) -> Method:
         """Settings of the method, the run's own or the defaults."""
         config = self.stage_config("edit") or {}
-        plain = config.get("settings", {}).get(self.method, {})
-        return read_settings(METHODS[self.method], plain)
+        methods = from_plain(config.get("settings", {}), dict[str, dict[str, Any]], where=f"{self.path}: edit.settings")
+        return read_settings(METHODS[self.method], methods.get(self.method, {}))
 
     @cached_property
     def model(self) -> Path:
@@ -111,8 +116,7 @@ class RunParts:
     def guidance(self) -> Guidance:
         """The guidance that the edit model is used with."""
         record = self.model / "edit_model.json"
-        found = read_json(record).get("guidance", {}) if record.exists() else {}
-        return read_settings(Guidance, found)
+        return read_settings(Guidance, read_json(record, _EditModelRecord).guidance if record.exists() else {})
 
     @cached_property
     def train_config(self) -> TrainConfig | None:

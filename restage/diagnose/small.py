@@ -67,15 +67,12 @@ class SmallConfig:
 
 
 def read_changes(path: Path) -> dict[str, Any]:
-    """Read a config file.
+    """Read a config file: an object such as `{"pairs.rule.min_change": 0.01}`.
 
     Raises:
         InputError: it is no JSON object.
     """
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise InputError(f'{path}: expected an object such as {{"pairs.rule.min_change": 0.01}}, got {found!r}')
-    return found
+    return read_json(path, dict[str, Any])
 
 
 def changed(config: SmallConfig, changes: Mapping[str, Any]) -> SmallConfig:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -63,6 +63,14 @@ class Trial:
     """CPU time."""
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What is read back of the file of a trial."""
+
+    numbers: Mapping[str, float | None]
+    seconds: float
+
+
 class Trials:
     """Makes trials, or reads them back; sent to another process, it begins there with nothing loaded."""
 
@@ -89,10 +97,10 @@ class Trials:
             record = {name: None if math.isnan(value) else value for name, value in numbers.items()}
             seconds = time.process_time() - started_s
             write_json(path, {"kind": kind, "setup": _plain(setup), "numbers": record, "seconds": seconds})
-        found = read_json(path)
-        self.used_s[path.stem] = found["seconds"]
-        numbers = {name: math.nan if value is None else value for name, value in found["numbers"].items()}
-        return Trial(numbers=numbers, seconds=found["seconds"])
+        found = read_json(path, _Kept)
+        self.used_s[path.stem] = found.seconds
+        numbers = {name: math.nan if value is None else value for name, value in found.numbers.items()}
+        return Trial(numbers=numbers, seconds=found.seconds)
 
     def path(self, setup: Setup, kind: Kind, seed: int) -> Path:
         """Returns where a trial is kept once it is made; equal trials of different setups are one."""
@@ -223,7 +231,7 @@ class _Scene:
             names=names,
             truth_images=torch.stack([read_image(setup.truth / "images" / name) for name in names]),
             truth_masks=torch.stack([read_mask(setup.truth / "masks" / name) for name in names]),
-            description=Description.from_plain(read_json(description)) if description.exists() else None,
+            description=read_json(description, Description) if description.exists() else None,
         )
 
     def _depths(self, indices: list[int]) -> Tensor:

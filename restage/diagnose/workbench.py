@@ -68,6 +68,13 @@ class Mix:
         return f"{what} with " + ", ".join(f"{part} of {side}" for part, side in self.sides)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What is read back of the record of a mix."""
+
+    seconds: float
+
+
 @dataclass
 class Workbench:
     """Two runs, and what has been put together of them so far; sent elsewhere, it begins with nothing read."""
@@ -216,7 +223,7 @@ class Workbench:
     def seconds(self) -> float:
         """CPU seconds of all that was trained and fitted here."""
         paths = sorted(self.folder.glob("*/*/diagnose.json"))
-        return sum((float(read_json(path)["seconds"]) for path in paths), 0.0)
+        return sum((read_json(path, _Made).seconds for path in paths), 0.0)
 
 
 def _sides(parts: tuple[str, ...], from_b: frozenset[str]) -> dict[str, str]:

@@ -5,13 +5,12 @@ A request that was sent and whose answer never came to disk leaves a mark: it ma
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restage.records import content_id, write_json
+from restage.records import InputError, content_id, read_json, write_json
 
 __all__ = ["AnswerCache", "Reply", "Usage"]
 
@@ -48,6 +47,13 @@ class Reply:
     usage: Usage = Usage()
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What a file of the cache says, beside the request."""
+
+    reply: Reply
+
+
 class AnswerCache:
     """A folder of answers; may be shared by runs. Each file is written in one move, so a kill tears nothing."""
 
@@ -82,9 +88,8 @@ class AnswerCache:
     @staticmethod
     def _read(path: Path) -> Reply | None:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["reply"]
-            return Reply(**{**found, "usage": Usage(**found["usage"])})
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return read_json(path, _Kept).reply
+        except InputError:
             return None  # a file that a failing disk spoilt is asked for again
 
     def find(self, request_id: str) -> Reply | None:
@@ -107,6 +112,6 @@ class AnswerCache:
 
 def _usage_of(path: Path) -> Usage:
     try:
-        return Usage(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        return read_json(path, Usage)
+    except InputError:
         return Usage()

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from restage.prompts.store import open_lines
-from restage.records import InputError, PromptPair
+from restage.records import InputError
 from restage.world.grammar import COLORS, GROUNDS, KINDS, SIZES, Description, Edit, SceneObject, caption_of
 
-__all__ = ["ReadCaption", "features_of_edit", "features_of_pair", "parse_caption", "read_captions"]
+__all__ = ["ReadCaption", "features_of_captions", "features_of_edit", "parse_caption", "read_captions"]
 
 _SIZES = "|".join(size for size in SIZES if size)
 _OBJECT = re.compile(rf"\ban? (?:({_SIZES}) )?({'|'.join(COLORS)}) ({'|'.join(KINDS)})\b")
@@ -99,16 +98,8 @@ def features_of_edit(edit: Edit) -> dict[str, str]:
     return _features(edit.kind, edit.before, edit.after)
 
 
-def features_of_pair(pair: PromptPair | Mapping[str, str]) -> dict[str, str]:
-    """Return the same for a pair of captions; only the kind if the grammar could not have written them.
-
-    Args:
-        pair: a prompt pair, or a row of the pairs' manifest.
-    """
-    if isinstance(pair, PromptPair):
-        kind, source, target = pair.kind, pair.source, pair.target
-    else:
-        kind, source, target = pair["kind"], pair["source_caption"], pair["target_caption"]
+def features_of_captions(kind: str, source: str, target: str) -> dict[str, str]:
+    """Return the same for a pair of captions; only the kind if the grammar could not have written them."""
     before, after = _describe(source), _describe(target)
     if before is None or after is None:
         return {"kind": kind}

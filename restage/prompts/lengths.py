@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from restage.records import InputError, PromptPair, read_json
 
@@ -17,6 +20,11 @@ __all__ = ["TokenLimits"]
 CONFIG = "tokenizer_config.json"
 MARKS = 2
 """Number of tokens that mark the beginning and the end of a text."""
+
+
+@dataclass(frozen=True)
+class _TokenizerConfig:
+    model_max_length: Annotated[int, msgspec.Meta(ge=1)]
 
 
 class TokenLimits:
@@ -47,10 +55,7 @@ class TokenLimits:
 
 
 def _max_length(folder: Path) -> int:
-    found = read_json(folder / CONFIG).get("model_max_length")
-    if not isinstance(found, int) or found < 1:
-        raise InputError(f"{folder / CONFIG} names no model_max_length")
-    return found
+    return read_json(folder / CONFIG, _TokenizerConfig).model_max_length
 
 
 def _counter(folder: Path) -> Callable[[str], int]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from restage.records import InputError, PromptPair, canonical_json, to_plain, write_atomically
+from restage.records import InputError, PromptPair, canonical_json, from_plain, parse_json, to_plain, write_atomically
 
 __all__ = ["iterate_prompts", "open_lines", "pair_of_record", "prompt_line", "read_prompts", "write_prompts"]
 
-_FIELDS = {field.name: field for field in fields(PromptPair)}
+_FIELDS = tuple(field.name for field in fields(PromptPair))
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -24,49 +23,22 @@ BYTE_ORDER_MARKS = (
 """Those of UTF-32 come first, since one of them begins like one of UTF-16."""
 MAX_LINE = 100_000
 """Number of characters that a line may have; a caption or a record needs far fewer."""
-_REQUIRED = [name for name, field in _FIELDS.items() if field.default is MISSING]
 
 
-def _is_text_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _check(record: Any) -> None:
-    """Refuse a line whose fields are wrong.
-
-    Raises:
-        InputError: a field is missing, unknown, or of the wrong type.
-    """
-    if not isinstance(record, dict):
-        raise InputError(f"expected a JSON object, got {type(record).__name__}")
-    if missing := [name for name in _REQUIRED if name not in record]:
-        raise InputError(f"needs the fields {', '.join(_REQUIRED)}; {missing[0]!r} is missing")
-    if unknown := [name for name in record if name not in _FIELDS and name != "id"]:
-        raise InputError(f"unknown field {unknown[0]!r}; known: {', '.join(_FIELDS)}")
-    for name, value in record.items():
-        if name == "swaps":
-            is_right = isinstance(value, list) and all(_is_text_list(swap) and len(swap) == 2 for swap in value)
-        elif name == "words":
-            is_right = _is_text_list(value)
-        else:
-            is_right = isinstance(value, str)
-        if not is_right:
-            expected = {"swaps": "a list of [old, new]", "words": "a list of texts"}.get(name, "a text")
-            raise InputError(f"field {name!r} must be {expected}, got {value!r}")
-
-
-def pair_of_record(record: Any) -> PromptPair:
+def pair_of_record(record: Any, *, where: object = "the prompt pair") -> PromptPair:
     """Make a prompt pair of what was read as JSON.
 
     Raises:
-        InputError: a field is missing, unknown, of the wrong type, or no text that can be written.
+        InputError: a field is missing, unknown, of the wrong type, or no text that can be written; names `where`.
     """
-    _check(record)
+    if isinstance(record, dict) and (unknown := [name for name in record if name not in (*_FIELDS, "id")]):
+        raise InputError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(_FIELDS)}")
+    pair = from_plain(record, PromptPair, where=where)
     try:
         canonical_json(record).encode()
     except ValueError:
-        raise InputError("it holds half of a character, which is no text") from None
-    return PromptPair.from_plain({name: value for name, value in record.items() if name != "id"})
+        raise InputError(f"{where}: it holds half of a character, which is no text") from None
+    return pair
 
 
 def _of_others(record: Any) -> Any:
@@ -77,19 +49,13 @@ def _of_others(record: Any) -> Any:
     return {**texts, "kind": "other", "form": "foreign", "writer": "foreign"}
 
 
-def _read_line(line: str) -> PromptPair:
-    try:
-        record = _of_others(json.loads(line))
-    except RecursionError:
-        raise InputError("not JSON: it is nested too deeply") from None
-    except ValueError as error:
-        raise InputError(f"not JSON: {str(error).partition(';')[0]}") from None
-    given_id = record.get("id") if isinstance(record, dict) else None
-    pair = pair_of_record(record)
+def _read_line(line: str, where: str) -> PromptPair:
+    record = _of_others(parse_json(line, where=where))
+    pair = pair_of_record(record, where=where)
     if not (pair.source.strip() and pair.target.strip()):
-        raise InputError("it has no captions, which pictures are made from")
-    if given_id not in (None, pair.id):
-        raise InputError(f"its id {given_id!r} is not that of its content; remove 'id' after a change by hand")
+        raise InputError(f"{where}: it has no captions, which pictures are made from")
+    if (given := record.get("id")) not in (None, pair.id):
+        raise InputError(f"{where}: its id {given!r} is not that of its content; remove 'id' after a change by hand")
     return pair
 
 
@@ -127,12 +93,8 @@ def iterate_prompts(path: Path) -> Iterator[PromptPair]:
         InputError: the file is missing, or has a line that is not a pair; the message names the line.
     """
     for number, line in enumerate(open_lines(path), start=1):
-        try:
-            pair = _read_line(line) if line.strip() else None
-        except InputError as error:
-            raise InputError(f"{path}, line {number}: {error}") from None
-        if pair is not None:
-            yield pair
+        if line.strip():
+            yield _read_line(line, f"{path}, line {number}")
 
 
 def read_prompts(path: Path) -> tuple[PromptPair, ...]:

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from restage.prompts.captions import features_of_pair
+from restage.prompts.captions import features_of_captions
 from restage.prompts.form import Form, read_form
 from restage.prompts.forms import Trial
 from restage.prompts.orders import Example
-from restage.records import InputError
+from restage.records import InputError, from_plain
 
 __all__ = ["MANIFEST", "Learned", "Yield", "measure_yield", "read_trials"]
 
 MANIFEST = Path("pairs") / "manifest.parquet"
 """Manifest of a run's finished pairs."""
-COLUMNS = ("kind", "form", "instruction", "source_caption", "target_caption", "direction_similarity", "accepted")
 EXAMPLES_PER_FORM = 4
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The columns of a manifest that trials are made of."""
+
+    kind: str
+    form: str
+    instruction: str
+    source_caption: str
+    target_caption: str
+    direction_similarity: float | None
+    accepted: bool
 
 
 class Learned(NamedTuple):
@@ -53,23 +67,29 @@ def measure_yield(trials: Sequence[Trial]) -> Yield:
     return Yield(share, float(middle - half), float(middle + half), count)
 
 
-def _rows(run: Path) -> Iterator[dict[str, Any]]:
+def _rows(run: Path) -> Iterator[_Row]:
     path = run / MANIFEST
     if not path.is_file():
         raise InputError(f"{path} does not exist; learn_from takes runs whose pairs are made: restage pairs {run}")
-    file = pq.ParquetFile(path)
-    if missing := [name for name in COLUMNS if name not in file.schema_arrow.names]:
-        raise InputError(f"{path} has no column {missing[0]!r}; expected the manifest of a pairs stage")
-    for batch in file.iter_batches(columns=list(COLUMNS)):
-        yield from batch.to_pylist()
+    columns = [field.name for field in fields(_Row)]
+    try:
+        file = pq.ParquetFile(path)
+        if missing := [name for name in columns if name not in file.schema_arrow.names]:
+            raise InputError(f"{path} has no column {missing[0]!r}; expected the manifest of a pairs stage")
+        for batch in file.iter_batches(columns=columns):
+            yield from from_plain(batch.to_pylist(), list[_Row], where=path)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is not readable as the manifest of a pairs stage: {reason}") from None
 
 
-def _trial(row: dict[str, Any]) -> Trial:
-    found = read_form(row["form"])
+def _trial(row: _Row) -> Trial:
+    found = read_form(row.form)
     # A pair written without forms is a fair sample of all that its kind of edit allows.
-    form = found.form if found else Form((("kind", row["kind"]),))
-    features = frozenset({**features_of_pair(row), **form.as_dict}.items())
-    return Trial(form, features, bool(row["accepted"]), found is not None and found.is_control)
+    form = found.form if found else Form((("kind", row.kind),))
+    shown = features_of_captions(row.kind, row.source_caption, row.target_caption)
+    features = frozenset({**shown, **form.as_dict}.items())
+    return Trial(form, features, row.accepted, found is not None and found.is_control)
 
 
 def read_trials(runs: Sequence[Path]) -> Learned:
@@ -84,10 +104,10 @@ def read_trials(runs: Sequence[Path]) -> Learned:
         for row in _rows(run):
             trial = _trial(row)
             trials.append(trial)
-            if trial.is_accepted and row["source_caption"] and row["direction_similarity"] is not None:
-                example = Example(row["source_caption"], row["target_caption"], row["instruction"])
+            if trial.is_accepted and row.source_caption and row.direction_similarity is not None:
+                example = Example(row.source_caption, row.target_caption, row.instruction)
                 found = best[str(trial.form)]
-                found.append((-float(row["direction_similarity"]), example))
+                found.append((-row.direction_similarity, example))
                 found.sort()
                 del found[EXAMPLES_PER_FORM:]
     return Learned(tuple(trials), {form: tuple(example for _, example in found) for form, found in best.items()})

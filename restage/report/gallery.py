@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from restage.records import Score
+from restage.records import Score, from_plain
 from restage.report.config import ReportConfig
 from restage.report.pictures import (
     AssetFolder,
@@ -120,7 +120,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 def edit_sections(contents: RunContents, assets: AssetFolder, config: ReportConfig) -> Iterator[EditSection]:
     """Prepare edits that have a result to show, one after the other; of very many, evenly spaced ones."""
     records = {trace.folder: trace.number for trace in trace_results(contents).values()}
-    shown = [entry for entry in contents.edits if any(result.held_out for result in entry.results)]
+    shown = [entry for entry in contents.edits if entry.has_pictures]
     for number, entry in enumerate(spread(shown, config.max_edits), start=1):
         scores = [s for s in contents.scores if s.scene == entry.scene and s.edit in entry.names]
         yield _edit_section(entry, scores, assets, records, number=number, config=config)
@@ -180,7 +180,8 @@ def _method_entry(results: Sequence[ResultEntry], scores: Sequence[Score], prepa
     shown = next((result for result in results if result.held_out), results[0])
     estimates = estimates_of(scores)
     if not scores and "seconds" in shown.record.cost:
-        estimates["seconds"] = clustered_estimate([float(shown.record.cost["seconds"])], [""])
+        where = f"{shown.folder}/record.json: cost.seconds"
+        estimates["seconds"] = clustered_estimate([from_plain(shown.record.cost["seconds"], float, where=where)], [""])
     return MethodEntry(
         method=shown.method,
         editor=shown.editor,
@@ -204,8 +205,8 @@ class _Pictures:
 
     def __init__(self, entry: EditEntry, assets: AssetFolder, label: str, views: Sequence[str], max_px: int) -> None:
         self.entry, self.assets, self.label, self.views, self.max_px = entry, assets, label, views, max_px
-        some = next(result.held_out[view] for result in entry.results for view in views if view in result.held_out)
-        picture = read_picture(some, max_px=max_px)
+        shown = [result.held_out[view] for result in entry.results for view in views if view in result.held_out]
+        picture = read_picture(shown[0], max_px=max_px) if shown else np.zeros((1, 1, 3), np.uint8)
         self.size = picture.shape[1], picture.shape[0]
         self.records: Mapping[str, int] = {}
 

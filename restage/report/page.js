@@ -43,6 +43,7 @@ function setUpEdit(article) {
   };
 
   const update = () => {
+    if (!data.views.length) return; // nothing was held out
     const view = Number(chosen("view")?.value ?? 0);
     const method = data.methods[Number(chosen("method").value)];
     const panel = chosen("panel").value;

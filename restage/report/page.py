@@ -122,7 +122,7 @@ def _page_values(
         "wall_s": wall_seconds(contents, run),
         "hardware": hardware_in_words(contents.record.machine),
         "sections": sections,
-        "num_edits": len([edit for edit in contents.edits if any(result.held_out for result in edit.results)]),
+        "num_edits": sum(edit.has_pictures for edit in contents.edits),
         "rows": rows,
         "metrics": METRICS,
         "columns": measured_columns(rows, "page"),
@@ -174,7 +174,8 @@ def wall_seconds(contents: RunContents, run: RunFolder | None) -> float:
     """Seconds of work in the run: its closed sessions, and the one that is going on; NaN when nothing says."""
     # A clock that was set back in between must not make a run shorter than its closed sessions.
     running_s = max(0.0, time.time() - run.started_s) if run is not None else 0.0
-    return contents.record.wall_s + running_s or math.nan
+    closed_s = sum(max(0.0, session.wall_s) for session in contents.record.sessions)
+    return closed_s + running_s or math.nan
 
 
 def _instruction_of(contents: RunContents, scene: str, edit: str) -> str:
@@ -194,6 +195,7 @@ def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> Fitted
         return assets.add_picture(read_picture(paths[view], max_px=max_px), f"scene-{scene.name}-{label}")
 
     facts = [(key, value) for key, value in scene.plain.items() if isinstance(value, int | float) and "psnr" not in key]
+    facts = [(key, max(value, 0) if key == "seconds" else value) for key, value in facts]
     psnr_db = scene.fit.held_out_psnr_db if scene.fit else None
     return FittedScene(
         name=scene.name,

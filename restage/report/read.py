@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from restage.records import GRADED, EditCase, InputError, Score, read_json
+from restage.records import GRADED, EditCase, InputError, Score, from_plain, read_json
 from restage.run.layout import (
     CAPTURE,
     CONTACT_SHEET,
@@ -31,6 +31,7 @@ from restage.run.layout import (
     SPLATS,
     STAGES,
     TRUTH,
+    check_is_run,
     counting_order,
     folders_in,
 )
@@ -42,7 +43,6 @@ from restage.run.reading import (
     TrainingStep,
     read_marks,
     read_metrics,
-    read_run_record,
 )
 from restage.scores.rows import read_scores
 
@@ -56,6 +56,8 @@ __all__ = [
     "find_figure",
     "read_contents",
 ]
+
+Kind = TypeVar("Kind")
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
@@ -117,6 +119,11 @@ class EditEntry:
     """Whether `before` are renders of the unedited scene, not the pictures of the capture."""
     truth: Mapping[str, Path]
     truth_masks: Mapping[str, Path]
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether some result has anything to look at; without held-out views it has no renders of them."""
+        return any(result.held_out or result.orbit_path or result.editor_views for result in self.results)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,25 +219,32 @@ def read_contents(path: Path) -> RunContents:
     Raises:
         InputError: it is not a run folder, or a file in it cannot be read.
     """
-    record, marks = read_run_record(path), read_marks(path)
+    check_is_run(path)
+    (record, plain), marks = _read_both(path / RUN_RECORD, RunRecord), read_marks(path)
     scenes = [_read_scene(path, folder) for folder in folders_in(path / "scenes") if _is_scene(folder)]
     order = [*STAGES, *sorted(set(marks) - set(STAGES))]
-    has_diagnosis, has_scores = (path / DIAGNOSIS).exists(), (path / SCORES).exists()
     prompts_path = path / PROMPTS
+    diagnosis = _read_both(path / DIAGNOSIS, DiagnosisRecord) if (path / DIAGNOSIS).exists() else (None, {})
     return RunContents(
         path=path,
         record=record,
-        plain=read_json(path / RUN_RECORD),
+        plain=plain,
         stages={name: marks[name] for name in order if name in marks and name != "report"},
         scenes=scenes,
         edits=[edit for scene in scenes for edit in _read_edits(path, scene)],
-        scores=read_scores(path / SCORES) if has_scores else (),
+        scores=read_scores(path / SCORES) if (path / SCORES).exists() else (),
         pairs=_read_pairs(path),
         train=read_metrics(path),
         num_prompts=len(prompts_path.read_text().splitlines()) if prompts_path.exists() else None,
-        diagnosis=read_json(path / DIAGNOSIS, DiagnosisRecord) if has_diagnosis else None,
-        diagnosis_plain=read_json(path / DIAGNOSIS) if has_diagnosis else {},
+        diagnosis=diagnosis[0],
+        diagnosis_plain=diagnosis[1],
     )
+
+
+def _read_both(path: Path, kind: type[Kind]) -> tuple[Kind, dict[str, Any]]:
+    """A record as its type, and all that it says as JSON values."""
+    plain = read_json(path, dict[str, Any])
+    return from_plain(plain, kind, where=path), plain
 
 
 def find_figure(contents: RunContents) -> Path | None:
@@ -261,10 +275,11 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 def _read_scene(run: Path, folder: Path) -> SceneEntry:
     fit_path = folder / FIT_RECORD
+    fit, plain = _read_both(fit_path, FitRecord) if fit_path.exists() else (None, {})
     return SceneEntry(
         name=folder.name,
-        fit=read_json(fit_path, FitRecord) if fit_path.exists() else None,
-        plain=read_json(fit_path) if fit_path.exists() else {},
+        fit=fit,
+        plain=plain,
         pictures=_pictures(folder / CAPTURE / IMAGES),
         renders=_pictures(folder / HELD_OUT) or _renders_of_nothing(run, folder.name),
     )
@@ -306,8 +321,8 @@ def _read_results(run: Path, edit_folder: Path) -> list[ResultEntry]:
     """Finished results only: those whose record, which is written last, is there."""
     return [
         ResultEntry(
-            record=read_json(path, EditRecord),
-            plain=read_json(path),
+            record=record,
+            plain=plain,
             folder=path.parent.relative_to(run).as_posix(),
             held_out=_pictures(path.parent / HELD_OUT),
             orbit_path=orbit if (orbit := path.parent / ORBIT).exists() else None,
@@ -315,6 +330,7 @@ def _read_results(run: Path, edit_folder: Path) -> list[ResultEntry]:
             editor_masks=_pictures(path.parent / MASKS),
         )
         for path in sorted(edit_folder.glob(f"*/*/{EDIT_RECORD}"))
+        for record, plain in [_read_both(path, EditRecord)]
     ]
 
 

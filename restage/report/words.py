@@ -7,9 +7,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from restage.records import to_plain
+from restage.records import from_plain, to_plain
 
 __all__ = [
     "as_json",
@@ -35,6 +36,7 @@ def count_of(number: int, noun: str) -> str:
 
 def format_duration(seconds: float) -> str:
     """Seconds as people say them: `0.8 s`, `41 s`, `7 min 5 s`, `2 h 10 min`."""
+    seconds = max(seconds, 0.0)  # a clock that was set back makes no time negative
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -69,11 +71,19 @@ def unbroken_duration(seconds: float) -> str:
     return re.sub(r"(?<=\d) ", "\N{NO-BREAK SPACE}", format_duration(seconds))
 
 
+@dataclass(frozen=True)
+class _Machine:
+    gpus: tuple[str, ...] = ()
+    cpu_count: int | None = None
+    processor: str = ""
+
+
 def hardware_in_words(machine: Mapping[str, Any]) -> str:
     """What a run was made on, from the `machine` of its record: GPUs, then cores; runs from before say less."""
-    gpus = Counter(machine.get("gpus", ()))
+    known = from_plain(machine, _Machine, where="run.json: machine")
+    gpus = Counter(known.gpus)
     parts = [name if count == 1 else f"{count} \N{MULTIPLICATION SIGN} {name}" for name, count in gpus.items()]
-    if cores := machine.get("cpu_count"):
-        processor = re.sub(r"\((R|TM)\)", "", machine.get("processor", ""))
-        parts.append(count_of(cores, "core") + (f" of {processor}" if processor else ""))
+    if known.cpu_count:
+        processor = re.sub(r"\((R|TM)\)", "", known.processor)
+        parts.append(count_of(known.cpu_count, "core") + (f" of {processor}" if processor else ""))
     return ", ".join(parts) or "see the record"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
-from restage.records import InputError, Score, write_atomically
+from restage.records import InputError, Score, from_plain, write_atomically
 
 __all__ = ["ViewScore", "read_scores", "read_view_scores", "write_scores", "write_view_scores"]
 
@@ -80,17 +80,16 @@ def _read(path: Path, kind: type[Row]) -> list[Row]:
 
     if not path.exists():
         raise InputError(f"{path} does not exist; run: restage compare")
+    names = [field.name for field in dataclasses.fields(kind)]
     try:
         table = pq.ParquetFile(path).read()
+        if missing := [name for name in names if name not in table.column_names]:
+            raise InputError(f"{path} lacks columns {missing}; it should have those of {kind.__name__}: {names}")
+        rows = table.select(names).to_pylist()
     except (OSError, pa.ArrowException) as error:
         first_line = str(error).splitlines()[0]
         raise InputError(f"{path} is not readable as parquet ({first_line}); run the compare stage again") from None
-    names = [field.name for field in dataclasses.fields(kind)]
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise InputError(f"{path} lacks columns {missing}; it should have those of {kind.__name__}: {names}")
     # Other writers of parquet store NaN as null, and an empty text too.
-    return [
-        kind(**{**row, "value": math.nan if row["value"] is None else row["value"], "reason": row["reason"] or ""})
-        for row in table.select(names).to_pylist()
-    ]
+    for row in rows:
+        row["value"], row["reason"] = math.nan if row["value"] is None else row["value"], row["reason"] or ""
+    return from_plain(rows, list[kind], where=path)

@@ -18,7 +18,7 @@ from restage.records import (
     write_atomically,
     write_json,
 )
-from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, TRANSFORMS, TRUTH
+from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, IMAGES, MASKS, TRANSFORMS, TRUTH
 from restage.scenes.capture import turn_upright
 from restage.scenes.fit import FitConfig
 from restage.scenes.io import read_capture, write_capture
@@ -161,11 +161,8 @@ class FolderScene:
                     raise InputError(f"{target} holds another edit; give this one another name")
             else:
                 if self.truths is not None and has_truth:
-                    for part in (
-                        "images",
-                        "masks",
-                        *(["regions"] if (self.truths / edit / "regions").is_dir() else []),
-                    ):
+                    parts = [part for part in (IMAGES, MASKS, "regions") if (self.truths / edit / part).is_dir()]
+                    for part in parts:
                         shutil.copytree(self.truths / edit / part, target / part, dirs_exist_ok=True)
                 write_json(target / EDIT_CASE, case)
             yield f"{self.name}: {request.instruction}"

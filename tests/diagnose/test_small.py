@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from restage.diagnose.parts import read_settings
+from restage.diagnose.parts import RunParts, read_settings
 from restage.diagnose.small import SmallConfig, changed, read_changes
 from restage.edit.methods import Restage
-from restage.records import InputError, to_plain
+from restage.records import InputError, to_plain, write_json
 from restage.scenes.fit import FitConfig
 from restage.train.edit_model import TrainConfig
 
@@ -38,5 +38,16 @@ def test_a_path_that_leads_nowhere_is_refused(path):
 
 def test_a_file_of_changes_has_to_be_an_object(tmp_path):
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(InputError, match="expected an object"):
+    with pytest.raises(InputError, match="expected object, got array"):
         read_changes(tmp_path / "a.json")
+
+
+def test_records_that_a_diagnosis_reads_are_named_where_a_type_is_wrong(tmp_path):
+    write_json(tmp_path / "run.json", {"id": "run-1", "seed": 0, "status": "done", "config": {"edit": {"settings": 3}}})
+    with pytest.raises(InputError, match="settings: expected object, got int"):
+        _ = RunParts.open(tmp_path, "restage").settings
+    write_json(tmp_path / "train" / "edit_model.json", {"guidance": [1]})
+    parts = RunParts.open(tmp_path, "restage")
+    parts.__dict__["model"] = tmp_path / "train"
+    with pytest.raises(InputError, match=r"edit_model.json: guidance: expected object, got array"):
+        _ = parts.guidance

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from restage.prompts import WRITERS
-from restage.prompts.captions import features_of_edit, features_of_pair
+from restage.prompts.captions import features_of_captions, features_of_edit
 from restage.prompts.form import GRAMMAR_SPACE, Form, read_form, write_form
 from restage.prompts.forms import Choice, FormChooser, FormsConfig, Trial, make_arms
 from restage.prompts.grammar import write_form_pair
@@ -23,6 +23,10 @@ from restage.world.grammar import EDIT_KINDS, prompt_pair_of, sample_description
 KINDS = ("recolour", "add", "resize", "time")
 SIZES, SIZE_SHARES = ("small", "normal", "big"), (0.2, 0.6, 0.2)
 NOUNS = ("house", "cube", "ball", "cone")
+
+
+def features_of_pair(pair):
+    return features_of_captions(pair.kind, pair.source, pair.target)
 
 
 def rate_of(features) -> float:
@@ -266,3 +270,25 @@ def test_a_yield_has_its_interval():
     found = measure_yield(trials)
     assert found.share == 0.75 and abs(found.low - 0.598) < 1e-3 and abs(found.high - 0.858) < 1e-3  # Wilson
     assert measure_yield([]).num_pairs == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("form", 3, r"manifest.parquet: \[0\].form: expected str, got int"),
+        ("accepted", "yes", r"\[0\].accepted: expected bool, got str"),
+        ("kind", None, "has no column 'kind'"),
+        (None, None, "not readable as the manifest of a pairs stage"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_named(tmp_path, column, value, message):
+    row = {"kind": "add", "form": "grammar", "instruction": "i", "source_caption": "s", "target_caption": "t"}
+    row |= {"direction_similarity": 0.5, "accepted": True, column or "x": value}
+    path = tmp_path / "pairs" / "manifest.parquet"
+    path.parent.mkdir()
+    names = [name for name in row if (name, value) != (column, None)]
+    pq.write_table(pa.Table.from_pylist([row]).select(names), path)
+    if column is None:
+        path.write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=message):
+        read_trials([tmp_path])

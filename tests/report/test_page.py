@@ -13,6 +13,7 @@ from restage.records import InputError, read_json, write_json
 from restage.report import ReportConfig, run_report, write_report
 from restage.report.words import format_duration
 from restage.run.folder import RunFolder
+from restage.scores.rows import read_scores, write_scores
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{ 7 * 7 }}"
 
@@ -232,3 +233,65 @@ def test_config_out_of_range_is_refused():
 )
 def test_durations_read_as_people_say_them(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_edits_of_a_capture_with_nothing_held_out_are_shown_by_orbit_and_editor_views(fake_run):
+    run = fake_run(has_truth=False, stages=("scenes", "edit"), with_orbit=True)
+    for folder in run.glob("edit/*/*/*/0/held_out"):
+        shutil.rmtree(folder)
+    for path in run.glob("scenes/*/fit.json"):
+        write_json(path, {**read_json(path), "held_out_psnr_db": None, "seconds": -3.0})
+    write_json(run / "run.json", {**read_json(run / "run.json"), "sessions": [{"wall_s": -5.0}, {"wall_s": 7.0}]})
+    page = Elements(write_report(run, ReportConfig(formats=("page", "latex"))).read_text(encoding="utf-8"))
+    assert "2 edits of 2 scenes by text" in page.text and "No view of this capture was held out" in page.text
+    assert "no edit yet" not in page.text and "dB held-out PSNR" not in page.text
+    assert "7.0 s" in page.text and "seconds 0" in page.text
+    pictures = [attrs.get("src", "") for tag, attrs in page.tags if tag in ("img", "video")]
+    assert any("editor" in picture for picture in pictures) and any(picture.endswith(".mp4") for picture in pictures)
+
+
+def test_a_page_without_held_out_views_can_be_used_in_a_browser(fake_run):
+    run = fake_run(has_truth=False, stages=("scenes", "edit"))
+    for folder in run.glob("edit/*/*/*/0/held_out"):
+        shutil.rmtree(folder)
+    page = write_report(run)
+    script = '<script>document.querySelectorAll("input[name=method-1]")[1].click(); document.title = "clicked"</script>'
+    page.write_text(page.read_text().replace("</body>", f"{script}</body>"))
+    assert "<title>clicked</title>" in dump_dom(page)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"),
+    [
+        ("run.json", "machine", {"gpus": 3}, "machine: gpus: expected array, got int"),
+        ("run.json", "seed", "7", "run.json: seed: expected int, got str"),
+        ("edit/*/*/*/0/record.json", "cost", {"seconds": "long"}, "cost.seconds: expected float, got str"),
+        ("scenes/*/fit.json", "seconds", [], "fit.json: seconds: expected float, got array"),
+        ("scenes/*/truth/*/edit.json", "request", "blue", "edit.json: request: expected object, got str"),
+    ],
+)
+def test_records_of_wrong_types_are_named(fake_run, name, field, value, message):
+    run = fake_run(stages=("scenes", "edit"))
+    for path in run.glob(name):
+        write_json(path, {**read_json(path), field: value})
+    with pytest.raises(InputError) as error:
+        write_report(run)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_column_is_there_only_where_some_row_says_anything_of_it(fake_run):
+    assert "Fit error" not in read_page(fake_run("old"))
+    run = fake_run("new")
+    scores = run / "compare" / "scores.parquet"
+    rows = read_scores(scores)
+    more = [dataclasses.replace(row, metric="fit_error") for row in rows if row.metric == "spill"]
+    write_scores(scores, [*rows, *more])
+    assert "Fit error" in read_page(run)
+
+
+def test_graded_photographs_are_not_called_the_miniature(fake_run):
+    run = fake_run()
+    for path in run.glob("scenes/*/truth/*/edit.json"):
+        write_json(path, {**read_json(path), "kind": "grade"})
+    text = Elements(read_page(run)).text
+    assert "Miniature." not in text and "2 edits of 2 scenes by text" in text and "against exact truth" in text
