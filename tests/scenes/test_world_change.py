@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from restage.records import read_json
 from restage.scenes.capture import Capture
 from restage.scenes.fit import FitConfig, render_views
 from restage.scenes.fitted import fit_capture
-from restage.scenes.io import read_capture, read_splats, write_capture
+from restage.scenes.io import read_capture, read_splats, write_capture, write_points
 from restage.scenes.io.ply_table import read_vertices
 from restage.scenes.turning import export_splats
 from tests.scenes.ball import ball_capture
-from tests.scenes.tiny_captures import ColmapModel, save_images, small_capture
+from tests.scenes.tiny_captures import ColmapModel, change, save_images, small_capture
 
 PLACES = {
     "UTM": (1.0, (320_000.25, 5_100_000.5, 410.0)),
@@ -64,6 +65,31 @@ def test_a_moved_world_is_read_with_all_its_digits(tmp_path, place):
     distances = torch.cdist(expected.points, expected.cameras.positions) * ratio
     torch.testing.assert_close(torch.cdist(found.points, found.cameras.positions), distances, atol=1e-4, rtol=1e-4)
     assert 1 < float(distances.median()) < 10
+
+
+def test_points_that_their_file_has_rounded_to_a_coarse_grid_are_spread_over_its_cells(tmp_path):
+    shift = torch.tensor([320_000.25, 5_100_000.5, 410.0], dtype=torch.float64)
+    points = small_capture().points.repeat(60, 1) + 0.01 * torch.randn(
+        420, 3, generator=torch.Generator().manual_seed(1)
+    )
+    capture = replace(small_capture(), points=points, point_colors=torch.full((420, 3), 0.5))
+    write_capture(capture, tmp_path)
+
+    def move(meta: dict[str, Any]) -> None:
+        for frame in meta["frames"]:
+            for row in range(3):
+                frame["transform_matrix"][row][3] += float(shift[row])
+
+    change(tmp_path, move)
+    write_points(points.double() + shift, tmp_path / "sparse_pc.ply", colors=capture.point_colors)
+    with pytest.warns(UserWarning, match=r"a grid 0\.5 apart"):
+        found = read_capture(tmp_path)
+    assert found.own_to_world is not None
+    in_own = (found.points.double() - found.own_to_world[:3, 3]) / found.own_to_world[0, 0]
+    rounded = (points.double() + shift).float().double()
+    cells = torch.tensor([0.03125, 0.5, 3.0517578125e-05], dtype=torch.float64)
+    assert ((in_own - rounded).abs() <= 0.5 * cells + 1e-4).all()
+    assert len(torch.unique(rounded[:, 1])) < 30 and len(torch.unique(found.points[:, 1])) > 400
 
 
 def test_an_ordinary_world_keeps_its_bits(tmp_path):

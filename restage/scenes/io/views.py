@@ -40,6 +40,8 @@ FAR = 100.0
 """Scene sizes from the origin beyond which the world is moved: float32 then has less than 1e-5 of the size."""
 NEAREST_SIZE, FARTHEST_SIZE = 0.5, 20.0
 """Sizes of a scene that are left as they are; rasterizers draw nothing nearer to a camera than 0.05."""
+COARSE = 1e-3
+"""Distance of neighboring float32 numbers, as a share of the scene's size, from which on points count as rounded."""
 MOVED_SIZE = 4.0
 """Size of a scene whose world was moved or scaled."""
 
@@ -92,7 +94,7 @@ def make_capture(name: str, posed: PosedPhotos, options: ReadOptions) -> Capture
     with ThreadPoolExecutor(max_workers=_num_workers(photos)) as pool:
         list(pool.map(load, range(len(photos))))
     poses = torch.stack([turn_camera(photo.camera_to_world, photo.orientation.quarters) for photo in photos]).double()
-    points = posed.points.positions.double()
+    points = _unrounded(name, posed.points.positions, poses[:, :3, 3], notes)
     change = world_change(poses, points)
     if change is not None:
         scale = float(change[0, 0])
@@ -112,6 +114,28 @@ def make_capture(name: str, posed: PosedPhotos, options: ReadOptions) -> Capture
         own_to_world=_after(change, posed.own_to_world),
         notes=tuple(notes),
     )
+
+
+def _unrounded(name: str, positions: Tensor, cameras: Tensor, notes: list[str]) -> Float[Tensor, "m 3"]:
+    """Sparse points, float64; those that float32 has pulled onto a coarse grid are spread over its cells at random.
+
+    A file of geo-referenced points in float32 has them half a meter apart. Splats that start on such a grid hide each
+    other: the bear came out 1.6 dB worse, and .3 dB with its points spread.
+    """
+    points = positions.double()
+    if positions.dtype != torch.float32 or not len(points):
+        return points
+    cells = torch.from_numpy(np.spacing(positions.abs().numpy())).double()
+    size = float((cameras - points.median(dim=0).values).norm(dim=1).median())
+    if not float(cells.max()) > COARSE * size:
+        return points
+    note(
+        notes,
+        f"{name}: sparse points lie on a grid {float(cells.max()):g} apart, since their file has float32 far from the "
+        "origin; they are spread over its cells (keep them as doubles for a better fit)",
+    )
+    shares = torch.rand(points.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return points + (shares - 0.5) * cells
 
 
 def world_change(poses: Float[Tensor, "n 4 4"], points: Float[Tensor, "m 3"]) -> Float[Tensor, "4 4"] | None:
