@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from miniature.sampling import sample_images
 from restage.diffusion.backbone import load_backbone
 from restage.records import EditCase, read_json
-from restage.report.figures import compose_grid
+from restage.report.pictures import compose_grid
 from restage.run.models import models_in
 from restage.world.capture import sample_camera
 from restage.world.grammar import caption_of, sample_description

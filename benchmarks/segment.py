@@ -36,7 +36,7 @@ from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.segment import SegmentConfig, coarse_segments, cut_masks, segment_images, sharpen_masks
 from restage.pairs.generate import GenerateConfig, generate_pairs, make_jobs
 from restage.records import PromptPair, derive_seed, write_atomically
-from restage.report.figures import compose_grid
+from restage.report.pictures import compose_grid
 from restage.run.models import models_in
 from restage.world.capture import sample_camera
 from restage.world.grammar import KINDS, prompt_pair_of, sample_description, sample_edit

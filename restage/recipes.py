@@ -22,7 +22,7 @@ from restage.pairs.generate import GenerateConfig
 from restage.pairs.makers import ModelMaker
 from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig, make_plan, rejudge_pairs, run_campaign
-from restage.prompts.lengths import TokenLimits
+from restage.prompts.rejects import TokenLimits
 from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import EditRequest, InputError, Progress, read_json

@@ -21,7 +21,7 @@ from benchmarks.miniature.edits import EditedCase
 from benchmarks.miniature.text_to_image import Sample
 from benchmarks.miniature.verdicts import Verdict
 from restage.records import write_atomically
-from restage.report.figures import compose_grid
+from restage.report.pictures import compose_grid
 from restage.world.grammar import Description
 
 __all__ = ["Card", "card_of", "draw_cards", "draw_edits", "draw_word_masks", "wrong_words", "write_page"]

@@ -105,7 +105,7 @@ def build_verify() -> Callable[..., None]:
 
 def build_report() -> Callable[..., None]:
     """Build `restage report`."""
-    from restage.report.config import ReportConfig
+    from restage.report.read import ReportConfig
 
     def report(
         runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN...", help="Folders of runs or studies.")]],
@@ -125,7 +125,7 @@ def build_report() -> Callable[..., None]:
             out: With several runs and --formats zip, the zip of all of them; default: supplement.zip beside them.
         """
         from restage.recipes import STAGES
-        from restage.report.supplement import write_supplement
+        from restage.report.stage import write_supplement
         from restage.run.layout import PAGE, check_is_run
 
         if not runs:

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from restage.diagnose.attribution import Attribution, Share, Swap, attribute, interval, share_of
-from restage.diagnose.cases import Case, find_cases
-from restage.diagnose.differences import Difference, describe_part, list_differences
-from restage.diagnose.pair_stages import pair_rows
+from restage.diagnose.cases import Case, Difference, describe_part, find_cases, list_differences
 from restage.diagnose.parts import RunParts, differing_parts, differing_training
-from restage.diagnose.stages import StageRow, ladder, measured_rows
-from restage.diagnose.trials import Kind, Trial, Trials
-from restage.diagnose.work import Attempt, DiagnosisWork
+from restage.diagnose.stages import StageRow, ladder, measured_rows, pair_rows
+from restage.diagnose.trials import Attempt, DiagnosisWork, Kind, Trial, Trials
 from restage.diagnose.workbench import SCENE_PARTS, Mix, Workbench
 from restage.records import InputError, Progress
 from restage.run.models import Models

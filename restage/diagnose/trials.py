@@ -1,7 +1,8 @@
 """One edit of one scene with one setup, scored; every trial is kept, so that none is made twice.
 
 Beside the result, a trial scores the edited views that the method asked for: how right each is by itself, and how well
-they agree with each other. `Trials` is the only part of the diagnosis that spends time on edits.
+they agree with each other. `DiagnosisWork` is what an engine is given: trials, and what has to be trained or fitted
+first.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,8 @@ from torch import Tensor
 import restage
 from restage.compare.metrics import mask_iou, progress, psnr_db, spill
 from restage.diagnose.agreement import disagreement
-from restage.diagnose.workbench import Setup
+from restage.diagnose.cases import Case
+from restage.diagnose.workbench import Mix, Setup, Workbench
 from restage.diffusion.editor import EditSettings
 from restage.edit.editors.edit_model import ModelEditor
 from restage.edit.editors.exact import ExactEditor
@@ -34,15 +36,16 @@ from restage.edit.results import KeptEdits
 from restage.edit.sharing.anchored_noise import AnchoredNoise
 from restage.edit.truth import anchors_of
 from restage.edit.work import load_scene, read_case
-from restage.records import EditRequest, content_id, derive_seed, read_json, to_plain, write_json
+from restage.records import EditRequest, Progress, content_id, derive_seed, read_json, to_plain, write_json
 from restage.scenes.capture import Capture
 from restage.scenes.fit import psnr, render_views
 from restage.scenes.rasterize import rasterize_numba
 from restage.scenes.splats import Splats
+from restage.work.task import Facts, Task
 from restage.world.grammar import Description
 from restage.world.render import render_view
 
-__all__ = ["Kind", "Trial", "Trials"]
+__all__ = ["Attempt", "DiagnosisWork", "Kind", "Trial", "Trials"]
 
 Kind = Literal["whole", "exact masks", "exact", "single views", "scene"]
 """What is tried: the edit as it is; with the true masks; with true pictures and masks; the editor on held-out views
@@ -301,3 +304,55 @@ class _Scene:
 def _last(steps: Iterator[EditStep]) -> EditStep:
     (last,) = deque(steps, maxlen=1)
     return last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One trial that is wanted."""
+
+    case: Case
+    kind: Kind
+    from_b: frozenset[str]
+    """Parts that come from B; see `Workbench.setup`."""
+
+    def __str__(self) -> str:
+        return f"{self.case.name}, {self.kind}, {', '.join(sorted(self.from_b)) or 'nothing'} of B"
+
+
+@dataclass(frozen=True)
+class DiagnosisWork:
+    """Bench and trials; both leave behind what they have loaded when they are sent to another process."""
+
+    bench: Workbench
+    trials: Trials
+
+    def open(self, device: str) -> DiagnosisWork:
+        """Returns itself: whatever is heavy is loaded when a task needs it."""
+        return self
+
+    def found(self, task: Task[Any]) -> Facts | None:
+        """Nothing but `note` if the model, scene or trial is there."""
+        if isinstance(task.item, Mix):
+            is_there = self.bench.is_made(task.item)
+        else:
+            path = self.path(task.item)
+            is_there = path is not None and path.exists()
+        return {"note": "done before"} if is_there else None
+
+    def work(self, task: Task[Any]) -> Generator[Progress, None, Facts]:
+        """Train, fit, or try."""
+        if isinstance(task.item, Mix):
+            yield from self.bench.make(task.item)
+        else:
+            self.trial(task.item)
+        return {"note": "done"}
+
+    def path(self, attempt: Attempt) -> Path | None:
+        """Returns where a trial is kept; None as long as something that it needs is not there."""
+        if not all(map(self.bench.is_made, self.bench.mixes(attempt.case, attempt.from_b))):
+            return None
+        return self.trials.path(self.bench.setup(attempt.case, attempt.from_b), attempt.kind, 0)
+
+    def trial(self, attempt: Attempt) -> Trial:
+        """Make a trial, or read it."""
+        return self.trials.run(self.bench.setup(attempt.case, attempt.from_b), attempt.kind, 0)

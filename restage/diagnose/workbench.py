@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from restage.diagnose.cases import Case, SceneParts
-from restage.diagnose.parts import EDIT_MODEL_PARTS, RunParts, noise_settings
-from restage.diagnose.pools import mix_pairs
+from restage.diagnose.parts import EDIT_MODEL_PARTS, RunParts, mix_pairs, noise_settings
 from restage.diffusion.editor import Guidance
 from restage.diffusion.editor_folder import edit_weights_sha256
 from restage.edit.job import Method

@@ -4,35 +4,27 @@
 `-splatfacto` for Gaussian splats, which need CUDA. See docs/nerfstudio.md.
 """
 
-# nerfstudio is in an environment of its own, which the type checker does not see.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
 
-from restage.nerfstudio.installed import require_nerfstudio
+import torch
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.models.nerfacto import NerfactoModelConfig
+from nerfstudio.models.splatfacto import SplatfactoModelConfig
+from nerfstudio.plugins.types import MethodSpecification
 
-require_nerfstudio()
-import torch  # noqa: E402
-from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig  # noqa: E402
-from nerfstudio.configs.base_config import MachineConfig, ViewerConfig  # noqa: E402
-from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig  # noqa: E402
-from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig  # noqa: E402
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig  # noqa: E402
-from nerfstudio.engine.optimizers import AdamOptimizerConfig  # noqa: E402
-from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig  # noqa: E402
-from nerfstudio.engine.trainer import TrainerConfig  # noqa: E402
-from nerfstudio.models.nerfacto import NerfactoModelConfig  # noqa: E402
-from nerfstudio.models.splatfacto import SplatfactoModelConfig  # noqa: E402
-from nerfstudio.plugins.types import MethodSpecification  # noqa: E402
-
-from restage.nerfstudio.checkpoints import allow_checkpoints  # noqa: E402
-from restage.nerfstudio.pipelines import (  # noqa: E402
-    FitPipelineConfig,
-    IduPipelineConfig,
-    RestagePipelineConfig,
-)
-from restage.nerfstudio.trainer import EditTrainerConfig  # noqa: E402
-from restage.nerfstudio.views import EditableFullImageDatamanager  # noqa: E402
+from restage.nerfstudio.compatibility import allow_checkpoints
+from restage.nerfstudio.pipelines import FitPipelineConfig, IduPipelineConfig, RestagePipelineConfig
+from restage.nerfstudio.trainer import EditTrainerConfig
+from restage.nerfstudio.views import EditableFullImageDatamanager
 
 __all__ = [
     "restage",
@@ -71,9 +63,7 @@ def _images() -> FullImageDatamanagerConfig:
 def _nerfacto() -> NerfactoModelConfig:
     """The cameras stay where the capture has them, so that the scene stays in the capture's frame."""
     return NerfactoModelConfig(
-        eval_num_rays_per_chunk=1 << 15,
-        average_init_density=0.01,
-        camera_optimizer=CameraOptimizerConfig(mode="off"),
+        eval_num_rays_per_chunk=1 << 15, average_init_density=0.01, camera_optimizer=CameraOptimizerConfig(mode="off")
     )
 
 

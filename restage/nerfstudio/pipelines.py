@@ -4,7 +4,6 @@ An edit pipeline loads a trained scene, changes the training views in the datama
 leaves the rest of training to nerfstudio. What it changes when is a generator that each training step advances.
 """
 
-# nerfstudio is in an environment of its own, which the type checker does not see.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -16,22 +15,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from nerfstudio.models.splatfacto import SplatfactoModel
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from torch import Tensor
 
 from restage.edit.editors import Edited, Editor, EditorSource, ViewBatch, check_editor, open_editor
 from restage.edit.methods.idu import check_noise_range, turns
 from restage.edit.methods.restage import choose_key_views, robust_weights, sharpen
-from restage.nerfstudio.frames import from_nerfstudio_cameras
-from restage.nerfstudio.installed import require_nerfstudio
-from restage.nerfstudio.lpips import lpips_or_not_scored
-from restage.nerfstudio.splatfacto import SplatHolder
+from restage.nerfstudio.compatibility import lpips_or_not_scored
+from restage.nerfstudio.frames import SplatHolder, from_nerfstudio_cameras
 from restage.nerfstudio.views import open_views, soften
 from restage.records import EditRequest, InputError, derive_seed
 from restage.run.models import models_in
-
-require_nerfstudio()
-from nerfstudio.models.splatfacto import SplatfactoModel  # noqa: E402
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig  # noqa: E402
 
 __all__ = [
     "EditPipeline",

@@ -1,6 +1,5 @@
 """nerfstudio's trainer for edits: starts from a trained scene with new optimizers, and says bad input in one line."""
 
-# nerfstudio is in an environment of its own, which the type checker does not see.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
 
-from restage.nerfstudio.checkpoints import latest_checkpoint, read_checkpoint
-from restage.nerfstudio.installed import require_nerfstudio
+from restage.nerfstudio.compatibility import latest_checkpoint, read_checkpoint
 from restage.records import InputError
-
-require_nerfstudio()
-from nerfstudio.engine.trainer import Trainer, TrainerConfig  # noqa: E402
 
 __all__ = ["EditTrainer", "EditTrainerConfig", "read_config"]
 

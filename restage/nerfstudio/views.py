@@ -3,7 +3,6 @@
 One class for rays (`VanillaDataManager`, nerfacto) and one for whole images (`FullImageDatamanager`, splatfacto).
 """
 
-# nerfstudio is in an environment of its own, which the type checker does not see.
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
@@ -13,14 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager
 from torch import Tensor
 
-from restage.nerfstudio.installed import require_nerfstudio
 from restage.records import InputError
-
-require_nerfstudio()
-from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager  # noqa: E402
-from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager  # noqa: E402
 
 __all__ = ["EditableFullImageDatamanager", "ImageViews", "RayViews", "TrainingViews", "open_views", "soften"]
 

@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from restage.prompts.duplicates import Duplicates
 from restage.prompts.forms import Choice, FormChooser
-from restage.prompts.lengths import TokenLimits
 from restage.prompts.orders import Answer, Order, Writer
+from restage.prompts.rejects import Duplicates, TokenLimits
 from restage.records import InputError, PromptPair, derive_seed
 
 __all__ = ["CaptionPlan", "FormPlan", "KindPlan", "NounQuota", "Plan", "collect"]

@@ -16,11 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from restage.prompts.answers import AnswerCache, Reply, Usage
-from restage.prompts.blot import Blotter
+from restage.prompts.answers import AnswerCache, Budget, RateLimit, Reply, Usage
 from restage.prompts.http_post import HttpAnswer, post_json
-from restage.prompts.limits import Budget, RateLimit
-from restage.prompts.llm_config import LlmConfig, find_access
+from restage.prompts.llm_config import Blotter, LlmConfig, find_access
 from restage.prompts.orders import WritingStopped
 from restage.records import InputError, canonical_json, derive_seed
 

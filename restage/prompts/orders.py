@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from restage.prompts.form import Form, FormSpace, write_form
+from restage.prompts.forms import Form, FormSpace, write_form
 from restage.prompts.llm_config import LlmConfig
 from restage.records import PromptPair
 

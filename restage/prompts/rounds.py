@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from restage.prompts.lengths import TokenLimits
+from restage.prompts.rejects import TokenLimits
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.trials import Yield, measure_yield, read_trials
 from restage.records import InputError, Progress, derive_seed

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from restage.prompts import WRITERS
-from restage.prompts.captions import read_captions
 from restage.prompts.collect import CaptionPlan, FormPlan, KindPlan, NounQuota, Plan, collect
-from restage.prompts.duplicates import Duplicates
 from restage.prompts.forms import Arm, FormChooser, FormsConfig, make_arms
-from restage.prompts.lengths import TokenLimits
+from restage.prompts.grammar import read_captions
 from restage.prompts.llm_config import LlmConfig
 from restage.prompts.orders import Answer, Writer, WriterSettings, WritingStopped
-from restage.prompts.pictures import copy_pictures
-from restage.prompts.store import prompt_line, read_prompts, write_prompts
+from restage.prompts.rejects import Duplicates, TokenLimits
+from restage.prompts.store import copy_pictures, prompt_line, read_prompts, write_prompts
 from restage.prompts.trials import MANIFEST, Learned, measure_yield, read_trials
 from restage.records import InputError, Progress, PromptPair, canonical_json, file_sha256, to_plain, write_atomically
 from restage.run.folder import RunFolder

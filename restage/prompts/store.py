@@ -1,16 +1,40 @@
-"""Prompt pairs on disk: one JSON object a line, as the prompts stage writes it or as a user brings it."""
+"""Prompt pairs on disk: one JSON object a line, as the prompts stage writes it or as a user brings it.
+
+The pictures that a user's pairs name are checked and copied beside the run's prompts, each named by its content: a run
+holds all that it is made from, and a picture that changes is another picture.
+"""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from restage.records import InputError, PromptPair, canonical_json, from_plain, parse_json, to_plain, write_atomically
+from restage.records import (
+    InputError,
+    Progress,
+    PromptPair,
+    canonical_json,
+    file_sha256,
+    from_plain,
+    parse_json,
+    to_plain,
+    write_atomically,
+)
+from restage.scenes.io.images import path_inside, read_image
 
-__all__ = ["iterate_prompts", "open_lines", "pair_of_record", "prompt_line", "read_prompts", "write_prompts"]
+__all__ = [
+    "PICTURES",
+    "copy_pictures",
+    "iterate_prompts",
+    "open_lines",
+    "pair_of_record",
+    "prompt_line",
+    "read_prompts",
+    "write_prompts",
+]
 
 _FIELDS = tuple(field.name for field in fields(PromptPair))
 BYTE_ORDER_MARKS = (
@@ -120,3 +144,37 @@ def write_prompts(path: Path, pairs: Iterable[PromptPair]) -> None:
     """Write prompt pairs, each with its id, atomically; equal pairs give equal bytes."""
     with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(prompt_line(pair) for pair in pairs)
+
+
+PICTURES = "pictures"
+"""Folder beside `prompts.jsonl`."""
+
+
+def copy_pictures(
+    pairs: Sequence[PromptPair], folder: Path, *, to: Path
+) -> Iterator[Progress | tuple[PromptPair, ...]]:
+    """Copy the pictures of prompt pairs; yields progress, and at the end the pairs with the names of the copies.
+
+    Args:
+        pairs: the pairs as they were read.
+        folder: folder of the file that they were read from; the pictures lie in it or below.
+        to: the run's folder of prompts.
+
+    Raises:
+        InputError: a picture is missing, lies elsewhere, or cannot be decoded; the message names it.
+    """
+    names: dict[str, str] = {"": ""}
+    asked = sorted({pair.picture for pair in pairs} - {""})
+    for done, name in enumerate(asked, start=1):
+        path = path_inside(folder, name, "the picture of a prompt pair")
+        if not path.is_file():
+            raise InputError(f"{path} does not exist, though a prompt pair names it as its picture")
+        read_image(path)
+        names[name] = f"{PICTURES}/{file_sha256(path)[:16]}{path.suffix.lower()}"
+        copy = to / names[name]
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with write_atomically(copy) as temporary:
+                temporary.write_bytes(path.read_bytes())
+        yield Progress(stage="pictures", done=done, total=len(asked))
+    yield tuple(replace(pair, picture=names[pair.picture]) for pair in pairs)

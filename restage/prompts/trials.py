@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from restage.prompts.captions import features_of_captions
-from restage.prompts.form import Form, read_form
-from restage.prompts.forms import Trial
+from restage.prompts.forms import Form, Trial, read_form
+from restage.prompts.grammar import features_of_captions
 from restage.prompts.orders import Example
 from restage.records import InputError, from_plain
 

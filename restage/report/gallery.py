@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from restage.records import Score, from_plain
-from restage.report.config import ReportConfig
 from restage.report.pictures import (
     AssetFolder,
     change_map,
@@ -23,7 +22,7 @@ from restage.report.pictures import (
     read_mask,
     read_picture,
 )
-from restage.report.read import EditEntry, ResultEntry, RunContents
+from restage.report.read import EditEntry, ReportConfig, ResultEntry, RunContents
 from restage.report.trace import trace_results
 from restage.scores.statistics import Estimate, clustered_estimate
 from restage.scores.tables import anchor_note, estimates_of

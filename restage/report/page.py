@@ -18,10 +18,9 @@ from markupsafe import Markup
 
 from restage.records import file_sha256, write_atomically
 from restage.report.charts import interval_mark, loss_curve
-from restage.report.config import ReportConfig
 from restage.report.gallery import EditSection, edit_sections, spread
 from restage.report.pictures import AssetFolder, read_picture
-from restage.report.read import RunContents, SceneEntry, find_figure
+from restage.report.read import ReportConfig, RunContents, SceneEntry, find_figure
 from restage.report.trace import rows_data, trace_results
 from restage.report.words import (
     as_json,
@@ -100,11 +99,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _page_values(
-    contents: RunContents,
-    sections: list[EditSection],
-    assets: AssetFolder,
-    config: ReportConfig,
-    run: RunFolder | None,
+    contents: RunContents, sections: list[EditSection], assets: AssetFolder, config: ReportConfig, run: RunFolder | None
 ) -> dict[str, Any]:
     rows = method_table(contents.scores, noop_progress=config.noop_progress)
     progress = [row.estimates["progress"].mean for row in rows]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from restage.records import MissingExtra, write_atomically
 from restage.report.charts import draw_loss
-from restage.report.figures import load_images
+from restage.report.pictures import load_images
 from restage.report.read import find_figure
 from restage.report.summary import EditFigure, Summary, best_row, cell_parts
 from restage.scores.definitions import METRICS

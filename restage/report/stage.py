@@ -1,26 +1,132 @@
 """The report stage: reads a finished or half-finished run and writes its page, and what is asked for beside it.
 
-The command line calls `run_report` as the last stage of a run, and `write_report` serves any run folder.
+The command line calls `run_report` as the last stage of a run, and `write_report` serves any run folder. The
+supplement holds what was written before, of one or several runs; the same runs give the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+import io
+import math
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 
-from restage.records import Progress, content_id, file_sha256, read_json
-from restage.report.config import ReportConfig
+import jinja2
+
+from restage.audit.bundle import add_entry
+from restage.records import InputError, Progress, Score, content_id, file_sha256, read_json, write_atomically
 from restage.report.latex import write_latex
 from restage.report.page import write_page
-from restage.report.read import RunContents, read_contents
+from restage.report.read import ReportConfig, RunContents, read_contents
 from restage.report.slides import write_slides
 from restage.report.summary import summarise
-from restage.report.supplement import write_supplement
 from restage.run.folder import RunFolder
-from restage.run.layout import PAGE, SCORES, STAGE_MARK
-from restage.run.reading import StageMark
+from restage.run.layout import (
+    EDIT_RECORDS,
+    FITS,
+    PAGE,
+    RUN_RECORD,
+    SCORES,
+    STAGE_MARK,
+    STAGE_MARKS,
+    STUDY_FILES,
+    VIEW_SCORES,
+)
+from restage.run.reading import StageMark, read_run_record
+from restage.scores.rows import read_scores
 
-__all__ = ["ReportConfig", "run_report", "write_report"]
+__all__ = ["ReportConfig", "run_report", "write_report", "write_supplement"]
+
+RECORDS = (RUN_RECORD, *STUDY_FILES, STAGE_MARKS, FITS, EDIT_RECORDS)
+TABLES = (SCORES, VIEW_SCORES)
+DIAGNOSIS = ("diagnose/diagnosis.*",)
+REPORT = ("index.html", "assets/*", "paper/**/*", "slides.pptx")
+NAMES = {
+    "index.html": ("Page", "everything of the run, to look at"),
+    "paper/paper.tex": ("Paper", "tables and figures as LaTeX, to be compiled"),
+    "paper/tables.tex": ("Tables", "LaTeX, booktabs"),
+    "slides.pptx": ("Slides", "PowerPoint, LibreOffice"),
+    "data/scores.csv": ("Scores", "every number with its reason where there is none, as CSV"),
+    "data/scores.parquet": ("Scores", "the same as Parquet, as it was sealed"),
+    "data/views.parquet": ("Scores of views", "every number by held-out view"),
+    "diagnosis/diagnosis.md": ("Diagnosis", "why two runs differ"),
+    "records/run.json": ("Record", "command, config, versions, machine; beside it those of stages and results"),
+}
+
+
+def write_supplement(runs: Sequence[Path], target: Path) -> Path:
+    """Write the zip.
+
+    Args:
+        runs: folders of runs whose pages are written.
+        target: zip to write, in place of an older one.
+
+    Raises:
+        InputError: a run has no page, or two runs have one name.
+    """
+    names = [run.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        raise InputError(f"two runs have the same name among {', '.join(names)}; give one of their folders another")
+    for run in runs:
+        if not (run / PAGE).is_file():
+            raise InputError(f"{run} has no page; run: restage report {run} --formats page zip")
+    parts = [(name, dict(_contents(run))) for name, run in zip(names, runs, strict=True)]
+    with write_atomically(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        add_entry(archive, "index.html", _index(runs, parts).encode())
+        for name, contents in parts:
+            for path, content in contents.items():
+                add_entry(archive, f"{name}/{path}", content if isinstance(content, bytes) else content.read_bytes())
+    return target
+
+
+def _contents(run: Path) -> Iterator[tuple[str, Path | bytes]]:
+    """What goes into the zip of a run, by its path there."""
+    for pattern in REPORT:
+        for path in _matching(run, f"report/{pattern}"):
+            yield path.relative_to(run / "report").as_posix(), path
+    for pattern in TABLES:
+        for path in _matching(run, pattern):
+            yield f"data/{path.name}", path
+    if _matching(run, SCORES):
+        yield "data/scores.csv", _as_csv(read_scores(run / SCORES))
+    for pattern in DIAGNOSIS:
+        for path in _matching(run, pattern):
+            yield f"diagnosis/{path.name}", path
+    for pattern in RECORDS:
+        for path in _matching(run, pattern):
+            yield f"records/{path.relative_to(run).as_posix()}", path
+
+
+def _matching(run: Path, pattern: str) -> list[Path]:
+    """Files of a run, without hidden ones, and without links: these may lead out of it."""
+    found = [path for path in sorted(run.glob(pattern)) if path.is_file() and not path.name.startswith(".")]
+    return [path for path in found if path.resolve() == run.resolve() / path.relative_to(run)]
+
+
+def _as_csv(scores: Sequence[Score]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in fields(Score)])
+    for score in scores:
+        writer.writerow(["" if isinstance(value, float) and math.isnan(value) else value for value in astuple(score)])
+    return text.getvalue().encode()
+
+
+def _index(runs: Sequence[Path], parts: Sequence[tuple[str, dict[str, Path | bytes]]]) -> str:
+    import importlib.resources
+
+    package = importlib.resources.files("restage.report")
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        package.joinpath("supplement.html").read_text(encoding="utf-8")
+    )
+    shown = []
+    for run, (name, contents) in zip(runs, parts, strict=True):
+        links = [(f"{name}/{path}", *words) for path, words in NAMES.items() if path in contents]
+        shown.append({"name": name, "id": read_run_record(run).id, "links": links, "num_files": len(contents)})
+    return template.render(runs=shown)
 
 
 def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:

@@ -13,10 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from restage.report.config import ReportConfig
-from restage.report.figures import compose_grid, load_images
 from restage.report.gallery import spread
-from restage.report.read import EditEntry, ResultEntry, RunContents
+from restage.report.pictures import compose_grid, load_images
+from restage.report.read import EditEntry, ReportConfig, ResultEntry, RunContents
 from restage.report.words import count_of, format_duration
 from restage.scores.definitions import METRICS, metrics_shown_in
 from restage.scores.statistics import Estimate

@@ -113,12 +113,7 @@ def estimate_scores(scores: Sequence[Score]) -> Estimate:
 
 
 def paired_difference(
-    scores: Sequence[Score],
-    metric: str,
-    *,
-    first: tuple[str, str],
-    second: tuple[str, str],
-    confidence: float = 0.95,
+    scores: Sequence[Score], metric: str, *, first: tuple[str, str], second: tuple[str, str], confidence: float = 0.95
 ) -> Difference:
     """Difference between two contenders over the same scenes, edits and seeds, with its interval.
 

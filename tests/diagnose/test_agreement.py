@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from restage.diagnose.agreement import disagreement
-from restage.diagnose.differences import camera_shift
+from restage.diagnose.cases import camera_shift
 from restage.scenes.cameras import Cameras
 from restage.world.capture import ring_cameras
 from restage.world.grammar import sample_description

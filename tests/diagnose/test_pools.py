@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from restage.diagnose.pools import PairPool, mix_pairs
+from restage.diagnose.parts import PairPool, mix_pairs
 from restage.pairs.encoding import ImagePair, pixel_sha256
 from restage.pairs.files import open_files
 from restage.pairs.score import PUBLISHED, PairRule

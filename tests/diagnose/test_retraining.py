@@ -11,8 +11,7 @@ import torch
 from restage.diagnose import DiagnoseConfig, run_diagnose
 from restage.diagnose.cases import find_cases
 from restage.diagnose.parts import RunParts
-from restage.diagnose.trials import Trials
-from restage.diagnose.work import Attempt, DiagnosisWork
+from restage.diagnose.trials import Attempt, DiagnosisWork, Trials
 from restage.diagnose.workbench import Mix, Workbench
 from restage.diffusion.training import TrainingConfig
 from restage.pairs.encoding import ImagePair, pixel_sha256

@@ -1,6 +1,6 @@
 import pytest
 
-from restage.diagnose.differences import describe_part
+from restage.diagnose.cases import describe_part
 from restage.diagnose.parts import RunParts
 from restage.diagnose.stages import MEASURED, measured_rows
 from restage.diagnose.trials import Trial

@@ -11,8 +11,7 @@ import torch
 
 from restage.compare.metrics import progress, psnr_db, spill
 from restage.edit.pictures import read_image, read_mask
-from restage.nerfstudio.export import export_scene
-from restage.nerfstudio.scene import load_trained_scene
+from restage.nerfstudio.export import export_scene, load_trained_scene
 from restage.scenes.io import read_capture
 
 pytestmark = pytest.mark.nerfstudio

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from restage.compare.metrics import progress, psnr_db, spill
 from restage.edit.pictures import read_image, read_mask
-from restage.nerfstudio.export import export_scene
-from restage.nerfstudio.scene import load_trained_scene
+from restage.nerfstudio.export import export_scene, load_trained_scene
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.scenes.fit import render_views

@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from restage.prompts.captions import parse_caption, read_captions
-from restage.prompts.grammar import write_caption_pair
+from restage.prompts.grammar import parse_caption, read_captions, write_caption_pair
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts
 from restage.records import InputError

@@ -1,7 +1,7 @@
 import pytest
 
 from restage.prompts.collect import NounQuota
-from restage.prompts.duplicates import Duplicates, content_of_caption
+from restage.prompts.rejects import Duplicates, content_of_caption
 from restage.prompts.stage import PromptsConfig, write_answers, write_pairs
 from restage.records import InputError, PromptPair
 

@@ -8,10 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from restage.prompts import WRITERS
-from restage.prompts.captions import features_of_captions, features_of_edit
-from restage.prompts.form import GRAMMAR_SPACE, Form, read_form, write_form
-from restage.prompts.forms import Choice, FormChooser, FormsConfig, Trial, make_arms
-from restage.prompts.grammar import write_form_pair
+from restage.prompts.forms import (
+    GRAMMAR_SPACE,
+    Choice,
+    Form,
+    FormChooser,
+    FormsConfig,
+    Trial,
+    make_arms,
+    read_form,
+    write_form,
+)
+from restage.prompts.grammar import features_of_captions, features_of_edit, write_form_pair
 from restage.prompts.rounds import RoundsConfig, round_folders, run_rounds, yields_of_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts

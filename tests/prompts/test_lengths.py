@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from restage.prompts.captions import read_captions
-from restage.prompts.lengths import TokenLimits
+from restage.prompts.grammar import read_captions
+from restage.prompts.rejects import TokenLimits
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts
 from restage.records import InputError, PromptPair

@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from restage.prompts.answers import Usage
-from restage.prompts.form import OPEN_SPACE, read_form
-from restage.prompts.limits import Budget, RateLimit
+from restage.prompts.answers import Budget, RateLimit, Usage
+from restage.prompts.forms import OPEN_SPACE, read_form
 from restage.prompts.llm_config import LlmConfig, LlmLimits
 from restage.prompts.orders import WritingStopped
 from restage.prompts.stage import PromptsConfig

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from restage.prompts.answer_text import Malformed, parse_items
 from restage.prompts.answers import AnswerCache, Reply
+from restage.prompts.llm import Malformed, parse_items
 from restage.prompts.llm_config import LlmConfig, find_access
 from restage.prompts.stage import PromptsConfig
 from restage.records import InputError

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from restage.records import InputError
-from restage.report.figures import compose_grid, load_images
+from restage.report.pictures import compose_grid, load_images
 
 RED, BLUE = Image.new("RGB", (10, 10), "red"), Image.new("RGB", (20, 10), "blue")
 

@@ -1,16 +1,19 @@
-"""Reads nerfstudio's checkpoints safely: they hold numbers of numpy, which torch refuses unless it is told."""
+"""What nerfstudio's environment may lack: checkpoints that its torch reads, and the weights of LPIPS."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from restage.records import InputError
 
-__all__ = ["allow_checkpoints", "latest_checkpoint", "read_checkpoint"]
+__all__ = ["NotScored", "allow_checkpoints", "latest_checkpoint", "lpips_or_not_scored", "read_checkpoint"]
 
 
 def allow_checkpoints() -> None:
@@ -52,3 +55,35 @@ def latest_checkpoint(folder: Path | None, step: int | None = None) -> Path:
     if not found:
         raise InputError(f"{folder} holds no checkpoint step-*.ckpt{'' if step is None else f' of step {step}'}")
     return found[-1]
+
+
+class NotScored(nn.Module):
+    """Stands where a metric would stand and says NaN."""
+
+    def forward(self, *pictures: Tensor) -> Tensor:
+        """NaN, whatever the pictures are."""
+        return torch.tensor(torch.nan)
+
+
+@contextlib.contextmanager
+def lpips_or_not_scored() -> Iterator[None]:
+    """Within it, a model that builds LPIPS gets a stand-in if the weights are neither here nor can be downloaded.
+
+    Everything else of the model works without it; the metric then reads NaN, and a line on the screen says why.
+    """
+    from torchmetrics.image import lpip  # pyright: ignore[reportMissingImports]
+
+    original = lpip.LearnedPerceptualImagePatchSimilarity
+
+    def build(*args: Any, **options: Any) -> nn.Module:
+        try:
+            return original(*args, **options)
+        except (OSError, RuntimeError) as error:
+            print(f"LPIPS is not scored, since its weights could not be loaded: {error}")
+            return NotScored()
+
+    lpip.LearnedPerceptualImagePatchSimilarity = build  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        lpip.LearnedPerceptualImagePatchSimilarity = original
