@@ -1,9 +1,9 @@
 """The plain twin of attention control: one pair per call, hooks, a controller in Python, all maps in memory.
 
 Written from the papers and the formulas of their public code (which steps, layers and maps count), for tests to compare
-with and for `benchmarks/pairs.py` to race against. At the numbers of steps that tests have, windows of the public code
-and ours hold the same steps; docs/methods.md says where they do not. Maps are computed in at least float32, and those
-of at most 32 x 32 queries are stored and summed over the steps, as Prompt-to-Prompt's `AttentionStore` does.
+with and for `benchmarks/pairs.py` to race against. Where those formulas and ours differ, `test_published.py` says by
+what; other tests have numbers of steps at which windows hold the same ones. Maps are computed in at least float32, and
+those of at most 32 x 32 queries are stored and summed over the steps, as Prompt-to-Prompt's `AttentionStore` does.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ def is_cross_on(window: Sequence[float], step: int, num_steps: int) -> bool:
 
 class Controller:
     """Changes the attention of one pair: batch [(uncond source, uncond edit,) source, edit]."""
+
+    has_public_maps = False
+    """Whether word maps are the public code's in two things that ours do otherwise: the edit's are kept as they were
+    replaced, and they are scaled up by the nearest pixel."""
 
     def __init__(
         self,
@@ -89,13 +93,17 @@ class Controller:
             self.step_store.setdefault((kind, maps.shape[2]), []).append(maps[-2:].clone())
 
     def cross(self, maps: Tensor) -> Tensor:
-        self.keep_map("cross", maps)
+        if not self.has_public_maps:
+            self.keep_map("cross", maps)
         source, edit = maps[-2], maps[-1]
         shared = self.shared.to(maps)
         refined = (source @ self.word_map.to(maps)) * shared + edit * (1 - shared)
         reweighted = refined * self.strengths().to(maps)
         gate = self.token_gate().to(maps)
-        return torch.cat([maps[:-1], (reweighted * gate + edit * (1 - gate))[None]])
+        changed = torch.cat([maps[:-1], (reweighted * gate + edit * (1 - gate))[None]])
+        if self.has_public_maps:  # it stores maps first, and then writes into what it has stored
+            self.keep_map("cross", changed)
+        return changed
 
     def self_kind(self, num_queries: int, layer: int, num_layers: int) -> str:
         options = self.options
@@ -126,7 +134,8 @@ class Controller:
                     padded, side = F.pad(single, (1, 1, 1, 1), value=0.0), self.map_size
                     single = torch.stack([padded[i : i + side, j : j + side] for i in range(3) for j in range(3)])
                     single = single.amax(0)
-                resized = F.interpolate(single[None, None], size, mode="bilinear")[0, 0]
+                mode = "nearest" if self.has_public_maps else "bilinear"
+                resized = F.interpolate(single[None, None], size, mode=mode)[0, 0]
                 masks.append(resized / resized.max() > threshold)
             return masks[0] | masks[1]
 
