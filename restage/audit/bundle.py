@@ -9,14 +9,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import lzma
 import shutil
+import stat
+import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from restage import __version__
 from restage.audit.records import RecordFinding
@@ -24,7 +30,10 @@ from restage.records import (
     InputError,
     Progress,
     file_sha256,
+    from_plain,
     has_right_seal,
+    is_disk_full,
+    parse_json,
     seal,
     write_atomically,
 )
@@ -38,6 +47,11 @@ DROPPED = ("*/.*", ".*", "train/cache/*", "train/state.pt", "scenes/*/fit_state.
 PARTS = {"weights": ("*.safetensors", "*.pt", "*.bin"), "pairs": ("pairs/*.tar", "*/pairs/*.tar")}
 PACKED = {".png", ".jpg", ".jpeg", ".webp", ".mp4", ".tar", ".parquet", ".safetensors", ".pt", ".gz", ".zip", ".pptx"}
 """Suffixes of files that would not get smaller."""
+MAX_RATIO = 200
+"""Number of times its size that a bundle may unpack to: records get some 20 times smaller, pictures hardly."""
+MAX_MANIFEST_BYTES = 64_000_000
+UNREADABLE = (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, struct.error)
+"""What zipfile raises on archives that are broken, encrypted, or packed in a way that it does not know."""
 LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
@@ -49,13 +63,24 @@ class BundleConfig:
     """Large parts whose hashes are enough: the weights of models that the run trained, the pictures of pairs."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What the list says of a file."""
+
+    sha256: str
+    num_bytes: Annotated[int, msgspec.Meta(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Manifest:
+    """What a `bundle.json` says."""
+
+    files: Mapping[str, _Facts]
+    left_out: Mapping[str, _Facts]
+
+
 def pack_bundle(run: Path, target: Path, config: BundleConfig) -> Iterator[Progress]:
     """Write the bundle of a run; the last note says its hash.
-
-    Args:
-        run: folder of the run.
-        target: zip to write.
-        config: what goes into it.
 
     Raises:
         InputError: there is no run, the target is no zip, or it exists already.
@@ -129,45 +154,44 @@ def open_bundle(path: Path) -> Iterator[OpenedBundle]:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a bundle that `restage bundle` has written")
-    with tempfile.TemporaryDirectory(prefix="restage-bundle-") as folder, _opened_zip(path) as archive:
-        manifest = _read_manifest(archive, path)
-        files: dict[str, Any] = manifest["files"]
-        num_bytes = sum(facts["num_bytes"] for facts in files.values())
+    try:
+        archive = zipfile.ZipFile(path)
+    except UNREADABLE as error:
+        raise InputError(f"{path} is not readable as a zip: {error}") from None
+    with tempfile.TemporaryDirectory(prefix="restage-bundle-") as folder, archive:
+        manifest, is_sealed = _read_manifest(archive, path)
+        # Before anything is written: sizes are what the list says, and no file is unpacked any further.
+        num_bytes = sum(facts.num_bytes for facts in manifest.files.values())
+        if num_bytes > path.stat().st_size * MAX_RATIO:
+            raise InputError(f"{path} would unpack to more than {MAX_RATIO} times its size; it was not unpacked")
         if num_bytes > shutil.disk_usage(folder).free * 0.9:
             raise InputError(f"{path} holds {num_bytes / 1e9:.1f} GB, more than there is room for in {folder}")
         opened = OpenedBundle(
             run=Path(folder) / "run",
-            left_out={name: facts["sha256"] for name, facts in manifest["left_out"].items()},
+            left_out={name: facts.sha256 for name, facts in manifest.left_out.items()},
             sha256=file_sha256(path),
         )
-        if not has_right_seal(manifest, is_required=True):
+        if not is_sealed:
             detail = "its list of files is not what it was when it was sealed"
             opened.findings.append(RecordFinding(reason="edited record", file=MANIFEST, detail=detail))
-        _unpack(archive, files, opened)
+        _unpack(archive, manifest.files, opened)
         yield opened
 
 
-@contextlib.contextmanager
-def _opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+def _read_manifest(archive: zipfile.ZipFile, path: Path) -> tuple[_Manifest, bool]:
+    """Read the list of files; returns also whether it is as it was sealed."""
     try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is not readable as a zip: {error}") from None
-    with archive:
-        yield archive
+        with archive.open(MANIFEST) as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise InputError(f"{MANIFEST} is longer than {MAX_MANIFEST_BYTES // 10**6} MB")
+        manifest: dict[str, Any] = parse_json(content, dict[str, Any], where=MANIFEST)
+        return from_plain(manifest, _Manifest, where=MANIFEST), has_right_seal(manifest, is_required=True)
+    except (KeyError, *UNREADABLE) as error:
+        raise InputError(f"{path} is not a bundle of ours: {error}") from None
 
 
-def _read_manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(archive.read(MANIFEST))
-        for facts in (*manifest["files"].values(), *manifest["left_out"].values()):
-            _ = int(facts["num_bytes"]), str(facts["sha256"])
-    except (KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a bundle of ours: {MANIFEST} in it: {error}") from None
-    return manifest
-
-
-def _unpack(archive: zipfile.ZipFile, files: dict[str, Any], opened: OpenedBundle) -> None:
+def _unpack(archive: zipfile.ZipFile, files: Mapping[str, _Facts], opened: OpenedBundle) -> None:
     """Write the listed files, each at most as large as it is listed; say which are missing or others."""
 
     def find(reason: str, file: str, detail: str) -> None:
@@ -177,27 +201,37 @@ def _unpack(archive: zipfile.ZipFile, files: dict[str, Any], opened: OpenedBundl
     for name in sorted(held - set(files)):
         find("changed", name, "lies in the bundle, whose list of files does not have it; it was not unpacked")
     for name, facts in files.items():
-        target = opened.run / name
-        if not target.resolve().is_relative_to(opened.run.resolve()):
+        if not _is_inside(opened.run, name):
             find("changed", name, "would lie outside of the run; it was not unpacked")
         elif name not in held:
             find("missing", name, f"named by {MANIFEST}")
+        elif stat.S_IFMT(archive.getinfo(f"run/{name}").external_attr >> 16) not in (0, stat.S_IFREG):
+            find("changed", name, "is a link or a device; it was not unpacked")
         else:
-            found = _extract(archive, f"run/{name}", target, facts["num_bytes"])
-            if found != facts["sha256"]:
-                find("changed", name, f"SHA-256 is {found[:16]}, {MANIFEST} holds {facts['sha256'][:16]}")
+            found = _extract(archive, f"run/{name}", opened.run / name, facts.num_bytes)
+            if found != facts.sha256:
+                find("changed", name, f"SHA-256 is {found[:16]}, {MANIFEST} holds {facts.sha256[:16]}")
+
+
+def _is_inside(run: Path, name: str) -> bool:
+    try:
+        return (run / name).resolve().is_relative_to(run.resolve())
+    except (OSError, ValueError):  # a name too long, or with a null byte
+        return False
 
 
 def _extract(archive: zipfile.ZipFile, name: str, target: Path, num_bytes: int) -> str:
     """Write one file, up to a byte more than it should have; returns the hash of what was written."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     digest, left = hashlib.sha256(), num_bytes + 1
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(name) as source, target.open("wb") as file:
             while left and (block := source.read(min(left, 1 << 20))):
                 file.write(block)
                 digest.update(block)
                 left -= len(block)
-    except (zipfile.BadZipFile, EOFError, OSError):
+    except UNREADABLE as error:
+        if is_disk_full(error):
+            raise
         return f"unreadable after {num_bytes + 1 - left} bytes"
     return digest.hexdigest()

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +46,18 @@ class _Record:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _TextConfig:
+    vocab_size: int = OPENAI_VOCABULARY
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ClipConfig:
+    """What a CLIP's `config.json` says of its texts."""
+
+    text_config: _TextConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """The thresholds that suit a CLIP, and how well they tell right pairs from wrong ones."""
 
@@ -73,10 +84,10 @@ def read_clip_rule(folder: Path) -> PairRule | None:
                 f"{path}: thresholds must lie in [-1, 1], got {thresholds}; run: restage calibrate {folder}"
             )
         return PairRule(**asdict(found))
-    config: Any = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    text = config.get("text_config") or {} if isinstance(config, dict) else {}
-    is_like_openai = text.get("vocab_size", OPENAI_VOCABULARY) == OPENAI_VOCABULARY and bool(config)
-    return PUBLISHED if is_like_openai else None
+    if not (folder / "config.json").is_file():
+        return None
+    text = read_json(folder / "config.json", _ClipConfig).text_config or _TextConfig()
+    return PUBLISHED if text.vocab_size == OPENAI_VOCABULARY else None
 
 
 def rule_for(rule: PairRule, clip: Path) -> PairRule:

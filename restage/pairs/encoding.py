@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,17 @@ from PIL import Image
 from torch import Tensor
 
 from restage.pairs.pictures import load_picture
-from restage.records import PromptPair, canonical_json
+from restage.records import InputError, PromptPair, canonical_json, parse_json
 
 __all__ = [
+    "MAX_FILE_BYTES",
+    "MEMBERS",
     "EncodedPair",
     "ImagePair",
+    "PairRecord",
     "array_sha256",
     "bytes_sha256",
+    "check_member",
     "decode_pair",
     "encode_pair",
     "pixel_sha256",
@@ -34,6 +37,12 @@ __all__ = [
     "to_uint8",
     "write_tar",
 ]
+
+
+MEMBERS = ("source.png", "edited.png", "mask.png", "json")
+"""Names of a pair's files in the tar, after its id."""
+MAX_FILE_BYTES = 100_000_000
+"""Size of a file up to which it can be a picture or a record of one pair."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +57,15 @@ class ImagePair:
     prompt: PromptPair
     facts: Mapping[str, Any]
     """How the pair was made and scored, as JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRecord:
+    """What the `json` of a stored pair says."""
+
+    id: str
+    prompt: PromptPair
+    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,36 +148,53 @@ def write_tar(pairs: Sequence[EncodedPair]) -> bytes:
     return buffer.getvalue()
 
 
-def _read_image(content: bytes) -> Tensor:
-    array = np.array(load_picture(content, "a stored picture"), dtype=np.float32) / 255
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+def decode_pair(parts: Mapping[str, bytes], where: str = "a stored pair") -> ImagePair:
+    """Turn the files of a pair back into the pair.
+
+    Raises:
+        InputError: a file is missing or cannot be read; `where` opens the message.
+    """
+    if missing := [name for name in MEMBERS if name not in parts]:
+        raise InputError(f"{where} has no {missing[0]}")
+    record: PairRecord = parse_json(parts["json"], PairRecord, where=f"{where}, json")
+    arrays = (np.array(load_picture(parts[name], f"{where}, {name}"), dtype=np.float32) / 255 for name in MEMBERS[:3])
+    source, edited, mask = (torch.from_numpy(array).permute(2, 0, 1).contiguous() for array in arrays)
+    return ImagePair(id=record.id, source=source, edited=edited, mask=mask[0], prompt=record.prompt, facts=record.facts)
 
 
-def decode_pair(parts: Mapping[str, bytes]) -> ImagePair:
-    """Turn the files of a pair back into the pair."""
-    record = json.loads(parts["json"])
-    return ImagePair(
-        id=record["id"],
-        source=_read_image(parts["source.png"]),
-        edited=_read_image(parts["edited.png"]),
-        mask=_read_image(parts["mask.png"])[0],
-        prompt=PromptPair.from_plain(record["prompt"]),
-        facts=record["facts"],
-    )
+def check_member(member: tarfile.TarInfo) -> None:
+    """Refuse a member of a tar that is no file of a pair: a link, a device, a pipe, one with holes, or a huge one.
+
+    Raises:
+        InputError: it is one.
+    """
+    name = member.name[:100]
+    if not member.isreg() or member.issparse():
+        raise InputError(f"{name!r} is no plain file")
+    if member.size > MAX_FILE_BYTES:
+        raise InputError(f"{name!r}: {member.size} bytes are too many for a file of a pair")
 
 
 def read_tar(content: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield the files of each pair in a tar: the id, and bytes by name."""
+    """Yield the files of each pair in a tar: the id, and bytes by name.
+
+    Raises:
+        InputError: the tar cannot be read, or holds something else than files.
+    """
     parts: dict[str, bytes] = {}
     key = ""
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        for member in tar:
-            next_key, _, name = member.name.partition(".")
-            if parts and next_key != key:
-                yield key, parts
-                parts = {}
-            key, file = next_key, tar.extractfile(member)
-            assert file is not None
-            parts[name] = file.read()
+    try:
+        # Without compression and holes, nothing in it can be larger than the tar.
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+            for member in tar:
+                check_member(member)
+                next_key, _, name = member.name.partition(".")
+                if parts and next_key != key:
+                    yield key, parts
+                    parts = {}
+                key, file = next_key, tar.extractfile(member)
+                parts[name] = file.read() if file else b""
+    except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
+        raise InputError(f"it is not readable as a tar: {error}") from None
     if parts:
         yield key, parts

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from restage.pairs.files import Files
-from restage.records import InputError, seal
+from restage.records import InputError, parse_json, seal
 
 __all__ = ["add_left_out", "is_left_out_list", "mark_left_out", "read_left_out"]
 
 PREFIX, SUFFIX = "left-out-", ".json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LeftOut:
+    """What a version of the list says."""
+
+    pairs: Mapping[str, str]
+    """Reasons by id."""
 
 
 def is_left_out_list(name: str) -> bool:
@@ -37,10 +46,10 @@ def read_left_out(files: Files) -> dict[str, str]:
     if not versions:
         return {}
     try:
-        return dict(json.loads(files.read(versions[-1]))["pairs"])
-    except (ValueError, KeyError, TypeError) as error:
-        where = files.where(versions[-1])
-        raise InputError(f"{where} is not a list of pairs: {error}; run: restage verify RUN --repair") from None
+        record = parse_json(files.read(versions[-1]), _LeftOut, where=files.where(versions[-1]))
+    except InputError as error:
+        raise InputError(f"{error}; run: restage verify RUN --repair") from None
+    return dict(record.pairs)
 
 
 def add_left_out(files: Files, pairs: Mapping[str, str]) -> str:

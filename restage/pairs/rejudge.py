@@ -18,6 +18,7 @@ from restage.pairs.store import PairReader, done_shards
 from restage.pairs.verdicts import NOT_STORED, current_rule, rule_id, set_rule
 from restage.records import InputError, read_json
 from restage.run.layout import STAGE_MARK
+from restage.run.reading import StageMark
 
 __all__ = ["Rejudged", "changed_pixels", "rejudge"]
 
@@ -56,7 +57,7 @@ def rejudge(folder: Path, files: Files, rule: PairRule, config_id: str) -> Rejud
     kept = folder / f"manifest-{rule_id(before)}.parquet"
     if before != rule and manifest.exists() and not kept.exists():
         shutil.copyfile(manifest, kept)
-    if stage.exists() and read_json(stage)["id"] != config_id:
+    if stage.exists() and read_json(stage, StageMark).id != config_id:
         stage.unlink()  # the stage is not done any more; what was made stays
     set_rule(files, rule)
     return _requeue(files)

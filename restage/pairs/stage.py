@@ -78,9 +78,9 @@ def run_campaign(
     folder = run.path / "pairs"
     if read_plan_id(open_files(folder, store=store)) is None:
         check_prompts(plan, maker.open("cpu"))
-    folder = run.folder("pairs")
     if store:
         point_to_store(folder, store)
+    run.folder("pairs")
     files = open_files(folder, store=store)
     _hold_to_rule(files, plan)
     try:

@@ -10,21 +10,22 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from restage.pairs.encoding import EncodedPair, ImagePair, decode_pair, encode_pair, read_tar, write_tar
+from restage.pairs.encoding import MAX_FILE_BYTES, EncodedPair, ImagePair, decode_pair, encode_pair, read_tar, write_tar
 from restage.pairs.files import Files, LocalFiles, Place, open_files
 from restage.pairs.left_out import mark_left_out, read_left_out
-from restage.pairs.score import PairRule
+from restage.pairs.score import PairRule, PairScores
 from restage.pairs.verdicts import current_rule, rule_id, verdict_of
-from restage.records import InputError, seal, write_atomically
+from restage.records import InputError, from_plain, parse_json, seal, write_atomically
 
 __all__ = [
     "PairReader",
@@ -57,6 +58,44 @@ WRITE_ATTEMPTS = 5
 """Number of times that a shard is written because another machine has meanwhile written it differently."""
 
 
+SHARD_FILE = re.compile(r"shard-([0-9]{5,12})\.(tar|parquet|done)")
+MAX_RATIO = 20
+"""Number of times its size that a compressed file may unpack to; pictures are compressed already."""
+TEXTS = ("id", "kind", "instruction", "source_caption", "target_caption", "reason", "prompt_id")
+"""Columns with texts that whoever looks at single pairs needs."""
+COLUMNS = {
+    **dict.fromkeys((*TEXTS, "form", "control", "pixel_sha256", "bytes_sha256", "unscored"), pa.string()),
+    **dict.fromkeys(("sample", "seed", "steps", "rule_version"), pa.int64()),
+    **dict.fromkeys((*PairScores._fields, "self_share"), pa.float64()),
+    "accepted": pa.bool_(),
+    PREVIEW: pa.binary(),
+}
+"""Types of a sidecar's columns; one without any value may have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardHashes:
+    """SHA-256 of a shard's files."""
+
+    tar: str
+    parquet: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What a mark has to say."""
+
+    sha256: ShardHashes
+    num_pairs: int
+    num_accepted: int
+    num_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of the shard's files; none in versions that did not keep them."""
+    content: str = ""
+    """Content id of what the shard was made from."""
+    rule: str = ""
+    """Id of the rule that chose what is stored; empty for imported pairs."""
+
+
 def _sidecar(pairs: Sequence[EncodedPair], rows: Sequence[Mapping[str, Any]]) -> bytes:
     stored = {pair.id: pair for pair in pairs}
     full = []
@@ -72,6 +111,49 @@ def _sidecar(pairs: Sequence[EncodedPair], rows: Sequence[Mapping[str, Any]]) ->
 def shard_name(index: int, suffix: str) -> str:
     """Return the name of a shard's file."""
     return f"shard-{index:05d}.{suffix}"
+
+
+def shard_number(name: str) -> int | None:
+    """Return the number of the shard that a file belongs to; None for a file of another kind."""
+    match = SHARD_FILE.fullmatch(name)
+    return int(match[1]) if match and shard_name(int(match[1]), match[2]) == name else None
+
+
+def open_parquet(source: Path | bytes, where: str) -> pq.ParquetFile:
+    """Open a parquet file; its rows are not read.
+
+    Raises:
+        InputError: it cannot be read, or says that it unpacks to far more than its size.
+    """
+    try:
+        file = pq.ParquetFile(source if isinstance(source, Path) else io.BytesIO(source))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{where} is not readable as parquet: {error}") from None
+    size = source.stat().st_size if isinstance(source, Path) else len(source)
+    groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+    if sum(group.total_byte_size for group in groups) > size * MAX_RATIO + MAX_FILE_BYTES:
+        raise InputError(f"{where} unpacks to more than {MAX_RATIO} times its size; it was not read")
+    return file
+
+
+def read_table(content: bytes, where: str) -> pa.Table:
+    """Read a sidecar.
+
+    Raises:
+        InputError: it cannot be read, or a column is missing or of another type.
+    """
+    try:
+        table = open_parquet(content, where).read()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{where} is not readable as parquet: {error}") from None
+    for name in ("id", "accepted"):
+        if name not in table.column_names or table[name].null_count:
+            raise InputError(f"{where}: {name}: expected a value in every row, got rows without")
+    for name, kind in COLUMNS.items():
+        if name in table.column_names and table[name].type not in (kind, pa.null()):
+            raise InputError(f"{where}: {name}: expected {kind}, got {table[name].type}")
+    return table
 
 
 def write_shard(
@@ -109,15 +191,19 @@ def write_shard(
     mark = seal({**facts, "sha256": hashes, "num_bytes": sizes, "num_accepted": len(encoded), "num_pairs": len(rows)})
     if has_shard(place, index, mark):
         return mark  # another driver was quicker, and its mark must not vanish even for a moment
-    for _ in range(WRITE_ATTEMPTS):
-        # Without the old mark first, a reader could pair it with the new tar.
-        files.remove(shard_name(index, "done"))
-        for suffix, content in contents.items():
-            files.write(shard_name(index, suffix), content)
-        files.sync()  # otherwise a power cut could leave a mark without its shard
-        files.write(shard_name(index, "done"), (json.dumps(mark, indent=1, sort_keys=True) + "\n").encode())
-        if has_shard(place, index, mark):
-            return mark
+    try:
+        for _ in range(WRITE_ATTEMPTS):
+            # Without the old mark first, a reader could pair it with the new tar.
+            files.remove(shard_name(index, "done"))
+            for suffix, content in contents.items():
+                files.write(shard_name(index, suffix), content)
+            files.sync()  # otherwise a power cut could leave a mark without its shard
+            files.write(shard_name(index, "done"), (json.dumps(mark, indent=1, sort_keys=True) + "\n").encode())
+            if has_shard(place, index, mark):
+                return mark
+    except OSError:
+        drop_shard(files, index)  # on a full disk, half a shard is only in the way
+        raise
     raise OSError(f"{files.where(shard_name(index, 'tar'))} is written differently by someone else at the same time")
 
 
@@ -147,19 +233,15 @@ def read_mark(files: Files, index: int) -> dict[str, Any]:
         InputError: the mark cannot be read.
     """
     name = shard_name(index, "done")
-    try:
-        mark = json.loads(files.read(name))
-    except ValueError as error:
-        raise InputError(f"{files.where(name)} is not readable as JSON: {error}") from None
-    if not isinstance(mark, dict):
-        raise InputError(f"{files.where(name)} is not a mark; expected a JSON object")
+    mark: dict[str, Any] = parse_json(files.read(name), dict[str, Any], where=files.where(name))
+    from_plain(mark, Mark, where=files.where(name))
     return mark
 
 
 def done_indices(place: Place) -> list[int]:
     """Return the numbers of the finished shards, in order, by one listing and without opening a file."""
-    names = open_files(place).names()
-    return sorted(int(name[6:-5]) for name in names if name.startswith("shard-") and name.endswith(".done"))
+    numbers = (shard_number(name) for name in open_files(place).names() if name.endswith(".done"))
+    return sorted(number for number in numbers if number is not None)
 
 
 def done_shards(place: Place) -> dict[int, Mapping[str, Any]]:
@@ -206,8 +288,8 @@ class PairReader:
 
     def rows(self, index: int, mark: Mapping[str, Any], *, has_previews: bool) -> pa.Table:
         """Return the rows of a shard, as readers see them."""
-        content = io.BytesIO(_checked(self.files, index, "parquet", mark))
-        table = pq.ParquetFile(content).read()
+        content = _checked(self.files, index, "parquet", mark)
+        table = read_table(content, self.files.where(shard_name(index, "parquet")))
         if not has_previews and PREVIEW in table.column_names:
             table = table.drop_columns([PREVIEW])
         if not (self.is_judged_anew(mark) or self.left_out):
@@ -224,9 +306,13 @@ class PairReader:
         if self.is_judged_anew(mark):
             rows = self.rows(index, mark, has_previews=False)
             hidden |= {row["id"] for row in rows.to_pylist() if not row["accepted"]}
-        for key, parts in read_tar(_checked(self.files, index, "tar", mark)):
-            if key not in hidden:
-                yield key, parts
+        content = _checked(self.files, index, "tar", mark)
+        try:
+            for key, parts in read_tar(content):
+                if key not in hidden:
+                    yield key, parts
+        except InputError as error:
+            raise InputError(f"{self.files.where(shard_name(index, 'tar'))}: {error}") from None
 
 
 def read_pairs(place: Place) -> Iterator[ImagePair]:
@@ -243,8 +329,8 @@ def read_pairs(place: Place) -> Iterator[ImagePair]:
             f"{open_files(place).where()} holds no finished shard of image pairs; run the pairs stage first"
         )
     for index, mark in marks.items():
-        for _, parts in reader.members(index, mark):
-            yield decode_pair(parts)
+        for key, parts in reader.members(index, mark):
+            yield decode_pair(parts, f"{reader.files.where(shard_name(index, 'tar'))}: {key[:100]}")
 
 
 def iter_rows(place: Place) -> Iterator[dict[str, Any]]:

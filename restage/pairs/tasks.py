@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from restage.pairs.files import Files
 from restage.pairs.generate import GenerateConfig, PairJob, make_jobs
 from restage.pairs.score import PairRule
-from restage.records import InputError, PromptPair, canonical_json, content_id, seal, to_plain
+from restage.records import InputError, PromptPair, canonical_json, content_id, parse_json, seal, to_plain
 from restage.work.task import Task
 
 __all__ = ["PairTask", "PairsConfig", "TaskPlan"]
@@ -46,6 +46,18 @@ class PairsConfig:
 PairTask = Task[tuple[PairJob, ...]]
 """One shard to make. Its content id holds its pairs, how they are sampled, and what makes them; not the rule that
 judges them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord:
+    """What a `plan.json` says of the shards beside it."""
+
+    id: str
+    maker: str | None = None
+    """Id of what makes the pairs; the content id in each mark is derived from it."""
+    num_tasks: int | None = None
+    """Number of shards."""
+    generate: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,9 +144,16 @@ def read_plan_id(files: Files) -> str | None:
     Raises:
         InputError: the plan cannot be read.
     """
+    found = read_plan(files)
+    return found.id if found else None
+
+
+def read_plan(files: Files) -> PlanRecord | None:
+    """Return what the plan of a folder's shards says; None where there is none.
+
+    Raises:
+        InputError: the plan cannot be read.
+    """
     if not files.exists(PLAN_FILE):
         return None
-    try:
-        return json.loads(files.read(PLAN_FILE))["id"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{files.where(PLAN_FILE)} is not a plan: {error}; delete it and run pairs again") from None
+    return parse_json(files.read(PLAN_FILE), PlanRecord, where=files.where(PLAN_FILE))

@@ -5,13 +5,13 @@ A rule can be changed without making a picture: `restage pairs RUN --rejudge` (s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from restage.pairs.files import Files
 from restage.pairs.score import PairRule, PairScores, judge
-from restage.records import InputError, canonical_json, content_id, to_plain
+from restage.records import InputError, canonical_json, content_id, parse_json, to_plain
 
 __all__ = ["NOT_STORED", "current_rule", "rule_id", "set_rule", "verdict_of"]
 
@@ -19,6 +19,14 @@ RULE_FILE = "rule.json"
 
 NOT_STORED = "accepted by the rule, but its pictures were not stored"
 """Reason of a pair that waits until `rejudge` has its shard made again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleRecord:
+    """What a `rule.json` says."""
+
+    id: str
+    rule: PairRule
 
 
 def rule_id(rule: PairRule) -> str:
@@ -34,10 +42,10 @@ def current_rule(files: Files) -> PairRule | None:
     """
     if not files.exists(RULE_FILE):
         return None
-    try:
-        return PairRule(**json.loads(files.read(RULE_FILE))["rule"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{files.where(RULE_FILE)} is not the record of a rule: {error}; run pairs again") from None
+    record: RuleRecord = parse_json(files.read(RULE_FILE), RuleRecord, where=files.where(RULE_FILE))
+    if not record.rule.has_thresholds:
+        raise InputError(f"{files.where(RULE_FILE)}: rule: expected all thresholds, got {record.rule}")
+    return record.rule
 
 
 def set_rule(files: Files, rule: PairRule) -> None:

@@ -291,6 +291,62 @@ def test_a_list_of_files_that_lacks_something_is_no_bundle(tmp_path: Path, facts
         pass
 
 
+def test_sizes_cannot_hide_one_another(bundle: Path) -> None:
+    other = reseal(bundle, lambda manifest: manifest["files"]["run.json"].update(num_bytes=-(10**15)))
+    with pytest.raises(InputError, match=r"files\[...\]\.num_bytes: expected int >= 0"), open_bundle(other):
+        pass
+
+
+def test_a_bundle_that_unpacks_to_far_more_than_its_size_is_refused_before_anything_is_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "zeros.txt").write_bytes(bytes(30_000_000))
+    list(pack_bundle(run, tmp_path / "bomb.zip", BundleConfig()))
+    monkeypatch.setattr("restage.audit.bundle._unpack", lambda *args: pytest.fail("it was unpacked"))
+    with pytest.raises(InputError, match="unpack to more than 200 times its size"), open_bundle(tmp_path / "bomb.zip"):
+        pass
+
+
+@pytest.mark.parametrize("content", [b" " * 64_000_001, b"[" * 100_000, b"[" + b"9" * 5000 + b"]", b"[]", b"\xff"])
+def test_a_list_of_files_that_is_endless_or_no_list_is_refused(tmp_path: Path, content: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bundle.json", content)
+    message = r"x\.zip is not a bundle of ours: bundle\.json"
+    with pytest.raises(InputError, match=message), open_bundle(tmp_path / "x.zip"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "detail"),
+    [
+        ({"external_attr": 0o120777 << 16}, "is a link or a device"),
+        ({"external_attr": 0o010644 << 16}, "is a link or a device"),
+        ({"flag_bits": 1}, "unreadable after"),
+        ({"compress_type": 99}, "unreadable after"),
+        ({"compress_type": zipfile.ZIP_DEFLATED}, "unreadable after"),
+    ],
+)
+def test_an_entry_that_cannot_be_unpacked_is_named(bundle: Path, changes: dict, detail: str) -> None:
+    with zipfile.ZipFile(bundle, "a") as archive:
+        entry = archive.getinfo(PICTURE)
+        for name, value in changes.items():
+            setattr(entry, name, value)
+        archive._didModify = True  # pyright: ignore[reportAttributeAccessIssue]  (writes the directory anew)
+    with open_bundle(bundle) as opened:
+        (finding,) = opened.findings
+    assert (finding.reason, finding.file) == ("changed", PICTURE.removeprefix("run/")) and detail in finding.detail
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "run.json/below", ""])
+def test_a_name_that_no_disk_takes_is_named(bundle: Path, name: str) -> None:
+    facts = {"sha256": hashlib.sha256(b"x").hexdigest(), "num_bytes": 1}
+    other = reseal(bundle, lambda manifest: manifest["files"].update({name: facts}))
+    with zipfile.ZipFile(other, "a") as archive:
+        archive.writestr(f"run/{name}", "x")
+    with open_bundle(other) as opened:
+        assert {(finding.reason, finding.file) for finding in opened.findings} == {("changed", name)}
+
+
 def test_a_bundle_is_known_by_its_name() -> None:
     assert is_bundle("a/run.zip") and not is_bundle("a/run.zip/") and not is_bundle("a/run")
 

@@ -1,5 +1,6 @@
 """Data sets that are broken, or made to do harm: refused in one line, or their pairs listed as bad."""
 
+import errno
 import json
 import os
 import tarfile
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from restage.pairs.files import LocalFiles
 from restage.pairs.store import read_rows
 from restage.records import InputError
 from tests.pairs.test_foreign import bring_in, pair, picture, write
@@ -150,3 +152,73 @@ def test_a_broken_prompt_is_a_bad_pair(tmp_path, content):
             (tmp_path / name / f"7_{side}.jpg").write_bytes(picture(side, form="JPEG"))
     folder, _ = bring_in(tmp_path, tmp_path / "run", format="instruct-pix2pix")
     assert [row["reason"] for row in read_rows(folder)] == ["", "the instruction is missing"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_devices_and_pipes_in_a_tar_are_refused(tmp_path, kind):
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        member = tarfile.TarInfo("a.source.png")
+        member.type, member.linkname = kind, "/etc/passwd"
+        tar.addfile(member)
+    with pytest.raises(InputError, match=r"data\.tar: 'a\.source\.png' is no plain file"):
+        bring_in(tmp_path, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["data.tar", "train.parquet", "metadata.jsonl"])
+def test_a_link_out_of_the_data_set_is_not_followed(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    (tmp_path / name).write_bytes(b"private")
+    (tmp_path / "data" / name).symlink_to(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} is a link that leaves"):
+        bring_in(tmp_path / "data", tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_a_line_of_a_megabyte_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("file_name,edited_file_name,edit\n" + "x" * 1_000_000)
+    with pytest.raises(InputError, match=f"{name}, line 2: expected at most 100000 characters"):
+        bring_in(tmp_path, tmp_path / "run")
+
+
+def test_a_table_of_fields_without_end_is_refused(tmp_path):
+    (tmp_path / "metadata.csv").write_text('file_name,edited_file_name,edit\n"' + "x\n" * 100_000)
+    with pytest.raises(InputError, match="not readable as CSV: field larger than field limit"):
+        bring_in(tmp_path, tmp_path / "run")
+
+
+def test_a_parquet_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
+    empty = {"bytes": bytes(150_000_000), "path": None}
+    table = pa.Table.from_pylist([pair(0, original_image=empty)])
+    pq.write_table(table, tmp_path / "train.parquet", compression="zstd", use_dictionary=False)
+    with pytest.raises(InputError, match=r"train\.parquet unpacks to more than 20 times its size"):
+        bring_in(tmp_path, tmp_path / "run")
+
+
+def test_a_data_set_that_is_refused_late_leaves_nothing(tmp_path):
+    write(tmp_path / "data", [pair(n) for n in range(70)] + [pair(70, edit_prompt="")])
+    with pytest.raises(InputError, match="the instruction is missing"):
+        bring_in(tmp_path / "data", tmp_path / "run", strict=True, pairs_per_shard=8)
+    assert not (tmp_path / "run" / "pairs").exists()
+    bring_in(tmp_path / "data", tmp_path / "run", pairs_per_shard=8)
+    assert len(read_rows(tmp_path / "run" / "pairs")) == 71
+
+
+def test_a_full_disk_leaves_no_half_of_a_first_shard_and_keeps_whole_ones(tmp_path, monkeypatch):
+    write(tmp_path / "data", [pair(n) for n in range(16)])
+    write_file, room = LocalFiles.write, [0]
+
+    def write_until_full(self: LocalFiles, name: str, content: bytes) -> None:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        room[0] -= 1
+        write_file(self, name, content)
+
+    monkeypatch.setattr(LocalFiles, "write", write_until_full)
+    for num_files, expected in ((1, None), (4, {f"shard-00000.{suffix}" for suffix in ("tar", "parquet", "done")})):
+        room[0] = num_files
+        with pytest.raises(OSError, match="No space left"):
+            bring_in(tmp_path / "data", tmp_path / "run", pairs_per_shard=8)
+        pairs = tmp_path / "run" / "pairs"
+        assert (set(os.listdir(pairs)) if pairs.exists() else None) == expected
+    monkeypatch.setattr(LocalFiles, "write", write_file)
+    assert len(read_rows(bring_in(tmp_path / "data", tmp_path / "run", pairs_per_shard=8)[0])) == 16

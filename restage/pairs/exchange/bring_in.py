@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from restage.pairs.exchange.foreign_pair import ForeignPair
 from restage.pairs.exchange.masks import MaskIs, MaskVotes, refuse_useless
 from restage.pairs.files import open_files
 from restage.pairs.stage import write_views
-from restage.pairs.store import done_shards, write_shard
+from restage.pairs.store import done_indices, done_shards, write_shard
 from restage.records import InputError, Progress, content_id
 from restage.run.folder import RunFolder
 
@@ -135,9 +136,22 @@ def import_folder(run: RunFolder, folder: Path, config: ImportConfig) -> Iterato
         return
     first = list(islice(pairs, NUM_VOTES))
     checker = _checker_for(first, config, is_whole=len(first) < NUM_VOTES)
-    place, intake, index = run.path / "pairs", _Intake(config, checker), 0
+    place, intake = run.path / "pairs", _Intake(config, checker)
+    was_there = place.exists()
+    try:
+        yield from _store(run, source, intake, chain(first, pairs))
+        yield from _finish(run, source, intake)
+    except (InputError, OSError) as error:
+        # What was refused, or found no room for its first shard, leaves nothing; what goes on later keeps its shards.
+        if not was_there and (isinstance(error, InputError) or not done_indices(place)):
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+
+
+def _store(run: RunFolder, source: _Source, intake: _Intake, pairs: Iterator[ForeignPair]) -> Iterator[Progress]:
+    """Write the shards that are not there yet."""
+    place, config, index = run.path / "pairs", source.config, 0
     finished = done_shards(place) if place.exists() else {}
-    pairs = chain(first, pairs)
     while group := list(islice(pairs, config.pairs_per_shard)):
         content = content_id("import", {"source": source, "index": index})
         if finished.get(index, {}).get("content", content) != content:
@@ -149,7 +163,6 @@ def import_folder(run: RunFolder, folder: Path, config: ImportConfig) -> Iterato
         index += 1
         done = intake.reasons.total()
         yield Progress(stage="import", done=done, total=done, note=group[-1].where)
-    yield from _finish(run, source, intake)
 
 
 def _checker_for(pairs: Sequence[ForeignPair], config: ImportConfig, *, is_whole: bool) -> Checker:

@@ -17,7 +17,10 @@ from restage.pairs.exchange import FORMATS
 from restage.pairs.exchange.exported import PairSet
 from restage.pairs.exchange.format import PairFormat
 from restage.pairs.score import PairScores
-from restage.records import InputError, read_json, to_plain
+from restage.pairs.tasks import read_plan
+from restage.records import read_json, to_plain
+from restage.run.layout import RUN_RECORD, STAGE_MARK
+from restage.run.reading import StageMark, read_run_record
 from restage.scenes.io.images import open_picture
 
 __all__ = ["SetFacts", "collect_facts", "render_card"]
@@ -107,23 +110,16 @@ def collect_facts(pair_set: PairSet, run: Path | None) -> SetFacts:
 def _provenance(pair_set: PairSet, run: Path | None) -> dict[str, Any]:
     """Return the models, seed, code and config that a run has recorded; what it lacks is left out."""
     found: dict[str, Any] = {"set": pair_set.id}
-    files = pair_set.reader.files
-    if files.exists("plan.json"):
-        plan = json.loads(files.read("plan.json"))
-        found |= {"models": plan.get("maker"), "plan": plan.get("id"), "generate": plan.get("generate")}
+    if plan := read_plan(pair_set.reader.files):
+        found |= {"models": plan.maker, "plan": plan.id, "generate": plan.generate}
     if run is None:
         return found
-    for name, path in (("run", run / "run.json"), ("stage", run / "pairs" / "stage.json")):
-        try:
-            record = read_json(path)
-        except InputError:
-            continue
-        if name == "stage":
-            found["config"] = record.get("config", {})
-        else:
-            config = record.get("config") or {}
-            kept = {"run": record.get("id"), "seed": record.get("seed"), "git_commit": record.get("git_commit")}
-            found |= {**kept, "models_sha256": config.get("models_sha256"), "versions": record.get("versions")}
+    if (run / RUN_RECORD).exists():
+        record = read_run_record(run)
+        found |= {"run": record.id, "seed": record.seed, "git_commit": record.git_commit, "versions": record.versions}
+        found["models_sha256"] = record.config.get("models_sha256")
+    if (run / "pairs" / STAGE_MARK).exists():
+        found["config"] = read_json(run / "pairs" / STAGE_MARK, StageMark).config
     return {name: value for name, value in found.items() if value}
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from restage.pairs.encoding import MEMBERS, PairRecord
 from restage.pairs.files import Place, open_files
-from restage.pairs.store import NO_SHARD, PairReader, done_shards
-from restage.records import InputError, content_id
+from restage.pairs.store import NO_SHARD, TEXTS, PairReader, done_shards, shard_name
+from restage.records import InputError, content_id, from_plain, parse_json
 
 __all__ = ["ExportedPair", "PairSet", "open_set"]
 
@@ -25,8 +25,10 @@ class ExportedPair(NamedTuple):
 
     @property
     def record(self) -> dict[str, Any]:
-        """The stored record with id, prompt and facts."""
-        return json.loads(self.parts["json"])
+        """The stored record with id, prompt and facts, as JSON values."""
+        record: dict[str, Any] = parse_json(self.parts["json"], dict[str, Any], where=self.id)
+        from_plain(record, PairRecord, where=self.id)
+        return record
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,19 @@ class PairSet:
 
     def rows(self, index: int) -> list[dict[str, Any]]:
         """Read the rows of a shard, accepted or not."""
-        return self.reader.rows(index, self.marks[index], has_previews=False).to_pylist()
+        table = self.reader.rows(index, self.marks[index], has_previews=False)
+        if missing := [name for name in TEXTS if name not in table.column_names]:
+            where = self.reader.files.where(shard_name(index, "parquet"))
+            raise InputError(f"{where}: expected a column {missing[0]!r}, got {', '.join(table.column_names)}")
+        return table.to_pylist()
 
     def pairs(self, index: int) -> Iterator[ExportedPair]:
         """Yield the accepted pairs of a shard, in order."""
         rows = {row["id"]: row for row in self.rows(index)}
         for pair_id, parts in self.reader.members(index, self.marks[index]):
+            if pair_id not in rows or not set(MEMBERS) <= set(parts):
+                where = self.reader.files.where(shard_name(index, "tar"))
+                raise InputError(f"{where}: {pair_id[:100]} has no row, or not all of {', '.join(MEMBERS)}")
             yield ExportedPair(pair_id, parts, rows[pair_id])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from restage.pairs.encoding import MAX_FILE_BYTES
 from restage.records import InputError
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "TEXTS",
     "ForeignPair",
     "Names",
+    "files_in",
     "find_names",
     "json_or_none",
     "read_file",
@@ -46,8 +48,6 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 """Parts of a pair and what data sets call them; the first name that is there is taken."""
 PICTURES = ("source", "edited", "mask")
 TEXTS = tuple(part for part in ALIASES if part not in PICTURES)
-MAX_FILE_BYTES = 100_000_000
-"""Size of a file up to which it can be a picture or a record of one pair."""
 NEEDED = ("source", "edited", "instruction")
 """Parts without which nothing can be learned; captions are for generating, and training does without."""
 
@@ -134,6 +134,19 @@ def json_or_none(content: bytes | str | None) -> Any:
         return json.loads(content or b"null")
     except (ValueError, RecursionError):
         return None
+
+
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder that match a pattern, sorted; hidden ones are left out.
+
+    Raises:
+        InputError: one is a link that leaves the folder.
+    """
+    found = sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
+    for path in found:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{path} is a link that leaves {folder}; put the file itself there")
+    return found
 
 
 def read_file(folder: Path, name: str) -> bytes | None:

@@ -14,10 +14,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from restage.pairs.encoding import MAX_FILE_BYTES
 from restage.pairs.exchange.exported import ExportedPair, PairSet
-from restage.pairs.exchange.foreign_pair import ALIASES, PICTURES, ForeignPair, find_names, read_file, texts_of
+from restage.pairs.exchange.foreign_pair import (
+    ALIASES,
+    PICTURES,
+    ForeignPair,
+    files_in,
+    find_names,
+    read_file,
+    texts_of,
+)
 from restage.pairs.exchange.format import PairFormat
 from restage.pairs.score import PairScores
+from restage.pairs.store import open_parquet
 from restage.records import InputError, Progress, canonical_json, write_atomically
 
 __all__ = ["HUGGINGFACE"]
@@ -34,7 +44,8 @@ TEXT_COLUMNS = {
     "prompt_id": "prompt_id",
 }
 """Columns with texts, and their names in the sidecar."""
-READ_ROWS = 64
+READ_ROWS = 16
+"""Number of rows that are unpacked at once: a small file may name one large picture in each."""
 
 
 def _schema() -> pa.Schema:
@@ -90,7 +101,7 @@ def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith(".") and path.is_file())
+    return files_in(folder, "**/*.parquet")
 
 
 def _read(folder: Path) -> Iterator[ForeignPair]:
@@ -110,7 +121,7 @@ def _read(folder: Path) -> Iterator[ForeignPair]:
 
 
 def _read_file(path: Path, folder: Path) -> Iterator[ForeignPair]:
-    file = pq.ParquetFile(path)
+    file = open_parquet(path, str(path))
     schema = file.schema_arrow
     # A column without any value has no type, and its name alone tells what it would hold.
     by_name = {alias for part in PICTURES for alias in ALIASES[part]}
@@ -148,7 +159,7 @@ def _bytes_of(value: Any, folder: Path) -> bytes | None:
     if isinstance(value, Mapping):
         content, name = value.get("bytes"), value.get("path")
         value = content or (read_file(folder, name) if isinstance(name, str) else None)
-    return value if isinstance(value, bytes) else None
+    return value if isinstance(value, bytes) and len(value) <= MAX_FILE_BYTES else None
 
 
 HUGGINGFACE = PairFormat(

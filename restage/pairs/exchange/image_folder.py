@@ -15,6 +15,7 @@ from typing import Any
 from restage.pairs.exchange.foreign_pair import (
     PICTURES,
     ForeignPair,
+    files_in,
     find_names,
     json_or_none,
     read_file,
@@ -34,13 +35,16 @@ NUM_LOOKED_AT = 20
 
 
 def _metadata(folder: Path) -> list[Path]:
-    return sorted(path for name in METADATA for path in folder.rglob(name) if path.is_file())
+    return sorted(path for name in METADATA for path in files_in(folder, f"**/{name}"))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a metadata file; a line that is no row becomes an empty one, which is then rejected."""
     if path.suffix == ".csv":
-        yield from csv.DictReader(open_lines(path))
+        try:
+            yield from csv.DictReader(open_lines(path))
+        except csv.Error as error:
+            raise InputError(f"{path} is not readable as CSV: {error}") from None
         return
     if path.suffix == ".json":
         found = json_or_none(read_file(path.parent, path.name))

@@ -18,6 +18,7 @@ from restage.pairs.exchange.exported import ExportedPair, PairSet
 from restage.pairs.exchange.foreign_pair import ForeignPair, json_or_none, read_file, texts_of
 from restage.pairs.exchange.format import PairFormat
 from restage.pairs.pictures import load_picture
+from restage.prompts.store import MAX_LINE
 from restage.records import InputError, Progress, write_atomically
 
 __all__ = ["INSTRUCT_PIX2PIX"]
@@ -109,7 +110,8 @@ def _folders(folder: Path) -> list[tuple[str, list[str]]]:
 def _scores_of(content: bytes | None) -> dict[str, Mapping[str, Any]]:
     """Read the scores of `metadata.jsonl` by seed, under our names."""
     rows = {}
-    for found in map(json_or_none, (content or b"").splitlines()):
+    lines = (line for line in (content or b"").splitlines() if len(line) <= MAX_LINE)
+    for found in map(json_or_none, lines):
         if isinstance(found, dict) and "seed" in found:
             rows[str(found["seed"])] = {SCORES.get(name, name): value for name, value in found.items()}
     return rows

@@ -15,21 +15,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from restage.pairs.encoding import EncodedPair, write_tar
+from restage.pairs.encoding import MAX_FILE_BYTES, EncodedPair, check_member, write_tar
 from restage.pairs.exchange.exported import PairSet
 from restage.pairs.exchange.foreign_pair import (
     ALIASES,
-    MAX_FILE_BYTES,
     NEEDED,
     PICTURES,
     TEXTS,
     ForeignPair,
+    files_in,
     find_names,
     json_or_none,
     texts_of,
 )
 from restage.pairs.exchange.format import PairFormat
-from restage.pairs.store import shard_name
+from restage.pairs.store import MAX_RATIO, shard_name
 from restage.records import InputError, Progress, write_atomically, write_json
 
 __all__ = ["WEBDATASET"]
@@ -42,8 +42,6 @@ ENDINGS = (
 )
 """Known endings of a sample's files; what stands before one is the key, dots and all."""
 TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)$")
-MAX_RATIO = 20
-"""Number of times its size that a compressed tar may unpack to; pictures are compressed already."""
 
 
 def _tar_of(pair_set: PairSet, index: int) -> tuple[bytes, int]:
@@ -102,12 +100,12 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     key, parts, size = None, {}, 0
     with contextlib.closing(_Bounded(path)) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
-            if member.size > MAX_FILE_BYTES:
-                raise InputError(
-                    f"{path}, {member.name[:100]!r}: {member.size} bytes are too many for a file of a pair"
-                )
-            if not member.isfile():
+            if member.isdir():
                 continue
+            try:
+                check_member(member)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
             next_key, ending = _split(member.name)
             if key is not None and next_key != key:
                 yield key, parts
@@ -159,7 +157,7 @@ def _read(folder: Path) -> Iterator[ForeignPair]:
 
 
 def _tars(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if TAR.search(path.name.lower()) and path.is_file())
+    return [path for path in files_in(folder, "*") if TAR.search(path.name.lower())]
 
 
 def _row(parts: Mapping[str, bytes]) -> dict[str, Any]:

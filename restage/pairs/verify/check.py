@@ -19,17 +19,18 @@ from restage.pairs.files import Files, LocalFiles, is_url, open_files
 from restage.pairs.left_out import is_left_out_list, read_left_out
 from restage.pairs.score import ImageTextModel
 from restage.pairs.store import shard_name
+from restage.pairs.tasks import PlanRecord
 from restage.pairs.verdicts import current_rule
 from restage.pairs.verify.captions import MIN_BANK_SIZE, CaptionBank, captions_of, make_bank
 from restage.pairs.verify.examine import Examiner, Seen
 from restage.pairs.verify.findings import Finding
 from restage.pairs.verify.folder import (
-    Plan,
     check_folder,
     check_manifest,
+    check_records,
     check_stage,
     find_shards,
-    read_plan,
+    read_right_plan,
 )
 from restage.pairs.verify.whole import WholeSet
 from restage.records import InputError, Progress
@@ -150,13 +151,14 @@ class _Opened:
             left_out={} if any(map(is_left_out_list, names)) else read_left_out(self.files),
             bank=bank,
             has_pictures=not is_fast,
-            plan=read_plan(self.files),
+            plan=read_right_plan(self.files),
             rule=None if "rule.json" in names else current_rule(self.files),
         )
 
-    def check_views(self, whole: WholeSet, findings: Sequence[Finding], plan: Plan) -> Iterator[Finding]:
+    def check_views(self, whole: WholeSet, findings: Sequence[Finding], plan: PlanRecord) -> Iterator[Finding]:
         """Check what is derived from the shards, if these are right: the mark of the stage, and the manifest."""
         bad = [finding for finding in findings if finding.shard is not None and not finding.pair]
+        yield from check_records(self.files, whole.counts)
         if self.is_finished and not bad:
             yield from check_stage(self.home, whole.counts, plan)
         if not self.home.exists("manifest.parquet"):

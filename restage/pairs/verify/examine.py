@@ -14,11 +14,11 @@ from jaxtyping import Float32, UInt8, UInt64
 
 from restage.pairs.files import Files
 from restage.pairs.score import PairRule
-from restage.pairs.store import shard_name
+from restage.pairs.store import Mark, shard_name
+from restage.pairs.tasks import PlanRecord
 from restage.pairs.verdicts import rule_id, verdict_of
 from restage.pairs.verify.captions import BATCH_SIZE, CaptionBank, captions_of, judge_captions
 from restage.pairs.verify.findings import Finding
-from restage.pairs.verify.folder import Plan
 from restage.pairs.verify.pictures import Look, NotDecodable, find_faults, look_at
 from restage.pairs.verify.shards import BadFile, StoredPair, read_shard
 
@@ -46,6 +46,8 @@ class Seen(NamedTuple):
     findings: list[Finding]
     ids: UInt64[np.ndarray, " pairs"]
     """The ids of all pairs as numbers, accepted or not; empty if the shard is bad as a whole."""
+    is_judged: bool
+    """Whether a rule has judged the pairs."""
     num_accepted: int
     num_bytes: int
     described: Described | None = None
@@ -94,7 +96,7 @@ class Examiner:
     """Captions to compare with; None if captions are not judged."""
     has_pictures: bool
     """Whether pictures are decoded at all."""
-    plan: Plan = Plan()
+    plan: PlanRecord = PlanRecord(id="")
     """Plan that the shards are made by."""
     rule: PairRule | None = None
     """Rule that holds now; None if verdicts stand as stored."""
@@ -110,14 +112,15 @@ class Examiner:
             findings: list[Finding] = []
             described = self._judge(index, pairs, findings)
         except BadFile as bad:
-            return Seen(index, [bad.finding(index)], np.zeros(0, np.uint64), 0, 0)
+            return Seen(index, [bad.finding(index)], np.zeros(0, np.uint64), False, 0, 0)
         ids = np.array([bits_of(row["id"]) for row in shard.rows], np.uint64)
-        return Seen(index, findings, ids, self._count_accepted(shard.mark, shard.rows), shard.num_bytes, described)
+        num_accepted = self._count_accepted(shard.mark, shard.rows)
+        return Seen(index, findings, ids, bool(shard.mark.rule), num_accepted, shard.num_bytes, described)
 
-    def _count_accepted(self, mark: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
+    def _count_accepted(self, mark: Mark, rows: Sequence[Mapping[str, Any]]) -> int:
         """Count the pairs that are accepted by the rule that holds now."""
         rule = self.rule
-        if rule is not None and mark.get("rule", rule_id(rule)) != rule_id(rule):
+        if rule is not None and mark.rule not in ("", rule_id(rule)):
             rows = [verdict_of(row, rule) for row in rows]
         return sum(bool(row.get("accepted")) for row in rows)
 

@@ -8,33 +8,35 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from restage.pairs.files import Files, LocalFiles
 from restage.pairs.left_out import is_left_out_list
-from restage.pairs.store import shard_name, write_manifest
+from restage.pairs.store import shard_number, write_manifest
+from restage.pairs.tasks import PLAN_FILE, PlanRecord
+from restage.pairs.verdicts import RULE_FILE, RuleRecord, rule_id
 from restage.pairs.verify.findings import Finding
 from restage.pairs.verify.shards import BadFile, read_canonical_json
 from restage.records import InputError, content_id, file_sha256
+from restage.run.reading import StageMark
 from restage.scenes.io.images import UNREADABLE, open_picture
 
 __all__ = [
     "QUARANTINE",
     "Counts",
-    "Plan",
     "check_folder",
+    "check_records",
     "check_manifest",
     "check_stage",
     "find_shards",
-    "read_plan",
+    "read_right_plan",
 ]
 
 QUARANTINE = "quarantine"
 """Folder beside the shards where a repair moves what is bad."""
-SHARD_FILE = re.compile(r"shard-(\d{5,})\.(tar|parquet|done)")
 RECORDS = ("rule.json", "store.json", "plan.json", "campaign.json")
 """JSON records that the store keeps beside the shards."""
 VIEWS = ("manifest.parquet", "contact_sheet.png", "stage.json")
@@ -44,22 +46,12 @@ OLD_MANIFEST = re.compile(r"manifest-rule-[0-9a-f]{16}\.parquet")
 """Name of the manifest of an earlier rule."""
 
 
-class Plan(NamedTuple):
-    """What a campaign's `plan.json` says of its shards; nothing if it is missing or damaged."""
-
-    maker: str | None = None
-    """Id of what makes the pairs; the content id in each mark is derived from it."""
-    num_tasks: int | None = None
-    """Number of shards."""
-
-
-def read_plan(files: Files) -> Plan:
-    """Read the plan of the shards, if there is one; `check_folder` reports damage to it."""
+def read_right_plan(files: Files) -> PlanRecord:
+    """Read the plan of the shards; an empty one if it is missing or damaged, which `check_folder` reports."""
     try:
-        record = read_canonical_json(files, "plan.json")
+        return read_canonical_json(files, "plan.json", PlanRecord)
     except BadFile:
-        return Plan()
-    return Plan(record.get("maker"), record.get("num_tasks"))
+        return PlanRecord(id="")
 
 
 class Counts(NamedTuple):
@@ -69,15 +61,10 @@ class Counts(NamedTuple):
     last_shard: int
     """The highest number of a shard; -1 if there is none."""
     num_pairs: int
+    num_judged: int
+    """Number of shards that a rule has judged; imported ones are not."""
     num_accepted: int
     """Number of pairs accepted by the rule that holds now; those on the list of `left_out` count as well."""
-
-
-def _shard_number(name: str) -> int | None:
-    match = SHARD_FILE.fullmatch(name)
-    if match is None or shard_name(int(match[1]), match[2]) != name:
-        return None
-    return int(match[1])
 
 
 def find_shards(names: list[str], *, is_finished: bool) -> list[int]:
@@ -85,14 +72,14 @@ def find_shards(names: list[str], *, is_finished: bool) -> list[int]:
 
     A killed worker leaves files of a shard without a mark: only in a finished stage must every shard have one.
     """
-    numbers = {_shard_number(name) for name in names if is_finished or name.endswith(".done")}
+    numbers = {shard_number(name) for name in names if is_finished or name.endswith(".done")}
     return sorted(number for number in numbers if number is not None)
 
 
 def _is_ours(name: str) -> bool:
     known = name in (*RECORDS, *VIEWS, *FOLDERS)
     is_view = OLD_MANIFEST.fullmatch(name) is not None
-    return known or is_view or _shard_number(name) is not None or is_left_out_list(name)
+    return known or is_view or shard_number(name) is not None or is_left_out_list(name)
 
 
 def check_folder(files: Files, names: list[str]) -> Iterator[Finding]:
@@ -102,11 +89,11 @@ def check_folder(files: Files, names: list[str]) -> Iterator[Finding]:
             yield Finding(reason="foreign", file=name, detail="it does not belong here")
         elif name in RECORDS or is_left_out_list(name):
             try:
-                record = read_canonical_json(files, name)
+                record = read_canonical_json(files, name, {"rule.json": RuleRecord, "plan.json": PlanRecord}.get(name))
             except BadFile as bad:
                 yield bad.finding()
                 continue
-            if name == "rule.json" and record.get("id") != content_id("rule", record.get("rule")):
+            if isinstance(record, RuleRecord) and record.id != rule_id(record.rule):
                 yield Finding(reason="flipped", file=name, detail="its id is not that of its rule")
         elif name == "contact_sheet.png":
             try:
@@ -116,24 +103,30 @@ def check_folder(files: Files, names: list[str]) -> Iterator[Finding]:
                 yield Finding(reason="stale", file=name, detail=f"its checksums are wrong: {error}")
 
 
-def check_stage(files: Files, counts: Counts, plan: Plan) -> Iterator[Finding]:
+def check_records(files: Files, counts: Counts) -> Iterator[Finding]:
+    """Find records that are gone, of those that the stage writes before its first shard."""
+    for name in (PLAN_FILE, RULE_FILE):
+        if counts.num_judged and not files.exists(name):
+            yield Finding(reason="missing", file=name, detail="shards were made with it; run pairs again to write it")
+
+
+def check_stage(files: Files, counts: Counts, plan: PlanRecord) -> Iterator[Finding]:
     """Check whether the mark of the stage is whole, and whether everything that it counts is there."""
     name = "stage.json"
     try:
-        mark = read_canonical_json(files, name)
+        mark: StageMark = read_canonical_json(files, name, StageMark)
     except BadFile as bad:
         yield bad.finding()
         return
-    facts: dict[str, Any] = mark.get("facts", {})
-    if mark.get("id") != content_id("pairs", mark.get("config")):
+    if mark.id != content_id("pairs", mark.config):
         yield Finding(reason="flipped", file=name, detail="its id is not that of its config")
     num_expected = plan.num_tasks or counts.last_shard + 1
     if counts.num_shards != num_expected:
         detail = f"{num_expected} shards must be there, found {counts.num_shards}"
         yield Finding(reason="missing", file=name, detail=detail)
     for fact, found in (("num_pairs", counts.num_pairs), ("num_accepted", counts.num_accepted)):
-        if facts.get(fact, found) != found:
-            yield Finding(reason="mismatch", file=name, detail=f"{fact} is {facts[fact]}, the shards hold {found}")
+        if mark.facts.get(fact, found) != found:
+            yield Finding(reason="mismatch", file=name, detail=f"{fact} is {mark.facts[fact]}, the shards hold {found}")
 
 
 def check_manifest(shards: Files, files: Files) -> Iterator[Finding]:

@@ -6,25 +6,18 @@ It holds one shard in memory, as `store` does when it writes one.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from restage.pairs.encoding import bytes_sha256, read_tar
+from restage.pairs.encoding import MEMBERS, PairRecord, bytes_sha256, read_tar
 from restage.pairs.files import Files
 from restage.pairs.left_out import is_left_out_list
-from restage.pairs.store import PREVIEW, shard_name
+from restage.pairs.store import PREVIEW, Mark, read_table, shard_name
 from restage.pairs.verify.findings import Finding
-from restage.records import content_id, has_right_seal
+from restage.records import InputError, canonical_json, content_id, from_plain, has_right_seal, parse_json
 
 __all__ = ["BadFile", "StoredPair", "StoredShard", "read_canonical_json", "read_shard"]
-
-MEMBERS = ("source.png", "edited.png", "mask.png", "json")
 
 
 class BadFile(Exception):
@@ -52,7 +45,7 @@ class StoredPair(NamedTuple):
 class StoredShard(NamedTuple):
     """A shard whose hashes are right."""
 
-    mark: Mapping[str, Any]
+    mark: Mark
     rows: list[dict[str, Any]]
     """Rows of the sidecar, without previews."""
     pairs: list[StoredPair]
@@ -66,8 +59,8 @@ def _read(files: Files, name: str) -> bytes:
         raise BadFile("missing", name, "the file is not there") from None
 
 
-def read_canonical_json(files: Files, name: str) -> dict[str, Any]:
-    """Read a JSON record of ours, every byte of which must be as Restage writes it.
+def read_canonical_json(files: Files, name: str, kind: Any = None) -> Any:
+    """Read a JSON record of ours, every byte of which must be as Restage writes it, as a record of a type.
 
     Plans, lists of pairs to leave out, and marks (of the version that names sizes) must have a seal.
 
@@ -88,7 +81,11 @@ def read_canonical_json(files: Files, name: str) -> dict[str, Any]:
         is_right = False
     if not is_right:
         raise BadFile("flipped", name, "it is not as it was written: its seal or its form is broken")
-    return record
+    try:
+        canonical_json(record)  # which ids are made of, and which has no NaN
+        return from_plain(record, kind or dict[str, Any], where=name)
+    except ValueError as error:
+        raise BadFile("flipped", name, str(error)) from None
 
 
 def _as_written(record: Mapping[str, Any]) -> tuple[bytes, ...]:
@@ -98,22 +95,13 @@ def _as_written(record: Mapping[str, Any]) -> tuple[bytes, ...]:
     return tuple(f"{text}\n".encode("utf-8", "surrogatepass") for text in (*readable, line))
 
 
-def _read_mark(files: Files, index: int) -> dict[str, Any]:
-    name = shard_name(index, "done")
-    mark = read_canonical_json(files, name)
-    hashes = mark.get("sha256")
-    if not isinstance(hashes, dict) or not {"tar", "parquet"} <= set(hashes) or "num_pairs" not in mark:
-        raise BadFile("flipped", name, "it lacks the hashes or the number of pairs")
-    return mark
-
-
-def _read_hashed(files: Files, index: int, suffix: str, mark: Mapping[str, Any]) -> bytes:
+def _read_hashed(files: Files, index: int, suffix: str, mark: Mark) -> bytes:
     """A file of a shard, if it is the one that the mark names."""
     name = shard_name(index, suffix)
     content = _read(files, name)
-    if hashlib.sha256(content).hexdigest() == mark["sha256"][suffix]:
+    if hashlib.sha256(content).hexdigest() == getattr(mark.sha256, suffix):
         return content
-    expected = mark.get("num_bytes", {}).get(suffix)
+    expected = mark.num_bytes.get(suffix)
     is_whole = len(content) == expected if expected is not None else _has_end(content, suffix)
     size = f"{len(content)} bytes" + ("" if is_whole or expected is None else f" instead of {expected}")
     raise BadFile("flipped" if is_whole else "torn", name, f"{size}, not those that the mark names")
@@ -123,16 +111,15 @@ def _has_end(content: bytes, suffix: str) -> bool:
     return content.endswith(bytes(1024)) if suffix == "tar" else content.endswith(b"PAR1")
 
 
-def _read_rows(content: bytes, name: str, mark: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _read_rows(content: bytes, name: str, mark: Mark) -> list[dict[str, Any]]:
     try:
-        parquet = pq.ParquetFile(io.BytesIO(content))
-        columns = [column for column in parquet.schema_arrow.names if column != PREVIEW]
-        rows = parquet.read(columns=columns).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        table = read_table(content, name)
+    except InputError as error:
         raise BadFile("mismatch", name, f"it is as it was written, but not readable: {error}") from None
-    num_accepted = sum(bool(row.get("accepted")) for row in rows)
-    if (len(rows), num_accepted) != (mark["num_pairs"], mark.get("num_accepted")):
-        stated = f"{mark['num_pairs']} pairs, {mark.get('num_accepted')} accepted"
+    rows = table.select([column for column in table.column_names if column != PREVIEW]).to_pylist()
+    num_accepted = sum(row["accepted"] for row in rows)
+    if (len(rows), num_accepted) != (mark.num_pairs, mark.num_accepted):
+        stated = f"{mark.num_pairs} pairs, {mark.num_accepted} accepted"
         raise BadFile("mismatch", name, f"{len(rows)} rows, {num_accepted} accepted; the mark says {stated}")
     return rows
 
@@ -148,16 +135,16 @@ def read_shard(files: Files, index: int, *, maker: str | None = None) -> StoredS
     Raises:
         BadFile: a file is missing, torn or changed, or the files contradict each other.
     """
-    mark = _read_mark(files, index)
+    mark: Mark = read_canonical_json(files, shard_name(index, "done"), Mark)
     sidecar = _read_hashed(files, index, "parquet", mark)
     tar = _read_hashed(files, index, "tar", mark)
     rows = _read_rows(sidecar, shard_name(index, "parquet"), mark)
     content = content_id("shard", {"pairs": [row["id"] for row in rows], "maker": maker})
-    if maker is not None and mark.get("content", content) != content:
+    if maker is not None and mark.content not in ("", content):
         raise BadFile("mismatch", shard_name(index, "done"), "its pairs are not those of a task of this folder's plan")
     try:
         pairs = list(_match(tar, rows))
-    except (tarfile.TarError, OSError, ValueError, _Contradiction) as error:
+    except (InputError, _Contradiction) as error:
         raise BadFile("mismatch", shard_name(index, "tar"), str(error)) from None
     return StoredShard(mark, rows, pairs, len(sidecar) + len(tar))
 
@@ -183,11 +170,10 @@ def _compare(key: str, parts: Mapping[str, bytes], row: Mapping[str, Any]) -> No
     if tuple(parts) != MEMBERS:
         raise _Contradiction(f"{key} has the files {', '.join(parts)}; expected {', '.join(MEMBERS)}")
     try:
-        record = json.loads(parts["json"])
-        prompt = record["prompt"]
-        texts = (record["id"], prompt["source"], prompt["target"], prompt["instruction"])
-    except (ValueError, KeyError, TypeError):
-        raise _Contradiction(f"{key}.json is not a record of a pair") from None
+        record: PairRecord = parse_json(parts["json"], PairRecord, where="json")
+    except InputError as error:
+        raise _Contradiction(f"{key}.json is not a record of a pair: {error}") from None
+    texts = (record.id, record.prompt.source, record.prompt.target, record.prompt.instruction)
     stored = (row["id"], row.get("source_caption"), row.get("target_caption"), row.get("instruction"))
     if texts != stored:
         raise _Contradiction(f"{key}: id, captions and instruction are {texts} in the tar, {stored} in the sidecar")

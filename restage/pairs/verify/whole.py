@@ -31,6 +31,7 @@ class WholeSet:
 
     num_shards: int = 0
     last_shard: int = -1
+    num_judged: int = 0
     num_accepted: int = 0
     num_bytes: int = 0
     ids: list[np.ndarray] = field(default_factory=list)
@@ -43,6 +44,7 @@ class WholeSet:
         """Keep what is needed of a shard."""
         self.num_shards += 1
         self.last_shard = max(self.last_shard, seen.index)
+        self.num_judged += seen.is_judged
         self.num_accepted += seen.num_accepted
         self.num_bytes += seen.num_bytes
         self.ids.append(seen.ids)
@@ -54,7 +56,7 @@ class WholeSet:
     @property
     def counts(self) -> Counts:
         """Numbers of what the shards hold."""
-        return Counts(self.num_shards, self.last_shard, sum(map(len, self.ids)), self.num_accepted)
+        return Counts(self.num_shards, self.last_shard, sum(map(len, self.ids)), self.num_judged, self.num_accepted)
 
     @property
     def num_too_long(self) -> int:
