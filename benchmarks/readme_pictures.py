@@ -33,7 +33,7 @@ def draw_edits(run: Path) -> Image.Image:
     """One row per edit: before, the methods with the trained edit model, truth; one held-out view."""
     rows, labels = [], []
     for edit_path in sorted(run.glob("scenes/*/truth/*/edit.json")):
-        case, scene = EditCase.from_plain(read_json(edit_path)), edit_path.parents[2]
+        case, scene = read_json(edit_path, EditCase), edit_path.parents[2]
         results = run / "edit" / scene.name / edit_path.parent.name
         name = sorted((results / METHODS[0] / "0" / "held_out").glob("*.png"))[1].name
         paths = [

@@ -98,14 +98,11 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line.
-
-    Args:
-        arguments: what comes after `restage`.
+    """Run a command line: what comes after `restage`. Unexpected errors are raised.
 
     Returns:
         The exit code: 0 done, 2 bad input or a path that cannot be read or written, 3 no space left, 130 stopped by
-        the user. Unexpected errors are raised.
+        the user.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         say(_overview(), end="")

@@ -75,16 +75,7 @@ def make_pairs(
 ) -> Iterator[Progress]:
     """Make the pairs of a run, whose prompts are written, with models by their folders, so that any machine can.
 
-    Args:
-        run: The run.
-        config: How pairs are made and judged.
-        models: What makes them.
-        engine: Where; in this process by default.
-        store: URL where shards lie; empty for the run's folder.
-        is_rejudging: Whether to judge the existing pairs by this config's rule.
-
-    Raises:
-        InputError: as `restage.pairs.stage.run_campaign`.
+    Shards go to `store`, a URL, or into the run's folder. `is_rejudging`: judge existing pairs by this config's rule.
     """
     config = replace(config, rule=rule_for(config.rule, models.clip))
     maker = ModelMaker.of(models.text_to_image, models.clip, config.generate)
@@ -140,11 +131,7 @@ class DemoConfig:
 
 
 def demo_config(models: Models) -> DemoConfig:
-    """The demo that ships: about ten minutes on two cores, most of it editing.
-
-    Raises:
-        InputError: a model's folder is missing.
-    """
+    """The demo that ships: about ten minutes on two cores, most of it editing."""
     return DemoConfig(
         prompts=PromptsConfig(num_prompts=64),
         pairs=replace(PAIRS, rule=rule_for(PAIRS.rule, models.clip)),
@@ -163,11 +150,7 @@ def demo_config(models: Models) -> DemoConfig:
 
 
 def demo(folder: Path, config: DemoConfig, models: Models, *, seed: int = 0) -> Iterator[Progress]:
-    """Go through every stage, from prompts to the page, in a new folder or one that holds a part of this run.
-
-    Raises:
-        InputError: the folder holds another run, or something that is not a run.
-    """
+    """Go through every stage, from prompts to the page, in a new folder or one that holds a part of this run."""
     with working(RunFolder.open(folder, config, seed=seed), *STAGES) as run:
         for name, stage in STAGES.items():
             yield from stage.run(run, getattr(config, name), models)
@@ -176,11 +159,7 @@ def demo(folder: Path, config: DemoConfig, models: Models, *, seed: int = 0) -> 
 def learn_forms(
     folder: Path, config: RoundsConfig, pairs: PairsConfig, models: Models, *, seed: int = 0
 ) -> Iterator[Progress]:
-    """Go through rounds of prompts and pairs, the forms of each learned from those before; see `prompts.rounds`.
-
-    Raises:
-        InputError: a round was made with another config.
-    """
+    """Go through rounds of prompts and pairs, the forms of each learned from those before; see `prompts.rounds`."""
     with working(open_run(folder, seed=seed), "rounds") as run:
         pairs = replace(pairs, rule=rule_for(pairs.rule, models.clip))
         make, limits = (lambda opened: make_pairs(opened, pairs, models)), _limits_of(models)
@@ -210,11 +189,8 @@ def fit_folder(
         config: How to fit.
         size: Longer side of the views in pixels; None leaves them as they are.
         follow_paths: Whether pictures outside of the capture's folder are used.
-        again: Whether a finished fit in the run is thrown away and made anew.
-
-    Raises:
-        InputError: the capture cannot be read, or the run holds a fit of this scene of another capture, another size
-            or with another config, and `again` is not given.
+        again: Whether a finished fit in the run is thrown away; else one of another capture, another size or with
+            another config is refused.
     """
     scene_folder = folder / "scenes" / capture_name(capture_folder)
     # Before the run's folder is made, so that a capture that cannot be read leaves nothing behind.
@@ -225,11 +201,7 @@ def fit_folder(
 
 
 def find_scene(folder: Path) -> Path:
-    """Return the folder of the one fitted scene, or edit, that a path stands for: itself, or the only scene in a run.
-
-    Raises:
-        InputError: there is none, or there are several.
-    """
+    """Return the folder of the fitted scene, or edit, that a path stands for: itself, or the only scene in a run."""
     if (folder / SPLATS).is_file():
         return folder
     if folder.suffix.lower() == ".ply" and folder.is_file():
@@ -247,19 +219,13 @@ def edit_folder(
     """Edit a fitted scene by one request after another, each from the result of the one before.
 
     Each becomes an edit case without truth of the scene, so that `compare` and `report` see it too, and has a folder
-    of its own.
+    of its own. The last step's note is the folder of the last result, and what there is to say about it.
 
     Args:
         scene: Folder of a run with one fitted scene, or `<run>/scenes/<scene>`.
         requests: What to do.
         choice: How.
         start: Folder of a finished edit that the first one starts from; None for the fitted scene.
-
-    Yields:
-        Steps; the last note is the folder of the last result, and what there is to say about it.
-
-    Raises:
-        InputError: there is no fitted scene, or the method needs what this scene does not have.
     """
     scene_folder = find_scene(scene)
     if not (scene_folder / CAPTURE / TRANSFORMS).is_file():

@@ -88,11 +88,7 @@ def to_plain(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """Write a value as JSON in the one way that its hash is taken of: sorted keys, no spaces, no NaN.
-
-    Raises:
-        ValueError: a float is NaN or infinite.
-    """
+    """Write a value as JSON in the one way that its hash is taken of: sorted keys, no spaces; NaN is a ValueError."""
     return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
@@ -130,12 +126,7 @@ def seal(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def has_right_seal(record: Mapping[str, Any], *, is_required: bool) -> bool:
-    """Whether the record is as it was sealed.
-
-    Args:
-        record: The record to look at.
-        is_required: Whether it must have a seal; a record of an older version has none.
-    """
+    """Whether the record is as it was sealed; without a seal, whether none is required, as in earlier versions."""
     return seal(record)["seal"] == record["seal"] if "seal" in record else not is_required
 
 
@@ -195,13 +186,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_record(path: Path, value: Mapping[str, Any], *, files: Iterable[Path] = ()) -> None:
-    """Write the record that ends a folder: with the hashes of the files it speaks for, and sealed.
-
-    Args:
-        path: Where the record goes.
-        value: What it says.
-        files: Files below the record's folder.
-    """
+    """Write the record that ends a folder, sealed, with the hashes of the files below it that it speaks for."""
     write_json(path, seal({**value, "files": hash_files(path.parent, files)}))
 
 
@@ -210,16 +195,12 @@ def read_json(path: Path) -> Any: ...
 @overload
 def read_json(path: Path, kind: type[Kind]) -> Kind: ...
 def read_json(path: Path, kind: Any = Any) -> Any:
-    """Read a JSON file, as it is or as a record of a type.
+    """Read a JSON file, as it is or as a record of a type: a frozen dataclass, or any that msgspec converts to.
 
-    Args:
-        path: The file.
-        kind: A frozen dataclass (or any type that msgspec converts to) that the content has to fit; keys that it does
-            not know are ignored.
+    Keys that the type does not know are ignored.
 
     Raises:
-        InputError: the file is missing, is not JSON, or does not fit; names file, field, what is expected and what is
-            there.
+        InputError: the file is missing, is not JSON, or does not fit; names file, field, what is expected and found.
     """
     try:
         content = path.read_bytes()
@@ -231,16 +212,7 @@ def read_json(path: Path, kind: Any = Any) -> Any:
 
 
 def parse_json(content: bytes | str, kind: Any = Any, *, where: object) -> Any:
-    """Read JSON text, as it is or as a record of a type; see `read_json`.
-
-    Args:
-        content: The text, or its bytes.
-        kind: What the content has to fit.
-        where: What it was read from, for messages.
-
-    Raises:
-        InputError: it is not JSON, or does not fit.
-    """
+    """Read JSON text, as it is or as a record of a type; see `read_json`. Messages say `where` it was read from."""
     try:
         plain = json.loads(content)
         json.dumps(plain, ensure_ascii=False).encode()  # refuses half of a surrogate pair, which nothing can write
@@ -252,16 +224,7 @@ def parse_json(content: bytes | str, kind: Any = Any, *, where: object) -> Any:
 
 
 def from_plain(value: Any, kind: Any, *, where: object) -> Any:
-    """Turn JSON values into a record of a type: the reverse of `to_plain`.
-
-    Args:
-        value: JSON values.
-        kind: A dataclass, or any type that msgspec converts to.
-        where: What the value was read from, for messages.
-
-    Raises:
-        InputError: the value does not fit the type.
-    """
+    """Turn JSON values into a record of a type: the reverse of `to_plain`. Messages say `where` they were read from."""
     try:
         return msgspec.convert(value, kind, dec_hook=_to_path)
     except msgspec.ValidationError as error:
@@ -344,8 +307,7 @@ class PromptPair:
     @classmethod
     def from_plain(cls, value: Mapping[str, Any]) -> PromptPair:
         """Read it back from its JSON form."""
-        swaps = tuple((str(old), str(new)) for old, new in value.get("swaps", ()))
-        return cls(**{**value, "swaps": swaps, "words": tuple(value.get("words", ()))})
+        return from_plain(dict(value), cls, where="a prompt pair")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,11 +342,6 @@ class EditCase:
     def is_graded(self) -> bool:
         """Whether its truth is photographs that were graded as the instruction says (`restage.edit.truth`)."""
         return self.kind == GRADED
-
-    @classmethod
-    def from_plain(cls, value: Mapping[str, Any]) -> EditCase:
-        """Read it back from its JSON form."""
-        return cls(**{**value, "request": EditRequest(**value["request"])})
 
 
 @dataclass(frozen=True, kw_only=True)

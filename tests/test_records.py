@@ -31,6 +31,7 @@ from restage.records import (
     content_id,
     derive_seed,
     file_sha256,
+    from_plain,
     has_right_seal,
     hash_files,
     read_json,
@@ -268,7 +269,7 @@ def test_what_is_not_said_of_a_record_has_no_effect():
 def test_edit_case_comes_back_from_json_with_the_same_id() -> None:
     request = EditRequest(instruction="make it blue", source_caption="red", target_caption="blue")
     case = EditCase(scene="a", kind="recolour", request=request, has_truth=True)
-    assert EditCase.from_plain(dataclasses.asdict(case)).id == case.id
+    assert from_plain(dataclasses.asdict(case), EditCase, where="it").id == case.id
 
 
 @pytest.mark.parametrize("empty", ["", "  ", "\n"])

@@ -71,11 +71,7 @@ class RunDifference:
 
 
 def compare_runs(first: Path, second: Path) -> RunDifference:
-    """Compare two runs.
-
-    Raises:
-        InputError: one of them is not a run, or a record in it cannot be read.
-    """
+    """Compare two runs."""
     facts = [_facts(run) for run in (first, second)]
     named = {name: _changed(facts[0][name], facts[1][name]) for name in facts[0]}
     scores = [_scores(run) for run in (first, second)]

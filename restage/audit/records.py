@@ -60,7 +60,7 @@ PAIR_RECORDS = ("pairs/plan.json", "pairs/rule.json")
 """What finished pairs were made from and are judged by, if they were made here."""
 OPEN = (
     *("pairs/*", "rounds/*", "diagnose/*", "verify/*", RUN_RECORD),
-    *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", *STUDY_FILES),
+    *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", "edit/*/preview.png", *STUDY_FILES),
 )
 """Files that need no record to name them: checked elsewhere, or states, or not named in earlier versions."""
 MAX_LINES = 5
@@ -109,15 +109,7 @@ class RecordsResult:
 
 
 def check_records(run: Path, *, left_out: Mapping[str, str] | None = None) -> Generator[Progress, None, RecordsResult]:
-    """Check every record of a run, and every file that a record holds the hash of.
-
-    Args:
-        run: its folder.
-        left_out: hashes of files, by path in the run, that need not be there; a record must hold the same hash.
-
-    Raises:
-        InputError: the folder holds no run.
-    """
+    """Check every record of a run and every file that they name; those in `left_out` may be missing."""
     check = _Check(run, left_out or {})
     records = [path for pattern in RECORDS for path in sorted(run.glob(pattern))]
     if not records:
@@ -171,7 +163,10 @@ class _Check:
         if kind is None or "config" not in record:
             return
         config = record["config"]
-        expected = content_id(kind, {"config": config, "seed": record.get("seed")} if kind == "run" else config)
+        try:
+            expected = content_id(kind, {"config": config, "seed": record.get("seed")} if kind == "run" else config)
+        except ValueError:
+            expected = "none, for it holds NaN"
         if record.get("id") != expected:
             self.find("wrong id", name, f"its config gives {expected}, it says {record.get('id')}")
 
@@ -264,9 +259,8 @@ class _Check:
                 scene = f"scenes/{record.get('scene')}/{SPLATS}"
                 found = self._hash_of(scene)
                 if found is not None and found != splats:
-                    self.find(
-                        "mismatch", name, f"was made from other splats ({splats[:16]}) than {scene} ({found[:16]})"
-                    )
+                    others = f"({str(splats)[:16]}) than {scene} ({found[:16]})"
+                    self.find("mismatch", name, f"was made from other splats {others}")
 
 
 def _is_free_case(path: Path) -> bool:

@@ -41,11 +41,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def list_runs(folder: Path) -> list[str]:
-    """One line for each run: where, status, stages done, time.
-
-    Raises:
-        InputError: the folder does not exist.
-    """
+    """One line for each run: where, status, stages done, time."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; say where runs are, such as: restage ls runs")
     lines = []
@@ -99,11 +95,7 @@ def _campaign_lines(run: Path) -> Iterator[str]:
 
 
 def describe_run(run: Path) -> list[str]:
-    """What a run holds: its id, each stage with its facts, its edits, its table of methods, and where to look next.
-
-    Raises:
-        InputError: the folder holds no run, or a record of it cannot be read.
-    """
+    """What a run holds: its id, each stage with its facts, its edits, its table of methods, and where to look next."""
     record, marks = read_run_record(run), read_marks(run)
     lines = [
         f"{run}: {record.id}, {record.status}, seed {record.seed}",

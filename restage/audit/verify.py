@@ -50,11 +50,7 @@ class Part(NamedTuple):
 
 
 def find_parts(path: str) -> list[Part]:
-    """What there is to check at a path: the records and stages of a run and its rounds, or a folder or URL of shards.
-
-    Raises:
-        InputError: there is nothing that can be checked.
-    """
+    """What there is to check at a path: records and stages of a run and its rounds, or a folder or URL of shards."""
     if is_url(path):
         return [Part("pairs", path, None)]
     folder = Path(path)
@@ -101,16 +97,13 @@ def verify_folder(
     """Check, say what was found, and repair it if asked to; returns whether anything was found.
 
     Args:
-        path: a run, a bundle of one, or a folder or URL of shards.
-        config: what to look at.
-        models: folder with the CLIP to judge captions with; None takes the one that comes with the package.
-        repairs: take out what is bad among the pairs.
-        is_json: print JSON instead of lines; progress then goes to the error stream.
-        sheets: folder for contact sheets; None takes `verify` in the run, and writes none for a bare folder.
+        path: A run, a bundle of one, or a folder or URL of shards.
+        config: What to look at.
+        models: Folder with the CLIP to judge captions with; None takes the one that comes with the package.
+        repairs: Take out what is bad among the pairs.
+        is_json: Print JSON instead of lines; progress then goes to the error stream.
+        sheets: Folder for contact sheets; None takes `verify` in the run, and writes none for a bare folder.
         store: URL of the store that the run's pairs lie in; another one that the run names is not looked at.
-
-    Raises:
-        InputError: there is nothing to check, or a bundle is to be repaired.
     """
     checks = _Checks(config=config, models=models, repairs=repairs, is_json=is_json, sheets=sheets, store=store)
     if is_bundle(path):

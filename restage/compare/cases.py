@@ -41,11 +41,7 @@ class Result:
 
 
 def find_results(run_path: Path) -> list[Result]:
-    """All contenders that occur anywhere in the run's edit folder, crossed with all edits that occur there.
-
-    Raises:
-        InputError: the run has no finished edit at all, or a record is not readable.
-    """
+    """All contenders that occur anywhere in the run's edit folder, crossed with all edits that occur there."""
     records = read_results(run_path)
     if not records:
         raise InputError(f"{run_path / 'edit'} holds no finished edits; run: restage edit")

@@ -88,11 +88,7 @@ class ResultViews:
 
 
 def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig) -> CaseViews:
-    """Read and render what the results of an edit are measured against.
-
-    Raises:
-        InputError: a file is missing or broken, or the capture holds no view out.
-    """
+    """Read and render what the results of an edit are measured against."""
     folder = run_path / "scenes" / scene
     capture = read_capture(folder / CAPTURE)
     held_out = list(capture.held_out_indices)
@@ -136,11 +132,7 @@ def _read_depth(path: Path, names: tuple[str, ...]) -> Tensor | None:
 
 
 def load_result(folder: Path, case: CaseViews) -> ResultViews:
-    """Read a result's renders of the held-out views, and render its orbit and depth where it kept its splats.
-
-    Raises:
-        InputError: a picture is missing, broken or of another size.
-    """
+    """Read a result's renders of the held-out views, and render its orbit and depth where it kept its splats."""
     edited = torch.stack([read_image(folder / HELD_OUT / name) for name in case.names])
     if edited.shape != case.source.shape:
         expected, got = tuple(case.source.shape), tuple(edited.shape)

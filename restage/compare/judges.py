@@ -108,11 +108,7 @@ class Dino:
 
 
 def load_dino(folder: Path) -> Dino:
-    """Load a folder of transformers: DINOv2 (`Dinov2Model`) or DINO (`ViTModel`).
-
-    Raises:
-        InputError: it is missing, or of another kind.
-    """
+    """Load a folder of transformers: DINOv2 (`Dinov2Model`) or DINO (`ViTModel`)."""
     from transformers import AutoModel
 
     from restage.diffusion.loading import load_model, read_config
@@ -126,11 +122,7 @@ def load_dino(folder: Path) -> Dino:
 
 
 def open_judges(config: CompareConfig) -> Judges:
-    """Load the models that a config names; what it does not name is missing, with the reason.
-
-    Raises:
-        InputError: a folder that is named does not hold what it should.
-    """
+    """Load the models that a config names; what it does not name is missing, with the reason."""
     from restage.compare.lpips import load_lpips
     from restage.diffusion.clip import load_clip
 

@@ -83,11 +83,7 @@ class Lpips:
 
 
 def load_lpips(folder: Path) -> Lpips:
-    """Load `alexnet.pth` (torchvision: alexnet-owt-7be5be79.pth) and `lpips_alex.pth` (lpips: weights/v0.1/alex.pth).
-
-    Raises:
-        InputError: a file is missing or holds something else.
-    """
+    """Load torchvision's alexnet-owt-7be5be79 from `alexnet.pth`, and lpips' v0.1/alex from `lpips_alex.pth`."""
     features = alexnet_features()
     backbone = _load(folder / "alexnet.pth")
     layers = {name.removeprefix("features."): value for name, value in backbone.items() if name.startswith("features.")}

@@ -24,18 +24,7 @@ def unmeasured(reason: str) -> dict[str, Measured]:
 def measure_result(
     result: ResultViews, case: CaseViews, *, before: Before, judges: Judges, config: CompareConfig
 ) -> dict[str, Measured]:
-    """All metrics of one result; NaN with the reason where something is missing.
-
-    Args:
-        result: What it shows.
-        case: The held-out views that it is judged by.
-        before: What the models say of the case before any edit.
-        judges: The models at hand.
-        config: How to judge.
-
-    Returns:
-        By name, in the order of `METRICS`, costs left out.
-    """
+    """All metrics of a result but its costs, in the order of `METRICS`; NaN with the reason if something is missing."""
     found = {
         **_against_truth(result, case, config),
         **_by_clip(result, case, before, judges),

@@ -57,30 +57,18 @@ Regions = Float[Tensor, "n height width"]
 
 
 def progress(edited: Views, source: Views, truth: Views, regions: Regions) -> Measured:
-    """How far from the source to the truth an edit got, inside the region that truth changes.
+    """How far from the source S to the truth T an edit got, inside the region that truth changes.
 
     Per view 1 - mean|E - T| / mean|S - T| inside R: 0 nothing done, 1 perfect, below 0 the wrong way. It is never
-    clipped, so an edit that overshoots or goes the wrong way costs what it costs.
-
-    Args:
-        edited: E, renders of the edited splats.
-        source: S, true views before the edit; of graded photographs B (see `restage.edit.truth.anchors_of`).
-        truth: T, true views after it; of graded photographs B graded.
-        regions: R, 1 where truth changes; counted as inside above 0.5.
+    clipped, so an edit that overshoots or goes the wrong way costs what it costs. Of graded photographs S is B, and T
+    is B graded (see `restage.edit.truth.anchors_of`).
     """
     values = [1 - share for share in _shares_of_change(edited - truth, source, truth, regions)]
     return summarise(values, "truth changes nothing that they see")
 
 
 def fit_error(unedited: Views, source: Views, truth: Views, regions: Regions) -> Measured:
-    """What the unedited scene is off already, as a share of what truth changes: mean|B - S| / mean|S - T| inside R.
-
-    Args:
-        unedited: B, renders of the unedited splats.
-        source: S, true views before the edit.
-        truth: T, true views after it.
-        regions: R, 1 where truth changes; counted as inside above 0.5.
-    """
+    """What the unedited scene is off already, as a share of what truth changes: mean|B - S| / mean|S - T| inside R."""
     return summarise(
         _shares_of_change(unedited - source, source, truth, regions), "truth changes nothing that they see"
     )
@@ -94,13 +82,7 @@ def _shares_of_change(error: Views, source: Views, truth: Views, regions: Region
 
 
 def spill(edited: Views, unedited: Views, regions: Regions) -> Measured:
-    """Mean absolute change outside the region that truth changes, in [0, 1]; 0 leaves it as it was.
-
-    Args:
-        edited: E, renders of the edited splats.
-        unedited: B, renders of the unedited splats.
-        regions: R, 1 where truth changes; a view that it covers completely cannot be scored.
-    """
+    """Mean |E - B| outside the region that truth changes, in [0, 1]; 0 leaves it as it was."""
     values = _mean_inside((edited - unedited).abs().mean(dim=1), regions <= 0.5)
     return summarise(values, "truth changes all of what they see")
 
@@ -111,12 +93,6 @@ def mask_iou(edited: Views, unedited: Views, source: Views, truth: Views) -> Mea
     A pixel is changed where |E - B|, or |T - S|, averaged over channels, exceeds `CHANGE_THRESHOLD`: both by the same
     measure, so that truth itself scores 1. (R, which counts any change beyond rounding, holds faint shadows and
     reflections, too: against it truth itself scores 0.71 on the miniature's edits.)
-
-    Args:
-        edited: E, renders of the edited splats.
-        unedited: B, renders of the unedited splats.
-        source: S, true views before the edit.
-        truth: T, true views after it.
     """
     changed = (edited - unedited).abs().mean(dim=1) > CHANGE_THRESHOLD
     inside = (truth - source).abs().mean(dim=1) > CHANGE_THRESHOLD
@@ -127,13 +103,7 @@ def mask_iou(edited: Views, unedited: Views, source: Views, truth: Views) -> Mea
 
 
 def psnr_db(edited: Views, truth: Views, where: Regions | None = None) -> Measured:
-    """Peak signal-to-noise ratio against the true edited views, in dB, at most `MAX_PSNR_DB`.
-
-    Args:
-        edited: E, renders of the edited splats.
-        truth: T, true views after the edit.
-        where: Pixels that count (above 0.5); None for whole views.
-    """
+    """Peak signal-to-noise ratio of E against T, in dB, at most `MAX_PSNR_DB`; over pixels `where` it is above 0.5."""
     squares = (edited - truth).square().mean(dim=1)
     errors = _mean_inside(squares, torch.ones_like(squares) > 0 if where is None else where > 0.5)
     values = [error if math.isnan(error) else _decibel(error) for error in errors]
@@ -145,15 +115,10 @@ def _decibel(error: float) -> float:
 
 
 def ssim(edited: Views, truth: Views, where: Regions | None = None) -> Measured:
-    """Structural similarity with the true edited views, in [-1, 1]; 1 for equal views (Wang et al. 2004, equation 13).
+    """Structural similarity of E and T, in [-1, 1]; 1 for equal views (Wang et al. 2004, equation 13).
 
-    Its window takes in what lies around a pixel, so that a region's value also depends on its surroundings; the
-    outermost pixels, which have no whole window, do not count.
-
-    Args:
-        edited: E, renders of the edited splats.
-        truth: T, true views after the edit.
-        where: Pixels that count (above 0.5); None for whole views.
+    Its window takes in what lies around a pixel, so that the value of a region (`where` above 0.5) depends on its
+    surroundings, too; the outermost pixels, which have no whole window, do not count.
     """
     if min(edited.shape[2:]) < WINDOW:
         return unscored(f"views of {edited.shape[3]}x{edited.shape[2]} pixels are smaller than the window of SSIM")
@@ -169,13 +134,7 @@ def depth_error(
     """Mean |z(E) - z(T)| / z(T), the absolute relative error of depth; 0 is perfect.
 
     A pixel that E leaves more than half empty counts as 1, as if its surface were at the camera: else holes would be
-    free. Pixels where truth shows no surface do not count.
-
-    Args:
-        edited_depth: z of the edited splats, camera frame.
-        edited_alpha: Their opacity, in [0, 1].
-        truth_depth: True z after the edit; `inf` where nothing is hit.
-        regions: R, pixels that count (above 0.5); None for whole views.
+    free. Pixels where truth shows no surface (`inf`) do not count.
     """
     is_shown = torch.isfinite(truth_depth) & (truth_depth > 0)
     truth = torch.where(is_shown, truth_depth, 1.0)

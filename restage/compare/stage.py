@@ -42,11 +42,7 @@ class Scorer:
     _case: tuple[tuple[str, str], CaseViews, Before] | None = None
 
     def score(self, result: Result) -> Scores:
-        """All rows of one result; NaN with the reason where it cannot be scored.
-
-        Raises:
-            InputError: a picture of a finished result is missing or broken.
-        """
+        """All rows of one result; NaN with the reason where it cannot be scored."""
         if result.problem:
             return _rows(result, unmeasured(result.problem), ())
         key = result.scene, result.edit
@@ -63,8 +59,7 @@ def run_compare(run: RunFolder, config: CompareConfig) -> Iterator[Progress]:
     """Score all results of the run's edit stage; write `compare/scores.parquet` and `compare/views.parquet`.
 
     Raises:
-        InputError: there are no results, a picture of a finished one is missing or broken, or a model that is to judge
-            does not load.
+        InputError: there are no results, a picture of a finished one is missing, or a model that is to judge.
     """
     if run.is_done("compare", config):
         yield Progress(stage="compare", done=1, total=1, note="done before")

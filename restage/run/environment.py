@@ -32,11 +32,7 @@ PACKAGES = ("restage", "torch", "numpy", "numba", "diffusers", "transformers", "
 
 
 def check_device(name: str) -> None:
-    """Check that models can compute on a device, such as `cpu` or `cuda:1`.
-
-    Raises:
-        InputError: there is no such device here.
-    """
+    """Refuse a device, such as `cpu` or `cuda:1`, that models cannot compute on."""
     import torch
 
     try:

@@ -19,6 +19,7 @@ from restage.records import (
     InputError,
     content_id,
     file_sha256,
+    from_plain,
     has_right_seal,
     read_json,
     seal,
@@ -120,11 +121,7 @@ class RunFolder:
         }
 
     def close(self, status: str) -> None:
-        """Write the end of this session of work into `run.json`: status, wall time, peak memory.
-
-        Args:
-            status: `done`, `stopped` (by the user) or `failed`.
-        """
+        """Write the end of this session into `run.json`: `done`, `stopped` (by the user) or `failed`, time, memory."""
         session = {
             "status": status,
             "wall_s": time.monotonic() - self._began_s,
@@ -156,11 +153,7 @@ class RunFolder:
         return folder
 
     def is_done(self, stage: str, config: Any) -> bool:
-        """Whether the stage was finished with this config.
-
-        Raises:
-            InputError: it was finished with another one.
-        """
+        """Whether the stage was finished with this config; refuses one that was finished with another."""
         mark = self.path / stage / STAGE_MARK
         if not mark.exists():
             if stage in read_run_record(self.path).finished:  # its mark was taken away, to have it made anew
@@ -194,9 +187,10 @@ class RunFolder:
         """Hashes of a stage's files by their path in the run, except those whose hashes another record holds."""
         found = {path for pattern in (f"{stage}/**/*", *also) for path in self.path.glob(pattern) if path.is_file()}
         # A record with a seal of its own can be written again (an edit that is tried again) and the mark still holds.
-        records = {path: read_json(path) for path in found if path.name in (EDIT_RECORD, FIT_RECORD)}
-        records = {path: record for path, record in records.items() if "seal" in record}
-        theirs = {path.parent / name for path, record in records.items() for name in record["files"]}
+        records = {path: read_json(path, dict[str, Any]) for path in found if path.name in (EDIT_RECORD, FIT_RECORD)}
+        records = {path: record.get("files") for path, record in records.items() if "seal" in record}
+        files = {path: from_plain(names, dict[str, str], where=path) for path, names in records.items()}
+        theirs = {path.parent / name for path, names in files.items() for name in names}
         names = {path.relative_to(self.path).as_posix(): path for path in sorted(found - theirs)}
         return {
             name: SEALED_APART if path in records else file_sha256(path)
@@ -213,11 +207,7 @@ class StepByStep:
 
 
 def open_run(folder: Path, *, seed: int = 0) -> RunFolder:
-    """Open the run in a folder, whatever its config and seed are, or start one there for stages to be added by hand.
-
-    Raises:
-        InputError: the folder holds something that is not a run.
-    """
+    """Open the run in a folder, whatever its config and seed are, or start one there for stages to be added by hand."""
     if not (folder / RUN_RECORD).exists():
         return RunFolder.open(folder, StepByStep(), seed=seed)
     record = read_run_record(folder)

@@ -98,11 +98,7 @@ def is_stage_done(run: Path, stage: str) -> bool:
 
 
 def check_is_run(run: Path) -> None:
-    """Refuse a folder that holds no run.
-
-    Raises:
-        InputError: it holds none.
-    """
+    """Refuse a folder that holds no run."""
     if not (run / RUN_RECORD).is_file():
         raise InputError(f"{run} is not a run folder (it holds no {RUN_RECORD}); restage ls {run.parent} lists runs")
 

@@ -50,11 +50,7 @@ class Holder:
 
 @contextlib.contextmanager
 def hold_stages(run: Path, *stages: str) -> Iterator[None]:
-    """Keep other commands away from some stages of a run.
-
-    Raises:
-        InputError: another command works on one of them.
-    """
+    """Keep other commands away from stages of a run; refuses if another one works on one of them."""
     with contextlib.ExitStack() as held:
         for stage in stages:
             held.enter_context(_held(run / f".{stage}.lock"))

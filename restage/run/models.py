@@ -30,11 +30,7 @@ class Models:
     """Folder of the edit model that training goes on from."""
 
     def sha256(self) -> dict[str, str]:
-        """Hash of each model's folder.
-
-        Raises:
-            InputError: a folder is missing.
-        """
+        """Hash of each model's folder."""
         return {name: folder_sha256(path) for name, path in asdict(self).items()}
 
 
@@ -50,11 +46,7 @@ def edit_model_of(run: Path) -> Path:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Hash of the names and contents of all files in a folder, except for the thresholds of a CLIP.
-
-    Raises:
-        InputError: the folder is missing.
-    """
+    """Hash of the names and contents of all files in a folder, except for the thresholds of a CLIP."""
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; name a folder of models with --models")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CLIP_RULE)

@@ -22,11 +22,7 @@ MAX_SILENCE_S = 120.0
 
 
 def show_progress(steps: Iterable[Progress], *, file: TextIO | None = None) -> Progress | None:
-    """Work through the steps, with a bar for each stage on a terminal and about ten plain lines otherwise.
-
-    Returns:
-        The last step.
-    """
+    """Work through the steps with bars on a terminal and about ten plain lines a stage elsewhere; returns the last."""
     out = file or sys.stdout
     last = _Last(steps)
     if out.isatty():
@@ -56,10 +52,7 @@ class _Last:
 
 
 def plain_lines(steps: Iterable[Progress]) -> Iterator[str]:
-    """One line for the first and last step of a stage, for each tenth between, and after a long silence.
-
-    Seconds count from the stage's first step, also where another came in between.
-    """
+    """A line for the first and last step of a stage, each tenth between, and after a long silence, with its seconds."""
     stage, shown, spoke_s = None, -1, time.monotonic()
     started_s: dict[str, float] = {}
     for step in steps:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from restage.records import EditRequest, InputError, parse_json, read_json, to_plain
 from restage.run.layout import (
@@ -105,6 +105,17 @@ class FitRecord:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
+class Cost(TypedDict, total=False):
+    """What a result took."""
+
+    seconds: float
+    peak_memory_mb: float
+    peak_memory_of: str
+    """`process` where the mark is not that of the edit alone."""
+    is_capped: float
+    """1 if a time cap stopped the method."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditRecord:
     """What a `record.json` of the edit stage says."""
@@ -123,7 +134,7 @@ class EditRecord:
     request: EditRequest | None = None
     """What was asked for; a result that failed early has none."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    cost: Mapping[str, Any] = field(default_factory=dict)
+    cost: Cost = field(default_factory=lambda: Cost())
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """Content ids and hashes of what it was made from."""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -153,48 +164,28 @@ def flat_items(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
 
 
 def read_run_record(run: Path) -> RunRecord:
-    """Read the record of a run.
-
-    Raises:
-        InputError: the folder holds no run, or its record cannot be read.
-    """
+    """Read the record of a run; refuses a folder that holds none."""
     check_is_run(run)
     return read_json(run / RUN_RECORD, RunRecord)
 
 
 def read_marks(run: Path) -> dict[str, StageMark]:
-    """The marks of all finished stages by the name of the stage.
-
-    Raises:
-        InputError: one cannot be read.
-    """
+    """The marks of all finished stages by the name of the stage."""
     return {path.parent.name: read_json(path, StageMark) for path in sorted(run.glob(STAGE_MARKS))}
 
 
 def read_fits(run: Path) -> dict[str, FitRecord]:
-    """The records of all fitted scenes by the name of the scene.
-
-    Raises:
-        InputError: one cannot be read.
-    """
+    """The records of all fitted scenes by the name of the scene."""
     return {path.parent.name: read_json(path, FitRecord) for path in sorted(run.glob(FITS))}
 
 
 def read_results(run: Path) -> dict[Path, EditRecord]:
-    """The records of all results that are finished or failed, by their folder.
-
-    Raises:
-        InputError: one cannot be read.
-    """
+    """The records of all results that are finished or failed, by their folder."""
     return {path.parent: read_json(path, EditRecord) for path in sorted(run.glob(EDIT_RECORDS))}
 
 
 def read_metrics(run: Path) -> Sequence[TrainingStep]:
-    """The steps of a run's training, none without one.
-
-    Raises:
-        InputError: a line that is not the last cannot be read.
-    """
+    """The steps of a run's training, none without one; only the last line may be broken."""
     path = run / TRAIN_METRICS
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     steps = []

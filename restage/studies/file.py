@@ -14,14 +14,7 @@ __all__ = ["load_study"]
 
 
 def load_study(file: Path) -> Study:
-    """Run a Python file and take its `STUDY`, or what its function `study()` gives.
-
-    Args:
-        file: The file, or a study's folder, which holds a copy as `study.py`.
-
-    Raises:
-        InputError: there is no such file, or no study in it.
-    """
+    """Run a Python file, or the `study.py` in a folder, and take its `STUDY` or what its function `study()` gives."""
     path = file / "study.py" if file.is_dir() else file
     if not path.is_file() or path.suffix != ".py":
         raise InputError(f"{file}: expected a Python file with a STUDY, or the folder of a study that was begun")

@@ -63,12 +63,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 def closed_folders(*folders: Path, allowed: frozenset[str] = frozenset()) -> Iterator[list[str]]:
     """Within it, opening anything in these folders raises `HeldOutRead` in this process, in any of its threads.
 
-    Args:
-        folders: What is closed, with all that is in it.
-        allowed: Files in there that may be opened, as real paths.
-
-    Yields:
-        The paths that were opened all the same; they stay there when the error was caught.
+    Files that are `allowed`, as real paths, may be opened. Yields what was opened even if the error was caught.
     """
     if not _installed:
         sys.addaudithook(_audit)  # a hook cannot be taken away again; without a watch it does nothing
@@ -91,12 +86,7 @@ class GuardedEditor:
     """Indices of the training views in the whole capture; None for anchors, which may edit any view."""
 
     def edit(self, batch: ViewBatch) -> Edited:
-        """Edit a batch of views; see `Editor.edit`.
-
-        Raises:
-            HeldOutRead: a view is none of the training views.
-            InputError: there is no editor.
-        """
+        """Edit a batch of training views; see `Editor.edit`."""
         others = [] if self.view_indices is None else sorted(set(batch.view_indices) - self.view_indices)
         if others:
             for watch in _watches:
@@ -137,11 +127,7 @@ class GuardedMethod:
         object.__setattr__(self, "_guard", (closed, allowed))
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
-        """Run the method step by step.
-
-        Raises:
-            HeldOutRead: the method reached for what it must not see.
-        """
+        """Run the method step by step."""
         closed, allowed = getattr(self, "_guard")  # noqa: B009 - set above, and no field
         started_s = time.perf_counter()
         steps = None

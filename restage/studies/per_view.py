@@ -48,11 +48,7 @@ def edit_views(
     folder: Path,
     facts: Mapping[str, Any],
 ) -> Iterator[EditStep]:
-    """Edit the held-out views one by one and write the result folder, which has pictures and a record only.
-
-    Yields:
-        A step for each view, with the scene as it was.
-    """
+    """Edit the held-out views one by one, a step for each, into a folder that has pictures and a record only."""
     peak, started_s = PeakMemory(), time.perf_counter()
     paths = []
     for index in capture.held_out_indices:

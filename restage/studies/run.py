@@ -41,9 +41,6 @@ def run_study(
         file: The file that the study was read from, which is copied into the folder. Workers read it again: on a
             cluster the copy, elsewhere the file. None for a study whose classes can be imported.
 
-    Yields:
-        A step for each scene, result and table, and in this process for each step of a method.
-
     Raises:
         InputError: the folder holds something else, or results of this study under another setting.
         TasksSetAside: a scene could not be made; everything else is.

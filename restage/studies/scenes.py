@@ -82,18 +82,9 @@ def sample_world_scenes(
     capture: CaptureConfig | None = None,
     fit: FitConfig | None = None,
 ) -> tuple[WorldScene, ...]:
-    """Sample scenes of one to two objects that allow all of these kinds of edit.
+    """Sample scenes of one to two objects that allow all of these kinds of edit, one edit of each.
 
-    Args:
-        count: How many.
-        edit_kinds: Each scene gets one edit of each; see `world.grammar.EDIT_KINDS`.
-        seed: Other seeds give other scenes, cameras and captions.
-        split: `unseen` for combinations of kind and colour that no model was trained on, or `train`.
-        capture: How they are photographed.
-        fit: How they are fitted.
-
-    Raises:
-        InputError: no scene allows all of the kinds.
+    With `split` unseen, objects are combinations of kind and color that no model was trained on.
     """
     config = WorldConfig(edit_kinds=edit_kinds, split=split)
     scenes = []

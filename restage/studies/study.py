@@ -45,14 +45,7 @@ class StudyScene(Protocol):
         ...
 
     def write(self, folder: Path) -> Iterator[str]:
-        """Write `capture/` and, for every edit, `truth/<edit>/` (`edit.json` last); what is there stays.
-
-        Yields:
-            A line for each thing that is there.
-
-        Raises:
-            InputError: the folder holds another scene, or what it is made from cannot be read.
-        """
+        """Write `capture/`, and `truth/<edit>/` for every edit, `edit.json` last; what is there stays. Yields lines."""
         ...
 
 

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from restage.compare.cases import Contender, Result
 from restage.compare.judges import open_judges
@@ -19,10 +19,10 @@ from restage.edit.job import EditStep
 from restage.edit.open_editors import NO_EDITOR
 from restage.edit.results import edit_scene
 from restage.edit.work import EditUnit, EditWork, OpenEdits
-from restage.records import EditCase, InputError, Progress, Score, read_json, write_json
+from restage.records import EditCase, InputError, Progress, Score, from_plain, read_json, write_json
 from restage.run.layout import CAPTURE, EDIT_RECORD, RUN_RECORD
 from restage.run.models import edit_model_of
-from restage.run.reading import EditRecord
+from restage.run.reading import Cost, EditRecord
 from restage.scenes.capture import Capture
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io import read_capture
@@ -62,11 +62,7 @@ class StudyWork:
     """Python file that the study is read from."""
 
     def open(self, device: str) -> OpenStudy:
-        """Read the study.
-
-        Raises:
-            InputError: the study's folder, its file or a model that it names is not on this machine.
-        """
+        """Read the study; refuses a machine that does not see its folder or its file."""
         if not (self.folder / RUN_RECORD).is_file():
             raise InputError(f"{self.folder} is not there on {socket.gethostname()}; all machines have to see it")
         study = self.study
@@ -160,6 +156,25 @@ class OpenStudy(OpenEdits):
         )
 
 
+Row = TypeVar("Row", Score, ViewScore)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptScores:
+    """The rows of one result as they are kept: JSON has no NaN, so that a value may be null."""
+
+    judges: str
+    """Id of the judges that made them."""
+    cost: Cost
+    scores: tuple[dict[str, Any], ...]
+    views: tuple[dict[str, Any], ...]
+
+    def rows(self, name: str, kind: type[Row], path: Path) -> list[Row]:
+        """The rows of a kind."""
+        plain = [row | ({"value": math.nan} if row.get("value") is None else {}) for row in getattr(self, name)]
+        return [from_plain(row, kind, where=path) for row in plain]
+
+
 def scores_path(folder: Path, record_id: str) -> Path:
     """Where the scores of one result are kept in a study's folder."""
     return folder / "compare" / "results" / f"{record_id}.json"
@@ -170,9 +185,9 @@ def scores_of(scorer: Scorer, folder: Path, unit: EditUnit) -> Scores:
     record = _with_cap(read_json(unit.folder(folder) / EDIT_RECORD, EditRecord))
     path = scores_path(folder, record.id)
     if path.exists():
-        kept = read_json(path)
-        if kept["judges"] == scorer.judges.id and kept["cost"] == record.cost:
-            return _from_plain(kept)
+        kept = read_json(path, KeptScores)
+        if kept.judges == scorer.judges.id and kept.cost == record.cost:
+            return Scores(kept.rows("scores", Score, path), kept.rows("views", ViewScore, path))
     result = Result(
         scene=unit.scene,
         edit=unit.edit,
@@ -189,7 +204,7 @@ def scores_of(scorer: Scorer, folder: Path, unit: EditUnit) -> Scores:
 def _with_cap(record: EditRecord) -> EditRecord:
     """A record that says whether the time cap stopped the method."""
     cap_s = record.settings.get("time_cap_s") if record.status == "done" else None
-    is_capped = cap_s is not None and record.cost["seconds"] > cap_s
+    is_capped = isinstance(cap_s, int | float) and record.cost.get("seconds", 0.0) > cap_s
     return dataclasses.replace(record, cost={**record.cost, "is_capped": float(is_capped)})
 
 
@@ -199,10 +214,3 @@ def _to_plain(rows: Scores) -> dict[str, Any]:
         name: [{**dataclasses.asdict(row), "value": None if math.isnan(row.value) else row.value} for row in found]
         for name, found in rows._asdict().items()
     }
-
-
-def _from_plain(value: dict[str, Any]) -> Scores:
-    def full(row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, "value": math.nan if row["value"] is None else row["value"]}
-
-    return Scores([Score(**full(row)) for row in value["scores"]], [ViewScore(**full(row)) for row in value["views"]])

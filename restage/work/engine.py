@@ -44,9 +44,7 @@ class TasksSetAside(WorkStopped):
 def run_tasks(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Generator[Event, None, None]:
     """Have all tasks of a queue done; yields what happens, the queue knows it before.
 
-    A second driver on the same folder does no harm, since nothing is locked: a task's result depends on the task
-    alone, and counts only when it is whole. This one notices the other by results that it did not make, and takes the
-    rest in random order, so that the two share the work.
+    A task's result depends on the task alone, and counts only when it is whole: a second driver does no harm.
 
     Raises:
         WorkStopped: the disk is full.
@@ -91,14 +89,8 @@ def work_through(
 ) -> Iterator[Progress]:
     """Have all tasks of a queue done, told as progress of the stages that the tasks belong to.
 
-    Args:
-        queue: Tasks whose items are named by their text.
-        settings: What workers are told.
-        config: Where the work is done.
-        give_up: Called with each task that is set aside; default: that is an error at the end.
-
     Raises:
-        TasksSetAside: tasks were set aside, and there is no `give_up`; all others are done.
+        TasksSetAside: some were set aside, and there is no `give_up` to be called with each; all others are done.
         WorkStopped: the disk is full.
         InputError: no worker can do any task; inline, also what a task raised.
     """

@@ -42,12 +42,7 @@ class DeviceWatch:
     """Watches one device for one worker."""
 
     def __init__(self, device: str, *, num_own_threads: int = 1) -> None:
-        """Prepare.
-
-        Args:
-            device: Such as `cpu` or `cuda:0`.
-            num_own_threads: What the worker itself adds to the load of a CPU while it works.
-        """
+        """Prepare; `num_own_threads` is what the worker itself adds to the load of a CPU while it works."""
         self.device, self.num_own_threads = device, num_own_threads
         self.own: set[str] = {str(os.getpid())}
         self.before: set[str] = set()

@@ -218,11 +218,7 @@ class _Loop:
 
 
 def run_pool(pool: Pool, queue: TaskQueue, config: EngineConfig) -> Iterator[Event]:
-    """Have all tasks of the queue done by the workers of a pool.
-
-    Raises:
-        InputError: no worker can do any.
-    """
+    """Have all tasks of the queue done by the workers of a pool; refuses if no worker can do any."""
     loop = _Loop(pool, queue, config)
     try:
         while not queue.is_finished:

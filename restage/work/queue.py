@@ -44,11 +44,11 @@ class TaskQueue:
         max_bundle: int = 1,
         needs: Mapping[int, Iterable[int]] | None = None,
     ) -> None:
-        """Start with the missing tasks.
+        """Start with the missing tasks, in the order in which they are handed out.
 
         Args:
             tasks: All tasks; may build each when it is asked for.
-            missing: Numbers of the tasks to do, in the order in which they are handed out.
+            missing: Numbers of the tasks to do.
             max_attempts: Failures after which a task is set aside.
             max_bundle: Most tasks that a worker gets at once.
             needs: Tasks that a task waits for, by its number; those that are not missing are done.

@@ -139,11 +139,7 @@ class _Cluster:
 
 
 def _connect(ray: Any, config: EngineConfig) -> bool:
-    """Join the cluster, or start one of this machine.
-
-    Returns:
-        Whether the connection was made here, and so has to be closed here.
-    """
+    """Join the cluster, or start one of this machine; returns whether it was done here, and so is to be undone."""
     if ray.is_initialized():
         return False
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -167,11 +163,7 @@ def _connect(ray: Any, config: EngineConfig) -> bool:
 
 
 def run_ray(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
-    """Do all tasks of the queue on a Ray cluster.
-
-    Raises:
-        InputError: there is no cluster at the address, or it does not let us in.
-    """
+    """Do all tasks of the queue on a Ray cluster."""
     try:
         import ray
     except ImportError:

@@ -66,11 +66,7 @@ class OpenWork(Protocol):
         ...
 
     def work(self, task: Task[Any]) -> Generator[Progress, None, Facts]:
-        """Do a task step by step; between steps it may be given up, which must leave nothing that counts.
-
-        Returns:
-            Facts of the result, which is on disk by then.
-        """
+        """Do a task, return facts of its result; given up between two steps, it leaves nothing that counts."""
         ...
 
 
@@ -79,9 +75,5 @@ class Work(Protocol):
     """A kind of work: small and picklable; it is sent to every worker."""
 
     def open(self, device: str) -> OpenWork:
-        """Load whatever is heavy on a device.
-
-        Raises:
-            InputError: what it needs is not on this machine, or differs from what the driver has.
-        """
+        """Load whatever is heavy on a device; refuses a machine that lacks what it needs."""
         ...

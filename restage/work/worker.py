@@ -98,11 +98,7 @@ class Worker:
         self.looked_s = -LOOK_S
 
     def open(self) -> OpenWork:
-        """Load what the work needs, if that has not been done.
-
-        Raises:
-            InputError: this machine is not set up as the driver's.
-        """
+        """Load what the work needs, once; refuses a machine that is not set up as the driver's."""
         if self.opened is None:
             if _versions() != self.settings.versions:
                 raise InputError(f"packages here are {_versions()}, the driver's {self.settings.versions}")

@@ -59,7 +59,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     for _ in make_scene(folder, description, edits, name="scene", seed=3, config=config.capture):
         pass
     truth = next((folder / "truth").iterdir())
-    return Scene(folder / "capture", truth, EditCase.from_plain(read_json(truth / "edit.json")))
+    return Scene(folder / "capture", truth, read_json(truth / "edit.json", EditCase))
 
 
 Train = Callable[..., Path]

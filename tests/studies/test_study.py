@@ -11,7 +11,7 @@ import pytest
 from restage.cli import run as run_command
 from restage.edit.job import EditStep
 from restage.edit.methods import Nothing, ReplaceOnce
-from restage.records import EditRequest, InputError, Score, read_json
+from restage.records import EditRequest, InputError, Score, read_json, write_json
 from restage.scenes.fit import FitConfig
 from restage.scores.rows import read_scores, read_view_scores
 from restage.studies.file import load_study
@@ -87,6 +87,24 @@ def test_what_is_there_is_not_made_again(finished):
     made = {path: path.stat().st_mtime_ns for path in (finished / "edit").rglob("*") if path.is_file()}
     run(tiny_study(), finished)
     assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+@pytest.mark.parametrize(
+    ("damage", "field"),
+    [
+        ({"judges": 5}, "judges"),
+        ({"scores": [{"scene": 5}]}, "scene"),
+        ({"views": {}}, "views"),
+        ({"cost": []}, "cost"),
+    ],
+)
+def test_kept_scores_of_wrong_types_are_refused_by_file_and_field(finished, tmp_path, damage, field):
+    copy = tmp_path / "tiny"
+    shutil.copytree(finished, copy)
+    path = sorted((copy / "compare" / "results").glob("*.json"))[0]
+    write_json(path, {**read_json(path), **damage})
+    with pytest.raises(InputError, match=f"{path.name}.*{field}"):
+        list(run_study(tiny_study(), copy))
 
 
 def test_a_study_may_grow_and_keeps_what_it_has(finished, tmp_path):

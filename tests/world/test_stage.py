@@ -37,7 +37,7 @@ def test_a_scene_on_disk_is_laid_out_as_the_conventions_say(tmp_path: Path) -> N
     edits = sorted((scene / "truth").iterdir())
     assert [edit.name.split("-")[0] for edit in edits] == ["recolour", "time"]
     for edit in edits:
-        case = EditCase.from_plain(read_json(edit / "edit.json"))
+        case = read_json(edit / "edit.json", EditCase)
         assert case.scene == "scene-001" and case.has_truth and case.request.instruction
         for name, image in zip(capture.file_names, capture.images, strict=True):
             true = np.asarray(Image.open(edit / "images" / name), np.float32) / 255

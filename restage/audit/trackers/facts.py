@@ -42,11 +42,7 @@ class RunFacts:
 
 
 def facts_of(run: Path) -> RunFacts:
-    """Read a run's records.
-
-    Raises:
-        InputError: it is not a run, or a record in it cannot be read.
-    """
+    """Read a run's records."""
     record = read_run_record(run)
     shown = {name: getattr(record, name) for name in ("seed", "versions", "git_commit", "status", "config")}
     files = [run / RUN_RECORD, *sorted(run.glob(STAGE_MARKS)), run / SCORES, run / PAGE]

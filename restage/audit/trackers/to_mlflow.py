@@ -17,19 +17,7 @@ MAX_LENGTH = 500
 
 
 def send_to_mlflow(facts: RunFacts, *, project: str, where: str = "") -> str:
-    """Send a run once; one that is there already is left as it is.
-
-    Args:
-        facts: of the run.
-        project: name of the experiment.
-        where: tracking URI; empty for MLFLOW_TRACKING_URI, or else the folder `mlruns`.
-
-    Returns:
-        Where it is.
-
-    Raises:
-        MissingExtra: MLflow is not installed.
-    """
+    """Send a run to an experiment, once, and return where it is; empty `where`: MLFLOW_TRACKING_URI, or `mlruns`."""
     try:
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         from mlflow.entities import Metric, Param, RunTag  # pyright: ignore[reportMissingImports]

@@ -9,19 +9,7 @@ __all__ = ["send_to_trackio"]
 
 
 def send_to_trackio(facts: RunFacts, *, project: str, where: str = "") -> str:
-    """Send a run once; one that is there already is left as it is.
-
-    Args:
-        facts: of the run.
-        project: name of the project.
-        where: URL of a trackio server; empty for the local database.
-
-    Returns:
-        Where it is.
-
-    Raises:
-        MissingExtra: trackio is not installed.
-    """
+    """Send a run to a project, once, and return where it is; `where` is a server's URL, else a local database."""
     try:
         import trackio  # pyright: ignore[reportMissingImports]
     except ImportError:
