@@ -22,6 +22,7 @@ import torch._dynamo.config
 from diffusers.models import AutoencoderDC, AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
+from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from restage.diffusion.attention import controlled
@@ -172,12 +173,20 @@ class Backbone:
         return self.encode_prompts(texts).tokens
 
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h8 w8"]:
-        """Encode pictures in [0, 1], deterministically, to latents of unit variance."""
+        """Encode pictures in [0, 1], of any size, deterministically, to latents of unit variance.
+
+        Where a side is no multiple of `pixels_per_latent`, decoding gives a picture that is larger at the right and
+        below.
+        """
         with torch.no_grad():
             return self.encode_with_gradient(images)
 
     def encode_with_gradient(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h8 w8"]:
         """Do what `encode_images` does and let gradients reach the pictures, which distillation needs."""
+        # Latents stand for whole squares of pixels: what is missing at the right and below repeats the border.
+        missing = [-side % self.pixels_per_latent for side in images.shape[-2:]]
+        if any(missing):
+            images = functional.pad(images, (0, missing[1], 0, missing[0]), mode="replicate")
         with self.precision():
             encoded: Any = self.vae.encode((images.to(self.device) * 2 - 1).to(memory_format=torch.channels_last))
         latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()

@@ -335,7 +335,7 @@ def edit_images(
             f"{tuple(views.shape)}, originals {tuple(originals.shape)}, {len(instructions)} instructions, "
             f"{num_seeds} seeds"
         )
-    parts, noise = [], None
+    parts, noise, (height, width) = [], None, views.shape[-2:]
     for start in range(0, len(views), settings.batch_size):
         part = slice(start, start + settings.batch_size)
         condition = model.encode_condition(originals[part], instructions[part])
@@ -345,6 +345,7 @@ def edit_images(
         latents, masks = _edit_batch(model, views[part], condition, noise_level, noise[part], settings)
         images = model.backbone.decode_latents(latents).clamp(0, 1)
         masks = functional.interpolate(masks[:, None], images.shape[-2:], mode="bilinear")[:, 0].clamp(0, 1)
+        images, masks = images[..., :height, :width], masks[..., :height, :width]  # latents stand for whole squares
         if settings.keep_outside:  # what the VAE loses on the way is not to change pixels either
             images = torch.lerp(originals[part], images, _mask_to_keep(masks)[:, None])
         parts.append(Edited(images, masks))

@@ -153,6 +153,17 @@ def test_less_noise_takes_fewer_steps(model: EditModel, pictures, monkeypatch):
         assert len(calls) == expected
 
 
+@pytest.mark.parametrize("keep_outside", [False, True])
+def test_views_need_not_be_multiples_of_the_latents_size(model: EditModel, pictures, keep_outside):
+    views = pictures[:2, :, :13, :19]
+    settings = EditSettings(steps=2, keep_outside=keep_outside)
+    edited = edit_images(model, views, views, "blue", noise_level=0.5, seeds=[1, 2], settings=settings)
+    assert edited.images.shape == views.shape and edited.masks.shape == (2, 13, 19)
+    latents = model.backbone.encode_images(views)
+    whole = torch.nn.functional.pad(views, (0, 5, 0, 3), mode="replicate")
+    torch.testing.assert_close(latents, model.backbone.encode_images(whole))
+
+
 def test_keep_outside_leaves_every_pixel_where_the_mask_is_empty(model: EditModel, pictures):
     unet = widen_unet(model.backbone.unet)  # its mask is 0.05 everywhere
     blank = dataclasses.replace(model, unet=unet)

@@ -63,8 +63,10 @@ class TextToImageEditor:
         masks = difference.abs().mean(dim=1)
         # Predictions have no unit of their own, so the place that differs most counts as sure.
         masks = masks / masks.amax(dim=(1, 2), keepdim=True).clamp_min(1e-8)
-        masks = functional.interpolate(masks[:, None], views.shape[-2:], mode="bilinear")[:, 0].clamp(0, 1)
-        return Edited(backbone.decode_latents(latents).cpu(), masks.cpu())
+        height, width = views.shape[-2:]
+        images = backbone.decode_latents(latents)
+        masks = functional.interpolate(masks[:, None], images.shape[-2:], mode="bilinear")[:, 0].clamp(0, 1)
+        return Edited(images[..., :height, :width].cpu(), masks[..., :height, :width].cpu())
 
     def scores(self) -> TextToImageScores:
         """The model as distillation uses it."""
