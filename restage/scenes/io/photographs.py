@@ -135,7 +135,8 @@ def find_cameras(folder: Path, workplace: Path, where: str) -> ModelFiles:
         raise InputError(f"{where}: expected at least {MIN_PHOTOGRAPHS} photographs, got {len(photographs)}")
     has_one_camera = len({read_head(path)[:2] for path in photographs}) == 1
     database, model_folder = workplace / "database.db", workplace / "model"
-    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
+    # It would print its errors before ours, and leave a log file of each in the temporary folder.
+    pycolmap.logging.minloglevel = pycolmap.logging.Level.FATAL.value
     pycolmap.set_random_seed(0)
     _match_features(folder, [path.name for path in photographs], database, has_one_camera=has_one_camera)
     options = pycolmap.IncrementalPipelineOptions(num_threads=1, random_seed=0)
