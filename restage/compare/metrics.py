@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.scenes.ssim import MARGIN, WINDOW, ssim_map
+from restage.scenes.losses import MARGIN, WINDOW, ssim_map
 
 __all__ = [
     "CHANGE_THRESHOLD",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from restage.records import InputError
 
-__all__ = ["MAX_SIDE", "Cameras", "Projected", "intrinsics_from_fov", "look_at", "orbit", "project_points"]
+__all__ = ["Cameras", "MAX_SIDE", "Projected", "intrinsics_from_fov", "look_at", "orbit", "project_points"]
 __all__ += ["unproject_depth"]
 
 MAX_SIDE = 20_000

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from restage.records import (
@@ -31,9 +29,10 @@ from restage.run.layout import FIT_RECORD, FIT_STATE, HELD_OUT, SPLATS
 from restage.run.reading import FitRecord
 from restage.scenes.capture import Capture
 from restage.scenes.fit import FitConfig, FitStep, SplatFit, psnr, render_views
+from restage.scenes.io.images import write_png
 from restage.scenes.io.ply import read_splats, write_splats
+from restage.scenes.losses import MARGIN, WINDOW, ssim_map
 from restage.scenes.splats import Splats
-from restage.scenes.ssim import MARGIN, WINDOW, ssim_map
 
 __all__ = ["capture_sha256", "fit_capture"]
 
@@ -203,17 +202,11 @@ def _measure(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
         values = _psnr_of(capture, held_out, renders).clamp_max(100.0).tolist()
         names = [Path(capture.file_names[index]).with_suffix(".png").name for index in held_out]
         for name, image in zip(names, renders, strict=True):
-            _write_png(folder / HELD_OUT / name, image)
+            write_png(folder / HELD_OUT / name, image.permute(1, 2, 0))
         shown = slice(0, MAX_STRIP_VIEWS)
         strip = torch.cat([torch.cat(list(rows[shown]), dim=2) for rows in (renders, truth)], dim=1)
-        _write_png(folder / "held_out.png", strip)
+        write_png(folder / "held_out.png", strip.permute(1, 2, 0))
         record["held_out_psnr_db"] = sum(values) / len(values)
         record["held_out_ssim"] = _ssim_of(capture, held_out, renders)
         record["held_out_psnr_db_by_view"] = dict(zip(names, values, strict=True))
     return record
-
-
-def _write_png(path: Path, image: Float[Tensor, "3 h w"]) -> None:
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    with write_atomically(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary)

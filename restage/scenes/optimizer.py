@@ -16,18 +16,78 @@ from torch import Tensor
 
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
-from restage.scenes.exposure import Exposures
 from restage.scenes.losses import PhotometricLoss
 from restage.scenes.rasterize import Rasterizer, rasterize_numba
 from restage.scenes.splats import Splats
 
-__all__ = ["LearningRates", "SplatOptimizer", "Targets"]
+__all__ = ["Exposures", "LearningRates", "SplatOptimizer", "Targets"]
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-15
 """As in 3D Gaussian splatting, whose gradients are tiny: any step is set by the learning rate alone."""
 REACH = (0.1, 10.0)
 """Least and greatest factor on the learning rate of the means for the distance from the center."""
+
+
+@dataclass
+class Exposures:
+    """Transforms E of colors, "3 4" a view: a rendered pixel c becomes E (c, 1), as in the 3D Gaussian splatting code.
+
+    Their mean over the views is held at the identity, which splats could otherwise undo. Held-out views are rendered
+    without a transform: with the mean exposure of the training views.
+    """
+
+    num_views: int
+    rate: float = 3e-2
+    """Adam's step at the start of the fit; 0.01 in the 3D Gaussian splatting code, which sees a view more often."""
+    pull: float = 1e-2
+    """Weight of the squared distance from the identity in the loss."""
+    transforms: Float[Tensor, "n 3 4"] = field(init=False)
+    moments: tuple[Tensor, Tensor] = field(init=False)
+    """Adam's moments of each view."""
+    num_updates: Tensor = field(init=False)
+    """Number of updates of each view."""
+
+    def __post_init__(self) -> None:
+        self.transforms = torch.eye(3, 4).repeat(self.num_views, 1, 1)
+        self.moments = (torch.zeros_like(self.transforms), torch.zeros_like(self.transforms))
+        self.num_updates = torch.zeros(self.num_views)
+
+    def transform_of(self, view: int) -> Float[Tensor, "3 4"]:
+        """A copy of one view's transform, to be differentiated."""
+        return self.transforms[view].clone().requires_grad_()
+
+    @staticmethod
+    def apply(transform: Float[Tensor, "3 4"], color: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 h w"]:
+        """Colors as the view's camera would have taken them; not clamped."""
+        height, width = color.shape[1:]
+        return (transform[:, :3] @ color.reshape(3, -1) + transform[:, 3:]).reshape(3, height, width)
+
+    def penalty(self, transform: Float[Tensor, "3 4"]) -> Float[Tensor, ""]:
+        """What the loss takes for being away from the identity."""
+        return self.pull * (transform - torch.eye(3, 4)).square().sum()
+
+    @torch.no_grad()
+    def update(self, view: int, gradient: Float[Tensor, "3 4"], *, decay: float = 1.0) -> None:
+        """Move one view's transform by a step of Adam, then all of them so that their mean is the identity."""
+        self.num_updates[view] += 1
+        count = int(self.num_updates[view])
+        first, second = self.moments[0][view], self.moments[1][view]
+        first.lerp_(gradient, 1 - BETAS[0])
+        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        denominator = (second / (1 - BETAS[1] ** count)).sqrt() + EPSILON
+        self.transforms[view] -= self.rate * decay / (1 - BETAS[0] ** count) * first / denominator
+        # Otherwise all views could darken together while the splats brighten.
+        self.transforms -= self.transforms.mean(0) - torch.eye(3, 4)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes, for `torch.save`."""
+        return {"transforms": self.transforms, "moments": self.moments, "num_updates": self.num_updates}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.transforms, self.num_updates = state["transforms"], state["num_updates"]
+        self.moments = (state["moments"][0], state["moments"][1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +114,7 @@ class Targets:
     def __init__(
         self, cameras: Cameras, images: Float[Tensor, "n 3 h w"], weights: Float[Tensor, "n h w"] | None = None
     ) -> None:
-        """Hold images in [0, 1] and weights >= 0 (default: 1 everywhere) for the cameras; tensors are copied.
-
-        Raises:
-            InputError: shapes do not fit the cameras, or there is no view.
-        """
+        """Hold images in [0, 1] and weights >= 0 (default: 1 everywhere) for the cameras; tensors are copied."""
         shape = (len(cameras), cameras.height, cameras.width)
         if not len(cameras) or tuple(images.shape) != (shape[0], 3, *shape[1:]):
             raise InputError(f"expected targets of shape {(shape[0], 3, *shape[1:])}, got {tuple(images.shape)}")

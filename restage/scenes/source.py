@@ -37,12 +37,7 @@ class SourceCheck:
     """What there is to do before a capture can be fitted in a scene's folder; nothing is written until `write`."""
 
     def __init__(self, path: Path, scene: Path, options: ReadOptions, *, again: bool) -> None:
-        """Read the capture, if the scene does not hold it yet.
-
-        Raises:
-            InputError: the capture cannot be read; the scene has a finished fit of another one, and `again` is not
-                given; or it was edited, so that even then it has to stay.
-        """
+        """Read the capture, if the scene does not hold it yet."""
         source = recognize_capture(path)
         scene_format = SCENE_FORMATS[source.form]
         posed = None if scene_format.finds_cameras else scene_format.read(source.path, source.name, options)

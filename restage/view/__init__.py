@@ -3,7 +3,6 @@
 `session.py` holds the state and knows no browser; `page.py` and the files beside it show it with viser.
 """
 
-from restage.view.scene import ViewScene, open_scenes
-from restage.view.session import EditStopped, Version, ViewSession
+from restage.view.session import EditStopped, Version, ViewScene, ViewSession, open_scenes
 
 __all__ = ["EditStopped", "Version", "ViewScene", "ViewSession", "open_scenes"]

@@ -17,8 +17,7 @@ from restage.edit.single import EditChoice
 from restage.records import EditRequest, InputError
 from restage.scenes.splats import Splats
 from restage.view import controls
-from restage.view.background import Backgrounds
-from restage.view.nodes import SceneNodes
+from restage.view.layers import Backgrounds, SceneNodes
 from restage.view.session import EditStopped, ViewSession
 
 __all__ = ["ViewerPage"]
@@ -100,11 +99,7 @@ class ViewerPage:
         return call
 
     def start_edit(self, request: EditRequest, choice: EditChoice, *, is_chained: bool) -> None:
-        """Begin an edit in a thread of its own.
-
-        Raises:
-            InputError: one is running already.
-        """
+        """Begin an edit in a thread of its own."""
         if self.session.is_running or (self._edit_thread is not None and self._edit_thread.is_alive()):
             raise InputError("an edit is running; wait for its end or stop it")
         steps = self.session.edit(request, choice, is_chained=is_chained)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,14 +16,129 @@ import torch
 from restage.edit.job import EditStep
 from restage.edit.open_editors import OpenEditors
 from restage.edit.single import EditChoice, StartingPoint, find_case, open_edit
-from restage.records import EditRequest, InputError
+from restage.records import EditCase, EditRequest, InputError, read_json
 from restage.run.folder import open_run, working
-from restage.run.layout import SPLATS
+from restage.run.layout import CAPTURE, EDIT_RECORD, FIT_RECORD, RUN_RECORD, SPLATS, TRANSFORMS
+from restage.run.reading import EditRecord, FitRecord
+from restage.scenes.capture import Capture
+from restage.scenes.io import capture_name, is_capture, read_capture
 from restage.scenes.io.ply import read_splats, write_splats
 from restage.scenes.splats import Splats
-from restage.view.scene import KeptEdit, ViewScene, list_kept, load_scene, open_scenes, read_kept
 
-__all__ = ["EditStopped", "Version", "ViewSession"]
+__all__ = ["EditStopped", "KeptEdit", "Version", "ViewScene", "ViewSession", "list_kept", "open_scenes"]
+
+
+@dataclass(frozen=True)
+class KeptEdit:
+    """A finished edit that lies in a run folder."""
+
+    folder: Path
+    """Its result folder."""
+    edit: str
+    """Name of the edit case."""
+    instruction: str
+    method: str
+    editor: str
+    seed: int
+    record_id: str
+    is_done: bool = True
+    """Whether it came to its end; a failed edit has nothing to show."""
+
+    @property
+    def label(self) -> str:
+        """What the user reads in lists; tells edits of one scene apart."""
+        text = f"{self.instruction} | {self.method}, {self.editor}, seed {self.seed}"
+        mark = self.edit.rpartition("-on-")[1:]
+        return f"{text} | {''.join(mark).lstrip('-')}" if mark[0] else text
+
+
+@dataclass(frozen=True)
+class ViewScene:
+    """A scene as it was before any edit."""
+
+    name: str
+    splats: Splats
+    capture: Capture | None = None
+    """None for a PLY alone."""
+    folder: Path | None = None
+    """`<run>/scenes/<scene>`; None for a scene that is in no run, which cannot be edited."""
+    fit: FitRecord | None = None
+    cases: Mapping[str, EditCase] = field(default_factory=dict)
+    """Edit cases with truth by name."""
+
+    @property
+    def run_folder(self) -> Path | None:
+        """The run that the scene is part of."""
+        return None if self.folder is None else self.folder.parent.parent
+
+
+def open_scenes(path: Path) -> dict[str, Path]:
+    """Find the scenes that a path stands for: the file or folder to load each from, by name.
+
+    Args:
+        path: A run folder, a fitted scene's folder, the folder of a capture that has a fit, or a 3DGS PLY.
+    """
+    if path.is_file() and path.suffix.lower() == ".ply":
+        return {path.stem: path}
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a run folder, a fitted scene, a capture with a fit, or a PLY")
+    if (path / SPLATS).is_file():
+        return {path.resolve().name: path}
+    scenes = {found.parent.name: found.parent for found in sorted(path.glob("scenes/*/splats.ply"))}
+    if not scenes and is_capture(path):
+        return _scenes_of_capture(path)
+    if not scenes:
+        what = "a run without a fitted scene" if (path / RUN_RECORD).exists() else "neither a run nor a scene nor a PLY"
+        raise InputError(f"{path} is {what}; run: restage fit CAPTURE, then: restage view RUN")
+    return scenes
+
+
+def _scenes_of_capture(path: Path) -> dict[str, Path]:
+    """The fit of a capture: around it in a run, or where `restage fit` puts it by default."""
+    name = capture_name(path)
+    for folder in (path.resolve().parent, Path("runs") / name / "scenes" / name):
+        if (folder / SPLATS).is_file():
+            return {name: folder}
+    raise InputError(f"{path} is a capture without a fit; run: restage fit {path}")
+
+
+def load_scene(name: str, path: Path) -> ViewScene:
+    """Load one of the scenes that `open_scenes` found."""
+    if path.is_file():
+        return ViewScene(name, read_splats(path))
+    splats = read_splats(path / SPLATS)
+    capture = read_capture(path / CAPTURE) if (path / CAPTURE / TRANSFORMS).is_file() else None
+    fit = read_json(path / FIT_RECORD, FitRecord) if (path / FIT_RECORD).is_file() else None
+    folder = path.resolve()
+    is_in_run = capture is not None and folder.parent.name == "scenes" and (folder.parents[1] / RUN_RECORD).is_file()
+    cases = {found.parent.name: read_json(found, EditCase) for found in path.glob("truth/*/edit.json")}
+    with_truth = {edit: case for edit, case in sorted(cases.items()) if case.has_truth}
+    return ViewScene(name, splats, capture, path if is_in_run else None, fit, with_truth)
+
+
+def list_kept(scene: ViewScene) -> list[KeptEdit]:
+    """Finished edits of a scene in its run, by name."""
+    if scene.folder is None or scene.run_folder is None:
+        return []
+    folder = scene.run_folder / "edit" / scene.folder.name
+    kept = [read_kept(path.parent) for path in sorted(folder.glob(f"*/*/*/{EDIT_RECORD}"))]
+    return [edit for edit in kept if edit.is_done and edit.method != "nothing"]
+
+
+def read_kept(folder: Path) -> KeptEdit:
+    """Read the record of an edit."""
+    record = read_json(folder / EDIT_RECORD, EditRecord)
+    return KeptEdit(
+        folder=folder,
+        edit=record.edit,
+        instruction=record.request.instruction if record.request else record.edit,
+        method=record.method,
+        editor=record.editor,
+        seed=record.seed,
+        record_id=record.id,
+        is_done=record.status == "done",
+    )
+
 
 BEFORE = "before"
 
@@ -55,11 +170,7 @@ class ViewSession:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a path; see `open_scenes`.
-
-        Raises:
-            InputError: there is nothing to show.
-        """
+        """Open a path; see `open_scenes`."""
         self.scenes = open_scenes(path)
         self.computing = threading.RLock()
         self._editors = OpenEditors(max_open=1)
@@ -68,11 +179,7 @@ class ViewSession:
         self.choose_scene(next(iter(self.scenes)))
 
     def choose_scene(self, name: str) -> None:
-        """Show another scene of the run; the history starts anew.
-
-        Raises:
-            InputError: there is no such scene, it is broken, or an edit is running.
-        """
+        """Show another scene of the run; the history starts anew."""
         self._refuse_while_running("choose a scene")
         if name not in self.scenes:
             raise InputError(f"no scene {name!r}; there are: {', '.join(self.scenes)}")
@@ -125,19 +232,11 @@ class ViewSession:
         return ""
 
     def undo(self) -> Version:
-        """Go back to the version before this one.
-
-        Raises:
-            InputError: there is none, or an edit is running.
-        """
+        """Go back to the version before this one."""
         return self._move(-1, "undo")
 
     def redo(self) -> Version:
-        """Go forward again.
-
-        Raises:
-            InputError: there is nothing to redo, or an edit is running.
-        """
+        """Go forward again."""
         return self._move(1, "redo")
 
     def _move(self, by: int, what: str) -> Version:
@@ -152,11 +251,7 @@ class ViewSession:
         return list_kept(self.scene)
 
     def open_kept(self, folder: Path) -> Version:
-        """Show a finished edit of the run folder; it becomes the next version.
-
-        Raises:
-            InputError: it has no finished record, its splats are broken, or an edit is running.
-        """
+        """Show a finished edit of the run folder; it becomes the next version."""
         self._refuse_while_running("open another edit")
         kept = read_kept(folder)
         return self._add(Version(kept.label, read_splats(folder / SPLATS), kept))
@@ -170,10 +265,6 @@ class ViewSession:
 
         Yields:
             Every step of the method; its splats can be shown.
-
-        Raises:
-            InputError: another edit is running, this scene cannot be edited, or the method lacks what it needs.
-            EditStopped: `stop` was called; nothing is kept.
         """
         if self.why_not_edit:
             raise InputError(self.why_not_edit)

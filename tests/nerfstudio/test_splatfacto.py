@@ -21,7 +21,7 @@ from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_splats
-from restage.scenes.rasterize import RASTERIZERS
+from restage.scenes.rasterize import rasterize_numba
 from restage.scenes.splats import Splats
 
 pytestmark = pytest.mark.nerfstudio
@@ -62,7 +62,7 @@ def _rasterize(
         sh=colors[:, : (sh_degree + 1) ** 2],
     )
     cameras = Cameras(torch.linalg.inv(viewmats.detach()), Ks, width, height)
-    drawn = RASTERIZERS["numba_cpu"](splats, cameras)
+    drawn = rasterize_numba(splats, cameras)
     layers = [drawn.color.permute(1, 2, 0)]
     if render_mode == "RGB+ED":
         layers.append((drawn.depth / drawn.alpha.clamp_min(1e-6))[..., None])

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from restage.scenes.exposure import Exposures
 from restage.scenes.fit import FitConfig, SplatFit, fit_splats, psnr, render_views
+from restage.scenes.optimizer import Exposures
 from tests.scenes.ball import ball_capture
 
 HEIGHT = 4.0

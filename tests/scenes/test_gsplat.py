@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from restage.records import InputError
-from restage.scenes.rasterize import rasterize_gsplat, rasterize_reference
+from restage.scenes.rasterize import rasterize_gsplat
 from restage.scenes.splats import Splats
+from tests.scenes.dense_rasterizer import rasterize_dense
 from tests.scenes.test_rasterize import one_camera, random_splats
 
 
@@ -19,7 +20,7 @@ def test_splats_on_the_cpu_are_refused_with_what_to_do():
 def test_gsplat_equals_the_dense_twin_in_values_and_gradients(k: int):
     pytest.importorskip("gsplat")
     camera, results = one_camera(), []
-    for rasterizer, device in ((rasterize_gsplat, "cuda"), (rasterize_reference, "cpu")):
+    for rasterizer, device in ((rasterize_gsplat, "cuda"), (rasterize_dense, "cpu")):
         splats = Splats(**{n: t.to(device) for n, t in random_splats(80, k=k).parameters().items()})
         parameters = [tensor.requires_grad_() for tensor in splats.parameters().values()]
         color = rasterizer(Splats(*parameters), camera).color

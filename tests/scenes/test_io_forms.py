@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from restage.records import InputError
 from restage.scenes.capture import Capture
 from restage.scenes.io import capture_name, read_capture, recognize_capture
-from restage.scenes.io.video import sharpest_frames, sharpness
+from restage.scenes.io.photographs import sharpest_frames, sharpness
 from tests.scenes.tiny_captures import HEIGHT, WIDTH, save_images, small_capture
 
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])

@@ -10,7 +10,7 @@ from PIL import Image
 from restage.scenes.cameras import project_points
 from restage.scenes.capture import Capture, turn_upright
 from restage.scenes.io import read_capture, write_capture
-from restage.scenes.io.orientation import MIRRORED, unexif
+from restage.scenes.io.images import MIRRORED, unexif
 from restage.scenes.io.photographs import pose_photographs
 from tests.scenes.tiny_captures import ColmapModel, change, small_capture
 

@@ -11,7 +11,7 @@ import torch
 
 from restage.records import InputError
 from restage.scenes.io import read_points, read_splats, write_points, write_splats
-from restage.scenes.io.ply_table import read_vertices, write_vertices
+from restage.scenes.io.ply import read_vertices, write_vertices
 from restage.scenes.splats import SH_C0, Splats
 
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from restage.records import InputError
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
-from restage.scenes.rasterize import RASTERIZERS, rasterize_numba, rasterize_reference, splat_weights
+from restage.scenes.rasterize import rasterize_numba, splat_weights
 from restage.scenes.rasterize.binning import bin_splats, order_by_depth
 from restage.scenes.rasterize.kernels import MIN_ALPHA, TILE
 from restage.scenes.splats import SH_C0, Splats
+from tests.scenes.dense_rasterizer import rasterize_dense
 
 
 def random_splats(count: int, *, seed: int = 0, k: int = 1, spread: float = 0.6) -> Splats:
@@ -67,7 +68,7 @@ def rendering_and_gradients(rasterizer, splats, camera):
 def test_numba_equals_the_dense_twin_in_values_and_gradients(count, width, height, k):
     splats, camera = random_splats(count, k=k), one_camera(width, height)
     fast, fast_gradients = rendering_and_gradients(rasterize_numba, splats, camera)
-    dense, dense_gradients = rendering_and_gradients(rasterize_reference, splats, camera)
+    dense, dense_gradients = rendering_and_gradients(rasterize_dense, splats, camera)
     is_hit = torch.isfinite(dense.depth)
     assert torch.equal(torch.isfinite(fast.depth), is_hit)
     torch.testing.assert_close(fast.depth[is_hit], dense.depth[is_hit], rtol=1e-5, atol=1e-5)
@@ -83,7 +84,7 @@ def test_gradient_of_the_camera_equals_that_of_the_dense_twin(k):
     splats, camera = random_splats(60, k=k), one_camera()
     weights = torch.rand(3, 30, 40, generator=torch.Generator().manual_seed(3))
     gradients = []
-    for rasterizer in (rasterize_numba, rasterize_reference):
+    for rasterizer in (rasterize_numba, rasterize_dense):
         pose = camera.camera_to_world.clone().requires_grad_()
         color = rasterizer(splats, Cameras(pose, camera.intrinsics, camera.width, camera.height)).color
         gradients.append(torch.autograd.grad((color * weights).sum(), pose)[0])
@@ -111,7 +112,7 @@ def test_opaque_splats_stop_both_rasterizers_at_the_same_splat():
     splats = random_splats(120, spread=0.15)
     splats.opacity_logits = torch.full((120,), 4.0)
     fast, fast_gradients = rendering_and_gradients(rasterize_numba, splats, one_camera())
-    dense, dense_gradients = rendering_and_gradients(rasterize_reference, splats, one_camera())
+    dense, dense_gradients = rendering_and_gradients(rasterize_dense, splats, one_camera())
     assert float(dense.alpha.detach().max()) > 0.999
     torch.testing.assert_close(fast.color, dense.color, rtol=1e-5, atol=1e-5)
     for first, second in zip(fast_gradients, dense_gradients, strict=True):
@@ -124,12 +125,12 @@ def test_gradients_of_the_dense_twin_equal_finite_differences():
     parameters = [tensor.double().requires_grad_() for tensor in splats.parameters().values()]
 
     def color(*tensors: torch.Tensor) -> torch.Tensor:
-        return rasterize_reference(Splats(*tensors), camera).color
+        return rasterize_dense(Splats(*tensors), camera).color
 
     assert torch.autograd.gradcheck(color, parameters, eps=1e-6, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("rasterizer", RASTERIZERS.values(), ids=RASTERIZERS.keys())
+@pytest.mark.parametrize("rasterizer", [rasterize_numba, rasterize_dense], ids=["numba", "dense"])
 class TestEveryRasterizer:
     def test_the_order_of_the_splats_does_not_matter(self, rasterizer):
         splats = random_splats(50)
@@ -225,7 +226,7 @@ def test_freshly_compiled_and_cached_kernels_give_the_same_bits(tmp_path: Path):
 def test_both_rasterizers_agree_on_any_splats(count: int, width: int, height: int, log_scale: float, seed: int):
     splats, camera = random_splats(count, seed=seed), one_camera(width, height)
     splats.log_scales = splats.log_scales + 3 + log_scale
-    fast, dense = rasterize_numba(splats, camera), rasterize_reference(splats, camera)
+    fast, dense = rasterize_numba(splats, camera), rasterize_dense(splats, camera)
     # A splat whose alpha is within rounding of the least that is drawn may be drawn by one and not by the other.
     close = torch.isclose(fast.color, dense.color, rtol=1e-4, atol=1e-4)
     assert float((~close).float().mean()) <= 0.01
@@ -253,7 +254,7 @@ def test_splat_weights_sum_to_alpha_and_follow_the_map():
     left_half = torch.zeros(1, 30, 40)
     left_half[:, :, :20] = 1
     weighted, total = splat_weights(splats, camera, left_half)
-    alpha = rasterize_reference(splats, camera).alpha
+    alpha = rasterize_dense(splats, camera).alpha
     assert float(total.sum()) == pytest.approx(float(alpha.sum()), rel=1e-4)
     assert float(weighted.sum()) == pytest.approx(float(alpha[:, :20].sum()), rel=1e-4)
     assert (weighted[:, 0] <= total + 1e-5).all()

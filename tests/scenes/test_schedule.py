@@ -2,7 +2,7 @@
 
 import pytest
 
-from restage.scenes.schedule import Schedule
+from restage.scenes.fit import Schedule
 
 
 class Clock:

@@ -9,11 +9,14 @@ from scipy.spatial.transform import Rotation
 from restage.edit.methods import Idu, Restage
 from restage.records import InputError
 from restage.scenes.fit import render_views
+from restage.view.controls import field_hints, parse_numbers
 from restage.view.pictures import (
     FOUND_RGB,
     camera_at,
     letterbox,
     nearest_view,
+    path_cameras,
+    render_clip,
     render_difference,
     render_mask,
     splat_arrays,
@@ -23,9 +26,7 @@ from restage.view.pictures import (
     view_camera,
     view_picture,
 )
-from restage.view.scene import load_scene
-from restage.view.settings import field_hints, parse_numbers
-from restage.view.video import path_cameras, render_clip
+from restage.view.session import load_scene
 
 
 @pytest.fixture

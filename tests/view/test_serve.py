@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from restage.records import InputError
 from restage.view import ViewSession
-from restage.view.access import Access, guarding, is_loopback
 from restage.view.controls import escape_markdown
-from restage.view.serve import find_port, serving
+from restage.view.serve import Access, find_port, guarding, is_loopback, serving
 
 viser = pytest.importorskip("viser", reason="needs restage[view]")
 from websockets.datastructures import Headers  # noqa: E402

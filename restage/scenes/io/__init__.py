@@ -1,6 +1,6 @@
 """Captures and splats as files: many forms in, nerfstudio's out; splats as PLY both ways.
 
-A scene format is one file and one line of `SCENE_FORMATS`; `read_capture` asks them in turn.
+A scene format is a `SceneFormat` and its line of `SCENE_FORMATS`; `read_capture` asks them in turn.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from restage.run.layout import RUN_RECORD, SPLATS
 from restage.scenes.capture import Capture
 from restage.scenes.io.colmap import COLMAP
 from restage.scenes.io.nerfstudio import BLENDER, NERFSTUDIO, write_capture
-from restage.scenes.io.photographs import PHOTOGRAPHS
+from restage.scenes.io.photographs import PHOTOGRAPHS, VIDEO
 from restage.scenes.io.pinholes import LLFF, POLYCAM, RECORD3D
 from restage.scenes.io.ply import read_points, read_splats, write_points, write_splats
 from restage.scenes.io.posed import HOLD_OUT_EVERY, ReadOptions, SceneFormat
-from restage.scenes.io.video import VIDEO
 from restage.scenes.io.views import make_capture
 
-__all__ = ["SCENE_FORMATS", "CaptureSource", "capture_name", "is_capture", "read_capture", "read_points"]
+__all__ = ["CaptureSource", "SCENE_FORMATS", "capture_name", "is_capture", "read_capture", "read_points"]
 __all__ += ["read_splats", "recognize_capture", "write_capture", "write_points", "write_splats"]
 
 SCENE_FORMATS: dict[str, SceneFormat] = {

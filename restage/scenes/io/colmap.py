@@ -81,9 +81,6 @@ def _read_colmap(path: Path, name: str, options: posed.ReadOptions) -> posed.Pos
 
     Of several models the one with the most images is read. The world stays as it is, which with COLMAP is seldom
     upright; `turn_upright` of `scenes/capture.py` makes it so.
-
-    Raises:
-        InputError: anything that is missing, broken or absurd, naming the file.
     """
     first = find_model(path)
     assert first is not None
@@ -172,11 +169,7 @@ def _make_photo(
 
 
 def pose_of(image: ModelImage, where: str) -> Tensor:
-    """Return `camera_to_world` of an image of a model, float64.
-
-    Raises:
-        InputError: its numbers are no rotation and no position; `where` opens the message.
-    """
+    """Return `camera_to_world` of an image of a model, float64."""
     world_to_camera = torch.eye(4, dtype=torch.float64)
     world_to_camera[:3, :3] = posed.rotation_of(image.rotation_wxyz, where)
     world_to_camera[:3, 3] = torch.tensor(image.translation, dtype=torch.float64)
@@ -188,11 +181,7 @@ def pose_of(image: ModelImage, where: str) -> Tensor:
 
 
 def lens_of(camera: ModelCamera) -> Lens:
-    """The lens of a camera of a model.
-
-    Raises:
-        InputError: absurd numbers.
-    """
+    """The lens of a camera of a model."""
     p = camera.params
     if camera.model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"):
         focal_x, focal_y, center_x, center_y, rest = p[0], p[0], p[1], p[2], p[3:]

@@ -58,11 +58,7 @@ class PointArrays(NamedTuple):
 
 
 def read_cameras(path: Path) -> dict[int, ModelCamera]:
-    """Cameras by id, from `cameras.bin` or `cameras.txt`.
-
-    Raises:
-        InputError: the file ends too early, has broken lines, or a model of camera that is not in `NUM_PARAMS`.
-    """
+    """Cameras by id, from `cameras.bin` or `cameras.txt`."""
     cameras: dict[int, ModelCamera] = {}
     for camera_id, model, width, height, params in _binary_cameras(path) if _is_binary(path) else _text_cameras(path):
         if not 0 < width < 1_000_000 or not 0 < height < 1_000_000:
@@ -72,20 +68,12 @@ def read_cameras(path: Path) -> dict[int, ModelCamera]:
 
 
 def read_images(path: Path) -> list[ModelImage]:
-    """Images that have a pose, from `images.bin` or `images.txt`; observations of points are passed over.
-
-    Raises:
-        InputError: the file ends too early or has broken lines.
-    """
+    """Images that have a pose, from `images.bin` or `images.txt`; observations of points are passed over."""
     return list(_binary_images(path) if _is_binary(path) else _text_images(path))
 
 
 def read_points(path: Path) -> PointArrays:
-    """Points of `points3D.bin` or `points3D.txt`, by id; tracks are passed over.
-
-    Raises:
-        InputError: the file ends too early, has broken lines, or positions that are not finite.
-    """
+    """Points of `points3D.bin` or `points3D.txt`, by id; tracks are passed over."""
     rows = _binary_points(path) if _is_binary(path) else _text_points(path)
     try:
         table = np.sort(np.fromiter(rows, dtype=POINT_COLUMNS), order="id")

@@ -77,11 +77,7 @@ class Lens:
         )
 
     def to_size(self, width: int, height: int) -> Lens:
-        """The same lens for pictures of another size.
-
-        Raises:
-            InputError: the shape (width to height) differs by more than 2%.
-        """
+        """The same lens for pictures of another size."""
         scale_x, scale_y = width / self.width, height / self.height
         if abs(scale_x / scale_y - 1) > MAX_ASPECT_CHANGE:
             raise InputError(f"expected a picture of the shape {self.width}x{self.height}, got {width}x{height}")
@@ -120,9 +116,6 @@ def undistortion_of(lens: Lens) -> Undistortion:
 
     Brown's model: OpenCV's optimal camera matrix without blank pixels. A fisheye: square pixels around the same
     principal point, at most 60 degrees to each side. What still lies outside is marked in `valid`.
-
-    Raises:
-        InputError: the lens shows next to nothing of such a picture: the coefficients cannot be right.
     """
     size = (lens.width, lens.height)
     integer_centers = lens.intrinsics - INTEGER_CENTERS

@@ -2,6 +2,9 @@
 
 Every picture that comes from outside is opened by `open_picture`. The readers ask for sizes first, which reads headers
 only; pixels are decoded when a view is made.
+
+COLMAP and nerfstudio read pixels as they are stored; instant-ngp, OpenCV and phones' own apps turn them by EXIF first.
+A camera model is therefore for either, and the shape of its pictures tells for which (`orientation_of`).
 """
 
 from __future__ import annotations
@@ -11,14 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
 
-from restage.records import InputError, MissingExtra
+from restage.records import InputError, MissingExtra, write_atomically
 from restage.scenes.cameras import MAX_SIDE
 
-__all__ = ["IMAGE_SUFFIXES", "RASTER_FORMATS", "PictureHead", "list_images", "open_picture", "path_inside"]
-__all__ += ["read_head", "read_image", "read_mask"]
+__all__ = ["IMAGE_SUFFIXES", "Orientation", "PictureHead", "RASTER_FORMATS", "list_images", "open_picture"]
+__all__ += ["orientation_of", "path_inside", "read_head", "read_image", "read_mask", "shown_size", "turn_camera"]
+__all__ += ["turn_intrinsics", "turn_pixels", "unexif", "write_png"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif")
 RASTER_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "AVIF")
@@ -161,6 +167,13 @@ def read_image(path: Path) -> Float[np.ndarray, "h w 3"]:
             raise InputError(f"{path} is not readable as an image: {error}") from None
 
 
+def write_png(path: Path, pixels: Float[Tensor, "h w *channels"]) -> None:
+    """Write values in [0, 1] as PNG, atomically."""
+    with write_atomically(path) as temporary:
+        array = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        Image.fromarray(np.ascontiguousarray(array)).save(temporary)
+
+
 def read_mask(path: Path) -> Float[np.ndarray, "h w"]:
     """Weights of pixels, float32 in [0, 1]: black is left out, white counts; a mask of labels 0 and 1 too.
 
@@ -174,3 +187,70 @@ def read_mask(path: Path) -> Float[np.ndarray, "h w"]:
         except UNREADABLE as error:
             raise InputError(f"{path} is not readable as a mask: {error}") from None
     return values if values.max(initial=0) <= 1 else values / (65535 if is_deep else 255)
+
+
+QUARTERS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 1, 7: 3, 8: 3}
+"""Clockwise quarter turns that bring stored pixels upright, by EXIF orientation."""
+MIRRORED = (2, 4, 5, 7)
+"""Orientations that mirror the picture left to right, after the turn."""
+SAME_SHAPE = 0.02
+
+
+class Orientation(NamedTuple):
+    """How a stored picture becomes the upright view."""
+
+    before: int = 1
+    """EXIF orientation to apply before the lens is taken out: the camera model is for the picture as it is shown."""
+    quarters: int = 0
+    """Clockwise quarter turns of the view and of its camera after that: the model is for pixels as they are stored."""
+    is_guess: bool = False
+    """Whether the shape of the picture did not tell which of the two it is."""
+
+
+def orientation_of(head: PictureHead, width: int, height: int) -> Orientation:
+    """Tell from a camera model's size for which pixels it is.
+
+    A mirrored picture whose model is for stored pixels is only turned: the model's world is mirrored as well.
+    """
+    if head.orientation == 1:
+        return Orientation()
+    model, stored = width / height, head.width / head.height
+    is_stored = abs(model / stored - 1) < SAME_SHAPE
+    is_shown = abs(model * stored - 1) < SAME_SHAPE if head.orientation >= 5 else is_stored
+    if is_shown and not is_stored:
+        return Orientation(before=head.orientation)
+    return Orientation(quarters=QUARTERS[head.orientation], is_guess=is_shown and is_stored)
+
+
+def shown_size(width: int, height: int, orientation: Orientation) -> tuple[int, int]:
+    """Size of a view after its quarter turns."""
+    return (height, width) if orientation.quarters % 2 else (width, height)
+
+
+def unexif(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels "h w ..." as they are to be shown."""
+    turned = np.rot90(pixels, -QUARTERS[orientation])
+    return np.ascontiguousarray(turned[:, ::-1] if orientation in MIRRORED else turned)
+
+
+def turn_pixels(pixels: np.ndarray, quarters: int) -> np.ndarray:
+    """Turn pixels "h w ..." clockwise."""
+    return np.ascontiguousarray(np.rot90(pixels, -quarters)) if quarters else pixels
+
+
+def turn_intrinsics(intrinsics: Float[np.ndarray, "3 3"], quarters: int, width: int, height: int) -> np.ndarray:
+    """Intrinsics of a picture of this size after clockwise quarter turns."""
+    for _ in range(quarters):
+        (focal_x, _, center_x), (_, focal_y, center_y), _ = intrinsics.tolist()
+        intrinsics = np.array([[focal_y, 0, height - center_y], [0, focal_x, center_x], [0, 0, 1]], np.float64)
+        width, height = height, width
+    return intrinsics
+
+
+def turn_camera(camera_to_world: Float[Tensor, "4 4"], quarters: int) -> Float[Tensor, "4 4"]:
+    """The pose of the camera whose pictures are turned clockwise: its right is what was up."""
+    turn = torch.zeros(4, 4).to(camera_to_world)
+    turn[0, 1], turn[1, 0], turn[2, 2], turn[3, 3] = 1, -1, 1, 1
+    for _ in range(quarters):
+        camera_to_world = camera_to_world @ turn
+    return camera_to_world

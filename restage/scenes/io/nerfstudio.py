@@ -14,16 +14,15 @@ from typing import Annotated, Any
 import msgspec
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from restage.records import InputError, read_json, write_atomically, write_json
+from restage.records import InputError, read_json, write_json
 from restage.run.layout import TRANSFORMS
 from restage.scenes.capture import Capture
 from restage.scenes.io import posed
 from restage.scenes.io.colmap import find_model, read_colmap_points
 from restage.scenes.io.distortion import Lens
-from restage.scenes.io.images import PictureHead
+from restage.scenes.io.images import PictureHead, write_png
 from restage.scenes.io.ply import Points, read_points, write_points
 from restage.scenes.io.posed import Focal, Number, Side
 
@@ -94,11 +93,7 @@ def _find_nerfstudio(path: Path) -> Path | None:
 
 
 def _read_nerfstudio(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
-    """Read a nerfstudio folder; the world stays as it is.
-
-    Raises:
-        InputError: anything that is missing, broken or absurd, naming the file and the frame.
-    """
+    """Read a nerfstudio folder; the world stays as it is."""
     meta = read_json(path, _Transforms)
     notes = list(meta.restage_notes)
     finder = posed.PictureFinder(path.parent, follow_paths=options.follow_paths)
@@ -150,9 +145,9 @@ def write_capture(capture: Capture, folder: Path) -> None:
     paths = [f"images/{stem}.png" for stem in stems]
     mask_paths = [f"masks/{stem}.png" for stem in stems] if capture.masks is not None else []
     for path, image in zip(paths, capture.images, strict=True):
-        _write_png(folder / path, image.permute(1, 2, 0))
+        write_png(folder / path, image.permute(1, 2, 0))
     for path, mask in zip(mask_paths, capture.masks if capture.masks is not None else (), strict=True):
-        _write_png(folder / path, mask)
+        write_png(folder / path, mask)
     if len(capture.points):
         write_points(capture.points, folder / "sparse_pc.ply", colors=capture.point_colors)
     poses = (capture.cameras.camera_to_world * posed.OPENGL_AXES).tolist()
@@ -176,11 +171,6 @@ def write_capture(capture: Capture, folder: Path) -> None:
         **({"restage_notes": list(capture.notes)} if capture.notes else {}),
     }
     write_json(folder / TRANSFORMS, meta)
-
-
-def _write_png(path: Path, pixels: Tensor) -> None:
-    with write_atomically(path) as temporary:
-        Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()).save(temporary)
 
 
 def _intrinsics_entries(intrinsics: Float[Tensor, "3 3"]) -> dict[str, float]:

@@ -21,14 +21,21 @@ from torch import Tensor
 
 from restage.records import InputError
 from restage.scenes.io.distortion import Lens
-from restage.scenes.io.images import IMAGE_SUFFIXES, PictureHead, path_inside, read_head
-from restage.scenes.io.orientation import Orientation, orientation_of, shown_size
+from restage.scenes.io.images import (
+    IMAGE_SUFFIXES,
+    Orientation,
+    PictureHead,
+    orientation_of,
+    path_inside,
+    read_head,
+    shown_size,
+)
 from restage.scenes.io.ply import Points
 from restage.scenes.splats import rotation_matrices
 
-__all__ = ["HOLD_OUT_EVERY", "MAX_FRAMES", "OPENGL_AXES", "Photo", "PictureFinder", "PosedPhotos", "ReadOptions"]
-__all__ += ["SceneFormat", "Split", "check_once", "check_rigid", "no_points", "note", "open_photo"]
-__all__ += ["split_every", "Focal", "Number", "Side", "read_similarity", "rotation_of"]
+__all__ = ["Focal", "HOLD_OUT_EVERY", "MAX_FRAMES", "Number", "OPENGL_AXES", "Photo", "PictureFinder", "PosedPhotos"]
+__all__ += ["ReadOptions", "SceneFormat", "Side", "Split", "check_once", "check_rigid", "no_points", "note"]
+__all__ += ["open_photo", "read_similarity", "rotation_of", "split_every"]
 
 HOLD_OUT_EVERY = 8
 """Without a split in the files, every 8th view by name is held out, as in the 3D Gaussian splatting benchmarks."""
@@ -141,11 +148,7 @@ def split_every(num_views: int, hold_out_every: int) -> Split:
 
 
 def rotation_of(wxyz: Sequence[float], where: str) -> Float[Tensor, "3 3"]:
-    """Return the rotation matrix of a quaternion, float64.
-
-    Raises:
-        InputError: its length is not 1, as all who write poses make it; `where` opens the message.
-    """
+    """Return the rotation matrix of a quaternion, float64."""
     quaternion = torch.tensor(wxyz, dtype=torch.float64)
     if not abs(float(quaternion.norm()) - 1) < 1e-2:
         raise InputError(f"{where}: expected a unit quaternion, got {[round(value, 4) for value in wxyz]}")
@@ -153,11 +156,7 @@ def rotation_of(wxyz: Sequence[float], where: str) -> Float[Tensor, "3 3"]:
 
 
 def check_rigid(matrix: Float[Tensor, "4 4"], where: str) -> Float[Tensor, "4 4"]:
-    """Return a rigid transform as it is; one that is off by rounding gets the nearest rotation.
-
-    Raises:
-        InputError: NaN, infinity, a scale, a shear or a reflection; `where` opens the message.
-    """
+    """Return a rigid transform as it is; one that is off by rounding gets the nearest rotation."""
     if not torch.isfinite(matrix).all():
         raise InputError(f"{where}: expected a finite camera transform, got NaN or infinity")
     rotation = matrix[:3, :3]
@@ -175,11 +174,7 @@ def check_rigid(matrix: Float[Tensor, "4 4"], where: str) -> Float[Tensor, "4 4"
 
 
 def read_similarity(rows: Sequence[Sequence[float]] | None, where: str) -> Tensor | None:
-    """Return the 4x4 matrix of a similarity that Restage has written, float64; earlier versions left a 3x3 rotation.
-
-    Raises:
-        InputError: it is not a similarity; `where` opens the message.
-    """
+    """Return the 4x4 matrix of a similarity that Restage has written, float64; earlier versions left a 3x3 rotation."""
     if rows is None:
         return None
     side = len(rows)
@@ -209,9 +204,6 @@ def open_photo(
 
     `lens` makes the lens that the capture's files tell, given the picture's own size; the pose is float64 with OpenCV
     axes; `where` opens error messages.
-
-    Raises:
-        InputError: the picture is not readable, or not of the lens's shape.
     """
     head = read_head(path)
     try:
@@ -231,11 +223,7 @@ def open_photo(
 
 
 def check_once(photos: Sequence[Photo], where: Path) -> None:
-    """Refuse a picture that stands twice in a capture, since it could be trained on and held out at once.
-
-    Raises:
-        InputError: two names are the same file.
-    """
+    """Refuse a picture that stands twice in a capture, since it could be trained on and held out at once."""
     seen: dict[Path, str] = {}
     for photo in photos:
         path = photo.path.resolve()
@@ -270,11 +258,7 @@ class PictureFinder:
         return path
 
     def report(self, where: Path, notes: list[str], num_named: int) -> None:
-        """Say which pictures are missing.
-
-        Raises:
-            InputError: too few are left to make a scene.
-        """
+        """Say which pictures are missing."""
         if not self.missing:
             return
         shown = ", ".join(repr(name[:80]) for name in self.missing[:SHOWN_NAMES])
@@ -323,11 +307,7 @@ class PictureFinder:
         return None
 
     def find_other(self, name: str, where: str) -> Path:
-        """Return where a file that is no picture of its own is: points, a mask.
-
-        Raises:
-            InputError: it is missing, or outside of the folder; `where` opens the message.
-        """
+        """Return where a file that is no picture of its own is: points, a mask."""
         written = PurePosixPath(name.replace("\\", "/"))
         found = self._inside(written) or self._outside(name, written)
         if found is not None:

@@ -23,8 +23,7 @@ from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.scenes.capture import Capture
 from restage.scenes.io.distortion import undistortion_of
-from restage.scenes.io.images import read_image, read_mask
-from restage.scenes.io.orientation import turn_camera, turn_intrinsics, turn_pixels, unexif
+from restage.scenes.io.images import read_image, read_mask, turn_camera, turn_intrinsics, turn_pixels, unexif
 from restage.scenes.io.posed import Photo, PosedPhotos, ReadOptions, note, split_every
 
 __all__ = ["Layout", "lay_out", "make_capture", "world_change"]
@@ -66,11 +65,7 @@ class _View(NamedTuple):
 
 
 def make_capture(name: str, posed: PosedPhotos, options: ReadOptions) -> Capture:
-    """Decode photographs and put them together.
-
-    Raises:
-        InputError: a photograph cannot be read, the size is out of range, or memory does not suffice.
-    """
+    """Decode photographs and put them together."""
     photos, notes = posed.photos, list(posed.notes)
     if any(photo.orientation.is_guess for photo in photos):
         turned = sum(photo.orientation.is_guess for photo in photos)
@@ -175,9 +170,6 @@ def lay_out(name: str, sizes: Sequence[tuple[int, int]], size: int | None, notes
     a view that holds all of them.
 
     `size` is the longer side that is asked for; `notes` gets a line if sizes differ.
-
-    Raises:
-        InputError: the size is out of range.
     """
     found = sorted(set(sizes))
     if not found:

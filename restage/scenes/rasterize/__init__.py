@@ -1,7 +1,7 @@
 """Rasterizers: splats and one camera to color, alpha, depth and features, differentiable in the splats.
 
-The menu `RASTERIZERS` holds the fast one (`numba_cpu`) and the dense plain one it is tested against (`reference`);
-`rasterize_gsplat` needs a CUDA device.
+`rasterize_numba` runs everywhere, `rasterize_gsplat` needs a CUDA device; tests/scenes/dense_rasterizer.py is the plain
+twin of both.
 """
 
 from __future__ import annotations
@@ -15,13 +15,9 @@ from restage.scenes.cameras import Cameras
 from restage.scenes.rasterize.blending import Rasterizer, Rendering
 from restage.scenes.rasterize.gsplat_cuda import rasterize_gsplat
 from restage.scenes.rasterize.numba_cpu import rasterize_numba
-from restage.scenes.rasterize.reference import rasterize_reference
 from restage.scenes.splats import Splats
 
-__all__ = ["RASTERIZERS", "Rasterizer", "Rendering", "rasterize_gsplat", "rasterize_numba", "rasterize_reference"]
-__all__ += ["splat_weights"]
-
-RASTERIZERS: dict[str, Rasterizer] = {"numba_cpu": rasterize_numba, "reference": rasterize_reference}
+__all__ = ["Rasterizer", "Rendering", "rasterize_gsplat", "rasterize_numba", "splat_weights"]
 
 
 def splat_weights(

@@ -12,8 +12,8 @@ from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.scenes.splats import Splats
 
-__all__ = ["CLAMP_MARGIN", "CULL_MARGIN", "NEAR", "Rasterizer", "Rendering", "assemble", "check_inputs"]
-__all__ += ["is_in_view", "slope_range"]
+__all__ = ["CLAMP_MARGIN", "CULL_MARGIN", "NEAR", "Rasterizer", "Rendering", "assemble", "check_inputs", "is_in_view"]
+__all__ += ["slope_range"]
 
 NEAR = 0.05
 """Splats nearer than this to the camera plane, in world units, are not drawn."""

@@ -20,8 +20,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-__all__ = ["MAX_ALPHA", "MIN_ALPHA", "MIN_TRANSMITTANCE", "NUM_GEOMETRY", "TILE", "blend_backward"]
-__all__ += ["blend_forward", "sum_entries"]
+__all__ = ["MAX_ALPHA", "MIN_ALPHA", "MIN_TRANSMITTANCE", "NUM_GEOMETRY", "TILE", "blend_backward", "blend_forward"]
+__all__ += ["sum_entries"]
 
 MAX_ALPHA = 0.99
 MIN_ALPHA = 1.0 / 255.0

@@ -14,10 +14,8 @@ from restage.scenes.rasterize import blending, kernels
 from restage.scenes.rasterize.projection import DILATION
 from restage.scenes.splats import Splats, evaluate_sh, rotation_matrices
 
-__all__ = ["rasterize_reference"]
 
-
-def rasterize_reference(
+def rasterize_dense(
     splats: Splats,
     cameras: Cameras,
     *,
