@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
+import traceback
 from pathlib import Path
+from types import ModuleType
 
 from restage.records import InputError
 from restage.studies.study import Study
@@ -20,21 +21,29 @@ def load_study(file: Path) -> Study:
         raise InputError(f"{file}: expected a Python file with a STUDY, or the folder of a study that was begun")
     # A name of its own, the same in all processes, so that classes of the file can be told from those of another.
     name = f"restage_study_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
+    is_new = name not in sys.modules
+    try:
+        if is_new:
+            module = sys.modules[name] = ModuleType(name)
+            module.__file__ = str(path)
+            exec(compile(path.read_bytes(), path, "exec"), vars(module))
         module = sys.modules[name]
-    else:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
+        found = getattr(module, "STUDY", None)
+        if found is None and callable(getattr(module, "study", None)):
+            found = module.study()
+    except BaseException as error:
+        if is_new:
             del sys.modules[name]
+        if not isinstance(error, Exception | SystemExit):
             raise
-    found = getattr(module, "STUDY", None)
-    if found is None and callable(getattr(module, "study", None)):
-        found = module.study()
+        raise InputError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Study):
         raise InputError(f"{path}: expected a Study named STUDY or a function study(), got {type(found).__name__}")
     return found
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """The file, with the line of it that an error comes from."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    return f"{path}, line {line}" if line else str(path)

@@ -2,6 +2,7 @@ import contextlib
 import math
 import multiprocessing
 import random
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -246,6 +247,24 @@ def test_a_file_without_a_study_is_refused(tmp_path):
         load_study(tmp_path / "empty.py")
     with pytest.raises(InputError, match="expected a Python file"):
         load_study(tmp_path / "missing.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\nx = (\n", "line 2: SyntaxError"),
+        ("\n\nSTUDY = undefined\n", "line 3: NameError: name 'undefined'"),
+        ("def study():\n    return 1 / 0\n", "line 2: ZeroDivisionError"),
+        ("raise SystemExit(0)\n", "line 1: SystemExit: 0"),
+        ("import no_such_package\n", "No module named"),
+    ],
+)
+def test_a_study_file_that_does_not_run_is_one_line_with_its_place(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    for _ in range(2):
+        with pytest.raises(InputError, match=re.escape(expected)):
+            load_study(tmp_path / "mine.py")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
 
 
 @pytest.mark.parametrize(
