@@ -121,11 +121,12 @@ class Edit:
 def _place(rng: np.random.Generator, taken: list[SceneObject], scale: float) -> tuple[float, float]:
     """Find a place near the middle that touches no object; the circle grows until there is one."""
     reach = 0.12 if not taken else 0.75
+    kept_free = [(o.x, o.y, FOOTPRINT_RADIUS * (scale + o.scale)) for o in taken]
     while True:
         for _ in range(30):
             angle, radius = rng.uniform(0, 2 * math.pi), reach * math.sqrt(rng.uniform())
             x, y = radius * math.cos(angle), radius * math.sin(angle)
-            if all(math.hypot(x - o.x, y - o.y) > FOOTPRINT_RADIUS * (scale + o.scale) for o in taken):
+            if all(math.hypot(x - other_x, y - other_y) > apart for other_x, other_y, apart in kept_free):
                 return round(x, 4), round(y, 4)
         reach += 0.08
 

@@ -40,6 +40,13 @@ def tokenizer():
     return build_tokenizer()
 
 
+@pytest.fixture
+def folder(tokenizer, tmp_path: Path) -> Path:
+    """A folder to train in that has its tokenizer, which takes longer to build than these trainings take."""
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
@@ -65,8 +72,12 @@ def test_some_words_of_the_world_are_several_tokens(tokenizer) -> None:
     assert 1 in lengths and max(lengths) > 1
 
 
-def test_folder_keeps_its_tokenizer_when_the_world_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_keeps_its_tokenizer_when_the_world_changes(
+    tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("miniature.tokenizer.build_tokenizer", lambda: tokenizer)
     before = shared_tokenizer(tmp_path).get_vocab()
+    monkeypatch.undo()
     monkeypatch.setattr("miniature.tokenizer._world_texts", lambda seed: ["another world altogether"] * 4)
     assert build_tokenizer().get_vocab() != before
     assert shared_tokenizer(tmp_path).get_vocab() == before
@@ -161,7 +172,7 @@ def _first_step(model: torch.nn.Module, loss_of: LossFunction, **_: object) -> N
 )
 def test_a_step_on_another_device_mixes_no_devices(
     small_set: Pictures,
-    tmp_path: Path,
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     module: ModuleType,
     train: Callable[..., Iterator[Progress]],
@@ -171,11 +182,11 @@ def test_a_step_on_another_device_mixes_no_devices(
     monkeypatch.setattr(module, "train", _first_step)
     monkeypatch.setattr(probe, "make_probe_pictures", lambda *_, **__: iter(()))
     monkeypatch.setattr(probe, "ProbePictures", _FreePictures)
-    shutil.copytree(models_in().text_to_image, tmp_path / "text_to_image")
-    (tmp_path / "state").mkdir()
-    np.save(tmp_path / "state" / "latents.npy", np.zeros((len(small_set), 8, 16, 16), np.float16))
+    shutil.copytree(models_in().text_to_image, folder / "text_to_image")
+    (folder / "state").mkdir()
+    np.save(folder / "state" / "latents.npy", np.zeros((len(small_set), 8, 16, 16), np.float16))
     with pytest.raises(_FirstStepDone):
-        list(train(tmp_path, small_set, replace(recipe, batch_size=8), device="meta"))
+        list(train(folder, small_set, replace(recipe, batch_size=8), device="meta"))
 
 
 def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures, tmp_path: Path) -> None:
