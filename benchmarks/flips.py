@@ -22,7 +22,7 @@ import numpy as np
 
 from restage.diffusion.clip import load_clip
 from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
-from restage.pairs.verify.findings import Finding
+from restage.pairs.verify.shards import Finding
 from restage.records import derive_seed
 from restage.run.models import models_in
 

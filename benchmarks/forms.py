@@ -24,7 +24,9 @@ import numpy as np
 
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
-from restage.pairs.stage import PairsConfig, run_pairs
+from restage.pairs.campaign import CampaignConfig
+from restage.pairs.stage import PairsConfig, run_campaign
+from restage.pairs.tasks import LoadedMaker
 from restage.prompts.rounds import RoundsConfig, round_folders, run_rounds
 from restage.prompts.stage import PromptsConfig
 from restage.prompts.trials import Trial, measure_yield, read_trials
@@ -45,7 +47,8 @@ def run_all(folder: Path, num_seeds: int, config: RoundsConfig, pairs: PairsConf
         for seed in range(num_seeds):
             with working(open_run(folder / str(seed), seed=seed), "rounds") as run:
                 part = replace(config, num_rounds=num_rounds)
-                make_pairs = partial(run_pairs, config=pairs, backbone=backbone, clip=clip)
+                maker = LoadedMaker(backbone, clip, pairs.generate)
+                make_pairs = partial(run_campaign, config=pairs, maker=maker, engine=CampaignConfig())
                 show_progress(run_rounds(run, part, make_pairs, pairs_config=pairs))
     return time.monotonic() - start_s
 

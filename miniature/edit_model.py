@@ -17,10 +17,10 @@ from restage.diffusion.editor import Guidance
 from restage.diffusion.editor_folder import load_edit_model, save_edit_model
 from restage.diffusion.training import TrainingConfig
 from restage.pairs.campaign import CampaignConfig
-from restage.pairs.makers import ModelMaker
 from restage.pairs.score import PairRule, judge, score_pairs
 from restage.pairs.stage import PairsConfig, run_campaign
 from restage.pairs.store import read_pairs
+from restage.pairs.tasks import ModelMaker
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.recipes import PAIRS, RULE
 from restage.records import InputError, Progress

@@ -19,9 +19,9 @@ from restage.edit.stage import EditConfig, run_edit
 from restage.pairs.campaign import CampaignConfig
 from restage.pairs.clip_rule import rule_for
 from restage.pairs.generate import GenerateConfig
-from restage.pairs.makers import ModelMaker
 from restage.pairs.score import PairRule
 from restage.pairs.stage import PairsConfig, make_plan, rejudge_pairs, run_campaign
+from restage.pairs.tasks import ModelMaker
 from restage.prompts.rejects import TokenLimits
 from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts

@@ -15,11 +15,9 @@ import psutil
 
 from benchmarks.campaigns.faults import actors
 from restage.pairs.campaign import CampaignConfig
-from restage.pairs.makers import Maker, ModelMaker
-from restage.pairs.shard import ShardWork
 from restage.pairs.stage import make_plan, run_campaign
 from restage.pairs.store import done_shards, read_rows
-from restage.pairs.tasks import PairsConfig
+from restage.pairs.tasks import Maker, ModelMaker, PairsConfig, ShardWork
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.recipes import PAIRS
 from restage.records import read_json

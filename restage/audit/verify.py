@@ -26,9 +26,7 @@ from restage.audit.records import (
 )
 from restage.pairs.files import UnnamedStore, is_url, open_files
 from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
-from restage.pairs.verify.repair import repair_pairs
-from restage.pairs.verify.sheets import write_sheets
-from restage.pairs.verify.words import describe_repair, describe_result, result_to_plain
+from restage.pairs.verify.repair import describe_repair, describe_result, repair_pairs, result_to_plain, write_sheets
 from restage.records import InputError, Progress
 from restage.run.layout import RUN_RECORD
 from restage.run.locks import hold_stages

@@ -1,23 +1,21 @@
 """All pairs of a run, made on any engine: estimate, progress, resume, failures; the driver behind `restage pairs`.
 
 Two drivers on one folder do no harm, see `work.engine`: a shard counts only when it is whole, and before it says that
-it is done a driver looks at what is on disk.
+it is done a driver looks at what is on disk. Times are of the monotonic clock, which nobody sets.
 """
 
 from __future__ import annotations
 
+import collections
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from restage.pairs.campaign_status import Estimate, Tally, bytes_text
 from restage.pairs.files import Files, LocalFiles
-from restage.pairs.makers import Maker, OpenMaker
-from restage.pairs.shard import ShardWork
 from restage.pairs.store import done_indices
-from restage.pairs.tasks import TaskPlan
+from restage.pairs.tasks import Maker, OpenMaker, ShardWork, TaskPlan
 from restage.records import InputError, Progress, canonical_json, to_plain, write_json
 from restage.work.engine import TasksSetAside, WorkStopped, run_tasks, settings_for
 from restage.work.interface import EngineConfig, Event, Shared, Stepped, Tick, WorkerLost
@@ -25,7 +23,163 @@ from restage.work.queue import MAX_BUNDLE, SetAside, TaskQueue
 from restage.work.task import Report
 from restage.work.worker import WorkerSettings
 
-__all__ = ["CampaignConfig", "check_prompts", "make_missing"]
+__all__ = ["CampaignConfig", "Estimate", "Tally", "check_prompts", "make_missing"]
+
+
+def seconds_text(seconds: float) -> str:
+    """A time as a person says it: `40 s`, `12 min`, `2 h 10 min`, `3 days 4 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+
+
+def bytes_text(count: int) -> str:
+    """A size as a person says it: `12 MB`, `3.4 GB`."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What the rest of a campaign will take, from a measured probe."""
+
+    num_tasks: int
+    """Tasks still to be made."""
+    num_pairs: int
+    num_workers: int
+    seconds: float
+    """Time at the pace of the worker that was measured, shared by the workers that are there."""
+    num_bytes: int
+    """Room that the missing shards will take."""
+    free_bytes: int | None
+    """Room in the store; None where it cannot be known."""
+    acceptance: float
+    """Share of accepted pairs in the probe."""
+    cost_per_hour: float
+    """Cost of one worker."""
+
+    MARGIN = 1.1
+
+    @property
+    def cost(self) -> float:
+        """Cost of all worker hours, in the currency of `cost_per_hour`."""
+        return self.num_workers * self.seconds / 3600 * self.cost_per_hour
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the store has room for the missing shards, with a tenth to spare."""
+        return self.free_bytes is None or self.free_bytes >= self.MARGIN * self.num_bytes
+
+    def __str__(self) -> str:
+        accepted = self.acceptance * self.num_pairs
+        room = "" if self.free_bytes is None else f" of {bytes_text(self.free_bytes)} free"
+        text = (
+            f"{self.num_tasks} tasks, {self.num_pairs} pairs: {seconds_text(self.seconds)} "
+            f"with {self.num_workers} worker{'s' if self.num_workers != 1 else ''}, "
+            f"{bytes_text(self.num_bytes)}{room}, {self.acceptance:.0%} accepted"
+        )
+        if self.cost_per_hour:
+            each = f"{self.cost / accepted:.4f} an accepted pair" if accepted else "none accepted in the probe"
+            text += f", cost {self.cost:.2f} ({each})"
+        return text
+
+
+@dataclass
+class Tally:
+    """Counts of a campaign, report by report; its size does not grow with the number of tasks."""
+
+    num_tasks: int
+    num_pairs: int
+    done_tasks: int = 0
+    done_pairs: int = 0
+    """Pairs that are done, those of earlier sessions included."""
+    made_pairs: int = 0
+    """Pairs that were made in this session."""
+    judged_pairs: int = 0
+    """Pairs whose verdicts were reported in this session."""
+    accepted_pairs: int = 0
+    """Those of them that were accepted."""
+    made_tasks: int = 0
+    num_lost_workers: int = 0
+    failures: collections.Counter[str] = field(default_factory=collections.Counter)
+    by_device: dict[str, list[float]] = field(default_factory=dict)
+    """Pairs and seconds by machine and device."""
+    resting: set[str] = field(default_factory=set)
+    """Workers whose device someone else uses."""
+    started_s: float = field(default_factory=time.monotonic)
+    """When the first task was begun."""
+
+    def add(self, report: Report) -> None:
+        """Count a report."""
+        if report.status in ("busy", "gave way"):
+            self.resting.add(report.worker)
+        else:
+            self.resting.discard(report.worker)
+        if report.is_over:
+            self.done_tasks += 1
+            self.done_pairs += report.facts["num_pairs"]
+            self.judged_pairs += report.facts["num_pairs"]
+            self.accepted_pairs += report.facts["num_accepted"]
+        if report.status == "done":
+            if not self.made_tasks:
+                self.started_s = time.monotonic() - report.seconds  # models are loaded: only now is it work
+            self.made_tasks += 1
+            self.made_pairs += report.facts["num_pairs"]
+            device = self.by_device.setdefault(f"{report.worker.partition(':')[0]} {report.device}", [0.0, 0.0])
+            device[0] += report.facts["num_pairs"]
+            device[1] += report.seconds
+        if report.reason:
+            kind = report.reason.partition(":")[0] if len(self.failures) > 50 else report.reason
+            self.failures[kind] += 1
+
+    @property
+    def acceptance(self) -> float:
+        """Share of accepted pairs among those this session has seen."""
+        return self.accepted_pairs / max(self.judged_pairs, 1)
+
+    @property
+    def pairs_per_s(self) -> float:
+        """Pace of all workers together in this session."""
+        return self.made_pairs / max(time.monotonic() - self.started_s, 1e-9)
+
+    @property
+    def left_s(self) -> float:
+        """Time left at this pace."""
+        return (self.num_pairs - self.done_pairs) / self.pairs_per_s if self.made_pairs else float("nan")
+
+    def note(self, num_workers: int, free_bytes: int | None) -> str:
+        """Returns the state in one line."""
+        parts = [f"{self.acceptance:.0%} accepted", f"{self.pairs_per_s:.2g} pairs/s of {num_workers} workers"]
+        if self.made_pairs and self.done_pairs < self.num_pairs:
+            parts.append(f"{seconds_text(self.left_s)} left")
+        if free_bytes is not None:
+            parts.append(f"{bytes_text(free_bytes)} free")
+        if self.resting:
+            parts.append(f"{len(self.resting)} rest while others use their device")
+        if self.num_lost_workers:
+            parts.append(f"{self.num_lost_workers} workers lost")
+        parts += [f"{count} x {reason[:60]}" for reason, count in self.failures.most_common(2)]
+        return ", ".join(parts)
+
+    def record(self) -> Mapping[str, Any]:
+        """Returns the state as JSON values."""
+        return {
+            "tasks": {"all": self.num_tasks, "done": self.done_tasks},
+            "pairs": {"all": self.num_pairs, "done": self.done_pairs, "made_now": self.made_pairs},
+            "acceptance": round(self.acceptance, 4),
+            "pairs_per_s": round(self.pairs_per_s, 4),
+            "hours_left": round(self.left_s / 3600, 3) if self.made_pairs else None,
+            "workers_resting": len(self.resting),
+            "workers_lost": self.num_lost_workers,
+            "failures": dict(self.failures),
+            "pairs_per_s_by_device": {
+                name: round(pairs / max(seconds, 1e-9), 4) for name, (pairs, seconds) in sorted(self.by_device.items())
+            },
+        }
+
 
 MAX_CHECKED = 10_000
 """Prompt pairs that are checked before the first pair is made, 0.8 ms each; later ones when their task comes."""
@@ -51,11 +205,7 @@ class CampaignConfig(EngineConfig):
 
 
 def check_prompts(plan: TaskPlan, maker: OpenMaker) -> None:
-    """Refuse prompt pairs that cannot be made before anything is.
-
-    Raises:
-        InputError: one does not fit the model.
-    """
+    """Refuse prompt pairs that cannot be made before anything is."""
     num_checked = 0
     for index in range(len(plan)):
         for job in plan[index].item:
@@ -69,19 +219,7 @@ def check_prompts(plan: TaskPlan, maker: OpenMaker) -> None:
 def make_missing(
     folder: Path, files: Files, plan: TaskPlan, maker: Maker, config: CampaignConfig
 ) -> Iterator[Progress]:
-    """Make every shard of the plan that is not there; afterwards all are, whatever else happened meanwhile.
-
-    Args:
-        folder: The run's pairs folder, for `campaign.json`.
-        files: Where the shards lie.
-        plan: What to make.
-        maker: Makes and scores them.
-        config: Where they are made.
-
-    Raises:
-        WorkStopped: tasks failed again and again (all others are made), the disk is full, or no worker works.
-        InputError: the folder holds shards of another plan.
-    """
+    """Make every shard of the plan that is not there; afterwards all are, whatever else happened meanwhile."""
     plan.record(files)
     # Workers may start in another working directory.
     place = str(files.path.resolve()) if isinstance(files, LocalFiles) else files.where()
@@ -133,11 +271,7 @@ class _Session:
         self.queue.is_probing = not num_done or self.config.estimate_only
 
     def run(self, settings: WorkerSettings) -> Iterator[Progress]:
-        """Make the missing tasks.
-
-        Raises:
-            WorkStopped: some cannot be made.
-        """
+        """Make the missing tasks."""
         self.look_at_disk()
         events = run_tasks(self.queue, settings, self.config)
         try:
@@ -152,11 +286,7 @@ class _Session:
             raise TasksSetAside(self.explain())
 
     def look_at_disk(self) -> None:
-        """See how much room is left.
-
-        Raises:
-            WorkStopped: hardly any.
-        """
+        """See how much room is left."""
         self.free_bytes = self.files.free_bytes()
         if self.free_bytes is not None and self.free_bytes < MIN_FREE_BYTES:
             raise WorkStopped(

@@ -70,11 +70,7 @@ class Calibration:
 
 
 def read_clip_rule(folder: Path) -> PairRule | None:
-    """Return the rule that the folder of a CLIP names; without one the published rule for OpenAI's, None for others.
-
-    Raises:
-        InputError: the record cannot be used.
-    """
+    """Return the rule that the folder of a CLIP names; without one the published rule for OpenAI's, None for others."""
     path = folder / CLIP_RULE
     if path.is_file():
         found = read_json(path, _Record)

@@ -1,6 +1,6 @@
 """An image pair, and the bytes that it is stored as: lossless PNG files, a JSON record, and hashes of both.
 
-`store` puts what is made here into shards.
+Pictures are opened here in one way, whoever has made the file. `store` puts pairs into shards.
 """
 
 from __future__ import annotations
@@ -10,33 +10,62 @@ import io
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from restage.pairs.pictures import load_picture
 from restage.records import InputError, PromptPair, canonical_json, parse_json
+from restage.scenes.io.images import UNREADABLE, open_picture
 
-__all__ = [
-    "MAX_FILE_BYTES",
-    "MEMBERS",
-    "EncodedPair",
-    "ImagePair",
-    "PairRecord",
-    "array_sha256",
-    "bytes_sha256",
-    "check_member",
-    "decode_pair",
-    "encode_pair",
-    "pixel_sha256",
-    "read_tar",
-    "to_uint8",
-    "write_tar",
-]
+__all__ = ["EncodedPair", "ImagePair", "PairRecord", "decode_pair", "encode_pair", "read_tar", "write_tar"]
+
+
+def read_picture(folder: Path, name: str) -> bytes:
+    """Read the file of a picture as it is.
+
+    Raises:
+        InputError: it is not there.
+    """
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise InputError(f"{folder / name}, which a prompt pair names, cannot be read: {error.strerror}") from None
+
+
+def load_picture(content: bytes, name: str, mode: str = "RGB") -> Image.Image:
+    """Decode a picture as it is stored."""
+    with open_picture(content, name) as image:
+        try:
+            return image.convert(mode)
+        except UNREADABLE as error:
+            raise InputError(f"{name} cannot be decoded: {error}") from None
+
+
+def upright_picture(content: bytes, name: str, mode: str = "RGB") -> Image.Image:
+    """Decode a picture and turn it upright; of one with transparency, what cannot be seen is black in RGB."""
+    with open_picture(content, name) as image:
+        try:
+            turned = ImageOps.exif_transpose(image)
+            if mode == "RGB" and ("A" in turned.getbands() or "transparency" in turned.info):
+                turned = Image.alpha_composite(Image.new("RGBA", turned.size, "black"), turned.convert("RGBA"))
+            if turned.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
+                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+            return turned.convert(mode)
+        except UNREADABLE as error:
+            raise InputError(f"{name} cannot be decoded: {error}") from None
+
+
+def decode_picture(content: bytes, size: tuple[int, int]) -> Float[Tensor, "3 height width"]:
+    """Decode a picture to [0, 1], turn it upright, and crop its middle to the given height and width."""
+    height, width = size
+    upright = upright_picture(content, "the picture of a prompt pair")
+    fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
 
 
 MEMBERS = ("source.png", "edited.png", "mask.png", "json")
@@ -149,11 +178,7 @@ def write_tar(pairs: Sequence[EncodedPair]) -> bytes:
 
 
 def decode_pair(parts: Mapping[str, bytes], where: str = "a stored pair") -> ImagePair:
-    """Turn the files of a pair back into the pair.
-
-    Raises:
-        InputError: a file is missing or cannot be read; `where` opens the message.
-    """
+    """Turn the files of a pair back into the pair."""
     if missing := [name for name in MEMBERS if name not in parts]:
         raise InputError(f"{where} has no {missing[0]}")
     record: PairRecord = parse_json(parts["json"], PairRecord, where=f"{where}, json")
@@ -163,11 +188,7 @@ def decode_pair(parts: Mapping[str, bytes], where: str = "a stored pair") -> Ima
 
 
 def check_member(member: tarfile.TarInfo) -> None:
-    """Refuse a member of a tar that is no file of a pair: a link, a device, a pipe, one with holes, or a huge one.
-
-    Raises:
-        InputError: it is one.
-    """
+    """Refuse a member of a tar that is no file of a pair: a link, a device, a pipe, one with holes, or a huge one."""
     name = member.name[:100]
     if not member.isreg() or member.issparse():
         raise InputError(f"{name!r} is no plain file")
@@ -176,11 +197,7 @@ def check_member(member: tarfile.TarInfo) -> None:
 
 
 def read_tar(content: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield the files of each pair in a tar: the id, and bytes by name.
-
-    Raises:
-        InputError: the tar cannot be read, or holds something else than files.
-    """
+    """Yield the files of each pair in a tar: the id, and bytes by name."""
     parts: dict[str, bytes] = {}
     key = ""
     try:

@@ -12,64 +12,14 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from restage.records import InputError, MissingExtra, read_json, temporary_beside, write_json
 
-__all__ = [
-    "Files",
-    "LocalFiles",
-    "Place",
-    "RemoteFiles",
-    "UnnamedStore",
-    "is_url",
-    "open_files",
-    "point_to_store",
-]
+__all__ = ["Files", "LocalFiles", "Place", "RemoteFiles", "UnnamedStore", "is_url", "open_files", "point_to_store"]
 
 POINTER = "store.json"
 """Record in a run's pairs folder that names the URL where the shards lie, if that is elsewhere."""
-
-
-@runtime_checkable
-class Files(Protocol):
-    """What the store asks of a place; names hold no folders, except `failures/` and `quarantine/`."""
-
-    def where(self, name: str = "") -> str:
-        """Return the place of a file as a person would write it."""
-        ...
-
-    def names(self) -> list[str]:
-        """Return the names of all whole files, sorted, by one listing."""
-        ...
-
-    def exists(self, name: str) -> bool:
-        """Whether the file is there."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """Read a whole file.
-
-        Raises:
-            FileNotFoundError: it is not there.
-        """
-        ...
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file, in place of any of that name; once this returns, the file survives a power cut."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
-        ...
-
-    def sync(self) -> None:
-        """Make everything written survive a power cut, file names included."""
-        ...
-
-    def free_bytes(self) -> int | None:
-        """Return the room left in bytes; None if no limit is known."""
-        ...
 
 
 def is_url(place: str | Path) -> bool:
@@ -79,7 +29,7 @@ def is_url(place: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files in a folder of a disk, which several machines may share."""
+    """Files in a folder of a disk, which several machines may share; names hold no folders but a few of the store's."""
 
     path: Path
 
@@ -104,11 +54,7 @@ class LocalFiles:
         return (self.path / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write beside the place, sync, read back, and rename.
-
-        Raises:
-            OSError: the disk is full, or what was written reads differently.
-        """
+        """Write beside the place, sync, read back, and rename."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(path)
@@ -203,6 +149,8 @@ class RemoteFiles:
         return None
 
 
+Files = LocalFiles | RemoteFiles
+"""What the store asks of a place; what is written survives a power cut once `write` returns, and its name `sync`."""
 Place = str | Path | Files
 """Where files lie: a folder, a URL, or what `open_files` has opened."""
 
@@ -248,11 +196,7 @@ def open_files(place: Place, *, store: str = "") -> Files:
 
 
 def point_to_store(folder: Path, url: str) -> None:
-    """Record in a run's pairs folder that its shards lie at a URL.
-
-    Raises:
-        InputError: it holds shards, or points elsewhere.
-    """
+    """Record in a run's pairs folder that its shards lie at a URL."""
     if (folder / POINTER).exists():
         found = read_json(folder / POINTER, _Pointer).url
         if found != url:

@@ -23,21 +23,10 @@ from restage.diffusion.inversion import invert_latents
 from restage.diffusion.pair_sampler import PairBatch, PairStep, SamplerConfig, sample_pairs
 from restage.diffusion.sampler import latent_shape
 from restage.diffusion.word_maps import blend_masks
-from restage.pairs.pictures import decode_picture, read_picture
+from restage.pairs.encoding import decode_picture, read_picture
 from restage.records import InputError, PromptPair, content_id, derive_seed
 
-__all__ = [
-    "COMPILED_FROM",
-    "SHAPE_KINDS",
-    "GenerateConfig",
-    "GeneratedPairs",
-    "IsHopeless",
-    "PairJob",
-    "generate_pairs",
-    "make_control",
-    "make_jobs",
-    "reversed_prompt",
-]
+__all__ = ["GenerateConfig", "GeneratedPairs", "PairJob", "generate_pairs", "make_control", "make_jobs"]
 
 SHAPE_KINDS = frozenset({"reshape", "add", "remove", "resize"})
 """Kinds of edit that change the outlines of objects."""
@@ -144,16 +133,6 @@ def make_jobs(
     """List the pairs to make; each depends on its own prompt pair, sample number, run seed and config only.
 
     Prompt pairs with the same source caption get the same noise, so that one sampled source serves them all.
-
-    Args:
-        prompts: the prompt pairs.
-        config: how they are sampled.
-        samples_per_prompt: pairs of each.
-        run_seed: of the run.
-        folder: where the pictures of prompt pairs are.
-
-    Raises:
-        InputError: a picture is not there.
     """
     jobs = []
     for prompt in prompts:
@@ -168,11 +147,7 @@ def make_jobs(
 
 
 def make_control(backbone: Backbone, job: PairJob, config: GenerateConfig) -> tuple[str, PairControl]:
-    """The attention control of one pair, and the name of its kind (`replace` or `refine`).
-
-    Raises:
-        InputError: a caption is too long, or none of the pair's words stands in either caption.
-    """
+    """The attention control of one pair, and the name of its kind (`replace` or `refine`)."""
     prompt, options, target = job.prompt, config.control, _painted_caption(job)
     in_place = config.reshape_control_of_pictures
     if job.is_picture and in_place is not None and prompt.kind == "reshape":
@@ -256,16 +231,9 @@ def generate_pairs(
     """Make one batch of pairs; the same jobs in the same batch give the same pictures.
 
     A pair with a picture is made from the noise that the picture would have come from. The side that it shows is the
-    picture as the autoencoder gives it back, so that both sides differ by the edit alone.
-
-    Args:
-        backbone: the text-to-image model.
-        jobs: the pairs to make.
-        config: how to make them; the UNet is compiled only if `is_compiled` is True (see `GenerateConfig.for_run`).
-        is_hopeless: asked once, after half of the steps; the pairs that it names are not sampled further.
-
-    Raises:
-        InputError: as `make_control`; or a picture cannot be decoded.
+    picture as the autoencoder gives it back, so that both sides differ by the edit alone. The UNet is compiled only if
+    `is_compiled` is True (see `GenerateConfig.for_run`). `is_hopeless` is asked once, after half of the steps; the
+    pairs that it names are not sampled further.
     """
     with_picture = [index for index, job in enumerate(jobs) if job.is_picture]
     if 0 < len(with_picture) < len(jobs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from restage.pairs.encoding import to_uint8
-from restage.pairs.pictures import load_picture
+from restage.pairs.encoding import load_picture, to_uint8
 from restage.pairs.store import PREVIEW
 from restage.records import write_atomically
 
@@ -45,7 +45,8 @@ def make_preview(
 def _draw_cell(sheet: Image.Image, row: Mapping[str, Any], at: tuple[int, int]) -> None:
     draw, (left, top) = ImageDraw.Draw(sheet), at
     sheet.paste(load_picture(row[PREVIEW], "a preview"), at)
-    scores = f"direction {row['direction_similarity']:.2f}, pictures {row['image_similarity']:.2f}"
+    found = (row.get(f"{name}_similarity") for name in ("direction", "image"))
+    scores = "direction {:.2f}, pictures {:.2f}".format(*(math.nan if value is None else value for value in found))
     reason = row["reason"]
     lines = (
         (row["instruction"], INK, 13),

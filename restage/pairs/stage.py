@@ -1,34 +1,107 @@
 """The pairs stage: from `<run>/prompts/prompts.jsonl` to shards of scored image pairs, resumable shard by shard.
 
 A shard is made of fixed prompt pairs in fixed batches, so what it holds does not depend on kills and restarts, nor on
-the engine that makes it. `campaign` makes the shards; here is what comes before and after.
+the engine that makes it. `campaign` makes the shards; here is what comes before and after, and judging by another rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from restage.diffusion.backbone import Backbone
 from restage.pairs.campaign import CampaignConfig, check_prompts, make_missing
 from restage.pairs.files import Files, LocalFiles, open_files, point_to_store
-from restage.pairs.makers import LoadedMaker, Maker
-from restage.pairs.rejudge import changed_pixels, rejudge
-from restage.pairs.score import ImageTextModel
+from restage.pairs.score import PairRule
 from restage.pairs.sheet import MAX_CELLS, write_sheet
-from restage.pairs.store import read_rows_at, write_manifest
-from restage.pairs.tasks import PairsConfig, TaskPlan, read_plan_id
-from restage.pairs.verdicts import current_rule, rule_id, set_rule
+from restage.pairs.store import PairReader, done_shards, read_rows_at, write_manifest
+from restage.pairs.tasks import Maker, PairsConfig, TaskPlan, read_plan_id
+from restage.pairs.verdicts import NOT_STORED, current_rule, rule_id, set_rule
 from restage.prompts.store import read_prompts
-from restage.records import InputError, Progress, content_id
+from restage.records import InputError, Progress, content_id, read_json
 from restage.run.folder import RunFolder
+from restage.run.layout import STAGE_MARK
+from restage.run.reading import StageMark
 from restage.work.engine import TasksSetAside
 
-__all__ = ["PairsConfig", "make_plan", "rejudge_pairs", "run_campaign", "run_pairs", "write_views"]
+__all__ = ["PairsConfig", "make_plan", "rejudge_pairs", "run_campaign", "write_views"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejudged:
+    """The changes that another rule makes."""
+
+    num_pairs: int
+    num_accepted: int
+    """Pairs that are accepted and have pictures, before any shard is made again."""
+    num_requeued: int
+    """Pairs that are accepted now, whose pictures have to be made again."""
+    shards: tuple[int, ...]
+    """Shards that are made again for these."""
+    pixels: Mapping[str, str]
+    """Pixel hashes of all pairs of these shards, by id, as they were judged."""
+
+    def __str__(self) -> str:
+        again = f"; {len(self.shards)} shards are made again for {self.num_requeued} more" if self.shards else ""
+        return f"{self.num_accepted} of {self.num_pairs} pairs accepted by the new rule{again}"
+
+
+def rejudge(folder: Path, files: Files, rule: PairRule, config_id: str) -> Rejudged:
+    """Let another rule hold for the pairs of a run, and queue what has to be made again; stopped, it can be repeated.
+
+    The manifest of the rule that held before stays, as `manifest-<id of that rule>.parquet`.
+
+    Raises:
+        InputError: there are no pairs to judge, or a sidecar was changed.
+    """
+    before = current_rule(files)
+    if before is None:
+        raise InputError(f"{folder} holds no pairs to judge; run pairs without --rejudge first")
+    manifest, stage = folder / "manifest.parquet", folder / STAGE_MARK
+    kept = folder / f"manifest-{rule_id(before)}.parquet"
+    if before != rule and manifest.exists() and not kept.exists():
+        shutil.copyfile(manifest, kept)
+    if stage.exists() and read_json(stage, StageMark).id != config_id:
+        stage.unlink()  # the stage is not done any more; what was made stays
+    set_rule(files, rule)
+    return _requeue(files)
+
+
+def _requeue(files: Files) -> Rejudged:
+    """Unmark the shards that hold pairs which are accepted and not stored."""
+    reader = PairReader.open(files)
+    num_pairs = num_accepted = num_requeued = 0
+    shards: list[int] = []
+    pixels: dict[str, str] = {}
+    for index, mark in done_shards(files).items():
+        rows = reader.rows(index, mark, has_previews=False).to_pylist()
+        num_pairs += len(rows)
+        num_accepted += sum(row["accepted"] for row in rows)
+        waiting = sum(row["reason"] == NOT_STORED for row in rows)
+        if waiting:
+            num_requeued += waiting
+            shards.append(index)
+            pixels.update((row["id"], row["pixel_sha256"]) for row in rows)
+            files.remove(f"shard-{index:05d}.done")
+    return Rejudged(
+        num_pairs=num_pairs,
+        num_accepted=num_accepted,
+        num_requeued=num_requeued,
+        shards=tuple(shards),
+        pixels=pixels,
+    )
+
+
+def changed_pixels(files: Files, rejudged: Rejudged) -> list[str]:
+    """Ids of pairs that were made again and came out differently, as they may on another kind of device."""
+    marks, reader = done_shards(files), PairReader.open(files)
+    tables = [reader.rows(index, marks[index], has_previews=False) for index in rejudged.shards if index in marks]
+    rows = [row for table in tables for row in table.to_pylist()]
+    return [row["id"] for row in rows if rejudged.pixels.get(row["id"]) not in ("", row["pixel_sha256"])]
 
 
 def make_plan(run: RunFolder, config: PairsConfig, maker: Maker) -> TaskPlan:
@@ -40,18 +113,6 @@ def make_plan(run: RunFolder, config: PairsConfig, maker: Maker) -> TaskPlan:
     folder = run.path / "prompts"
     prompts = read_prompts(folder / "prompts.jsonl")
     return TaskPlan(prompts=prompts, config=config, run_seed=run.seed, maker_id=maker.id, folder=folder)
-
-
-def run_pairs(run: RunFolder, config: PairsConfig, backbone: Backbone, clip: ImageTextModel) -> Iterator[Progress]:
-    """Make the image pairs of a run with models that are in memory, in this process.
-
-    Raises:
-        InputError: as `run_campaign`.
-    """
-    maker = LoadedMaker(backbone, clip, config.generate)
-    if not run.is_done("pairs", config):
-        maker = replace(maker, generate=config.generate.for_run(make_plan(run, config, maker).num_pairs))
-    yield from run_campaign(run, config, maker, CampaignConfig())
 
 
 def run_campaign(
@@ -129,11 +190,7 @@ def rejudge_pairs(
 
 
 def _hold_to_rule(files: Files, plan: TaskPlan) -> None:
-    """Record the rule at the start, and refuse another one later.
-
-    Raises:
-        InputError: the pairs are judged by another rule.
-    """
+    """Record the rule at the start, and refuse another one later."""
     plan.record(files)
     found, rule = current_rule(files), plan.config.rule
     if found is None:

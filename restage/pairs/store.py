@@ -22,49 +22,28 @@ import pyarrow.parquet as pq
 
 from restage.pairs.encoding import MAX_FILE_BYTES, EncodedPair, ImagePair, decode_pair, encode_pair, read_tar, write_tar
 from restage.pairs.files import Files, LocalFiles, Place, open_files
-from restage.pairs.left_out import mark_left_out, read_left_out
 from restage.pairs.score import PairRule, PairScores
-from restage.pairs.verdicts import current_rule, rule_id, verdict_of
+from restage.pairs.verdicts import current_rule, mark_left_out, read_left_out, rule_id, verdict_of
 from restage.records import InputError, from_plain, parse_json, seal, write_atomically
 
-__all__ = [
-    "PairReader",
-    "ImagePair",
-    "done_indices",
-    "done_shards",
-    "drop_shard",
-    "has_shard",
-    "iter_rows",
-    "read_mark",
-    "read_pairs",
-    "read_rows",
-    "read_rows_at",
-    "write_manifest",
-    "write_shard",
-]
+__all__ = ["Mark", "PairReader", "done_shards", "iter_rows", "read_pairs", "read_rows", "write_manifest", "write_shard"]
 
 PREVIEW = "preview"
 """Column of the sidecar with a small picture of the pair as JPEG; the manifest has no such column."""
-
 MANIFEST_GROUP_SIZE = 65_536
 """Number of the manifest's rows that are held in memory at once and form a row group."""
-
 NUM_READERS = 16
 """Number of marks that are read from an object store at the same time."""
-
 NO_SHARD = "holds no finished shard of image pairs; run: restage pairs RUN"
-
 WRITE_ATTEMPTS = 5
 """Number of times that a shard is written because another machine has meanwhile written it differently."""
-
-
 SHARD_FILE = re.compile(r"shard-([0-9]{5,12})\.(tar|parquet|done)")
 MAX_RATIO = 20
 """Number of times its size that a compressed file may unpack to; pictures are compressed already."""
-TEXTS = ("id", "kind", "instruction", "source_caption", "target_caption", "reason", "prompt_id")
+TEXT_COLUMNS = ("id", "kind", "instruction", "source_caption", "target_caption", "reason", "prompt_id")
 """Columns with texts that whoever looks at single pairs needs."""
 COLUMNS = {
-    **dict.fromkeys((*TEXTS, "form", "control", "pixel_sha256", "bytes_sha256", "unscored"), pa.string()),
+    **dict.fromkeys((*TEXT_COLUMNS, "form", "control", "pixel_sha256", "bytes_sha256", "unscored"), pa.string()),
     **dict.fromkeys(("sample", "seed", "steps", "rule_version"), pa.int64()),
     **dict.fromkeys((*PairScores._fields, "self_share"), pa.float64()),
     "accepted": pa.bool_(),
@@ -108,6 +87,14 @@ def _sidecar(pairs: Sequence[EncodedPair], rows: Sequence[Mapping[str, Any]]) ->
     return buffer.getvalue()
 
 
+def prompt_columns(pair: ImagePair) -> dict[str, Any]:
+    """Return the columns of the sidecar that say what a pair is to show."""
+    prompt = pair.prompt
+    names = {"prompt_id": prompt.id, "kind": prompt.kind, "instruction": prompt.instruction}
+    captions = {"source_caption": prompt.source, "target_caption": prompt.target, "form": prompt.form}
+    return {"id": pair.id, **names, **captions}
+
+
 def shard_name(index: int, suffix: str) -> str:
     """Return the name of a shard's file."""
     return f"shard-{index:05d}.{suffix}"
@@ -120,11 +107,7 @@ def shard_number(name: str) -> int | None:
 
 
 def open_parquet(source: Path | bytes, where: str) -> pq.ParquetFile:
-    """Open a parquet file; its rows are not read.
-
-    Raises:
-        InputError: it cannot be read, or says that it unpacks to far more than its size.
-    """
+    """Open a parquet file, but refuse one that says that it unpacks to far more than its size; no rows are read."""
     try:
         file = pq.ParquetFile(source if isinstance(source, Path) else io.BytesIO(source))
     except (pa.ArrowException, OSError) as error:
@@ -137,11 +120,7 @@ def open_parquet(source: Path | bytes, where: str) -> pq.ParquetFile:
 
 
 def read_table(content: bytes, where: str) -> pa.Table:
-    """Read a sidecar.
-
-    Raises:
-        InputError: it cannot be read, or a column is missing or of another type.
-    """
+    """Read a sidecar whose columns have the types that they should have."""
     try:
         table = open_parquet(content, where).read()
         table.validate(full=True)
@@ -169,19 +148,9 @@ def write_shard(
     Two machines may write the same shard at once, so each finally reads back whether mark, tar and sidecar belong
     together. If both make equal bytes, nothing of this can be seen.
 
-    Args:
-        place: `<run>/pairs`, a URL, or opened files.
-        index: number of the shard.
-        pairs: the accepted pairs.
-        rows: rows of accepted and rejected pairs, with the same columns in all shards; the hashes of pixels and of
-            bytes are added here (a rejected pair may bring its own `pixel_sha256`).
-        facts: what else the mark holds, such as what the shard was made from.
-
-    Returns:
-        The mark.
-
-    Raises:
-        OSError: the shard could not be written; what is there does not count.
+    The rows are those of accepted and rejected pairs, with the same columns in all shards; the hashes of pixels and of
+    bytes are added here (a rejected pair may bring its own `pixel_sha256`). `facts` is what else the mark holds.
+    Returns the mark.
     """
     files = open_files(place)
     encoded = [encode_pair(pair) if isinstance(pair, ImagePair) else pair for pair in pairs]
@@ -226,12 +195,7 @@ def drop_shard(place: Place, index: int) -> None:
 
 
 def read_mark(files: Files, index: int) -> dict[str, Any]:
-    """Read the mark of a shard.
-
-    Raises:
-        FileNotFoundError: the shard is not finished.
-        InputError: the mark cannot be read.
-    """
+    """Read the mark of a shard; a FileNotFoundError says that it is not finished."""
     name = shard_name(index, "done")
     mark: dict[str, Any] = parse_json(files.read(name), dict[str, Any], where=files.where(name))
     from_plain(mark, Mark, where=files.where(name))
@@ -245,11 +209,7 @@ def done_indices(place: Place) -> list[int]:
 
 
 def done_shards(place: Place) -> dict[int, Mapping[str, Any]]:
-    """Return the marks of the finished shards by number, in order.
-
-    Raises:
-        InputError: a mark cannot be read.
-    """
+    """Return the marks of the finished shards by number, in order."""
     files, indices = open_files(place), done_indices(place)
     if isinstance(files, LocalFiles):
         return {index: read_mark(files, index) for index in indices}
@@ -383,9 +343,6 @@ def write_manifest(place: Place, path: Path) -> int:
     """Write the rows of all finished shards, without previews, as one parquet file; returns how many.
 
     Equal shards give equal bytes with the same version of pyarrow.
-
-    Raises:
-        InputError: there is no finished shard, or a sidecar was changed since its shard was finished.
     """
     num_rows, writer = 0, None
     with write_atomically(path) as temporary:

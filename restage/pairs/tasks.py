@@ -1,23 +1,139 @@
-"""A run's pairs cut into tasks of fixed composition: a task is a shard, whoever makes it.
+"""A run's pairs cut into tasks of fixed composition, and how one is made: a task is a shard, whoever makes it.
 
 `TaskPlan` builds a task when it is asked for, so that a plan of a million tasks takes no more memory than its prompts.
+A `Maker` is small and can be sent to another machine; `open` loads what is heavy onto a device.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from restage.pairs.files import Files
-from restage.pairs.generate import GenerateConfig, PairJob, make_jobs
-from restage.pairs.score import PairRule
-from restage.records import InputError, PromptPair, canonical_json, content_id, parse_json, seal, to_plain
-from restage.work.task import Task
+from restage.diffusion.allocation import keep_freed_memory
+from restage.diffusion.backbone import Backbone
+from restage.pairs.encoding import EncodedPair, ImagePair, encode_pair, pixel_sha256
+from restage.pairs.files import Files, open_files
+from restage.pairs.generate import GenerateConfig, GeneratedPairs, PairJob, generate_pairs, make_control, make_jobs
+from restage.pairs.score import ImageTextModel, PairRule, PairScores, judge, score_pairs
+from restage.pairs.sheet import make_preview
+from restage.pairs.store import PREVIEW, prompt_columns, read_mark, write_shard
+from restage.pairs.verdicts import rule_id
+from restage.records import InputError, Progress, PromptPair, canonical_json, content_id, parse_json, seal, to_plain
+from restage.run.models import ASSETS, folder_sha256
+from restage.work.task import Facts, Task
 
-__all__ = ["PairTask", "PairsConfig", "TaskPlan"]
+__all__ = ["LoadedMaker", "Maker", "ModelMaker", "PairTask", "PairsConfig", "ShardWork", "TaskPlan", "read_plan"]
+
+PACKAGE = "package:"
+"""Prefix of a path within `restage/assets`, wherever that lies on a machine."""
+
+
+class Made(NamedTuple):
+    """A batch of pairs with their scores, in the order of their jobs."""
+
+    pairs: GeneratedPairs
+    scores: list[PairScores]
+
+
+@runtime_checkable
+class OpenMaker(Protocol):
+    """Makes pairs on one device."""
+
+    def check(self, job: PairJob) -> None:
+        """Refuse a pair that cannot be made."""
+        ...
+
+    def make(self, jobs: Sequence[PairJob]) -> Made:
+        """Make one batch; the same jobs give the same pictures."""
+        ...
+
+
+@runtime_checkable
+class Maker(Protocol):
+    """Describes what makes pairs, and opens it."""
+
+    @property
+    def id(self) -> str:
+        """Content id of all that the pictures depend on besides the jobs; empty if it is not known."""
+        ...
+
+    def open(self, device: str) -> OpenMaker:
+        """Load it onto a device."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedMaker:
+    """Models that are in memory, for work inside this process."""
+
+    backbone: Backbone
+    clip: ImageTextModel
+    generate: GenerateConfig
+    id: str = ""
+
+    def open(self, device: str) -> LoadedMaker:
+        """Return itself, since its models are loaded."""
+        # Batch after batch has the same sizes: memory given back to the system would only be asked for again.
+        if self.backbone.device.type == "cpu":
+            keep_freed_memory()
+        return self
+
+    def check(self, job: PairJob) -> None:
+        """Refuse a pair whose attention cannot be controlled."""
+        make_control(self.backbone, job, self.generate)
+
+    def make(self, jobs: Sequence[PairJob]) -> Made:
+        """Make one batch."""
+        made = generate_pairs(self.backbone, jobs, self.generate)
+        prompts = [job.prompt for job in jobs]
+        scores = score_pairs(self.clip, prompts, sources=made.sources, edited=made.edited, masks=made.masks)
+        return Made(made, scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMaker:
+    """Models named by their folders; a worker that has different files there is turned away."""
+
+    text_to_image: str
+    clip: str
+    generate: GenerateConfig
+    id: str
+    num_pairs: int = 0
+    """Number of pairs of the run, for what pays off only in long runs."""
+
+    @classmethod
+    def of(cls, text_to_image: Path, clip: Path, generate: GenerateConfig) -> ModelMaker:
+        """Describe the models in two folders; folders inside the package are found on every machine."""
+        models_id = content_id("models", [folder_sha256(text_to_image), folder_sha256(clip)])
+        return cls(text_to_image=_portable(text_to_image), clip=_portable(clip), generate=generate, id=models_id)
+
+    def open(self, device: str) -> OpenMaker:
+        """Load the models onto a device, after comparing their files with the id."""
+        from restage.diffusion.backbone import load_backbone
+        from restage.diffusion.clip import load_clip
+
+        text_to_image, clip = _here(self.text_to_image), _here(self.clip)
+        found = content_id("models", [folder_sha256(text_to_image), folder_sha256(clip)])
+        if found != self.id:
+            raise InputError(f"the models in {text_to_image} and {clip} are not those of the campaign; copy those here")
+        backbone = load_backbone(text_to_image, device)
+        generate = self.generate.for_run(self.num_pairs)
+        return LoadedMaker(backbone, load_clip(clip, device), generate, self.id).open(device)
+
+
+def _portable(folder: Path) -> str:
+    if folder.resolve().is_relative_to(ASSETS):
+        return PACKAGE + folder.resolve().relative_to(ASSETS).as_posix()
+    return str(folder.resolve())
+
+
+def _here(folder: str) -> Path:
+    return ASSETS / folder.removeprefix(PACKAGE) if folder.startswith(PACKAGE) else Path(folder)
+
 
 PLAN_FILE = "plan.json"
 
@@ -37,10 +153,8 @@ class PairsConfig:
 
     def __post_init__(self) -> None:
         if self.samples_per_prompt < 1 or self.pairs_per_shard < 1:
-            raise InputError(
-                f"samples_per_prompt and pairs_per_shard must be at least 1, got {self.samples_per_prompt}, "
-                f"{self.pairs_per_shard}"
-            )
+            counts = f"{self.samples_per_prompt}, {self.pairs_per_shard}"
+            raise InputError(f"samples_per_prompt and pairs_per_shard must be at least 1, got {counts}")
 
 
 PairTask = Task[tuple[PairJob, ...]]
@@ -117,15 +231,8 @@ class TaskPlan(Sequence[PairTask]):
             },
         )
 
-    def record(self, files: Files) -> bool:
-        """Write `plan.json` beside the shards, or check that the one there is this one.
-
-        Returns:
-            Whether it was there already.
-
-        Raises:
-            InputError: the shards there are of another plan.
-        """
+    def record(self, files: Files) -> None:
+        """Write `plan.json` beside the shards, or check that the one there is this one."""
         found = read_plan_id(files)
         if found not in (None, self.id):
             raise InputError(
@@ -135,25 +242,99 @@ class TaskPlan(Sequence[PairTask]):
             facts = {"num_tasks": len(self), "num_pairs": self.num_pairs, "generate": to_plain(self.config.generate)}
             record = seal({"id": self.id, "maker": self.maker_id, **facts})
             files.write(PLAN_FILE, (canonical_json(record) + "\n").encode())
-        return found is not None
 
 
 def read_plan_id(files: Files) -> str | None:
-    """Returns the id of the plan that a folder's shards are made by; None where there is none.
-
-    Raises:
-        InputError: the plan cannot be read.
-    """
+    """Returns the id of the plan that a folder's shards are made by; None where there is none."""
     found = read_plan(files)
     return found.id if found else None
 
 
 def read_plan(files: Files) -> PlanRecord | None:
-    """Return what the plan of a folder's shards says; None where there is none.
-
-    Raises:
-        InputError: the plan cannot be read.
-    """
+    """Return what the plan of a folder's shards says; None where there is none."""
     if not files.exists(PLAN_FILE):
         return None
     return parse_json(files.read(PLAN_FILE), PlanRecord, where=files.where(PLAN_FILE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardWork:
+    """Shards as a kind of work: what every worker of a campaign is told."""
+
+    folder: str
+    """Where shards go: a path that all machines see, or a URL."""
+    plan_id: str
+    rule: PairRule
+    batch_size: int
+    """Pairs made at once; part of what the results depend on."""
+    maker: Maker
+
+    def open(self, device: str) -> OpenShards:
+        """Load the models."""
+        if read_plan_id(open_files(self.folder)) != self.plan_id:
+            raise InputError(f"{self.folder} is not the campaign's folder on {socket.gethostname()}")
+        return OpenShards(self, self.maker.open(device))
+
+
+@dataclass(frozen=True)
+class OpenShards:
+    """Makes shards on one device."""
+
+    settings: ShardWork
+    maker: OpenMaker
+
+    def found(self, task: PairTask) -> Facts | None:
+        """Counts of the task's shard if it is there, whole and made of the same pairs."""
+        try:
+            mark = read_mark(open_files(self.settings.folder), task.index)
+        except (FileNotFoundError, InputError):
+            return None
+        return _counts(mark) if mark.get("content") == task.content else None
+
+    def work(self, task: PairTask) -> Generator[Progress, None, Facts]:
+        """Make and write one shard; yields how many of its pairs are made, batch by batch; returns its counts."""
+        jobs, settings = task.item, self.settings
+        pairs: list[EncodedPair] = []
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(jobs), settings.batch_size):
+            batch = jobs[start : start + settings.batch_size]
+            for pair, row in _judged(batch, self.maker.make(batch), settings.rule):
+                rows.append(row)
+                if row["accepted"]:
+                    pairs.append(encode_pair(pair))  # at once: files take a tenth of the memory
+            if len(rows) < len(jobs):
+                yield Progress(stage="pairs", done=len(rows), total=len(jobs))
+        facts = {"content": task.content, "rule": rule_id(settings.rule)}
+        return _counts(write_shard(settings.folder, task.index, pairs=pairs, rows=rows, facts=facts))
+
+
+def _judged(jobs: tuple[PairJob, ...], made: Made, rule: PairRule) -> Iterator[tuple[ImagePair, dict[str, Any]]]:
+    """Yield the pairs of a batch with the rows of the sidecar."""
+    for index, (job, scores) in enumerate(zip(jobs, made.scores, strict=True)):
+        source, edited, mask, control, steps = (part[index] for part in made.pairs)
+        facts = {
+            **{"sample": job.sample, "seed": job.seed, "self_share": job.self_share},
+            **{"control": control, "steps": steps, "rule_version": rule.version},
+        }
+        # JSON has no NaN: what could not be scored is null there, with the reason beside it.
+        plain = {name: value if value == value else None for name, value in scores._asdict().items()}
+        stored = {**facts, "scores": plain}
+        pair = ImagePair(id=job.id, source=source, edited=edited, mask=mask, prompt=job.prompt, facts=stored)
+        reason = judge(scores, rule)
+        yield (
+            pair,
+            {
+                **prompt_columns(pair),
+                **facts,
+                **scores._asdict(),
+                "accepted": not reason,
+                "reason": reason,
+                "pixel_sha256": pixel_sha256(source, edited, mask),
+                PREVIEW: make_preview(source, edited, mask),
+            },
+        )
+
+
+def _counts(mark: Mapping[str, Any]) -> dict[str, int]:
+    counts = {name: mark[name] for name in ("num_pairs", "num_accepted")}
+    return {**counts, "num_bytes": sum(mark.get("num_bytes", {}).values())}

@@ -14,6 +14,8 @@ from restage.pairs.encoding import ImagePair
 from restage.pairs.score import PairScores, score_pairs
 from restage.pairs.sheet import make_preview
 from restage.pairs.store import write_manifest, write_shard
+from restage.pairs.verify.check import VerifyConfig, check_pairs
+from restage.pairs.verify.shards import Finding
 from restage.records import PromptPair, derive_seed
 from restage.run.folder import RunFolder
 
@@ -119,3 +121,14 @@ def write_set(path: Path, spoil: Mapping[int, Spoil] = {}, **options: bool) -> P
     num_pairs = NUM_SHARDS * PAIRS_PER_SHARD
     run.mark_done("pairs", FakeConfig(), num_pairs=num_pairs, num_accepted=num_pairs - NUM_SHARDS)
     return folder
+
+
+def verify_pairs(folder: Path | str, *, fast: bool = False, clip=None, num_threads: int = 2, **store: str):
+    """Check image pairs, and return what is wrong."""
+    steps = check_pairs(folder, VerifyConfig(fast=fast, num_threads=num_threads), clip=clip, **store)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            findings: tuple[Finding, ...] = end.value.findings
+            return findings

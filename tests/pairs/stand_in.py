@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from restage.pairs.generate import GenerateConfig, GeneratedPairs, PairJob
-from restage.pairs.makers import Made
 from restage.pairs.score import PairRule, PairScores
 from restage.pairs.stage import PairsConfig
+from restage.pairs.tasks import Made
 from restage.prompts.store import write_prompts
 from restage.records import InputError, PromptPair
 from restage.run.folder import RunFolder

@@ -1,6 +1,6 @@
 import pytest
 
-from restage.pairs.campaign_status import Estimate, Tally, bytes_text, seconds_text
+from restage.pairs.campaign import Estimate, Tally, bytes_text, seconds_text
 from restage.pairs.generate import make_jobs
 from restage.pairs.tasks import TaskPlan
 from tests.pairs.stand_in import make_prompts, stand_in_config

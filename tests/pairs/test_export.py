@@ -11,15 +11,13 @@ from restage.pairs.encoding import encode_pair
 from restage.pairs.exchange import FORMATS
 from restage.pairs.exchange.bring_in import ImportConfig, import_folder
 from restage.pairs.exchange.export import export_pairs
-from restage.pairs.exchange.foreign_pair import ForeignPair
-from restage.pairs.exchange.format import PairFormat
+from restage.pairs.exchange.format import ForeignPair, PairFormat
 from restage.pairs.files import open_files
-from restage.pairs.left_out import add_left_out
 from restage.pairs.store import read_pairs, read_rows
-from restage.pairs.verify import verify_pairs
+from restage.pairs.verdicts import add_left_out
 from restage.records import InputError, Progress, read_json
 from restage.run.folder import RunFolder, open_run
-from tests.pairs.faulty import NUM_SHARDS, PAIRS_PER_SHARD, make_pair, write_set
+from tests.pairs.faulty import NUM_SHARDS, PAIRS_PER_SHARD, make_pair, verify_pairs, write_set
 from tests.pairs.test_verify_repair import command
 
 EXPORTED = [name for name, found in FORMATS.items() if found.export]

@@ -13,8 +13,8 @@ from PIL import Image
 
 from restage.pairs.exchange.export import export_pairs
 from restage.pairs.store import read_pairs, read_rows
-from restage.pairs.verify import verify_pairs
 from restage.records import InputError
+from tests.pairs.faulty import verify_pairs
 from tests.pairs.test_foreign import bring_in, picture, write
 
 SIDE = 16

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from restage.diffusion.pair_sampler import SamplerConfig
+from restage.pairs.encoding import decode_picture
 from restage.pairs.generate import (
     COMPILED_FROM,
     GenerateConfig,
@@ -15,7 +16,6 @@ from restage.pairs.generate import (
     make_jobs,
     reversed_prompt,
 )
-from restage.pairs.pictures import decode_picture
 from restage.records import InputError, PromptPair
 from tests.pairs.tiny import PROMPTS, tiny_model
 

@@ -14,10 +14,10 @@ from restage.pairs.files import LocalFiles, RemoteFiles, UnnamedStore, open_file
 from restage.pairs.score import PUBLISHED, PairRule
 from restage.pairs.stage import rejudge_pairs, run_campaign
 from restage.pairs.store import done_indices, done_shards, has_shard, read_pairs, read_rows, write_shard
-from restage.pairs.verify import verify_pairs
 from restage.pairs.verify.repair import repair_pairs
 from restage.records import InputError
 from restage.run.models import models_in
+from tests.pairs.faulty import verify_pairs
 from tests.pairs.stand_in import RULE, StandIn, open_run, stand_in_config
 from tests.pairs.test_store import make_pair
 

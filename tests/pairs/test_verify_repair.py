@@ -7,16 +7,13 @@ import pytest
 
 from restage.cli import run as restage
 from restage.pairs.files import open_files, point_to_store
-from restage.pairs.left_out import add_left_out, read_left_out
-from restage.pairs.stage import run_pairs
 from restage.pairs.store import done_indices, read_pairs
-from restage.pairs.verify import verify_pairs
-from restage.pairs.verify.repair import repair_pairs
-from restage.pairs.verify.sheets import write_sheets
+from restage.pairs.verdicts import add_left_out, read_left_out
+from restage.pairs.verify.repair import repair_pairs, write_sheets
 from restage.records import InputError
-from tests.pairs.faulty import PatternClip, make_pair, write_set
+from tests.pairs.faulty import PatternClip, make_pair, verify_pairs, write_set
 from tests.pairs.test_verify import black, flip, identical, swapped
-from tests.pairs.tiny import WordlessClip, open_run, tiny_config, tiny_model
+from tests.pairs.tiny import WordlessClip, open_run, run_pairs, tiny_config, tiny_model
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from restage.diffusion.backbone import Backbone
 from restage.diffusion.pair_sampler import SamplerConfig
+from restage.pairs.campaign import CampaignConfig
 from restage.pairs.generate import GenerateConfig
 from restage.pairs.score import PairRule
-from restage.pairs.stage import PairsConfig
+from restage.pairs.stage import PairsConfig, run_campaign
+from restage.pairs.tasks import LoadedMaker
 from restage.prompts.store import write_prompts
-from restage.records import PromptPair
+from restage.records import Progress, PromptPair
 from restage.run.folder import RunFolder
 from tests.diffusion.tiny import tiny_unet
 from tests.train.tiny import tiny_backbone
@@ -84,3 +86,8 @@ def open_run(path: Path, prompts: list[PromptPair] = PROMPTS) -> RunFolder:
     run = RunFolder.open(path, {}, seed=7)
     write_prompts(run.folder("prompts") / "prompts.jsonl", prompts)
     return run
+
+
+def run_pairs(run: RunFolder, config: PairsConfig, backbone: Backbone, clip) -> Iterator[Progress]:
+    """Make the image pairs of a run with models that are in memory, in this process."""
+    return run_campaign(run, config, LoadedMaker(backbone, clip, config.generate), CampaignConfig())

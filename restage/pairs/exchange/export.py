@@ -1,20 +1,197 @@
 """`restage export RUN --format ...`: a folder with the accepted pairs and a data card, whole or not at all.
 
-An export is made beside its place, file by file, and renamed at the end; one that was stopped goes on where it was.
+An export is made beside its place, file by file, and renamed at the end; one that was stopped goes on where it was. The
+card has the form of those on the Hugging Face hub: Markdown below a YAML header.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from restage.pairs.exchange import FORMATS
-from restage.pairs.exchange.card import collect_facts, render_card
-from restage.pairs.exchange.exported import open_set
+from restage.pairs.exchange.format import PairFormat, PairSet, open_set
 from restage.pairs.files import is_url, open_files
-from restage.records import InputError, Progress, content_id, read_json, write_atomically, write_json
+from restage.pairs.score import PairScores
+from restage.pairs.tasks import read_plan
+from restage.records import InputError, Progress, content_id, read_json, to_plain, write_atomically, write_json
+from restage.run.layout import RUN_RECORD, STAGE_MARK
+from restage.run.reading import StageMark, read_run_record
+from restage.scenes.io.images import open_picture
 
-__all__ = ["export_pairs"]
+__all__ = ["SetFacts", "collect_facts", "export_pairs", "render_card"]
+
+NUM_BINS = 10
+BAR_WIDTH = 24
+COSINE_RANGE = (-1.0, 1.0)
+SCORE_RANGES = {"change": (0.0, 0.5), "mask_share": (0.0, 1.0)}
+"""Ranges of histograms; the other scores are cosines in [-1, 1]."""
+SIZE_CATEGORIES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+)
+"""The hub's names of sizes, with the first number of pairs beyond each."""
+
+
+@dataclass
+class SetFacts:
+    """What a card says; collected shard by shard."""
+
+    name: str
+    made: Counter[str] = field(default_factory=Counter)
+    """Number of pairs by kind of edit, accepted or not."""
+    accepted: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Number of rejected pairs by reason."""
+    histograms: dict[str, list[int]] = field(default_factory=dict)
+    """Numbers of accepted pairs by score, in `NUM_BINS` bins each."""
+    unscored: Counter[str] = field(default_factory=Counter)
+    writers: Counter[str] = field(default_factory=Counter)
+    """Number of accepted pairs by the writer of the prompt."""
+    sizes: Counter[str] = field(default_factory=Counter)
+    """Number of shards by the size of their first picture."""
+    rule: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_accepted(self) -> int:
+        """Number of pairs in the export."""
+        return sum(self.accepted.values())
+
+    @property
+    def num_made(self) -> int:
+        """Number of pairs that were made."""
+        return sum(self.made.values())
+
+
+def _count(facts: SetFacts, row: Mapping[str, Any]) -> None:
+    facts.made[row["kind"]] += 1
+    if not row["accepted"]:
+        facts.reasons[row["reason"]] += 1
+        return
+    facts.accepted[row["kind"]] += 1
+    for name in PairScores._fields:
+        value = row.get(name)
+        if value is None or not math.isfinite(value):
+            facts.unscored[name] += 1
+            continue
+        low, high = SCORE_RANGES.get(name, COSINE_RANGE)
+        place = min(max(int((value - low) / (high - low) * NUM_BINS), 0), NUM_BINS - 1)
+        facts.histograms.setdefault(name, [0] * NUM_BINS)[place] += 1
+
+
+def collect_facts(pair_set: PairSet, run: Path | None) -> SetFacts:
+    """Read the rows and records of a set shard by shard, and what its run, if it has one, says of itself."""
+    facts = SetFacts(name=run.name if run else "pairs")
+    for index in pair_set.marks:
+        for row in pair_set.rows(index):
+            _count(facts, row)
+        is_first = True
+        for pair in pair_set.pairs(index):
+            facts.writers[pair.record["prompt"].get("writer", "unknown")] += 1
+            if is_first:
+                width, height = open_picture(pair.parts["source.png"], pair.id).size
+                facts.sizes[f"{width}x{height}"] += 1
+                is_first = False
+    facts.provenance = _provenance(pair_set, run)
+    rule = to_plain(pair_set.reader.rule) if pair_set.reader.rule else None
+    facts.rule = rule or facts.provenance.get("config", {}).get("rule")
+    return facts
+
+
+def _provenance(pair_set: PairSet, run: Path | None) -> dict[str, Any]:
+    """Return the models, seed, code and config that a run has recorded; what it lacks is left out."""
+    found: dict[str, Any] = {"set": pair_set.id}
+    if plan := read_plan(pair_set.reader.files):
+        found |= {"models": plan.maker, "plan": plan.id, "generate": plan.generate}
+    if run is None:
+        return found
+    if (run / RUN_RECORD).exists():
+        record = read_run_record(run)
+        found |= {"run": record.id, "seed": record.seed, "git_commit": record.git_commit, "versions": record.versions}
+        found["models_sha256"] = record.config.get("models_sha256")
+    if (run / "pairs" / STAGE_MARK).exists():
+        found["config"] = read_json(run / "pairs" / STAGE_MARK, StageMark).config
+    return {name: value for name, value in found.items() if value}
+
+
+def _header(facts: SetFacts, of_format: Sequence[str]) -> Iterator[str]:
+    count = facts.num_accepted
+    category = next((name for limit, name in SIZE_CATEGORIES if count < limit), "n>100M")
+    yield from ("---", f"pretty_name: {json.dumps(facts.name)}", "task_categories:", "- image-to-image")
+    yield from ("tags:", "- image-editing", "- instruct-pix2pix", "- synthetic", "size_categories:", f"- {category}")
+    yield from (*of_format, "---")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"| {' | '.join(['---'] + ['---:'] * (len(head) - 1))} |"
+    for row in rows:
+        yield f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |"
+
+
+def _histogram(name: str, counts: Sequence[int]) -> Iterator[str]:
+    low, high = SCORE_RANGES.get(name, COSINE_RANGE)
+    step, most = (high - low) / NUM_BINS, max(*counts, 1)
+    yield f"**{name}**"
+    yield "```"
+    for place, count in enumerate(counts):
+        start = low + place * step
+        yield f"{start:6.2f} to {start + step:5.2f}  {'#' * round(BAR_WIDTH * count / most):<{BAR_WIDTH}} {count}"
+    yield "```"
+
+
+def _limits(facts: SetFacts) -> Iterator[str]:
+    yield "- Pictures, edits and captions are machine-made unless the provenance says otherwise; nobody looked at each."
+    yield "- Pairs were chosen by CLIP scores: what that CLIP does not see is not filtered, and its biases stay."
+    yield "- A mask says where a pair was allowed to differ, and reaches beyond what did."
+    if facts.unscored:
+        names = ", ".join(f"{name} ({count})" for name, count in sorted(facts.unscored.items()))
+        yield f"- Not scored, hence not in the histograms: {names}."
+    if len(facts.sizes) > 1:
+        yield f"- Pictures have several sizes: {', '.join(sorted(facts.sizes))}."
+    if any(reason.startswith("left out") for reason in facts.reasons):
+        yield "- Pairs that `restage verify` found wrong are left out; the reasons are listed above."
+
+
+def render_card(facts: SetFacts, form: str) -> str:
+    """Write the card of an export in a form of the menu `FORMATS`, as Markdown."""
+    return "\n".join(_lines(facts, FORMATS[form]))
+
+
+def _lines(facts: SetFacts, form: PairFormat) -> Iterator[str]:
+    yield from (*_header(facts, form.card_header), "")
+    yield from (f"# {facts.name}: image pairs for instruction-based editing", "")
+    yield (
+        f"{facts.num_accepted} pairs of a picture before and after an edit, with captions and instruction, made "
+        f"by Restage. Picture size: {', '.join(sorted(facts.sizes))} pixels."
+    )
+    yield from ("", form.description, "", "## Counts", "")
+    counts = [(kind, made, facts.accepted[kind]) for kind, made in sorted(facts.made.items())]
+    counts.append(("all", facts.num_made, facts.num_accepted))
+    rows = [(kind, made, accepted, f"{accepted / max(made, 1):.3f}") for kind, made, accepted in counts]
+    yield from _table(("kind of edit", "made", "accepted", "yield"), rows)
+    if facts.reasons:
+        yield from ("", *_table(("rejected because", "pairs"), facts.reasons.most_common()))
+    yield from ("", "## Rule", "")
+    yield from _table(("setting", "value"), list(facts.rule.items())) if facts.rule else ["None is recorded."]
+    writers = ", ".join(f"{writer} ({count})" for writer, count in facts.writers.most_common())
+    yield from ("", "## Provenance", "", f"Prompts written by: {writers}.", "")
+    yield from ("```json", json.dumps(facts.provenance, indent=1, sort_keys=True), "```", "")
+    yield from ("## Scores of the pairs", "")
+    for name in (name for name in PairScores._fields if name in facts.histograms):
+        yield from (*_histogram(name, facts.histograms[name]), "")
+    yield from ("## Known limits", "", *_limits(facts), "")
+
 
 EXPORT_RECORD = "export.json"
 """In the folder of an export: what it was made from."""

@@ -15,17 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from restage.pairs.encoding import MAX_FILE_BYTES
-from restage.pairs.exchange.exported import ExportedPair, PairSet
-from restage.pairs.exchange.foreign_pair import (
+from restage.pairs.exchange.format import (
     ALIASES,
     PICTURES,
+    ExportedPair,
     ForeignPair,
+    PairFormat,
+    PairSet,
     files_in,
     find_names,
     read_file,
     texts_of,
 )
-from restage.pairs.exchange.format import PairFormat
 from restage.pairs.score import PairScores
 from restage.pairs.store import open_parquet
 from restage.records import InputError, Progress, canonical_json, write_atomically
@@ -105,11 +106,7 @@ def _parquet_files(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> Iterator[ForeignPair]:
-    """Read the pairs of a folder of parquet files with pictures, in order of their names.
-
-    Raises:
-        InputError: there are none, or their columns do not hold two pictures and an instruction.
-    """
+    """Read the pairs of a folder of parquet files with pictures, in order of their names."""
     paths = _parquet_files(folder)
     if not paths:
         raise InputError(f"{folder} holds no parquet file; expected a data set as load_dataset takes it")

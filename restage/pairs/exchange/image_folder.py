@@ -12,16 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from restage.pairs.exchange.foreign_pair import (
+from restage.pairs.exchange.format import (
     PICTURES,
     ForeignPair,
+    PairFormat,
     files_in,
     find_names,
     json_or_none,
     read_file,
     texts_of,
 )
-from restage.pairs.exchange.format import PairFormat
 from restage.prompts.store import open_lines
 from restage.records import InputError
 from restage.scenes.io.images import IMAGE_SUFFIXES
@@ -83,11 +83,7 @@ def _captions(path: Path) -> Mapping[str, str]:
 
 
 def _read(folder: Path) -> Iterator[ForeignPair]:
-    """Read the pairs that the metadata files of a folder name, in their order.
-
-    Raises:
-        InputError: there is no such file, or its rows do not name two pictures and an instruction.
-    """
+    """Read the pairs that the metadata files of a folder name, in their order."""
     paths = _metadata(folder)
     if not paths:
         raise InputError(f"{folder} holds no {', '.join(METADATA[:-1])} or {METADATA[-1]}")

@@ -14,10 +14,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from restage.pairs.exchange.exported import ExportedPair, PairSet
-from restage.pairs.exchange.foreign_pair import ForeignPair, json_or_none, read_file, texts_of
-from restage.pairs.exchange.format import PairFormat
-from restage.pairs.pictures import load_picture
+from restage.pairs.encoding import load_picture
+from restage.pairs.exchange.format import (
+    ExportedPair,
+    ForeignPair,
+    PairFormat,
+    PairSet,
+    json_or_none,
+    read_file,
+    texts_of,
+)
 from restage.prompts.store import MAX_LINE
 from restage.records import InputError, Progress, write_atomically
 
@@ -129,11 +135,7 @@ def _texts(content: bytes | None) -> dict[str, str]:
 
 
 def _read_pairs(folder: Path) -> Iterator[ForeignPair]:
-    """Read the pairs of such a folder, in the order of `seeds.json`.
-
-    Raises:
-        InputError: there are none, or the first prompt has no instruction.
-    """
+    """Read the pairs of such a folder, in the order of `seeds.json`."""
     folders = _folders(folder)
     if not folders:
         raise InputError(f"{folder} holds no seeds.json and no folder with <seed>_0.jpg")

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from restage.pairs.encoding import MAX_FILE_BYTES, EncodedPair, check_member, write_tar
-from restage.pairs.exchange.exported import PairSet
-from restage.pairs.exchange.foreign_pair import (
+from restage.pairs.exchange.format import (
     ALIASES,
     NEEDED,
     PICTURES,
     TEXTS,
     ForeignPair,
+    PairFormat,
+    PairSet,
     files_in,
     find_names,
     json_or_none,
     texts_of,
 )
-from restage.pairs.exchange.format import PairFormat
 from restage.pairs.store import MAX_RATIO, shard_name
 from restage.records import InputError, Progress, write_atomically, write_json
 
@@ -139,9 +139,6 @@ def _read(folder: Path) -> Iterator[ForeignPair]:
 
     A sample holds pictures such as `source.png` and `edited.jpg` (see `foreign_pair.ALIASES`), and its texts in `json`,
     alone or under `prompt`, or in files such as `edit.txt`.
-
-    Raises:
-        InputError: there is no tar, one cannot be read, or the first sample has no pictures or no instruction.
     """
     paths = _tars(folder)
     if not paths:

@@ -1,9 +1,15 @@
-"""Runs all checks over a folder of shards, some shards at a time; `restage verify` calls it."""
+"""Runs all checks over a folder of shards, some shards at a time, and checks the folder itself.
+
+Which files may lie there, manifest, rule, the stage's mark, and contact sheet; `restage verify` calls it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import re
+import tempfile
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -16,26 +22,107 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from restage.pairs.files import Files, LocalFiles, is_url, open_files
-from restage.pairs.left_out import is_left_out_list, read_left_out
 from restage.pairs.score import ImageTextModel
-from restage.pairs.store import shard_name
-from restage.pairs.tasks import PlanRecord
-from restage.pairs.verdicts import current_rule
-from restage.pairs.verify.captions import MIN_BANK_SIZE, CaptionBank, captions_of, make_bank
-from restage.pairs.verify.examine import Examiner, Seen
-from restage.pairs.verify.findings import Finding
-from restage.pairs.verify.folder import (
-    check_folder,
-    check_manifest,
-    check_records,
-    check_stage,
-    find_shards,
-    read_right_plan,
-)
+from restage.pairs.store import read_table, shard_name, shard_number, write_manifest
+from restage.pairs.tasks import PLAN_FILE, PlanRecord
+from restage.pairs.verdicts import RULE_FILE, RuleRecord, current_rule, is_left_out_list, read_left_out, rule_id
+from restage.pairs.verify.examine import MIN_BANK_SIZE, CaptionBank, Examiner, Seen, captions_of, make_bank
+from restage.pairs.verify.shards import BadFile, Finding, read_canonical_json
 from restage.pairs.verify.whole import WholeSet
-from restage.records import InputError, Progress
+from restage.records import InputError, Progress, content_id, file_sha256
+from restage.run.reading import StageMark
+from restage.scenes.io.images import UNREADABLE, open_picture
 
-__all__ = ["VerifyConfig", "VerifyResult", "check_pairs", "verify_pairs"]
+__all__ = ["VerifyConfig", "VerifyResult", "check_pairs"]
+
+QUARANTINE = "quarantine"
+"""Folder beside the shards where a repair moves what is bad."""
+RECORDS = ("rule.json", "store.json", "plan.json", "campaign.json")
+"""JSON records that the store keeps beside the shards."""
+VIEWS = ("manifest.parquet", "contact_sheet.png", "stage.json")
+"""Files that the stage writes beside the shards when it ends."""
+FOLDERS = (QUARANTINE, "failures")
+OLD_MANIFEST = re.compile(r"manifest-rule-[0-9a-f]{16}\.parquet")
+"""Name of the manifest of an earlier rule."""
+
+
+def _check_folder(files: Files) -> Iterator[Finding]:
+    """Find files that do not belong here, and small files that do but are damaged."""
+    for name in files.names():
+        is_known = name in (*RECORDS, *VIEWS, *FOLDERS) or OLD_MANIFEST.fullmatch(name)
+        if not is_known and shard_number(name) is None and not is_left_out_list(name):
+            yield Finding(reason="foreign", file=name, detail="it does not belong here")
+        elif name in RECORDS or is_left_out_list(name):
+            try:
+                record = read_canonical_json(files, name, {"rule.json": RuleRecord, "plan.json": PlanRecord}.get(name))
+            except BadFile as bad:
+                yield bad.finding()
+                continue
+            if isinstance(record, RuleRecord) and record.id != rule_id(record.rule):
+                yield Finding(reason="flipped", file=name, detail="its id is not that of its rule")
+        elif name == "contact_sheet.png":
+            try:
+                with open_picture(files.read(name), name) as image:
+                    image.verify()
+            except UNREADABLE as error:
+                yield Finding(reason="stale", file=name, detail=f"its checksums are wrong: {error}")
+
+
+def _check_stage(files: Files, whole: WholeSet, plan: PlanRecord) -> Iterator[Finding]:
+    """Check whether the mark of the stage is whole, and whether everything that it counts is there."""
+    name = "stage.json"
+    try:
+        mark: StageMark = read_canonical_json(files, name, StageMark)
+    except BadFile as bad:
+        yield bad.finding()
+        return
+    if mark.id != content_id("pairs", mark.config):
+        yield Finding(reason="flipped", file=name, detail="its id is not that of its config")
+    num_expected = plan.num_tasks or whole.last_shard + 1
+    if whole.num_shards != num_expected:
+        detail = f"{num_expected} shards must be there, found {whole.num_shards}"
+        yield Finding(reason="missing", file=name, detail=detail)
+    for fact, found in (("num_pairs", whole.num_pairs), ("num_accepted", whole.num_accepted)):
+        if mark.facts.get(fact, found) != found:
+            yield Finding(reason="mismatch", file=name, detail=f"{fact} is {mark.facts[fact]}, the shards hold {found}")
+
+
+def _check_manifest(shards: Files, files: Files) -> Iterator[Finding]:
+    """Check whether the manifest is, byte by byte, what is made of the shards again, all of which are right.
+
+    Another version of pyarrow may have written other bytes; then the rows decide.
+    """
+    name = "manifest.parquet"
+    with tempfile.TemporaryDirectory() as scratch:
+        again = Path(scratch) / name
+        try:
+            write_manifest(shards, again)
+        except InputError as error:
+            yield Finding(reason="stale", file=name, detail=f"it cannot be made from the shards: {error}")
+            return
+        if isinstance(files, LocalFiles):  # a manifest of millions of pairs need not lie in memory
+            found = file_sha256(files.path / name)
+        else:
+            found = hashlib.sha256(files.read(name)).hexdigest()
+        if found == file_sha256(again):
+            return
+        try:
+            is_equal = _is_equal(pq.ParquetFile(io.BytesIO(files.read(name))), pq.ParquetFile(again))
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
+            is_equal = False
+    if not is_equal:
+        yield Finding(reason="stale", file=name, detail="it is not what the shards say")
+
+
+def _is_equal(found: pq.ParquetFile, again: pq.ParquetFile) -> bool:
+    """Whether two parquet files of different versions of pyarrow hold the same rows."""
+    if found.metadata.created_by == again.metadata.created_by:
+        return False
+    if found.schema_arrow != again.schema_arrow or found.metadata.num_rows != again.metadata.num_rows:
+        return False
+    batches = zip(found.iter_batches(), again.iter_batches(), strict=True)
+    return all(repr(one.to_pylist()) == repr(other.to_pylist()) for one, other in batches)
+
 
 BANK_SHARDS = 64
 """Number of shards whose captions serve for comparison with all others."""
@@ -83,13 +170,13 @@ def _captions(files: Files, shards: Sequence[int]) -> Iterator[str]:
     """Yield captions of accepted pairs from up to `BANK_SHARDS` shards; unreadable shards are found later."""
     picks = np.linspace(0, len(shards) - 1, min(BANK_SHARDS, len(shards))).round().astype(int)
     for pick in picks:
+        name = shard_name(shards[pick], "parquet")
         try:
-            content = io.BytesIO(files.read(shard_name(shards[pick], "parquet")))
-            rows = pq.ParquetFile(content).read(columns=["accepted", "source_caption", "target_caption"]).to_pylist()
-        except (pa.ArrowException, OSError, UnicodeDecodeError):
+            table = read_table(files.read(name), name)
+        except (InputError, OSError):
             continue
-        for row in rows:
-            if row.get("accepted"):
+        for row in table.to_pylist():
+            if row["accepted"]:
                 yield from filter(None, captions_of(row))
 
 
@@ -119,53 +206,22 @@ def _open_bank(files: Files, shards: Sequence[int], clip: ImageTextModel | None)
     return bank, f"only {len(bank.texts)} captions: too few to judge whether they fit" if few else ""
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A folder to check: where its shards lie, and where the other files of the stage are."""
-
-    files: Files
-    home: Files
-
-    @classmethod
-    def open(cls, place: Path | str, store: str) -> _Opened:
-        if not is_url(place) and not Path(place).is_dir():
-            raise InputError(f"{place} does not exist; name a run, or a folder of shards")
-        files = open_files(place, store=store)
-        return cls(files, files if is_url(place) else LocalFiles(Path(place)))
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the stage says that all of its shards are there."""
-        return self.home.exists("stage.json")
-
-    def check_files(self) -> Iterator[Finding]:
-        """Check what lies there, except for what is in the shards."""
-        for files in (self.home, self.files) if self.home != self.files else (self.files,):
-            yield from check_folder(files, files.names())
-
-    def examiner(self, damaged: Sequence[Finding], bank: CaptionBank | None, *, is_fast: bool) -> Examiner:
-        """Return an examiner that follows those records of the folder that are not damaged."""
-        names = {finding.file for finding in damaged}
-        return Examiner(
-            files=self.files,
-            left_out={} if any(map(is_left_out_list, names)) else read_left_out(self.files),
-            bank=bank,
-            has_pictures=not is_fast,
-            plan=read_right_plan(self.files),
-            rule=None if "rule.json" in names else current_rule(self.files),
-        )
-
-    def check_views(self, whole: WholeSet, findings: Sequence[Finding], plan: PlanRecord) -> Iterator[Finding]:
-        """Check what is derived from the shards, if these are right: the mark of the stage, and the manifest."""
-        bad = [finding for finding in findings if finding.shard is not None and not finding.pair]
-        yield from check_records(self.files, whole.counts)
-        if self.is_finished and not bad:
-            yield from check_stage(self.home, whole.counts, plan)
-        if not self.home.exists("manifest.parquet"):
-            if self.is_finished:
-                yield Finding(reason="missing", file="manifest.parquet", detail="the file is not there")
-        elif not bad:
-            yield from check_manifest(self.files, self.home)
+def _check_views(
+    files: Files, home: Files, whole: WholeSet, findings: Sequence[Finding], plan: PlanRecord
+) -> Iterator[Finding]:
+    """Check the records that go with the shards, and what is derived from these, if they are right."""
+    for name in (PLAN_FILE, RULE_FILE):
+        if whole.num_judged and not files.exists(name):
+            yield Finding(reason="missing", file=name, detail="shards were made with it; run pairs again to write it")
+    bad = [finding for finding in findings if finding.shard is not None and not finding.pair]
+    is_finished = home.exists("stage.json")
+    if is_finished and not bad:
+        yield from _check_stage(home, whole, plan)
+    if not home.exists("manifest.parquet"):
+        if is_finished:
+            yield Finding(reason="missing", file="manifest.parquet", detail="the file is not there")
+    elif not bad:
+        yield from _check_manifest(files, home)
 
 
 def _notes(whole: WholeSet, bank: CaptionBank | None, note: str) -> Iterator[str]:
@@ -183,59 +239,47 @@ def check_pairs(
 ) -> Generator[Progress, None, VerifyResult]:
     """Check the image pairs in a folder or at a URL; the generator returns the result. Nothing is changed.
 
-    Memory is that of a few shards, and some 100 bytes for each pair.
-
-    Args:
-        folder: `<run>/pairs`, or a folder or URL of shards.
-        config: what to check.
-        clip: the CLIP that judges captions; None leaves captions unjudged.
-        store: URL of the store that the pairs of a run lie in, if any.
+    Memory is that of a few shards, and some 100 bytes for each pair. Without a CLIP captions are not judged.
 
     Raises:
         InputError: the folder does not exist, or its pairs lie in another store.
     """
     started_s = time.perf_counter()
-    opened = _Opened.open(folder, store)
-    shards = find_shards(opened.files.names(), is_finished=opened.is_finished)
-    findings = list(opened.check_files())
-    bank, note = (None, "pictures were not looked at") if config.fast else _open_bank(opened.files, shards, clip)
-    examiner = opened.examiner(findings, bank, is_fast=config.fast)
+    if not is_url(folder) and not Path(folder).is_dir():
+        raise InputError(f"{folder} does not exist; name a run, or a folder of shards")
+    files = open_files(folder, store=store)
+    home = files if is_url(folder) else LocalFiles(Path(folder))  # where the other files of the stage are
+    # A killed worker leaves files of a shard without a mark: only in a finished stage must every shard have one.
+    is_finished = home.exists("stage.json")
+    numbers = {shard_number(name) for name in files.names() if is_finished or name.endswith(".done")}
+    shards = sorted(number for number in numbers if number is not None)
+    findings = [found for place in ([files] if home == files else [home, files]) for found in _check_folder(place)]
+    bank, note = (None, "pictures were not looked at") if config.fast else _open_bank(files, shards, clip)
+    # Only those records are followed that are not damaged.
+    damaged = {finding.file for finding in findings}
+    has_plan = files.exists(PLAN_FILE) and PLAN_FILE not in damaged
+    examiner = Examiner(
+        files=files,
+        left_out={} if any(map(is_left_out_list, damaged)) else read_left_out(files),
+        bank=bank,
+        has_pictures=not config.fast,
+        plan=read_canonical_json(files, PLAN_FILE, PlanRecord) if has_plan else PlanRecord(id=""),
+        rule=None if RULE_FILE in damaged else current_rule(files),
+    )
     whole = WholeSet()
     for seen in _examine_all(examiner, shards, config.num_threads):
         whole.add(seen)
         findings += seen.findings
         yield Progress(stage="verify", done=whole.num_shards, total=len(shards), note=f"{len(findings)} found")
     findings += [*whole.find_repeated_ids(), *whole.find_repeated_pictures(), *whole.find_wrong_scores()]
-    findings += opened.check_views(whole, findings, examiner.plan)
+    findings += _check_views(files, home, whole, findings, examiner.plan)
     return VerifyResult(
         findings=tuple(findings),
         num_shards=whole.num_shards,
-        num_pairs=whole.counts.num_pairs,
+        num_pairs=whole.num_pairs,
         num_accepted=whole.num_accepted,
         num_left_out=len(examiner.left_out),
         num_bytes=whole.num_bytes,
         seconds=time.perf_counter() - started_s,
         notes=tuple(_notes(whole, bank, note)),
     )
-
-
-def verify_pairs(
-    folder: Path | str,
-    *,
-    fast: bool = False,
-    clip: ImageTextModel | None = None,
-    num_threads: int | None = None,
-    store: str = "",
-) -> tuple[Finding, ...]:
-    """Check the image pairs in a folder or at a URL, and return what is wrong; see `check_pairs`.
-
-    Raises:
-        InputError: the folder does not exist.
-    """
-    config = VerifyConfig(fast=fast) if num_threads is None else VerifyConfig(fast=fast, num_threads=num_threads)
-    steps = check_pairs(folder, config, clip=clip, store=store)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value.findings

@@ -1,23 +1,31 @@
-"""Takes out what is bad and nothing else: what was right before keeps its bytes.
+"""What follows from findings: repairs, contact sheets, and words for people and programs.
 
-A bad shard loses its mark and moves to quarantine, and the next `restage pairs` makes it again, bit for bit. A bad pair
-in a good shard goes on the list of `left_out`, since it would be the same if it were made again.
+A repair takes out what is bad and nothing else. A bad shard loses its mark and moves to quarantine, and the next
+`restage pairs` makes it again, bit for bit. A bad pair in a good shard goes on the list of pairs that are left out,
+since it would be the same if it were made again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from restage.pairs.files import Files, LocalFiles, is_url, open_files
-from restage.pairs.left_out import add_left_out
-from restage.pairs.store import drop_shard, shard_name, write_manifest
-from restage.pairs.verify.findings import Finding
-from restage.pairs.verify.folder import QUARANTINE
+from restage.pairs.sheet import MAX_CELLS, make_preview, write_sheet
+from restage.pairs.store import PREVIEW, drop_shard, shard_name, write_manifest
+from restage.pairs.verdicts import add_left_out
+from restage.pairs.verify.check import QUARANTINE, VerifyResult
+from restage.pairs.verify.examine import look_at
+from restage.pairs.verify.shards import REASONS, BadFile, Finding, StoredPair, read_shard
+from restage.records import InputError
 
-__all__ = ["Repaired", "repair_pairs"]
+__all__ = ["Repaired", "describe_repair", "describe_result", "repair_pairs", "result_to_plain", "write_sheets"]
 
 REPORT = "findings.json"
 
@@ -43,37 +51,24 @@ class Repaired:
         return bool(self.shards) or bool({"stage.json", "contact_sheet.png", "manifest.parquet"} & set(self.moved))
 
 
-@dataclass(frozen=True)
-class _Quarantine:
-    """A numbered folder beside the shards for what is bad."""
+def _open_quarantine(files: Files, findings: Sequence[Finding]) -> str:
+    """Make the next numbered folder for what is bad, which begins with a record of what was found; returns its name."""
+    number = 1
+    while files.exists(f"{QUARANTINE}/{number:04d}/{REPORT}"):
+        number += 1
+    record = {"findings": [asdict(finding) for finding in findings]}
+    name = f"{QUARANTINE}/{number:04d}"
+    files.write(f"{name}/{REPORT}", (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    return name
 
-    files: Files
-    name: str
 
-    @classmethod
-    def open(cls, files: Files, findings: Sequence[Finding]) -> _Quarantine:
-        """Make the next one; it begins with a record of what was found."""
-        number = 1
-        while files.exists(f"{QUARANTINE}/{number:04d}/{REPORT}"):
-            number += 1
-        record = {"findings": [asdict(finding) for finding in findings]}
-        name = f"{QUARANTINE}/{number:04d}"
-        files.write(f"{name}/{REPORT}", (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
-        return cls(files, name)
-
-    def keep(self, files: Files, name: str) -> None:
-        """Copy a file here, if it exists."""
-        if files.exists(name):
-            self.files.write(f"{self.name}/{name}", files.read(name))
-
-    def move(self, files: Files, name: str) -> None:
-        """Move a file, or a folder of a disk, here."""
-        if isinstance(files, LocalFiles) and isinstance(self.files, LocalFiles):
-            target = self.files.path / self.name / name
-            (files.path / name).rename(target)
-        else:
-            self.keep(files, name)
-            files.remove(name)
+def _move(source: Files, name: str, target: Files, room: str) -> None:
+    """Move a file, or a folder of a disk, into quarantine."""
+    if isinstance(source, LocalFiles) and isinstance(target, LocalFiles):
+        (source.path / name).rename(target.path / room / name)
+    else:
+        target.write(f"{room}/{name}", source.read(name))
+        source.remove(name)
 
 
 def repair_pairs(folder: Path | str, findings: Sequence[Finding], *, store: str = "") -> Repaired:
@@ -89,22 +84,22 @@ def repair_pairs(folder: Path | str, findings: Sequence[Finding], *, store: str 
     shards = sorted({finding.shard for finding in findings if finding.shard is not None and not finding.pair})
     pairs = _bad_pairs(findings, shards)
     singles = sorted({finding.file for finding in findings if finding.shard is None and finding.reason != "missing"})
-    views = ["stage.json", "manifest.parquet"] if shards else []
-    stays = {"manifest.parquet"} if not shards else set()
-    moved = [name for name in dict.fromkeys([*singles, *views]) if name not in stays and _place(home, files, name)]
+    # Where no shard is bad, the manifest is written anew.
+    singles = [name for name in singles if name != "manifest.parquet"]
+    singles += ["stage.json", "manifest.parquet"] if shards else []
+    moved = [name for name in dict.fromkeys(singles) if home.exists(name) or files.exists(name)]
     quarantine = ""
     if shards or moved:
-        room = _Quarantine.open(files, findings)
-        quarantine = files.where(room.name)
+        room = _open_quarantine(files, findings)
+        quarantine = files.where(room)
         # The mark of the stage goes before any shard: after a stop in between, the stage does not claim to be finished.
         for name in moved:
-            place = _place(home, files, name)
-            if place is not None:
-                room.move(place, name)
+            _move(home if home.exists(name) else files, name, files, room)
         for index in shards:
             # A copy first: what is bad may be the only evidence of why, and is deleted only when it is safe elsewhere.
-            for suffix in ("done", "tar", "parquet"):
-                room.keep(files, shard_name(index, suffix))
+            for name in (shard_name(index, suffix) for suffix in ("done", "tar", "parquet")):
+                if files.exists(name):
+                    files.write(f"{room}/{name}", files.read(name))
             drop_shard(files, index)
     if pairs:
         add_left_out(files, pairs)
@@ -118,10 +113,6 @@ def repair_pairs(folder: Path | str, findings: Sequence[Finding], *, store: str 
     )
 
 
-def _place(home: Files, files: Files, name: str) -> Files | None:
-    return next((place for place in (home, files) if place.exists(name)), None)
-
-
 def _bad_pairs(findings: Sequence[Finding], bad_shards: Sequence[int]) -> dict[str, str]:
     """Return the reasons against single pairs, for pairs whose shard stays."""
     reasons: dict[str, list[str]] = {}
@@ -129,3 +120,94 @@ def _bad_pairs(findings: Sequence[Finding], bad_shards: Sequence[int]) -> dict[s
         if finding.pair and finding.shard not in bad_shards:
             reasons.setdefault(finding.pair, []).append(finding.reason)
     return {pair: ", ".join(dict.fromkeys(of_pair)) for pair, of_pair in sorted(reasons.items())}
+
+
+def _preview(pair: StoredPair) -> bytes:
+    """Draw what the tar holds, which need not be what the sidecar's preview shows."""
+    try:
+        look = look_at(pair.parts)
+    except InputError:
+        grey = torch.full((3, 8, 8), 0.5)
+        return make_preview(grey, grey, grey[0])
+    source, edited = (torch.from_numpy(array.copy()).permute(2, 0, 1) / 255 for array in (look.source, look.edited))
+    return make_preview(source, edited, torch.from_numpy(look.mask.copy()) / 255)
+
+
+def _rows(files: Files, findings: Sequence[Finding]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the pairs that findings are about, for a sheet."""
+    by_shard = groupby(sorted(findings, key=lambda finding: finding.shard or 0), key=lambda finding: finding.shard)
+    for index, group in by_shard:
+        try:
+            pairs = {pair.id: pair for pair in read_shard(files, index or 0).pairs}
+        except BadFile:
+            continue
+        for finding in group:
+            if pair := pairs.get(finding.pair):
+                yield {**pair.row, "reason": finding.detail, PREVIEW: _preview(pair)}
+
+
+def write_sheets(files: Files, findings: Sequence[Finding], folder: Path) -> list[Path]:
+    """Write `<folder>/<reason>.png` for each reason, with at most `MAX_CELLS` pairs evenly chosen; returns the paths.
+
+    Sheets of an earlier check in that folder are deleted.
+    """
+    written = []
+    for name, reason in REASONS.items():
+        path = folder / f"{name.replace(' ', '_')}.png"
+        path.unlink(missing_ok=True)
+        group = [finding for finding in findings if finding.reason == name and finding.pair]
+        if group:
+            step = max(len(group) / MAX_CELLS, 1.0)
+            picked = [group[int(number * step)] for number in range(min(len(group), MAX_CELLS))]
+            write_sheet(path, [(f"{len(group)} {name}: {reason.meaning}", list(_rows(files, picked)))])
+            written.append(path)
+    return written
+
+
+MAX_LINES = 5
+"""Number of findings of a reason that are listed one by one."""
+
+
+def describe_result(result: VerifyResult) -> Iterator[str]:
+    """Yield the findings by reason, then what was checked."""
+    for name, reason in REASONS.items():
+        found = [finding for finding in result.findings if finding.reason == name]
+        if found:
+            yield f"{name} ({len(found)}): {reason.meaning}"
+        for finding in found[:MAX_LINES]:
+            yield f"  {finding.pair or finding.file}: {finding.detail}"
+        if len(found) > MAX_LINES:
+            yield f"  and {len(found) - MAX_LINES} more; --json lists all"
+    left_out = f", {result.num_left_out} left out" if result.num_left_out else ""
+    counts = f"{result.num_pairs} pairs ({result.num_accepted} accepted{left_out}) in {result.num_shards} shards"
+    rate = f"{result.num_bytes / 1e6:.1f} MB in {result.seconds:.1f} s"
+    yield f"{len(result.findings) or 'nothing'} found in {counts}, {rate}"
+    yield from (f"not checked: {note}" for note in result.notes)
+
+
+def describe_repair(repaired: Repaired, command: Sequence[str]) -> Iterator[str]:
+    """Yield what a repair has done, and what to do next, with the command that made the run."""
+    if repaired.shards:
+        yield f"taken out: {len(repaired.shards)} shards: {', '.join(map(str, repaired.shards[:20]))}"
+    if repaired.moved:
+        yield f"moved away: {', '.join(repaired.moved)}"
+    if repaired.quarantine:
+        yield f"what was moved is in {repaired.quarantine}"
+    if repaired.pairs:
+        yield f"left out from now on: {len(repaired.pairs)} pairs"
+    if repaired.rebuilt:
+        yield f"written anew: {', '.join(repaired.rebuilt)}"
+    if repaired.needs_stage:
+        yield f"to make again what is missing: {' '.join(command) or 'restage pairs RUN, with the settings it had'}"
+
+
+def result_to_plain(folder: Path | str, result: VerifyResult, repaired: Repaired | None) -> dict[str, Any]:
+    """Return the result and the repair as JSON values."""
+    return {
+        **asdict(result),
+        "folder": str(folder),
+        "findings": [{**asdict(finding), "remedy": finding.remedy} for finding in result.findings],
+        "seconds": round(result.seconds, 3),
+        "mb_per_s": round(result.mb_per_s, 1),
+        "repaired": None if repaired is None else asdict(repaired),
+    }

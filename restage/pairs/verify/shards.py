@@ -1,6 +1,6 @@
-"""Reads a shard, and checks its mark, the hashes of its files, and whether mark, tar and sidecar agree.
+"""What can be wrong with a run's image pairs (`REASONS` is the menu), and the shard that is read to find out.
 
-It holds one shard in memory, as `store` does when it writes one.
+Reading checks the mark, the hashes of the shard's files, and whether mark, tar and sidecar agree.
 """
 
 from __future__ import annotations
@@ -8,16 +8,75 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from restage.pairs.encoding import MEMBERS, PairRecord, bytes_sha256, read_tar
 from restage.pairs.files import Files
-from restage.pairs.left_out import is_left_out_list
 from restage.pairs.store import PREVIEW, Mark, read_table, shard_name
-from restage.pairs.verify.findings import Finding
+from restage.pairs.tasks import PLAN_FILE
+from restage.pairs.verdicts import is_left_out_list
 from restage.records import InputError, canonical_json, content_id, from_plain, has_right_seal, parse_json
 
-__all__ = ["BadFile", "StoredPair", "StoredShard", "read_canonical_json", "read_shard"]
+__all__ = ["REASONS", "BadFile", "Finding", "StoredPair", "StoredShard", "read_canonical_json", "read_shard"]
+
+
+class Reason(NamedTuple):
+    """A way of being wrong."""
+
+    meaning: str
+    """What is wrong, in a sentence for people."""
+    remedy: Literal["remake", "leave out", "rebuild", "move away"]
+    """What a repair does: have the shard made again, hide the pair from readers, write the file anew, or move it
+    out of the way."""
+
+
+REASONS: Mapping[str, Reason] = {
+    "missing": Reason("a file that must be there is not", "remake"),
+    "torn": Reason("a file ends too early or cannot be read to its end", "remake"),
+    "flipped": Reason("a file is whole in form, but not the one that was written", "remake"),
+    "mismatch": Reason("mark, tar and sidecar of a shard contradict each other", "remake"),
+    "repeated": Reason("a pair's id stands in the set more than once", "remake"),
+    "stale": Reason("the manifest is not what the shards say", "rebuild"),
+    "foreign": Reason("a file that Restage has not written", "move away"),
+    "unreadable": Reason("a picture cannot be decoded, or the sizes of a pair differ", "leave out"),
+    "not finite": Reason("a score is NaN or infinite in a pair that was accepted", "leave out"),
+    "black": Reason("a picture is black, as decoders leave one that came out NaN", "leave out"),
+    "constant": Reason("a picture shows one colour", "leave out"),
+    "identical": Reason("source and edited picture are the same", "leave out"),
+    "swapped": Reason("the pictures fit the captions better the other way round", "leave out"),
+    "wrong caption": Reason("a picture fits its caption no better than captions of other pairs", "leave out"),
+    "wrong scores": Reason("the stored scores are not those of the pictures", "leave out"),
+    "duplicate": Reason("both pictures are those of an earlier pair, pixel by pixel", "leave out"),
+    "near duplicate": Reason("both pictures look like those of an earlier pair", "leave out"),
+}
+"""Ways of being wrong by name; those of files come first, then those of pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong."""
+
+    reason: str
+    """A name of `REASONS`."""
+    file: str
+    """Name of the file within the folder."""
+    detail: str
+    """What was expected and what was found."""
+    shard: int | None = None
+    """Number of the shard, if the finding belongs to one."""
+    pair: str = ""
+    """Id of the pair, if the finding is about one."""
+
+    @property
+    def remedy(self) -> str:
+        """What a repair does about it."""
+        return REASONS[self.reason].remedy
+
+
+def about_pair(index: int, pair: str, reason: str, detail: str) -> Finding:
+    """Return a finding about a pair of a shard."""
+    return Finding(reason=reason, file=shard_name(index, "tar"), detail=detail, shard=index, pair=pair)
 
 
 class BadFile(Exception):
@@ -63,9 +122,6 @@ def read_canonical_json(files: Files, name: str, kind: Any = None) -> Any:
     """Read a JSON record of ours, every byte of which must be as Restage writes it, as a record of a type.
 
     Plans, lists of pairs to leave out, and marks (of the version that names sizes) must have a seal.
-
-    Raises:
-        BadFile: it is missing, torn, or not as it was written.
     """
     content = _read(files, name)
     try:
@@ -73,13 +129,9 @@ def read_canonical_json(files: Files, name: str, kind: Any = None) -> Any:
     except (ValueError, RecursionError):
         reason = "flipped" if content.endswith(b"}\n") else "torn"
         raise BadFile(reason, name, f"{len(content)} bytes that are not readable as JSON") from None
-    is_required = name == "plan.json" or is_left_out_list(name)
-    if isinstance(record, dict):
-        is_right = content in _as_written(record)
-        is_right = is_right and has_right_seal(record, is_required=is_required or "num_bytes" in record)
-    else:
-        is_right = False
-    if not is_right:
+    is_sealed = isinstance(record, dict) and (name == PLAN_FILE or is_left_out_list(name) or "num_bytes" in record)
+    is_right = isinstance(record, dict) and content in _as_written(record)
+    if not is_right or not has_right_seal(record, is_required=is_sealed):
         raise BadFile("flipped", name, "it is not as it was written: its seal or its form is broken")
     try:
         canonical_json(record)  # which ids are made of, and which has no NaN
@@ -102,13 +154,10 @@ def _read_hashed(files: Files, index: int, suffix: str, mark: Mark) -> bytes:
     if hashlib.sha256(content).hexdigest() == getattr(mark.sha256, suffix):
         return content
     expected = mark.num_bytes.get(suffix)
-    is_whole = len(content) == expected if expected is not None else _has_end(content, suffix)
+    has_end = content.endswith(bytes(1024) if suffix == "tar" else b"PAR1")
+    is_whole = has_end if expected is None else len(content) == expected
     size = f"{len(content)} bytes" + ("" if is_whole or expected is None else f" instead of {expected}")
     raise BadFile("flipped" if is_whole else "torn", name, f"{size}, not those that the mark names")
-
-
-def _has_end(content: bytes, suffix: str) -> bool:
-    return content.endswith(bytes(1024)) if suffix == "tar" else content.endswith(b"PAR1")
 
 
 def _read_rows(content: bytes, name: str, mark: Mark) -> list[dict[str, Any]]:
@@ -127,13 +176,7 @@ def _read_rows(content: bytes, name: str, mark: Mark) -> list[dict[str, Any]]:
 def read_shard(files: Files, index: int, *, maker: str | None = None) -> StoredShard:
     """Read a shard, and compare everything that is stored twice.
 
-    Args:
-        files: the place of the shard.
-        index: number of the shard.
-        maker: id, in the folder's plan, of what makes the pairs; the content id in the mark is derived from it.
-
-    Raises:
-        BadFile: a file is missing, torn or changed, or the files contradict each other.
+    `maker` is the id, in the folder's plan, of what makes the pairs; the content id in the mark is derived from it.
     """
     mark: Mark = read_canonical_json(files, shard_name(index, "done"), Mark)
     sidecar = _read_hashed(files, index, "parquet", mark)
@@ -144,38 +187,31 @@ def read_shard(files: Files, index: int, *, maker: str | None = None) -> StoredS
         raise BadFile("mismatch", shard_name(index, "done"), "its pairs are not those of a task of this folder's plan")
     try:
         pairs = list(_match(tar, rows))
-    except (InputError, _Contradiction) as error:
+    except InputError as error:
         raise BadFile("mismatch", shard_name(index, "tar"), str(error)) from None
     return StoredShard(mark, rows, pairs, len(sidecar) + len(tar))
 
 
-class _Contradiction(Exception):
-    """Tar and sidecar contradict each other."""
-
-
 def _match(tar: bytes, rows: list[dict[str, Any]]) -> Iterator[StoredPair]:
-    """Yield the pairs of a tar with their rows."""
+    """Yield the pairs of a tar with their rows; refuse what contradicts the sidecar."""
     accepted = iter([row for row in rows if row.get("accepted")])
     for key, parts in read_tar(tar):
         row = next(accepted, None)
         if row is None or row["id"] != key:
-            raise _Contradiction(f"it holds {key} where the sidecar has {'no more pair' if row is None else row['id']}")
+            raise InputError(f"it holds {key} where the sidecar has {'no more pair' if row is None else row['id']}")
         _compare(key, parts, row)
         yield StoredPair(key, parts, row)
     if row := next(accepted, None):
-        raise _Contradiction(f"{row['id']} is accepted, and its pictures are not there")
+        raise InputError(f"{row['id']} is accepted, and its pictures are not there")
 
 
 def _compare(key: str, parts: Mapping[str, bytes], row: Mapping[str, Any]) -> None:
     if tuple(parts) != MEMBERS:
-        raise _Contradiction(f"{key} has the files {', '.join(parts)}; expected {', '.join(MEMBERS)}")
-    try:
-        record: PairRecord = parse_json(parts["json"], PairRecord, where="json")
-    except InputError as error:
-        raise _Contradiction(f"{key}.json is not a record of a pair: {error}") from None
+        raise InputError(f"{key} has the files {', '.join(parts)}; expected {', '.join(MEMBERS)}")
+    record: PairRecord = parse_json(parts["json"], PairRecord, where=f"{key}.json")
     texts = (record.id, record.prompt.source, record.prompt.target, record.prompt.instruction)
     stored = (row["id"], row.get("source_caption"), row.get("target_caption"), row.get("instruction"))
     if texts != stored:
-        raise _Contradiction(f"{key}: id, captions and instruction are {texts} in the tar, {stored} in the sidecar")
+        raise InputError(f"{key}: id, captions and instruction are {texts} in the tar, {stored} in the sidecar")
     if row.get("bytes_sha256", "") not in ("", bytes_sha256(list(parts.items()))):
-        raise _Contradiction(f"{key}: its files are not those that the sidecar names")
+        raise InputError(f"{key}: its files are not those that the sidecar names")

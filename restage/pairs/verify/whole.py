@@ -1,19 +1,92 @@
-"""Checks what only the whole set can tell: repeats, and scores that belong to other pictures."""
+"""Checks what only the whole set can tell: repeats, and scores that belong to other pictures.
+
+It works on short descriptions of all pairs (some 80 bytes each), not on pictures.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8, UInt64
 
 from restage.pairs.store import shard_name
 from restage.pairs.verify.examine import Described, Seen
-from restage.pairs.verify.findings import Finding
-from restage.pairs.verify.folder import Counts
-from restage.pairs.verify.repeats import Repeat, find_near, find_repeated
+from restage.pairs.verify.shards import Finding, about_pair
 
-__all__ = ["WholeSet"]
+__all__ = ["Repeat", "WholeSet", "find_near", "find_repeated"]
+
+BAND_BITS = 32
+"""Two hashes of 128 bits that differ in at most 3 bits agree in one of four bands of 32 bits: all such pairs of
+pictures are found, and some that differ in more bits."""
+MAX_BITS = 8
+"""Number of differing bits, of 128, up to which pictures have the same layout. Among 969 different pairs of the
+miniature the smallest number was 8, once (docs/log/2026-11-22-campaigns.md)."""
+MAX_COLOUR_LEVELS = 6
+"""Difference of mean colors, in levels of 255, up to which pictures have the same coloring, which the hashes ignore."""
+MAX_RUN = 64
+"""Number of pairs with a common band up to which all are compared with one another; beyond it, only neighbors."""
+
+
+class Repeat(NamedTuple):
+    """A row that repeats an earlier one."""
+
+    row: int
+    earlier: int
+    num_bits: int
+    """Number of bits in which the hashes differ; 0 for exact repeats."""
+
+
+def find_repeated(keys: UInt64[np.ndarray, " n"]) -> Iterator[Repeat]:
+    """Yield the rows whose key an earlier row has, in order."""
+    order = np.argsort(keys, kind="stable")
+    is_repeat = np.zeros(len(keys), bool)
+    is_repeat[1:] = keys[order][1:] == keys[order][:-1]
+    # A stable sort keeps equal keys in the order of their rows: the first of each run is the one that is repeated.
+    first = order[np.maximum.accumulate(np.where(is_repeat, 0, np.arange(len(keys))))]
+    rows = [Repeat(int(order[i]), int(first[i]), 0) for i in np.flatnonzero(is_repeat)]
+    yield from sorted(rows)
+
+
+def _runs(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield groups of at least two rows with equal values."""
+    order = np.argsort(values, kind="stable")
+    ends = np.flatnonzero(np.diff(values[order])) + 1
+    starts, ends = np.r_[0, ends], np.r_[ends, len(order)]
+    for run in np.flatnonzero(ends - starts > 1):
+        yield order[starts[run] : ends[run]]
+
+
+def _candidates(shapes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield pairs of rows (later, earlier) whose hashes have a band in common."""
+    for half in range(2):
+        for shift in (0, BAND_BITS):
+            band = ((shapes[:, half] >> np.uint64(shift)) & np.uint64(2**BAND_BITS - 1)).astype(np.uint32)
+            for run in _runs(band):
+                reach = len(run) if len(run) <= MAX_RUN else 2
+                for i in range(len(run)):
+                    for j in range(i + 1, min(i + reach, len(run))):
+                        yield int(run[j]), int(run[i])
+
+
+def find_near(
+    shapes: UInt64[np.ndarray, "n 2"], colours: UInt8[np.ndarray, "n 24"], known: Sequence[Repeat] = ()
+) -> list[Repeat]:
+    """Return the rows that look like an earlier one, in order, each with the nearest that was found."""
+    skipped = {repeat.row for repeat in known}
+    best: dict[int, Repeat] = {}
+    for row, earlier in _candidates(shapes):
+        if row in skipped or earlier in skipped:
+            continue
+        num_bits = sum(int(bits).bit_count() for bits in shapes[row] ^ shapes[earlier])
+        furthest = int(np.abs(colours[row].astype(int) - colours[earlier].astype(int)).max())
+        if num_bits <= MAX_BITS and furthest <= MAX_COLOUR_LEVELS:
+            repeat = Repeat(row, earlier, num_bits)
+            best[row] = min(best.get(row, repeat), repeat, key=lambda found: (found.num_bits, found.earlier))
+    return [best[row] for row in sorted(best)]
+
 
 SCORE_TOLERANCE = 0.05
 """Difference that a score may have when it is computed again on another machine or in another precision."""
@@ -35,10 +108,10 @@ class WholeSet:
     num_accepted: int = 0
     num_bytes: int = 0
     ids: list[np.ndarray] = field(default_factory=list)
+    """Ids of all pairs, as numbers."""
     id_shards: list[np.ndarray] = field(default_factory=list)
     """Numbers of the shards that `ids` belong to."""
     described: list[Described] = field(default_factory=list)
-    described_shards: list[np.ndarray] = field(default_factory=list)
 
     def add(self, seen: Seen) -> None:
         """Keep what is needed of a shard."""
@@ -51,12 +124,11 @@ class WholeSet:
         self.id_shards.append(np.full(len(seen.ids), seen.index, np.int32))
         if seen.described is not None:
             self.described.append(seen.described)
-            self.described_shards.append(np.full(len(seen.described.ids), seen.index, np.int32))
 
     @property
-    def counts(self) -> Counts:
-        """Numbers of what the shards hold."""
-        return Counts(self.num_shards, self.last_shard, sum(map(len, self.ids)), self.num_judged, self.num_accepted)
+    def num_pairs(self) -> int:
+        """Number of pairs in all shards that could be read."""
+        return sum(map(len, self.ids))
 
     @property
     def num_too_long(self) -> int:
@@ -77,44 +149,37 @@ class WholeSet:
         """Find pairs whose pictures are those of an earlier pair, or look like them."""
         if not self.described:
             return
-        exact = list(find_repeated(_join([part.pixels for part in self.described])))
+        names = ("pixels", "shapes", "colours")
+        pixels, shapes, colours = (np.concatenate([getattr(part, name) for part in self.described]) for name in names)
+        exact = list(find_repeated(pixels))
         for repeat in exact:
-            yield self._finding("duplicate", repeat, "the same as {}")
-        shapes, colours = (np.concatenate([getattr(part, name) for part in self.described]) for name in _LOOKS)
+            yield self._repeated("duplicate", repeat, "the same as {}")
         for repeat in find_near(shapes, colours, exact):
-            yield self._finding(
-                "near duplicate", repeat, f"both pictures look like those of {{}} ({repeat.num_bits} bits)"
-            )
+            detail = f"both pictures look like those of {{}} ({repeat.num_bits} bits)"
+            yield self._repeated("near duplicate", repeat, detail)
 
     def _locate(self, row: int) -> tuple[int, str]:
         """Return the number of the shard, and the id, of a row among all that were described."""
         starts = np.cumsum([0, *(len(part.ids) for part in self.described)])
         number = int(np.searchsorted(starts, row, side="right")) - 1
-        place = row - int(starts[number])
-        return int(self.described_shards[number][place]), self.described[number].ids[place].decode()
+        return self.described[number].shard, self.described[number].ids[row - int(starts[number])].decode()
 
-    def _finding(self, reason: str, repeat: Repeat, detail: str) -> Finding:
+    def _repeated(self, reason: str, repeat: Repeat, detail: str) -> Finding:
         index, pair = self._locate(repeat.row)
         _, earlier = self._locate(repeat.earlier)
-        name = shard_name(index, "tar")
-        return Finding(reason=reason, file=name, detail=detail.format(earlier), shard=index, pair=pair)
+        return about_pair(index, pair, reason, detail.format(earlier))
 
     def find_wrong_scores(self) -> Iterator[Finding]:
         """Find pairs whose stored scores are not those of their pictures, in a set that this CLIP has scored."""
         if not self.is_scored_by_same_clip():
             return
-        for part, shards in zip(self.described, self.described_shards, strict=True):
+        for part in self.described:
             for row in np.flatnonzero(part.score_gaps > SCORE_TOLERANCE):
-                index, pair = int(shards[row]), part.ids[row].decode()
                 detail = f"a score computed again differs by {part.score_gaps[row]:.3f}"
-                name = shard_name(index, "tar")
-                yield Finding(reason="wrong scores", file=name, detail=detail, shard=index, pair=pair)
+                yield about_pair(part.shard, part.ids[row].decode(), "wrong scores", detail)
 
     def is_scored_by_same_clip(self) -> bool:
         """Whether most stored scores are those that the CLIP at hand gives."""
         gaps = _join([part.score_gaps for part in self.described])
         gaps = gaps[np.isfinite(gaps)]
         return len(gaps) > 0 and float(np.median(gaps)) <= SAME_CLIP_TOLERANCE
-
-
-_LOOKS = ("shapes", "colours")
