@@ -18,13 +18,13 @@ from restage.edit.masks.lift import render_masks
 from restage.edit.masks.regions import keep_largest, lift_boxes
 from restage.edit.single import EditChoice, open_edit
 from restage.edit.truth import write_grade_truth
-from restage.recipes import fit_folder
 from restage.records import EditRequest, Progress, read_json
 from restage.run.folder import open_run, working
 from restage.run.progress import show_progress
 from restage.scenes.fit import PHOTOGRAPHS
 from restage.scenes.io import capture_name, read_capture
 from restage.scenes.io.ply import read_splats
+from restage.scenes.stage import fit_folder
 from restage.scores.rows import read_scores
 
 BOXES = Path(__file__).with_name("bear_boxes.json")

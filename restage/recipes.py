@@ -1,4 +1,4 @@
-"""Whole runs as plain functions: the demo, fitting and editing a user's capture. Called by the sub-commands.
+"""Whole runs as plain functions: the demo, editing a user's scene. Called by the sub-commands.
 
 A recipe composes stages; what each stage does, and what it leaves in the run folder, is the stage's own business.
 """
@@ -28,15 +28,10 @@ from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import EditRequest, InputError, Progress, read_json
 from restage.report.stage import ReportConfig, run_report
 from restage.run.folder import RunFolder, open_run, working
-from restage.run.layout import CAPTURE, EDIT_RECORD, SPLATS, TRANSFORMS
+from restage.run.layout import CAPTURE, EDIT_RECORD, TRANSFORMS
 from restage.run.models import Models, models_in
 from restage.run.reading import EditRecord
-from restage.scenes.fit import FitConfig
-from restage.scenes.fitted import fit_capture
-from restage.scenes.io import capture_name, read_capture
-from restage.scenes.io.posed import ReadOptions
-from restage.scenes.source import SourceCheck
-from restage.scenes.stage import ScenesConfig, run_scenes
+from restage.scenes.stage import FIT_FIRST, ScenesConfig, find_scene, run_scenes
 from restage.train.edit_model import TrainConfig
 from restage.train.stage import run_train
 from restage.world.stage import WorldConfig, run_world
@@ -51,8 +46,6 @@ __all__ = [
     "demo",
     "demo_config",
     "edit_folder",
-    "find_scene",
-    "fit_folder",
     "learn_forms",
 ]
 
@@ -164,53 +157,6 @@ def learn_forms(
         pairs = replace(pairs, rule=rule_for(pairs.rule, models.clip))
         make, limits = (lambda opened: make_pairs(opened, pairs, models)), _limits_of(models)
         yield from run_rounds(run, config, make, pairs_config=pairs, limits=limits)
-
-
-FIT_FIRST = (
-    "editing starts from a fit of the capture that the splats are of: restage fit CAPTURE, then restage edit RUN"
-)
-"""What to do with splats that were trained elsewhere."""
-
-
-def fit_folder(
-    capture_folder: Path,
-    folder: Path,
-    config: FitConfig,
-    *,
-    size: int | None = None,
-    follow_paths: bool = False,
-    again: bool = False,
-) -> Iterator[Progress]:
-    """Fit a user's capture as the only scene of a run, its world turned upright.
-
-    Args:
-        capture_folder: A capture of any form that `restage.scenes.io.read_capture` reads.
-        folder: Folder of the run; it is made if it does not exist.
-        config: How to fit.
-        size: Longer side of the views in pixels; None leaves them as they are.
-        follow_paths: Whether pictures outside of the capture's folder are used.
-        again: Whether a finished fit in the run is thrown away; else one of another capture, another size or with
-            another config is refused.
-    """
-    scene_folder = folder / "scenes" / capture_name(capture_folder)
-    # Before the run's folder is made, so that a capture that cannot be read leaves nothing behind.
-    source = SourceCheck(capture_folder, scene_folder, ReadOptions(size=size, follow_paths=follow_paths), again=again)
-    with working(open_run(folder), "scenes"):
-        source.write()
-        yield from fit_capture(read_capture(scene_folder / CAPTURE), scene_folder, config)
-
-
-def find_scene(folder: Path) -> Path:
-    """Return the folder of the fitted scene, or edit, that a path stands for: itself, or the only scene in a run."""
-    if (folder / SPLATS).is_file():
-        return folder
-    if folder.suffix.lower() == ".ply" and folder.is_file():
-        raise InputError(f"{folder} holds splats alone, without cameras and pictures; {FIT_FIRST}")
-    found = sorted(path.parent for path in folder.glob("scenes/*/fit.json"))
-    if len(found) != 1:
-        names = ", ".join(str(path) for path in found) or "none"
-        raise InputError(f"{folder}: expected one fitted scene, found {names}; name one, or run: restage fit CAPTURE")
-    return found[0]
 
 
 def edit_folder(

@@ -11,10 +11,11 @@ import pytest
 from restage.cli import run
 from restage.prompts.rounds import RoundsConfig
 from restage.prompts.stage import PromptsConfig
-from restage.recipes import STAGES, demo, find_scene, learn_forms
+from restage.recipes import STAGES, demo, learn_forms
 from restage.records import InputError, read_json
 from restage.run.folder import open_run, working
 from restage.run.models import Models, models_in
+from restage.scenes.stage import find_scene
 from tests.tiny_demo import run_tiny_demo, run_until, tiny_demo_config
 from tests.tiny_models import write_tiny_models
 

@@ -55,8 +55,8 @@ def build_fit() -> Callable[..., None]:
             follow_paths: Use pictures outside of the capture's folder where its files name them.
             config: How to fit.
         """
-        from restage.recipes import fit_folder
         from restage.scenes.io import capture_name
+        from restage.scenes.stage import fit_folder
 
         out = out or Path("runs") / capture_name(capture)
         show_progress(fit_folder(capture, out, config, size=size, follow_paths=follow_paths, again=again))
@@ -105,9 +105,10 @@ def edit(
         size: Longer side of the views in pixels, if a capture is fitted first.
         seed: Seed for the edit's noise.
     """
-    from restage.recipes import EditChoice, edit_folder, fit_folder
+    from restage.recipes import EditChoice, edit_folder
     from restage.scenes.fit import PHOTOGRAPHS
     from restage.scenes.io import capture_name, is_capture
+    from restage.scenes.stage import fit_folder
 
     check_device(device)
     if then and (source_caption or target_caption):
@@ -204,7 +205,7 @@ def export(
     if place is None or (target and out):
         raise InputError("name what to write, once: restage export PATH OUT, or --out OUT")
     if format == "ply":
-        from restage.recipes import find_scene
+        from restage.scenes.stage import find_scene
         from restage.scenes.turning import export_splats
 
         say(f"{export_splats(find_scene(Path(path)), place, frame=frame)} splats: {place}")

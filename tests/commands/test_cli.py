@@ -82,12 +82,22 @@ HEAVY = ("torch", "numba", "diffusers", "transformers", "scipy", "matplotlib")
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["ls", "RUNS"], ["show", "RUN"], ["show", "--help"], ["doctor"], ["doctor", "--help"]],
-    ids=" ".join,
+    ("arguments", "unwanted"),
+    [
+        (["--help"], HEAVY),
+        (["ls", "RUNS"], HEAVY),
+        (["show", "RUN"], HEAVY),
+        (["show", "--help"], HEAVY),
+        (["doctor"], HEAVY),
+        (["doctor", "--help"], HEAVY),
+        (["fit", "CAPTURE", "--out", "RUN", "--steps", "10", "--num-splats", "200"], ("diffusers", "transformers")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_commands_that_only_look_import_nothing_heavy(arguments: list[str], scored_run: Path) -> None:
-    places = {"RUN": str(scored_run), "RUNS": str(scored_run.parent)}
+def test_commands_import_nothing_heavy_that_they_do_not_need(
+    arguments: list[str], unwanted: tuple[str, ...], scored_run: Path, fitted_run: Path
+) -> None:
+    places = {"RUN": str(scored_run), "RUNS": str(scored_run.parent), "CAPTURE": str(fitted_run.parent / "mine")}
     program = (
         "import sys\n"
         "from restage.cli import run\n"
@@ -95,7 +105,7 @@ def test_commands_that_only_look_import_nothing_heavy(arguments: list[str], scor
         f"    code = run({[places.get(word, word) for word in arguments]})\n"
         "except SystemExit as ended:\n"
         "    code = ended.code\n"
-        f"heavy = set({HEAVY}) & set(sys.modules)\n"
+        f"heavy = set({unwanted}) & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else code)\n"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

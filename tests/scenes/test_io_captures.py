@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from restage.cli import run
-from restage.recipes import fit_folder
 from restage.records import InputError, MissingExtra
 from restage.scenes.fit import FitConfig
 from restage.scenes.io import (
@@ -24,6 +23,7 @@ from restage.scenes.io import (
     write_points,
 )
 from restage.scenes.io.posed import ReadOptions, check_rigid, split_every
+from restage.scenes.stage import fit_folder
 from tests.conftest import REPOSITORY
 from tests.scenes.tiny_captures import ColmapModel, save_images, small_capture
 
@@ -212,7 +212,7 @@ def test_a_colmap_project_comes_into_a_run_upright_and_with_its_masks(tmp_path, 
     (tmp_path / "statue/masks").mkdir()
     Image.fromarray(pixels).save(tmp_path / "statue/masks/view_03.png.png")
     fitted = []
-    monkeypatch.setattr("restage.recipes.fit_capture", lambda capture, *_: fitted.append(capture) or iter(()))
+    monkeypatch.setattr("restage.scenes.stage.fit_capture", lambda capture, *_: fitted.append(capture) or iter(()))
     list(fit_folder(tmp_path / "statue", tmp_path / "run", FitConfig()))
     (kept,) = fitted
     assert kept.masks is not None

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from restage.cli import run
-from restage.recipes import fit_folder
 from restage.records import InputError, read_json
 from restage.scenes.fit import FitConfig
 from restage.scenes.io import write_capture
+from restage.scenes.stage import fit_folder
 from tests.scenes.tiny_captures import ColmapModel, change, save_images, small_capture
 
 TINY = FitConfig(steps=2, num_splats=40)
