@@ -26,25 +26,20 @@ MAX_SIDE = 20_000
 
 @dataclass(frozen=True)
 class Cameras:
-    """Pinhole cameras of one image size."""
+    """Pinhole cameras of one image size; intrinsics and sizes are in pixels."""
 
     camera_to_world: Float[Tensor, "n 4 4"]
     """Rigid transforms, float32; columns are the camera's right, down, forward and its position."""
     intrinsics: Float[Tensor, "n 3 3"]
-    """Focal lengths and principal point in pixels."""
     width: int
-    """Image width in pixels."""
     height: int
-    """Image height in pixels."""
 
     def __post_init__(self) -> None:
         if not (0 < self.width <= MAX_SIDE and 0 < self.height <= MAX_SIDE):
             raise InputError(f"expected an image size from 1 to {MAX_SIDE}, got {self.width}x{self.height}")
-        if self.camera_to_world.shape[0] != self.intrinsics.shape[0]:
-            raise InputError(
-                f"expected as many intrinsics as transforms, got {self.intrinsics.shape[0]} "
-                f"and {self.camera_to_world.shape[0]}"
-            )
+        counts = len(self.intrinsics), len(self.camera_to_world)
+        if counts[0] != counts[1]:
+            raise InputError(f"expected as many intrinsics as transforms, got {counts[0]} and {counts[1]}")
         if not (torch.isfinite(self.camera_to_world).all() and torch.isfinite(self.intrinsics).all()):
             raise InputError("expected finite camera transforms and intrinsics, got NaN or infinity; check the capture")
         focal_px = self.intrinsics[:, [0, 1], [0, 1]]
@@ -56,11 +51,9 @@ class Cameras:
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> Cameras:
         """Pick cameras; an int gives one camera, still with its leading dimension of 1."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"camera {index} of {len(self)}")
-            index = [index]
-        chosen = index if isinstance(index, slice) else list(index)
+        if isinstance(index, int) and not -len(self) <= index < len(self):
+            raise IndexError(f"camera {index} of {len(self)}")
+        chosen = [index] if isinstance(index, int) else index if isinstance(index, slice) else list(index)
         return Cameras(self.camera_to_world[chosen], self.intrinsics[chosen], self.width, self.height)
 
     @property
@@ -93,19 +86,17 @@ class Projected(NamedTuple):
     """z in the camera frame, in world units; negative behind the camera."""
 
 
-def look_at(
-    eye: Float[Tensor, " 3"], target: Float[Tensor, " 3"], up: Float[Tensor, " 3"] | None = None
-) -> Float[Tensor, "4 4"]:
-    """Return `camera_to_world` of a camera at `eye` that looks at `target`, its image upright along `up` (default: z).
+def look_at(eye: Float[Tensor, " 3"], target: Float[Tensor, " 3"]) -> Float[Tensor, "4 4"]:
+    """Return `camera_to_world` of a camera at `eye` that looks at `target`, its image upright along z.
 
     Raises:
-        InputError: eye and target coincide, or the camera looks along `up`.
+        InputError: eye and target coincide, or the camera looks along z.
     """
-    up = torch.tensor([0.0, 0.0, 1.0]).to(eye) if up is None else up
+    up = torch.tensor([0.0, 0.0, 1.0]).to(eye)
     forward = target - eye
     right = torch.linalg.cross(forward, up)
-    if float(forward.norm()) < 1e-9 or float(right.norm()) < 1e-6 * float(forward.norm()) * float(up.norm()):
-        raise InputError(f"expected a view direction not along {up.tolist()}, got {forward.tolist()}; move the camera")
+    if float(forward.norm()) < 1e-9 or float(right.norm()) < 1e-6 * float(forward.norm()):
+        raise InputError(f"expected a view direction not along z, got {forward.tolist()}; move the camera")
     forward = forward / forward.norm()
     right = right / right.norm()
     camera_to_world = torch.eye(4).to(eye)
@@ -115,21 +106,14 @@ def look_at(
 
 
 def orbit(
-    n: int,
-    radius: float,
-    *,
-    height: float,
-    target: Float[Tensor, " 3"] | None = None,
-    start_rad: float = 0.0,
-    sweep_rad: float = 2 * math.pi,
+    n: int, radius: float, *, height: float, target: Float[Tensor, " 3"] | None = None, start_rad: float = 0.0
 ) -> Float[Tensor, "n 4 4"]:
     """Return `camera_to_world` of n cameras on a horizontal circle, all looking at `target` (default: the origin).
 
-    The circle lies around the target's vertical axis, at z = height. Angles count from the x axis towards y; the end of
-    the sweep is left out, so that a full circle closes.
+    The circle lies around the target's vertical axis, at z = height. Angles count from the x axis towards y.
     """
     target = torch.zeros(3) if target is None else target
-    angles = start_rad + sweep_rad * torch.arange(n, dtype=torch.float64) / max(n, 1)
+    angles = start_rad + 2 * math.pi * torch.arange(n, dtype=torch.float64) / max(n, 1)
     eyes = torch.stack([angles.cos() * radius + target[0], angles.sin() * radius + target[1]], dim=1)
     poses = [look_at(torch.tensor([float(x), float(y), height]).to(target), target) for x, y in eyes.tolist()]
     return torch.stack(poses) if poses else torch.zeros(0, 4, 4)

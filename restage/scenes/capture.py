@@ -53,20 +53,16 @@ class Capture:
 
     def __post_init__(self) -> None:
         num_views = len(self.cameras)
-        expected = (num_views, 3, self.cameras.height, self.cameras.width)
-        if tuple(self.images.shape) != expected:
-            raise InputError(f"{self.name}: expected images of shape {expected}, got {tuple(self.images.shape)}")
-        if self.masks is not None and tuple(self.masks.shape) != (expected[0], *expected[2:]):
-            raise InputError(
-                f"{self.name}: expected masks of shape {(expected[0], *expected[2:])}, got {tuple(self.masks.shape)}"
-            )
+        size = (self.cameras.height, self.cameras.width)
+        for what, shape in (("images", (num_views, 3, *size)), ("masks", (num_views, *size))):
+            tensor = getattr(self, what)
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise InputError(f"{self.name}: expected {what} of shape {shape}, got {tuple(tensor.shape)}")
         if len(self.file_names) != num_views or len(set(self.file_names)) != num_views:
             raise InputError(f"{self.name}: expected {num_views} different file names, got {len(set(self.file_names))}")
-        if self.points.shape[0] != self.point_colors.shape[0]:
-            raise InputError(
-                f"{self.name}: expected a color for each point, got {self.point_colors.shape[0]} "
-                f"for {self.points.shape[0]}"
-            )
+        counts = len(self.point_colors), len(self.points)
+        if counts[0] != counts[1]:
+            raise InputError(f"{self.name}: expected a color for each point, got {counts[0]} for {counts[1]}")
         used = [*self.train_indices, *self.held_out_indices]
         if len(set(used)) != len(used) or any(not 0 <= index < num_views for index in used):
             raise InputError(
@@ -81,18 +77,14 @@ class Capture:
     def select(self, indices: Sequence[int]) -> Capture:
         """Only these views, in this order, all of them training views; the points stay."""
         chosen = list(indices)
-        return Capture(
-            name=self.name,
+        return replace(
+            self,
             cameras=self.cameras[chosen],
             images=self.images[chosen],
             file_names=tuple(self.file_names[index] for index in chosen),
-            points=self.points,
-            point_colors=self.point_colors,
             train_indices=tuple(range(len(chosen))),
             held_out_indices=(),
             masks=None if self.masks is None else self.masks[chosen],
-            own_to_world=self.own_to_world,
-            notes=self.notes,
         )
 
 

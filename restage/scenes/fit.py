@@ -48,15 +48,12 @@ class Schedule:
     """The loss has levelled off if the last passes are not better than those before by this share; 0: never."""
     clock: Callable[[], float] = time.perf_counter
     step: int = 0
-    """Steps done."""
     elapsed_s: float = 0.0
     """Seconds since the first step of this and earlier sessions."""
     passes: list[float] = field(default_factory=list)
     """Mean training loss of each pass through all views."""
     pass_loss: float = 0.0
-    """Sum over the pass that is going on."""
     last_s: float = math.nan
-    """When the clock was last looked at, in this session."""
 
     def advance(self, loss: float) -> None:
         """Take note of a step and its loss."""
@@ -158,11 +155,11 @@ class FitConfig:
         for name in ("coarse_share", "shell_share", "near_share", "stop_gain"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"expected {name} in [0, 1], got {getattr(self, name)}")
-        if not 1 < self.shell_radius < 1e6:
-            raise InputError(f"expected shell_radius above 1, got {self.shell_radius}")
         for name in ("means_decay", "other_decay", "scale_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"expected {name} above 0 and at most 1, got {getattr(self, name)}")
+        if not 1 < self.shell_radius < 1e6:
+            raise InputError(f"expected shell_radius above 1, got {self.shell_radius}")
         if self.time_budget_s is not None and not 0 < self.time_budget_s < math.inf:
             raise InputError(f"expected a time budget above 0 s, got {self.time_budget_s}")
 
@@ -220,15 +217,8 @@ class SplatFit:
     def __init__(self, capture: Capture, config: FitConfig, *, initial: Splats | None = None) -> None:
         """Prepare a fit to the training views of a capture, from sparse points unless `initial` is given."""
         if initial is None:
-            initial = initial_splats(
-                capture,
-                config.num_splats,
-                sh_degree=config.sh_degree,
-                shell_share=config.shell_share,
-                shell_radius=config.shell_radius,
-                scale_share=config.scale_share,
-                seed=config.seed,
-            )
+            names = ("sh_degree", "shell_share", "shell_radius", "scale_share", "seed")
+            initial = initial_splats(capture, config.num_splats, **{name: getattr(config, name) for name in names})
         train = capture.select(capture.train_indices)
         self.config = config
         self.targets = Targets(train.cameras, train.images, train.masks)
@@ -240,24 +230,18 @@ class SplatFit:
             scene_size=self.surroundings.size,
             center=self.surroundings.center if config.has_rates_by_distance else None,
             loss=config.loss,
+            exposures=Exposures(len(train.cameras)) if config.fits_exposure else None,
         )
-        if config.fits_exposure:
-            self.optimizer.exposures = Exposures(len(train.cameras))
-        self.schedule = Schedule(
-            config.steps, len(train.cameras), budget_s=config.time_budget_s, min_gain=config.stop_gain
-        )
+        budget_s, num_views = config.time_budget_s, len(train.cameras)
+        self.schedule = Schedule(config.steps, num_views, budget_s=budget_s, min_gain=config.stop_gain)
         self._drop_floaters()
 
     def step(self) -> FitStep:
         """Do one step."""
         config, share, done = self.config, self.schedule.share, self.schedule.step
-        is_coarse = self.coarse_targets is not None and share < config.coarse_share
-        loss = self.optimizer.step(
-            self.coarse_targets if is_coarse and self.coarse_targets is not None else self.targets,
-            view_at(config.seed, done, len(self.targets)),
-            decay=config.means_decay**share,
-            other_decay=config.other_decay**share,
-        )
+        targets = self.coarse_targets if self.coarse_targets and share < config.coarse_share else self.targets
+        view, decays = view_at(config.seed, done, len(targets)), (config.means_decay**share, config.other_decay**share)
+        loss = self.optimizer.step(targets, view, decay=decays[0], other_decay=decays[1])
         self.schedule.advance(loss)
         if (done + 1) % config.cull_every == 0:
             self._drop_floaters()
@@ -299,11 +283,7 @@ def is_floating(splats: Splats, cameras: Cameras, surroundings: Surroundings, ne
 
 
 def fit_splats(capture: Capture, config: FitConfig, initial: Splats | None = None) -> Iterator[FitStep]:
-    """Fit splats to the training views of a capture; held-out views are never looked at.
-
-    Yields:
-        The state after each step.
-    """
+    """Fit splats to the training views of a capture; held-out views are never looked at."""
     fit = SplatFit(capture, config, initial=initial)
     while not fit.is_done:
         yield fit.step()
@@ -326,9 +306,6 @@ def refine_splats(
         trainable: Factor on each splat's step in [0, 1]; splats with 0 stay bit for bit the same.
         optimizer: Given to go on with the splats and moments of an earlier call; then `splats` and `trainable` are
             ignored and the view order goes on too.
-
-    Yields:
-        The state after each step.
     """
     if optimizer is None:
         size = surroundings_of(targets.cameras).size

@@ -41,9 +41,7 @@ SAVE_EVERY_S = 10.0
 PEEKS = 5
 """How often in a fit held-out views are measured, to be shown; nothing depends on it."""
 PEEK_VIEWS = 4
-"""Held-out views that are measured then."""
 MAX_STRIP_VIEWS = 8
-"""Held-out views in the picture strip."""
 STATE_VERSION = 2
 
 
@@ -79,7 +77,11 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
     """
     identity = {"id": content_id("fit", config), "capture_sha256": capture_sha256(capture)}
     if (folder / FIT_RECORD).exists():
-        _check_same(read_json(folder / FIT_RECORD, FitRecord), identity, folder)
+        found, way = read_json(folder / FIT_RECORD, FitRecord), "fit it anew with --again, or elsewhere with --out"
+        if found.id != identity["id"]:
+            raise InputError(f"{folder} was fitted with another config ({found.id}); {way}")
+        if found.capture_sha256 != identity["capture_sha256"]:
+            raise InputError(f"{folder} was fitted to other views, points or cameras than it holds now; {way}")
         yield Progress(stage="scenes", done=config.steps, total=config.steps, note="fitted before")
         return
     fit = SplatFit(capture, config)
@@ -92,7 +94,8 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
         now_s = time.perf_counter()
         if now_s - saved_s > SAVE_EVERY_S or fit.is_done:
             now = _Spent(spent.seconds + now_s - started_s, step.loss)
-            _save_state(state_path, fit, identity, now)
+            with write_atomically(state_path) as temporary:
+                torch.save({"version": STATE_VERSION, **identity, **now._asdict(), "fit": fit.state()}, temporary)
             saved_s = now_s
         peek = _peek(capture, step) or peek
         yield Progress(stage="scenes", done=step.step, total=step.num_steps, note=f"fit, loss {step.loss:.4f}{peek}")
@@ -117,15 +120,6 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
     state_path.unlink(missing_ok=True)
 
 
-def _check_same(found: FitRecord, identity: dict[str, str], folder: Path) -> None:
-    """Refuse a folder whose finished fit is not the one that is asked for."""
-    way = "fit it anew with --again, or elsewhere with --out"
-    if found.id != identity["id"]:
-        raise InputError(f"{folder} was fitted with another config ({found.id}); {way}")
-    if found.capture_sha256 != identity["capture_sha256"]:
-        raise InputError(f"{folder} was fitted to other views, points or cameras than it holds now; {way}")
-
-
 def _peek(capture: Capture, step: FitStep) -> str:
     """Held-out PSNR of a few views now and then, for whoever watches; otherwise nothing."""
     views = list(capture.held_out_indices[:PEEK_VIEWS])
@@ -136,7 +130,6 @@ def _peek(capture: Capture, step: FitStep) -> str:
 
 
 def _psnr_of(capture: Capture, views: list[int], renders: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """PSNR of renders of some views against the capture, over the pixels that count, in dB."""
     return psnr(renders, capture.images[views], None if capture.masks is None else capture.masks[views])
 
 
@@ -155,12 +148,6 @@ def _ssim_of(capture: Capture, views: list[int], renders: Float[Tensor, "n 3 h w
         if shares.sum() > 0:
             values.append(float((similarity * shares).sum() / shares.sum()))
     return sum(values) / len(values) if values else None
-
-
-def _save_state(path: Path, fit: SplatFit, identity: dict[str, str], spent: _Spent) -> None:
-    state = {"version": STATE_VERSION, **identity, **spent._asdict(), "fit": fit.state()}
-    with write_atomically(path) as temporary:
-        torch.save(state, temporary)
 
 
 def _load_state(path: Path, fit: SplatFit, identity: dict[str, str]) -> _Spent:

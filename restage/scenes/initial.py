@@ -21,6 +21,8 @@ INITIAL_OPACITY = 0.3
 MIN_POINTS_SHARE = 0.05
 """Sparse points, as a share of the splats, from which on splats are put between them rather than anywhere in space."""
 NEIGHBORS = 4
+MAX_REDRAWS = 30
+"""How often a random pixel is drawn anew if it does not count."""
 BARE_POWER = 2.0
 """Splats between sparse points are drawn by the distance to the next points as it is seen, to this power."""
 
@@ -59,11 +61,10 @@ def initial_splats(
     scale_share: float = 1.0,
     seed: int,
 ) -> Splats:
-    """Round splats, colored like the points or the pixels before them.
+    """Round splats, colored like the points or the pixels before them; for the shares and the radius see `FitConfig`.
 
     Only the capture's training views and sparse points are used. Where there are too few points, the rest lies between
-    neighboring points; with hardly any, it is spread over the space that the cameras see. For the shares and the radius
-    see `FitConfig`.
+    neighboring points; with hardly any, it is spread over the space that the cameras see.
     """
     if not capture.train_indices:
         raise InputError(f"{capture.name}: expected training views to fit, got none")
@@ -85,16 +86,20 @@ def initial_splats(
         for points, colors in groups
         if len(points)
     ]
-    parameters = [part.parameters() for part in splats]
-    return Splats(**{name: torch.cat([part[name] for part in parameters]) for name in parameters[0]})
+    return Splats(*(torch.cat(parts) for parts in zip(*(part.parameters().values() for part in splats), strict=True)))
 
 
 def _random_rays(train: Capture, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Camera index, unit direction, share of depth in [0, 1), and color of random pixels of the views."""
+    """Camera index, unit direction, share of depth in [0, 1), and color of random pixels of the views that count."""
     height, width = train.cameras.height, train.cameras.width
-    views = torch.randint(len(train.cameras), (count,), generator=generator)
-    rows = torch.randint(height, (count,), generator=generator)
-    columns = torch.randint(width, (count,), generator=generator)
+    views, rows, columns = (
+        torch.randint(most, (count,), generator=generator) for most in (len(train.cameras), height, width)
+    )
+    # A splat that starts behind a pixel that does not count may never be corrected, and is seen in other views.
+    for _ in range(MAX_REDRAWS if train.masks is not None else 0):
+        again = (train.masks[views, rows, columns] == 0).nonzero()[:, 0]
+        for drawn, most in ((views, len(train.cameras)), (rows, height), (columns, width)):
+            drawn[again] = torch.randint(most, (len(again),), generator=generator)
     pixels = torch.stack([columns + 0.5, rows + 0.5, torch.ones(count)], dim=1)
     in_camera = (torch.linalg.inv(train.cameras.intrinsics)[views] @ pixels[:, :, None])[:, :, 0]
     rays = (train.cameras.camera_to_world[views, :3, :3] @ in_camera[:, :, None])[:, :, 0]

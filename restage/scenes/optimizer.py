@@ -29,6 +29,16 @@ REACH = (0.1, 10.0)
 """Least and greatest factor on the learning rate of the means for the distance from the center."""
 
 
+def _adam_step(moments: tuple[Tensor, Tensor], gradient: Tensor, rate: float, count: int) -> Tensor:
+    """Take a gradient into its moments; returns the change of the parameters, as their update number `count`."""
+    first, second = moments
+    # In place, as torch's Adam does: new tensors of this size for each step cost more than the arithmetic.
+    first.lerp_(gradient, 1 - BETAS[0])
+    second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+    denominator = (second / (1 - BETAS[1] ** count)).sqrt_().add_(EPSILON)
+    return (first / denominator).mul_(-rate / (1 - BETAS[0] ** count))
+
+
 @dataclass
 class Exposures:
     """Transforms E of colors, "3 4" a view: a rendered pixel c becomes E (c, 1), as in the 3D Gaussian splatting code.
@@ -42,11 +52,6 @@ class Exposures:
     """Adam's step at the start of the fit; 0.01 in the 3D Gaussian splatting code, which sees a view more often."""
     pull: float = 1e-2
     """Weight of the squared distance from the identity in the loss."""
-    transforms: Float[Tensor, "n 3 4"] = field(init=False)
-    moments: tuple[Tensor, Tensor] = field(init=False)
-    """Adam's moments of each view."""
-    num_updates: Tensor = field(init=False)
-    """Number of updates of each view."""
 
     def __post_init__(self) -> None:
         self.transforms = torch.eye(3, 4).repeat(self.num_views, 1, 1)
@@ -71,12 +76,8 @@ class Exposures:
     def update(self, view: int, gradient: Float[Tensor, "3 4"], *, decay: float = 1.0) -> None:
         """Move one view's transform by a step of Adam, then all of them so that their mean is the identity."""
         self.num_updates[view] += 1
-        count = int(self.num_updates[view])
-        first, second = self.moments[0][view], self.moments[1][view]
-        first.lerp_(gradient, 1 - BETAS[0])
-        second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        denominator = (second / (1 - BETAS[1] ** count)).sqrt() + EPSILON
-        self.transforms[view] -= self.rate * decay / (1 - BETAS[0] ** count) * first / denominator
+        moments = (self.moments[0][view], self.moments[1][view])
+        self.transforms[view] += _adam_step(moments, gradient, self.rate * decay, int(self.num_updates[view]))
         # Otherwise all views could darken together while the splats brighten.
         self.transforms -= self.transforms.mean(0) - torch.eye(3, 4)
 
@@ -172,25 +173,15 @@ class SplatOptimizer:
             raise InputError(f"expected {len(self.splats)} values in trainable, got {tuple(self.trainable.shape)}")
         self.splats = self.splats.clone()
         if not self.moments:
-            self.moments = {
-                name: (torch.zeros_like(tensor), torch.zeros_like(tensor))
-                for name, tensor in self.splats.parameters().items()
-            }
+            parameters = self.splats.parameters().items()
+            self.moments = {name: (torch.zeros_like(tensor), torch.zeros_like(tensor)) for name, tensor in parameters}
 
-    def step(
-        self,
-        targets: Targets,
-        view: int,
-        *,
-        decay: float = 1.0,
-        other_decay: float = 1.0,
-    ) -> float:
+    def step(self, targets: Targets, view: int, *, decay: float = 1.0, other_decay: float = 1.0) -> float:
         """Render a view, compare it with its target, move the splats once; returns how far the view was off.
 
         `decay` is a factor on the learning rate of the means, `other_decay` on all others.
         """
-        # Leaves of their own for each step, so that the stored tensors never carry a graph.
-        splats = Splats(**{n: p.detach().requires_grad_() for n, p in self.splats.parameters().items()})
+        splats = self._leaves()
         inputs = list(splats.parameters().values())
         with torch.enable_grad():
             color = self.rasterizer(splats, targets.cameras[view]).color
@@ -210,35 +201,28 @@ class SplatOptimizer:
         return float(loss.detach())
 
     def descend(self, cameras: Cameras, objective: Callable[[Tensor], Tensor]) -> float:
-        """Render a camera (n = 1), move the splats once down the gradient of an objective of the picture.
-
-        Returns:
-            The objective before the move.
-        """
-        splats = Splats(**{n: p.detach().requires_grad_() for n, p in self.splats.parameters().items()})
+        """Move the splats once down the gradient of an objective of a camera's picture; returns it before the move."""
+        splats = self._leaves()
         with torch.enable_grad():
             value = objective(self.rasterizer(splats, cameras).color)
             gradients = torch.autograd.grad(value, list(splats.parameters().values()), allow_unused=True)
         self._update(dict(zip(splats.parameters(), gradients, strict=True)), 1.0, 1.0)
         return float(value.detach())
 
+    def _leaves(self) -> Splats:
+        """The splats as leaves of their own, so that the stored tensors never carry a graph."""
+        return Splats(**{n: p.detach().requires_grad_() for n, p in self.splats.parameters().items()})
+
     @torch.no_grad()
     def _update(self, gradients: Mapping[str, Tensor | None], decay: float, other_decay: float) -> None:
         self.num_updates += 1
-        first_correction = 1 - BETAS[0] ** self.num_updates
-        second_correction = 1 - BETAS[1] ** self.num_updates
         for name, tensor in self.splats.parameters().items():
             rate, gradient = getattr(self.rates, name), gradients[name]
             # A frozen group keeps its bits, and gathers no moments that would carry it on once it is freed.
             if not rate or gradient is None:
                 continue
             rate *= self.scene_size * decay if name == "means" else other_decay
-            first, second = self.moments[name]
-            # In place, as torch's Adam does: new tensors of this size for each step cost more than the arithmetic.
-            first.lerp_(gradient, 1 - BETAS[0])
-            second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-            denominator = (second / second_correction).sqrt_().add_(EPSILON)
-            change = (first / denominator).mul_(-rate / first_correction)
+            change = _adam_step(self.moments[name], gradient, rate, self.num_updates)
             # What is twice as far must move twice as much to move alike on the pictures.
             if name == "means" and self.center is not None:
                 distances = (tensor - self.center).norm(dim=1, keepdim=True)

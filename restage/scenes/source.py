@@ -50,7 +50,14 @@ class SourceCheck:
         self.is_stale = has_capture and not is_same or again
         self.capture = None
         if self.is_stale and (scene / FIT_RECORD).is_file():
-            self._check_free(again)
+            edits = scene.parent.parent / "edit" / scene.name
+            if not again:
+                raise InputError(
+                    f"{scene} holds a finished fit of another capture or at another size, or the capture has changed "
+                    "since; fit it anew in its place with --again, or elsewhere with --out"
+                )
+            if edits.is_dir() and any(edits.iterdir()):
+                raise InputError(f"{edits} holds edits that start from the fit in {scene}; choose another --out")
         if not is_same or self.is_stale:
             posed = posed or scene_format.read(source.path, source.name, options)
             self.capture = turn_upright(make_capture(source.name, posed, options))
@@ -67,17 +74,6 @@ class SourceCheck:
         self.scene.mkdir(parents=True, exist_ok=True)
         write_json(self.scene / SOURCE, self.record)
         write_capture(self.capture, self.scene / CAPTURE)
-
-    def _check_free(self, again: bool) -> None:
-        """Refuse to throw a finished fit away without being told to, or one that edits have started from."""
-        if not again:
-            raise InputError(
-                f"{self.scene} holds a finished fit of another capture or at another size, or the capture has changed "
-                "since; fit it anew in its place with --again, or elsewhere with --out"
-            )
-        edits = self.scene.parent.parent / "edit" / self.scene.name
-        if edits.is_dir() and any(edits.iterdir()):
-            raise InputError(f"{edits} holds edits that start from the fit in {self.scene}; choose another --out")
 
 
 def fingerprint(path: Path, posed: PosedPhotos | None, options: ReadOptions) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from restage.records import InputError, read_json
@@ -68,14 +69,10 @@ def _own_to_world(folder: Path) -> Tensor | None:
 
 
 def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:
-    """Return the same splats in a changed world: a point x is at `change` x then.
+    """Return the same splats in a changed world: a point x is at `change` x then, and pictures stay as they are.
 
-    A picture of them by a camera that is moved likewise stays the same but for rounding.
-
-    `change` is a similarity, float64: one scale, a rotation, a shift.
-
-    Returns:
-        Splats of the same types, but with centers in float64 where float32 would lose more than 1e-5 of their spread.
+    `change` is a similarity, float64: one scale, a rotation, a shift. Centers become float64 where float32 would lose
+    more than 1e-5 of their spread.
 
     Raises:
         InputError: it is not a similarity.
@@ -98,25 +95,9 @@ def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:
 
 
 def _turn_quaternions(rotations: Float[Tensor, "n 4"], turn: Float[Tensor, "3 3"]) -> Float[Tensor, "n 4"]:
-    w, x, y, z = _quaternion_of(turn).tolist()
+    w, x, y, z = Rotation.from_matrix(turn.numpy()).as_quat(scalar_first=True).tolist()
     product = [[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]]
     return (rotations.double() @ torch.tensor(product, dtype=torch.float64).T).to(rotations)
-
-
-def _quaternion_of(turn: Float[Tensor, "3 3"]) -> Float[Tensor, " 4"]:
-    """Unit quaternion wxyz of a rotation matrix, float64: an eigenvector, safe for half turns too.
-
-    Bar-Itzhack, "New method for extracting the quaternion from a rotation matrix" (2000).
-    """
-    (a, b, c), (d, e, f), (g, h, i) = turn.tolist()
-    rows = [
-        [a + e + i, h - f, c - g, d - b],
-        [h - f, a - e - i, b + d, c + g],
-        [c - g, b + d, e - a - i, f + h],
-        [d - b, c + g, f + h, i - a - e],
-    ]
-    vectors = torch.linalg.eigh(torch.tensor(rows, dtype=torch.float64)).eigenvectors
-    return vectors[:, -1]
 
 
 def _turn_harmonics(sh: Float[Tensor, "n k 3"], turn: Float[Tensor, "3 3"]) -> Float[Tensor, "n k 3"]:
@@ -136,7 +117,6 @@ def _turn_harmonics(sh: Float[Tensor, "n k 3"], turn: Float[Tensor, "3 3"]) -> F
 
 
 def _basis(directions: Float[Tensor, "d 3"], count: int) -> Float[Tensor, "d k"]:
-    """Value of each harmonic along each direction."""
     coefficients = SMALL * torch.eye(count, dtype=torch.float64)[:, :, None].expand(-1, -1, 3)
     columns = [evaluate_sh(one.expand(len(directions), -1, -1), directions)[:, 0] for one in coefficients]
     return (torch.stack(columns, dim=1) - 0.5) / SMALL

@@ -263,10 +263,7 @@ class Controls:
             target_caption=self.target_caption.value,
         )
         choice = EditChoice(
-            method=self.method.value,
-            editor=self.editor.value,
-            seed=int(self.seed.value),
-            settings=self.settings.read(),
+            method=self.method.value, editor=self.editor.value, seed=int(self.seed.value), settings=self.settings.read()
         )
         self.page.start_edit(request, choice, is_chained=self.is_chained.value)
 

@@ -11,19 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from restage.scenes.cameras import Cameras
 from restage.scenes.splats import Splats
-from restage.view.pictures import (
-    camera_at,
-    letterbox,
-    nearest_view,
-    path_cameras,
-    render_difference,
-    render_mask,
-    splat_arrays,
-    standing_at,
-    vertical_fov_rad,
-    view_camera,
-    view_picture,
-)
+from restage.view import pictures
 
 __all__ = ["Backgrounds", "PICTURE_LAYERS", "SPLAT_LAYERS", "SceneNodes"]
 
@@ -51,7 +39,7 @@ class SceneNodes:
         scene = self.page.server.scene
         scene.reset()
         self.frustums, self._stood_at = {}, None
-        before = splat_arrays(self.page.session.before)
+        before = pictures.splat_arrays(self.page.session.before)
         self.splats = {layer: scene.add_gaussian_splats(f"/splats/{layer}", *before) for layer in ("before", "edited")}
         self.shown = self.page.session.before
         cameras = self._cameras()
@@ -59,8 +47,8 @@ class SceneNodes:
         self._place_first_camera(cameras)
 
     def _cameras(self) -> Cameras:
-        capture = self.page.session.scene.capture
-        return path_cameras(self.page.session.scene, "orbit", num_frames=8) if capture is None else capture.cameras
+        scene = self.page.session.scene
+        return scene.capture.cameras if scene.capture else pictures.path_cameras(scene, "orbit", num_frames=8)
 
     def _place_first_camera(self, cameras: Cameras) -> None:
         """Let new browsers start before the first view, upright as the capture is."""
@@ -72,7 +60,7 @@ class SceneNodes:
         target = self._target(cameras, 0)
         first.position = tuple((target + FIRST_STEP * (cameras.positions[0] - target)).tolist())
         first.look_at = tuple(target.tolist())
-        first.fov = vertical_fov_rad(cameras, 0)
+        first.fov = pictures.vertical_fov_rad(cameras, 0)
 
     def _target(self, cameras: Cameras, index: int) -> torch.Tensor:
         """The point that a view looks at, for the mouse to turn around."""
@@ -87,7 +75,7 @@ class SceneNodes:
             matrix = cameras.camera_to_world[index].double().numpy()
             frustum = self.page.server.scene.add_camera_frustum(
                 f"/cameras/{index:05d}",
-                fov=vertical_fov_rad(cameras, index),
+                fov=pictures.vertical_fov_rad(cameras, index),
                 aspect=cameras.width / cameras.height,
                 scale=max(size, 1e-3),
                 thickness=1.5,
@@ -120,7 +108,7 @@ class SceneNodes:
     def show_splats(self, splats: Splats) -> None:
         """Send splats to the layer `edited`."""
         if splats is not self.shown:
-            self.splats["edited"].set_gaussians(*splat_arrays(splats))
+            self.splats["edited"].set_gaussians(*pictures.splat_arrays(splats))
         self.shown = splats
 
     def show_layer(self, layer: str) -> None:
@@ -134,7 +122,7 @@ class SceneNodes:
         cameras = self.page.session.scene.capture.cameras
         matrix = cameras.camera_to_world[index].double().numpy()
         with client.atomic():
-            client.camera.fov = view_camera(cameras, index, client.camera.aspect)
+            client.camera.fov = pictures.view_camera(cameras, index, client.camera.aspect)
             client.camera.position = matrix[:3, 3]
             client.camera.look_at = np.asarray(self._target(cameras, index).tolist())
             client.camera.wxyz = Rotation.from_matrix(matrix[:3, :3]).as_quat(scalar_first=True)
@@ -195,14 +183,14 @@ class Backgrounds:
     def _picture(self, state: Any, layer: str) -> tuple[np.ndarray, str]:
         """The picture of a layer and a line that says what it is."""
         session = self.page.session
-        camera = camera_at(
+        camera = pictures.camera_at(
             state.wxyz.tolist(), state.position.tolist(), fov_rad=state.fov, aspect=state.aspect, height=HEIGHT_PX
         )
         with session.computing:
             if layer in ("photograph", "truth"):
                 return self._of_view(layer, camera, state.aspect)
             if layer == "difference":
-                picture = render_difference(session.before, self.page.nodes.shown, camera)
+                picture = pictures.render_difference(session.before, self.page.nodes.shown, camera)
                 return picture, "How far colors move: black not at all, bright by half of the range or more."
             return self._mask(camera, state.aspect)
 
@@ -212,19 +200,20 @@ class Backgrounds:
             return BLACK, "These splats come without views."
         if layer == "truth" and case is None:
             return BLACK, "No truth is known for this scene."
-        index = nearest_view(scene.capture.cameras, camera)
+        index = pictures.nearest_view(scene.capture.cameras, camera)
         what = "Photograph" if layer == "photograph" else f"Truth of “{scene.cases[case].request.instruction}”"
-        picture = view_picture(scene, index, case if layer == "truth" else None)
-        return letterbox(picture, aspect), f"{what}, the view nearest to your camera: {scene.capture.file_names[index]}"
+        picture = pictures.view_picture(scene, index, case if layer == "truth" else None)
+        said = f"{what}, the view nearest to your camera: {scene.capture.file_names[index]}"
+        return pictures.letterbox(picture, aspect), said
 
     def _mask(self, camera: Cameras, aspect: float) -> tuple[np.ndarray, str]:
         scene, case, edited = self.page.session.scene, self.page.session.case, self.page.nodes.shown
-        index = None if scene.capture is None else standing_at(scene.capture.cameras, camera)
+        index = None if scene.capture is None else pictures.standing_at(scene.capture.cameras, camera)
         if scene.capture is None or index is None or case is None:
             said = "Green changes."
             if case is not None:
                 said += " At a view of the capture it is compared with the truth: choose one."
-            return render_mask(scene, edited, camera), said
-        picture = render_mask(scene, edited, scene.capture.cameras[index], case=case)
+            return pictures.render_mask(scene, edited, camera), said
+        picture = pictures.render_mask(scene, edited, scene.capture.cameras[index], case=case)
         said = "Green changes as in truth, orange changes though it should not, violet should change and does not."
-        return letterbox(picture, aspect), said
+        return pictures.letterbox(picture, aspect), said

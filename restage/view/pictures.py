@@ -178,11 +178,10 @@ PLAIN_SIDE_PX = 320
 PLAIN_FOV_RAD = 0.9
 
 
-def path_cameras(scene: ViewScene, kind: str, *, num_frames: int, side_px: int | None = None) -> Cameras:
-    """Cameras along a path around or through a scene.
+def path_cameras(scene: ViewScene, kind: str, *, num_frames: int) -> Cameras:
+    """Cameras along a path around or through a scene, with sides of at most `MAX_SIDE_PX`.
 
-    The longer side is `side_px`, at most `MAX_SIDE_PX`; by default the capture's, if that is not more. A scene without
-    a capture knows only the orbit.
+    A scene without a capture knows only the orbit.
     """
     if kind not in PATHS:
         raise InputError(f"unknown path {kind!r}; choose from {', '.join(PATHS)}")
@@ -194,7 +193,9 @@ def path_cameras(scene: ViewScene, kind: str, *, num_frames: int, side_px: int |
         cameras = _plain_orbit(scene.splats, num_frames)
     else:
         cameras = PATHS[kind](scene.capture, num_frames)
-    return _of_side(cameras, side_px)
+    scale = min(1.0, MAX_SIDE_PX / max(cameras.width, cameras.height))
+    # The codec needs even sides.
+    return cameras.to_size(*(max(2, round(side * scale / 2) * 2) for side in (cameras.width, cameras.height)))
 
 
 def render_clip(
@@ -240,13 +241,3 @@ def _plain_orbit(splats: Splats, num_frames: int) -> Cameras:
     poses = orbit(num_frames, 2.2 * reach + 1e-3, height=float(target[2]) + 0.8 * reach, target=target)
     intrinsics = intrinsics_from_fov(PLAIN_FOV_RAD, PLAIN_SIDE_PX, PLAIN_SIDE_PX)
     return Cameras(poses, intrinsics.expand(num_frames, 3, 3).contiguous(), PLAIN_SIDE_PX, PLAIN_SIDE_PX)
-
-
-def _of_side(cameras: Cameras, side_px: int | None) -> Cameras:
-    """The same cameras with this longer side, and even sides, which the codec needs."""
-    if side_px is not None and not 16 <= side_px <= MAX_SIDE_PX:
-        raise InputError(f"expected a side from 16 to {MAX_SIDE_PX} px, got {side_px}")
-    own_px = max(cameras.width, cameras.height)
-    scale = (side_px or min(own_px, MAX_SIDE_PX)) / own_px
-    width, height = (max(2, round(side * scale / 2) * 2) for side in (cameras.width, cameras.height))
-    return cameras.to_size(width, height)

@@ -19,7 +19,6 @@ def rasterize_dense(
     splats: Splats,
     cameras: Cameras,
     *,
-    background: Float[Tensor, " 3"] | None = None,
     features: Float[Tensor, "n c"] | None = None,
 ) -> blending.Rendering:
     """Draw splats as one camera sees them; see `Rasterizer`.
@@ -42,7 +41,7 @@ def rasterize_dense(
     if features is not None:
         values.append(features[order])
     blended = torch.einsum("nhw,nc->chw", weights, torch.cat(values, dim=1))
-    return blending.assemble(blended, alpha, background)
+    return blending.assemble(blended, alpha)
 
 
 def _project(

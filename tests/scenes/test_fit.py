@@ -26,7 +26,7 @@ from restage.scenes.fit import (
 from restage.scenes.initial import initial_splats, surroundings_of
 from restage.scenes.losses import PhotometricLoss
 from restage.scenes.optimizer import LearningRates, SplatOptimizer
-from restage.scenes.splats import Splats
+from restage.scenes.splats import SH_C0, Splats
 from tests.scenes.ball import SIZE, ball_capture, ball_of_splats, equal, ring
 
 SMALL = FitConfig(steps=30, num_splats=150, cull_every=10, seed=3)
@@ -244,6 +244,17 @@ def test_pixels_that_a_mask_leaves_out_do_not_influence_a_fit(capture):
     )
     assert equal(first, second)
     assert not equal(first, unmasked)
+
+
+def test_no_splat_starts_with_the_color_of_a_pixel_that_does_not_count(capture):
+    masks, images, purple = torch.ones(8, SIZE, SIZE), capture.images.clone(), torch.tensor([0.9, 0.1, 0.8])
+    masks[:, :, :10], images[:, :, :, :10] = 0.0, purple[:, None, None]
+    bare = {"points": torch.zeros(0, 3), "point_colors": torch.zeros(0, 3), "images": images}
+    for chosen, is_purple in ((masks, False), (None, True)):
+        spoilt = Capture(**{**vars(capture), **bare, "masks": chosen})
+        start = initial_splats(spoilt, 400, sh_degree=0, shell_share=0.5, seed=0)
+        found = torch.isclose(0.5 + SH_C0 * start.sh[:, 0], purple, atol=1e-4).all(dim=1)
+        assert len(start) == 400 and bool(found.any()) is is_purple
 
 
 def test_half_size_targets_show_the_same_through_the_same_cameras(capture):

@@ -222,7 +222,9 @@ def test_files_written_by_pycolmap_are_read_as_pycolmap_reads_them(tmp_path):
         points = read_points(folder / f"points3D{suffix}")
         order = sorted(truth.points3D)
         np.testing.assert_allclose(points.positions, [truth.points3D[number].xyz for number in order], atol=1e-9)
-        assert points.colors_uint8.tolist() == [truth.points3D[number].color.tolist() for number in order]
+        assert (points.colors * 255).round().int().tolist() == [
+            truth.points3D[number].color.tolist() for number in order
+        ]
 
 
 def test_of_several_models_the_one_with_most_images_is_read_and_the_others_are_told(tmp_path):

@@ -118,7 +118,7 @@ def test_the_training_path_goes_from_the_first_to_the_last_training_camera(scene
 
 def test_splats_without_cameras_have_an_orbit_that_sees_them(run_folder):
     scene = load_scene("splats", run_folder / "scenes" / "tiny" / "splats.ply")
-    frames = render_views(scene.splats, path_cameras(scene, "orbit", num_frames=4, side_px=32))
+    frames = render_views(scene.splats, path_cameras(scene, "orbit", num_frames=4))
     assert all(float(frame.max()) > 0.2 for frame in frames)
     with pytest.raises(InputError, match="no training views to follow"):
         path_cameras(scene, "training cameras", num_frames=4)
@@ -132,7 +132,7 @@ def test_absurd_paths_are_refused(scene, num_frames, kind):
 
 def test_a_clip_has_a_frame_for_each_camera(scene, tmp_path):
     path = tmp_path / "clip.mp4"
-    cameras = path_cameras(scene, "orbit", num_frames=6, side_px=32)
+    cameras = path_cameras(scene, "orbit", num_frames=6)
     steps = list(render_clip(scene.splats, cameras, path))
     assert steps[-1].done == steps[-1].total == 7
     assert imageio_ffmpeg.count_frames_and_secs(str(path))[0] == 6

@@ -46,7 +46,6 @@ class CaptureSource(NamedTuple):
     path: Path
     """What the format's `find` has found."""
     name: str
-    """The capture's name."""
 
 
 def capture_name(path: Path) -> str:

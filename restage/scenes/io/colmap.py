@@ -6,6 +6,7 @@ pycolmap, whose wheel is large; `tests/scenes/test_io_colmap.py` compares with i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from restage.records import InputError
 from restage.scenes.io import posed
-from restage.scenes.io.colmap_files import ModelCamera, ModelImage, PointArrays, read_cameras, read_images, read_points
+from restage.scenes.io.colmap_files import ModelCamera, ModelImage, read_cameras, read_images, read_points
 from restage.scenes.io.distortion import Lens, LensModel
 from restage.scenes.io.images import list_images
 from restage.scenes.io.ply import Points
@@ -47,12 +48,8 @@ class ModelFiles(NamedTuple):
 
 def find_model(folder: Path) -> ModelFiles | None:
     """Return the model in a folder or in one of the usual places below it, or None; binary is preferred."""
-    for place in MODEL_FOLDERS:
-        found = _model_in(folder / place)
-        if found is not None:
-            return found
-    numbered = _numbered(folder)
-    return numbered[0] if numbered else None
+    found = (_model_in(folder / place) for place in MODEL_FOLDERS)
+    return next((model for model in (*found, *_numbered(folder)) if model is not None), None)
 
 
 def _model_in(folder: Path) -> ModelFiles | None:
@@ -77,17 +74,18 @@ def _find_colmap(path: Path) -> Path | None:
 
 
 def _read_colmap(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
-    """Read a COLMAP model and its images; masks too, where `masks/<image name>.png` lies beside them.
+    """Read the model with the most images, its images, and masks where `masks/<image name>.png` lies beside them.
 
-    Of several models the one with the most images is read. The world stays as it is, which with COLMAP is seldom
-    upright; `turn_upright` of `scenes/capture.py` makes it so.
+    The world stays as it is, which with COLMAP is seldom upright; `turn_upright` of `scenes/capture.py` makes it so.
     """
     first = find_model(path)
     assert first is not None
     notes: list[str] = []
     siblings = _numbered(path) if _model_in(path) is None else []
-    models = [(model, _read_sorted(model)) for model in (siblings if first in siblings else [first])]
+    candidates = siblings if first in siblings else [first]
+    models = [(model, read_images(model.folder / f"images{model.suffix}")) for model in candidates]
     model, images = max(models, key=lambda pair: len(pair[1]))
+    images = sorted(images, key=lambda image: image.name)
     if len(models) > 1:
         counts = ", ".join(f"{other.folder.name} with {len(found)}" for other, found in models)
         posed.note(notes, f"{name}: of {len(models)} models (sparse/{counts} images), {model.folder.name} is used")
@@ -116,33 +114,24 @@ COLMAP = posed.SceneFormat(
 )
 
 
-def _read_sorted(model: ModelFiles) -> list[ModelImage]:
-    return sorted(read_images(model.folder / f"images{model.suffix}"), key=lambda image: image.name)
-
-
 def read_colmap_points(model: ModelFiles) -> Points:
     """Return the sparse points in COLMAP's own world, float64; none if the model has no file of points."""
     path = model.folder / f"points3D{model.suffix}"
-    if not path.is_file():
-        return posed.no_points()
-    found: PointArrays = read_points(path)
-    return Points(torch.from_numpy(found.positions), torch.from_numpy(found.colors_uint8).float() / 255)
+    return read_points(path) if path.is_file() else posed.no_points()
 
 
 def _find_images(folder: Path, images: Sequence[ModelImage]) -> Path:
     """The folder that the images lie in: `images` or `input` beside the model or up to three levels above."""
     levels = [folder, *folder.resolve().parents[:MAX_LEVELS_UP]]
-    places = [level / place for level in levels for place in (*IMAGE_FOLDERS, "")]
+    places = [level / place for level in levels for place in (*IMAGE_FOLDERS, "") if (level / place).is_dir()]
     # By whole names before tails of them, which could be found in the wrong folder; the first images may be missing.
-    for is_whole in (True, False):
-        for image in images[:5]:
-            for place in places:
-                finder = posed.PictureFinder(place, follow_paths=False)
-                if place.is_dir() and finder.find(image.name, by_tail=not is_whole) is not None:
-                    return place
-    for place in places:
-        if place.name in IMAGE_FOLDERS and place.is_dir():
-            return place
+    for by_tail, image in itertools.product((False, True), images[:5]):
+        for place in places:
+            if posed.PictureFinder(place, follow_paths=False).find(image.name, by_tail=by_tail) is not None:
+                return place
+    named = [place for place in places if place.name in IMAGE_FOLDERS]
+    if named:
+        return named[0]
     raise InputError(
         f"{folder}: expected a folder 'images' with {images[0].name[:80]!r} beside the model or above, got none"
     )
@@ -176,17 +165,14 @@ def pose_of(image: ModelImage, where: str) -> Tensor:
     world_to_camera = posed.check_rigid(world_to_camera, where)
     camera_to_world = torch.eye(4, dtype=torch.float64)
     camera_to_world[:3, :3] = world_to_camera[:3, :3].T
-    camera_to_world[:3, 3] = -world_to_camera[:3, :3].T @ world_to_camera[:3, 3]
+    camera_to_world[:3, 3] = -camera_to_world[:3, :3] @ world_to_camera[:3, 3]
     return camera_to_world
 
 
 def lens_of(camera: ModelCamera) -> Lens:
     """The lens of a camera of a model."""
-    p = camera.params
-    if camera.model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"):
-        focal_x, focal_y, center_x, center_y, rest = p[0], p[0], p[1], p[2], p[3:]
-    else:
-        focal_x, focal_y, center_x, center_y, rest = p[0], p[1], p[2], p[3], p[4:]
+    has_one_focal = camera.model.startswith(("SIMPLE", "RADIAL"))
+    focal_x, focal_y, center_x, center_y, *rest = (camera.params[0],) * has_one_focal + camera.params
     return Lens(
         width=camera.width,
         height=camera.height,

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+import torch
 
 from restage.records import InputError
+from restage.scenes.io.ply import Points
 
-__all__ = ["ModelCamera", "ModelImage", "PointArrays", "read_cameras", "read_images", "read_points"]
+__all__ = ["ModelCamera", "ModelImage", "read_cameras", "read_images", "read_points"]
 
 MODELS = (
     *(("SIMPLE_PINHOLE", 3), ("PINHOLE", 4), ("SIMPLE_RADIAL", 4), ("RADIAL", 5), ("OPENCV", 8), ("OPENCV_FISHEYE", 8)),
@@ -50,17 +51,11 @@ class ModelImage(NamedTuple):
     translation: tuple[float, ...]
 
 
-class PointArrays(NamedTuple):
-    """Sparse points with colors."""
-
-    positions: Float64[np.ndarray, "m 3"]
-    colors_uint8: UInt8[np.ndarray, "m 3"]
-
-
 def read_cameras(path: Path) -> dict[int, ModelCamera]:
     """Cameras by id, from `cameras.bin` or `cameras.txt`."""
     cameras: dict[int, ModelCamera] = {}
-    for camera_id, model, width, height, params in _binary_cameras(path) if _is_binary(path) else _text_cameras(path):
+    rows = _binary_cameras(path) if path.suffix == ".bin" else _text_cameras(path)
+    for camera_id, model, width, height, params in rows:
         if not 0 < width < 1_000_000 or not 0 < height < 1_000_000:
             raise InputError(f"{path}: expected camera {camera_id} with a size in pixels, got {width}x{height}")
         cameras[camera_id] = ModelCamera(model, width, height, params)
@@ -69,12 +64,12 @@ def read_cameras(path: Path) -> dict[int, ModelCamera]:
 
 def read_images(path: Path) -> list[ModelImage]:
     """Images that have a pose, from `images.bin` or `images.txt`; observations of points are passed over."""
-    return list(_binary_images(path) if _is_binary(path) else _text_images(path))
+    return list(_binary_images(path) if path.suffix == ".bin" else _text_images(path))
 
 
-def read_points(path: Path) -> PointArrays:
-    """Points of `points3D.bin` or `points3D.txt`, by id; tracks are passed over."""
-    rows = _binary_points(path) if _is_binary(path) else _text_points(path)
+def read_points(path: Path) -> Points:
+    """Points of `points3D.bin` or `points3D.txt` by id, float64; tracks are passed over."""
+    rows = _binary_points(path) if path.suffix == ".bin" else _text_points(path)
     try:
         table = np.sort(np.fromiter(rows, dtype=POINT_COLUMNS), order="id")
     except OverflowError:
@@ -85,11 +80,7 @@ def read_points(path: Path) -> PointArrays:
         raise InputError(f"{path}: expected finite positions, got NaN or infinity")
     if len(colors) and not 0 <= colors.min() <= colors.max() <= 255:
         raise InputError(f"{path}: expected colors from 0 to 255, got {colors.min()} to {colors.max()}")
-    return PointArrays(positions, colors.astype(np.uint8))
-
-
-def _is_binary(path: Path) -> bool:
-    return path.suffix == ".bin"
+    return Points(torch.from_numpy(positions), torch.from_numpy(colors).float() / 255)
 
 
 class _Reader:
@@ -112,9 +103,10 @@ class _Reader:
         self.need(number * min_bytes)
         return number
 
-    def skip(self, num_bytes: int) -> None:
-        self.need(num_bytes)
-        self.offset += num_bytes
+    def skip_records(self, num_bytes: int) -> None:
+        """Pass over a count and as many records of this size."""
+        num_records = self.count(num_bytes)
+        self.offset += num_records * num_bytes
 
     def text(self) -> str:
         end = self.data.find(b"\0", self.offset, self.offset + MAX_NAME_BYTES)
@@ -151,20 +143,20 @@ def _binary_cameras(path: Path) -> Iterator[tuple[int, str, int, int, tuple[floa
 
 
 def _binary_images(path: Path) -> Iterator[ModelImage]:
-    reader, head, observation = _Reader(path), struct.Struct("<i7di"), struct.Struct("<ddq")
+    reader, head = _Reader(path), struct.Struct("<i7di")
     for _ in range(reader.count(head.size + 1 + 8)):
         _, *pose, camera_id = reader.take(head)
         name = reader.text()
         yield ModelImage(name, camera_id, tuple(pose[:4]), tuple(pose[4:]))
-        reader.skip(reader.count(observation.size) * observation.size)
+        reader.skip_records(24)  # observations
     reader.end()
 
 
 def _binary_points(path: Path) -> Iterator[tuple[float, ...]]:
-    reader, head, element = _Reader(path), struct.Struct("<Q3d3Bd"), struct.Struct("<ii")
+    reader, head = _Reader(path), struct.Struct("<Q3d3Bd")
     for _ in range(reader.count(head.size + 8)):
         yield reader.take(head)[:7]
-        reader.skip(reader.count(element.size) * element.size)
+        reader.skip_records(8)  # the track
     reader.end()
 
 
@@ -192,45 +184,46 @@ def _broken(path: Path, number: int, expected: str, line: str) -> InputError:
     return InputError(f"{path}, line {number}: expected {expected}, got {line[:60]!r}")
 
 
+def _parse(path: Path, number: int, line: str, kinds: Sequence[Callable[[str], Any]], expected: str) -> list[Any]:
+    """The first words of a line, each as its kind; what a last kind of text gets may hold spaces."""
+    words = line.split(maxsplit=len(kinds) - (kinds[-1] in (str, _floats)))
+    try:
+        return [kind(word) for kind, word in zip(kinds, words[: len(kinds)], strict=True)]
+    except ValueError:
+        raise _broken(path, number, expected, line) from None
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in text.split())
+
+
 def _text_cameras(path: Path) -> Iterator[tuple[int, str, int, int, tuple[float, ...]]]:
+    kinds = (int, str, int, int, _floats)
     for number, line in _lines(path):
-        words = line.split()
-        if not words:
-            continue
-        try:
-            camera_id, model, width, height = int(words[0]), words[1], int(words[2]), int(words[3])
-            params = tuple(float(word) for word in words[4:])
-        except (ValueError, IndexError):
-            raise _broken(path, number, "CAMERA_ID MODEL WIDTH HEIGHT PARAMS", line) from None
-        if model not in NUM_PARAMS:
-            raise _broken(path, number, f"a camera of {', '.join(NUM_PARAMS)}", line)
-        if len(params) != NUM_PARAMS[model]:
-            raise _broken(path, number, f"{NUM_PARAMS[model]} parameters of {model}", line)
-        yield camera_id, model, width, height, params
+        if line:
+            row = _parse(path, number, line, kinds, "CAMERA_ID MODEL WIDTH HEIGHT PARAMS")
+            camera_id, model, width, height, params = row
+            if model not in NUM_PARAMS:
+                raise _broken(path, number, f"a camera of {', '.join(NUM_PARAMS)}", line)
+            if len(params) != NUM_PARAMS[model]:
+                raise _broken(path, number, f"{NUM_PARAMS[model]} parameters of {model}", line)
+            yield camera_id, model, width, height, params
 
 
 def _text_images(path: Path) -> Iterator[ModelImage]:
-    lines = _lines(path)
+    lines, kinds = _lines(path), (int, *(float,) * 7, int, str)
     for number, line in lines:
-        if not line:
-            continue
-        words = line.split(maxsplit=9)
-        try:
-            pose, camera_id, name = tuple(float(word) for word in words[1:8]), int(words[8]), words[9]
-        except (ValueError, IndexError):
-            raise _broken(path, number, "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME", line) from None
-        if len(name) > MAX_NAME_BYTES:
-            raise _broken(path, number, f"a name of at most {MAX_NAME_BYTES} characters", name)
-        yield ModelImage(name, camera_id, pose[:4], pose[4:])
-        next(lines, None)  # the observations: often empty, and then missing at the end of a file that was trimmed
+        if line:
+            row = _parse(path, number, line, kinds, "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME")
+            _, *pose, camera_id, name = row
+            if len(name) > MAX_NAME_BYTES:
+                raise _broken(path, number, f"a name of at most {MAX_NAME_BYTES} characters", name)
+            yield ModelImage(name, camera_id, tuple(pose[:4]), tuple(pose[4:]))
+            next(lines, None)  # the observations: often empty, and then missing at the end of a file that was trimmed
 
 
 def _text_points(path: Path) -> Iterator[tuple[float, ...]]:
+    kinds = (int, float, float, float, int, int, int)
     for number, line in _lines(path):
-        words = line.split(maxsplit=8)
-        if not words:
-            continue
-        try:
-            yield (int(words[0]), *(float(word) for word in words[1:4]), *(int(word) for word in words[4:7]))
-        except (ValueError, IndexError):
-            raise _broken(path, number, "POINT3D_ID X Y Z R G B ERROR TRACK", line) from None
+        if line:
+            yield tuple(_parse(path, number, line, kinds, "POINT3D_ID X Y Z R G B ERROR TRACK"))

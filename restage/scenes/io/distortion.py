@@ -81,16 +81,9 @@ class Lens:
         scale_x, scale_y = width / self.width, height / self.height
         if abs(scale_x / scale_y - 1) > MAX_ASPECT_CHANGE:
             raise InputError(f"expected a picture of the shape {self.width}x{self.height}, got {width}x{height}")
-        return replace(
-            self,
-            width=width,
-            height=height,
-            focal_x_px=self.focal_x_px * scale_x,
-            focal_y_px=self.focal_y_px * scale_y,
-            center_x_px=self.center_x_px * scale_x,
-            center_y_px=self.center_y_px * scale_y,
-            crop_radius_px=self.crop_radius_px * scale_x,
-        )
+        horizontal = {n: scale_x * getattr(self, n) for n in ("focal_x_px", "center_x_px", "crop_radius_px")}
+        vertical = {n: scale_y * getattr(self, n) for n in ("focal_y_px", "center_y_px")}
+        return replace(self, width=width, height=height, **horizontal, **vertical)
 
 
 class Undistortion(NamedTuple):

@@ -16,33 +16,22 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from restage.records import InputError, MissingExtra, write_atomically
 from restage.scenes.cameras import MAX_SIDE
 
 __all__ = ["IMAGE_SUFFIXES", "Orientation", "PictureHead", "RASTER_FORMATS", "list_images", "open_picture"]
-__all__ += ["orientation_of", "path_inside", "read_head", "read_image", "read_mask", "shown_size", "turn_camera"]
-__all__ += ["turn_intrinsics", "turn_pixels", "unexif", "write_png"]
+__all__ += ["orientation_of", "path_inside", "read_head", "read_image", "read_mask", "turn_camera"]
+__all__ += ["turn_intrinsics", "unexif", "write_png"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif")
 RASTER_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "AVIF")
 """Pillow's names. Its other plugins start programs (Ghostscript for EPS) or parse what no camera writes."""
 MAX_PIXELS = 120_000_000
-"""More than the largest cameras' sensors have; a small file can claim far more."""
-UNREADABLE = (
-    UnidentifiedImageError,
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    MemoryError,
-    SyntaxError,
-    Image.DecompressionBombError,
-)
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, SyntaxError)
+UNREADABLE += (Image.DecompressionBombError,)
 """What Pillow's plugins raise on broken files."""
 
 
@@ -58,13 +47,9 @@ class PictureHead(NamedTuple):
 
 def list_images(folder: Path) -> list[Path]:
     """The image files right in a folder, by name; hidden ones are left out."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    shown = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+    return [path for path in shown if path.is_file()]
 
 
 def path_inside(folder: Path, name: str, where: str) -> Path:
@@ -87,9 +72,8 @@ def path_inside(folder: Path, name: str, where: str) -> Path:
 def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     """Open an image from a file or from bytes; its header is read, its pixels are not.
 
-    Only raster formats are tried, so that no file reaches a Pillow plugin that runs other programs.
-
-    `name` opens error messages; default: the path.
+    Only raster formats are tried, so that no file reaches a Pillow plugin that runs other programs. `name` opens error
+    messages; default: the path.
 
     Raises:
         InputError: there is no such file, it is no image of a known format, or it has too many pixels.
@@ -98,12 +82,14 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     name = name or (str(source) if isinstance(source, Path) else "a picture")
     if isinstance(source, Path) and not source.is_file():
         raise InputError(f"{name} does not exist or is not a file")
-    formats: list[str] = list(RASTER_FORMATS)
     try:
-        head = source[:32] if isinstance(source, bytes) else _first_bytes(source)
-        if head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis"):
+        content = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+        with content:
+            head = content.read(32)
+        is_heif = head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis")
+        if is_heif:
             _register_heif(name)
-            formats = ["HEIF"]
+        formats = ["HEIF"] if is_heif else list(RASTER_FORMATS)
         image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=formats)
     except InputError:
         raise
@@ -117,11 +103,6 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     return image
 
 
-def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(32)
-
-
 def _register_heif(name: str) -> None:
     try:
         import pillow_heif  # pyright: ignore[reportMissingImports]  (optional)
@@ -131,11 +112,7 @@ def _register_heif(name: str) -> None:
 
 
 def read_head(path: Path) -> PictureHead:
-    """Size and orientation from the header.
-
-    Raises:
-        InputError: there is no such file, it is no image, or it is absurdly large.
-    """
+    """Size and orientation from the header."""
     with open_picture(path) as image:
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -145,11 +122,7 @@ def read_head(path: Path) -> PictureHead:
 
 
 def read_image(path: Path) -> Float[np.ndarray, "h w 3"]:
-    """RGB, float32 in [0, 1], as stored; gray images get three equal channels, and what is transparent is black.
-
-    Raises:
-        InputError: it cannot be decoded to its end.
-    """
+    """RGB, float32 in [0, 1], as stored; gray images get three equal channels, and what is transparent is black."""
     with open_picture(path) as image:
         try:
             if image.mode.startswith("I;16"):
@@ -175,11 +148,7 @@ def write_png(path: Path, pixels: Float[Tensor, "h w *channels"]) -> None:
 
 
 def read_mask(path: Path) -> Float[np.ndarray, "h w"]:
-    """Weights of pixels, float32 in [0, 1]: black is left out, white counts; a mask of labels 0 and 1 too.
-
-    Raises:
-        InputError: it is missing or not readable.
-    """
+    """Weights of pixels, float32 in [0, 1]: black is left out, white counts; a mask of labels 0 and 1 too."""
     with open_picture(path) as image:
         try:
             is_deep = image.mode.startswith("I;16")
@@ -222,20 +191,10 @@ def orientation_of(head: PictureHead, width: int, height: int) -> Orientation:
     return Orientation(quarters=QUARTERS[head.orientation], is_guess=is_shown and is_stored)
 
 
-def shown_size(width: int, height: int, orientation: Orientation) -> tuple[int, int]:
-    """Size of a view after its quarter turns."""
-    return (height, width) if orientation.quarters % 2 else (width, height)
-
-
 def unexif(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Stored pixels "h w ..." as they are to be shown."""
     turned = np.rot90(pixels, -QUARTERS[orientation])
     return np.ascontiguousarray(turned[:, ::-1] if orientation in MIRRORED else turned)
-
-
-def turn_pixels(pixels: np.ndarray, quarters: int) -> np.ndarray:
-    """Turn pixels "h w ..." clockwise."""
-    return np.ascontiguousarray(np.rot90(pixels, -quarters)) if quarters else pixels
 
 
 def turn_intrinsics(intrinsics: Float[np.ndarray, "3 3"], quarters: int, width: int, height: int) -> np.ndarray:
@@ -249,8 +208,6 @@ def turn_intrinsics(intrinsics: Float[np.ndarray, "3 3"], quarters: int, width: 
 
 def turn_camera(camera_to_world: Float[Tensor, "4 4"], quarters: int) -> Float[Tensor, "4 4"]:
     """The pose of the camera whose pictures are turned clockwise: its right is what was up."""
-    turn = torch.zeros(4, 4).to(camera_to_world)
-    turn[0, 1], turn[1, 0], turn[2, 2], turn[3, 3] = 1, -1, 1, 1
-    for _ in range(quarters):
-        camera_to_world = camera_to_world @ turn
-    return camera_to_world
+    turn = torch.tensor([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]).to(camera_to_world)
+    # Not by the identity, which would change the sign of zeros and with it the hash of the capture.
+    return camera_to_world @ torch.linalg.matrix_power(turn, quarters) if quarters else camera_to_world

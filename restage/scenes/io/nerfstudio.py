@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import msgspec
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import InputError, read_json, write_json
@@ -120,7 +119,7 @@ def _read_blender(path: Path, name: str, options: posed.ReadOptions) -> posed.Po
     """Read a folder with a file for each split: training views, and held-out ones from test, otherwise val."""
     notes: list[str] = []
     photos: list[posed.Photo] = []
-    counts = []
+    counts: list[int] = []
     held_out = [file for kind in ("test", "val") if (file := path / f"transforms_{kind}.json").is_file()]
     for file in (path / "transforms_train.json", *held_out[:1]):
         meta, finder = read_json(file, _Transforms), posed.PictureFinder(path, follow_paths=options.follow_paths)
@@ -151,10 +150,10 @@ def write_capture(capture: Capture, folder: Path) -> None:
     if len(capture.points):
         write_points(capture.points, folder / "sparse_pc.ply", colors=capture.point_colors)
     poses = (capture.cameras.camera_to_world * posed.OPENGL_AXES).tolist()
-    frames: list[dict[str, Any]] = [
-        {"file_path": path, "transform_matrix": pose, **_intrinsics_entries(intrinsics)}
-        for path, pose, intrinsics in zip(paths, poses, capture.cameras.intrinsics, strict=True)
-    ]
+    frames: list[dict[str, Any]] = []
+    for path, pose, intrinsics in zip(paths, poses, capture.cameras.intrinsics.tolist(), strict=True):
+        (fl_x, _, cx), (_, fl_y, cy), _ = intrinsics
+        frames.append({"file_path": path, "transform_matrix": pose, "fl_x": fl_x, "fl_y": fl_y, "cx": cx, "cy": cy})
     for frame, mask_path in zip(frames, mask_paths, strict=False):
         frame["mask_path"] = mask_path
     held_out = [paths[index] for index in capture.held_out_indices]
@@ -171,15 +170,6 @@ def write_capture(capture: Capture, folder: Path) -> None:
         **({"restage_notes": list(capture.notes)} if capture.notes else {}),
     }
     write_json(folder / TRANSFORMS, meta)
-
-
-def _intrinsics_entries(intrinsics: Float[Tensor, "3 3"]) -> dict[str, float]:
-    return {
-        "fl_x": float(intrinsics[0, 0]),
-        "fl_y": float(intrinsics[1, 1]),
-        "cx": float(intrinsics[0, 2]),
-        "cy": float(intrinsics[1, 2]),
-    }
 
 
 def _read_photos(meta: _Transforms, path: Path, finder: posed.PictureFinder) -> list[posed.Photo]:

@@ -46,10 +46,6 @@ def _find_photographs(path: Path) -> Path | None:
 
 
 def _read_photographs(folder: Path, name: str, options: ReadOptions) -> PosedPhotos:
-    """Find the cameras of photographs.
-
-    Photographs that find no place in the scene are left out, with a warning. A hundred take minutes.
-    """
     return pose_photographs({path.name: path for path in list_images(folder)}, str(folder))
 
 
@@ -59,10 +55,7 @@ PHOTOGRAPHS = SceneFormat(
 
 
 def pose_photographs(originals: Mapping[str, Path], where: str) -> PosedPhotos:
-    """Find the cameras of photographs by structure from motion.
-
-    `originals` are their files by name; `where` opens error messages.
-    """
+    """Find the cameras of photographs, given by name, by structure from motion; `where` opens error messages."""
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as workplace:
         upright, model_place = Path(workplace) / "images", Path(workplace) / "model"
@@ -83,16 +76,12 @@ def pose_photographs(originals: Mapping[str, Path], where: str) -> PosedPhotos:
         )
         for image in images
     ]
-    found, all_of_them = len(photos), len(originals)
-    if found < ENOUGH * all_of_them:
-        note(
-            notes,
-            f"{where}: ONLY {found} OF {all_of_them} PHOTOGRAPHS connect to one scene and are used; take more views "
-            "with less motion between them",
-        )
-    elif found < all_of_them:
-        lost = f"{where}: {all_of_them - found} of {all_of_them} photographs find no place in the scene"
-        note(notes, f"{lost} and are left out")
+    found, total = len(photos), len(originals)
+    if found < ENOUGH * total:
+        more = "connect to one scene and are used; take more views with less motion between them"
+        note(notes, f"{where}: ONLY {found} OF {total} PHOTOGRAPHS {more}")
+    elif found < total:
+        note(notes, f"{where}: {total - found} of {total} photographs find no place in the scene and are left out")
     return PosedPhotos(photos=sorted(photos, key=lambda photo: photo.name), points=points, notes=tuple(notes))
 
 
@@ -193,7 +182,6 @@ def _find_video(path: Path) -> Path | None:
 
 
 def _read_video(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
-    """Take frames of a video and find their cameras."""
     workplace = tempfile.TemporaryDirectory()
     frames = {}
     for index, frame in sharpest_frames(path):

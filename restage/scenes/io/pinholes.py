@@ -79,7 +79,6 @@ class _Record3D:
     poses: tuple[tuple[Number, Number, Number, Number, Number, Number, Number], ...]
     """Quaternions xyzw and positions."""
     perFrameIntrinsicCoeffs: tuple[tuple[Number, Number, Number, Number], ...] | None = None
-    """Focal lengths and principal points."""
 
 
 def _find_record3d(path: Path) -> Path | None:

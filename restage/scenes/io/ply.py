@@ -7,10 +7,11 @@ allocated.
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -73,11 +74,11 @@ def write_splats(splats: Splats, path: Path) -> None:
         **_columns("n{}", ("x", "y", "z"), torch.zeros_like(splats.log_scales)),
         **_columns("f_dc_{}", range(3), splats.sh[:, 0]),
         **_columns("f_rest_{}", range(rest.shape[1]), rest),
-        "opacity": splats.opacity_logits.detach(),
+        **_columns("{}", ["opacity"], splats.opacity_logits[:, None]),
         **_columns("scale_{}", range(3), splats.log_scales),
         **_columns("rot_{}", range(4), rotations),
     }
-    write_vertices({name: column.cpu().numpy() for name, column in columns.items()}, path)
+    write_vertices(columns, path)
 
 
 def read_splats(path: Path) -> Splats:
@@ -93,7 +94,13 @@ def read_splats(path: Path) -> Splats:
     _refuse_other_formats(path)
     vertices = read_vertices(path)
     names = set(vertices.dtype.names or ())
-    _refuse_other_layouts(names, path)
+    if "packed_position" in names:
+        raise InputError(f"{path}: expected a plain PLY, got the compressed PLY of PlayCanvas and SuperSplat; {A_WAY}")
+    if {"opacity", "scale_0", "scale_1"} <= names and "scale_2" not in names:
+        raise InputError(
+            f"{path}: expected splats with three scales, got the flat ones of 2D Gaussian splatting (two scales, no "
+            "scale_2); fit the capture instead: restage fit CAPTURE"
+        )
     has_rgb = not any(name.startswith("f_dc_") for name in names) and {"red", "green", "blue", "opacity"} <= names
     expected = ["x", "y", "z", "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
     expected += [] if has_rgb else [f"f_dc_{i}" for i in range(3)]
@@ -106,13 +113,13 @@ def read_splats(path: Path) -> Splats:
         log_scales=_matrix(vertices, [f"scale_{i}" for i in range(3)]),
         rotations=_matrix(vertices, [f"rot_{i}" for i in range(4)]),
         opacity_logits=torch.where(logits.isinf(), logits.sign() * OPAQUE_LOGIT, logits).contiguous(),
-        sh=_rgb_as_sh(vertices) if has_rgb else _read_sh(vertices, path),
+        sh=((_read_rgb(vertices) - 0.5) / SH_C0)[:, None] if has_rgb else _read_sh(vertices, path),
     )
-    if all(tensor.isfinite().all() for tensor in splats.parameters().values()):
-        return splats
-    whole = [tensor.isfinite().reshape(len(splats), -1).all(dim=1) for tensor in splats.parameters().values()]
+    whole = [t.isfinite().reshape(len(t), math.prod(t.shape[1:])).all(dim=1) for t in splats.parameters().values()]
     is_finite = torch.stack(whole).all(dim=0)
     num_broken = int((~is_finite).sum())
+    if not num_broken:
+        return splats
     warnings.warn(f"{path}: {num_broken} of {len(splats)} splats have NaN or infinity and are left out", stacklevel=2)
     return splats[is_finite]
 
@@ -130,17 +137,6 @@ def _refuse_other_formats(path: Path) -> None:
         raise InputError(f"{path}: expected splats as PLY, got {form}{way}")
 
 
-def _refuse_other_layouts(names: set[str], path: Path) -> None:
-    """Name the kind of a PLY that holds splats in another layout."""
-    if "packed_position" in names:
-        raise InputError(f"{path}: expected a plain PLY, got the compressed PLY of PlayCanvas and SuperSplat; {A_WAY}")
-    if {"opacity", "scale_0", "scale_1"} <= names and "scale_2" not in names:
-        raise InputError(
-            f"{path}: expected splats with three scales, got the flat ones of 2D Gaussian splatting (two scales, no "
-            "scale_2); fit the capture instead: restage fit CAPTURE"
-        )
-
-
 def _read_sh(vertices: np.ndarray, path: Path) -> Tensor:
     """Spherical harmonics "n k 3"; the file has f_rest channel by channel."""
     num_rest = sum(name.startswith("f_rest_") for name in vertices.dtype.names or ())
@@ -155,19 +151,15 @@ def _read_sh(vertices: np.ndarray, path: Path) -> Tensor:
     return _matrix(vertices, names).reshape(len(vertices), 1 + kept, 3)
 
 
-def _rgb_as_sh(vertices: np.ndarray) -> Tensor:
+def _read_rgb(vertices: np.ndarray) -> Tensor:
     rgb = _matrix(vertices, ["red", "green", "blue"])
-    rgb = rgb / 255 if np.issubdtype(vertices["red"].dtype, np.integer) else rgb
-    return ((rgb - 0.5) / SH_C0)[:, None]
+    return rgb / 255 if np.issubdtype(vertices["red"].dtype, np.integer) else rgb
 
 
 def write_points(positions: Float[Tensor, "m 3"], path: Path, *, colors: Float[Tensor, "m 3"]) -> None:
     """Write colored points as binary PLY; colors are rounded to 8 bits."""
-    columns: dict[str, np.ndarray] = {
-        name: column.numpy().astype("f4") for name, column in _columns("{}", "xyz", positions).items()
-    }
-    for name, column in zip(("red", "green", "blue"), colors.detach().unbind(1), strict=True):
-        columns[name] = (column.clamp(0, 1) * 255 + 0.5).numpy().astype("u1")
+    bytes_ = (colors.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+    columns = _columns("{}", "xyz", positions.float()) | _columns("{}", ("red", "green", "blue"), bytes_)
     write_vertices(columns, path)
 
 
@@ -187,16 +179,14 @@ def read_points(path: Path) -> Points:
     if not is_finite.all():
         num_broken = int((~is_finite).sum())
         warnings.warn(f"{path}: {num_broken} of {len(positions)} points are not finite and left out", stacklevel=2)
-    if {"red", "green", "blue"} <= names:
-        colors = _matrix(vertices, ["red", "green", "blue"])
-        colors = (colors / 255 if np.issubdtype(vertices["red"].dtype, np.integer) else colors).clamp(0, 1)
-    else:
-        colors = torch.full((len(positions), 3), 0.5)
+    has_colors = {"red", "green", "blue"} <= names
+    colors = _read_rgb(vertices).clamp(0, 1) if has_colors else torch.full((len(positions), 3), 0.5)
     return Points(positions[is_finite], colors[is_finite])
 
 
-def _columns(pattern: str, keys: Any, matrix: Tensor) -> dict[str, Tensor]:
-    return {pattern.format(key): column for key, column in zip(keys, matrix.detach().unbind(1), strict=True)}
+def _columns(pattern: str, keys: Iterable[object], matrix: Tensor) -> dict[str, np.ndarray]:
+    columns = matrix.detach().cpu().unbind(1)
+    return {pattern.format(key): column.numpy() for key, column in zip(keys, columns, strict=True)}
 
 
 def _matrix(vertices: np.ndarray, names: list[str], kind: type = np.float32) -> Tensor:
@@ -226,10 +216,6 @@ class _Element(NamedTuple):
     """Names and numpy types; the type of a list is empty."""
 
 
-class _Broken(Exception):
-    """What is wrong with a file, in words."""
-
-
 def read_vertices(path: Path) -> np.ndarray:
     """Read the element `vertex`: one row a vertex, one named column a property.
 
@@ -243,30 +229,30 @@ def read_vertices(path: Path) -> np.ndarray:
             form, elements = _read_header(file)
             at = next((index for index, element in enumerate(elements) if element.name == "vertex"), None)
             if at is None:
-                raise _Broken("it has no element vertex")
+                raise ValueError("it has no element vertex")
             if not elements[at].properties:
-                raise _Broken("its vertices have no properties")
+                raise ValueError("its vertices have no properties")
             if any(not kind for element in elements[: at + 1] for _, kind in element.properties):
-                raise _Broken("it has lists up to its vertices; expected one number a property")
+                raise ValueError("it has lists up to its vertices; expected one number a property")
             read = _read_text if form == "ascii" else _read_binary
             return read(file, elements[: at + 1], BYTE_ORDERS[form])
-    except (_Broken, ValueError, OSError, MemoryError, OverflowError) as error:
+    except (ValueError, OSError, MemoryError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not readable as a PLY file with vertices: {reason[:200]}") from None
 
 
 def _read_header(file: BinaryIO) -> tuple[str, list[_Element]]:
     if file.readline(MAX_LINE).rstrip() != b"ply":
-        raise _Broken("it does not start with 'ply'")
+        raise ValueError("it does not start with 'ply'")
     form, elements = "", []
     for _ in range(MAX_LINES):
         line = file.readline(MAX_LINE)
         words = line.decode("latin-1").split()
         if not line.endswith(b"\n"):
-            raise _Broken("its header does not end, or has an overlong line")
+            raise ValueError("its header does not end, or has an overlong line")
         if words == ["end_header"]:
             if form not in BYTE_ORDERS:
-                raise _Broken(f"expected a format of {', '.join(BYTE_ORDERS)}, got {form[:40]!r}")
+                raise ValueError(f"expected a format of {', '.join(BYTE_ORDERS)}, got {form[:40]!r}")
             return form, elements
         match words:
             case [] | ["comment" | "obj_info", *_]:
@@ -280,8 +266,8 @@ def _read_header(file: BinaryIO) -> tuple[str, list[_Element]]:
             case ["property", "list", _, _, name] if elements:
                 elements[-1].properties.append((name, ""))
             case _:
-                raise _Broken(f"its header has the line {' '.join(words)[:80]!r}")
-    raise _Broken(f"its header has more than {MAX_LINES} lines")
+                raise ValueError(f"its header has the line {' '.join(words)[:80]!r}")
+    raise ValueError(f"its header has more than {MAX_LINES} lines")
 
 
 def _read_binary(file: BinaryIO, elements: list[_Element], order: str) -> np.ndarray:
@@ -290,7 +276,7 @@ def _read_binary(file: BinaryIO, elements: list[_Element], order: str) -> np.nda
     start = file.tell()
     length = file.seek(0, 2) - start
     if sum(sizes) > length:
-        raise _Broken(f"expected {sum(sizes)} bytes of vertices, got {length}; the file is cut off")
+        raise ValueError(f"expected {sum(sizes)} bytes of vertices, got {length}; the file is cut off")
     file.seek(start + sum(sizes[:-1]))
     rows = np.frombuffer(file.read(sizes[-1]), kinds[-1], count=elements[-1].count)
     return rows.astype(rows.dtype.newbyteorder("="))
@@ -305,7 +291,7 @@ def _read_text(file: BinaryIO, elements: list[_Element], order: str) -> np.ndarr
     lines = (line for line in iter(lambda: file.readline(MAX_LINE), b"") if line.strip())
     rows = [line.split() for line in itertools.islice(lines, first, first + count)] if has_room else []
     if len(rows) < count or any(len(row) != len(properties) for row in rows):
-        raise _Broken(f"expected {count} lines of {len(properties)} numbers; the file is cut off")
+        raise ValueError(f"expected {count} lines of {len(properties)} numbers; the file is cut off")
     numbers = np.array(rows, dtype=np.float64).reshape(len(rows), len(properties))
     table = np.empty(len(rows), properties)
     for index, (name, _) in enumerate(properties):

@@ -6,6 +6,7 @@ positions are float64 here, since those of a geo-referenced capture do not fit i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
 import warnings
@@ -20,16 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import InputError
+from restage.scenes.io import images
 from restage.scenes.io.distortion import Lens
-from restage.scenes.io.images import (
-    IMAGE_SUFFIXES,
-    Orientation,
-    PictureHead,
-    orientation_of,
-    path_inside,
-    read_head,
-    shown_size,
-)
 from restage.scenes.io.ply import Points
 from restage.scenes.splats import rotation_matrices
 
@@ -90,13 +83,14 @@ class Photo:
     """For the pixels as `orientation.before` leaves them."""
     camera_to_world: Float[Tensor, "4 4"]
     """OpenCV axes, float64; of the picture that `lens` is for."""
-    orientation: Orientation = Orientation()
+    orientation: images.Orientation = images.Orientation()
     mask_path: Path | None = None
 
     @property
     def shown_size(self) -> tuple[int, int]:
         """Width and height in pixels of the upright picture."""
-        return shown_size(self.lens.width, self.lens.height, self.orientation)
+        size = (self.lens.width, self.lens.height)
+        return size[::-1] if self.orientation.quarters % 2 else size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +155,9 @@ def check_rigid(matrix: Float[Tensor, "4 4"], where: str) -> Float[Tensor, "4 4"
         raise InputError(f"{where}: expected a finite camera transform, got NaN or infinity")
     rotation = matrix[:3, :3]
     error = float((rotation @ rotation.T - torch.eye(3).to(matrix)).abs().max())
-    if error > ROTATION_TOLERANCE:
-        raise InputError(f"{where}: expected a rotation in the camera transform, got one that scales or shears")
-    if float(torch.linalg.det(rotation)) < 0:
-        raise InputError(f"{where}: expected a rotation in the camera transform, got a reflection")
+    if error > ROTATION_TOLERANCE or float(torch.linalg.det(rotation)) < 0:
+        found = "one that scales or shears" if error > ROTATION_TOLERANCE else "a reflection"
+        raise InputError(f"{where}: expected a rotation in the camera transform, got {found}")
     if error <= EXACT_ROTATION:
         return matrix
     left, _, right = torch.linalg.svd(rotation)
@@ -195,7 +188,7 @@ def open_photo(
     *,
     name: str,
     path: Path,
-    lens: Callable[[PictureHead], Lens],
+    lens: Callable[[images.PictureHead], Lens],
     camera_to_world: Float[Tensor, "4 4"],
     where: str,
     mask_path: Path | None = None,
@@ -205,10 +198,10 @@ def open_photo(
     `lens` makes the lens that the capture's files tell, given the picture's own size; the pose is float64 with OpenCV
     axes; `where` opens error messages.
     """
-    head = read_head(path)
+    head = images.read_head(path)
     try:
         told = lens(head)
-        orientation = orientation_of(head, told.width, told.height)
+        orientation = images.orientation_of(head, told.width, told.height)
         fitted = told.to_size(*(head[:2] if orientation.before < 5 else (head.height, head.width)))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -289,7 +282,7 @@ class PictureFinder:
         for places in folders:
             folder = self.folder.joinpath(*places)
             names = self._names(folder)
-            for name in (parts[-1], *(f"{parts[-1]}{suffix}" for suffix in IMAGE_SUFFIXES)):
+            for name in (parts[-1], *(f"{parts[-1]}{suffix}" for suffix in images.IMAGE_SUFFIXES)):
                 # Synthetic captures from Blender name their images without an ending.
                 found = names.get(name) or names.get(name.lower())
                 if found is not None:
@@ -297,13 +290,11 @@ class PictureFinder:
         return None
 
     def _outside(self, name: str, written: PurePosixPath) -> Path | None:
-        try:
+        with contextlib.suppress(OSError, ValueError):  # a null byte, a name too long, a folder that may not be read
             for path in (self.folder / name, self.folder / written):
                 if path.is_file():
                     self.outside.append(name)
                     return path if self.follow_paths else None
-        except (OSError, ValueError):  # a null byte, a name too long, a folder that may not be read
-            pass
         return None
 
     def find_other(self, name: str, where: str) -> Path:
@@ -312,7 +303,7 @@ class PictureFinder:
         found = self._inside(written) or self._outside(name, written)
         if found is not None:
             return found
-        path = path_inside(self.folder, name, where)
+        path = images.path_inside(self.folder, name, where)
         raise InputError(f"{where}: {path} does not exist")
 
 

@@ -23,7 +23,7 @@ from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.scenes.capture import Capture
 from restage.scenes.io.distortion import undistortion_of
-from restage.scenes.io.images import read_image, read_mask, turn_camera, turn_intrinsics, turn_pixels, unexif
+from restage.scenes.io.images import read_image, read_mask, turn_camera, turn_intrinsics, unexif
 from restage.scenes.io.posed import Photo, PosedPhotos, ReadOptions, note, split_every
 
 __all__ = ["Layout", "lay_out", "make_capture", "world_change"]
@@ -55,27 +55,25 @@ class Layout(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A decoded photograph without distortion, upright."""
+    """A decoded photograph without distortion, upright: RGB "h w 3", weights "h w" or None where all are 1."""
 
     image: np.ndarray
-    """RGB "h w 3"."""
     mask: np.ndarray | None
-    """Weights "h w"; None where all are 1."""
     intrinsics: np.ndarray
 
 
 def make_capture(name: str, posed: PosedPhotos, options: ReadOptions) -> Capture:
     """Decode photographs and put them together."""
     photos, notes = posed.photos, list(posed.notes)
-    if any(photo.orientation.is_guess for photo in photos):
-        turned = sum(photo.orientation.is_guess for photo in photos)
+    turned = sum(photo.orientation.is_guess for photo in photos)
+    if turned:
         note(
             notes,
             f"{name}: {turned} pictures are to be turned by their EXIF orientation, and their shape does not tell "
             "whether the cameras are for the stored or for the turned pixels; they are taken to be for the stored ones",
         )
     layout = lay_out(name, [photo.shown_size for photo in photos], options.size, notes)
-    _check_memory(name, photos, layout)
+    num_workers = _num_workers(name, photos, layout)
     images = torch.empty(len(photos), 3, layout.height, layout.width)
     intrinsics = torch.empty(len(photos), 3, 3)
     masks: list[np.ndarray | None] = [None] * len(photos)
@@ -86,12 +84,14 @@ def make_capture(name: str, posed: PosedPhotos, options: ReadOptions) -> Capture
         intrinsics[index] = torch.from_numpy(view.intrinsics)
         masks[index] = view.mask
 
-    with ThreadPoolExecutor(max_workers=_num_workers(photos)) as pool:
+    with ThreadPoolExecutor(max_workers=num_workers) as pool:
         list(pool.map(load, range(len(photos))))
     poses = torch.stack([turn_camera(photo.camera_to_world, photo.orientation.quarters) for photo in photos]).double()
     points = _unrounded(name, posed.points.positions, poses[:, :3, 3], notes)
     change = world_change(poses, points)
+    own_to_world = posed.own_to_world
     if change is not None:
+        own_to_world = change if own_to_world is None else change @ own_to_world
         scale = float(change[0, 0])
         poses[:, :3, 3] = scale * poses[:, :3, 3] + change[:3, 3]
         points = scale * points + change[:3, 3]
@@ -106,7 +106,7 @@ def make_capture(name: str, posed: PosedPhotos, options: ReadOptions) -> Capture
         train_indices=split.train,
         held_out_indices=split.held_out,
         masks=_stack_masks(masks, layout),
-        own_to_world=_after(change, posed.own_to_world),
+        own_to_world=own_to_world,
         notes=tuple(notes),
     )
 
@@ -157,12 +157,6 @@ def world_change(poses: Float[Tensor, "n 4 4"], points: Float[Tensor, "m 3"]) ->
     return change
 
 
-def _after(change: Tensor | None, own_to_world: Tensor | None) -> Tensor | None:
-    if change is None or own_to_world is None:
-        return own_to_world if change is None else change
-    return change @ own_to_world
-
-
 def lay_out(name: str, sizes: Sequence[tuple[int, int]], size: int | None, notes: list[str]) -> Layout:
     """Find one size for all views: of the smallest photograph, or less.
 
@@ -202,20 +196,18 @@ def _scaled(side: int, factor: float) -> int:
     return max(1, round(side * factor))
 
 
-def _check_memory(name: str, photos: Sequence[Photo], layout: Layout) -> None:
+def _num_workers(name: str, photos: Sequence[Photo], layout: Layout) -> int:
+    """How many photographs are decoded at a time; refuses what memory does not hold."""
     largest = max(photo.lens.width * photo.lens.height for photo in photos)
-    needed = 4 * 4 * len(photos) * layout.width * layout.height + _num_workers(photos) * WORKING_BYTES * largest
+    num_workers = 1 if largest > LARGE_PIXELS else min(MAX_WORKERS, os.cpu_count() or 1)
+    needed = 4 * 4 * len(photos) * layout.width * layout.height + num_workers * WORKING_BYTES * largest
     available = psutil.virtual_memory().available
     if needed > available:
         raise InputError(
             f"{name}: {len(photos)} images of {layout.width}x{layout.height} need {needed / 1e9:.1f} GB of memory, "
             f"{available / 1e9:.1f} GB are free; give a smaller size"
         )
-
-
-def _num_workers(photos: Sequence[Photo]) -> int:
-    is_large = max(photo.lens.width * photo.lens.height for photo in photos) > LARGE_PIXELS
-    return 1 if is_large else min(MAX_WORKERS, os.cpu_count() or 1)
+    return num_workers
 
 
 def _load_view(photo: Photo) -> _View:
@@ -237,8 +229,8 @@ def _load_view(photo: Photo) -> _View:
     except InputError as error:
         raise InputError(f"{photo.path}: {error}") from None
     if orientation.quarters:
-        pixels = turn_pixels(pixels, orientation.quarters)
-        mask = None if mask is None else turn_pixels(mask, orientation.quarters)
+        pixels = np.ascontiguousarray(np.rot90(pixels, -orientation.quarters))
+        mask = None if mask is None else np.ascontiguousarray(np.rot90(mask, -orientation.quarters))
         intrinsics = turn_intrinsics(intrinsics, orientation.quarters, lens.width, lens.height)
     return _View(pixels, mask, intrinsics)
 
@@ -271,9 +263,7 @@ def _load_mask(photo: Photo) -> np.ndarray:
     if not _has_shape(mask, size):
         found = f"{mask.shape[1]}x{mask.shape[0]}"
         raise InputError(f"{photo.mask_path}: expected a mask of the shape {size[0]}x{size[1]}, got {found}")
-    if mask.shape[::-1] == size:
-        return mask
-    return cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR)
+    return mask if mask.shape[::-1] == size else cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR)
 
 
 def _has_shape(mask: np.ndarray, size: tuple[int, int]) -> bool:
@@ -283,11 +273,8 @@ def _has_shape(mask: np.ndarray, size: tuple[int, int]) -> bool:
 def _stack_masks(masks: Sequence[np.ndarray | None], layout: Layout) -> Tensor | None:
     if all(mask is None or bool((mask == 1).all()) for mask in masks):
         return None
-    stacked = torch.ones(len(masks), layout.height, layout.width)
-    for index, mask in enumerate(masks):
-        if mask is not None:
-            stacked[index] = torch.from_numpy(mask).clamp(0, 1)
-    return stacked
+    ones = np.ones((layout.height, layout.width), np.float32)
+    return torch.stack([torch.from_numpy(ones if mask is None else mask).clamp(0, 1) for mask in masks])
 
 
 def _file_names(paths: list[str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ __all__ = ["Rasterizer", "Rendering", "rasterize_gsplat", "rasterize_numba", "sp
 
 
 def splat_weights(
-    splats: Splats, cameras: Cameras, maps: Float[Tensor, "c h w"], rasterizer: Rasterizer = rasterize_numba
+    splats: Splats, cameras: Cameras, maps: Float[Tensor, "c h w"]
 ) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
     """Sum over the pixels of one view the blending weight (opacity x transmittance) of each splat times each map.
 
@@ -33,13 +33,9 @@ def splat_weights(
     """
     if tuple(maps.shape[1:]) != (cameras.height, cameras.width):
         raise InputError(f"expected maps of {cameras.height}x{cameras.width}, got {tuple(maps.shape[1:])}")
-    channels = (
-        torch.cat([maps, torch.ones_like(maps[:1])])
-        if len(maps)
-        else torch.ones_like(maps.new_empty(1, *maps.shape[1:]))
-    )
+    channels = torch.cat([maps, maps.new_ones(1, *maps.shape[1:])])
     with torch.enable_grad():
         features = torch.zeros(len(splats), len(channels), requires_grad=True)
-        rendering = rasterizer(splats.detach(), cameras, features=features)
+        rendering = rasterize_numba(splats.detach(), cameras, features=features)
         (sums,) = torch.autograd.grad(rendering.features, features, channels)
     return sums[:, :-1], sums[:, -1]

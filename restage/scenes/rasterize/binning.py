@@ -27,11 +27,7 @@ FEW_SPLATS = 2048
 @numba.njit(cache=True)
 @no_type_check
 def order_by_depth(depths, is_seen):
-    """Order of the seen splats, near to far, equal depths in their own order: a radix sort of the bits of the depths.
-
-    Returns:
-        Their indices, int64.
-    """
+    """Indices of the seen splats, near to far, equal depths in their own order: a radix sort of the depths' bits."""
     # Positive floats sort like their bits, so that integers can be sorted instead, in three passes.
     bits = depths.view(np.uint32)
     histograms = np.zeros((NUM_PASSES, NUM_DIGITS), np.int64)

@@ -27,7 +27,7 @@ class Rendering(NamedTuple):
     """One rendered view."""
 
     color: Float[Tensor, "3 h w"]
-    """RGB over the background; not clamped."""
+    """RGB over black; not clamped."""
     alpha: Float[Tensor, "h w"]
     """Share of the pixel that splats cover, in [0, 1)."""
     depth: Float[Tensor, "h w"]
@@ -38,17 +38,10 @@ class Rendering(NamedTuple):
 
 @runtime_checkable
 class Rasterizer(Protocol):
-    """Draws splats as one camera sees them, differentiable in the splats, the features and the background."""
+    """Draws splats as one camera sees them, differentiable in the splats and the features."""
 
-    def __call__(
-        self,
-        splats: Splats,
-        cameras: Cameras,
-        *,
-        background: Float[Tensor, " 3"] | None = None,
-        features: Float[Tensor, "n c"] | None = None,
-    ) -> Rendering:
-        """Render one camera (n = 1) over `background` (default: black), with extra channels `features`."""
+    def __call__(self, splats: Splats, cameras: Cameras, *, features: Float[Tensor, "n c"] | None = None) -> Rendering:
+        """Render one camera (n = 1) over black, with extra channels `features`."""
         ...
 
 
@@ -80,13 +73,8 @@ def is_in_view(in_camera: Float[Tensor, "n 3"], cameras: Cameras) -> Bool[Tensor
     return (z >= NEAR) & (x >= left * z) & (x <= right * z) & (y >= top * z) & (y <= bottom * z)
 
 
-def assemble(
-    blended: Float[Tensor, "c h w"], alpha: Float[Tensor, "h w"], background: Float[Tensor, " 3"] | None
-) -> Rendering:
-    """Put background and expected depth to blended channels, which are RGB, z, then features."""
-    color = blended[:3]
-    if background is not None:
-        color = color + (1 - alpha) * background[:, None, None]
+def assemble(blended: Float[Tensor, "c h w"], alpha: Float[Tensor, "h w"]) -> Rendering:
+    """Put expected depth to blended channels, which are RGB, z, then features."""
     is_hit = alpha > 0
     depth = torch.where(is_hit, blended[3] / torch.where(is_hit, alpha, 1.0), torch.inf)
-    return Rendering(color, alpha, depth, blended[4:])
+    return Rendering(blended[:3], alpha, depth, blended[4:])

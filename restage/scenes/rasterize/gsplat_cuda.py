@@ -19,13 +19,7 @@ from restage.scenes.splats import Splats, evaluate_sh
 __all__ = ["rasterize_gsplat"]
 
 
-def rasterize_gsplat(
-    splats: Splats,
-    cameras: Cameras,
-    *,
-    background: Float[Tensor, " 3"] | None = None,
-    features: Float[Tensor, "n c"] | None = None,
-) -> Rendering:
+def rasterize_gsplat(splats: Splats, cameras: Cameras, *, features: Float[Tensor, "n c"] | None = None) -> Rendering:
     """Draw splats as one camera sees them; see `Rasterizer`. Differentiable in the camera's pose, too.
 
     gsplat (Ye et al. 2024, arXiv 2409.06765). Its gradients are summed atomically: not the same bits every time.
@@ -68,4 +62,4 @@ def rasterize_gsplat(
         eps2d=DILATION,
         packed=False,
     )
-    return assemble(blended[0].permute(2, 0, 1), alpha[0, :, :, 0], background)
+    return assemble(blended[0].permute(2, 0, 1), alpha[0, :, :, 0])

@@ -22,11 +22,7 @@ __all__ = ["rasterize_numba"]
 
 
 def rasterize_numba(
-    splats: Splats,
-    cameras: Cameras,
-    *,
-    background: Float[Tensor, " 3"] | None = None,
-    features: Float[Tensor, "n c"] | None = None,
+    splats: Splats, cameras: Cameras, *, features: Float[Tensor, "n c"] | None = None
 ) -> blending.Rendering:
     """Draw splats as one camera sees them; see `Rasterizer`.
 
@@ -48,7 +44,7 @@ def rasterize_numba(
     if features is not None:
         values.append(features)
     blended, alpha = _Blend.apply(geometry, torch.cat(values, dim=1), view)
-    return blending.assemble(blended, alpha, background)
+    return blending.assemble(blended, alpha)
 
 
 class _View(NamedTuple):
@@ -63,7 +59,6 @@ class _View(NamedTuple):
     """Least and greatest x/z and y/z in the Jacobian."""
     is_seen: np.ndarray
     order: np.ndarray
-    """Indices of the drawn splats, near to far; equal depths in their own order."""
 
 
 def _view_of(cameras: Cameras, in_camera: Float[Tensor, "n 3"], opacities: Float[Tensor, " n"]) -> _View:
@@ -89,13 +84,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        in_camera: Tensor,
-        log_scales: Tensor,
-        rotations: Tensor,
-        opacities: Tensor,
-        axes: Tensor,
-        view: _View,
+        ctx: Any, in_camera: Tensor, log_scales: Tensor, rotations: Tensor, opacities: Tensor, axes: Tensor, view: _View
     ) -> Tensor:
         arrays = (_array(in_camera), _array(log_scales), _array(rotations))
         camera = (view.is_seen, view.world_to_camera, view.lens, view.clamps)

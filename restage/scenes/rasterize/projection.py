@@ -1,8 +1,7 @@
 """Numba kernels that project splats onto one camera's image, and the way back; one splat after the other.
 
 The chain of small products per splat is written out by component: as PyTorch operations it takes longer than the
-blending itself.
-`no_type_check` keeps the test suite's run-time type checks out of compiled functions.
+blending itself. `no_type_check` keeps the test suite's run-time type checks out of compiled functions.
 """
 
 from __future__ import annotations
