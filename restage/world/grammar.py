@@ -1,19 +1,22 @@
-"""Scene descriptions, their captions, and edits of them: the text side of the procedural world.
+"""Scenes, their captions, and edits of them: the text side of the procedural world.
 
-A description is a typed value; an edit is a change of it, so the scene after an edit is known exactly. Called by the
-renderer's users, by the grammar prompt writer, and by the training recipes of the miniature.
+An edit is a change of a description, so the scene after it is known exactly. Called by the renderer's users, by the
+grammar prompt writer, and by the training recipes of the miniature. This is the first edition, whose seeds keep their
+scenes and words; `second` builds on it and says places.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from restage.records import EditRequest, InputError, PromptPair, derive_seed, to_plain
+from restage.records import EditRequest, InputError, PromptPair, derive_seed
+from restage.world.description import COLORS, GROUNDS, KINDS, SIZES, TIMES, Description, Edit, Place, SceneObject
+from restage.world.looks import HELD_OUT_PATTERNS
+from restage.world.places import can_carry, carriers, find_objects, name_of, object_words, phrase_of
 
 __all__ = [
     "COLORS",
@@ -31,11 +34,6 @@ __all__ = [
     "sample_edit",
 ]
 
-KINDS = ("ball", "cube", "cylinder", "cone", "snowman", "tree", "mushroom", "house")
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
-GROUNDS = ("grass", "sand", "snow", "wood")
-TIMES = ("noon", "sunset", "night", "fog")
-SIZES = {"small": 0.74, "": 1.0, "big": 1.3}
 EDIT_KINDS = ("recolour", "reshape", "add", "remove", "ground", "time", "resize")
 
 HELD_OUT_COMBINATIONS = frozenset((kind, COLORS[(3 * i + 1) % len(COLORS)]) for i, kind in enumerate(KINDS))
@@ -48,77 +46,7 @@ TOUCH_RADIUS = 0.63
 """Radius inside which the objects of normal size themselves lie."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SceneObject:
-    """A thing on the ground."""
-
-    kind: str
-    color: str
-    size: str = ""
-    """`small`, `big`, or empty for neither."""
-    x: float = 0.0
-    y: float = 0.0
-    yaw_rad: float = 0.0
-
-    def __post_init__(self) -> None:
-        for value, known, name in (
-            (self.kind, KINDS, "kind"),
-            (self.color, COLORS, "color"),
-            (self.size, SIZES, "size"),
-        ):
-            if value not in known:
-                raise InputError(f"unknown {name} '{value}'; known: {', '.join(k or '(none)' for k in known)}")
-
-    @property
-    def scale(self) -> float:
-        """Size as a factor."""
-        return SIZES[self.size]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Description:
-    """A whole scene: one to three objects of different kinds, what they stand on, and the light."""
-
-    objects: tuple[SceneObject, ...]
-    ground: str
-    time: str
-    """Time of day or weather."""
-
-    def __post_init__(self) -> None:
-        if self.ground not in GROUNDS or self.time not in TIMES:
-            raise InputError(f"unknown ground or time: '{self.ground}', '{self.time}'; known: {GROUNDS}, {TIMES}")
-
-    @classmethod
-    def from_plain(cls, value: Mapping[str, Any]) -> Description:
-        """Read it back from its JSON form."""
-        return cls(**{**value, "objects": tuple(SceneObject(**item) for item in value["objects"])})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edit:
-    """A change of a description, and how a person asks for it."""
-
-    kind: str
-    instruction: str
-    before: Description
-    after: Description
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return its JSON form."""
-        return to_plain(self)
-
-    @classmethod
-    def from_plain(cls, value: Mapping[str, Any]) -> Edit:
-        """Read it back from its JSON form."""
-        return cls(
-            kind=value["kind"],
-            instruction=value["instruction"],
-            before=Description.from_plain(value["before"]),
-            after=Description.from_plain(value["after"]),
-        )
-
-
-def _place(rng: np.random.Generator, taken: list[SceneObject], scale: float) -> tuple[float, float]:
+def find_room(rng: np.random.Generator, taken: list[SceneObject], scale: float) -> tuple[float, float]:
     """Find a place near the middle that touches no object; the circle grows until there is one."""
     reach = 0.12 if not taken else 0.75
     kept_free = [(o.x, o.y, FOOTPRINT_RADIUS * (scale + o.scale)) for o in taken]
@@ -144,12 +72,12 @@ def _sample_object(rng: np.random.Generator, taken: list[SceneObject], is_unseen
         if is_unseen is None or ((kind, color) in HELD_OUT_COMBINATIONS) == is_unseen:
             break
     size = ("small", "", "", "", "big")[int(rng.integers(5))]
-    x, y = _place(rng, taken, SIZES[size])
+    x, y = find_room(rng, taken, SIZES[size])
     yaw = round(float(rng.uniform(0, 2 * math.pi)), 4)
     return SceneObject(kind=kind, color=color, size=size, x=x, y=y, yaw_rad=yaw)
 
 
-def _center(objects: list[SceneObject]) -> tuple[SceneObject, ...]:
+def center(objects: list[SceneObject]) -> tuple[SceneObject, ...]:
     """Move the objects together so that their middle is the origin."""
     x = sum(o.x for o in objects) / len(objects)
     y = sum(o.y for o in objects) / len(objects)
@@ -167,7 +95,7 @@ def sample_description(seed: int, *, num_objects: int | None = None, split: str 
     objects: list[SceneObject] = []
     for _ in range(count):
         objects.append(_sample_object(rng, objects, split == "unseen"))
-    return Description(objects=_center(objects), ground=_pick(rng, GROUNDS), time=_pick(rng, TIMES))
+    return Description(objects=center(objects), ground=_pick(rng, GROUNDS), time=_pick(rng, TIMES))
 
 
 # --- captions -------------------------------------------------------------------------------------------------------
@@ -190,18 +118,26 @@ _OPENINGS = ("", "", "", "a photo of ", "a picture of ")
 
 def object_phrase(item: SceneObject) -> str:
     """Name an object as a caption does, such as `a big red cube`."""
-    words = " ".join(word for word in (item.size, item.color, item.kind) if word)
+    words = " ".join(object_words(item))
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def caption_of(description: Description, seed: int) -> str:
-    """Write a caption; the seed chooses the wording, so captions with one seed differ only where the scenes do."""
+def caption_of(description: Description, seed: int, place: Place | None = None) -> str:
+    """Write a caption; the seed chooses the wording, so captions with one seed differ only where the scenes do.
+
+    `place`, where given, is said as well; it must hold in the scene.
+    """
     rng = np.random.default_rng(derive_seed("caption", seed))
     ground = _GROUND_FORMS[int(rng.integers(len(_GROUND_FORMS)))].format(description.ground)
     time = _TIME_FORMS[int(rng.integers(len(_TIME_FORMS)))][description.time]
     order = _ORDERS[int(rng.integers(len(_ORDERS)))]
     opening = _OPENINGS[int(rng.integers(len(_OPENINGS)))]
     phrases = [object_phrase(item) for item in description.objects]
+    if place is not None:
+        index, *anchors = (find_objects(description, words)[0] for words in (place.subject, *place.anchors))
+        where = phrase_of(place.relation, [phrases[i] for i in anchors], int(rng.integers(2)))
+        others = [phrase for i, phrase in enumerate(phrases) if i not in (index, *anchors)]
+        phrases = [*others, f"{phrases[index]} {where}"]
     objects = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
     if order.startswith("{time}"):
         return order.format(objects=objects, ground=ground, time=time)
@@ -225,8 +161,9 @@ _RESIZE = ("make the {kind} {new}", "turn the {kind} {new}")
 _SIZE_WORDS = {"small": "smaller", "big": "bigger"}
 
 
-def _is_allowed(kind: str, color: str, split: str) -> bool:
-    return split != "train" or (kind, color) not in HELD_OUT_COMBINATIONS
+def is_allowed(kind: str, color: str, split: str, pattern: str = "") -> bool:
+    """Return whether an edit of this split may lead to an object that looks so."""
+    return split != "train" or not {(kind, color), (kind, pattern)} & (HELD_OUT_COMBINATIONS | HELD_OUT_PATTERNS)
 
 
 def _with_object(description: Description, index: int, **changes: Any) -> Description:
@@ -256,23 +193,33 @@ def possible_kinds(description: Description) -> tuple[str, ...]:
 
 def _edit_object(rng: np.random.Generator, scene: Description, kind: str, split: str) -> tuple[str, Description]:
     """Sample an edit of one object: its instruction and the scene after it."""
-    index = int(rng.integers(len(scene.objects)))
-    item = scene.objects[index]
+    # What carries another object keeps its shape and stays; in the first edition nothing does.
+    free = [i for i in range(len(scene.objects)) if kind == "recolour" or i not in carriers(scene)]
+    index = free[int(rng.integers(len(free)))]
+    item, name = scene.objects[index], name_of(scene, index)
     if kind == "recolour":
-        colors = [c for c in COLORS if c != item.color and _is_allowed(item.kind, c, split)]
+        colors = [c for c in COLORS if c != item.color and is_allowed(item.kind, c, split)]
         color = _pick(rng, colors, {o.color for o in scene.objects})
-        return _pick(rng, _RECOLOUR).format(kind=item.kind, color=color), _with_object(scene, index, color=color)
+        after = _with_object(scene, index, color=color, pattern="", second_color="")
+        return _pick(rng, _RECOLOUR).format(kind=name, color=color), after
     if kind == "reshape":
-        kinds = [k for k in KINDS if _is_allowed(k, item.color, split)]
+        kinds = [k for k in KINDS if is_allowed(k, item.color, split, item.pattern) and _stands_as(scene, index, k)]
         new = _pick(rng, kinds, {o.kind for o in scene.objects})
-        return _pick(rng, _RESHAPE).format(kind=item.kind, new=new), _with_object(scene, index, kind=new)
+        return _pick(rng, _RESHAPE).format(kind=name, new=new), _with_object(scene, index, kind=new)
     if kind == "resize":
         sizes = _possible_sizes(scene)
         index, new = sizes[int(rng.integers(len(sizes)))]
-        instruction = _pick(rng, _RESIZE).format(kind=scene.objects[index].kind, new=_SIZE_WORDS[new])
+        instruction = _pick(rng, _RESIZE).format(kind=name_of(scene, index), new=_SIZE_WORDS[new])
         return instruction, _with_object(scene, index, size=new)
     objects = tuple(o for i, o in enumerate(scene.objects) if i != index)
-    return _pick(rng, _REMOVE).format(kind=item.kind), replace(scene, objects=objects)
+    return _pick(rng, _REMOVE).format(kind=name), replace(scene, objects=objects)
+
+
+def _stands_as(scene: Description, index: int, kind: str) -> bool:
+    """Return whether an object can stand where it does if it is of another kind."""
+    item = scene.objects[index]
+    below = [o for i, o in enumerate(scene.objects) if i != index and math.hypot(o.x - item.x, o.y - item.y) < 0.1]
+    return item.z == 0 or any(can_carry(other, replace(item, kind=kind)) for other in below)
 
 
 def sample_edit(description: Description, seed: int, *, kind: str | None = None, split: str = "train") -> Edit:
@@ -322,9 +269,24 @@ def _edit_words(edit: Edit) -> tuple[str, ...]:
     return tuple(dict.fromkeys(gone + come + (colors if edit.kind in ("recolour", "remove") else [])))
 
 
-def prompt_pair_of(edit: Edit, seed: int, *, form: str = "grammar") -> PromptPair:
-    """Write an edit as a prompt pair: captions in one wording, the swapped words, the words that mark the region."""
-    source, target = caption_of(edit.before, seed), caption_of(edit.after, seed)
+def prompt_pair_of(
+    edit: Edit,
+    seed: int,
+    *,
+    form: str = "grammar",
+    places: tuple[Place | None, Place | None] = (None, None),
+    undo: str | None = None,
+) -> PromptPair:
+    """Write an edit as a prompt pair: captions in one wording, the swapped words, the words that mark the region.
+
+    Args:
+        edit: What changes.
+        seed: Chooses the wording.
+        form: The pair's `form` field.
+        places: What the captions say about places before and after.
+        undo: The instruction that leads back; default: `undo_of`.
+    """
+    source, target = (caption_of(*told) for told in ((edit.before, seed, places[0]), (edit.after, seed, places[1])))
     words = [text.replace(",", "").split() for text in (source, target)]
     swaps: tuple[tuple[str, str], ...] = ()
     if len(words[0]) == len(words[1]):
@@ -339,7 +301,7 @@ def prompt_pair_of(edit: Edit, seed: int, *, form: str = "grammar") -> PromptPai
         swaps=swaps,
         words=_edit_words(edit),
         form=form,
-        undo=undo_of(edit, seed),
+        undo=undo_of(edit, seed) if undo is None else undo,
         behind=background_of(edit.after, seed) if edit.kind == "remove" else "",
     )
 
@@ -358,18 +320,19 @@ def undo_of(edit: Edit, seed: int) -> str:
         return _pick(rng, _GROUND).format(old=after.ground, new=before.ground)
     if edit.kind == "time":
         return _pick(rng, _TIME).format(new=before.time)
-    gone = [item for item in before.objects if item not in after.objects]
-    come = [item for item in after.objects if item not in before.objects]
-    if edit.kind == "add":
-        return _pick(rng, _REMOVE).format(kind=come[0].kind)
+    gone = [i for i, item in enumerate(before.objects) if item not in after.objects]
+    come = [i for i, item in enumerate(after.objects) if item not in before.objects]
     if edit.kind == "remove":
-        return _pick(rng, _ADD).format(phrase=object_phrase(gone[0]))
-    (was,), (now,) = gone, come
+        return _pick(rng, _ADD).format(phrase=object_phrase(before.objects[gone[0]]))
+    name = name_of(after, come[0])
+    if edit.kind == "add":
+        return _pick(rng, _REMOVE).format(kind=name)
+    was = before.objects[gone[0]]
     if edit.kind == "recolour":
-        return _pick(rng, _RECOLOUR).format(kind=now.kind, color=was.color)
+        return _pick(rng, _RECOLOUR).format(kind=name, color=was.color)
     if edit.kind == "reshape":
-        return _pick(rng, _RESHAPE).format(kind=now.kind, new=was.kind)
-    return _pick(rng, _RESIZE).format(kind=now.kind, new=_SIZE_WORDS[was.size]) if was.size else ""
+        return _pick(rng, _RESHAPE).format(kind=name, new=was.kind)
+    return _pick(rng, _RESIZE).format(kind=name, new=_SIZE_WORDS[was.size]) if was.size else ""
 
 
 def request_of(edit: Edit, seed: int) -> EditRequest:
@@ -377,5 +340,5 @@ def request_of(edit: Edit, seed: int) -> EditRequest:
     return EditRequest(
         instruction=edit.instruction,
         source_caption=caption_of(edit.before, seed),
-        target_caption=caption_of(edit.after, seed),
+        target_caption=caption_of(edit.after, seed, edit.place),
     )

@@ -15,11 +15,13 @@ from numpy import ndarray as Array
 
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
-from restage.world.grammar import GROUNDS, Description
-from restage.world.kernels import BALL, DOME_RADIUS, GROUND_ID, SKY_ID, count_pixels, render_pixels
+from restage.world.description import GROUNDS, Description
+from restage.world.kernels import DOME_RADIUS, GROUND_ID, SKY_ID, count_pixels, look_at_pixels, render_pixels
+from restage.world.rays import BALL
 from restage.world.shapes import PackedScene, pack_light, pack_scene
 
-__all__ = ["DOME_RADIUS", "GROUND_ID", "SKY_ID", "View", "count_object_pixels", "render_view"]
+__all__ = ["DOME_RADIUS", "GROUND_ID", "SKY_ID", "Surfaces", "View", "cast_rays", "count_object_pixels"]
+__all__ += ["render_view"]
 
 
 class View(NamedTuple):
@@ -91,10 +93,25 @@ def render_view(description: Description, camera: Cameras) -> View:
     ids = np.empty((camera.height, camera.width), np.int32)
     scene = pack_scene(description)
     boxes = _image_boxes(scene, packed)
-    render_pixels(
-        scene, pack_light(description.time), GROUNDS.index(description.ground), boxes, *packed, image, depth, ids
-    )
+    light = pack_light(description.time, description.sun_turn_rad)
+    render_pixels(scene, light, GROUNDS.index(description.ground), boxes, *packed, image, depth, ids)
     return View(image=image, depth=depth, object_ids=ids)
+
+
+class Surfaces(NamedTuple):
+    """What single rays meet."""
+
+    depths: Float64[Array, " n"]
+    """z in the camera frame, world units."""
+    object_ids: Int64[Array, " n"]
+
+
+def cast_rays(description: Description, camera: Cameras, pixels: Float64[Array, "n 2"]) -> Surfaces:
+    """Find what lies at any places on the image of one camera, in pixels from its left and upper edge."""
+    packed, scene = _pack_camera(camera), pack_scene(description)
+    found = Surfaces(np.empty(len(pixels)), np.empty(len(pixels), np.int64))
+    look_at_pixels(scene, _image_boxes(scene, packed), *packed, np.ascontiguousarray(pixels), *found)
+    return found
 
 
 def count_object_pixels(description: Description, camera: Cameras) -> Int64[Array, "objects 2"]:

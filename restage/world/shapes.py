@@ -13,22 +13,12 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray as Array
 
-from restage.world.grammar import Description
-from restage.world.kernels import BALL, BOX, COS, ELLIPSOID, FRUSTUM, NUM_SUN_RAYS, ROOF, SIN
+from restage.world.description import PATTERNS, TOWARD_SUN, Description
+from restage.world.looks import paint_of
+from restage.world.rays import BALL, BOX, COS, ELLIPSOID, FRUSTUM, NUM_SUN_RAYS, ROOF, SIN, UNSCALE
 
-__all__ = ["PAINT", "Light", "PackedScene", "pack_light", "pack_scene"]
+__all__ = ["Light", "PackedScene", "pack_light", "pack_scene"]
 
-PAINT = {
-    "red": (0.80, 0.05, 0.05),
-    "orange": (0.95, 0.36, 0.03),
-    "yellow": (0.95, 0.78, 0.06),
-    "green": (0.06, 0.50, 0.12),
-    "blue": (0.05, 0.16, 0.80),
-    "purple": (0.36, 0.08, 0.62),
-    "pink": (0.95, 0.36, 0.58),
-    "white": (0.92, 0.92, 0.90),
-}
-"""Linear RGB reflectance of the color words."""
 _BARK, _CREAM, _COAL, _CARROT = (0.22, 0.12, 0.06), (0.85, 0.76, 0.60), (0.03, 0.03, 0.035), (0.90, 0.30, 0.04)
 _SLATE, _GLASS, _DOOR, _CHALK = (0.13, 0.12, 0.14), (0.50, 0.68, 0.80), (0.20, 0.10, 0.05), (0.92, 0.90, 0.86)
 
@@ -80,23 +70,26 @@ _SHAPES: dict[str, tuple[_Shape, ...]] = {
 _BOUNDS = {"snowman": (0.74, 0.80), "tree": (0.67, 0.72), "cone": (0.50, 0.72), "house": (0.50, 0.76)}
 """Height of the center and radius of a ball around each kind, to 2 %; (0.5, 0.75) where not named."""
 
-# Per time: direction to the sun (unit length follows), sun radius, sun, ambient from above, sky at the horizon and
+_MIDDLES = {"cube": 0.4, "snowman": 0.8, "tree": 0.74, "mushroom": 0.56, "house": 0.31}
+"""Height of the place that a pattern is laid around, and a band runs around; 0.5 where not named."""
+
+# Per time: sun radius, sun, ambient from above, sky at the horizon and
 # at the top, cloud color and amount, haze. All linear RGB.
 _LIGHTS = {
     "noon": (
-        (0.45, 0.35, 0.95), 0.10, (1.00, 0.95, 0.86), (0.30, 0.37, 0.48),
+        0.10, (1.00, 0.95, 0.86), (0.30, 0.37, 0.48),
         (0.52, 0.72, 0.92), (0.09, 0.28, 0.72), (0.95, 0.96, 0.98, 0.60), 0.5,
     ),
     "sunset": (
-        (0.85, -0.25, 0.42), 0.14, (1.05, 0.62, 0.30), (0.27, 0.20, 0.26),
+        0.14, (1.05, 0.62, 0.30), (0.27, 0.20, 0.26),
         (0.95, 0.42, 0.14), (0.22, 0.12, 0.34), (0.90, 0.30, 0.28, 0.50), 0.6,
     ),
     "night": (
-        (-0.55, 0.35, 0.80), 0.10, (0.26, 0.29, 0.40), (0.085, 0.10, 0.17),
+        0.10, (0.26, 0.29, 0.40), (0.085, 0.10, 0.17),
         (0.030, 0.050, 0.13), (0.004, 0.007, 0.035), (0.06, 0.08, 0.16, 0.30), 0.5,
     ),
     "fog": (
-        (0.20, 0.30, 1.00), 0.55, (0.30, 0.30, 0.30), (0.42, 0.43, 0.45),
+        0.55, (0.30, 0.30, 0.30), (0.42, 0.43, 0.45),
         (0.62, 0.64, 0.66), (0.55, 0.57, 0.60), (0.6, 0.6, 0.6, 0.0), 1.0,
     ),
 }  # fmt: skip
@@ -105,8 +98,8 @@ _LIGHTS = {
 class PackedScene(NamedTuple):
     """The shapes of a scene in world space, as few arrays as can be: each costs time in every call of a kernel."""
 
-    primitives: Float64[Array, "primitives 17"]
-    """Columns as named in `kernels.py`, as those of `objects`."""
+    primitives: Float64[Array, "primitives 25"]
+    """Columns as named in `rays.py`, as those of `objects`."""
     objects: Float64[Array, "objects 17"]
     sun_rays: Float64[Array, "primitives_and_one rays 3"]
     """Unit directions towards places on the sun in the frame of each primitive, and, last, in world space."""
@@ -152,19 +145,23 @@ def pack_scene(description: Description) -> PackedScene:
     for index, item in enumerate(description.objects):
         start = len(primitives)
         cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
+        middle = (item.x, item.y, item.z + item.scale * _MIDDLES.get(item.kind, 0.5))
+        pattern = (1 + PATTERNS.index(item.pattern), *paint_of(item.second_color)) if item.pattern else (0,) * 4
         for kind, center, size, paint in _SHAPES[item.kind]:
             x, y, z = (item.scale * value for value in center)
-            origin = (item.x + cos * x - sin * y, item.y + sin * x + cos * y, z)
+            origin = (item.x + cos * x - sin * y, item.y + sin * x + cos * y, item.z + z)
             lift, radius = _bounding_ball(kind, size)
             ball = (origin[0], origin[1], origin[2] + item.scale * lift, item.scale * radius)
             sizes = [item.scale * value for value in size]
-            primitives.append((kind, index, *origin, cos, sin, *sizes, *(paint or PAINT[item.color]), *ball))
+            look = (*ball, *((0,) * 4 if paint else pattern), *middle, 1 / item.scale)
+            primitives.append((kind, index, *origin, cos, sin, *sizes, *(paint or paint_of(item.color)), *look))
         height, radius = (value * item.scale for value in _BOUNDS.get(item.kind, (0.5, 0.75)))
-        dimmer, ball = (item.x, item.y, 0.8 * height, 0.8 * radius), (item.x, item.y, height, 1.02 * radius)
+        dimmer = (item.x, item.y, item.z + 0.8 * height, 0.8 * radius)
+        ball = (item.x, item.y, item.z + height, 1.02 * radius)
         objects.append((start, len(primitives), *dimmer, *(0.0,) * 7, *ball))
-    table = np.array(primitives, np.float64).reshape(-1, BALL + 4)
+    table = np.array(primitives, np.float64).reshape(-1, UNSCALE + 1)
     cos, sin = np.append(table[:, COS], 1.0)[:, None], np.append(table[:, SIN], 0.0)[:, None]
-    x, y, z = _sun_rays(description.time).T
+    x, y, z = _sun_rays(description.time, description.sun_turn_rad).T
     return PackedScene(
         primitives=table,
         objects=np.array(objects, np.float64).reshape(-1, BALL + 4),
@@ -172,10 +169,18 @@ def pack_scene(description: Description) -> PackedScene:
     )
 
 
-def _sun_rays(time: str) -> Float64[Array, "rays 3"]:
+def _toward_sun(time: str, turn_rad: float) -> Float64[Array, " 3"]:
+    """Unit direction to the middle of the sun."""
+    toward = np.array(TOWARD_SUN[time])
+    if turn_rad:
+        cos, sin = math.cos(turn_rad), math.sin(turn_rad)
+        toward = np.array([cos * toward[0] - sin * toward[1], sin * toward[0] + cos * toward[1], toward[2]])
+    return toward / np.linalg.norm(toward)
+
+
+def _sun_rays(time: str, turn_rad: float) -> Float64[Array, "rays 3"]:
     """Unit directions to places spread evenly over the sun's disc (a sunflower spiral)."""
-    toward, radius, *_ = _LIGHTS[time]
-    direction = np.array(toward) / np.linalg.norm(toward)
+    direction, radius = _toward_sun(time, turn_rad), _LIGHTS[time][0]
     side = np.cross(direction, (0.0, 0.0, 1.0))
     side /= np.linalg.norm(side)
     other = np.cross(direction, side)
@@ -191,13 +196,13 @@ def _vector(values: Float64[Array, " 3"]) -> _Vector:
     return x, y, z
 
 
-def pack_light(time: str) -> Light:
-    """Look up the light of a time of day or weather."""
-    toward, radius, sun, ambient, horizon, zenith, (*cloud, cloud_amount), haze = _LIGHTS[time]
+def pack_light(time: str, turn_rad: float = 0.0) -> Light:
+    """Look up the light of a time of day or weather, with the sun turned around the vertical."""
+    radius, sun, ambient, horizon, zenith, (*cloud, cloud_amount), haze = _LIGHTS[time]
     return Light(
-        toward_sun=_vector(np.array(toward) / np.linalg.norm(toward)),
+        toward_sun=_vector(_toward_sun(time, turn_rad)),
         sun_slope=radius,
-        mean_sun_ray=_vector(_sun_rays(time).mean(0)),
+        mean_sun_ray=_vector(_sun_rays(time, turn_rad).mean(0)),
         sun=sun,
         ambient=ambient,
         horizon=horizon,

@@ -18,6 +18,7 @@ from restage.records import (
     EditCase,
     InputError,
     Progress,
+    added_later,
     content_id,
     derive_seed,
     read_json,
@@ -27,22 +28,17 @@ from restage.records import (
 from restage.run.folder import RunFolder
 from restage.run.layout import CAPTURE, EDIT_CASE, TRANSFORMS, TRUTH
 from restage.scenes.capture import Capture
+from restage.scenes.io import read_capture
 from restage.scenes.io.nerfstudio import write_capture
-from restage.world.capture import make_capture, make_truth
-from restage.world.grammar import (
-    EDIT_KINDS,
-    Description,
-    Edit,
-    possible_kinds,
-    request_of,
-    sample_description,
-    sample_edit,
-)
+from restage.world import grammar, second
+from restage.world.capture import make_capture, make_truth, shown_together
+from restage.world.description import Description, Edit
 
 __all__ = ["CaptureConfig", "WorldConfig", "edit_name", "make_scene", "run_world", "sample_scene"]
 
 STAGE = "world"
 MAX_SCENE_TRIES = 1000
+EDITIONS = {1: grammar, 2: second}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +69,22 @@ class WorldConfig:
 
     num_scenes: int = 1
     edit_kinds: tuple[str, ...] = ("recolour", "ground")
-    """Each scene gets one edit of each of these kinds; see `EDIT_KINDS`."""
+    """Each scene gets one edit of each of these kinds."""
     num_objects: int | None = None
     """1 to 3; sampled where None."""
     split: str = "train"
     """`train`, or `unseen` for combinations of kind and color that no model was trained on."""
     capture: CaptureConfig = field(default_factory=CaptureConfig)
+    edition: int = added_later(1)
+    """Edition of the grammar: 2 says where things are added and moved, and has patterns and colors without a name."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.edit_kinds) - set(EDIT_KINDS))
+        if self.edition not in EDITIONS:
+            raise InputError(f"expected an edition of the grammar out of 1 and 2, got {self.edition}")
+        kinds = EDITIONS[self.edition].EDIT_KINDS
+        unknown = sorted(set(self.edit_kinds) - set(kinds))
         if unknown or len(set(self.edit_kinds)) != len(self.edit_kinds):
-            raise InputError(f"expected different kinds out of {', '.join(EDIT_KINDS)}, got {self.edit_kinds}")
+            raise InputError(f"expected different kinds out of {', '.join(kinds)}, got {self.edit_kinds}")
         if self.num_scenes < 1 or self.num_objects not in (None, 1, 2, 3):
             raise InputError(f"expected scenes >= 1 and 1 to 3 objects, got {self.num_scenes} and {self.num_objects}")
         if self.split not in ("train", "unseen"):
@@ -101,13 +102,14 @@ def sample_scene(config: WorldConfig, *, name: str, seed: int) -> tuple[Descript
     Raises:
         InputError: no scene allows them all, such as adding to one of three objects.
     """
+    edition = EDITIONS[config.edition]
     for attempt in range(MAX_SCENE_TRIES):
-        description = sample_description(
+        description = edition.sample_description(
             derive_seed(seed, name, attempt), num_objects=config.num_objects, split=config.split
         )
-        if set(config.edit_kinds) <= set(possible_kinds(description)):
+        if set(config.edit_kinds) <= set(edition.possible_kinds(description)):
             edits = (
-                sample_edit(description, derive_seed(seed, name, kind), kind=kind, split=config.split)
+                edition.sample_edit(description, derive_seed(seed, name, kind), kind=kind, split=config.split)
                 for kind in config.edit_kinds
             )
             return description, tuple(edits)
@@ -138,9 +140,10 @@ def make_scene(
         raise InputError(f"{name}: expected edits of this scene, got one that starts from another description")
     _claim_folder(folder, description)
     missing = [edit for edit in edits if not (folder / TRUTH / edit_name(edit) / EDIT_CASE).exists()]
-    has_capture = (folder / CAPTURE / TRANSFORMS).exists()
-    capture = None
-    if missing or not has_capture:
+    if (folder / CAPTURE / TRANSFORMS).exists():
+        capture = read_capture(folder / CAPTURE) if missing else None
+    else:
+        placed = [edit.after for edit in edits if edit.place is not None]
         capture = make_capture(
             description,
             name=name,
@@ -149,9 +152,9 @@ def make_scene(
             held_out_every=config.held_out_every,
             size=config.size,
             num_points=config.num_points,
+            framed=shown_together(description, *placed) if placed else None,
         )
-        if not has_capture:
-            write_capture(capture, folder / CAPTURE)
+        write_capture(capture, folder / CAPTURE)
     yield f"{name}: capture"
     for edit in edits:
         if capture is not None and edit in missing:
@@ -174,7 +177,7 @@ def _write_truth(folder: Path, edit: Edit, capture: Capture, seed: int) -> None:
     for file_name, image, mask in zip(capture.file_names, truth.images, truth.masks, strict=True):
         _write_png(folder / "images" / file_name, image.permute(1, 2, 0))
         _write_png(folder / "masks" / file_name, mask)
-    request = request_of(edit, seed)
+    request = grammar.request_of(edit, seed)
     write_json(folder / EDIT_CASE, EditCase(scene=capture.name, kind=edit.kind, request=request, has_truth=True))
 
 
