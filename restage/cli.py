@@ -35,6 +35,7 @@ SUMMARIES = {
     "calibrate": "measure which thresholds for pairs suit a CLIP, and write them into its folder",
     "train": "train the edit model on the accepted pairs",
     "world": "make scenes of the miniature world, with the exact truth of their edits",
+    "clip": "make a moving clip of the miniature world, with its exact truth",
     "scenes": "fit every capture of a run",
     "fit": "fit Gaussian splats to a capture: nerfstudio, COLMAP, photographs, a video, ...",
     "edit": "edit a fitted scene by an instruction",
@@ -56,7 +57,7 @@ SUMMARIES = {
     "doctor": "say what this machine can do, and what to install for the rest",
 }
 
-SWITCHES = ("diff", "doctor", "fit", "import", "miniature", "pairs", "verify")
+SWITCHES = ("clip", "diff", "doctor", "fit", "import", "miniature", "pairs", "verify")
 """Commands whose Boolean options are switches, such as --json; elsewhere they take a value: --is-bf16 False."""
 
 

@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
         "Make scenes of the miniature world: captures, and the exact truth of their edits.\n\n"
         "Example: restage world runs/mine --edit-kinds recolour time",
     ),
+    "clip": lambda: scenes.clip,
     "train": stages.build_train,
     "fit": scenes.build_fit,
     "edit": lambda: scenes.edit,

@@ -17,13 +17,14 @@ from restage.run.folder import open_run, working
 from restage.run.progress import show_progress
 from restage.run.terminal import say
 
-__all__ = ["edit", "build_edits", "export", "build_fit", "view"]
+__all__ = ["clip", "edit", "build_edits", "export", "build_fit", "view"]
 
 SceneArgument = Annotated[Path, arg(metavar="SCENE")]
 CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
 ShownArgument = Annotated[
     Path, arg(metavar="PATH", help="A run, a fitted scene, a capture with a fit, or splats as PLY (3DGS layout).")
 ]
+ClipArgument = Annotated[Path, arg(metavar="CLIP")]
 ExportedArgument = Annotated[str, arg(metavar="PATH")]
 TargetArgument = Annotated[Path | None, arg(metavar="OUT")]
 InstructionArgument = Annotated[str, arg(metavar="INSTRUCTION")]
@@ -214,6 +215,36 @@ def export(
 
         show_progress(export_pairs(path, place, format, store=store))
         say(f"{format}: {place}")
+
+
+def clip(
+    folder: Positional[ClipArgument],
+    *,
+    motion: Literal["slide", "turn", "sun", "still"] = "slide",
+    moves_camera: bool = False,
+    num_frames: int = 8,
+    size: int = 128,
+    seed: int = 0,
+) -> None:
+    """Make a moving clip of the miniature world: frames, exact flow, depth and object ids, and pictures to look at.
+
+    Example: restage clip clips/first --motion turn --moves-camera
+
+    Args:
+        folder: Folder of the clip.
+        motion: What moves: an object that slides or turns, the sun, or nothing.
+        moves_camera: Let the camera go around the scene.
+        num_frames: Number of frames.
+        size: Width and height in pixels.
+        seed: Seed for scene, motion and camera.
+    """
+    from restage.world.clips import sample_clip, write_clip
+
+    if (folder / "clip.json").exists():
+        raise InputError(f"{folder} holds a clip already; choose another folder")
+    sampled = sample_clip(seed, motion=motion, moves_camera=moves_camera, num_frames=num_frames, size=size)
+    write_clip(sampled, folder)
+    say(f"clip: {folder}; look at {folder / 'clip.webp'} or {folder / 'sheet.png'}")
 
 
 def view(path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int = 8080) -> None:
