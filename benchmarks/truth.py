@@ -27,14 +27,13 @@ import numpy as np
 import torch
 
 from benchmarks.agreement import Judged, judged_results, pair_agreement, rank_agreement
-from restage.compare.evidence import ResultViews, embed_before, load_case
 from restage.compare.judges import open_judges
-from restage.compare.measure import measure_result
+from restage.compare.measure import ResultViews, embed_before, load_case, measure_result
 from restage.edit.pictures import read_image
 from restage.records import Score
 from restage.scores.definitions import METRICS
 from restage.scores.rows import read_scores, write_scores
-from restage.studies.file import load_study
+from restage.studies.study import load_study
 
 JUDGED = (
     *("clip_text", "clip_direction", "clip_image"),

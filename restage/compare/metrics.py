@@ -1,7 +1,8 @@
 """How far an edit got and what it disturbed: pure functions on held-out views, called by `measure.py`.
 
 Notation of docs/conventions.md: S true source view, T true edited view, B render of the unedited splats,
-E render of the edited splats, R region that truth changes. What cannot be scored is NaN with a reason, never 0.
+E render of the edited splats, R region that truth changes. C(x) is the unit-norm embedding of a picture or a text,
+o and e are frames of the same orbit before and after. What cannot be scored is NaN with a reason, never 0.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ __all__ = [
     "CHANGE_THRESHOLD",
     "MAX_PSNR_DB",
     "Measured",
+    "clip_direction",
     "depth_error",
+    "edit_consistency",
+    "feature_similarity",
     "fit_error",
+    "frame_consistency",
     "mask_iou",
     "no_op",
     "progress",
@@ -29,7 +34,10 @@ __all__ = [
     "share_moved",
     "spill",
     "ssim",
+    "step_consistency",
     "summarise",
+    "text_similarity",
+    "typeset_consistency",
     "unscored",
     "wrong_way",
 ]
@@ -184,3 +192,74 @@ def summarise(values: Sequence[float], reason: str) -> Measured:
 def unscored(reason: str) -> Measured:
     """A metric that cannot be scored at all."""
     return Measured(math.nan, (), reason)
+
+
+MIN_STEP = 1e-4
+"""Steps between unit vectors that are shorter than this have no direction: what is left of them is rounding."""
+
+NO_STEP = "the two pictures have the same embedding, and a step of no length has no direction"
+
+Embeddings = Float[Tensor, "n dimensions"]
+Embedding = Float[Tensor, " dimensions"]
+
+
+def feature_similarity(first: Embeddings, second: Embeddings) -> Measured:
+    """Cosine of the embeddings of two pictures, view by view, in [-1, 1]."""
+    return summarise((first.double() * second.double()).sum(dim=1).tolist(), "")
+
+
+def text_similarity(edited: Embeddings, text: Embedding) -> Measured:
+    """cos(C(E), C(text)), view by view, in [-1, 1]."""
+    return summarise((edited.double() @ text.double()).tolist(), "")
+
+
+def clip_direction(edited: Embeddings, unedited: Embeddings, target: Embedding, source: Embedding) -> Measured:
+    """cos(C(E) - C(B), C(target caption) - C(source caption)) (StyleGAN-NADA, Gal et al. 2021, arXiv 2108.00946).
+
+    The sign is kept: an edit the wrong way is negative. A view in which nothing changed is NaN, not 0.
+    """
+    step = (target - source).double().expand(len(edited), -1)
+    return summarise(_cosines((edited - unedited).double(), step), NO_STEP)
+
+
+def frame_consistency(edited: Embeddings) -> Measured:
+    """Mean cos(C(e_i), C(e_i+1)) of neighbouring frames (Gen-1, Esser et al. 2023, arXiv 2302.03011)."""
+    return feature_similarity(edited[:-1], edited[1:])
+
+
+def step_consistency(edited: Embeddings, unedited: Embeddings) -> Measured:
+    """Mean cos(C(o_i+1) - C(o_i), C(e_i+1) - C(e_i)): does the edited scene change along the path as the source does.
+
+    Instruct-NeRF2NeRF (arXiv 2303.12789), appendix C, as issue 28 of its repository reads it. Doing nothing scores 1.
+    """
+    return summarise(_cosines(unedited.diff(dim=0).double(), edited.diff(dim=0).double()), NO_STEP)
+
+
+def edit_consistency(edited: Embeddings, unedited: Embeddings) -> Measured:
+    """Mean cos(C(e_i) - C(o_i), C(e_i+1) - C(o_i+1)): is it the same edit in neighbouring frames.
+
+    Instruct-NeRF2NeRF (arXiv 2303.12789), appendix C, as issue 91 of its repository reads it, beside the other. Doing
+    nothing is NaN.
+    """
+    steps = (edited - unedited).double()
+    return summarise(_cosines(steps[:-1], steps[1:]), NO_STEP)
+
+
+def typeset_consistency(edited: Embeddings, unedited: Embeddings) -> Measured:
+    """Mean (C(e_i) - C(o_i)) . (C(e_i+1) - C(e_i)), as appendix C of arXiv 2303.12789 is printed.
+
+    Issue 28 of its repository calls the formula a writing error. Doing nothing scores 0.
+    """
+    steps = (edited - unedited).double()
+    return summarise((steps[:-1] * edited.diff(dim=0).double()).sum(dim=1).tolist(), "")
+
+
+def _cosines(first: Tensor, second: Tensor) -> list[float]:
+    """Cosine of each pair of rows; NaN where one of them has no length."""
+    lengths = torch.stack([first.norm(dim=1), second.norm(dim=1)])
+    products = (first * second).sum(dim=1) / lengths.prod(dim=0).clamp_min(1e-30)
+    has_direction = (lengths > MIN_STEP).all(dim=0)
+    return [
+        value if is_defined else math.nan
+        for value, is_defined in zip(products.tolist(), has_direction.tolist(), strict=True)
+    ]

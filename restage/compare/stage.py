@@ -8,18 +8,81 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from restage.compare.cases import Result, find_results
-from restage.compare.evidence import Before, CaseViews, embed_before, load_case, load_result
 from restage.compare.judges import CompareConfig, Judges, open_judges
-from restage.compare.measure import measure_result, unmeasured
+from restage.compare.measure import Before, CaseViews, embed_before, load_case, load_result, measure_result, unmeasured
 from restage.compare.metrics import Measured
-from restage.records import Progress, Score
+from restage.records import InputError, Progress, Score
 from restage.run.folder import RunFolder
-from restage.run.layout import CAPTURE, SCORES, STUDY_FILES, TRUTH, VIEW_SCORES
+from restage.run.layout import CAPTURE, SCORES, STUDY_FILES, TRUTH, VIEW_SCORES, result_folder
+from restage.run.reading import EditRecord, read_results
 from restage.scores.definitions import COST_METRICS, METRICS
 from restage.scores.rows import ViewScore, write_scores, write_view_scores
 
-__all__ = ["JUDGED_BY", "CompareConfig", "Scorer", "Scores", "run_compare", "write_tables"]
+__all__ = [
+    "CompareConfig",
+    "Contender",
+    "JUDGED_BY",
+    "Result",
+    "Scorer",
+    "Scores",
+    "find_results",
+    "run_compare",
+    "write_tables",
+]
+
+
+@dataclass(frozen=True, order=True, kw_only=True)
+class Contender:
+    """What competes: a method with an editor and a seed."""
+
+    method: str
+    editor: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One contender's go at one edit of one scene."""
+
+    scene: str
+    edit: str
+    kind: str
+    contender: Contender
+    folder: Path
+    """Of the edit stage; need not exist."""
+    record: EditRecord | None
+    """What its record says; None if the edit was never finished."""
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be scored; empty if it can."""
+        return self.record.problem if self.record else "no result: the edit was not run or not finished"
+
+
+def find_results(run_path: Path) -> list[Result]:
+    """All contenders that occur anywhere in the run's edit folder, crossed with all edits that occur there."""
+    records = read_results(run_path)
+    if not records:
+        raise InputError(f"{run_path / 'edit'} holds no finished edits; run: restage edit")
+    contenders = sorted({Contender(method=r.method, editor=r.editor, seed=r.seed) for r in records.values()})
+    kinds = {(record.scene, record.edit): record.kind for record in records.values()}
+    results = []
+    for scene, edit in sorted(kinds):
+        for contender in contenders:
+            name = f"{contender.method}-{contender.editor}"
+            folder = result_folder(run_path, scene, edit, contender=name, seed=contender.seed)
+            results.append(
+                Result(
+                    scene=scene,
+                    edit=edit,
+                    kind=kinds[scene, edit],
+                    contender=contender,
+                    folder=folder,
+                    record=records.get(folder),
+                )
+            )
+    return results
+
 
 JUDGED_BY = (*STUDY_FILES, "scenes/*/description.json", f"scenes/*/{CAPTURE}/**/*", f"scenes/*/{TRUTH}/**/*")
 """What numbers rest on, whoever put it there: the stage's mark holds its hashes too, so that `verify` sees changes."""

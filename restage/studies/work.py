@@ -5,36 +5,103 @@ from __future__ import annotations
 import dataclasses
 import math
 import socket
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from restage.compare.cases import Contender, Result
 from restage.compare.judges import open_judges
-from restage.compare.stage import Scorer, Scores
-from restage.edit.editors import EditorSource
-from restage.edit.job import EditStep
+from restage.compare.stage import Contender, Result, Scorer, Scores
+from restage.edit.editors import Editor, EditorSource, ViewBatch
+from restage.edit.job import EditJob, EditStep
 from restage.edit.open_editors import NO_EDITOR
+from restage.edit.pictures import write_image
 from restage.edit.results import edit_scene
 from restage.edit.work import EditUnit, EditWork, OpenEdits
-from restage.records import EditCase, InputError, Progress, Score, from_plain, read_json, write_json
-from restage.run.layout import CAPTURE, EDIT_RECORD, RUN_RECORD
+from restage.records import (
+    EditCase,
+    EditRequest,
+    InputError,
+    Progress,
+    Score,
+    content_id,
+    derive_seed,
+    from_plain,
+    read_json,
+    write_json,
+    write_record,
+)
+from restage.run.environment import PeakMemory
+from restage.run.layout import CAPTURE, EDIT_RECORD, HELD_OUT, RUN_RECORD
 from restage.run.models import edit_model_of
 from restage.run.reading import Cost, EditRecord
 from restage.scenes.capture import Capture
+from restage.scenes.fit import render_views
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io import read_capture
 from restage.scenes.splats import Splats
 from restage.scores.rows import ViewScore
-from restage.studies.file import load_study
 from restage.studies.held_out import GuardedEditor, GuardedMethod
-from restage.studies.per_view import PerView, edit_views
-from restage.studies.study import Study, identity_of, list_units
+from restage.studies.study import Study, identity_of, list_units, load_study
 from restage.work.task import Facts, Task
 
-__all__ = ["OpenStudy", "StudyTask", "StudyWork", "list_tasks", "scores_of"]
+__all__ = ["OpenStudy", "PerView", "StudyTask", "StudyWork", "edit_views", "list_tasks", "scores_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerView:
+    """Stands among the methods of a study for the anchor `per_view`; it makes pictures and no scene."""
+
+    noise_level: float = 1.0
+    """Share of the schedule that the edit of each view starts at."""
+
+    def run(self, job: EditJob) -> Iterator[EditStep]:
+        """There is no scene to make."""
+        raise InputError("per_view edits pictures and makes no scene; it runs in studies only")
+
+
+def edit_views(
+    splats: Splats,
+    capture: Capture,
+    *,
+    request: EditRequest,
+    settings: PerView,
+    editor: Editor,
+    seed: int,
+    folder: Path,
+    facts: Mapping[str, Any],
+) -> Iterator[EditStep]:
+    """Edit the held-out views one by one, a step for each, into a folder that has pictures and a record only."""
+    peak, started_s = PeakMemory(), time.perf_counter()
+    paths = []
+    for index in capture.held_out_indices:
+        view = render_views(splats, capture.cameras[index])
+        batch = ViewBatch(
+            view,
+            view,
+            request=request,
+            view_indices=(index,),
+            noise_level=settings.noise_level,
+            seed=derive_seed(seed, "per view"),
+        )
+        edited = editor.edit(batch)
+        paths.append(folder / HELD_OUT / Path(capture.file_names[index]).with_suffix(".png").name)
+        write_image(paths[-1], edited.images[0])
+        yield EditStep(len(paths), len(capture.held_out_indices), 0.0, splats, "held-out views, each by itself")
+    record = {
+        "id": content_id("edited", {"seed": seed, **facts, "settings": settings, "request": request}),
+        **facts,
+        "request": request,
+        "settings": settings,
+        "num_steps": len(paths),
+        "status": "done",
+        "reason": "",
+        "cost": {"seconds": time.perf_counter() - started_s, "peak_memory_mb": peak.read_mb()},
+    }
+    write_record(folder / EDIT_RECORD, record, files=paths)
+
 
 StudyTask = Task[EditUnit | str]
 """A result to make and score, or the name of a scene to write and fit."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 
 from restage.records import InputError, Progress
 from restage.work.interface import Engine, EngineConfig, Event, Shared, Stepped, Tick, WorkerLost
-from restage.work.local import run_local
+from restage.work.pool import run_local
 from restage.work.queue import SetAside, TaskQueue
 from restage.work.ray_cluster import run_ray
 from restage.work.task import Report, Work

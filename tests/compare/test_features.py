@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from restage.compare.features import (
+from restage.compare.metrics import (
     clip_direction,
     edit_consistency,
     feature_similarity,

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from restage.compare.cases import find_results
 from restage.compare.metrics import progress
-from restage.compare.stage import CompareConfig, run_compare
+from restage.compare.stage import CompareConfig, find_results, run_compare
 from restage.edit.editors.grade import grade_views
 from restage.edit.pictures import quantize, read_image, read_mask, write_image, write_mask
 from restage.edit.truth import write_grade_truth

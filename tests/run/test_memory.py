@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from restage.diffusion.allocation import keep_freed_memory
-from restage.run import memory
-from restage.run.memory import PeakMemory, process_peak_mb
+from restage.run import environment as memory
+from restage.run.environment import PeakMemory, process_peak_mb
 
 SIZE_MB = 300
 

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from restage.work.idle import DeviceWatch
+from restage.work.worker import DeviceWatch
 
 
 @pytest.fixture
