@@ -30,7 +30,7 @@ from restage.scores.rows import read_scores
 from restage.scores.statistics import clustered_estimate
 from restage.studies.run import run_study
 from restage.studies.study import MenuEditor, Study, StudyMethod
-from restage.work.interface import EngineConfig
+from restage.work.task import EngineConfig
 from restage.world.stage import CaptureConfig, edit_name
 
 EDITORS = ("exact", "noisy-0.3-exact", "edit_model")

@@ -33,7 +33,7 @@ from restage.studies.run import run_study
 from restage.studies.scenes import WorldScene
 from restage.studies.study import MenuEditor, Study, StudyMethod, StudyScene
 from restage.studies.work import PerView
-from restage.work.interface import EngineConfig
+from restage.work.task import EngineConfig
 from restage.world.grammar import EDIT_KINDS
 from restage.world.stage import CaptureConfig, WorldConfig, edit_name, sample_scene
 

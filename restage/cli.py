@@ -15,8 +15,7 @@ from pathlib import Path
 
 from restage.records import InputError, is_disk_full, system_error
 from restage.run.environment import choose_kernel_cache
-from restage.run.stopping import is_stop_requested, stop_on_signals
-from restage.run.terminal import say
+from restage.run.progress import is_stop_requested, say, stop_on_signals
 
 __all__ = ["main"]
 

@@ -50,9 +50,9 @@ def kill_study() -> Any:
 
 def drive(folder: Path, address: str | None) -> None:
     """Run the study in a process that can be killed."""
-    from restage.run.stopping import stop_on_signals
+    from restage.run.progress import stop_on_signals
     from restage.studies.run import run_study
-    from restage.work.interface import EngineConfig
+    from restage.work.task import EngineConfig
 
     stop_on_signals()
     engine = EngineConfig(engine="ray", address=address, grace_s=2.0) if address else EngineConfig()

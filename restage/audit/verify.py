@@ -30,9 +30,8 @@ from restage.pairs.verify.repair import describe_repair, describe_result, repair
 from restage.records import InputError, Progress
 from restage.run.layout import RUN_RECORD
 from restage.run.locks import hold_stages
-from restage.run.progress import show_progress
+from restage.run.progress import say, show_progress
 from restage.run.reading import read_run_record
-from restage.run.terminal import say
 
 __all__ = ["Part", "VerifyConfig", "find_parts", "verify_folder"]
 

@@ -9,12 +9,11 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from restage.commands.arguments import ModelsArgument, RunArgument, RunSeedArgument, StoreArgument
+from restage.commands.stages import ModelsArgument, RunArgument, RunSeedArgument, StoreArgument
 from restage.records import InputError
 from restage.run.folder import open_run, working
 from restage.run.models import CLIP_RULE, models_in
-from restage.run.progress import show_progress
-from restage.run.terminal import say
+from restage.run.progress import say, show_progress
 
 __all__ = ["PROMPTS_HELP", "build_calibrate", "build_import", "build_pairs", "build_rounds"]
 

@@ -11,12 +11,11 @@ from tyro.conf import Positional, arg
 
 from restage.audit.bundle import BundleConfig, pack_bundle
 from restage.audit.show import describe_run, list_runs
-from restage.commands.arguments import ModelsArgument, RunArgument, StoreArgument
+from restage.commands.stages import ModelsArgument, RunArgument, StoreArgument
 from restage.records import InputError
 from restage.run.folder import open_run, working
 from restage.run.models import models_in
-from restage.run.progress import show_progress
-from restage.run.terminal import say
+from restage.run.progress import say, show_progress
 
 __all__ = [
     "bundle",

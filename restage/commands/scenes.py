@@ -10,12 +10,11 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from restage.audit.show import describe_run
-from restage.commands.arguments import RunArgument, StoreArgument
+from restage.commands.stages import RunArgument, StoreArgument
 from restage.records import EditRequest, InputError
 from restage.run.environment import check_device
 from restage.run.folder import open_run, working
-from restage.run.progress import show_progress
-from restage.run.terminal import say
+from restage.run.progress import say, show_progress
 
 __all__ = ["clip", "edit", "build_edits", "export", "build_fit", "view"]
 
@@ -138,7 +137,7 @@ def edit(
 def build_edits() -> Callable[..., None]:
     """Build `restage edits`."""
     from restage.edit.stage import EditConfig
-    from restage.work.interface import EngineConfig
+    from restage.work.task import EngineConfig
 
     default = EditConfig()
 

@@ -12,14 +12,29 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 import restage
-from restage.commands.arguments import ModelsArgument, RunArgument, RunSeedArgument, StoreArgument
 from restage.records import InputError
 from restage.run.folder import open_run, working
 from restage.run.models import models_in
-from restage.run.progress import show_progress
-from restage.run.terminal import say
+from restage.run.progress import say, show_progress
 
-__all__ = ["demo", "build_miniature", "build_stage", "build_train"]
+__all__ = [
+    "ModelsArgument",
+    "RunArgument",
+    "RunSeedArgument",
+    "StoreArgument",
+    "build_miniature",
+    "build_stage",
+    "build_train",
+    "demo",
+]
+
+RunArgument = Annotated[Path, arg(metavar="RUN", help="Folder of the run; it is made if it does not exist.")]
+ModelsArgument = Annotated[
+    Path | None,
+    arg(metavar="FOLDER", help="Folder of the models to start from; default: the package's own."),
+]
+StoreArgument = Annotated[str, arg(metavar="URL")]
+RunSeedArgument = Annotated[int, arg(help="Seed for a new run; ignored if the run exists.")]
 
 
 def demo(*, out: Path = Path("runs/demo"), seed: int = 0, models: Path | None = None) -> None:

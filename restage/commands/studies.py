@@ -8,14 +8,13 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from restage.commands.arguments import ModelsArgument
+from restage.commands.stages import ModelsArgument
 from restage.records import InputError
 from restage.run.layout import SCORES, check_is_run
 from restage.run.locks import hold_stages
 from restage.run.models import models_in
-from restage.run.progress import show_progress
-from restage.run.terminal import say
-from restage.work.interface import EngineConfig
+from restage.run.progress import say, show_progress
+from restage.work.task import EngineConfig
 
 __all__ = ["diagnose", "study"]
 

@@ -68,7 +68,6 @@ class ImageModel(Protocol):
 
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Embed pictures in [0, 1] as unit vectors."""
-        ...
 
 
 @runtime_checkable
@@ -77,7 +76,6 @@ class TextModel(ImageModel, Protocol):
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
         """Embed texts as unit vectors."""
-        ...
 
 
 @runtime_checkable
@@ -86,7 +84,6 @@ class PictureDistance(Protocol):
 
     def distance(self, first: Float[Tensor, "b 3 h w"], second: Float[Tensor, "b 3 h w"]) -> list[float]:
         """Distance of each pair of pictures in [0, 1]; 0 for equal ones."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from restage.diagnose.parts import LABELS, RunParts
 from restage.diagnose.stages import LADDER
 from restage.records import InputError, Progress, write_atomically, write_json
 from restage.run.models import Models
-from restage.work.interface import EngineConfig
+from restage.work.task import EngineConfig
 
 __all__ = [
     "LIMITS",

@@ -18,7 +18,7 @@ from restage.edit.preview import NO_OP_SHARE, Preview, changed_share
 from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
 from restage.run.environment import PeakMemory, process_peak_mb
 from restage.run.layout import EDIT_RECORD, HELD_OUT, ORBIT, SPLATS
-from restage.run.stopping import is_stop_requested
+from restage.run.progress import is_stop_requested
 from restage.scenes.cameras import Cameras, orbit
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views

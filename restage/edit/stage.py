@@ -18,9 +18,8 @@ from restage.records import InputError, Progress
 from restage.run.folder import RunFolder
 from restage.run.models import edit_model_of
 from restage.work.engine import settings_for, work_through
-from restage.work.interface import EngineConfig
-from restage.work.queue import SetAside, TaskQueue
-from restage.work.task import Task
+from restage.work.queue import TaskQueue
+from restage.work.task import EngineConfig, SetAside, Task
 
 __all__ = ["EditConfig", "list_units", "run_edit"]
 

@@ -14,14 +14,13 @@ from restage.edit.open_editors import NO_EDITOR, NoEditor, OpenEditors, SceneEdi
 from restage.edit.results import edit_scene, write_failure
 from restage.records import EditCase, InputError, Progress, derive_seed, file_sha256, is_disk_full, read_json
 from restage.run.layout import CAPTURE, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
+from restage.run.progress import is_stop_requested
 from restage.run.reading import EditRecord
-from restage.run.stopping import is_stop_requested
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import Splats
-from restage.work.queue import SetAside
-from restage.work.task import Facts, Task
+from restage.work.task import Facts, SetAside, Task
 
 __all__ = ["EditUnit", "EditWork", "OpenEdits", "editors_of", "load_scene", "read_case"]
 

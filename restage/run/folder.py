@@ -29,8 +29,8 @@ from restage.records import (
 from restage.run.environment import git_commit, machine, process_peak_mb, versions
 from restage.run.layout import EDIT_RECORD, FIT_RECORD, FIT_STATE, RUN_RECORD, STAGE_MARK, STAGE_MARKS, STUDY_FILES
 from restage.run.locks import hold_folder, hold_stages, is_abandoned
+from restage.run.progress import is_stop_requested
 from restage.run.reading import RunRecord, StageMark, read_run_record
-from restage.run.stopping import is_stop_requested
 
 __all__ = ["SEALED_APART", "UNSEALED", "RunFolder", "StepByStep", "open_run", "working"]
 

@@ -1,20 +1,56 @@
-"""Shows long work while it goes on: bars on a terminal, about ten plain lines a stage elsewhere.
+"""Shows long work on a terminal, prints names from outside so that they command nothing there, and hears of stops.
 
-Called by the sub-commands with the generators of `Progress` that every stage is.
+A stop by a signal interrupts at once and is remembered: an interrupt that reaches compiled code comes out of it as
+another error (numba's `SystemError`), or is swallowed there. What is remembered tells such an error from a real one,
+and stops the work at its next step.
 """
 
 from __future__ import annotations
 
+import re
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import Any, TextIO
 
 from restage.records import Progress
-from restage.run.stopping import is_stop_requested
-from restage.run.terminal import printable, say
 
-__all__ = ["plain_lines", "show_progress"]
+__all__ = ["is_stop_requested", "plain_lines", "printable", "say", "show_progress", "stop_on_signals"]
+
+# Control characters but tab and line feed, halves of surrogate pairs, and what turns the direction of writing.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Spell out what a terminal would obey instead of show: an escape becomes `\x1b`."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(text: str, *, end: str = "\n", file: Any = None) -> None:
+    """Print text that may hold names from outside, to a text stream (default: stdout as it is now)."""
+    print(printable(text), end=end, file=file, flush=True)
+
+
+_requests: list[int] = []
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    _requests.append(number)
+    raise KeyboardInterrupt
+
+
+def stop_on_signals() -> None:
+    """Let SIGINT and SIGTERM stop this process; a shell starts background jobs with the first one ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+
+
+def is_stop_requested() -> bool:
+    """Whether a signal has asked this process to stop."""
+    return bool(_requests)
+
 
 PLAIN_LINES_PER_STAGE = 10
 MAX_SILENCE_S = 120.0

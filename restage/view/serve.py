@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from restage.records import InputError, MissingExtra
-from restage.run.terminal import say
+from restage.run.progress import say
 from restage.view.page import ViewerPage
 from restage.view.session import ViewSession
 

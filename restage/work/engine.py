@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 
 from restage.records import InputError, Progress
-from restage.work.interface import Engine, EngineConfig, Event, Shared, Stepped, Tick, WorkerLost
 from restage.work.pool import run_local
-from restage.work.queue import SetAside, TaskQueue
+from restage.work.queue import TaskQueue
 from restage.work.ray_cluster import run_ray
-from restage.work.task import Report, Work
+from restage.work.task import EngineConfig, Event, Report, SetAside, Shared, Stepped, Tick, Work, WorkerLost
 from restage.work.worker import Worker, WorkerSettings, devices, restored_threads
 
 __all__ = ["ENGINES", "TasksSetAside", "WorkStopped", "explain", "run_tasks", "settings_for", "work_through"]
@@ -29,6 +28,10 @@ def _run_inline(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig
                         queue.report(step)
                     yield step if isinstance(step, Report) else Stepped(task.index, step)
 
+
+Engine = Callable[[TaskQueue, WorkerSettings, EngineConfig], Iterator[Event]]
+"""Has tasks done until the queue is finished, and tells the queue of every report and loss before it yields it; when
+closed early it stops its workers. Raises InputError if no worker can do any task."""
 
 ENGINES: Mapping[str, Engine] = {"inline": _run_inline, "local": run_local, "ray": run_ray}
 

@@ -18,9 +18,8 @@ from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 from restage.records import InputError
-from restage.work.interface import EngineConfig, Event, Tick, WorkerLost
 from restage.work.queue import TaskQueue
-from restage.work.task import Report, Task
+from restage.work.task import EngineConfig, Event, Report, Task, Tick, WorkerLost
 from restage.work.worker import Worker, WorkerSettings, devices
 
 __all__ = ["Message", "Pool", "WorkerHandle", "run_local", "run_pool"]
@@ -42,15 +41,12 @@ class WorkerHandle(Protocol):
 
     def send(self, tasks: Sequence[Task[Any]]) -> None:
         """Have it work through these tasks; only called when it has none."""
-        ...
 
     def ask_to_stop(self) -> None:
         """Ask it to give up after its present step."""
-        ...
 
     def kill(self) -> None:
         """End it now."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -72,15 +68,12 @@ class Pool(Protocol):
 
     def places(self) -> list[str]:
         """Returns the places that have room for a worker now."""
-        ...
 
     def start(self, place: str) -> WorkerHandle:
         """Start a worker at a place; it says when it is ready."""
-        ...
 
     def wait(self, workers: Sequence[WorkerHandle], timeout_s: float) -> list[Message]:
         """Returns what these workers have said since, or that they are gone."""
-        ...
 
 
 @dataclass

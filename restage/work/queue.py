@@ -8,12 +8,11 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from restage.work.task import Report, Task
+from restage.work.task import Report, SetAside, Task
 
-__all__ = ["MAX_BUNDLE", "MAX_LOSSES", "SetAside", "TaskQueue"]
+__all__ = ["MAX_BUNDLE", "MAX_LOSSES", "TaskQueue"]
 
 BUNDLE_S = 2.0
 """Seconds of work that go to a worker in one message, where tasks may be bundled."""
@@ -21,15 +20,6 @@ MAX_BUNDLE = 256
 """Most tasks in one message; for kinds of work whose tasks may be tiny."""
 MAX_LOSSES = 8
 """Workers that may be lost over one task before the task is taken for the cause."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SetAside:
-    """A task that was given up."""
-
-    index: int
-    reason: str
-    details: str
 
 
 class TaskQueue:

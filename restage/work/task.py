@@ -1,4 +1,4 @@
-"""What a task is, how a kind of work does it, and what is reported of it."""
+"""What a task is, how a kind of work does it, where it is done, and what the driver is told while it goes on."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
-from restage.records import Progress
+from restage.records import InputError, Progress
 
-__all__ = ["Facts", "OpenWork", "Report", "Status", "Task", "Work"]
+__all__ = [
+    "EngineConfig",
+    "Event",
+    "Facts",
+    "OpenWork",
+    "Report",
+    "SetAside",
+    "Shared",
+    "Status",
+    "Stepped",
+    "Task",
+    "Tick",
+    "Work",
+    "WorkerLost",
+]
 
 Item = TypeVar("Item")
 
@@ -63,11 +77,9 @@ class OpenWork(Protocol):
 
     def found(self, task: Task[Any]) -> Facts | None:
         """Facts of the task's result if it is there already: made before a worker was lost, or by another driver."""
-        ...
 
     def work(self, task: Task[Any]) -> Generator[Progress, None, Facts]:
         """Do a task, return facts of its result; given up between two steps, it leaves nothing that counts."""
-        ...
 
 
 @runtime_checkable
@@ -76,4 +88,83 @@ class Work(Protocol):
 
     def open(self, device: str) -> OpenWork:
         """Load whatever is heavy on a device; refuses a machine that lacks what it needs."""
-        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where work is done. Nothing here changes the result: with equal threads, bit for bit."""
+
+    engine: Literal["inline", "local", "ray"] | None = None
+    """In this process; in processes of this machine, one a device; or on a Ray cluster (restage[cluster]). Default:
+    inline, or local with several workers or --when-idle."""
+    workers: int | None = None
+    """Workers at once; default: one a GPU, else one a CPU thread group; on a cluster as many as it has room for."""
+    threads: int | None = None
+    """CPU threads of each worker, which results on a CPU depend on; default: 1 beside other workers, and inline what
+    the stage takes by itself."""
+    when_idle: bool = False
+    """Leave a device that someone else uses, and give way when they come (local and ray)."""
+    address: str | None = None
+    """Address of the Ray cluster, such as `auto` or `10.0.0.1:6379`; default: RAY_ADDRESS, else a cluster of this
+    machine."""
+    max_attempts: int = 3
+    """Failures after which a task is set aside with its traceback, while the others go on."""
+    grace_s: float = 10.0
+    """Seconds that workers get to end their step when the work is stopped."""
+    poll_s: float = 30.0
+    """Seconds until a device that someone else uses is looked at again."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads", "max_attempts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        if self.grace_s < 0 or self.poll_s <= 0:
+            raise InputError("grace_s must be at least 0, poll_s above 0")
+        needs_processes = self.when_idle or (self.workers or 1) > 1
+        if self.engine is None:
+            object.__setattr__(self, "engine", "local" if needs_processes else "inline")
+        elif self.engine == "inline" and needs_processes:
+            raise InputError("--workers and --when-idle need other processes; choose --engine local or ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetAside:
+    """A task that was given up."""
+
+    index: int
+    reason: str
+    details: str
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A task has come a step further; only an engine in this process says so."""
+
+    index: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """A worker is gone, or was sent away."""
+
+    worker: str
+    reason: str
+    is_for_good: bool = False
+    """Whether it is not replaced."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Nothing happened; time for the caller to look around."""
+
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Another driver does tasks of the same folder; from now on the two share the work."""
+
+
+Event = Report | Stepped | WorkerLost | Tick | SetAside | Shared

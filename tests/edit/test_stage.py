@@ -12,7 +12,7 @@ from restage.records import EditCase, InputError, write_json
 from restage.run.folder import RunFolder
 from restage.scenes.cameras import project_points
 from restage.scenes.io.ply import read_splats
-from restage.work.interface import EngineConfig
+from restage.work.task import EngineConfig
 
 CONFIG = EditConfig(
     methods=("nothing", "replace_once", "restage"),

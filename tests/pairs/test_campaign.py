@@ -17,7 +17,7 @@ from restage.pairs.stage import run_campaign
 from restage.pairs.store import done_indices, drop_shard, read_rows
 from restage.records import InputError, read_json
 from restage.work.engine import WorkStopped
-from restage.work.interface import Tick
+from restage.work.task import Tick
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config
 
 LOCAL = CampaignConfig(engine="local", workers=2, grace_s=1.0)
@@ -160,7 +160,7 @@ import sys
 from pathlib import Path
 from restage.pairs.campaign import CampaignConfig
 from restage.pairs.stage import run_campaign
-from restage.run.stopping import stop_on_signals
+from restage.run.progress import stop_on_signals
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config
 if __name__ == "__main__":
     stop_on_signals()

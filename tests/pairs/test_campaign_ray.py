@@ -61,7 +61,7 @@ import sys
 from pathlib import Path
 from restage.pairs.campaign import CampaignConfig
 from restage.pairs.stage import run_campaign
-from restage.run.stopping import stop_on_signals
+from restage.run.progress import stop_on_signals
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config
 if __name__ == "__main__":
     stop_on_signals()

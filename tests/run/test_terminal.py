@@ -5,8 +5,7 @@ import pytest
 
 import restage
 from restage.records import Progress
-from restage.run.progress import show_progress
-from restage.run.terminal import printable, say
+from restage.run.progress import printable, say, show_progress
 
 NASTY = "a\x1b]0;owned\x07b\x1b[2J\x9bm\r\u202egnp"
 

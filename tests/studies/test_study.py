@@ -19,7 +19,7 @@ from restage.studies.run import run_study
 from restage.studies.scenes import FolderScene
 from restage.studies.study import MenuEditor, Study, StudyMethod, identity_of, list_units, load_study
 from restage.work.engine import TasksSetAside
-from restage.work.interface import EngineConfig
+from restage.work.task import EngineConfig
 from tests.studies.tiny_study import Brighten, Dying, run_until, tiny_study
 
 STUDY_FILE = "from tests.studies.tiny_study import tiny_study\n\nSTUDY = tiny_study()\n"

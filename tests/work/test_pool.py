@@ -1,8 +1,8 @@
 import pytest
 
 from restage.records import InputError
-from restage.work.interface import EngineConfig, WorkerLost
 from restage.work.pool import MAX_BAD_TASKS, Message, run_pool
+from restage.work.task import EngineConfig, WorkerLost
 from tests.work.tiny_tasks import make_queue, report
 
 
