@@ -165,13 +165,8 @@ def edit_folder(
     """Edit a fitted scene by one request after another, each from the result of the one before.
 
     Each becomes an edit case without truth of the scene, so that `compare` and `report` see it too, and has a folder
-    of its own. The last step's note is the folder of the last result, and what there is to say about it.
-
-    Args:
-        scene: Folder of a run with one fitted scene, or `<run>/scenes/<scene>`.
-        requests: What to do.
-        choice: How.
-        start: Folder of a finished edit that the first one starts from; None for the fitted scene.
+    of its own. The last step's note is the folder of the last result, and what there is to say about it. The first
+    edit starts from a finished one in the folder `start`, or from the fitted scene.
     """
     scene_folder = find_scene(scene)
     if not (scene_folder / CAPTURE / TRANSFORMS).is_file():

@@ -36,16 +36,14 @@ class Changed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreGap:
-    """How a metric of a method differs, over the results that both runs have."""
+    """How the mean of a metric of a method differs, second minus first, over the results that both runs have."""
 
     method: str
     editor: str
     metric: str
     first: float
-    """Mean in the first run."""
     second: float
     gap: float
-    """Second minus first."""
     standard_error: float
     """Standard error of the gap, clustered by scene; NaN with fewer than two scenes."""
     num_results: int
@@ -53,21 +51,17 @@ class ScoreGap:
 
 @dataclass(frozen=True, kw_only=True)
 class RunDifference:
-    """All that differs between two runs."""
+    """All that differs between two runs: `data` and `weights` by their hashes, `only_in_one` in numbers of results."""
 
     first: Path
     second: Path
     config: tuple[Changed, ...]
     versions: tuple[Changed, ...]
-    """Versions of packages, and the code's commit."""
     machine: tuple[Changed, ...]
     data: tuple[Changed, ...]
-    """Hashes of prompts, pairs, captures and true views."""
     weights: tuple[Changed, ...]
-    """Hashes of models and splats."""
     scores: tuple[ScoreGap, ...]
     only_in_one: tuple[Changed, ...]
-    """Number of results by method, where one run has more."""
 
 
 def compare_runs(first: Path, second: Path) -> RunDifference:
@@ -76,13 +70,8 @@ def compare_runs(first: Path, second: Path) -> RunDifference:
     named = {name: _changed(facts[0][name], facts[1][name]) for name in facts[0]}
     scores = [_scores(run) for run in (first, second)]
     counts = [_result_counts(rows) for rows in scores]
-    return RunDifference(
-        first=first,
-        second=second,
-        **named,
-        scores=tuple(_gaps(scores[0], scores[1])),
-        only_in_one=_changed(counts[0], counts[1]),
-    )
+    only_in_one = _changed(counts[0], counts[1])
+    return RunDifference(first=first, second=second, **named, scores=tuple(_gaps(*scores)), only_in_one=only_in_one)
 
 
 def _facts(run: Path) -> dict[str, dict[str, str]]:
@@ -108,7 +97,8 @@ def _weights(run: Path, marks: Mapping[str, StageMark]) -> dict[str, str]:
     splats = sorted(run.glob(f"scenes/*/{SPLATS}"))
     found = {f"splats of {path.parent.name}": file_sha256(path)[:16] for path in splats}
     trained = marks["train"].files if "train" in marks else {}
-    found |= {name: value[:16] for name, value in trained.items() if name.endswith((".safetensors", ".bin"))}
+    weights = {name for name in trained if name.endswith((".safetensors", ".bin")) and "/cache/" not in name}
+    found |= {name: value[:16] for name, value in trained.items() if name in weights}
     used = {str(record.inputs.get("model_sha256", ""))[:16] for record in read_results(run).values()} - {""}
     return found | ({"edit model of the results": ", ".join(sorted(used))} if used else {})
 
@@ -142,16 +132,9 @@ def _gaps(first: Mapping[tuple[str, ...], Score], second: Mapping[tuple[str, ...
         gap = clustered_estimate([two - one for one, two, _ in rows], [scene for *_, scene in rows])
         means = math.fsum(row[0] for row in rows) / len(rows), math.fsum(row[1] for row in rows) / len(rows)
         if means[0] != means[1] or gap.standard_error > 0:
-            yield ScoreGap(
-                method=method,
-                editor=editor,
-                metric=metric,
-                first=means[0],
-                second=means[1],
-                gap=gap.mean,
-                standard_error=gap.standard_error,
-                num_results=len(rows),
-            )
+            who = {"method": method, "editor": editor, "metric": metric}
+            numbers = {"first": means[0], "second": means[1], "gap": gap.mean, "standard_error": gap.standard_error}
+            yield ScoreGap(**who, **numbers, num_results=len(rows))
 
 
 def describe_difference(found: RunDifference) -> list[str]:

@@ -30,6 +30,7 @@ from restage.pairs.verify.repair import describe_repair, describe_result, repair
 from restage.records import InputError, Progress
 from restage.run.layout import RUN_RECORD
 from restage.run.locks import hold_stages
+from restage.run.models import models_in
 from restage.run.progress import say, show_progress
 from restage.run.reading import read_run_record
 
@@ -53,7 +54,8 @@ def find_parts(path: str) -> list[Part]:
     folder = Path(path)
     runs = [run for run in (folder, *sorted(folder.glob("rounds/*"))) if any(map(any, map(run.glob, RECORDS)))]
     parts = [Part("records", run, run) for run in runs]
-    if (folder / "pairs").is_dir() and (any((folder / "pairs").glob("*.done")) or not parts or _has_store(folder)):
+    has_store = any((folder / "pairs" / name).exists() for name in ("store.json", "plan.json"))
+    if (folder / "pairs").is_dir() and (any((folder / "pairs").glob("*.done")) or not parts or has_store):
         parts.append(Part("pairs", folder / "pairs", folder))
     if not parts and any(folder.glob("shard-*")):
         is_of_run = folder.name == "pairs" and (folder.parent / RUN_RECORD).exists()
@@ -63,22 +65,6 @@ def find_parts(path: str) -> list[Part]:
             f"{path} holds no image pairs and no run to check; name a run, a bundle of one, or a folder of shards"
         )
     return parts
-
-
-def _has_store(run: Path) -> bool:
-    return (run / "pairs" / "store.json").exists() or (run / "pairs" / "plan.json").exists()
-
-
-class _Last:
-    """Hands the steps of a check on, and keeps what it returns."""
-
-    result: Any
-
-    def __init__(self, steps: Generator[Progress, None, Any]) -> None:
-        self.steps = steps
-
-    def __iter__(self) -> Iterator[Progress]:
-        self.result = yield from self.steps
 
 
 def verify_folder(
@@ -93,14 +79,7 @@ def verify_folder(
 ) -> bool:
     """Check, say what was found, and repair it if asked to; returns whether anything was found.
 
-    Args:
-        path: A run, a bundle of one, or a folder or URL of shards.
-        config: What to look at.
-        models: Folder with the CLIP to judge captions with; None takes the one that comes with the package.
-        repairs: Take out what is bad among the pairs.
-        is_json: Print JSON instead of lines; progress then goes to the error stream.
-        sheets: Folder for contact sheets; None takes `verify` in the run, and writes none for a bare folder.
-        store: URL of the store that the run's pairs lie in; another one that the run names is not looked at.
+    The arguments are those of `restage verify`, which is what calls it; progress goes to stderr where JSON is printed.
     """
     checks = _Checks(config=config, models=models, repairs=repairs, is_json=is_json, sheets=sheets, store=store)
     if is_bundle(path):
@@ -149,10 +128,14 @@ class _Checks:
 
     def work(self, steps: Generator[Progress, None, Any]) -> Any:
         """Show the progress of a check; returns its result."""
-        last = _Last(steps)
+        results = []
+
+        def kept() -> Iterator[Progress]:
+            results.append((yield from steps))
+
         with contextlib.redirect_stdout(sys.stderr if self.is_json else sys.stdout):
-            show_progress(last)
-        return last.result
+            show_progress(kept())
+        return results[0]
 
     def records(self, part: Part, *, left_out: Mapping[str, str], first: list[RecordFinding], shown: str) -> None:
         """Check a run against its records, and its pictures against its numbers."""
@@ -177,7 +160,9 @@ class _Checks:
             self.plain["not_checked"].append({"folder": str(part.folder), "reason": str(unnamed)})
             self.say(f"not checked: {unnamed}")
             return
-        clip = None if self.config.fast else _load_clip(self.models)
+        from restage.diffusion.clip import load_clip
+
+        clip = None if self.config.fast else load_clip(models_in(self.models).clip)
         result: VerifyResult = self.work(check_pairs(part.folder, self.config, clip=clip, store=self.store))
         self.has_findings = self.has_findings or bool(result.findings)
         folder = self.sheets or (part.run / "verify" if part.run else None)
@@ -193,13 +178,6 @@ class _Checks:
         """Print the JSON, if it was asked for."""
         if self.is_json:
             say(json.dumps(self.plain, indent=1))
-
-
-def _load_clip(models: Path | None) -> Any:
-    from restage.diffusion.clip import load_clip
-    from restage.run.models import models_in
-
-    return load_clip(models_in(models).clip)
 
 
 def _command_of(run: Path | None) -> list[str]:

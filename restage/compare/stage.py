@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,16 +71,8 @@ def find_results(run_path: Path) -> list[Result]:
         for contender in contenders:
             name = f"{contender.method}-{contender.editor}"
             folder = result_folder(run_path, scene, edit, contender=name, seed=contender.seed)
-            results.append(
-                Result(
-                    scene=scene,
-                    edit=edit,
-                    kind=kinds[scene, edit],
-                    contender=contender,
-                    folder=folder,
-                    record=records.get(folder),
-                )
-            )
+            where = {"scene": scene, "edit": edit, "kind": kinds[scene, edit]}
+            results.append(Result(**where, contender=contender, folder=folder, record=records.get(folder)))
     return results
 
 
@@ -147,14 +139,7 @@ def write_tables(run: RunFolder, rows: Scores) -> None:
 
 
 def _rows(result: Result, measured: dict[str, Measured], names: tuple[str, ...]) -> Scores:
-    who = {
-        "scene": result.scene,
-        "edit": result.edit,
-        "kind": result.kind,
-        "method": result.contender.method,
-        "editor": result.contender.editor,
-        "seed": result.contender.seed,
-    }
+    who = {"scene": result.scene, "edit": result.edit, "kind": result.kind, **asdict(result.contender)}
     found = Scores([], [])
     for metric, value in measured.items():
         found.scores.append(Score(**who, metric=metric, value=float(value.mean), reason=value.reason))

@@ -19,7 +19,7 @@ from restage.pairs.tasks import Maker, OpenMaker, ShardWork, TaskPlan
 from restage.records import InputError, Progress, canonical_json, to_plain, write_json
 from restage.work.engine import TasksSetAside, WorkStopped, run_tasks, settings_for
 from restage.work.queue import MAX_BUNDLE, TaskQueue
-from restage.work.task import EngineConfig, Event, Report, SetAside, Shared, Stepped, Tick, WorkerLost
+from restage.work.task import EngineConfig, Event, Report, SetAside, Stepped, Tick, WorkerLost
 from restage.work.worker import WorkerSettings
 
 __all__ = ["CampaignConfig", "Estimate", "Tally", "check_prompts", "make_missing"]
@@ -304,8 +304,6 @@ class _Session:
         elif isinstance(event, SetAside):
             self.write_failure(event)
             yield self.progress(f"task {event.index} is set aside: {event.reason}")
-        elif isinstance(event, Shared):
-            yield self.progress("another driver works on this folder, too; the two share the work")
         else:
             yield from self.hear_report(event)
         if self.config.engine != "inline" and time.monotonic() - self.shown_s >= STATUS_S:

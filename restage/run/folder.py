@@ -45,11 +45,6 @@ SEALED_APART = "sealed apart"
 """Stands for the hash of a record that holds a seal, and hashes, of its own."""
 
 
-def _was_begun(file: Path) -> bool:
-    """Whether this is the temporary file of a start that was killed while writing `run.json`."""
-    return file.match(".run.*.tmp.json")
-
-
 @dataclass
 class RunFolder:
     """A run is a folder: `run.json` is written first and closed last, each stage marks itself done with a file.
@@ -75,11 +70,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, config: Any, *, seed: int) -> RunFolder:
-        """Start a run in `path`, or continue the one that is there.
-
-        Raises:
-            InputError: `path` holds a run with another config, or something that is not a run.
-        """
+        """Start a run in `path`, or continue the one that is there if it has this config; all else is refused."""
         run = cls(path=path, config=config, seed=seed)
         record_path = path / RUN_RECORD
         if record_path.exists():
@@ -87,7 +78,8 @@ class RunFolder:
             if found.id != run.id:
                 raise InputError(f"{path} holds run {found.id} with another config; choose another folder with --out")
             return run
-        if path.exists() and not (path.is_dir() and all(_was_begun(file) for file in path.iterdir())):
+        # A start may have been killed while writing `run.json`.
+        if path.exists() and not (path.is_dir() and all(file.match(".run.*.tmp.json") for file in path.iterdir())):
             raise InputError(f"{path} exists and is not a run folder; choose another folder with --out")
         run.made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         try:
@@ -164,13 +156,9 @@ class RunFolder:
         return True
 
     def mark_done(self, stage: str, config: Any, *, also: Sequence[str] = (), **facts: Any) -> None:
-        """Mark a stage as finished, with the hashes of its files; call it after everything else of it is on disk.
+        """Mark a stage as finished, with the hashes of its files and facts to show, once everything else is on disk.
 
-        Args:
-            stage: The name of the stage, which is that of its folder.
-            config: Its resolved config.
-            also: Patterns, relative to the run, of files that it wrote outside of its folder.
-            facts: What `restage show` and the page are to say of it.
+        `also` are patterns, relative to the run, of files that it wrote outside of its folder.
         """
         mark = {"id": content_id(stage, config), "config": to_plain(config), "facts": facts}
         write_json(self.path / stage / STAGE_MARK, seal({**mark, "files": self._hashes(stage, also)}))

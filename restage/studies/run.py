@@ -29,17 +29,11 @@ __all__ = ["run_study"]
 def run_study(
     study: Study, folder: Path, *, engine: EngineConfig | None = None, file: Path | None = None
 ) -> Iterator[Progress]:
-    """Run what is missing of a study, and write its tables.
+    """Run what is missing of a study in its folder, and write its tables.
 
     Each worker computes with one thread unless the engine's config says otherwise, in this process as well, so that
-    rows do not depend on where they are made.
-
-    Args:
-        study: What to compare.
-        folder: Where it lies; made if it is missing.
-        engine: Where it runs; in this process by default.
-        file: The file that the study was read from, which is copied into the folder. Workers read it again: on a
-            cluster the copy, elsewhere the file. None for a study whose classes can be imported.
+    rows do not depend on where they are made. A `file` that the study was read from is copied into the folder, and read
+    again by workers (on a cluster the copy); a study whose classes can be imported needs none.
 
     Raises:
         InputError: the folder holds something else, or results of this study under another setting.

@@ -11,13 +11,7 @@ from typing import Any
 import numpy as np
 
 from restage.edit.work import read_case
-from restage.records import (
-    EditCase,
-    EditRequest,
-    InputError,
-    write_atomically,
-    write_json,
-)
+from restage.records import EditCase, EditRequest, InputError, write_atomically, write_json
 from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, IMAGES, MASKS, TRANSFORMS, TRUTH
 from restage.scenes.capture import turn_upright
 from restage.scenes.fit import FitConfig
@@ -91,16 +85,8 @@ def sample_world_scenes(
     for index in range(count):
         name = f"world-{index:03d}"
         description, edits = sample_scene(config, name=name, seed=seed)
-        scenes.append(
-            WorldScene(
-                name=name,
-                description=description,
-                world_edits=edits,
-                seed=seed + index,
-                capture=capture or CaptureConfig(),
-                fit=fit or FitConfig(),
-            )
-        )
+        how = {"seed": seed + index, "capture": capture or CaptureConfig(), "fit": fit or FitConfig()}
+        scenes.append(WorldScene(name=name, description=description, world_edits=edits, **how))
     return tuple(scenes)
 
 

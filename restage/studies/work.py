@@ -255,15 +255,9 @@ def scores_of(scorer: Scorer, folder: Path, unit: EditUnit) -> Scores:
         kept = read_json(path, KeptScores)
         if kept.judges == scorer.judges.id and kept.cost == record.cost:
             return Scores(kept.rows("scores", Score, path), kept.rows("views", ViewScore, path))
-    result = Result(
-        scene=unit.scene,
-        edit=unit.edit,
-        kind=record.kind,
-        contender=Contender(method=unit.method, editor=unit.editor, seed=unit.seed),
-        folder=unit.folder(folder),
-        record=record,
-    )
-    found = scorer.score(result)
+    contender = Contender(method=unit.method, editor=unit.editor, seed=unit.seed)
+    what = {"scene": unit.scene, "edit": unit.edit, "kind": record.kind}
+    found = scorer.score(Result(**what, contender=contender, folder=unit.folder(folder), record=record))
     write_json(path, {"judges": scorer.judges.id, "cost": record.cost, **_to_plain(found)})
     return found
 

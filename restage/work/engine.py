@@ -11,7 +11,7 @@ from restage.records import InputError, Progress
 from restage.work.pool import run_local
 from restage.work.queue import TaskQueue
 from restage.work.ray_cluster import run_ray
-from restage.work.task import EngineConfig, Event, Report, SetAside, Shared, Stepped, Tick, Work, WorkerLost
+from restage.work.task import EngineConfig, Event, Report, SetAside, Stepped, Tick, Work, WorkerLost
 from restage.work.worker import Worker, WorkerSettings, devices, restored_threads
 
 __all__ = ["ENGINES", "TasksSetAside", "WorkStopped", "explain", "run_tasks", "settings_for", "work_through"]
@@ -55,24 +55,15 @@ def run_tasks(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) 
     """
     assert config.engine is not None
     events = ENGINES[config.engine](queue, settings, config)
-    is_shared = has_lost = False
     try:
         for event in events:
             yield event
             while queue.news:
                 yield queue.news.pop(0)
-            has_lost = has_lost or isinstance(event, WorkerLost)
-            if not isinstance(event, Report):
-                continue
-            if event.status == "disk full":
+            if isinstance(event, Report) and event.status == "disk full":
                 raise WorkStopped(
                     f"the disk is full ({event.reason}); what is made stays; make room and run this again"
                 ) from OSError(errno.ENOSPC, event.reason)
-            # A result that is there may also come from a worker that was lost before it could report it.
-            if event.status == "found" and not is_shared and not has_lost:
-                is_shared = True
-                queue.shuffle()
-                yield Shared()
     finally:
         events.close()  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -111,8 +102,6 @@ def work_through(
         for event in events:
             if isinstance(event, WorkerLost):
                 yield progress(f"{event.worker}: {event.reason}")
-            elif isinstance(event, Shared):
-                yield progress("another driver works on this folder, too; the two share the work")
             elif not isinstance(event, Tick):
                 task = queue.tasks[event.index]
                 kind = task.kind

@@ -5,7 +5,6 @@ The book is in memory only; what counts is on disk, and a new driver reads it fr
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -156,9 +155,3 @@ class TaskQueue:
         for other in [other for other, needed in self.blocked.items() if index in needed]:
             if self.blocked.pop(other, None) is not None:  # may have gone with another one that needed the same
                 self._set_aside(other, f"task {index}, which it needs, was set aside: {reason}", details)
-
-    def shuffle(self) -> None:
-        """Go on in random order: two drivers on one folder then share the work instead of doing it twice."""
-        waiting = list(self.waiting)
-        random.SystemRandom().shuffle(waiting)
-        self.waiting = deque(waiting)

@@ -15,7 +15,6 @@ __all__ = [
     "OpenWork",
     "Report",
     "SetAside",
-    "Shared",
     "Status",
     "Stepped",
     "Task",
@@ -162,9 +161,4 @@ class Tick:
     num_workers: int = 0
 
 
-@dataclass(frozen=True)
-class Shared:
-    """Another driver does tasks of the same folder; from now on the two share the work."""
-
-
-Event = Report | Stepped | WorkerLost | Tick | SetAside | Shared
+Event = Report | Stepped | WorkerLost | Tick | SetAside

@@ -151,12 +151,6 @@ def test_dropped_tasks_are_not_handed_out():
     assert list(queue.waiting) == [0, 2]
 
 
-def test_shuffling_changes_the_order_and_nothing_else():
-    queue = make_queue(200)
-    queue.shuffle()
-    assert list(queue.waiting) != list(range(200)) and sorted(queue.waiting) == list(range(200))
-
-
 def test_only_tasks_that_need_the_one_given_up_go_with_it():
     queue = make_queue(4, max_attempts=1, needs={2: [0], 3: [1]})
     queue.take(1)
