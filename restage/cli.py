@@ -73,12 +73,10 @@ def _overview() -> str:
 
 def _prepare_environment() -> None:
     """Set what libraries read when they are imported: no downloads, and no progress bars but our own."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("MPLBACKEND", "Agg")
+    switches = dict.fromkeys(("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"), "1")
+    levels = dict.fromkeys(("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"), "error")
+    for name, value in {**switches, **levels, "MPLBACKEND": "Agg"}.items():
+        os.environ.setdefault(name, value)
     choose_kernel_cache(Path(__file__).parent)
 
 

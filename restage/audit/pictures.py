@@ -85,21 +85,14 @@ def _check_scores(run: Path, result: RecordsResult) -> Generator[Progress, None,
             row = told.get(_key(score))
             if score.metric in again and row is not None and not math.isnan(row.value):
                 result.num_scores += 1
-                if _differ(row.value, score.value):
-                    result.findings.append(_wrong_score(row, score))
+                told, measured = row.value, score.value
+                if math.isnan(measured) or abs(told - measured) > TOLERANCE * max(1.0, abs(measured)):
+                    who = f"{row.scene} {row.edit} {row.method}-{row.editor} seed {row.seed}"
+                    what = "its record says" if row.is_cost else "the pictures give"
+                    detail = f"{row.metric} of {who} is {told:.6g}, {what} {measured:.6g}"
+                    result.findings.append(RecordFinding(reason="wrong score", file=SCORES, detail=detail))
         yield Progress(stage="scores", done=done, total=len(results), note=f"{entry.scene} {entry.edit}")
 
 
 def _key(score: Score) -> tuple[str, str, str, str, int, str]:
     return score.scene, score.edit, score.method, score.editor, score.seed, score.metric
-
-
-def _differ(told: float, found: float) -> bool:
-    return math.isnan(found) or abs(told - found) > TOLERANCE * max(1.0, abs(found))
-
-
-def _wrong_score(told: Score, found: Score) -> RecordFinding:
-    row = f"{told.scene} {told.edit} {told.method}-{told.editor} seed {told.seed}"
-    what = "its record says" if told.is_cost else "the pictures give"
-    detail = f"{told.metric} of {row} is {told.value:.6g}, {what} {found.value:.6g}"
-    return RecordFinding(reason="wrong score", file=SCORES, detail=detail)

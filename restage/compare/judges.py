@@ -78,21 +78,13 @@ class TextModel(ImageModel, Protocol):
         """Embed texts as unit vectors."""
 
 
-@runtime_checkable
-class PictureDistance(Protocol):
-    """How different two pictures look."""
-
-    def distance(self, first: Float[Tensor, "b 3 h w"], second: Float[Tensor, "b 3 h w"]) -> list[float]:
-        """Distance of each pair of pictures in [0, 1]; 0 for equal ones."""
-
-
 @dataclass(frozen=True)
 class Judges:
     """The models that judge; None where there is none."""
 
     clip: TextModel | None = None
     dino: ImageModel | None = None
-    lpips: PictureDistance | None = None
+    lpips: Lpips | None = None
     id: str = ""
     """Content id of the settings and weights that numbers depend on."""
     missing: dict[str, str] = field(default_factory=dict)

@@ -23,7 +23,6 @@ from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
 from restage.scenes.io.ply import read_splats
 from restage.scenes.rasterize import rasterize_numba
-from restage.scenes.splats import Splats
 from restage.scores.definitions import COST_METRICS, METRICS
 
 __all__ = [
@@ -149,16 +148,14 @@ def load_result(folder: Path, case: CaseViews) -> ResultViews:
         raise InputError(f"{folder}: expected held-out renders of shape {expected}, got {got}")
     if not (folder / SPLATS).exists():
         return ResultViews(edited)
-    splats = read_splats(folder / SPLATS)
-    depth, alpha = (None, None) if case.truth_depth is None or case.cameras is None else _depth(splats, case.cameras)
+    splats, cameras = read_splats(folder / SPLATS).detach(), case.cameras
+    depth = alpha = None
+    if case.truth_depth is not None and cameras is not None:
+        with torch.no_grad():
+            views = [rasterize_numba(splats, cameras[view]) for view in range(len(cameras))]
+        depth, alpha = torch.stack([view.depth for view in views]), torch.stack([view.alpha for view in views])
     orbit = None if case.orbit is None else quantize(render_views(splats, case.orbit))
     return ResultViews(edited, depth, alpha, orbit)
-
-
-@torch.no_grad()
-def _depth(splats: Splats, cameras: Cameras) -> tuple[Tensor, Tensor]:
-    renderings = [rasterize_numba(splats.detach(), cameras[view]) for view in range(len(cameras))]
-    return torch.stack([view.depth for view in renderings]), torch.stack([view.alpha for view in renderings])
 
 
 def embed_before(case: CaseViews, judges: Judges) -> Before:

@@ -30,7 +30,7 @@ torch.get_num_threads()
 parallel._launch_threads()
 maps = open("/proc/self/maps").read() if os.path.isfile("/proc/self/maps") else ""
 pools = {os.path.realpath(path) for path in re.findall(r"/\S*/lib(?:gomp|omp|iomp5)[^/\s]*\.so\S*", maps)}
-print(json.dumps({"pools": sorted(pools), "layer": numba.threading_layer()}))
+print(json.dumps([sorted(pools), numba.threading_layer()]))
 """
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -59,13 +59,6 @@ class Processor(NamedTuple):
     """Instruction sets as Linux names them; empty elsewhere."""
 
 
-class Threads(NamedTuple):
-    """The OpenMP runtimes that torch and numba load, and numba's threading layer."""
-
-    pools: list[str]
-    layer: str
-
-
 def query_processor() -> Processor:
     """Ask the system about the processor."""
     info, quota_path = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup/cpu.max")
@@ -90,14 +83,8 @@ def query_gpus() -> list[Gpu]:
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [[part.strip() for part in line.split(",")] for line in answer.strip().splitlines()]
-    return [Gpu(int(index), name, *map(_number, numbers)) for index, name, *numbers in rows]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0  # "[N/A]", as shares of a GPU report it
+    # "[N/A]" is what shares of a GPU report.
+    return [Gpu(int(i), name, *(0.0 if "[" in x else float(x) for x in numbers)) for i, name, *numbers in rows]
 
 
 def query_torch_cuda() -> str:
@@ -108,15 +95,16 @@ def query_torch_cuda() -> str:
     return found.group(1) if found else ""
 
 
-def query_threads() -> Threads:
-    """Ask another process, so that a torch that takes its process with it is a finding too (a RuntimeError)."""
+def query_threads() -> tuple[list[str], str]:
+    """Return the OpenMP runtimes that torch and numba load, and numba's threading layer."""
+    # In another process, so that a torch that takes its process with it is a finding, too.
     done = subprocess.run(
         [sys.executable, "-c", STARTS_THREADS], capture_output=True, text=True, timeout=300, check=False
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise RuntimeError(f"torch or numba does not start: {last[0]}")
-    return Threads(**json.loads(done.stdout))
+    return tuple(json.loads(done.stdout))
 
 
 def check_processor() -> Iterator[Finding]:

@@ -59,32 +59,24 @@ MAX_SILENCE_S = 120.0
 
 def show_progress(steps: Iterable[Progress], *, file: TextIO | None = None) -> Progress | None:
     """Work through the steps with bars on a terminal and about ten plain lines a stage elsewhere; returns the last."""
-    out = file or sys.stdout
-    last = _Last(steps)
+    out, last = file or sys.stdout, None
+
+    def kept() -> Iterator[Progress]:
+        nonlocal last
+        for last in steps:
+            yield last
+            if is_stop_requested():  # the interrupt was swallowed by compiled code
+                raise KeyboardInterrupt
+
     if out.isatty():
-        _show_bars(last)
+        _show_bars(kept())
     else:
-        for line in plain_lines(last):
+        for line in plain_lines(kept()):
             try:
                 say(line, file=out)
             except BrokenPipeError:  # nobody reads on: the same as Ctrl-C
                 raise KeyboardInterrupt from None
-    return last.step
-
-
-class _Last:
-    """Hands steps on and keeps the last one."""
-
-    def __init__(self, steps: Iterable[Progress]) -> None:
-        self.steps = steps
-        self.step: Progress | None = None
-
-    def __iter__(self) -> Iterator[Progress]:
-        for step in self.steps:
-            self.step = step
-            yield step
-            if is_stop_requested():  # the interrupt was swallowed by compiled code
-                raise KeyboardInterrupt
+    return last
 
 
 def plain_lines(steps: Iterable[Progress]) -> Iterator[str]:

@@ -16,14 +16,7 @@ from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from restage.edit.editors.interface import (
-    Edited,
-    Editor,
-    ScoreModel,
-    ViewBatch,
-    can_share_attention,
-    score_model_of,
-)
+from restage.edit.editors.interface import Edited, Editor, ScoreModel, ViewBatch, can_share_attention, score_model_of
 from restage.edit.job import EditJob, EditStep, Method
 from restage.records import InputError
 

@@ -12,9 +12,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 from restage.records import InputError
@@ -106,9 +105,6 @@ class _Loop:
     def workers(self) -> list[WorkerHandle]:
         return [slot.worker for slot in self.slots.values()]
 
-    def place_of(self, worker: WorkerHandle) -> _Place:
-        return self.places.setdefault(worker.place, _Place())
-
     def grow(self) -> None:
         """Start workers where there is room."""
         now = time.monotonic()
@@ -157,7 +153,7 @@ class _Loop:
 
     def judge(self, slot: _Slot, report: Report) -> Iterator[Event]:
         """Decide what a report means for the worker that sent it."""
-        place = self.place_of(slot.worker)
+        place = self.places[slot.worker.place]
         if report.is_over:
             place.bad_tasks, place.num_early_losses = set(), 0
         elif report.status == "busy":
@@ -180,7 +176,7 @@ class _Loop:
         del self.slots[id(slot.worker)]
         slot.worker.kill()
         self.queue.give_back(slot.at_work)
-        place = self.place_of(slot.worker)
+        place = self.places[slot.worker.place]
         if not slot.is_ready:
             # It died while it loaded, and its successor is likely to: wait longer each time, so as not to burn the CPU.
             place.num_early_losses += 1
@@ -190,10 +186,9 @@ class _Loop:
 
     def retire(self, slot: _Slot, reason: str) -> WorkerLost:
         """Let go of a worker for good."""
-        place = self.place_of(slot.worker)
+        place = self.places[slot.worker.place]
         place.is_retired, place.reason = True, reason
-        lost = self.let_go(slot, reason)
-        return WorkerLost(lost.worker, reason, is_for_good=True)
+        return replace(self.let_go(slot, reason), is_for_good=True)
 
     def check(self) -> None:
         """Refuse to wait for workers that will not come."""
@@ -207,8 +202,8 @@ class _Loop:
     def close(self) -> None:
         """Ask all to stop, wait a little, end those that have not."""
         deadline_s = time.monotonic() + self.config.grace_s
-        for worker in self.workers():
-            worker.ask_to_stop()
+        for slot in self.slots.values():
+            slot.worker.ask_to_stop()
         # What they finish meanwhile is heard, so that the queue's book and what the user is told are right.
         while any(slot.at_work for slot in self.slots.values()) and time.monotonic() < deadline_s:
             for message in self.pool.wait(self.workers(), 0.1):
@@ -238,13 +233,6 @@ KILL_S = 5.0
 PARENT_CHECK_S = 0.5
 """Seconds between looks at whether the driver is still there."""
 
-_stop_requests: list[int] = []
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    # No interrupt is raised: compiled code would turn it into another error. The worker asks between steps.
-    _stop_requests.append(number)
-
 
 def _end_with(parent: int) -> None:
     """End this process when its parent is gone, however long its present step takes: a new driver may be at work."""
@@ -256,14 +244,16 @@ def _end_with(parent: int) -> None:
 def _serve(connection: Connection, settings: WorkerSettings, device: str) -> None:
     """A worker process: answers each task with a report until the driver is gone or asks it to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the driver says what it means
-    signal.signal(signal.SIGTERM, _stop)
+    stop = threading.Event()
+    # No interrupt is raised: compiled code would turn it into another error. The worker asks between steps.
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    worker = Worker(settings, device, is_stopping=lambda: bool(_stop_requests))
+    worker = Worker(settings, device, is_stopping=stop.is_set)
     try:
         connection.send("ready")
-        while not _stop_requests:
+        while not stop.is_set():
             for task in connection.recv():
-                if _stop_requests:
+                if stop.is_set():
                     return
                 connection.send(worker.work(task))
     except (EOFError, BrokenPipeError, ConnectionResetError):

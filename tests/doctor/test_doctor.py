@@ -142,14 +142,14 @@ def test_the_drivers_answer_is_read_also_where_it_says_not_available(monkeypatch
 def test_two_openmp_pools_that_spin_are_noted(
     pools: list[str], environment: dict[str, str], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "query_threads", lambda: machine.Threads(pools, "omp"))
+    monkeypatch.setattr(machine, "query_threads", lambda: (pools, "omp"))
     monkeypatch.setattr(machine, "query_processor", lambda: machine.Processor("", 8, 8, None, frozenset()))
     assert by_name(machine.check_threads(environment))["OpenMP"].status == status
 
 
 def test_more_threads_than_cores_and_a_lonely_work_queue_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "query_processor", lambda: machine.Processor("", 64, 2, None, frozenset()))
-    monkeypatch.setattr(machine, "query_threads", lambda: machine.Threads([], "workqueue"))
+    monkeypatch.setattr(machine, "query_threads", lambda: ([], "workqueue"))
     found = by_name(machine.check_threads({"OMP_NUM_THREADS": "32", "NUMBA_NUM_THREADS": "2"}))
     assert found["settings"].advice == "There are only 2 cores: unset OMP_NUM_THREADS"
     assert found["numba"].status == "note"
