@@ -40,14 +40,7 @@ from restage.run.layout import (
 )
 from restage.run.reading import EditRecord, FitRecord, RunRecord, StageMark
 
-__all__ = [
-    "RECORDS",
-    "RecordFinding",
-    "RecordsResult",
-    "check_records",
-    "describe_records",
-    "records_to_plain",
-]
+__all__ = ["RECORDS", "RecordFinding", "RecordsResult", "check_records", "describe_records", "records_to_plain"]
 
 RECORDS = (RUN_RECORD, STAGE_MARKS, FITS, EDIT_RECORDS)
 """Patterns of the records of a run, its own first."""

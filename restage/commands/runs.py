@@ -17,16 +17,7 @@ from restage.run.folder import open_run, working
 from restage.run.models import models_in
 from restage.run.progress import say, show_progress
 
-__all__ = [
-    "bundle",
-    "diff",
-    "doctor",
-    "ls",
-    "build_report",
-    "show",
-    "track",
-    "build_verify",
-]
+__all__ = ["bundle", "diff", "doctor", "ls", "build_report", "show", "track", "build_verify"]
 
 VerifiedArgument = Annotated[
     str, arg(metavar="PATH", help="A run, a bundle of one, or a folder or URL of shards of image pairs.")

@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from restage.records import EditRequest, InputError, parse_json, read_json, to_plain
-from restage.run.layout import (
-    EDIT_RECORDS,
-    FITS,
-    RUN_RECORD,
-    STAGE_MARKS,
-    TRAIN_METRICS,
-    check_is_run,
-)
+from restage.run.layout import EDIT_RECORDS, FITS, RUN_RECORD, STAGE_MARKS, TRAIN_METRICS, check_is_run
 
 __all__ = [
     "EditRecord",

@@ -147,11 +147,7 @@ class OpenStudy(OpenEdits):
         methods = {name: method.settings for name, method in study.methods.items()}
         super().__init__(
             EditWork(
-                folder=folder,
-                run_seed=study.seed,
-                methods=methods,
-                editors=study.editors,
-                model=edit_model_of(folder),
+                folder=folder, run_seed=study.seed, methods=methods, editors=study.editors, model=edit_model_of(folder)
             )
         )
 
