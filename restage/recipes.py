@@ -1,7 +1,4 @@
-"""Whole runs as plain functions: the demo, editing a user's scene. Called by the sub-commands.
-
-A recipe composes stages; what each stage does, and what it leaves in the run folder, is the stage's own business.
-"""
+"""Whole runs as plain functions that compose stages: the demo, editing a user's scene."""
 
 from __future__ import annotations
 

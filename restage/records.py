@@ -1,7 +1,4 @@
-"""What passes between stages: content ids, seeds, small typed records, and how they are written.
-
-Every stage imports this module; it imports nothing of ours.
-"""
+"""What passes between stages: content ids, seeds, small typed records, and how they are written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What differs between two runs, from their records alone: config, versions, data, weights, scores (`restage diff`).
-
-Nothing is computed anew and no model is loaded; `restage diagnose` finds out which of the differences matters.
-"""
+"""What differs between two runs, from their records alone: config, versions, data, weights, scores (`restage diff`)."""
 
 from __future__ import annotations
 
@@ -78,19 +75,16 @@ def _facts(run: Path) -> dict[str, dict[str, str]]:
     record, marks = read_run_record(run), read_marks(run)
     configs = {**record.config, **{name: mark.config for name, mark in marks.items()}, "seed": record.seed}
     models = configs.pop("models_sha256", {})
+    paths = [path for pattern in (PROMPTS, EDIT_CASES, "pairs/*.done") for path in sorted(run.glob(pattern))]
+    data = {path.relative_to(run).as_posix(): file_sha256(path)[:16] for path in paths}
+    data |= {f"views of {name}": (fit.capture_sha256 or "unknown")[:16] for name, fit in read_fits(run).items()}
     return {
         "config": dict(flat_items(configs)),
         "versions": dict(flat_items({**record.versions, "commit": record.git_commit})),
         "machine": dict(flat_items(record.machine)),
-        "data": _data(run),
+        "data": data,
         "weights": {**dict(flat_items(models)), **_weights(run, marks)},
     }
-
-
-def _data(run: Path) -> dict[str, str]:
-    paths = [path for pattern in (PROMPTS, EDIT_CASES, "pairs/*.done") for path in sorted(run.glob(pattern))]
-    found = {path.relative_to(run).as_posix(): file_sha256(path)[:16] for path in paths}
-    return found | {f"views of {name}": (fit.capture_sha256 or "unknown")[:16] for name, fit in read_fits(run).items()}
 
 
 def _weights(run: Path, marks: Mapping[str, StageMark]) -> dict[str, str]:

@@ -1,7 +1,4 @@
-"""Checks a run's pictures: captures are those that were fitted, and each number of the table is what they give.
-
-`restage verify` calls `check_pictures` after the records are read; it needs no seals, so old runs are checked too.
-"""
+"""Checks a run's pictures: captures are those that were fitted, and each number of the table is what they give."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Checks a run against its own records: what each stage sealed when it ended, ids that follow from configs, inputs.
-
-`restage verify` calls `check_records` for a run and for what a bundle holds; nothing is changed.
-"""
+"""Checks a run against its own records: what each stage sealed when it ended, ids that follow from configs, inputs."""
 
 from __future__ import annotations
 

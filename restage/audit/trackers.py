@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from restage.records import MissingExtra, Score
 from restage.run.layout import PAGE, RUN_RECORD, SCORES, STAGE_MARKS
@@ -82,7 +81,8 @@ def send_to_mlflow(facts: RunFacts, *, project: str, where: str = "") -> str:
     except ImportError:
         raise MissingExtra("mlflow-skinny", "trackers") from None
     client = MlflowClient(tracking_uri=where or None)
-    experiment = _experiment(client, project)
+    found = client.get_experiment_by_name(project)
+    experiment = found.experiment_id if found else client.create_experiment(project)
     known = client.search_runs([experiment], filter_string=f"tags.`{TAG}` = '{facts.id}'", max_results=1)
     if known:
         return f"{project}/{known[0].info.run_id} (sent before)"
@@ -104,11 +104,6 @@ def send_to_mlflow(facts: RunFacts, *, project: str, where: str = "") -> str:
     client.log_batch(run_id, tags=[RunTag(TAG, facts.id)])
     client.set_terminated(run_id)
     return f"{project}/{run_id}"
-
-
-def _experiment(client: Any, project: str) -> str:
-    found = client.get_experiment_by_name(project)
-    return found.experiment_id if found else client.create_experiment(project)
 
 
 def _name(name: str) -> str:

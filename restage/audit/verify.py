@@ -1,8 +1,4 @@
-"""`restage verify`: checks a run, a bundle of one, or a folder of pairs; shows, and repairs, what it found.
-
-A run is checked against its records (`verify_records`), its pictures (`verify_pictures`), and pair by pair
-(`pairs.verify`). A further check is one more generator like these.
-"""
+"""`restage verify`: checks a run (records, pictures, pairs), a bundle of one, or a folder of pairs; and repairs."""
 
 from __future__ import annotations
 
@@ -171,15 +167,11 @@ class _Checks:
         is_bad = self.repairs and bool(result.findings)
         repaired = repair_pairs(part.folder, result.findings, store=self.store) if is_bad else None
         if repaired is not None:
-            self.say(*describe_repair(repaired, _command_of(part.run)))
+            has_record = part.run is not None and (part.run / RUN_RECORD).exists()
+            self.say(*describe_repair(repaired, list(read_run_record(part.run).command) if has_record else []))
         self.plain["stages"].append(result_to_plain(part.folder, result, repaired))
 
     def finish(self) -> None:
         """Print the JSON, if it was asked for."""
         if self.is_json:
             say(json.dumps(self.plain, indent=1))
-
-
-def _command_of(run: Path | None) -> list[str]:
-    """The command line that made a run."""
-    return list(read_run_record(run).command) if run and (run / RUN_RECORD).exists() else []

@@ -1,7 +1,4 @@
-"""What judges pictures: the CLIP, DINO and LPIPS at hand, each from a folder; what is not at hand says why.
-
-Opened once for all results of a run; `measure.py` asks them.
-"""
+"""What judges pictures: the CLIP, DINO and LPIPS at hand, each from a folder; what is not at hand says why."""
 
 from __future__ import annotations
 
@@ -132,7 +129,12 @@ def open_judges(config: CompareConfig) -> Judges:
         if getattr(config, name) is None:
             missing[name] = f"no weights at hand: name {option} with --{name}"
     folders = {"clip": clip_folder, "dino": config.dino, "lpips": config.lpips}
-    facts = {name: None if folder is None else _hashes(folder) for name, folder in folders.items()}
+    patterns = ("*.safetensors", "*.bin", "*.pth")
+    facts: dict[str, dict[str, str] | None] = dict.fromkeys(folders)
+    for name, folder in folders.items():
+        if folder is not None:
+            files = sorted(path for pattern in patterns for path in folder.glob(pattern))
+            facts[name] = {path.name: file_sha256(path) for path in files}
     settings = [MEASURES_VERSION, config.no_op_share, config.orbit_frames]
     return Judges(
         clip=load_clip(clip_folder),
@@ -141,11 +143,6 @@ def open_judges(config: CompareConfig) -> Judges:
         id=content_id("judges", {"settings": settings, **facts}),
         missing=missing,
     )
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.pth")]
-    return {path.name: file_sha256(path) for path in sorted(files)}
 
 
 MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

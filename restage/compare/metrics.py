@@ -114,12 +114,11 @@ def psnr_db(edited: Views, truth: Views, where: Regions | None = None) -> Measur
     """Peak signal-to-noise ratio of E against T, in dB, at most `MAX_PSNR_DB`; over pixels `where` it is above 0.5."""
     squares = (edited - truth).square().mean(dim=1)
     errors = _mean_inside(squares, torch.ones_like(squares) > 0 if where is None else where > 0.5)
-    values = [error if math.isnan(error) else _decibel(error) for error in errors]
+    least = 10 ** (-MAX_PSNR_DB / 10)
+    values = [
+        math.nan if math.isnan(error) else min(MAX_PSNR_DB, -10 * math.log10(max(error, least))) for error in errors
+    ]
     return summarise(values, "no pixel of theirs is in the region")
-
-
-def _decibel(error: float) -> float:
-    return min(MAX_PSNR_DB, -10 * math.log10(error)) if error > 0 else MAX_PSNR_DB
 
 
 def ssim(edited: Views, truth: Views, where: Regions | None = None) -> Measured:

@@ -143,7 +143,10 @@ def _rows(result: Result, measured: dict[str, Measured], names: tuple[str, ...])
     found = Scores([], [])
     for metric, value in measured.items():
         found.scores.append(Score(**who, metric=metric, value=float(value.mean), reason=value.reason))
-        for place, one in zip(_places(value, names), value.per_view, strict=True):
+        # Numbers belong to held-out views, or to pairs of neighboring frames of the orbit.
+        count = len(value.per_view)
+        places = names if count == len(names) else tuple(f"orbit-{index:03d}" for index in range(count))
+        for place, one in zip(places, value.per_view, strict=True):
             reason = value.reason.rpartition(": ")[2] if math.isnan(one) else ""
             found.views.append(ViewScore(**who, metric=metric, view=place, value=float(one), reason=reason))
     cost = {"is_capped": 0.0, **(result.record.cost if result.record else {})}
@@ -155,9 +158,3 @@ def _rows(result: Result, measured: dict[str, Measured], names: tuple[str, ...])
         found.scores.append(Score(**who, metric=metric, value=value, reason=missing, is_cost=True))
     assert {score.metric for score in found.scores} == set(METRICS)
     return found
-
-
-def _places(measured: Measured, names: tuple[str, ...]) -> tuple[str, ...]:
-    """What the numbers of a metric belong to: held-out views, or pairs of neighbouring frames of the orbit."""
-    count = len(measured.per_view)
-    return names if count == len(names) else tuple(f"orbit-{index:03d}" for index in range(count))

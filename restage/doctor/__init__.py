@@ -1,7 +1,4 @@
-"""`restage doctor`: what this machine can do, what is missing, and what to do about it; it changes nothing.
-
-Whether installed packages suit each other is left to `pip check`, which finds all that a check here would.
-"""
+"""`restage doctor`: what this machine can do, what is missing, and what to do about it; it changes nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The folder of a run: what it was started with, which stages are done, and the hashes of what they left.
-
-Every stage works in one; what lies where is in docs/conventions.md.
-"""
+"""The folder of a run: what it was started with, which stages are done, and the hashes of what they left."""
 
 from __future__ import annotations
 

@@ -110,7 +110,10 @@ def _try_to_hold(path: Path, *, is_last_try: bool) -> int | None:
             is_locked = False
         except OSError:
             is_locked = None  # this file system has no such locks: what the file says has to do
-        holder = _read_holder(number, path)
+        try:
+            holder = parse_json(os.pread(number, 1 << 16, 0), Holder, where=path)
+        except InputError:
+            holder = None  # nobody, or somebody who is about to write who it is
         if holder is None:
             is_free = is_locked is not False
         elif holder.host != socket.gethostname():
@@ -139,13 +142,6 @@ def _is_at(number: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(number), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _read_holder(number: int, path: Path) -> Holder | None:
-    try:
-        return parse_json(os.pread(number, 1 << 16, 0), Holder, where=path)
-    except InputError:
-        return None  # nobody, or somebody who is about to write it
 
 
 def _write_holder(number: int, path: Path) -> None:

@@ -36,15 +36,15 @@ def say(text: str, *, end: str = "\n", file: Any = None) -> None:
 _requests: list[int] = []
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    _requests.append(number)
-    raise KeyboardInterrupt
-
-
 def stop_on_signals() -> None:
     """Let SIGINT and SIGTERM stop this process; a shell starts background jobs with the first one ignored."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _requests.append(number)
+        raise KeyboardInterrupt
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+        signal.signal(number, stop)
 
 
 def is_stop_requested() -> bool:

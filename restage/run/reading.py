@@ -1,7 +1,4 @@
-"""Reads the records of a run, each into a typed record: the one way to read what a run left behind.
-
-`restage show`, `verify`, `diff`, `track` and the report all read runs with these.
-"""
+"""Reads the records of a run, each into a typed record: the one way to read what a run left behind."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The driver's book: which tasks wait, are being done, are done, or are set aside.
-
-The book is in memory only; what counts is on disk, and a new driver reads it from there.
-"""
+"""The driver's book of tasks, in memory only: what counts is on disk, and a new driver reads it from there."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What one worker does with one task, whatever its kind: see whether it is there, do it step by step, report.
-
-The same code runs in this process (`inline`), in a process per device (`local`) and in a Ray actor (`ray_cluster`).
-"""
+"""What one worker, wherever it runs, does with a task of any kind: see whether it is there, do it in steps, report."""
 
 from __future__ import annotations
 
