@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from restage.run.layout import (
 )
 from restage.run.reading import EditRecord, FitRecord, RunRecord, StageMark
 
-__all__ = ["RECORDS", "RecordFinding", "RecordsResult", "check_records", "describe_records", "records_to_plain"]
+__all__ = ["RECORDS", "RecordFinding", "RecordsResult", "check_records", "describe_records"]
 
 RECORDS = (RUN_RECORD, STAGE_MARKS, FITS, EDIT_RECORDS)
 """Patterns of the records of a run, its own first."""
@@ -146,7 +146,11 @@ class _Check:
         self._check_id(path, name, record)
         base = "" if path.name == STAGE_MARK else f"{Path(name).parent.as_posix()}/"
         for file, expected in files.items():
-            self._check_file(f"{base}{file}", expected, name)
+            found = self._hash_of(f"{base}{file}")
+            if found is None and not any(fnmatch(file, pattern) for pattern in STATES):
+                self.find("missing", f"{base}{file}", f"named by {name}")
+            elif found is not None and expected not in (SEALED_APART, found):
+                self.find("changed", f"{base}{file}", f"SHA-256 is {found[:16]}, {name} holds {expected[:16]}")
 
     def _check_id(self, path: Path, name: str, record: Mapping[str, Any]) -> None:
         kind = {RUN_RECORD: "run", STAGE_MARK: path.parent.name, FIT_RECORD: "fit"}.get(path.name)
@@ -159,14 +163,6 @@ class _Check:
             expected = "none, for it holds NaN"
         if record.get("id") != expected:
             self.find("wrong id", name, f"its config gives {expected}, it says {record.get('id')}")
-
-    def _check_file(self, file: str, expected: str, record: str) -> None:
-        found = self._hash_of(file)
-        if found is None:
-            if not any(fnmatch(file, pattern) for pattern in STATES):
-                self.find("missing", file, f"named by {record}")
-        elif expected != SEALED_APART and found != expected:
-            self.find("changed", file, f"SHA-256 is {found[:16]}, {record} holds {expected[:16]}")
 
     def _hash_of(self, file: str) -> str | None:
         """Hash of a file in the run; None if it is not there, or lies outside."""
@@ -286,8 +282,3 @@ def describe_records(result: RecordsResult) -> Iterator[str]:
     if result.left_out:
         yield f"not in the bundle: {len(result.left_out)} files, such as {result.left_out[0]}"
     yield from (f"not checked: {note}" for note in result.notes)
-
-
-def records_to_plain(run: Path | str, result: RecordsResult) -> dict[str, Any]:
-    """All of it as JSON values."""
-    return {"run": str(run), **asdict(result)}

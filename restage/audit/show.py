@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from restage.records import InputError, read_json
-from restage.run.layout import CAMPAIGN, PAGE, RUN_RECORD, SCORES, STAGES, is_stage_done
+from restage.run.layout import PAGE, RUN_RECORD, SCORES, STAGES, is_stage_done
 from restage.run.reading import RunRecord, read_fits, read_marks, read_results, read_run_record
 from restage.scores.rows import read_scores
 from restage.scores.tables import markdown_table, method_table
@@ -82,9 +82,10 @@ def _score_lines(run: Path) -> Iterator[str]:
 
 
 def _campaign_lines(run: Path) -> Iterator[str]:
-    if not (run / CAMPAIGN).exists():
+    path = run / "pairs" / "campaign.json"
+    if not path.exists():
         return
-    found = read_json(run / CAMPAIGN, CampaignStatus)
+    found = read_json(path, CampaignStatus)
     left = f", {found.hours_left:.1f} h left" if found.hours_left and found.status == "running" else ""
     yield (
         f"  campaign {found.status}: {found.pairs.get('done', 0)} of {found.pairs.get('all', 0)} pairs, "

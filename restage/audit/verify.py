@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from restage.audit.records import (
     RecordsResult,
     check_records,
     describe_records,
-    records_to_plain,
 )
 from restage.pairs.files import UnnamedStore, is_url, open_files
 from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
@@ -143,7 +142,7 @@ class _Checks:
         if not self.config.fast:
             self.work(check_pictures(run, result))
         self.has_findings = self.has_findings or bool(result.findings)
-        self.plain["records"].append(records_to_plain(shown, result))
+        self.plain["records"].append({"run": shown, **asdict(result)})
         self.say(*describe_records(result))
 
     def pairs(self, part: Part) -> None:

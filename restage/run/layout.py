@@ -11,7 +11,6 @@ from pathlib import Path
 from restage.records import InputError
 
 __all__ = [
-    "CAMPAIGN",
     "CAPTURE",
     "CONTACT_SHEET",
     "DEPTH",
@@ -38,7 +37,6 @@ __all__ = [
     "STAGE_MARK",
     "STAGE_MARKS",
     "STUDY_FILES",
-    "TRAIN_METRICS",
     "TRANSFORMS",
     "TRUTH",
     "VIEW_SCORES",
@@ -57,8 +55,6 @@ STUDY_FILES = ("study.json", "study.py")
 PROMPTS = "prompts/prompts.jsonl"
 MANIFEST = "pairs/manifest.parquet"
 CONTACT_SHEET = "pairs/contact_sheet.png"
-CAMPAIGN = "pairs/campaign.json"
-TRAIN_METRICS = "train/metrics.jsonl"
 SCORES = "compare/scores.parquet"
 VIEW_SCORES = "compare/views.parquet"
 DIAGNOSIS = "diagnose/diagnosis.json"
@@ -87,8 +83,8 @@ DEPTH = "depth.npz"
 
 # In the folder of a result, `edit/<scene>/<edit>/<method>-<editor>/<seed>`.
 EDIT_RECORD = "record.json"
-EDIT_RECORDS = f"edit/*/*/*/*/{EDIT_RECORD}"
 EDITOR_VIEWS = "views"
+EDIT_RECORDS = f"edit/*/*/*/*/{EDIT_RECORD}"
 ORBIT = "orbit.mp4"
 
 

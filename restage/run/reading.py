@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from restage.records import EditRequest, InputError, parse_json, read_json, to_plain
-from restage.run.layout import EDIT_RECORDS, FITS, RUN_RECORD, STAGE_MARKS, TRAIN_METRICS, check_is_run
+from restage.run.layout import EDIT_RECORDS, FITS, RUN_RECORD, STAGE_MARKS, check_is_run
 
 __all__ = [
     "EditRecord",
@@ -176,7 +176,7 @@ def read_results(run: Path) -> dict[Path, EditRecord]:
 
 def read_metrics(run: Path) -> Sequence[TrainingStep]:
     """The steps of a run's training, none without one; only the last line may be broken."""
-    path = run / TRAIN_METRICS
+    path = run / "train" / "metrics.jsonl"
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     steps = []
     for number, line in enumerate(lines, start=1):

@@ -40,7 +40,10 @@ def run_study(
         TasksSetAside: a scene could not be made; everything else is.
     """
     engine = engine or EngineConfig()
-    with working(_open(study, folder), "scenes", "edit", "compare") as run:
+    config = {"kind": "study", "name": study.name}
+    if (folder / RUN_RECORD).exists() and read_run_record(folder).config != config:
+        raise InputError(f"{folder} holds something other than study {study.name!r}; choose another folder with --out")
+    with working(RunFolder.open(folder, config, seed=study.seed), "scenes", "edit", "compare") as run:
         _describe(study, folder, file)
         tasks = list_tasks(study)
         _check_found(study, run, tasks)
@@ -81,13 +84,6 @@ def _make_missing(
         if unmade:
             raise TasksSetAside(explain(queue))
         missing = [index for index in missing if tasks[index].kind == "edit" and opened.found(tasks[index]) is None]
-
-
-def _open(study: Study, folder: Path) -> RunFolder:
-    config = {"kind": "study", "name": study.name}
-    if (folder / RUN_RECORD).exists() and read_run_record(folder).config != config:
-        raise InputError(f"{folder} holds something other than study {study.name!r}; choose another folder with --out")
-    return RunFolder.open(folder, config, seed=study.seed)
 
 
 def _describe(study: Study, folder: Path, file: Path | None) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from restage.records import InputError, Progress, is_disk_full
 from restage.run.environment import versions
-from restage.work.task import Facts, OpenWork, Report, Status, Task, Work
+from restage.work.task import OpenWork, Report, Status, Task, Work
 
 __all__ = ["DeviceWatch", "Worker", "WorkerSettings", "devices", "restored_threads"]
 
@@ -218,22 +218,8 @@ class Worker:
         self.looked_s = time.monotonic()
         return not self.watch.is_free()
 
-    def _report(
-        self,
-        task: Task[Any],
-        status: Status,
-        error: Exception | None = None,
-        *,
-        seconds: float = 0.0,
-        facts: Facts | None = None,
-    ) -> Report:
-        return Report(
-            index=task.index,
-            status=status,
-            worker=self.name,
-            device=self.device,
-            seconds=seconds,
-            facts=facts or {},
-            reason=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}" if error else "",
-            details="".join(traceback.format_exception(error)) if error else "",
-        )
+    def _report(self, task: Task[Any], status: Status, error: Exception | None = None, **facts: Any) -> Report:
+        if error is not None:
+            facts["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            facts["details"] = "".join(traceback.format_exception(error))
+        return Report(index=task.index, status=status, worker=self.name, device=self.device, **facts)
