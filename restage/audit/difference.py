@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from restage.records import Score, file_sha256, to_plain
 from restage.run.layout import EDIT_CASES, PROMPTS, SCORES, SPLATS
@@ -126,8 +126,13 @@ def _gaps(first: Mapping[tuple[str, ...], Score], second: Mapping[tuple[str, ...
         gap = clustered_estimate([two - one for one, two, _ in rows], [scene for *_, scene in rows])
         means = math.fsum(row[0] for row in rows) / len(rows), math.fsum(row[1] for row in rows) / len(rows)
         if means[0] != means[1] or gap.standard_error > 0:
-            who = {"method": method, "editor": editor, "metric": metric}
-            numbers = {"first": means[0], "second": means[1], "gap": gap.mean, "standard_error": gap.standard_error}
+            who: dict[str, Any] = {"method": method, "editor": editor, "metric": metric}
+            numbers: dict[str, Any] = {
+                "first": means[0],
+                "second": means[1],
+                "gap": gap.mean,
+                "standard_error": gap.standard_error,
+            }
             yield ScoreGap(**who, **numbers, num_results=len(rows))
 
 

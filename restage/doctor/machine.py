@@ -104,7 +104,8 @@ def query_threads() -> tuple[list[str], str]:
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise RuntimeError(f"torch or numba does not start: {last[0]}")
-    return tuple(json.loads(done.stdout))
+    pools, layer = json.loads(done.stdout)
+    return pools, layer
 
 
 def check_processor() -> Iterator[Finding]:

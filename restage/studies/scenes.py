@@ -85,7 +85,7 @@ def sample_world_scenes(
     for index in range(count):
         name = f"world-{index:03d}"
         description, edits = sample_scene(config, name=name, seed=seed)
-        how = {"seed": seed + index, "capture": capture or CaptureConfig(), "fit": fit or FitConfig()}
+        how: dict[str, Any] = {"seed": seed + index, "capture": capture or CaptureConfig(), "fit": fit or FitConfig()}
         scenes.append(WorldScene(name=name, description=description, world_edits=edits, **how))
     return tuple(scenes)
 

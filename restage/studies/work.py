@@ -75,7 +75,11 @@ def edit_views(
 ) -> Iterator[EditStep]:
     """Edit the held-out views one by one, a step for each, into a folder that has pictures and a record only."""
     peak, started_s = PeakMemory(), time.perf_counter()
-    how = {"request": request, "noise_level": settings.noise_level, "seed": derive_seed(seed, "per view")}
+    how: dict[str, Any] = {
+        "request": request,
+        "noise_level": settings.noise_level,
+        "seed": derive_seed(seed, "per view"),
+    }
     paths = []
     for index in capture.held_out_indices:
         view = render_views(splats, capture.cameras[index])
@@ -83,9 +87,9 @@ def edit_views(
         paths.append(folder / HELD_OUT / Path(capture.file_names[index]).with_suffix(".png").name)
         write_image(paths[-1], edited.images[0])
         yield EditStep(len(paths), len(capture.held_out_indices), 0.0, splats, "held-out views, each by itself")
-    asked = {**facts, "settings": settings, "request": request}
+    asked: dict[str, Any] = {**facts, "settings": settings, "request": request}
     cost = {"seconds": time.perf_counter() - started_s, "peak_memory_mb": peak.read_mb()}
-    record = {**asked, "num_steps": len(paths), "status": "done", "reason": "", "cost": cost}
+    record: dict[str, Any] = {**asked, "num_steps": len(paths), "status": "done", "reason": "", "cost": cost}
     record["id"] = content_id("edited", {"seed": seed, **asked})
     write_record(folder / EDIT_RECORD, record, files=paths)
 
