@@ -6,7 +6,7 @@ a function in one of the modules here, a line in this menu, and a line in `SUMMA
 
 from collections.abc import Callable
 
-from restage.commands import pairs, runs, scenes, stages, studies
+from restage.commands import pairs, runs, scenes, stages
 
 __all__ = ["COMMANDS"]
 
@@ -34,11 +34,11 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "compare": stages.build_stage(
         "compare", "Score every edit of the run on views that no method saw.\n\nExample: restage compare runs/mine"
     ),
-    "study": lambda: studies.study,
+    "study": lambda: stages.study,
     "report": runs.build_report,
     "miniature": stages.build_miniature,
     "view": lambda: scenes.view,
-    "diagnose": lambda: studies.diagnose,
+    "diagnose": lambda: stages.diagnose,
     "show": lambda: runs.show,
     "ls": lambda: runs.ls,
     "diff": lambda: runs.diff,

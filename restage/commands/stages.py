@@ -1,4 +1,4 @@
-"""Sub-commands that run stages: one for each, the demo that runs them all, and the training of its models.
+"""Sub-commands that run stages: one for each, the demo of them all, the training of its models, studies, diagnoses.
 
 Annotations are evaluated when a command is built: hence no `from __future__ import annotations` here.
 """
@@ -14,8 +14,11 @@ from tyro.conf import Positional, arg
 import restage
 from restage.records import InputError
 from restage.run.folder import open_run, working
+from restage.run.layout import SCORES, check_is_run
+from restage.run.locks import hold_stages
 from restage.run.models import models_in
 from restage.run.progress import say, show_progress
+from restage.work.task import EngineConfig
 
 __all__ = [
     "ModelsArgument",
@@ -26,6 +29,8 @@ __all__ = [
     "build_stage",
     "build_train",
     "demo",
+    "diagnose",
+    "study",
 ]
 
 RunArgument = Annotated[Path, arg(metavar="RUN", help="Folder of the run; it is made if it does not exist.")]
@@ -130,3 +135,96 @@ def build_miniature() -> Callable[..., None]:
     # The current folder may be any other, and an editable install knows the package alone.
     sys.path.insert(0, str(clone))
     return importlib.import_module("miniature.command").miniature
+
+
+StudyArgument = Annotated[
+    Path, arg(metavar="STUDY", help="A Python file with a STUDY, or the folder of a study that was begun.")
+]
+FirstArgument = Annotated[Path, arg(metavar="A", help="A run that is taken for good, or a JSON file of settings.")]
+SecondArgument = Annotated[Path, arg(metavar="B", help="The run to explain, or a JSON file of settings.")]
+
+
+def study(
+    study: Positional[StudyArgument],
+    *,
+    out: Path | None = None,
+    engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
+) -> None:
+    """Compare methods on scenes, edits, editors and seeds that a Python file names; only what is missing runs.
+
+    Example: restage study benchmarks/truth_study.py --out runs/truth --workers 2
+
+    Ctrl-C stops it at any time, a machine may fail: the same command goes on from there, on any engine, and ends
+    with the same numbers. With --engine ray all machines have to see the study's folder and the models that it
+    names under the same paths. The folder is a run: restage report runs/truth
+
+    Args:
+        study: What to compare.
+        out: Folder of the study; default: runs/ and the file's name.
+        engine: Where the study runs; each worker computes with one thread unless --threads says otherwise.
+    """
+    from restage.scores.rows import read_scores
+    from restage.scores.tables import markdown_table, method_table
+    from restage.studies.run import run_study
+    from restage.studies.study import load_study
+
+    if out is not None and study.is_dir():
+        raise InputError(f"{study} is the folder of a study already; omit --out")
+    folder = study if study.is_dir() else out or Path("runs") / study.stem
+    file = study / "study.py" if study.is_dir() else study
+    show_progress(run_study(load_study(file), folder, engine=engine, file=file))
+    say(markdown_table(method_table(read_scores(folder / SCORES))), end="")
+
+
+def diagnose(
+    a: Positional[FirstArgument],
+    b: Positional[SecondArgument],
+    *,
+    method: str = "restage",
+    cases: int = 6,
+    time_budget: float = 900.0,
+    min_effect: float = 0.03,
+    out: Path | None = None,
+    models: ModelsArgument = None,
+    seed: int = 0,
+    engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
+) -> None:
+    """Say why run B does worse (or better) than run A: which part costs how much, in a sentence, table and figure.
+
+    Example: restage diagnose runs/good runs/bad
+
+    Both runs are tried on the same edits with exact truth. Then one part at a time is exchanged, from B into A and
+    from A into B: pairs, weights, guidance, masks, noise range, method, cameras, fit. Ctrl-C stops it at any
+    time; the same command goes on from there, on any engine.
+
+    Two JSON files of settings, such as {"edit.settings.restage.noise_levels": [0.35]}, are run small first.
+
+    Args:
+        a: The run to compare with.
+        b: The run to explain.
+        method: The method whose edits are explained.
+        cases: Edits to try both runs on.
+        time_budget: Seconds after which no further exchange is begun.
+        min_effect: Progress below which a difference is of no interest.
+        out: Where the answer goes; default: diagnose in B's folder.
+        models: Folder with the models that the runs' training started from; default: those of the package.
+        seed: Seed of the edits' noise, the same for both runs.
+        engine: Where trials, trainings and fits are made.
+    """
+    from restage.diagnose.diagnosis import DiagnoseConfig
+    from restage.diagnose.small import SmallConfig, changed, make_run, read_changes
+    from restage.diagnose.stage import run_diagnose
+
+    config = DiagnoseConfig(method=method, max_cases=cases, time_budget_s=time_budget, min_effect=min_effect, seed=seed)
+    found = models_in(models)
+    runs = []
+    for path in (a, b):
+        if path.suffix == ".json":
+            small = changed(SmallConfig(), read_changes(path))
+            path = Path("runs") / path.stem
+            show_progress(make_run(path, small, found, seed=seed))
+        runs.append(path)
+    check_is_run(runs[1])
+    with hold_stages(runs[1], *(() if out else ("diagnose",))):
+        last = show_progress(run_diagnose(runs[0], runs[1], config, models=found, out=out, engine=engine))
+    say(f"{last.note if last else ''}\ntables and figure: {(out or runs[1] / 'diagnose') / 'diagnosis.md'}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from restage.doctor import machine, packages, places
+from restage.doctor import machine, packages
 from restage.doctor.findings import Finding, is_healthy, show_table, to_json
 
 __all__ = ["Finding", "examine", "is_healthy", "show_table", "to_json"]
@@ -24,11 +24,11 @@ def list_checks(*, runs: Path, is_online: bool) -> dict[str, Checks]:
         "Machine": {"processor": machine.check_processor, "memory": machine.check_memory, "GPU": machine.check_gpus},
         "Threads": {"threads": machine.check_threads},
         "Places": {
-            "shipped models": places.check_models,
-            "disk": partial(places.check_disk, runs),
-            "ffmpeg": places.check_ffmpeg,
-            "hub": partial(places.check_hub, is_online=is_online),
-            "nerfstudio": places.check_nerfstudio,
+            "shipped models": machine.check_models,
+            "disk": partial(machine.check_disk, runs),
+            "ffmpeg": machine.check_ffmpeg,
+            "hub": partial(machine.check_hub, is_online=is_online),
+            "nerfstudio": machine.check_nerfstudio,
         },
     }
 

@@ -10,7 +10,7 @@ import pytest
 
 from restage import doctor
 from restage.cli import run
-from restage.doctor import Finding, examine, is_healthy, machine, packages, places, to_json
+from restage.doctor import Finding, examine, is_healthy, machine, packages, to_json
 from restage.records import InputError
 
 Findings = dict[str, Finding]
@@ -177,13 +177,13 @@ def test_the_cuda_version_of_torch_is_read_without_importing_it(
 
 @pytest.mark.parametrize(("room_gib", "status"), [(0.2, "problem"), (2.0, "note"), (50.0, "ok")])
 def test_a_full_disk_is_seen(room_gib: float, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(places, "free_gib", lambda path: room_gib)
-    assert by_name(places.check_disk(tmp_path / "not" / "yet"))["runs"].status == status
+    monkeypatch.setattr(machine, "free_gib", lambda path: room_gib)
+    assert by_name(machine.check_disk(tmp_path / "not" / "yet"))["runs"].status == status
 
 
 def test_folders_that_cannot_be_written_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(places, "is_writable", lambda path: False)
-    found = by_name(places.check_disk(tmp_path))
+    monkeypatch.setattr(machine, "is_writable", lambda path: False)
+    found = by_name(machine.check_disk(tmp_path))
     assert found["runs"].status == "problem" and found["model cache"].status == "note"
 
 
@@ -195,35 +195,35 @@ def no_ffmpeg() -> tuple[str, str]:
 def test_without_the_encoder_of_clips_there_is_a_problem(
     query: Callable[[], tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "query_ffmpeg", query)
-    assert by_name(places.check_ffmpeg())["ffmpeg"].status == "problem"
+    monkeypatch.setattr(machine, "query_ffmpeg", query)
+    assert by_name(machine.check_ffmpeg())["ffmpeg"].status == "problem"
 
 
 def test_models_that_a_clone_lacks_are_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "assets" / "clip").mkdir(parents=True)
     (tmp_path / "assets" / "clip" / "model.safetensors").write_bytes(b"version https://git-lfs")
-    monkeypatch.setattr(places, "PACKAGE", tmp_path)
-    assert by_name(places.check_models())["shipped models"].found.endswith("text_to_image, clip, edit_model")
+    monkeypatch.setattr(machine, "PACKAGE", tmp_path)
+    assert by_name(machine.check_models())["shipped models"].found.endswith("text_to_image, clip, edit_model")
 
 
 def test_the_hub_is_asked_only_when_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> str:
         raise AssertionError("the network was touched")
 
-    monkeypatch.setattr(places, "reach_hub", refuse)
-    assert by_name(places.check_hub(is_online=False))["hub"].status == "ok"
-    monkeypatch.setattr(places, "reach_hub", lambda url: "no route to host")
-    assert by_name(places.check_hub(is_online=True))["hub"].status == "note"
-    monkeypatch.setattr(places, "reach_hub", lambda url: "")
-    assert by_name(places.check_hub(is_online=True))["hub"].found.endswith("answers")
+    monkeypatch.setattr(machine, "reach_hub", refuse)
+    assert by_name(machine.check_hub(is_online=False))["hub"].status == "ok"
+    monkeypatch.setattr(machine, "reach_hub", lambda url: "no route to host")
+    assert by_name(machine.check_hub(is_online=True))["hub"].status == "note"
+    monkeypatch.setattr(machine, "reach_hub", lambda url: "")
+    assert by_name(machine.check_hub(is_online=True))["hub"].found.endswith("answers")
 
 
 def test_a_hub_that_answers_with_an_error_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(request: object, timeout: float) -> None:
         raise urllib.error.HTTPError("https://huggingface.co", 403, "Forbidden", None, None)  # pyright: ignore
 
-    monkeypatch.setattr(places.urllib.request, "urlopen", answer)
-    assert places.reach_hub() == ""
+    monkeypatch.setattr(machine.urllib.request, "urlopen", answer)
+    assert machine.reach_hub() == ""
 
 
 @pytest.mark.parametrize(
@@ -238,12 +238,12 @@ def test_an_environment_of_nerfstudio_is_as_good_as_pip_says(
     answer: str | None, status: str, word: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "env"
-    assert "make nerfstudio" in by_name(places.check_nerfstudio(folder))["nerfstudio"].advice
+    assert "make nerfstudio" in by_name(machine.check_nerfstudio(folder))["nerfstudio"].advice
     (folder / "bin").mkdir(parents=True)
     python = folder / "bin" / "python"
     python.write_text(f"#!/bin/sh\n{answer}\n")
     python.chmod(0o644 if answer is None else 0o755)
-    found = by_name(places.check_nerfstudio(folder))["nerfstudio"]
+    found = by_name(machine.check_nerfstudio(folder))["nerfstudio"]
     assert found.status == status and word in found.found
 
 
