@@ -137,7 +137,6 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _say(command: str, problem: str) -> None:
-    """Print an error as one line of bearable length."""
     line = " ".join(problem.split())
     line = line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
     say(f"restage {command}: {line}", file=sys.stderr)

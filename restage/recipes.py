@@ -78,7 +78,6 @@ def make_pairs(
 
 
 def _limits_of(models: Models) -> TokenLimits:
-    """The lengths of captions that the models which read them can take."""
     return TokenLimits((models.text_to_image, models.clip))
 
 

@@ -325,7 +325,6 @@ class EditCase:
     """One edit of one scene, with or without exact truth; lies as `edit.json` in the truth folder of a scene."""
 
     scene: str
-    """Name of the scene's folder."""
     kind: str
     request: EditRequest
     has_truth: bool

@@ -74,11 +74,9 @@ class RecordFinding:
     """One thing that is wrong."""
 
     reason: str
-    """A name of `REASONS`."""
     file: str
     """Path within the run."""
     detail: str
-    """What was expected and what was found."""
 
 
 @dataclass(kw_only=True)
@@ -128,7 +126,6 @@ class _Check:
         self.result.findings.append(RecordFinding(reason=reason, file=file, detail=detail))
 
     def record(self, path: Path) -> None:
-        """Check one record, and the files that it holds hashes of."""
         name = path.relative_to(self.run).as_posix()
         try:
             record = read_json(path, dict[str, Any])

@@ -107,7 +107,6 @@ def send_to_mlflow(facts: RunFacts, *, project: str, where: str = "") -> str:
 
 
 def _name(name: str) -> str:
-    """A name in the letters that MLflow takes."""
     return "".join(letter if letter.isalnum() or letter in "_-./ " else "_" for letter in name)
 
 

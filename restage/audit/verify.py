@@ -39,7 +39,6 @@ class Part(NamedTuple):
     """`records`, or a stage with checks of its own."""
     folder: Path | str
     run: Path | None
-    """The run that it belongs to, if any."""
 
 
 def find_parts(path: str) -> list[Part]:
@@ -103,8 +102,6 @@ def verify_folder(
 
 @dataclass(kw_only=True)
 class _Checks:
-    """Runs checks and says what they found."""
-
     config: VerifyConfig
     models: Path | None
     repairs: bool
@@ -133,7 +130,6 @@ class _Checks:
         return results[0]
 
     def records(self, part: Part, *, left_out: Mapping[str, str], first: list[RecordFinding], shown: str) -> None:
-        """Check a run against its records, and its pictures against its numbers."""
         run = Path(part.folder)
         result: RecordsResult = self.work(check_records(run, left_out=left_out))
         known = {finding.file for finding in first}
@@ -146,7 +142,6 @@ class _Checks:
         self.say(*describe_records(result))
 
     def pairs(self, part: Part) -> None:
-        """Check image pairs, and repair them if that was asked for."""
         try:
             files = open_files(part.folder, store=self.store)
         except UnnamedStore as unnamed:
@@ -171,6 +166,5 @@ class _Checks:
         self.plain["stages"].append(result_to_plain(part.folder, result, repaired))
 
     def finish(self) -> None:
-        """Print the JSON, if it was asked for."""
         if self.is_json:
             say(json.dumps(self.plain, indent=1))

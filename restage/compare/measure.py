@@ -59,13 +59,10 @@ class CaseViews:
     anchors: Anchors | None = None
     """What progress is measured between; None for S and T."""
     captions: tuple[str, str] = ("", "")
-    """Captions of the scene before and after."""
     cameras: Cameras | None = None
-    """Of the held-out views."""
     orbit: Cameras | None = None
     """Cameras around the scene; None to leave consistency out."""
     orbit_unedited: Float[Tensor, "k 3 h w"] | None = None
-    """Renders of the unedited splats from there."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,6 @@ class Before:
     clip_orbit: Float[Tensor, "k d"] | None = None
     """C(o)."""
     texts: Float[Tensor, "2 d"] | None = None
-    """Of the two captions."""
     dino: Float[Tensor, "n e"] | None = None
     dino_truth: Float[Tensor, "n e"] | None = None
 
@@ -91,7 +87,6 @@ class ResultViews:
     depth: Float[Tensor, "n h w"] | None = None
     """z of the edited splats there; None where the splats were not kept."""
     alpha: Float[Tensor, "n h w"] | None = None
-    """Their opacity."""
     orbit: Float[Tensor, "k 3 h w"] | None = None
     """Renders of the edited splats from the orbit."""
 

@@ -49,7 +49,7 @@ class Result:
     kind: str
     contender: Contender
     folder: Path
-    """Of the edit stage; need not exist."""
+    """Where the edit stage puts it; need not exist."""
     record: EditRecord | None
     """What its record says; None if the edit was never finished."""
 

@@ -19,15 +19,12 @@ class Finding:
     """One line of the report."""
 
     name: str
-    """What was checked."""
     found: str
-    """What was found."""
     advice: str = ""
     """What to do; empty if all is well."""
     is_problem: bool = False
     """Whether something that is needed is broken; else advice is a note on what is slow, missing or odd."""
     group: str = ""
-    """Section of the report."""
 
     def __post_init__(self) -> None:
         if self.is_problem and not self.advice:

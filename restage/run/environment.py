@@ -127,7 +127,6 @@ class PeakMemory:
     """
 
     def __init__(self) -> None:
-        """Begin to measure."""
         before_mb = _mark_mb()
         self.is_own = _reset()
         """Whether the mark belongs to this piece of work alone."""

@@ -53,7 +53,6 @@ class RunFolder:
 
     path: Path
     config: Any
-    """The resolved config of the whole run (a dataclass)."""
     seed: int
     started_s: float = field(default_factory=time.time)
     made: tuple[Path, ...] | None = None

@@ -40,7 +40,6 @@ class Holder:
     began_s: float
     """When the process began, in seconds since 1970: numbers of processes are given again."""
     since_s: float
-    """When it took the lock."""
     command: str
 
     def __str__(self) -> str:

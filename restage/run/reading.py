@@ -46,7 +46,6 @@ class RunRecord:
     status: str
     config: Mapping[str, Any] = field(default_factory=dict)
     command: tuple[str, ...] = ()
-    """The command line that started the run."""
     git_commit: str = "unknown"
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +115,6 @@ class EditRecord:
     editor: str
     seed: int
     status: str
-    """`done`, or `failed`."""
     id: str = ""
     kind: str = ""
     reason: str = ""
@@ -141,7 +139,6 @@ class TrainingStep:
 
     step: int
     values: Mapping[str, float]
-    """Loss, seconds and what else was measured, by name."""
 
 
 def flat_items(value: Any, where: str = "") -> Iterator[tuple[str, str]]:

@@ -55,7 +55,6 @@ def run_study(
 def _make_missing(
     study: Study, run: RunFolder, tasks: Sequence[StudyTask], engine: EngineConfig, file: Path | None
 ) -> Iterator[Progress]:
-    """Fit scenes and make results until all are there."""
     folder = run.path.resolve()
     opened, unmade = OpenStudy(study, folder), list[SetAside]()
     if engine.engine == "ray" and file is not None:
@@ -110,7 +109,6 @@ def _check_found(study: Study, run: RunFolder, tasks: Sequence[StudyTask]) -> No
 
 
 def _score(study: Study, run: RunFolder, units: Sequence[EditUnit]) -> Iterator[Progress]:
-    """Gather the scores of all results, scoring those that were not yet; then the tables."""
     judges = open_judges(study.compare)
     scorer, rows = Scorer(run.path, study.compare, judges), Scores([], [])
     for done, unit in enumerate(units):

@@ -97,7 +97,6 @@ class FolderScene:
     name: str
     folder: Path
     requests: Mapping[str, EditRequest]
-    """Requests by the name of the edit."""
     truths: Path | None = None
     """Folder with `<edit>/images/<view>.png` and `<edit>/masks/<view>.png` of every view, for edits whose truth is
     known; None if none is."""

@@ -53,11 +53,9 @@ class StudyMethod:
     """A method as it takes part in a study, under a name of its own."""
 
     settings: Method
-    """The method with its settings: a frozen dataclass."""
     editors: tuple[str, ...] | None = None
     """Names of the study's editors that it runs with; None for all. A method that asks none gets the editor `none`."""
     seeds: tuple[int, ...] | None = None
-    """Seeds that it runs with; None for the study's."""
     edits: tuple[str, ...] | None = None
     """Names of the edits that it runs on; None for all."""
 
@@ -81,7 +79,6 @@ class Study:
     """Seconds after which a method is stopped at its next step; the scene as it then is is the result, and the row
     `is_capped` says so. A cap that bites makes results depend on the machine."""
     compare: CompareConfig = field(default_factory=CompareConfig)
-    """How results are judged, and with which models."""
     seed: int = 0
     """Seed of the run, from which the seeds of edits derive."""
 

@@ -117,7 +117,6 @@ class StudyWork:
     study: Study | None
     """The study itself; None if it is to be read from a file, whose classes cannot be sent."""
     file: Path | None = None
-    """Python file that the study is read from."""
 
     def open(self, device: str) -> OpenStudy:
         """Read the study; refuses a machine that does not see its folder or its file."""
@@ -218,7 +217,6 @@ class KeptScores:
     """The rows of one result as they are kept: JSON has no NaN, so that a value may be null."""
 
     judges: str
-    """Id of the judges that made them."""
     cost: Cost
     scores: tuple[dict[str, Any], ...]
     views: tuple[dict[str, Any], ...]

@@ -58,7 +58,6 @@ class Message:
     is_idle: bool = False
     """Whether it will say nothing more of the tasks that it has."""
     gone: str = ""
-    """Why it is gone, if it is."""
 
 
 @runtime_checkable
@@ -106,7 +105,6 @@ class _Loop:
         return [slot.worker for slot in self.slots.values()]
 
     def grow(self) -> None:
-        """Start workers where there is room."""
         now = time.monotonic()
         names = self.pool.places()
         taken = {worker.place for worker in self.workers()}
@@ -122,7 +120,6 @@ class _Loop:
                 room -= 1
 
     def feed(self) -> None:
-        """Give tasks to those that have none."""
         now = time.monotonic()
         for slot in self.slots.values():
             if slot.is_ready and not slot.at_work and now >= slot.rests_until_s:
@@ -132,7 +129,6 @@ class _Loop:
                     slot.worker.send(tasks)
 
     def hear(self, message: Message) -> Iterator[Event]:
-        """Take in what a worker said."""
         slot = self.slots.get(id(message.worker))
         if slot is None:  # let go before its news was read
             return
@@ -185,7 +181,6 @@ class _Loop:
         return WorkerLost(slot.worker.name, reason)
 
     def retire(self, slot: _Slot, reason: str) -> WorkerLost:
-        """Let go of a worker for good."""
         place = self.places[slot.worker.place]
         place.is_retired, place.reason = True, reason
         return replace(self.let_go(slot, reason), is_for_good=True)

@@ -39,7 +39,6 @@ class Task(Generic[Item]):
     """One piece of work: what a worker that dies costs at most."""
 
     index: int
-    """Number of the task among all of its kind of work."""
     kind: str = ""
     """The stage that its progress is shown under; a kind of work may have tasks of several."""
     content: str = ""
@@ -62,7 +61,6 @@ class Report:
     reason: str = ""
     """The error in one line; empty if there was none."""
     details: str = ""
-    """Its traceback."""
 
     @property
     def is_over(self) -> bool:
@@ -151,7 +149,6 @@ class WorkerLost:
     worker: str
     reason: str
     is_for_good: bool = False
-    """Whether it is not replaced."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,6 @@ class WorkerSettings:
     folder: str = field(default_factory=os.getcwd)
     """The driver's working folder, for paths that are relative to it."""
     versions: dict[str, str] = field(default_factory=_versions)
-    """Versions of the packages that the driver has installed."""
 
 
 def _limit_threads(count: int) -> None:
