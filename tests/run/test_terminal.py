@@ -27,10 +27,15 @@ def test_names_from_outside_cannot_command_the_terminal(capsys):
 @pytest.mark.parametrize("place", ["cli.py", "commands", "audit", "view", "run/progress.py"])
 def test_whatever_the_command_line_prints_goes_through_say(place):
     path = Path(restage.__file__).parent / place
-    calls = [
-        f"{file.name}:{node.lineno}"
-        for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-    ]
+    calls = []
+    for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        allowed = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "say"]
+        inside = {id(node) for function in allowed for node in ast.walk(function)}
+        calls += [
+            f"{file.name}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            if not (file.name == "progress.py" and id(node) in inside)
+        ]
     assert calls == []
