@@ -113,7 +113,7 @@ def build_train() -> Callable[..., None]:
         """
         from restage.train.stage import run_train
 
-        with working(open_run(run, seed=run_seed)) as opened:
+        with working(open_run(run, seed=run_seed), "train") as opened:
             show_progress(run_train(opened, config, start=models_in(models).edit_model, store=store))
         say(f"train: {run / 'train'}")
 
