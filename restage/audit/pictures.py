@@ -82,11 +82,10 @@ def _check_scores(run: Path, result: RecordsResult) -> Generator[Progress, None,
             row = told.get(_key(score))
             if score.metric in again and row is not None and not math.isnan(row.value):
                 result.num_scores += 1
-                told, measured = row.value, score.value
-                if math.isnan(measured) or abs(told - measured) > TOLERANCE * max(1.0, abs(measured)):
+                if math.isnan(score.value) or abs(row.value - score.value) > TOLERANCE * max(1.0, abs(score.value)):
                     who = f"{row.scene} {row.edit} {row.method}-{row.editor} seed {row.seed}"
                     what = "its record says" if row.is_cost else "the pictures give"
-                    detail = f"{row.metric} of {who} is {told:.6g}, {what} {measured:.6g}"
+                    detail = f"{row.metric} of {who} is {row.value:.6g}, {what} {score.value:.6g}"
                     result.findings.append(RecordFinding(reason="wrong score", file=SCORES, detail=detail))
         yield Progress(stage="scores", done=done, total=len(results), note=f"{entry.scene} {entry.edit}")
 
