@@ -92,11 +92,7 @@ class SceneParts:
 
 
 def find_cases(a: Path, b: Path, max_cases: int) -> list[Case]:
-    """Choose edits to try both runs on: those that both have, or else some of each; scenes and kinds in turn.
-
-    Raises:
-        InputError: neither has a fitted scene with exact truth.
-    """
+    """Choose edits to try both runs on: those that both have, or else some of each; scenes and kinds in turn."""
     found = {side: _list_cases(path) for side, path in (("A", a), ("B", b))}
     shared = [key for key in found["A"] if key in found["B"] and _is_same(found["A"][key], found["B"][key])]
     if shared:

@@ -178,12 +178,7 @@ def diagnose(
     cache: Path | None = None,
     engine: EngineConfig | None = None,
 ) -> Generator[Progress, None, Diagnosis]:
-    """Compare two runs; the generator returns the diagnosis.
-
-    Raises:
-        InputError: there is nothing to try both runs on.
-        TasksSetAside: a trial could not be made.
-    """
+    """Compare two runs; the generator returns the diagnosis."""
     cases = find_cases(a.path.resolve(), b.path.resolve(), config.max_cases)
     bench, top = _prepare(a, b, cases, folder, models.edit_model)
     work = DiagnosisWork(bench, Trials(cache or folder / "trials", config.seed, config.editor_steps))

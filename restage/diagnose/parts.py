@@ -63,11 +63,7 @@ class PairPool:
 
     @classmethod
     def read(cls, folder: Path) -> PairPool:
-        """Read the records of a run's pairs.
-
-        Raises:
-            InputError: a shard was changed since it was written.
-        """
+        """Read the records of a run's pairs."""
         rows = {row.get("pixel_sha256") or row["id"]: _without_preview(row) for row in iter_rows(folder)}
         return cls(rows, folder, current_rule(open_files(folder)) or PUBLISHED)
 
@@ -164,11 +160,7 @@ class RunParts:
 
     @classmethod
     def open(cls, path: Path, method: str) -> RunParts:
-        """Open a run folder.
-
-        Raises:
-            InputError: it is no run, or there is no such method.
-        """
+        """Open a run folder."""
         check_is_run(path)
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")

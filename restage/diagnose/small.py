@@ -67,11 +67,7 @@ class SmallConfig:
 
 
 def read_changes(path: Path) -> dict[str, Any]:
-    """Read a config file: an object such as `{"pairs.rule.min_change": 0.01}`.
-
-    Raises:
-        InputError: it is no JSON object.
-    """
+    """Read a config file: an object such as `{"pairs.rule.min_change": 0.01}`."""
     return read_json(path, dict[str, Any])
 
 
@@ -99,11 +95,7 @@ def changed(config: SmallConfig, changes: Mapping[str, Any]) -> SmallConfig:
 def make_run(
     folder: Path, config: SmallConfig, models: Models, *, seed: int = 0, stages: tuple[str, ...] = MADE_STAGES
 ) -> Iterator[Progress]:
-    """Go through the stages that a diagnosis needs; what is done is left as it is.
-
-    Raises:
-        InputError: the folder holds another run.
-    """
+    """Go through the stages that a diagnosis needs; what is done is left as it is."""
     with working(RunFolder.open(folder, config, seed=seed), *stages) as run:
         for name in stages:
             yield from STAGES[name].run(run, getattr(config, name), models)

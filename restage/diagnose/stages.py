@@ -126,10 +126,7 @@ SCORES = ("direction_similarity", "source_text", "target_text")
 def pair_rows(runs: Mapping[str, RunParts], clip: Path) -> list[StageRow]:
     """Rows of prompts and pairs; without pairs in both runs, of prompts only.
 
-    Args:
-        runs: `A` and `B`.
-        clip: Folder of the CLIP that stored pairs are scored with again, since captions may have changed after they
-            were scored.
+    Stored pairs are also scored anew with the CLIP: captions may have changed after they were scored.
     """
     pools = {side: run.pairs for side, run in runs.items() if run.pairs is not None}
     rows = [_prompt_row(runs)]

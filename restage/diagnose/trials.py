@@ -88,11 +88,7 @@ class Trials:
         return Trials, (self.folder.resolve(), self.seed, self.editor_steps)
 
     def run(self, setup: Setup, kind: Kind, seed: int) -> Trial:
-        """Try a setup; what was tried before is read.
-
-        Raises:
-            InputError: the edit cannot be made with this setup.
-        """
+        """Try a setup; what was tried before is read."""
         path = self.path(setup, kind, seed)
         if not path.exists():
             started_s = time.process_time()

@@ -181,11 +181,7 @@ class Workbench:
         return (self.folder_of(mix) / "diagnose.json").exists()
 
     def make(self, mix: Mix) -> Iterator[Progress]:
-        """Train or fit a mix, unless it is there.
-
-        Raises:
-            InputError: there are no pairs to train it on.
-        """
+        """Train or fit a mix, unless it is there."""
         if self.is_made(mix):
             return
         folder, sides, started_s = self.folder_of(mix), dict(mix.sides), time.process_time()

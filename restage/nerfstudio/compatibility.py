@@ -28,11 +28,7 @@ def allow_checkpoints() -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ns-train onto the CPU, without running code out of it.
-
-    Raises:
-        InputError: it is missing, or is not a checkpoint.
-    """
+    """Read a checkpoint of ns-train onto the CPU, without running code out of it."""
     allow_checkpoints()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -44,11 +40,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def latest_checkpoint(folder: Path | None, step: int | None = None) -> Path:
-    """Checkpoint of a step in a folder `nerfstudio_models`, the last one by default.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Checkpoint of a step in a folder `nerfstudio_models`, the last one by default."""
     found = sorted(folder.glob("step-*.ckpt")) if folder is not None and folder.is_dir() else []
     if step is not None:
         found = [path for path in found if int(path.stem.removeprefix("step-")) == step]

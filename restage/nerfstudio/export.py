@@ -61,11 +61,7 @@ class TrainedScene:
         return torch.stack([view.permute(2, 0, 1).float().cpu().clamp(0, 1) for view in views])
 
     def splats(self) -> Splats:
-        """The splats of a splatfacto, in the capture's frame.
-
-        Raises:
-            InputError: the model has none, or they cannot be moved into the capture's frame.
-        """
+        """The splats of a splatfacto, in the capture's frame."""
         model = self.pipeline.model
         if not isinstance(model, SplatfactoModel):
             raise InputError(f"expected a splatfacto, got a {type(model).__name__}, which has no splats")

@@ -44,11 +44,7 @@ class Similarity(NamedTuple):
 
 
 def from_nerfstudio_cameras(cameras: Any) -> Cameras:
-    """Restage's cameras, in the same frame; lens distortion is left out.
-
-    Raises:
-        InputError: the cameras differ in image size.
-    """
+    """Restage's cameras, in the same frame; lens distortion is left out."""
     sizes = {(int(w), int(h)) for w, h in zip(cameras.width.flatten(), cameras.height.flatten(), strict=True)}
     if len(sizes) != 1:
         raise InputError(f"expected training images of one size, got {sorted(sizes)}; crop them alike")
@@ -79,11 +75,7 @@ def to_nerfstudio_cameras(cameras: Cameras, similarity: Similarity) -> Any:
 
 
 def similarity_between(source: Cameras, target: Cameras) -> Similarity:
-    """Return the similarity that leads from one frame to the other, from the same cameras seen in both.
-
-    Raises:
-        InputError: fewer than two cameras, all at one place, or frames that no similarity connects.
-    """
+    """Return the similarity that leads from one frame to the other, from the same cameras seen in both."""
     shifts = source.positions - source.positions.mean(dim=0)
     moved = target.positions - target.positions.mean(dim=0)
     if len(source) < 2 or float(shifts.norm()) < 1e-6:
@@ -104,11 +96,7 @@ def similarity_between(source: Cameras, target: Cameras) -> Similarity:
 
 
 def splats_of(model: SplatfactoModel) -> Splats:
-    """The splats of a splatfacto as they are, on the CPU, in the frame that nerfstudio trained in.
-
-    Raises:
-        InputError: their spherical harmonics are of a degree above 3.
-    """
+    """The splats of a splatfacto as they are, on the CPU, in the frame that nerfstudio trained in."""
     if not 0 <= model.config.sh_degree <= MAX_DEGREE:
         raise InputError(
             f"expected spherical harmonics of degree 0 to {MAX_DEGREE}, got {model.config.sh_degree}; "

@@ -118,11 +118,7 @@ class EditPipeline(FitPipeline):
         raise NotImplementedError
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
-        """One training step, after whatever the plan does before it.
-
-        Raises:
-            InputError: no trained scene was loaded.
-        """
+        """One training step, after whatever the plan does before it."""
         if not self._is_loaded:
             raise InputError("an edit starts from a trained scene; give its checkpoints with --load-dir")
         if self._plan is None:

@@ -81,11 +81,7 @@ class EditTrainer(Trainer):
 
 
 def read_config(path: Path) -> TrainerConfig:
-    """Read the `config.yml` that ns-train writes; only of runs that you trust, since YAML of this kind runs code.
-
-    Raises:
-        InputError: it is missing or not such a file.
-    """
+    """Read the `config.yml` that ns-train writes; only of runs that you trust, since YAML of this kind runs code."""
     try:
         config = yaml.load(path.read_text(), Loader=yaml.Loader)
     except FileNotFoundError:

@@ -116,11 +116,7 @@ class ImageViews:
 
 
 def open_views(datamanager: Any) -> TrainingViews:
-    """Return the training views of a datamanager.
-
-    Raises:
-        InputError: it is of another kind, or its images are not RGB, not of one size or not all in memory.
-    """
+    """Return the training views of a datamanager."""
     if isinstance(datamanager, EditableFullImageDatamanager):
         return ImageViews(datamanager)
     if isinstance(datamanager, VanillaDataManager):

@@ -48,11 +48,7 @@ class Plan(ABC):
         """
 
     def instead(self, index: int, last: Order) -> Order | None:
-        """Return something else to order for a place that is given up; None leaves it empty.
-
-        Raises:
-            InputError: the whole plan cannot be filled.
-        """
+        """Return something else to order for a place that is given up; None leaves it empty."""
         return None
 
 

@@ -74,11 +74,7 @@ class Endpoint:
     """Asks one model. Safe to use from several threads."""
 
     def __init__(self, config: LlmConfig, cache: Path) -> None:
-        """Open the cache; nothing is sent yet.
-
-        Raises:
-            InputError: no model is named, or there is no key.
-        """
+        """Open the cache; nothing is sent yet."""
         self._config = config
         self._access = find_access(config)
         self.blotter = Blotter(self._access.secrets)
@@ -173,12 +169,7 @@ class Endpoint:
         )
 
     def _check_hopeless(self, error: _ServerError, message: str) -> None:
-        """Stop at once if trying again cannot help.
-
-        Raises:
-            InputError: as described.
-            WritingStopped: there is no money left at the server.
-        """
+        """Stop at once if trying again cannot help."""
         if error.status in (401, 403):
             raise InputError(
                 f"the endpoint does not accept the key of {self._config.key_variable}: {message}"
@@ -200,14 +191,7 @@ class Endpoint:
         return body
 
     def _send(self, request_id: str, request: dict[str, Any], reserved: Usage) -> Reply:
-        """Send a request once.
-
-        Raises:
-            _Refused: it may be taken in another form, which is used from now on.
-            _ServerError: the server answers with an error.
-            OSError: it cannot be reached, or takes too long.
-            ValueError: its answer is none.
-        """
+        """Send a request once."""
         body, base_url = self._body(request), self._base_url
         # Servers that know the header give a repeated request the answer that was paid for.
         headers = {"Idempotency-Key": request_id, "Authorization": f"Bearer {self._access.key or 'none'}"}
@@ -231,11 +215,7 @@ class Endpoint:
         return self._read(found, reserved)
 
     def _adapt(self, body: Mapping[str, Any], status: int, message: str, base_url: str) -> None:
-        """Give up what the server may have refused, and remember it.
-
-        Raises:
-            _Refused: there is something else to try.
-        """
+        """Give up what the server may have refused, and remember it."""
         if status in (404, 405) and not _has_version(base_url):
             if self._base_url == base_url:
                 self._base_url = f"{base_url}/v1"
@@ -275,11 +255,7 @@ class Endpoint:
         return " ".join(shown.split())[:300], str(fields.get("code", ""))
 
     def _read(self, found: Mapping[str, Any], reserved: Usage) -> Reply:
-        """Take from an answer what matters; servers differ in what they leave out.
-
-        Raises:
-            ValueError: it is no answer at all.
-        """
+        """Take from an answer what matters; servers differ in what they leave out."""
         choice = found["choices"][0] if found["choices"] else None
         message = choice.get("message") if isinstance(choice, dict) else None
         if not isinstance(choice, dict) or not isinstance(message, dict):

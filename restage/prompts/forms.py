@@ -106,11 +106,7 @@ class FormSpace:
     """Further features and their values, by kind of edit."""
 
     def originals(self, kinds: Iterable[str]) -> tuple[Form, ...]:
-        """Return the forms that the writer starts with.
-
-        Raises:
-            InputError: there is no such kind of edit.
-        """
+        """Return the forms that the writer starts with."""
         forms = []
         for kind in kinds:
             if kind not in self.root_values:
@@ -289,15 +285,7 @@ def _new_forms(
 def make_arms(
     space: FormSpace, kinds: Sequence[str], trials: Sequence[Trial], *, config: FormsConfig, seed: int
 ) -> tuple[Arm, ...]:
-    """Return all arms that follow from the trials: original forms, forms already written with, and new children.
-
-    Args:
-        space: the writer's forms.
-        kinds: kinds of edit to write.
-        trials: all finished pairs, in any order.
-        config: how many children there are, and of which forms.
-        seed: seed for the draws that choose new children.
-    """
+    """Return all arms that follow from the trials: original forms, forms already written with, and new children."""
     originals = frozenset(space.originals(kinds))
     # Sorted, so that the order in which trials were read changes neither the arms nor the draws from them.
     forms = dict.fromkeys(space.originals(kinds))
@@ -353,11 +341,7 @@ class FormChooser:
         return self._sample()
 
     def exhaust(self, choice: Choice) -> Choice:
-        """Choose a form in place of one for which the writer has no more new pairs; that one is not chosen again.
-
-        Raises:
-            InputError: every form is exhausted.
-        """
+        """Choose a form in place of one for which the writer has no more new pairs; that one is not chosen again."""
         if choice.is_control:
             self._originals = [form for form in self._originals if form != choice.form]
             self._control_cycle = [form for form in self._control_cycle if form != choice.form]

@@ -133,11 +133,7 @@ def features_of_captions(kind: str, source: str, target: str) -> dict[str, str]:
 
 
 def read_captions(path: Path) -> tuple[str, ...]:
-    """Read a user's captions, one a line; blank lines, lines that start with # and repeats are skipped.
-
-    Raises:
-        InputError: the file is missing, is not text, or holds no caption.
-    """
+    """Read a user's captions, one a line; blank lines, lines that start with # and repeats are skipped."""
     lines = (" ".join(line.split()) for line in open_lines(path) if not line.startswith("#"))
     captions = dict.fromkeys(line for line in lines if line)
     if not captions:
@@ -157,11 +153,7 @@ def _check_kind(kind: str) -> None:
 
 
 def sample_grammar_edit(kind: str, seed: int) -> Edit:
-    """Sample the edit that belongs to a seed; scenes are drawn until one allows this kind.
-
-    Raises:
-        InputError: the world has no such kind of edit.
-    """
+    """Sample the edit that belongs to a seed; scenes are drawn until one allows this kind."""
     _check_kind(kind)
     draw = 0
     while True:
@@ -172,11 +164,7 @@ def sample_grammar_edit(kind: str, seed: int) -> Edit:
 
 
 def write_grammar_pair(kind: str, seed: int) -> PromptPair:
-    """Write the pair that belongs to a seed, with the edit that `sample_grammar_edit` samples.
-
-    Raises:
-        InputError: the world has no such kind of edit.
-    """
+    """Write the pair that belongs to a seed, with the edit that `sample_grammar_edit` samples."""
     return prompt_pair_of(sample_grammar_edit(kind, seed), derive_seed(seed, "caption"))
 
 
@@ -207,16 +195,7 @@ def _sample_form_edit(form: Form, seed: int) -> Edit | None:
 
 
 def write_form_pair(form: Form, seed: int, *, form_text: str = "") -> PromptPair | None:
-    """Write the pair that belongs to a seed and a form of `GRAMMAR_SPACE`; None if the world hardly has such a pair.
-
-    Args:
-        form: what is fixed.
-        seed: chooses everything else.
-        form_text: the pair's `form` field; by default the form.
-
-    Raises:
-        InputError: the world has no such kind of edit.
-    """
+    """Write the pair that belongs to a seed and a form of `GRAMMAR_SPACE`; None if the world hardly has such a pair."""
     _check_kind(form.kind)
     edit = _sample_form_edit(form, seed)
     return prompt_pair_of(edit, derive_seed(seed, "caption"), form=form_text or str(form)) if edit else None
@@ -228,9 +207,6 @@ def write_caption_pair(caption: str, kind: str, seed: int) -> PromptPair | None:
     Returns:
         The pair, whose `parent` is the id of the caption; None if the grammar cannot read the caption, or if its scene
         does not allow this kind of edit.
-
-    Raises:
-        InputError: the world has no such kind of edit.
     """
     _check_kind(kind)
     found = parse_caption(caption)

@@ -39,13 +39,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def post_json(url: str, body: Any, *, headers: Mapping[str, str], timeout_s: float) -> HttpAnswer:
-    """Send a request once.
-
-    Args:
-        url: where to.
-        body: what to send, as JSON values.
-        headers: headers beside the content type.
-        timeout_s: seconds for everything, from the name's address to the last byte.
+    """Send a request once, within a time for everything, from the name's address to the last byte.
 
     Raises:
         OSError: the server cannot be reached, ends too early, or takes too long.

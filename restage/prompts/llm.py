@@ -39,11 +39,7 @@ class Malformed(Exception):
 
 
 def parse_items(reply: Reply, num_items: int = 1) -> list[Any]:
-    """Return the items of an answer.
-
-    Args:
-        reply: the answer.
-        num_items: how many were asked for; a mended reading is tried if fewer are found.
+    """Return the items of an answer; a mended reading is tried where fewer are found than were asked for.
 
     Raises:
         Malformed: the model refused, or its answer holds no items.
@@ -222,12 +218,7 @@ class LlmWriter(Writer):
     asks_model = True
 
     def __init__(self, settings: WriterSettings) -> None:
-        """Open the endpoint.
-
-        Raises:
-            MissingExtra: the `json-repair` package is not installed.
-            InputError: no model is named, or there is no key.
-        """
+        """Open the endpoint."""
         if importlib.util.find_spec("json_repair") is None:
             raise MissingExtra("json-repair", "llm")
         self.chunk_size = settings.llm.pairs_per_request
@@ -256,12 +247,7 @@ class LlmWriter(Writer):
         }
 
     def write(self, chunks: Sequence[Sequence[Order]]) -> Iterator[Answer]:
-        """Ask for all chunks at once.
-
-        Raises:
-            WritingStopped: a limit of cost or tokens was reached.
-            InputError: the endpoint cannot be used.
-        """
+        """Ask for all chunks at once."""
         pool = ThreadPoolExecutor(max_workers=self.num_parallel, thread_name_prefix="llm")
         try:
             for chunk, asked in zip(chunks, pool.map(self._ask, chunks), strict=True):

@@ -193,11 +193,7 @@ def find_access(config: LlmConfig) -> Access:
 
 
 def _split(url: str, name: str) -> SplitResult:
-    """Split an address that can be asked.
-
-    Raises:
-        InputError: it is none; the message does not repeat it, since it may hold a secret.
-    """
+    """Split an address that can be asked."""
     try:
         parts = urlsplit(url)
         is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0

@@ -90,20 +90,11 @@ class Writer(ABC):
 
     @abstractmethod
     def __init__(self, settings: WriterSettings) -> None:
-        """Make it ready to write.
-
-        Raises:
-            InputError: it cannot be used with these settings.
-        """
+        """Make it ready to write."""
 
     @abstractmethod
     def write(self, chunks: Sequence[Sequence[Order]]) -> Iterator[Answer]:
-        """Answer every order, in order; the same orders get the same answers.
-
-        Raises:
-            WritingStopped: a limit was reached.
-            InputError: it cannot go on.
-        """
+        """Answer every order, in order; the same orders get the same answers."""
 
     def remark(self) -> str:
         """What the user should know before it starts; empty if there is nothing to say."""

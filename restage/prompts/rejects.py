@@ -69,15 +69,7 @@ class Duplicates:
     """
 
     def __init__(self, near: float = 0.92) -> None:
-        """Start with no pair.
-
-        Args:
-            near: share of content words, in (0, 1], at which two pairs with the same change are near duplicates; 1 =
-                the same content in any wording. At 0.92, captions of up to 12 content words must have the same ones.
-
-        Raises:
-            InputError: `near` is out of range.
-        """
+        """Start with no pair; `near` is the share of content words, in (0, 1], at which two pairs are near duplicates."""
         if not 0 < near <= 1:
             raise InputError(f"near_duplicates must lie in (0, 1], got {near}")
         self.near = near

@@ -51,11 +51,7 @@ def round_folders(run: Path, num_rounds: int) -> list[Path]:
 
 
 def yields_of_rounds(folders: list[Path]) -> list[RoundYield]:
-    """Return the yields of finished rounds.
-
-    Raises:
-        InputError: the pairs of a round are not made.
-    """
+    """Return the yields of finished rounds."""
     found = []
     for folder in folders:
         trials = read_trials([folder]).trials
@@ -74,13 +70,6 @@ def run_rounds(
     limits: TokenLimits = TokenLimits(),  # noqa: B008
 ) -> Iterator[Progress]:
     """Write prompts, make their pairs, learn from them, and again.
-
-    Args:
-        run: the run that holds the rounds.
-        config: how many rounds to make, and what is written in each.
-        make_pairs: runs the pairs stage of a run whose prompts are written.
-        pairs_config: config of the pairs stage, which is recorded.
-        limits: lengths of captions that the models can take.
 
     Raises:
         InputError: a round was made with another config, or as either stage.

@@ -95,11 +95,7 @@ class PromptsConfig:
 
 
 def _sha256(path: Path) -> str:
-    """Hash a file, so that its content counts and not its place.
-
-    Raises:
-        InputError: it does not exist.
-    """
+    """Hash a file, so that its content counts and not its place."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; captions are a text file, learn_from takes runs with finished pairs")
     return file_sha256(path)
@@ -153,11 +149,7 @@ def write_answers(config: PromptsConfig, seed: int, *, cache: Path = Path("llm")
 
 
 def write_pairs(config: PromptsConfig, seed: int) -> Iterator[PromptPair]:
-    """Yield the pairs that are written for a config; no two say the same.
-
-    Raises:
-        InputError: as `write_answers`.
-    """
+    """Yield the pairs that are written for a config; no two say the same."""
     for answer in write_answers(config, seed):
         if answer.pair is not None and not answer.reason:
             yield answer.pair
@@ -202,11 +194,7 @@ class _Tally:
 
 
 def _write_files(folder: Path, job: _Job, tally: _Tally, limits: TokenLimits) -> Iterator[Progress | WritingStopped]:
-    """Write pairs and rejects as they come; the files appear at the end, and without any pair that of rejects alone.
-
-    Raises:
-        InputError: no pair was written.
-    """
+    """Write pairs and rejects as they come; the files appear at the end, and without any pair that of rejects alone."""
     config, stopped = job.config, None
     every = max(20, config.num_prompts // 500)
     rejects = folder / "rejects.jsonl"

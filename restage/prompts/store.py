@@ -111,11 +111,7 @@ def open_lines(path: Path) -> Iterator[str]:
 
 
 def iterate_prompts(path: Path) -> Iterator[PromptPair]:
-    """Read prompt pairs one by one; blank lines are skipped, and equal pairs are all given.
-
-    Raises:
-        InputError: the file is missing, or has a line that is not a pair; the message names the line.
-    """
+    """Read prompt pairs one by one; blank lines are skipped, and equal pairs are all given."""
     for number, line in enumerate(open_lines(path), start=1):
         if line.strip():
             yield _read_line(line, f"{path}, line {number}")
@@ -153,16 +149,7 @@ PICTURES = "pictures"
 def copy_pictures(
     pairs: Sequence[PromptPair], folder: Path, *, to: Path
 ) -> Iterator[Progress | tuple[PromptPair, ...]]:
-    """Copy the pictures of prompt pairs; yields progress, and at the end the pairs with the names of the copies.
-
-    Args:
-        pairs: the pairs as they were read.
-        folder: folder of the file that they were read from; the pictures lie in it or below.
-        to: the run's folder of prompts.
-
-    Raises:
-        InputError: a picture is missing, lies elsewhere, or cannot be decoded; the message names it.
-    """
+    """Copy the pictures, which lie in or below `folder`; yields progress, and last the pairs with the copies' names."""
     names: dict[str, str] = {"": ""}
     asked = sorted({pair.picture for pair in pairs} - {""})
     for done, name in enumerate(asked, start=1):

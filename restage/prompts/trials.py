@@ -92,11 +92,7 @@ def _trial(row: _Row) -> Trial:
 
 
 def read_trials(runs: Sequence[Path]) -> Learned:
-    """Read every finished pair of some runs.
-
-    Raises:
-        InputError: a run has no manifest of pairs.
-    """
+    """Read every finished pair of some runs."""
     trials: list[Trial] = []
     best: dict[str, list[tuple[float, Example]]] = defaultdict(list)
     for run in runs:

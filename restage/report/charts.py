@@ -44,12 +44,6 @@ def loss_curve(train: Sequence[TrainingStep], *, width: int = 760, height: int =
     """Loss over training steps: every value pale, their moving average strong.
 
     Values that are not finite are left out. Long runs are thinned to `max_points` after smoothing.
-
-    Args:
-        train: The steps of a training, in order.
-        width: Width of the drawing in its own units; it scales with the page.
-        height: Height of the drawing in these units.
-        max_points: Number of points kept per line.
     """
     pairs = [(float(step.step), step.values["loss"]) for step in train if math.isfinite(step.values["loss"])]
     if len(pairs) < 2:

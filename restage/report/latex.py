@@ -45,12 +45,7 @@ def escape_latex(text: str) -> str:
 
 
 def write_latex(summary: Summary, folder: Path) -> Iterator[str]:
-    """Write `tables.tex`, `figures/` and `paper.tex`; yields the name of each file.
-
-    Args:
-        summary: what to show.
-        folder: where; made if missing.
-    """
+    """Write `tables.tex`, `figures/` and `paper.tex`; yields the name of each file."""
     tables = method_tabular(summary) + (gaps_tabular(summary) if summary.gaps else "")
     yield _write_text(folder / "tables.tex", tables)
     body = [PAPER, r"\section*{" + escape_latex(summary.title) + "}\n", r"\input{tables}" + "\n"]

@@ -56,13 +56,7 @@ class FittedScene(NamedTuple):
 
 
 def write_page(contents: RunContents, config: ReportConfig, run: RunFolder | None) -> Iterator[EditSection]:
-    """Write assets, then the page, then drop what an older page left; yields each edit when its pictures are stored.
-
-    Args:
-        contents: What the run holds.
-        config: How the page is made.
-        run: The run, if this session is one of its own: its time so far counts too.
-    """
+    """Write assets, then the page, then drop what an older page left; yields each edit when its pictures are stored."""
     page_path = contents.path / PAGE
     assets = AssetFolder(page_path.with_name("assets"))
     sections = []

@@ -43,11 +43,7 @@ LOSSLESS_PX = 256
 
 
 def read_picture(path: Path, *, max_px: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
-    """Read a picture as RGB, made smaller if its longer side is above `max_px`.
-
-    Raises:
-        InputError: it is missing or not a picture.
-    """
+    """Read a picture as RGB, made smaller if its longer side is above `max_px`."""
     return np.asarray(_open(path, "RGB", max_px))
 
 
@@ -62,11 +58,7 @@ def first_frame(path: Path) -> UInt8[np.ndarray, "height width 3"] | None:
 
 
 def read_mask(path: Path, *, max_px: int | None = None) -> Bool[np.ndarray, "height width"]:
-    """Read a 0 / 255 mask; above half is true.
-
-    Raises:
-        InputError: it is missing or not a picture.
-    """
+    """Read a 0 / 255 mask; above half is true."""
     return np.asarray(_open(path, "L", max_px)) > 127
 
 
@@ -105,13 +97,7 @@ def mask_overlay(
     *,
     should_change: Bool[np.ndarray, "height width"] | None,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Lay over a pale grey picture what changed: found, spilled and missed against the truth, or just changed.
-
-    Args:
-        picture_uint8: the scene before the edit.
-        changed: pixels that the method changed.
-        should_change: pixels that truth changes; None where there is no truth.
-    """
+    """Lay over a pale grey picture what changed: found, spilled and missed against the truth, or just changed."""
     grey = picture_uint8.astype(np.float32).mean(axis=-1, keepdims=True)
     canvas = np.repeat(40 + grey * 0.75, 3, axis=-1)
     regions = [(changed, FOUND_RGB)]
@@ -162,11 +148,7 @@ class AssetFolder:
 
 
 def load_images(paths: Sequence[Path]) -> list[Image.Image]:
-    """Read pictures as RGB.
-
-    Raises:
-        InputError: one is missing or not a picture.
-    """
+    """Read pictures as RGB."""
     images = []
     for path in paths:
         try:

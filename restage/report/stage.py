@@ -60,10 +60,6 @@ NAMES = {
 def write_supplement(runs: Sequence[Path], target: Path) -> Path:
     """Write the zip.
 
-    Args:
-        runs: folders of runs whose pages are written.
-        target: zip to write, in place of an older one.
-
     Raises:
         InputError: a run has no page, or two runs have one name.
     """

@@ -137,13 +137,7 @@ def again_commands(contents: RunContents, result: ResultEntry) -> str:
 def rows_data(
     scores: Sequence[Score], traces: Mapping[Key, Trace], names: Mapping[tuple[str, str], str]
 ) -> dict[str, Any]:
-    """All rows in the form that the page's script filters: by metric, lists of [result, value or null, reason, row].
-
-    Args:
-        scores: of the run.
-        traces: its results.
-        names: name of an edit's folder by scene and what a row calls the edit.
-    """
+    """All rows in the form that the page's script filters: by metric, lists of [result, value or null, reason, row]."""
     results: dict[Key, int] = {}
     cells: dict[str, list[list[Any]]] = {}
     for row, score in enumerate(scores):

@@ -55,11 +55,7 @@ def read_scores(path: Path) -> list[Score]:
 
 
 def read_view_scores(path: Path) -> list[ViewScore]:
-    """Read the `compare/views.parquet` of a run or a study.
-
-    Raises:
-        InputError: the file is missing, is not parquet, or lacks a column.
-    """
+    """Read the `compare/views.parquet` of a run or a study."""
     return _read(path, ViewScore)
 
 

@@ -79,10 +79,6 @@ def clustered_estimate(values: Sequence[float], clusters: Sequence[str]) -> Esti
 
     The variance is G/(G-1) / n^2 times the sum over the G clusters of (sum of the residuals in the cluster)^2
     (Liang and Zeger 1986, for a mean). With one value per cluster it is the usual standard error.
-
-    Args:
-        values: One per result; NaN where it could not be scored.
-        clusters: The scene of each.
     """
     scored = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if not math.isnan(value)]
     mean = math.fsum(value for value, _ in scored) / len(scored) if scored else math.nan
@@ -120,13 +116,6 @@ def paired_difference(
     A contender that has no seeds of its own, such as `nothing`, which is run once, is compared with every seed of the
     other. The interval is Student's with (number of scenes - 1) degrees of freedom on the clustered standard error
     (Cameron and Miller 2015, "A practitioner's guide to cluster-robust inference", section VI).
-
-    Args:
-        scores: Rows of a study.
-        metric: A name of `METRICS`.
-        first: Method and editor.
-        second: Method and editor.
-        confidence: How sure the interval is to be, in (0, 1).
 
     Raises:
         InputError: one of the two does not occur, or the confidence is out of range.
