@@ -107,7 +107,7 @@ def _examples(order: Order, examples: Mapping[str, Sequence[Example]]) -> list[d
 
 
 def write_messages(orders: Sequence[Order], examples: Mapping[str, Sequence[Example]]) -> list[dict[str, str]]:
-    """Return the messages of one request; its orders have one kind and form, and all have a user's caption or none has."""
+    """Return the messages of one request; its orders have one kind and form, and all or none have a user's caption."""
     first = orders[0]
     lines = [f"Kind of edit: {first.kind}, that is: {_KINDS.get(first.kind, first.kind)}."]
     if first.form is not None:

@@ -69,7 +69,7 @@ class Duplicates:
     """
 
     def __init__(self, near: float = 0.92) -> None:
-        """Start with no pair; `near` is the share of content words, in (0, 1], at which two pairs are near duplicates."""
+        """Start with no pair; from a share `near` of content words on, in (0, 1], two pairs are near duplicates."""
         if not 0 < near <= 1:
             raise InputError(f"near_duplicates must lie in (0, 1], got {near}")
         self.near = near

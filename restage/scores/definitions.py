@@ -6,7 +6,7 @@ the edited splats, R region that truth changes; C(x) is the unit-norm CLIP embed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 __all__ = ["COST_METRICS", "FLAG_METRICS", "METRICS", "Metric", "Need", "Place", "metrics_shown_in"]
@@ -16,7 +16,7 @@ Place = Literal["show", "diff", "page", "paper"]
 """Where a metric has a column: `restage show` and studies, `restage diff`, the page's first table, LaTeX and slides."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric:
     """A metric as a reader has to know it."""
 
@@ -26,6 +26,7 @@ class Metric:
     better: Literal["higher", "lower", "neither"]
     """`neither`: it describes, such as what an editor preserved, and ranks nothing."""
     definition: str
+    _: KW_ONLY
     source: str = ""
     """Where it comes from; empty if from here."""
     needs: tuple[Need, ...] = ()
@@ -43,222 +44,191 @@ class Metric:
 
 NERF2NERF = "Instruct-NeRF2NeRF (Haque et al. 2023, arXiv 2303.12789)"
 
+TRUTH: tuple[Need, ...] = ("truth",)
+ALL_PLACES: tuple[Place, ...] = ("show", "diff", "page", "paper")
+
 METRICS: dict[str, Metric] = {
     "progress": Metric(
-        label="progress",
-        unit="share",
-        better="higher",
-        definition=(
+        "progress",
+        "share",
+        "higher",
+        (
             "1 - mean|E - T| / mean|S - T| inside R; 0 nothing done, 1 perfect, below 0 the wrong way. Of graded "
             "photographs B and B graded stand for S and T, so that the error of the fit is not in it."
         ),
-        needs=("truth",),
-        shown_in=("show", "diff", "page", "paper"),
+        needs=TRUTH,
+        shown_in=ALL_PLACES,
     ),
     "fit_error": Metric(
-        label="fit error",
-        unit="share",
-        better="neither",
-        definition="Mean |B - S| / mean |S - T| inside R: what the unedited scene is off, by what truth changes.",
-        needs=("truth",),
+        "fit error",
+        "share",
+        "neither",
+        "Mean |B - S| / mean |S - T| inside R: what the unedited scene is off, by what truth changes.",
+        needs=TRUTH,
         shown_in=("show", "page"),
     ),
-    "spill": Metric(
-        label="spill",
-        unit="[0, 1]",
-        better="lower",
-        definition="Mean |E - B| outside R.",
-        needs=("truth",),
-        digits=4,
-        shown_in=("show", "diff", "page", "paper"),
-    ),
+    "spill": Metric("spill", "[0, 1]", "lower", "Mean |E - B| outside R.", needs=TRUTH, digits=4, shown_in=ALL_PLACES),
     "mask_iou": Metric(
-        label="mask IoU",
-        unit="[0, 1]",
-        better="higher",
-        definition="Intersection over union of {|E - B| > 0.05} and {|T - S| > 0.05}, means over channels.",
-        needs=("truth",),
-        shown_in=("show", "diff", "page", "paper"),
+        "mask IoU",
+        "[0, 1]",
+        "higher",
+        "Intersection over union of {|E - B| > 0.05} and {|T - S| > 0.05}, means over channels.",
+        needs=TRUTH,
+        shown_in=ALL_PLACES,
     ),
     "depth_error": Metric(
-        label="depth error",
-        unit="share",
-        better="lower",
-        definition="Mean |z(E) - z(T)| / z(T) inside R; a pixel that E leaves more than half empty counts as 1.",
+        "depth error",
+        "share",
+        "lower",
+        "Mean |z(E) - z(T)| / z(T) inside R; a pixel that E leaves more than half empty counts as 1.",
         source="absolute relative error, Eigen et al. 2014, arXiv 1406.2283",
         needs=("truth", "depth"),
         shown_in=("show",),
     ),
     "psnr_db": Metric(
-        label="PSNR",
-        unit="dB",
-        better="higher",
-        definition="Of E against T, whole view.",
-        needs=("truth",),
-        digits=1,
-        shown_in=("show", "diff", "page", "paper"),
+        "PSNR", "dB", "higher", "Of E against T, whole view.", needs=TRUTH, digits=1, shown_in=ALL_PLACES
     ),
-    "psnr_inside_db": Metric(
-        label="PSNR inside",
-        unit="dB",
-        better="higher",
-        definition="Of E against T inside R.",
-        needs=("truth",),
-        digits=1,
-    ),
+    "psnr_inside_db": Metric("PSNR inside", "dB", "higher", "Of E against T inside R.", needs=TRUTH, digits=1),
     "psnr_outside_db": Metric(
-        label="PSNR outside",
-        unit="dB",
-        better="higher",
-        definition="Of E against T outside R, where truth leaves everything as it was.",
-        needs=("truth",),
+        "PSNR outside",
+        "dB",
+        "higher",
+        "Of E against T outside R, where truth leaves everything as it was.",
+        needs=TRUTH,
         digits=1,
     ),
     "ssim": Metric(
-        label="SSIM",
-        unit="[-1, 1]",
-        better="higher",
-        definition="Structural similarity of E and T, whole view (11x11 Gaussian window).",
+        "SSIM",
+        "[-1, 1]",
+        "higher",
+        "Structural similarity of E and T, whole view (11x11 Gaussian window).",
         source="Wang et al. 2004",
-        needs=("truth",),
+        needs=TRUTH,
     ),
     "ssim_inside": Metric(
-        label="SSIM inside",
-        unit="[-1, 1]",
-        better="higher",
-        definition="Mean of the SSIM map of E and T over the pixels of R.",
-        needs=("truth",),
+        "SSIM inside", "[-1, 1]", "higher", "Mean of the SSIM map of E and T over the pixels of R.", needs=TRUTH
     ),
     "ssim_outside": Metric(
-        label="SSIM outside",
-        unit="[-1, 1]",
-        better="higher",
-        definition="Mean of the SSIM map of E and T over the pixels outside R.",
-        needs=("truth",),
+        "SSIM outside", "[-1, 1]", "higher", "Mean of the SSIM map of E and T over the pixels outside R.", needs=TRUTH
     ),
     "clip_text": Metric(
-        label="CLIP text",
-        unit="cosine",
-        better="higher",
-        definition="cos(C(E), C(target caption)).",
+        "CLIP text",
+        "cosine",
+        "higher",
+        "cos(C(E), C(target caption)).",
         source="CLIPScore without its factor 2.5, Hessel et al. 2021, arXiv 2104.08718",
         needs=("captions", "clip"),
     ),
     "clip_direction": Metric(
-        label="CLIP dir",
-        unit="cosine",
-        better="higher",
-        definition="cos(C(E) - C(B), C(target caption) - C(source caption)); its sign is kept.",
+        "CLIP dir",
+        "cosine",
+        "higher",
+        "cos(C(E) - C(B), C(target caption) - C(source caption)); its sign is kept.",
         source="StyleGAN-NADA (Gal et al. 2021, arXiv 2108.00946); for scenes " + NERF2NERF,
         needs=("captions", "clip"),
         shown_in=("show", "paper"),
     ),
     "clip_image": Metric(
-        label="CLIP image",
-        unit="cosine",
-        better="neither",
-        definition="cos(C(E), C(B)): how much looks as before. Doing nothing scores 1.",
+        "CLIP image",
+        "cosine",
+        "neither",
+        "cos(C(E), C(B)): how much looks as before. Doing nothing scores 1.",
         source="InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800)",
         needs=("clip",),
     ),
     "frame_consistency": Metric(
-        label="frame consistency",
-        unit="cosine",
-        better="higher",
-        definition="Mean cos(C(e_i), C(e_i+1)) over neighbouring frames e of an orbit; the source is not asked.",
+        "frame consistency",
+        "cosine",
+        "higher",
+        "Mean cos(C(e_i), C(e_i+1)) over neighbouring frames e of an orbit; the source is not asked.",
         source="Gen-1 (Esser et al. 2023, arXiv 2302.03011)",
         needs=("clip",),
     ),
     "step_consistency": Metric(
-        label="step consistency",
-        unit="cosine",
-        better="higher",
-        definition="Mean cos(C(o_i+1) - C(o_i), C(e_i+1) - C(e_i)) over neighbouring frames of an orbit, o unedited.",
+        "step consistency",
+        "cosine",
+        "higher",
+        "Mean cos(C(o_i+1) - C(o_i), C(e_i+1) - C(e_i)) over neighbouring frames of an orbit, o unedited.",
         source=NERF2NERF + ", appendix C as issue 28 of its repository reads it",
         needs=("clip",),
     ),
     "edit_consistency": Metric(
-        label="edit consistency",
-        unit="cosine",
-        better="higher",
-        definition="Mean cos(C(e_i) - C(o_i), C(e_i+1) - C(o_i+1)) over neighbouring frames of an orbit, o unedited.",
+        "edit consistency",
+        "cosine",
+        "higher",
+        "Mean cos(C(e_i) - C(o_i), C(e_i+1) - C(o_i+1)) over neighbouring frames of an orbit, o unedited.",
         source=NERF2NERF + ", appendix C as issue 91 of its repository reads it, beside the other",
         needs=("clip",),
         shown_in=("show",),
     ),
     "typeset_consistency": Metric(
-        label="typeset consistency",
-        unit="dot product",
-        better="higher",
-        definition="Mean (C(e_i) - C(o_i)) . (C(e_i+1) - C(e_i)) over neighbouring frames of an orbit, o unedited.",
+        "typeset consistency",
+        "dot product",
+        "higher",
+        "Mean (C(e_i) - C(o_i)) . (C(e_i+1) - C(e_i)) over neighbouring frames of an orbit, o unedited.",
         source=NERF2NERF + ", appendix C as it is printed, which issue 28 of its repository calls a writing error",
         needs=("clip",),
         digits=4,
     ),
     "dino_before": Metric(
-        label="DINO before",
-        unit="cosine",
-        better="neither",
-        definition="Cosine of the DINO features of E and B: how much looks as before. Doing nothing scores 1.",
+        "DINO before",
+        "cosine",
+        "neither",
+        "Cosine of the DINO features of E and B: how much looks as before. Doing nothing scores 1.",
         source="DINOv2 (Oquab et al. 2023, arXiv 2304.07193)",
         needs=("dino",),
     ),
     "dino_truth": Metric(
-        label="DINO truth",
-        unit="cosine",
-        better="higher",
-        definition="Cosine of the DINO features of E and T.",
+        "DINO truth",
+        "cosine",
+        "higher",
+        "Cosine of the DINO features of E and T.",
         source="DINOv2 (Oquab et al. 2023, arXiv 2304.07193)",
         needs=("truth", "dino"),
     ),
     "lpips": Metric(
-        label="LPIPS",
-        unit="distance",
-        better="lower",
-        definition="Learned perceptual distance of E and T (AlexNet, version 0.1).",
+        "LPIPS",
+        "distance",
+        "lower",
+        "Learned perceptual distance of E and T (AlexNet, version 0.1).",
         source="Zhang et al. 2018, arXiv 1801.03924",
         needs=("truth", "lpips"),
     ),
     "no_op": Metric(
-        label="no-ops",
-        unit="0 or 1",
-        better="lower",
-        definition="1 if mean |E - B| inside R is below a tenth of mean |S - T| there (`CompareConfig.no_op_share`).",
-        needs=("truth",),
+        "no-ops",
+        "0 or 1",
+        "lower",
+        "1 if mean |E - B| inside R is below a tenth of mean |S - T| there (`CompareConfig.no_op_share`).",
+        needs=TRUTH,
         digits=0,
         shown_in=("show",),
     ),
     "wrong_way": Metric(
-        label="wrong way",
-        unit="0 or 1",
-        better="lower",
-        definition="1 if it is no no-op and progress is below 0.",
-        needs=("truth",),
+        "wrong way",
+        "0 or 1",
+        "lower",
+        "1 if it is no no-op and progress is below 0.",
+        needs=TRUTH,
         digits=0,
         shown_in=("show",),
     ),
     "is_capped": Metric(
-        label="capped",
-        unit="0 or 1",
-        better="neither",
-        definition="1 if the method was stopped by the study's time cap; the scene as it then was is what is scored.",
+        "capped",
+        "0 or 1",
+        "neither",
+        "1 if the method was stopped by the study's time cap; the scene as it then was is what is scored.",
         digits=0,
     ),
     "seconds": Metric(
-        label="seconds",
-        unit="s",
-        better="lower",
-        definition="Of the method, editor included, without scoring.",
-        digits=1,
-        shown_in=("show", "diff", "page", "paper"),
+        "seconds", "s", "lower", "Of the method, editor included, without scoring.", digits=1, shown_in=ALL_PLACES
     ),
     "peak_memory_mb": Metric(
-        label="memory",
-        unit="MiB",
-        better="lower",
-        definition=(
-            "Most that the process held during the edit, libraries and models included; since the process began where "
-            "the system's mark cannot be set back (`cost.peak_memory_of` says so)."
+        "memory",
+        "MiB",
+        "lower",
+        (
+            "Most that the process held during the edit, libraries and models included; since the process began "
+            "where the system's mark cannot be set back (`cost.peak_memory_of` says so)."
         ),
         digits=0,
         shown_in=("page",),
