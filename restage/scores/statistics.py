@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from restage.records import InputError, Score
 
-__all__ = ["Difference", "Estimate", "clustered_estimate", "estimate_scores", "paired_difference", "student_reach"]
+__all__ = ["Estimate", "clustered_estimate", "estimate_scores", "paired_difference", "student_reach"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,34 +35,6 @@ class Estimate:
     def reach(self) -> float:
         """Half of the 95 % interval; NaN with fewer than two scenes."""
         return student_reach(self.standard_error, self.num_scenes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How much more of a metric one contender has than another, on the cases that both have."""
-
-    metric: str
-    first: tuple[str, str]
-    """Method and editor."""
-    second: tuple[str, str]
-    mean: float
-    """First minus second; NaN without a common case."""
-    standard_error: float
-    """Clustered by scene; NaN with fewer than two scenes."""
-    low: float
-    """Lower end of the interval."""
-    high: float
-    confidence: float
-    """How sure the interval is, such as 0.95."""
-    num_pairs: int
-    num_scenes: int
-    num_missing: int
-    """Cases in which either is not scored; they are in no mean."""
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
 
 
 def student_reach(standard_error: float, num_clusters: int, *, confidence: float = 0.95) -> float:
@@ -109,19 +81,17 @@ def estimate_scores(scores: Sequence[Score]) -> Estimate:
 
 
 def paired_difference(
-    scores: Sequence[Score], metric: str, *, first: tuple[str, str], second: tuple[str, str], confidence: float = 0.95
-) -> Difference:
-    """Difference between two contenders over the same scenes, edits and seeds, with its interval.
+    scores: Sequence[Score], metric: str, *, first: tuple[str, str], second: tuple[str, str]
+) -> Estimate:
+    """How much more of a metric one contender has than another, over the same scenes, edits and seeds.
 
     A contender that has no seeds of its own, such as `nothing`, which is run once, is compared with every seed of the
     other. The interval is Student's with (number of scenes - 1) degrees of freedom on the clustered standard error
     (Cameron and Miller 2015, "A practitioner's guide to cluster-robust inference", section VI).
 
     Raises:
-        InputError: one of the two does not occur, or the confidence is out of range.
+        InputError: one of the two does not occur.
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"expected a confidence in (0, 1), got {confidence}")
     values = {who: _values(scores, metric, who) for who in (first, second)}
     for who, found in values.items():
         if not found:
@@ -131,21 +101,7 @@ def paired_difference(
         one, other = (_match(values[who], scene, edit, seed) for who in (first, second))
         if one is not None and other is not None:
             pairs.append((scene, one - other))
-    estimate = clustered_estimate([gap for _, gap in pairs], [scene for scene, _ in pairs])
-    reach = student_reach(estimate.standard_error, estimate.num_scenes, confidence=confidence)
-    return Difference(
-        metric=metric,
-        first=first,
-        second=second,
-        mean=estimate.mean,
-        standard_error=estimate.standard_error,
-        low=estimate.mean - reach,
-        high=estimate.mean + reach,
-        confidence=confidence,
-        num_pairs=estimate.num_scored,
-        num_scenes=estimate.num_scenes,
-        num_missing=estimate.num_missing,
-    )
+    return clustered_estimate([gap for _, gap in pairs], [scene for scene, _ in pairs])
 
 
 _Values = dict[tuple[str, str, int], float]

@@ -170,8 +170,9 @@ def gaps_to_best(rows: Sequence[MethodRow], scores: Sequence[Score]) -> list[Gap
             if not row.estimates[metric].num_scored or not competitors[0].estimates[metric].num_scored:
                 continue
             found = paired_difference(scores, metric, first=who, second=best)
-            if not math.isnan(found.low):
-                gaps.append(Gap(*who, metric, found.mean, found.low, found.high, found.num_pairs))
+            if not math.isnan(found.reach):
+                ends = found.mean - found.reach, found.mean + found.reach
+                gaps.append(Gap(*who, metric, found.mean, *ends, found.num_scored))
     return gaps
 
 
