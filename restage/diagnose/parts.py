@@ -28,20 +28,8 @@ from restage.run.reading import RunRecord, StageMark, read_run_record
 from restage.train.edit_model import TrainConfig
 from restage.train.examples import ExactPair
 
-__all__ = [
-    "EDIT_MODEL_PARTS",
-    "LABELS",
-    "MixedPairs",
-    "PairPool",
-    "RunParts",
-    "differing_parts",
-    "differing_training",
-    "flatten",
-    "mix_pairs",
-    "noise_settings",
-    "other_settings",
-    "read_settings",
-]
+__all__ = ["EDIT_MODEL_PARTS", "LABELS", "MixedPairs", "PairPool", "RunParts", "differing_parts", "differing_training"]
+__all__ += ["flatten", "mix_pairs", "noise_settings", "other_settings", "read_settings"]
 
 
 class MixedPairs(NamedTuple):

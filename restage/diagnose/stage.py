@@ -26,18 +26,8 @@ from restage.records import InputError, Progress, write_atomically, write_json
 from restage.run.models import Models
 from restage.work.task import EngineConfig
 
-__all__ = [
-    "LIMITS",
-    "answer",
-    "blamed_parts",
-    "draw",
-    "is_difference",
-    "run_diagnose",
-    "sentence",
-    "tables",
-    "to_record",
-    "write_diagnosis",
-]
+__all__ = ["LIMITS", "answer", "blamed_parts", "draw", "is_difference", "run_diagnose", "sentence", "tables"]
+__all__ += ["to_record", "write_diagnosis"]
 
 
 def is_difference(diagnosis: Diagnosis) -> bool:

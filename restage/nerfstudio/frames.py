@@ -22,14 +22,8 @@ from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.scenes.splats import MAX_DEGREE, Splats
 
-__all__ = [
-    "Similarity",
-    "SplatHolder",
-    "from_nerfstudio_cameras",
-    "similarity_between",
-    "splats_of",
-    "to_nerfstudio_cameras",
-]
+__all__ = ["Similarity", "SplatHolder", "from_nerfstudio_cameras", "similarity_between", "splats_of"]
+__all__ += ["to_nerfstudio_cameras"]
 
 AXES = torch.tensor([1.0, -1.0, -1.0])
 """Column factors between OpenGL and OpenCV cameras, both ways."""

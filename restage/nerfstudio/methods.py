@@ -26,14 +26,8 @@ from restage.nerfstudio.pipelines import FitPipelineConfig, IduPipelineConfig, R
 from restage.nerfstudio.trainer import EditTrainerConfig
 from restage.nerfstudio.views import EditableFullImageDatamanager
 
-__all__ = [
-    "restage",
-    "restage_fit",
-    "restage_fit_splatfacto",
-    "restage_idu",
-    "restage_idu_splatfacto",
-    "restage_splatfacto",
-]
+__all__ = ["restage", "restage_fit", "restage_fit_splatfacto", "restage_idu", "restage_idu_splatfacto"]
+__all__ += ["restage_splatfacto"]
 
 allow_checkpoints()  # here, since every command of nerfstudio loads this module before it loads a checkpoint
 

@@ -28,16 +28,8 @@ from restage.nerfstudio.views import open_views, soften
 from restage.records import EditRequest, InputError, derive_seed
 from restage.run.models import models_in
 
-__all__ = [
-    "EditPipeline",
-    "EditPipelineConfig",
-    "FitPipeline",
-    "FitPipelineConfig",
-    "IduPipeline",
-    "IduPipelineConfig",
-    "RestagePipeline",
-    "RestagePipelineConfig",
-]
+__all__ = ["EditPipeline", "EditPipelineConfig", "FitPipeline", "FitPipelineConfig", "IduPipeline"]
+__all__ += ["IduPipelineConfig", "RestagePipeline", "RestagePipelineConfig"]
 
 
 @dataclass

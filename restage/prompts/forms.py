@@ -19,21 +19,8 @@ from scipy.stats import beta as beta_distribution
 from restage.records import InputError, derive_seed
 from restage.world.grammar import EDIT_KINDS, KINDS, SIZES, TIMES
 
-__all__ = [
-    "Arm",
-    "Choice",
-    "Form",
-    "FormChooser",
-    "FormSpace",
-    "FormsConfig",
-    "GRAMMAR_SPACE",
-    "OPEN_SPACE",
-    "ReadForm",
-    "Trial",
-    "make_arms",
-    "read_form",
-    "write_form",
-]
+__all__ = ["Arm", "Choice", "Form", "FormChooser", "FormSpace", "FormsConfig", "GRAMMAR_SPACE", "OPEN_SPACE"]
+__all__ += ["ReadForm", "Trial", "make_arms", "read_form", "write_form"]
 
 CONTROL = "control"
 """First word of the form's text if the pair belongs to the control slice."""

@@ -13,38 +13,14 @@ from restage.prompts.forms import GRAMMAR_SPACE, Form
 from restage.prompts.orders import Answer, Order, Writer, WriterSettings
 from restage.prompts.store import open_lines
 from restage.records import InputError, PromptPair, content_id, derive_seed
-from restage.world.grammar import (
-    COLORS,
-    EDIT_KINDS,
-    GROUNDS,
-    KINDS,
-    SIZES,
-    Description,
-    Edit,
-    SceneObject,
-    caption_of,
-    possible_kinds,
-    prompt_pair_of,
-    sample_description,
-    sample_edit,
-)
+from restage.world import grammar as world
 
-__all__ = [
-    "GrammarWriter",
-    "ReadCaption",
-    "features_of_captions",
-    "features_of_edit",
-    "parse_caption",
-    "read_captions",
-    "sample_grammar_edit",
-    "write_caption_pair",
-    "write_form_pair",
-    "write_grammar_pair",
-]
+__all__ = ["GrammarWriter", "ReadCaption", "features_of_captions", "features_of_edit", "parse_caption"]
+__all__ += ["read_captions", "sample_grammar_edit", "write_caption_pair", "write_form_pair", "write_grammar_pair"]
 
-_SIZES = "|".join(size for size in SIZES if size)
-_OBJECT = re.compile(rf"\ban? (?:({_SIZES}) )?({'|'.join(COLORS)}) ({'|'.join(KINDS)})\b")
-_GROUND = re.compile(rf"\b({'|'.join(GROUNDS)})\b")
+_SIZES = "|".join(size for size in world.SIZES if size)
+_OBJECT = re.compile(rf"\ban? (?:({_SIZES}) )?({'|'.join(world.COLORS)}) ({'|'.join(world.KINDS)})\b")
+_GROUND = re.compile(rf"\b({'|'.join(world.GROUNDS)})\b")
 _TIME_WORDS = {"noon": "noon", "sunny": "noon", "sunset": "sunset", "golden": "sunset", "night": "night", "fog": "fog"}
 _TIME = re.compile(rf"\b({'|'.join(_TIME_WORDS)}|foggy)\b")
 _WHOLE_SCENE = ("ground", "time")
@@ -56,7 +32,7 @@ SPACING = 2.0
 class ReadCaption(NamedTuple):
     """What a caption says, and how."""
 
-    description: Description
+    description: world.Description
     """The scene; its objects stand in a row, since a caption names no places."""
     wording_seed: int
     """`caption_of(description, wording_seed)` is the caption."""
@@ -65,10 +41,10 @@ class ReadCaption(NamedTuple):
 @functools.cache
 def _wording_seeds() -> tuple[int, ...]:
     """One caption seed for each of the grammar's wordings."""
-    probe = Description(objects=(SceneObject(kind="cube", color="red"),), ground="grass", time="noon")
+    probe = world.Description(objects=(world.SceneObject(kind="cube", color="red"),), ground="grass", time="noon")
     seeds: dict[str, int] = {}
     for seed in range(3000):
-        seeds.setdefault(caption_of(probe, seed), seed)
+        seeds.setdefault(world.caption_of(probe, seed), seed)
     return tuple(seeds.values())
 
 
@@ -76,7 +52,7 @@ def _normalise(text: str) -> str:
     return " ".join(text.casefold().split()).removesuffix(".")
 
 
-def _describe(text: str) -> Description | None:
+def _describe(text: str) -> world.Description | None:
     """Return the scene that a caption describes; None if objects, ground or time are missing."""
     found = _OBJECT.findall(text)
     ground, time = _GROUND.search(text), _TIME.search(text)
@@ -84,10 +60,10 @@ def _describe(text: str) -> Description | None:
         return None
     middle = (len(found) - 1) / 2
     objects = tuple(
-        SceneObject(kind=kind, color=color, size=size, x=SPACING * (index - middle))
+        world.SceneObject(kind=kind, color=color, size=size, x=SPACING * (index - middle))
         for index, (size, color, kind) in enumerate(found)
     )
-    return Description(objects=objects, ground=ground[1], time=_TIME_WORDS.get(time[1], "fog"))
+    return world.Description(objects=objects, ground=ground[1], time=_TIME_WORDS.get(time[1], "fog"))
 
 
 def parse_caption(caption: str) -> ReadCaption | None:
@@ -97,12 +73,12 @@ def parse_caption(caption: str) -> ReadCaption | None:
     if description is None:
         return None
     for seed in _wording_seeds():
-        if caption_of(description, seed) == text:
+        if world.caption_of(description, seed) == text:
             return ReadCaption(description, seed)
     return None
 
 
-def _features(kind: str, before: Description, after: Description) -> dict[str, str]:
+def _features(kind: str, before: world.Description, after: world.Description) -> dict[str, str]:
     features = {"kind": kind, "objects": str(len(before.objects)), "time": before.time}
     if kind in _WHOLE_SCENE:
         return features
@@ -115,11 +91,11 @@ def _features(kind: str, before: Description, after: Description) -> dict[str, s
     return features
 
 
-def _words(item: SceneObject) -> tuple[str, str, str]:
+def _words(item: world.SceneObject) -> tuple[str, str, str]:
     return item.size, item.color, item.kind
 
 
-def features_of_edit(edit: Edit) -> dict[str, str]:
+def features_of_edit(edit: world.Edit) -> dict[str, str]:
     """Return all features of an edit that forms can fix; `noun` and `size` describe the edited object before it."""
     return _features(edit.kind, edit.before, edit.after)
 
@@ -148,32 +124,32 @@ EDITS_PER_SCENE = 8
 
 
 def _check_kind(kind: str) -> None:
-    if kind not in EDIT_KINDS:
-        raise InputError(f"unknown kind of edit {kind!r}; known: {', '.join(EDIT_KINDS)}")
+    if kind not in world.EDIT_KINDS:
+        raise InputError(f"unknown kind of edit {kind!r}; known: {', '.join(world.EDIT_KINDS)}")
 
 
-def sample_grammar_edit(kind: str, seed: int) -> Edit:
+def sample_grammar_edit(kind: str, seed: int) -> world.Edit:
     """Sample the edit that belongs to a seed; scenes are drawn until one allows this kind."""
     _check_kind(kind)
     draw = 0
     while True:
-        description = sample_description(derive_seed(seed, "scene", draw))
-        if kind in possible_kinds(description):
-            return sample_edit(description, derive_seed(seed, "edit", draw), kind=kind)
+        description = world.sample_description(derive_seed(seed, "scene", draw))
+        if kind in world.possible_kinds(description):
+            return world.sample_edit(description, derive_seed(seed, "edit", draw), kind=kind)
         draw += 1
 
 
 def write_grammar_pair(kind: str, seed: int) -> PromptPair:
     """Write the pair that belongs to a seed, with the edit that `sample_grammar_edit` samples."""
-    return prompt_pair_of(sample_grammar_edit(kind, seed), derive_seed(seed, "caption"))
+    return world.prompt_pair_of(sample_grammar_edit(kind, seed), derive_seed(seed, "caption"))
 
 
-def _fits_object(item: SceneObject, fixed: dict[str, str]) -> bool:
+def _fits_object(item: world.SceneObject, fixed: dict[str, str]) -> bool:
     size = item.size or "normal"
     return fixed.get("noun", item.kind) == item.kind and fixed.get("size", size) == size
 
 
-def _sample_form_edit(form: Form, seed: int) -> Edit | None:
+def _sample_form_edit(form: Form, seed: int) -> world.Edit | None:
     """Draw scenes and edits until one has the form's features; None after `MAX_SCENES` scenes.
 
     Some forms hardly exist, such as a small object that has room to grow beside two others.
@@ -182,13 +158,13 @@ def _sample_form_edit(form: Form, seed: int) -> Edit | None:
     # Rejecting what does not fit, instead of building it, gives each edit that has the features its natural share.
     num_objects = int(fixed["objects"]) if "objects" in fixed else None
     for draw in range(MAX_SCENES):
-        scene = sample_description(derive_seed(seed, "scene", draw), num_objects=num_objects)
+        scene = world.sample_description(derive_seed(seed, "scene", draw), num_objects=num_objects)
         scene = replace(scene, time=fixed.get("time", scene.time))
-        if form.kind in possible_kinds(scene) and (
+        if form.kind in world.possible_kinds(scene) and (
             form.kind == "add" or any(_fits_object(item, fixed) for item in scene.objects)
         ):
             for attempt in range(EDITS_PER_SCENE):
-                edit = sample_edit(scene, derive_seed(seed, "edit", draw, attempt), kind=form.kind)
+                edit = world.sample_edit(scene, derive_seed(seed, "edit", draw, attempt), kind=form.kind)
                 if form.fits(features_of_edit(edit)):
                     return edit
     return None
@@ -198,7 +174,7 @@ def write_form_pair(form: Form, seed: int, *, form_text: str = "") -> PromptPair
     """Write the pair that belongs to a seed and a form of `GRAMMAR_SPACE`; None if the world hardly has such a pair."""
     _check_kind(form.kind)
     edit = _sample_form_edit(form, seed)
-    return prompt_pair_of(edit, derive_seed(seed, "caption"), form=form_text or str(form)) if edit else None
+    return world.prompt_pair_of(edit, derive_seed(seed, "caption"), form=form_text or str(form)) if edit else None
 
 
 def write_caption_pair(caption: str, kind: str, seed: int) -> PromptPair | None:
@@ -210,10 +186,10 @@ def write_caption_pair(caption: str, kind: str, seed: int) -> PromptPair | None:
     """
     _check_kind(kind)
     found = parse_caption(caption)
-    if found is None or kind not in possible_kinds(found.description):
+    if found is None or kind not in world.possible_kinds(found.description):
         return None
-    edit = sample_edit(found.description, seed, kind=kind, split="all")
-    return replace(prompt_pair_of(edit, found.wording_seed), parent=content_id("caption", caption))
+    edit = world.sample_edit(found.description, seed, kind=kind, split="all")
+    return replace(world.prompt_pair_of(edit, found.wording_seed), parent=content_id("caption", caption))
 
 
 class GrammarWriter(Writer):

@@ -25,16 +25,8 @@ from restage.records import (
 )
 from restage.scenes.io.images import path_inside, read_image
 
-__all__ = [
-    "PICTURES",
-    "copy_pictures",
-    "iterate_prompts",
-    "open_lines",
-    "pair_of_record",
-    "prompt_line",
-    "read_prompts",
-    "write_prompts",
-]
+__all__ = ["PICTURES", "copy_pictures", "iterate_prompts", "open_lines", "pair_of_record", "prompt_line"]
+__all__ += ["read_prompts", "write_prompts"]
 
 _FIELDS = tuple(field.name for field in fields(PromptPair))
 BYTE_ORDER_MARKS = (

@@ -17,20 +17,12 @@ import jinja2
 from markupsafe import Markup
 
 from restage.records import file_sha256, write_atomically
+from restage.report import words
 from restage.report.charts import interval_mark, loss_curve
 from restage.report.gallery import EditSection, edit_sections, spread
 from restage.report.pictures import AssetFolder, read_picture
 from restage.report.read import ReportConfig, RunContents, SceneEntry, find_figure
 from restage.report.trace import rows_data, trace_results
-from restage.report.words import (
-    as_json,
-    as_text,
-    as_words,
-    count_of,
-    format_number,
-    hardware_in_words,
-    unbroken_duration,
-)
 from restage.run.folder import RunFolder
 from restage.run.layout import PAGE, SCORES
 from restage.scores.definitions import METRICS
@@ -80,9 +72,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        duration=unbroken_duration, words=as_words, plain=as_text, pretty=as_json, number=format_number
-    )
+    filters = {"duration": words.unbroken_duration, "words": words.as_words, "plain": words.as_text}
+    environment.filters.update(filters, pretty=words.as_json, number=words.format_number)
     environment.globals.update(
         style=Markup(package.joinpath("page.css").read_text(encoding="utf-8")),
         script=Markup(package.joinpath("page.js").read_text(encoding="utf-8")),
@@ -109,7 +100,7 @@ def _page_values(
         "headline": headline,
         "headline_instruction": _instruction_of(contents, headline.scene, headline.edit) if headline else "",
         "wall_s": wall_seconds(contents, run),
-        "hardware": hardware_in_words(contents.record.machine),
+        "hardware": words.hardware_in_words(contents.record.machine),
         "sections": sections,
         "num_edits": sum(edit.has_pictures for edit in contents.edits),
         "rows": rows,
@@ -144,16 +135,16 @@ def _diagnosis_figure(contents: RunContents, assets: AssetFolder) -> str | None:
 
 def describe(contents: RunContents, sections: list[EditSection]) -> str:
     """One sentence of what was run, from what is there."""
-    methods = {(method.method, method.editor) for section in sections for method in section.methods}
-    competitors = {method for method, _ in methods if method != "nothing"}
+    competitors = {method.method for section in sections for method in section.methods} - {"nothing"}
     num_views = {len(result.held_out) for edit in contents.edits for result in edit.results}
     kind = "miniature " if contents.is_miniature else ""
     if not sections:
-        return f"A run with {count_of(len(contents.scenes), kind + 'scene')} and no edit yet."
-    scenes = count_of(len({section.entry.scene for section in sections}), kind + "scene")
-    text = f"{count_of(len(sections), 'edit')} of {scenes} by text, with {count_of(len(competitors), 'method')}"
+        return f"A run with {words.count_of(len(contents.scenes), kind + 'scene')} and no edit yet."
+    scenes = words.count_of(len({section.entry.scene for section in sections}), kind + "scene")
+    methods = words.count_of(len(competitors), "method")
+    text = f"{words.count_of(len(sections), 'edit')} of {scenes} by text, with {methods}"
     if contents.scores:
-        views = count_of(max(num_views), "held\N{NON-BREAKING HYPHEN}out view")
+        views = words.count_of(max(num_views), "held\N{NON-BREAKING HYPHEN}out view")
         text += f", scored on {views} each"
         text += " against exact truth" if contents.has_truth else ""
     return text[0].upper() + text[1:] + "."

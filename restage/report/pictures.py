@@ -19,17 +19,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from restage.records import InputError, write_atomically
 
-__all__ = [
-    "AssetFolder",
-    "change_map",
-    "colour_map",
-    "compose_grid",
-    "first_frame",
-    "load_images",
-    "mask_overlay",
-    "read_mask",
-    "read_picture",
-]
+__all__ = ["AssetFolder", "change_map", "colour_map", "compose_grid", "first_frame", "load_images", "mask_overlay"]
+__all__ += ["read_mask", "read_picture"]
 
 MAGMA_HEX = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
 """Nine even steps of the `magma` colour map (van der Walt and Smith, CC0), the same as in the page's legend."""

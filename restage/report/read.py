@@ -12,43 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from restage.records import GRADED, EditCase, InputError, Score, from_plain, read_json
-from restage.run.layout import (
-    CAPTURE,
-    CONTACT_SHEET,
-    DIAGNOSIS,
-    EDIT_CASE,
-    EDIT_RECORD,
-    EDITOR_VIEWS,
-    FIT_RECORD,
-    HELD_OUT,
-    IMAGES,
-    MANIFEST,
-    MASKS,
-    ORBIT,
-    PROMPTS,
-    RUN_RECORD,
-    SCORES,
-    SPLATS,
-    STAGES,
-    TRUTH,
-    check_is_run,
-    counting_order,
-    folders_in,
-)
+from restage.run import layout
 from restage.run.reading import EditRecord, FitRecord, RunRecord, StageMark, TrainingStep, read_marks, read_metrics
 from restage.scores.rows import read_scores
 
-__all__ = [
-    "DiagnosisRecord",
-    "EditEntry",
-    "PairsEntry",
-    "ReportConfig",
-    "ResultEntry",
-    "RunContents",
-    "SceneEntry",
-    "find_figure",
-    "read_contents",
-]
+__all__ = ["DiagnosisRecord", "EditEntry", "PairsEntry", "ReportConfig", "ResultEntry", "RunContents", "SceneEntry"]
+__all__ += ["find_figure", "read_contents"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,12 +208,14 @@ def read_contents(path: Path) -> RunContents:
     Raises:
         InputError: it is not a run folder, or a file in it cannot be read.
     """
-    check_is_run(path)
-    (record, plain), marks = _read_both(path / RUN_RECORD, RunRecord), read_marks(path)
-    scenes = [_read_scene(path, folder) for folder in folders_in(path / "scenes") if _is_scene(folder)]
-    order = [*STAGES, *sorted(set(marks) - set(STAGES))]
-    prompts_path = path / PROMPTS
-    diagnosis = _read_both(path / DIAGNOSIS, DiagnosisRecord) if (path / DIAGNOSIS).exists() else (None, {})
+    layout.check_is_run(path)
+    (record, plain), marks = _read_both(path / layout.RUN_RECORD, RunRecord), read_marks(path)
+    scenes = [_read_scene(path, folder) for folder in layout.folders_in(path / "scenes") if _is_scene(folder)]
+    order = [*layout.STAGES, *sorted(set(marks) - set(layout.STAGES))]
+    prompts_path = path / layout.PROMPTS
+    diagnosis = (
+        _read_both(path / layout.DIAGNOSIS, DiagnosisRecord) if (path / layout.DIAGNOSIS).exists() else (None, {})
+    )
     return RunContents(
         path=path,
         record=record,
@@ -252,7 +223,7 @@ def read_contents(path: Path) -> RunContents:
         stages={name: marks[name] for name in order if name in marks and name != "report"},
         scenes=scenes,
         edits=[edit for scene in scenes for edit in _read_edits(path, scene)],
-        scores=read_scores(path / SCORES) if (path / SCORES).exists() else (),
+        scores=read_scores(path / layout.SCORES) if (path / layout.SCORES).exists() else (),
         pairs=_read_pairs(path),
         train=read_metrics(path),
         num_prompts=len(prompts_path.read_text().splitlines()) if prompts_path.exists() else None,
@@ -271,12 +242,12 @@ def find_figure(contents: RunContents) -> Path | None:
     """The figure of a run's diagnosis, which lies beside its record; None without one."""
     # Only the name counts: what a record says must not lead out of the folder.
     name = Path(contents.diagnosis.figure).name if contents.diagnosis else ""
-    path = (contents.path / DIAGNOSIS).with_name(name) if name else contents.path
+    path = (contents.path / layout.DIAGNOSIS).with_name(name) if name else contents.path
     return path if path.is_file() else None
 
 
 def _is_scene(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (CAPTURE, TRUTH, FIT_RECORD, SPLATS))
+    return any((folder / name).exists() for name in (layout.CAPTURE, layout.TRUTH, layout.FIT_RECORD, layout.SPLATS))
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
@@ -294,29 +265,29 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 
 def _read_scene(run: Path, folder: Path) -> SceneEntry:
-    fit_path = folder / FIT_RECORD
+    fit_path = folder / layout.FIT_RECORD
     fit, plain = _read_both(fit_path, FitRecord) if fit_path.exists() else (None, {})
     return SceneEntry(
         name=folder.name,
         fit=fit,
         plain=plain,
-        pictures=_pictures(folder / CAPTURE / IMAGES),
-        renders=_pictures(folder / HELD_OUT) or _renders_of_nothing(run, folder.name),
+        pictures=_pictures(folder / layout.CAPTURE / layout.IMAGES),
+        renders=_pictures(folder / layout.HELD_OUT) or _renders_of_nothing(run, folder.name),
     )
 
 
 def _renders_of_nothing(run: Path, scene: str) -> Mapping[str, Path]:
     """Renders of the unedited scene by the anchor `nothing`, for scenes whose fit kept none."""
-    results = (result for folder in folders_in(run / "edit" / scene) for result in _read_results(run, folder))
+    results = (result for folder in layout.folders_in(run / "edit" / scene) for result in _read_results(run, folder))
     return next((result.held_out for result in results if result.method == "nothing" and result.held_out), {})
 
 
 def _read_edits(run: Path, scene: SceneEntry) -> Iterator[EditEntry]:
-    truths = {folder.name: folder for folder in folders_in(run / "scenes" / scene.name / TRUTH)}
-    edited = {folder.name: folder for folder in folders_in(run / "edit" / scene.name)}
-    for name in sorted({*truths, *edited}, key=counting_order):
+    truths = {folder.name: folder for folder in layout.folders_in(run / "scenes" / scene.name / layout.TRUTH)}
+    edited = {folder.name: folder for folder in layout.folders_in(run / "edit" / scene.name)}
+    for name in sorted({*truths, *edited}, key=layout.counting_order):
         results = _read_results(run, edited[name]) if name in edited else ()
-        case_path = truths.get(name, run) / EDIT_CASE
+        case_path = truths.get(name, run) / layout.EDIT_CASE
         case = read_json(case_path, EditCase) if case_path.exists() else None
         requests = (result.record.request for result in results)
         request = case.request if case else next((request for request in requests if request), None)
@@ -332,8 +303,8 @@ def _read_edits(run: Path, scene: SceneEntry) -> Iterator[EditEntry]:
             results=results,
             before=scene.renders or scene.pictures,
             is_before_rendered=bool(scene.renders),
-            truth=_pictures(truth / IMAGES) if truth else {},
-            truth_masks=_pictures(truth / MASKS) if truth else {},
+            truth=_pictures(truth / layout.IMAGES) if truth else {},
+            truth_masks=_pictures(truth / layout.MASKS) if truth else {},
         )
 
 
@@ -344,18 +315,18 @@ def _read_results(run: Path, edit_folder: Path) -> list[ResultEntry]:
             record=record,
             plain=plain,
             folder=path.parent.relative_to(run).as_posix(),
-            held_out=_pictures(path.parent / HELD_OUT),
-            orbit_path=orbit if (orbit := path.parent / ORBIT).exists() else None,
-            editor_views=_pictures(path.parent / EDITOR_VIEWS),
-            editor_masks=_pictures(path.parent / MASKS),
+            held_out=_pictures(path.parent / layout.HELD_OUT),
+            orbit_path=orbit if (orbit := path.parent / layout.ORBIT).exists() else None,
+            editor_views=_pictures(path.parent / layout.EDITOR_VIEWS),
+            editor_masks=_pictures(path.parent / layout.MASKS),
         )
-        for path in sorted(edit_folder.glob(f"*/*/{EDIT_RECORD}"))
+        for path in sorted(edit_folder.glob(f"*/*/{layout.EDIT_RECORD}"))
         for record, plain in [_read_both(path, EditRecord)]
     ]
 
 
 def _read_pairs(run: Path) -> PairsEntry | None:
-    sheet_path, manifest = run / CONTACT_SHEET, run / MANIFEST
+    sheet_path, manifest = run / layout.CONTACT_SHEET, run / layout.MANIFEST
     sheet = sheet_path if sheet_path.exists() else None
     if not manifest.exists():
         return PairsEntry(sheet, None, None, {}) if sheet else None

@@ -23,25 +23,15 @@ from restage.report.page import write_page
 from restage.report.read import ReportConfig, RunContents, read_contents
 from restage.report.slides import write_slides
 from restage.report.summary import summarise
+from restage.run import layout
 from restage.run.folder import RunFolder
-from restage.run.layout import (
-    EDIT_RECORDS,
-    FITS,
-    PAGE,
-    RUN_RECORD,
-    SCORES,
-    STAGE_MARK,
-    STAGE_MARKS,
-    STUDY_FILES,
-    VIEW_SCORES,
-)
 from restage.run.reading import StageMark, read_run_record
 from restage.scores.rows import read_scores
 
 __all__ = ["ReportConfig", "run_report", "write_report", "write_supplement"]
 
-RECORDS = (RUN_RECORD, *STUDY_FILES, STAGE_MARKS, FITS, EDIT_RECORDS)
-TABLES = (SCORES, VIEW_SCORES)
+RECORDS = (layout.RUN_RECORD, *layout.STUDY_FILES, layout.STAGE_MARKS, layout.FITS, layout.EDIT_RECORDS)
+TABLES = (layout.SCORES, layout.VIEW_SCORES)
 DIAGNOSIS = ("diagnose/diagnosis.*",)
 REPORT = ("index.html", "assets/*", "paper/**/*", "slides.pptx")
 NAMES = {
@@ -67,7 +57,7 @@ def write_supplement(runs: Sequence[Path], target: Path) -> Path:
     if len(set(names)) < len(names):
         raise InputError(f"two runs have the same name among {', '.join(names)}; give one of their folders another")
     for run in runs:
-        if not (run / PAGE).is_file():
+        if not (run / layout.PAGE).is_file():
             raise InputError(f"{run} has no page; run: restage report {run} --formats page zip")
     parts = [(name, dict(_contents(run))) for name, run in zip(names, runs, strict=True)]
     with write_atomically(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -86,8 +76,8 @@ def _contents(run: Path) -> Iterator[tuple[str, Path | bytes]]:
     for pattern in TABLES:
         for path in _matching(run, pattern):
             yield f"data/{path.name}", path
-    if _matching(run, SCORES):
-        yield "data/scores.csv", _as_csv(read_scores(run / SCORES))
+    if _matching(run, layout.SCORES):
+        yield "data/scores.csv", _as_csv(read_scores(run / layout.SCORES))
     for pattern in DIAGNOSIS:
         for path in _matching(run, pattern):
             yield f"diagnosis/{path.name}", path
@@ -134,7 +124,7 @@ def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
         InputError: a file of the run cannot be read.
     """
     shown_files = files_id(run.path)
-    mark = run.path / "report" / STAGE_MARK
+    mark = run.path / "report" / layout.STAGE_MARK
     found = read_json(mark, StageMark) if mark.exists() else StageMark(id="")
     if found.id == content_id("report", config) and found.facts.get("files") == shown_files:
         yield Progress(stage="report", done=1, total=1, note="already done")
@@ -146,12 +136,12 @@ def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
     for note in _write_formats(contents, config):
         yield Progress(stage="report", done=total, total=total, note=note)
     run.mark_done("report", config, files=shown_files)
-    yield Progress(stage="report", done=total, total=total, note=str(run.path / PAGE))
+    yield Progress(stage="report", done=total, total=total, note=str(run.path / layout.PAGE))
 
 
 def _write_formats(contents: RunContents, config: ReportConfig) -> Iterator[str]:
     """Write what was asked for beside the page; gives the name of each file."""
-    folder = (contents.path / PAGE).parent
+    folder = (contents.path / layout.PAGE).parent
     if {"latex", "slides"} & set(config.formats):
         summary = summarise(contents, config)
         if "latex" in config.formats:
@@ -173,7 +163,7 @@ def write_report(run_folder: Path, config: ReportConfig | None = None) -> Path:
         pass
     for _ in _write_formats(contents, config):
         pass
-    return run_folder / PAGE
+    return run_folder / layout.PAGE
 
 
 def files_id(run_folder: Path) -> str:
@@ -183,5 +173,5 @@ def files_id(run_folder: Path) -> str:
         for path in sorted(run_folder.glob("*/**/*"))
         if path.is_file() and path.relative_to(run_folder).parts[0] not in ("report", "verify")
     }
-    scores = file_sha256(run_folder / SCORES) if (run_folder / SCORES).exists() else ""
+    scores = file_sha256(run_folder / layout.SCORES) if (run_folder / layout.SCORES).exists() else ""
     return content_id("files", {"files": files, "scores": scores})

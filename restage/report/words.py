@@ -12,16 +12,8 @@ from typing import Any
 
 from restage.records import from_plain, to_plain
 
-__all__ = [
-    "as_json",
-    "as_text",
-    "as_words",
-    "count_of",
-    "format_duration",
-    "format_number",
-    "hardware_in_words",
-    "unbroken_duration",
-]
+__all__ = ["as_json", "as_text", "as_words", "count_of", "format_duration", "format_number", "hardware_in_words"]
+__all__ += ["unbroken_duration"]
 
 
 def format_number(value: float, digits: int) -> str:
