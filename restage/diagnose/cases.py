@@ -93,7 +93,12 @@ class SceneParts:
 
 def find_cases(a: Path, b: Path, max_cases: int) -> list[Case]:
     """Choose edits to try both runs on: those that both have, or else some of each; scenes and kinds in turn."""
-    found = {side: _list_cases(path) for side, path in (("A", a), ("B", b))}
+    truths = {side: sorted(run.glob("scenes/*/truth/*/edit.json")) for side, run in (("A", a), ("B", b))}
+    fitted = {side: [p.parent for p in paths if (p.parents[2] / FIT_RECORD).exists()] for side, paths in truths.items()}
+    found = {
+        side: {(path.parents[1].name, path.name): path for path in paths if read_case(path).has_truth}
+        for side, paths in fitted.items()
+    }
     shared = [key for key in found["A"] if key in found["B"] and _is_same(found["A"][key], found["B"][key])]
     if shared:
         cases = _in_turn([_case(key, {side: found[side][key] for side in "AB"}) for key in shared])
@@ -111,12 +116,6 @@ def find_cases(a: Path, b: Path, max_cases: int) -> list[Case]:
 def _case(key: tuple[str, str], truths: Mapping[str, Path], *, prefix: str = "") -> Case:
     scene = f"{prefix} {key[0]}".strip()
     return Case(scene=scene, edit=key[1], folders={side: truth.parent.parent for side, truth in truths.items()})
-
-
-def _list_cases(run: Path) -> dict[tuple[str, str], Path]:
-    paths = sorted((run / "scenes").glob("*/truth/*/edit.json"))
-    fitted = [path.parent for path in paths if (path.parents[2] / FIT_RECORD).exists()]
-    return {(path.parents[1].name, path.name): path for path in fitted if read_case(path).has_truth}
 
 
 def _is_same(first: Path, second: Path) -> bool:

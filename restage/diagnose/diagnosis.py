@@ -191,7 +191,7 @@ def diagnose(
         measure: attribute(
             _values(whole["A"], measure),
             _values(whole["B"], measure),
-            [exchange.of(measure, search) for exchange in exchanges.values()],
+            [_swap_in(measure, part, exchanges, search) for part in exchanges],
             search.scenes,
         )
         for measure in MEASURES
@@ -257,33 +257,25 @@ def _values(trials: dict[str, Trial], measure: str) -> dict[str, float]:
     return {case: trial.numbers[measure] for case, trial in trials.items()}
 
 
-@dataclass
-class _Exchange:
-    """The trials that exchange one part, in both directions."""
-
-    component: str
-    a_with_b: list[Attempt]
-    b_with_a: list[Attempt]
-
-    def of(self, measure: str, search: _Search) -> Swap:
-        """Returns what they say in one measure."""
-        forward, reverse = (_values(search.results(found), measure) for found in (self.a_with_b, self.b_with_a))
-        return Swap(component=self.component, a_with_b=forward, b_with_a=reverse)
+_Exchanges = dict[str, tuple[list[Attempt], list[Attempt]]]
+"""By the part that is exchanged, the trials of A with B's part and of B with A's part."""
 
 
 def _swap(
     search: _Search, parts: Mapping[str, tuple[frozenset[str], frozenset[str]]]
-) -> Generator[Progress, None, dict[str, _Exchange]]:
+) -> Generator[Progress, None, _Exchanges]:
     """Exchange each part by itself, in both directions, as far as time allows."""
-    found = {
-        part: _Exchange(part, search.whole(a_with_b), search.whole(b_with_a))
-        for part, (a_with_b, b_with_a) in parts.items()
-    }
-    groups = {part: [*exchange.a_with_b, *exchange.b_with_a] for part, exchange in found.items()}
-    made = yield from search.try_groups("swaps", groups)
+    found = {part: (search.whole(a_with_b), search.whole(b_with_a)) for part, (a_with_b, b_with_a) in parts.items()}
+    made = yield from search.try_groups("swaps", {part: [*one, *other] for part, (one, other) in found.items()})
     for part in [part for part in found if part not in made]:
         search.limits.append(f"no time was left to swap {part}; run the same command again to go on")
     return {part: exchange for part, exchange in found.items() if part in made}
+
+
+def _swap_in(measure: str, part: str, exchanges: _Exchanges, search: _Search) -> Swap:
+    """What the trials of an exchange say in one measure."""
+    forward, reverse = (_values(search.results(found), measure) for found in exchanges[part])
+    return Swap(component=part, a_with_b=forward, b_with_a=reverse)
 
 
 def smallest_effect(measure: str, config: DiagnoseConfig) -> float:
@@ -303,22 +295,14 @@ def is_to_blame(share: Share, measure: str, config: DiagnoseConfig, *, num_parts
 
 def _choose_measure(attributions: Mapping[str, Attribution], config: DiagnoseConfig) -> str:
     """The first measure for which a part is to blame, else the first in which the runs differ at all."""
-    for is_said in (_blames_a_part, _differs):
-        for measure, attribution in attributions.items():
-            if is_said(attribution, measure, config):
-                return measure
+    for measure, found in attributions.items():
+        if any(is_to_blame(share, measure, config, num_parts=len(found.shares)) for share in found.shares):
+            return measure
+    for measure, found in attributions.items():
+        is_clear = found.total.is_clear_of(1 if measure == "progress" else 2)
+        if is_clear and abs(found.total.mean) >= smallest_effect(measure, config):
+            return measure
     return "progress"
-
-
-def _blames_a_part(attribution: Attribution, measure: str, config: DiagnoseConfig) -> bool:
-    num_parts = len(attribution.shares)
-    return any(is_to_blame(share, measure, config, num_parts=num_parts) for share in attribution.shares)
-
-
-def _differs(attribution: Attribution, measure: str, config: DiagnoseConfig) -> bool:
-    total = attribution.total
-    is_clear = total.is_clear_of(1 if measure == "progress" else 2)
-    return is_clear and abs(total.mean) >= smallest_effect(measure, config)
 
 
 def _look_into(
@@ -340,7 +324,12 @@ def _look_into(
     exchanges = yield from _swap(
         search,
         {
-            inner: (frozenset({inner}), _without(inner, [name for name, _ in found], part, everything))
+            inner: (
+                frozenset({inner}),
+                everything | {"masks of A"}
+                if inner == "masks"
+                else (everything - {part}) | ({name for name, _ in found} - {inner, "masks"}),
+            )
             for part, found in inner_parts.items()
             for inner, is_only in found
             if not is_only
@@ -354,7 +343,7 @@ def _look_into(
             if is_only:
                 found = share.renamed(inner)
             elif inner in exchanges:
-                swap = exchanges[inner].of(measure, search)
+                swap = _swap_in(measure, inner, exchanges, search)
                 found = share_of(swap, values["A"], values["B"], search.scenes)
             else:
                 continue
@@ -375,10 +364,3 @@ def _inner_parts(bench: Workbench, part: str) -> Iterator[tuple[str, bool]]:
         yield "masks", False
     for inner in found:
         yield inner, len(found) == 1
-
-
-def _without(inner: str, inner_parts: list[str], part: str, everything: frozenset[str]) -> frozenset[str]:
-    """All parts of B but one that is within another."""
-    if inner == "masks":
-        return everything | {"masks of A"}
-    return (everything - {part}) | {name for name in inner_parts if name not in (inner, "masks")}

@@ -52,7 +52,10 @@ class PairPool:
     @classmethod
     def read(cls, folder: Path) -> PairPool:
         """Read the records of a run's pairs."""
-        rows = {row.get("pixel_sha256") or row["id"]: _without_preview(row) for row in iter_rows(folder)}
+        rows = {
+            row.get("pixel_sha256") or row["id"]: {name: value for name, value in row.items() if name != "preview"}
+            for row in iter_rows(folder)
+        }
         return cls(rows, folder, current_rule(open_files(folder)) or PUBLISHED)
 
     @cached_property
@@ -103,10 +106,6 @@ def mix_pairs(pools: Mapping[str, PairPool], sides: Mapping[str, str]) -> MixedP
         texts = captions.stored.get(key) or pictures.stored.get(key) or found
         pairs.append(ExactPair(found.source, found.edited, found.mask, texts.prompt))
     return MixedPairs(pairs, num_missing)
-
-
-def _without_preview(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "preview"}
 
 
 Settings = TypeVar("Settings")

@@ -104,6 +104,10 @@ def _where(diagnosis: Diagnosis) -> str:
 
 def tables(diagnosis: Diagnosis) -> str:
     """All numbers as markdown: shares, the ladder, the stages, and what differs on paper."""
+    ladder = [
+        (LADDER[name], _number(costs["A"].mean), _number(costs["B"].mean), _with_error(costs["B - A"]))
+        for name, costs in diagnosis.ladder.items()
+    ]
     return "\n\n".join(
         _table(title, header, rows)
         for title, header, rows in (
@@ -112,7 +116,7 @@ def tables(diagnosis: Diagnosis) -> str:
                 ("part", "share", "B's part in A", "A's part in B", "how it differs"),
                 _shares(diagnosis),
             ),
-            ("Where it is lost", ("step", "A", "B", "B - A"), _ladder(diagnosis)),
+            ("Where it is lost", ("step", "A", "B", "B - A"), ladder),
             ("Where along the stages they part", ("stage", "number", "A", "B", "B - A", ""), _stages(diagnosis)),
             ("What differs on paper", ("where", "A", "B"), [(d.where, d.a, d.b) for d in diagnosis.differences]),
         )
@@ -131,13 +135,6 @@ def _shares(diagnosis: Diagnosis) -> list[tuple[str, ...]]:
     rows.append(("remainder (interactions)", _with_error(diagnosis.attribution.remainder), "", "", ""))
     rows.append(("total", _with_error(diagnosis.attribution.total), "", "", ""))
     return rows
-
-
-def _ladder(diagnosis: Diagnosis) -> list[tuple[str, ...]]:
-    return [
-        (LADDER[name], _number(costs["A"].mean), _number(costs["B"].mean), _with_error(costs["B - A"]))
-        for name, costs in diagnosis.ladder.items()
-    ]
 
 
 def _stages(diagnosis: Diagnosis) -> list[tuple[str, ...]]:

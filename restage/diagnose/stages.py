@@ -71,7 +71,7 @@ def measured_rows(trials: Mapping[str, TrialsOf], scenes: Mapping[str, str]) -> 
     rows = []
     for stage, kind, metrics in MEASURED:
         for metric in metrics:
-            values = {side: _values(trials[kind][side], metric) for side in "AB"}
+            values = {side: {case: t.numbers[metric] for case, t in trials[kind][side].items()} for side in "AB"}
             rows.append(_row(stage, metric, values, scenes))
     return rows
 
@@ -98,10 +98,6 @@ def ladder(trials: Mapping[str, TrialsOf], scenes: Mapping[str, str]) -> dict[st
         }
         for name in LADDER
     }
-
-
-def _values(trials: Mapping[str, Trial], metric: str) -> Values:
-    return {case: trial.numbers[metric] for case, trial in trials.items()}
 
 
 def _row(stage: str, metric: str, values: Mapping[str, Values], scenes: Mapping[str, str]) -> StageRow:
@@ -135,18 +131,14 @@ def pair_rows(runs: Mapping[str, RunParts], clip: Path) -> list[StageRow]:
     verdicts = {side: [float(pool.is_accepted(key)) for key in pool.rows] for side, pool in pools.items()}
     rows.append(_unpaired("pairs", "share accepted", verdicts))
     model = load_clip(clip)
+    accepted = {side: [row for key, row in pool.rows.items() if pool.is_accepted(key)] for side, pool in pools.items()}
     now = {side: _score_again(pool, model) for side, pool in pools.items()}
     for metric in SCORES:
-        kept = {side: _numbers(pool, metric) for side, pool in pools.items()}
+        kept = {side: [math.nan if row[metric] is None else row[metric] for row in accepted[side]] for side in pools}
         rows.append(_unpaired("pairs", f"{metric} of accepted pairs, as recorded", kept))
         found = {side: [getattr(scores, metric) for scores in now[side]] for side in now}
         rows.append(_unpaired("pairs", f"{metric} of accepted pairs, measured now", found))
     return rows
-
-
-def _numbers(pool: PairPool, metric: str) -> list[float]:
-    values = [row[metric] for key, row in pool.rows.items() if pool.is_accepted(key)]
-    return [math.nan if value is None else float(value) for value in values]
 
 
 def _score_again(pool: PairPool, clip: ImageTextModel) -> list[PairScores]:

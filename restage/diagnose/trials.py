@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from restage.diffusion.editor import EditSettings
 from restage.edit.editors.edit_model import ModelEditor
 from restage.edit.editors.exact import ExactEditor
 from restage.edit.editors.interface import Edited, Editor, EditorSource, ViewBatch
-from restage.edit.job import EditJob, EditStep
+from restage.edit.job import EditJob
 from restage.edit.open_editors import MenuEditor, OpenEditors
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import KeptEdits
@@ -145,7 +145,8 @@ class Trials:
 def code_sha256() -> str:
     """Hash of all code that a trial runs through, so that none is taken over from another version of it."""
     package = Path(restage.__file__).parent
-    paths = [path for part in CODE for path in _files(package / part)]
+    places = [package / part for part in CODE]
+    paths = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
@@ -160,10 +161,6 @@ def _plain(setup: Setup) -> dict[str, Any]:
         "method_name": setup.method_name,
         "method": to_plain(setup.method),
     }
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.rglob("*.py"))
 
 
 @dataclass(frozen=True)
@@ -267,9 +264,9 @@ class _Scene:
         held_out = list(self.capture.held_out_indices)
         kept = KeptEdits(editor)
         job = EditJob.of(self.splats, self.capture, request, kept, seed)
-        result = _last(setup.method.run(job)).splats
+        (last,) = deque(setup.method.run(job), maxlen=1)
         cameras = self.capture.cameras[held_out]
-        edited, unedited = (quantize(render_views(splats, cameras)) for splats in (result, self.splats))
+        edited, unedited = (quantize(render_views(splats, cameras)) for splats in (last.splats, self.splats))
         truth, regions = self.truth_images[held_out], self.truth_masks[held_out]
         source, names = quantize(self.capture.images[held_out]), [self.names[index] for index in held_out]
         case = read_case(setup.truth)
@@ -295,11 +292,6 @@ class _Scene:
             "views_progress": progress(images, self.capture.images[asked], truth, regions).mean,
             "views_disagreement": found - true,
         }
-
-
-def _last(steps: Iterator[EditStep]) -> EditStep:
-    (last,) = deque(steps, maxlen=1)
-    return last
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,9 @@ class EditPipeline(FitPipeline):
         self._is_loaded = False
         self._plan: Iterator[str] | None = None
         if is_training:
-            self._editor = _open_editor(config, self.file_names)
+            model = config.edit_model or models_in().edit_model
+            source = EditorSource(file_names=self.file_names, truth=config.truth, model=model)
+            self._editor = open_editor(config.editor, source)
             self._views = open_views(self.datamanager)
             self._originals = torch.stack([self._views.image(index) for index in range(self.num_views)])
 
@@ -148,11 +150,6 @@ class EditPipeline(FitPipeline):
         )
         with torch.no_grad(), torch.autocast(torch.device(self.device).type, enabled=False):
             return self._editor.edit(batch)
-
-
-def _open_editor(config: EditPipelineConfig, file_names: tuple[str, ...]) -> Editor:
-    model = config.edit_model or models_in().edit_model
-    return open_editor(config.editor, EditorSource(file_names=file_names, truth=config.truth, model=model))
 
 
 @dataclass

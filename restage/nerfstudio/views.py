@@ -18,7 +18,7 @@ from torch import Tensor
 
 from restage.records import InputError
 
-__all__ = ["EditableFullImageDatamanager", "ImageViews", "RayViews", "TrainingViews", "open_views", "soften"]
+__all__ = ["EditableFullImageDatamanager", "TrainingViews", "open_views", "soften"]
 
 
 @runtime_checkable
@@ -31,14 +31,12 @@ class TrainingViews(Protocol):
 
     def replace(self, index: int, image: Float[Tensor, "3 h w"], weight: Float[Tensor, "h w"] | None = None) -> None:
         """Train on this picture from now on; `weight` in [0, 1] says how much each pixel counts, by default fully."""
-        ...
 
     def keep_only(self, indices: Sequence[int]) -> None:
         """Train on these views alone from now on."""
-        ...
 
 
-class RayViews:
+class _RayViews:
     """Views of a datamanager that samples rays out of one stack of images."""
 
     def __init__(self, datamanager: VanillaDataManager) -> None:
@@ -58,11 +56,9 @@ class RayViews:
         self._sampled: dict[str, Tensor] = batch  # the dict that the datamanager samples from
 
     def image(self, index: int) -> Float[Tensor, "3 h w"]:
-        """See `TrainingViews.image`."""
         return self._whole["image"][index].permute(2, 0, 1).float().cpu()
 
     def replace(self, index: int, image: Float[Tensor, "3 h w"], weight: Float[Tensor, "h w"] | None = None) -> None:
-        """See `TrainingViews.replace`."""
         # The views that are sampled are a copy once `keep_only` has picked some: both are written to.
         for batch in (self._whole, self._sampled):
             for place in (batch["image_idx"].cpu() == index).nonzero()[:, 0].tolist():
@@ -71,7 +67,6 @@ class RayViews:
                 batch["error_factor"][place] = torch.as_tensor(factor).to(batch["error_factor"])
 
     def keep_only(self, indices: Sequence[int]) -> None:
-        """See `TrainingViews.keep_only`."""
         for name, value in self._whole.items():
             if isinstance(value, Tensor):
                 self._sampled[name] = value[torch.tensor(list(indices), device=value.device)]
@@ -89,7 +84,7 @@ class EditableFullImageDatamanager(FullImageDatamanager):
         return [index for index in sampled if self.kept is None or index in self.kept]
 
 
-class ImageViews:
+class _ImageViews:
     """Views of a datamanager that hands out one whole image at a time."""
 
     def __init__(self, datamanager: EditableFullImageDatamanager) -> None:
@@ -98,19 +93,16 @@ class ImageViews:
             _check_channels(view["image"].shape[-1])
 
     def image(self, index: int) -> Float[Tensor, "3 h w"]:
-        """See `TrainingViews.image`."""
         image = self._datamanager.cached_train[index]["image"].permute(2, 0, 1).cpu()
         return image.float() / 255 if image.dtype == torch.uint8 else image.float()
 
     def replace(self, index: int, image: Float[Tensor, "3 h w"], weight: Float[Tensor, "h w"] | None = None) -> None:
-        """See `TrainingViews.replace`."""
         view = self._datamanager.cached_train[index]
         view["image"] = image.permute(1, 2, 0).contiguous().to(view["image"].device)
         ones = torch.ones_like(view["image"][..., :1])
         view["error_factor"] = ones if weight is None else weight[..., None].to(ones)  # splatfacto's loss is L1
 
     def keep_only(self, indices: Sequence[int]) -> None:
-        """See `TrainingViews.keep_only`."""
         self._datamanager.kept = frozenset(indices)
         self._datamanager.train_unseen_cameras = self._datamanager.sample_train_cameras()
 
@@ -118,9 +110,9 @@ class ImageViews:
 def open_views(datamanager: Any) -> TrainingViews:
     """Return the training views of a datamanager."""
     if isinstance(datamanager, EditableFullImageDatamanager):
-        return ImageViews(datamanager)
+        return _ImageViews(datamanager)
     if isinstance(datamanager, VanillaDataManager):
-        return RayViews(datamanager)
+        return _RayViews(datamanager)
     raise InputError(
         f"expected a datamanager that keeps its images in memory, got {type(datamanager).__name__}; "
         "leave --pipeline.datamanager as the restage methods set it"

@@ -216,7 +216,8 @@ class Endpoint:
 
     def _adapt(self, body: Mapping[str, Any], status: int, message: str, base_url: str) -> None:
         """Give up what the server may have refused, and remember it."""
-        if status in (404, 405) and not _has_version(base_url):
+        has_version = any(part[:1] == "v" and part[1:2].isdigit() for part in base_url.split("/")[3:])
+        if status in (404, 405) and not has_version:
             if self._base_url == base_url:
                 self._base_url = f"{base_url}/v1"
                 self.said.append(f"{self._access.shown_url} has no such page, so {self._access.shown_url}/v1 is asked")
@@ -286,10 +287,6 @@ class Endpoint:
 
     def _clean(self, text: str) -> str:
         return self.blotter.text(text)
-
-
-def _has_version(url: str) -> bool:
-    return any(part[:1] == "v" and part[1:2].isdigit() for part in url.split("/")[3:])
 
 
 def _count(value: Any) -> int | None:

@@ -48,10 +48,6 @@ def _wording_seeds() -> tuple[int, ...]:
     return tuple(seeds.values())
 
 
-def _normalise(text: str) -> str:
-    return " ".join(text.casefold().split()).removesuffix(".")
-
-
 def _describe(text: str) -> world.Description | None:
     """Return the scene that a caption describes; None if objects, ground or time are missing."""
     found = _OBJECT.findall(text)
@@ -68,7 +64,7 @@ def _describe(text: str) -> world.Description | None:
 
 def parse_caption(caption: str) -> ReadCaption | None:
     """Read a caption that the grammar could have written, in any case, spacing or ending; None for any other."""
-    text = _normalise(caption)
+    text = " ".join(caption.casefold().split()).removesuffix(".")
     description = _describe(text)
     if description is None:
         return None

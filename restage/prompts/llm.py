@@ -248,9 +248,14 @@ class LlmWriter(Writer):
 
     def write(self, chunks: Sequence[Sequence[Order]]) -> Iterator[Answer]:
         """Ask for all chunks at once."""
+
+        def ask(chunk: Sequence[Order]) -> Asked:
+            messages = write_messages(chunk, self._settings.examples)
+            return self.endpoint.ask(messages, schema=SCHEMA, seed=derive_seed("request", chunk[0].seed))
+
         pool = ThreadPoolExecutor(max_workers=self.num_parallel, thread_name_prefix="llm")
         try:
-            for chunk, asked in zip(chunks, pool.map(self._ask, chunks), strict=True):
+            for chunk, asked in zip(chunks, pool.map(ask, chunks), strict=True):
                 self._used += asked.reply.usage
                 yield from self._answers(chunk, asked)
         except BaseException:
@@ -259,10 +264,6 @@ class LlmWriter(Writer):
         finally:
             # Requests under way are waited for: they are paid, so their answers are to be kept.
             pool.shutdown(wait=True, cancel_futures=True)
-
-    def _ask(self, chunk: Sequence[Order]) -> Asked:
-        messages = write_messages(chunk, self._settings.examples)
-        return self.endpoint.ask(messages, schema=SCHEMA, seed=derive_seed("request", chunk[0].seed))
 
     def _answers(self, chunk: Sequence[Order], asked: Asked) -> Iterator[Answer]:
         reply, request, blotter = asked.reply, asked.request_id, self.endpoint.blotter

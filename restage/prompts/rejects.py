@@ -18,7 +18,7 @@ from rapidfuzz.distance import LCSseq
 
 from restage.records import InputError, PromptPair, read_json
 
-__all__ = ["Duplicates", "TokenLimits", "content_of_caption"]
+__all__ = ["Duplicates", "TokenLimits"]
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _OPENING = re.compile(r"\b(?:photo|photograph|picture|image) of\b")
@@ -29,10 +29,6 @@ _LINKS = frozenset(
 """Words that link phrases and say nothing themselves."""
 
 
-def _stem(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
-
-
 def _phrases(caption: str) -> list[tuple[str, ...]]:
     text = _OPENING.sub("", unicodedata.normalize("NFKC", caption).casefold())
     phrases: list[list[str]] = [[]]
@@ -40,25 +36,13 @@ def _phrases(caption: str) -> list[tuple[str, ...]]:
         if token in _LINKS or not re.match(r"\w", token):
             phrases.append([])
         else:
-            phrases[-1].append(_stem(token))
+            is_plural = len(token) > 3 and token.endswith("s") and not token.endswith("ss")
+            phrases[-1].append(token[:-1] if is_plural else token)
     return [tuple(phrase) for phrase in phrases if phrase]
-
-
-def content_of_caption(caption: str) -> tuple[tuple[str, ...], ...]:
-    """Return the phrases of a caption as their content words, in alphabetical order.
-
-    `A red cube on the grass, at noon` and `at noon, a photo of a red cube on grass` give the same; a caption with
-    another color, another thing, or colors bound to other things does not.
-    """
-    return tuple(sorted(_phrases(caption)))
 
 
 def _digest(value: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "big")
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 class Duplicates:
@@ -87,7 +71,7 @@ class Duplicates:
 
     def find(self, pair: PromptPair) -> str:
         """Return why a pair is a duplicate, in a few words; empty if it is new, and then it is remembered."""
-        text = _digest([_plain(part) for part in (pair.source, pair.target, pair.instruction)])
+        text = _digest([part.casefold().split() for part in (pair.source, pair.target, pair.instruction)])
         if text in self._texts:
             return "the same text as before"
         source, target = _phrases(pair.source), _phrases(pair.target)
@@ -135,26 +119,22 @@ class TokenLimits:
         self._folders = [place for place in places if (place / CONFIG).is_file()]
 
     @functools.cached_property
-    def _limits(self) -> list[tuple[int, Callable[[str], int]]]:
-        return [(_max_length(folder), _counter(folder)) for folder in self._folders]
+    def _lengths(self) -> list[int]:
+        return [read_json(folder / CONFIG, _TokenizerConfig).model_max_length for folder in self._folders]
 
     @functools.cached_property
-    def _least(self) -> int:
-        return min(map(_max_length, self._folders), default=0)
+    def _counters(self) -> list[Callable[[str], int]]:
+        return [_counter(folder) for folder in self._folders]
 
     def find(self, pair: PromptPair) -> str:
         """Return why a pair cannot be made, in a few words; empty if its captions are short enough."""
         for text in (pair.source, pair.target, pair.behind):
-            if len(text.encode()) + MARKS <= self._least:  # a token has at least one byte
+            if len(text.encode()) + MARKS <= min(self._lengths, default=0):  # a token has at least one byte
                 continue
-            for limit, count in self._limits:
+            for limit, count in zip(self._lengths, self._counters, strict=True):
                 if (found := count(text)) > limit:
                     return f"a caption has {found} tokens, of which {limit} fit"
         return ""
-
-
-def _max_length(folder: Path) -> int:
-    return read_json(folder / CONFIG, _TokenizerConfig).model_max_length
 
 
 def _counter(folder: Path) -> Callable[[str], int]:

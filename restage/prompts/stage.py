@@ -22,11 +22,11 @@ from restage.prompts.orders import Answer, Writer, WriterSettings, WritingStoppe
 from restage.prompts.rejects import Duplicates, TokenLimits
 from restage.prompts.store import copy_pictures, prompt_line, read_prompts, write_prompts
 from restage.prompts.trials import MANIFEST, Learned, measure_yield, read_trials
-from restage.records import InputError, Progress, PromptPair, canonical_json, file_sha256, to_plain, write_atomically
+from restage.records import InputError, Progress, canonical_json, file_sha256, to_plain, write_atomically
 from restage.run.folder import RunFolder
 from restage.world.grammar import EDIT_KINDS
 
-__all__ = ["PromptsConfig", "run_prompts", "write_answers", "write_pairs"]
+__all__ = ["PromptsConfig", "run_prompts"]
 
 MAX_PROMPTS = 20_000_000
 """Number of prompt pairs that can be told apart in 4 GB of memory."""
@@ -138,23 +138,6 @@ def _prepare(config: PromptsConfig, seed: int, cache: Path) -> _Job:
     return _Job(config, writer, FormPlan(FormChooser(arms, config.forms, seed), seed), arms, learned)
 
 
-def write_answers(config: PromptsConfig, seed: int, *, cache: Path = Path("llm")) -> Iterator[Answer]:
-    """Yield everything that is written for a config: pairs to keep (without a reason), and rejects.
-
-    Raises:
-        InputError: the config cannot be used, the writer has no more new pairs, or its endpoint fails.
-        WritingStopped: a limit of the user's was reached.
-    """
-    return _prepare(config, seed, cache).answers(TokenLimits())
-
-
-def write_pairs(config: PromptsConfig, seed: int) -> Iterator[PromptPair]:
-    """Yield the pairs that are written for a config; no two say the same."""
-    for answer in write_answers(config, seed):
-        if answer.pair is not None and not answer.reason:
-            yield answer.pair
-
-
 def _reject_line(answer: Answer) -> str:
     pair = None if answer.pair is None else to_plain(answer.pair)
     row = {
@@ -243,17 +226,6 @@ def _write_forms(path: Path, job: _Job, tally: _Tally) -> None:
             file.write(canonical_json(row) + "\n")
 
 
-def _control_facts(job: _Job) -> dict[str, Any]:
-    found = measure_yield([trial for trial in job.learned.trials if trial.is_control])
-    facts = {"learned_from_pairs": len(job.learned.trials), "control_pairs": found.num_pairs}
-    if found.num_pairs:
-        facts |= {
-            "control_yield": round(found.share, 4),
-            "control_interval": [round(found.low, 4), round(found.high, 4)],
-        }
-    return facts
-
-
 def _copy(run: RunFolder, config: PromptsConfig, path: Path, limits: TokenLimits) -> Iterator[Progress]:
     """Take the user's own pairs; those that are too long become rejects, and the others stay."""
     found, folder = read_prompts(path), run.folder("prompts")
@@ -316,6 +288,10 @@ def run_prompts(
     facts = {"num_prompts": tally.num_pairs, "by_kind": dict(tally.kinds), "rejects": dict(tally.reasons)}
     if config.is_learning:
         _write_forms(folder / "forms.jsonl", job, tally)
-        facts |= _control_facts(job)
+        found = measure_yield([trial for trial in job.learned.trials if trial.is_control])
+        facts |= {"learned_from_pairs": len(job.learned.trials), "control_pairs": found.num_pairs}
+        if found.num_pairs:
+            interval = [round(found.low, 4), round(found.high, 4)]
+            facts |= {"control_yield": round(found.share, 4), "control_interval": interval}
     run.mark_done("prompts", config.identity(), **facts, **job.writer.facts())
     yield Progress(stage="prompts", done=tally.num_pairs, total=tally.num_pairs, note=f"{tally.num_pairs} prompt pairs")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from restage.prompts import WRITERS
 from restage.prompts.orders import Answer, Order, Writer
-from restage.prompts.stage import PromptsConfig, run_prompts, write_pairs
+from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts, write_prompts
 from restage.records import InputError, PromptPair, file_sha256
 from restage.run.folder import RunFolder
@@ -53,8 +53,8 @@ def test_a_finished_stage_is_left_as_it_is(tmp_path):
         list(run_prompts(open_run(tmp_path / "run"), PromptsConfig(num_prompts=8)))
 
 
-def test_swaps_and_words_stand_in_the_captions():
-    for pair in write_pairs(PromptsConfig(num_prompts=42), 3):
+def test_swaps_and_words_stand_in_the_captions(tmp_path):
+    for pair in run_all(tmp_path / "run", PromptsConfig(num_prompts=42), seed=3):
         assert all(old in pair.source and new in pair.target for old, new in pair.swaps)
         assert all(word in pair.source or word in pair.target for word in pair.words)
 
@@ -89,10 +89,10 @@ def test_a_writer_without_forms_cannot_learn_them(monkeypatch):
         PromptsConfig(writer="counting", use_forms=True)
 
 
-def test_a_writer_that_only_repeats_itself_is_an_error(monkeypatch):
+def test_a_writer_that_only_repeats_itself_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr("restage.prompts.grammar.write_grammar_pair", lambda kind, seed: PromptPair(**PAIR))
     with pytest.raises(InputError, match="no new pair"):
-        list(write_pairs(PromptsConfig(num_prompts=2), 0))
+        run_all(tmp_path / "run", PromptsConfig(num_prompts=2))
 
 
 def test_a_users_file_goes_the_same_way(tmp_path):
@@ -103,7 +103,7 @@ def test_a_users_file_goes_the_same_way(tmp_path):
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    pairs = tuple(write_pairs(PromptsConfig(num_prompts=7), 0))
+    pairs = run_all(tmp_path / "run", PromptsConfig(num_prompts=7))
     write_prompts(tmp_path / "prompts.jsonl", pairs)
     assert read_prompts(tmp_path / "prompts.jsonl") == pairs
 
