@@ -118,7 +118,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 def edit_sections(contents: RunContents, assets: AssetFolder, config: ReportConfig) -> Iterator[EditSection]:
     """Prepare edits that have a result to show, one after the other; of very many, evenly spaced ones."""
-    records = {trace.folder: trace.number for trace in trace_results(contents).values()}
+    records = {trace.result.folder: trace.number for trace in trace_results(contents).values()}
     shown = [entry for entry in contents.edits if entry.has_pictures]
     for number, entry in enumerate(spread(shown, config.max_edits), start=1):
         scores = [s for s in contents.scores if s.scene == entry.scene and s.edit in entry.names]
@@ -145,7 +145,14 @@ def _edit_section(
         _method_entry(results, [s for s in scores if (s.method, s.editor) == key], prepared)
         for key, results in groups.items()
     ]
-    methods.sort(key=_order)
+
+    def rank(method: MethodEntry) -> tuple[bool, float, str, str]:
+        progress = method.estimates["progress"].mean
+        return method.is_anchor, -progress if progress == progress else np.inf, method.method, method.editor
+
+    methods.sort(key=rank)
+    # Shown first: `restage` with a model as editor, or else the first that has pictures.
+    chosen = min(methods, key=lambda method: (bool(method.problem), method.method != "restage" or method.is_anchor))
     first = prepared.size
     return EditSection(
         entry=entry,
@@ -154,25 +161,10 @@ def _edit_section(
         before=[prepared.copy(entry.before.get(view), f"{view}-before") for view in views],
         truth=[prepared.copy(entry.truth.get(view), f"{view}-truth") for view in views],
         methods=methods,
-        chosen=_choose(methods),
+        chosen=methods.index(chosen),
         width=first[0],
         height=first[1],
     )
-
-
-def _order(method: MethodEntry) -> tuple[bool, float, str, str]:
-    progress = method.estimates["progress"].mean
-    return method.is_anchor, -progress if progress == progress else np.inf, method.method, method.editor
-
-
-def _choose(methods: Sequence[MethodEntry]) -> int:
-    """The method to show first: `restage` with a model as editor, or else the first that has pictures."""
-
-    def rank(index: int) -> tuple[bool, bool, int]:
-        method = methods[index]
-        return bool(method.problem), method.method != "restage" or method.is_anchor, index
-
-    return min(range(len(methods)), key=rank)
 
 
 def _method_entry(results: Sequence[ResultEntry], scores: Sequence[Score], prepared: _Pictures) -> MethodEntry:

@@ -93,12 +93,13 @@ def _page_values(
     facts = {name: mark.facts for name, mark in contents.stages.items()}
     traces = trace_results(contents)
     names = {(entry.scene, name): entry.edit for entry in contents.edits for name in entry.names}
+    instructions = {(entry.scene, name): entry.instruction for entry in contents.edits for name in entry.names}
     return {
         "contents": contents,
         "sentence": describe(contents, sections),
         "is_miniature": contents.is_miniature,
         "headline": headline,
-        "headline_instruction": _instruction_of(contents, headline.scene, headline.edit) if headline else "",
+        "headline_instruction": instructions.get((headline.scene, headline.edit), headline.edit) if headline else "",
         "wall_s": wall_seconds(contents, run),
         "hardware": words.hardware_in_words(contents.record.machine),
         "sections": sections,
@@ -113,7 +114,7 @@ def _page_values(
         "scores_sha256": file_sha256(scores_path) if (scores_path := contents.path / SCORES).exists() else "",
         "diagnosis": contents.diagnosis,
         "diagnosis_plain": contents.diagnosis_plain,
-        "diagnosis_figure": _diagnosis_figure(contents, assets),
+        "diagnosis_figure": assets.add_file(figure, "diagnosis") if (figure := find_figure(contents)) else None,
         "scale_low": min([0.0, *(max(value, -1.0) for value in progress if math.isfinite(value))]),
         "pairs": pairs,
         "pairs_rule": facts.get("pairs", {}).get("rule", ""),
@@ -126,11 +127,6 @@ def _page_values(
         "downloads": {name: path for form, name, path in DOWNLOADS if form in config.formats},
         "command": shlex.join(contents.record.command),
     }
-
-
-def _diagnosis_figure(contents: RunContents, assets: AssetFolder) -> str | None:
-    path = find_figure(contents)
-    return assets.add_file(path, "diagnosis") if path else None
 
 
 def describe(contents: RunContents, sections: list[EditSection]) -> str:
@@ -156,13 +152,6 @@ def wall_seconds(contents: RunContents, run: RunFolder | None) -> float:
     running_s = max(0.0, time.time() - run.started_s) if run is not None else 0.0
     closed_s = sum(max(0.0, session.wall_s) for session in contents.record.sessions)
     return closed_s + running_s or math.nan
-
-
-def _instruction_of(contents: RunContents, scene: str, edit: str) -> str:
-    for entry in contents.edits:
-        if entry.scene == scene and edit in entry.names:
-            return entry.instruction
-    return edit
 
 
 def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> FittedScene:

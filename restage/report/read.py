@@ -210,7 +210,9 @@ def read_contents(path: Path) -> RunContents:
     """
     layout.check_is_run(path)
     (record, plain), marks = _read_both(path / layout.RUN_RECORD, RunRecord), read_marks(path)
-    scenes = [_read_scene(path, folder) for folder in layout.folders_in(path / "scenes") if _is_scene(folder)]
+    of_scenes = (layout.CAPTURE, layout.TRUTH, layout.FIT_RECORD, layout.SPLATS)
+    folders = [f for f in layout.folders_in(path / "scenes") if any((f / name).exists() for name in of_scenes)]
+    scenes = [_read_scene(path, folder) for folder in folders]
     order = [*layout.STAGES, *sorted(set(marks) - set(layout.STAGES))]
     prompts_path = path / layout.PROMPTS
     diagnosis = (
@@ -244,10 +246,6 @@ def find_figure(contents: RunContents) -> Path | None:
     name = Path(contents.diagnosis.figure).name if contents.diagnosis else ""
     path = (contents.path / layout.DIAGNOSIS).with_name(name) if name else contents.path
     return path if path.is_file() else None
-
-
-def _is_scene(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (layout.CAPTURE, layout.TRUTH, layout.FIT_RECORD, layout.SPLATS))
 
 
 def _pictures(folder: Path) -> dict[str, Path]:

@@ -83,7 +83,6 @@ class _Deck:
         self.layout = presentation.slide_layouts[5]
 
     def slide(self, title: str, *, top: float = 0.45, size: int = 30) -> Any:
-        """A slide with nothing but its title."""
         from pptx.enum.text import MSO_ANCHOR
 
         slide = self.presentation.slides.add_slide(self.layout)
@@ -96,7 +95,6 @@ class _Deck:
         return slide
 
     def text(self, slide: Any, lines: Sequence[str], *, top: float, size: int = 16, height: float = 1.0) -> None:
-        """Lines of text over the width of the slide."""
         box = slide.shapes.add_textbox(
             self.inches(MARGIN_IN),
             self.inches(top),
@@ -122,7 +120,6 @@ class _Deck:
         shape._element.nvPicPr.cNvPr.set("descr", alt)  # noqa: SLF001 - python-pptx has no name for it
 
     def title(self) -> None:
-        """What it is about."""
         slide = self.slide(self.summary.title, top=0.9, size=44)
         note = "Miniature: a small procedural world with exact truth; nothing here is a result on photographs."
         self.text(slide, [note] if self.summary.is_miniature else [], top=1.95, size=18)
@@ -159,25 +156,21 @@ class _Deck:
         self.text(slide, [summary.scope], top=6.6, size=13, height=0.6)
 
     def edit(self, figure: EditFigure) -> None:
-        """One edit: its instruction and its strip."""
         entry = figure.entry
         slide = self.slide(f"“{entry.instruction}”")
         self.picture(slide, figure.picture, figure.alt, top=1.45, bottom=6.45)
         self.text(slide, [f"{entry.scene}. Results: {', '.join(figure.records)}"], top=6.65, size=11, height=0.5)
 
     def diagnosis(self, sentence: str) -> None:
-        """The sentence and the figure of a diagnosis."""
         slide = self.slide("Diagnosis")
         self.text(slide, [sentence], top=1.35, size=17, height=1.2)
         if path := find_figure(self.summary.contents):
             self.picture(slide, load_images([path])[0], sentence, top=2.6, bottom=7.2)
 
     def picture_slide(self, title: str, image: Image.Image, alt: str) -> None:
-        """A slide of one picture."""
         self.picture(self.slide(title), image, alt, top=1.45, bottom=7.1)
 
     def record(self) -> None:
-        """Where all of it comes from."""
         slide = self.slide("Record")
         facts = [f"{name}: {value}" for name, value in self.summary.facts.items()]
         self.text(slide, [*facts, "restage verify checks that nothing was changed since."], top=1.5, size=16)

@@ -114,7 +114,7 @@ def _figure(entry: EditEntry, order: Mapping[tuple[str, str], int]) -> EditFigur
     columns: list[tuple[str, Mapping[str, Path]]] = [("before", entry.before)]
     columns += [(_name(result, shown), result.held_out) for result in shown]
     columns += [("truth", entry.truth)] if entry.truth else []
-    grid = [[_load(paths, view) for _, paths in columns] for view in views]
+    grid = [[load_images([paths[view]])[0] if view in paths else None for _, paths in columns] for view in views]
     names = tuple(name for name, _ in columns)
     records = tuple(result.record.id for result in shown if result.record.id)
     picture = compose_grid(grid, column_labels=names, cell_px=256, font_px=18)
@@ -124,10 +124,6 @@ def _figure(entry: EditEntry, order: Mapping[tuple[str, str], int]) -> EditFigur
 def _name(result: ResultEntry, shown: Sequence[ResultEntry]) -> str:
     is_alone = sum(other.method == result.method for other in shown) == 1
     return result.method if is_alone else f"{result.method} {result.editor}"
-
-
-def _load(paths: Mapping[str, Path], view: str) -> Image.Image | None:
-    return load_images([paths[view]])[0] if view in paths else None
 
 
 def best_row(rows: Sequence[MethodRow], metric: str) -> MethodRow | None:

@@ -18,21 +18,10 @@ from restage.report.read import EditEntry, ResultEntry, RunContents, read_conten
 from restage.run.layout import EDIT_RECORD, SCORES, STAGE_MARK
 from restage.scores.definitions import METRICS
 
-__all__ = ["Number", "Trace", "again_commands", "describe_row", "rows_data", "trace_results"]
+__all__ = ["Trace", "again_commands", "describe_row", "rows_data", "trace_results"]
 
 Key = tuple[str, str, str, str, str]
 """Scene, edit, method, editor, seed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Number:
-    """One number of a result."""
-
-    metric: str
-    value: float
-    reason: str
-    row: int
-    """Its row in `compare/scores.parquet`, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,61 +29,41 @@ class Trace:
     """Where one result comes from."""
 
     number: int
-    """Of its place on the page, `#record-<number>`."""
-    scene: str
-    edit: str
-    instruction: str
-    method: str
-    editor: str
-    seed: str
-    folder: str
-    """Path in the run."""
-    inputs: Mapping[str, str]
-    """Content ids and hashes of what it was made from."""
-    numbers: Sequence[Number]
-    record: str
-    """Its record as JSON, without the hashes of files."""
-    num_files: int
-    """Files whose hashes the record holds; 0 for runs of an earlier version."""
+    """Number of its place on the page, `#record-<number>`."""
+    entry: EditEntry
+    result: ResultEntry
+    numbers: Sequence[tuple[int, Score]]
+    """Its numbers, each with its row in `compare/scores.parquet`, from 0."""
     again: str
     """Shell commands that make it again, alone."""
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Content ids and hashes of what it was made from."""
+        return {name: str(value) for name, value in self.result.record.inputs.items() if value}
+
+    @property
+    def record(self) -> str:
+        """Its record as JSON, without the hashes of files."""
+        shown = {name: value for name, value in self.result.plain.items() if name != "files"}
+        return json.dumps(shown, indent=1, ensure_ascii=False)
 
 
 def trace_results(contents: RunContents) -> dict[Key, Trace]:
     """Every result of a run with what its record says, in the order of the page."""
-    rows: dict[tuple[str, str, str, str, str], list[Number]] = {}
+    rows: dict[Key, list[tuple[int, Score]]] = {}
     for row, score in enumerate(contents.scores):
         key = (score.scene, score.edit, score.method, score.editor, str(score.seed))
-        number = Number(metric=score.metric, value=score.value, reason=score.reason, row=row)
-        rows.setdefault(key, []).append(number)
+        rows.setdefault(key, []).append((row, score))
     traces: dict[Key, Trace] = {}
     for entry in contents.edits:
         for result in entry.results:
             key = (entry.scene, entry.edit, result.method, result.editor, result.seed)
             numbers = [number for name in entry.names for number in rows.get((key[0], name, *key[2:]), [])]
-            traces[key] = _trace(len(traces) + 1, entry, result, numbers, contents)
+            again = again_commands(contents, result)
+            number = len(traces) + 1
+            traces[key] = Trace(number=number, entry=entry, result=result, numbers=numbers, again=again)
     return traces
-
-
-def _trace(
-    number: int, entry: EditEntry, result: ResultEntry, numbers: Sequence[Number], contents: RunContents
-) -> Trace:
-    shown = {name: value for name, value in result.plain.items() if name != "files"}
-    return Trace(
-        number=number,
-        scene=entry.scene,
-        edit=entry.edit,
-        instruction=entry.instruction,
-        method=result.method,
-        editor=result.editor,
-        seed=result.seed,
-        folder=result.folder,
-        inputs={name: str(value) for name, value in result.record.inputs.items() if value},
-        numbers=numbers,
-        record=json.dumps(shown, indent=1, ensure_ascii=False),
-        num_files=len(result.record.files),
-        again=again_commands(contents, result),
-    )
 
 
 def describe_row(run: Path, row: int) -> list[str]:
@@ -113,10 +82,11 @@ def describe_row(run: Path, row: int) -> list[str]:
     if score.metric in METRICS:
         lines.append(f"which is: {METRICS[score.metric].definition}")
     for trace in trace_results(contents).values():
-        if any(number.row == row for number in trace.numbers):
-            lines.append(f"result: {trace.folder}, “{trace.instruction}”")
+        if any(number == row for number, _ in trace.numbers):
+            folder, num_files = trace.result.folder, len(trace.result.record.files)
+            lines.append(f"result: {folder}, “{trace.entry.instruction}”")
             lines += [f"made from {name}: {value}" for name, value in trace.inputs.items()]
-            lines.append(f"record: {run / trace.folder / EDIT_RECORD} ({trace.num_files} files with hashes)")
+            lines.append(f"record: {run / folder / EDIT_RECORD} ({num_files} files with hashes)")
             lines += ["to make it again:", *(f"  {line}" for line in trace.again.splitlines())]
     return lines
 

@@ -112,12 +112,12 @@ def method_table(scores: Sequence[Score], *, noop_progress: float = 0.05) -> lis
         )
         for (method, editor), group in groups.items()
     ]
-    return sorted(rows, key=_rank)
 
+    def rank(row: MethodRow) -> tuple[bool, float, str, str]:
+        progress = row.estimates["progress"].mean
+        return row.is_anchor, math.inf if math.isnan(progress) else -progress, row.method, row.editor
 
-def _rank(row: MethodRow) -> tuple[bool, float, str, str]:
-    progress = row.estimates["progress"].mean
-    return row.is_anchor, math.inf if math.isnan(progress) else -progress, row.method, row.editor
+    return sorted(rows, key=rank)
 
 
 def _flag(scores: Sequence[Score], noop_progress: float) -> str:
