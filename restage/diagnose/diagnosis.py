@@ -11,10 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from restage.diagnose.attribution import Attribution, Share, Swap, attribute, interval, share_of
+from restage.diagnose.attribution import (
+    Attribution,
+    Share,
+    StageRow,
+    Swap,
+    attribute,
+    interval,
+    ladder,
+    measured_rows,
+    pair_rows,
+    share_of,
+)
 from restage.diagnose.cases import Case, Difference, describe_part, find_cases, list_differences
 from restage.diagnose.parts import RunParts, differing_parts, differing_training
-from restage.diagnose.stages import StageRow, ladder, measured_rows, pair_rows
 from restage.diagnose.trials import Attempt, DiagnosisWork, Kind, Trial, Trials
 from restage.diagnose.workbench import SCENE_PARTS, Mix, Workbench
 from restage.records import InputError, Progress

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from restage.diagnose.attribution import Interval
+from restage.diagnose.attribution import LADDER, Interval
 from restage.diagnose.diagnosis import (
     MEASURES,
     DiagnoseConfig,
@@ -21,7 +21,6 @@ from restage.diagnose.diagnosis import (
     smallest_effect,
 )
 from restage.diagnose.parts import LABELS, RunParts
-from restage.diagnose.stages import LADDER
 from restage.records import InputError, Progress, write_atomically, write_json
 from restage.run.models import Models
 from restage.work.task import EngineConfig

@@ -21,7 +21,6 @@ from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline
 from torch import Tensor
 
-from restage.nerfstudio.compatibility import latest_checkpoint, read_checkpoint
 from restage.nerfstudio.frames import (
     Similarity,
     from_nerfstudio_cameras,
@@ -29,7 +28,7 @@ from restage.nerfstudio.frames import (
     splats_of,
     to_nerfstudio_cameras,
 )
-from restage.nerfstudio.trainer import read_config
+from restage.nerfstudio.trainer import latest_checkpoint, read_checkpoint, read_config
 from restage.records import InputError
 from restage.run.layout import CAPTURE, SPLATS
 from restage.scenes.cameras import Cameras

@@ -21,9 +21,8 @@ from nerfstudio.models.nerfacto import NerfactoModelConfig
 from nerfstudio.models.splatfacto import SplatfactoModelConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from restage.nerfstudio.compatibility import allow_checkpoints
 from restage.nerfstudio.pipelines import FitPipelineConfig, IduPipelineConfig, RestagePipelineConfig
-from restage.nerfstudio.trainer import EditTrainerConfig
+from restage.nerfstudio.trainer import EditTrainerConfig, allow_checkpoints
 from restage.nerfstudio.views import EditableFullImageDatamanager
 
 __all__ = ["restage", "restage_fit", "restage_fit_splatfacto", "restage_idu", "restage_idu_splatfacto"]

@@ -22,8 +22,8 @@ from torch import Tensor
 from restage.edit.editors import Edited, Editor, EditorSource, ViewBatch, check_editor, open_editor
 from restage.edit.methods.idu import check_noise_range, turns
 from restage.edit.methods.restage import choose_key_views, robust_weights, sharpen
-from restage.nerfstudio.compatibility import lpips_or_not_scored
 from restage.nerfstudio.frames import SplatHolder, from_nerfstudio_cameras
+from restage.nerfstudio.trainer import lpips_or_not_scored
 from restage.nerfstudio.views import open_views, soften
 from restage.records import EditRequest, InputError, derive_seed
 from restage.run.models import models_in

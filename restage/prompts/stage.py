@@ -14,11 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from restage.prompts import WRITERS
-from restage.prompts.collect import CaptionPlan, FormPlan, KindPlan, NounQuota, Plan, collect
 from restage.prompts.forms import Arm, FormChooser, FormsConfig, make_arms
 from restage.prompts.grammar import read_captions
 from restage.prompts.llm_config import LlmConfig
-from restage.prompts.orders import Answer, Writer, WriterSettings, WritingStopped
+from restage.prompts.orders import (
+    Answer,
+    CaptionPlan,
+    FormPlan,
+    KindPlan,
+    NounQuota,
+    Plan,
+    Writer,
+    WriterSettings,
+    WritingStopped,
+    collect,
+)
 from restage.prompts.rejects import Duplicates, TokenLimits
 from restage.prompts.store import copy_pictures, prompt_line, read_prompts, write_prompts
 from restage.prompts.trials import MANIFEST, Learned, measure_yield, read_trials

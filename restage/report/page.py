@@ -18,11 +18,11 @@ from markupsafe import Markup
 
 from restage.records import file_sha256, write_atomically
 from restage.report import words
-from restage.report.charts import interval_mark, loss_curve
 from restage.report.gallery import EditSection, edit_sections, spread
 from restage.report.pictures import AssetFolder, read_picture
 from restage.report.read import ReportConfig, RunContents, SceneEntry, find_figure
 from restage.report.trace import rows_data, trace_results
+from restage.report.words import interval_mark, loss_curve
 from restage.run.folder import RunFolder
 from restage.run.layout import PAGE, SCORES
 from restage.scores.definitions import METRICS

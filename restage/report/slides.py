@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from restage.records import MissingExtra, write_atomically
-from restage.report.charts import draw_loss
 from restage.report.pictures import load_images
 from restage.report.read import find_figure
 from restage.report.summary import EditFigure, Summary, best_row, cell_parts
+from restage.report.words import draw_loss
 from restage.scores.definitions import METRICS
 
 __all__ = ["write_slides"]

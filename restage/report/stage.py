@@ -18,11 +18,10 @@ import jinja2
 
 from restage.audit.bundle import add_entry
 from restage.records import InputError, Progress, Score, content_id, file_sha256, read_json, write_atomically
-from restage.report.latex import write_latex
 from restage.report.page import write_page
 from restage.report.read import ReportConfig, RunContents, read_contents
 from restage.report.slides import write_slides
-from restage.report.summary import summarise
+from restage.report.summary import summarise, write_latex
 from restage.run import layout
 from restage.run.folder import RunFolder
 from restage.run.reading import StageMark, read_run_record

@@ -1,8 +1,8 @@
 import pytest
 
+from restage.diagnose.attribution import MEASURED, measured_rows
 from restage.diagnose.cases import describe_part
 from restage.diagnose.parts import RunParts
-from restage.diagnose.stages import MEASURED, measured_rows
 from restage.diagnose.trials import Trial
 from restage.edit.methods import Restage
 

@@ -11,13 +11,13 @@ pytest.importorskip("nerfstudio", reason="runs in .venv-nerfstudio: make test-ne
 import torch
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager
 
-from restage.nerfstudio.compatibility import NotScored, lpips_or_not_scored
 from restage.nerfstudio.frames import (
     Similarity,
     from_nerfstudio_cameras,
     similarity_between,
     to_nerfstudio_cameras,
 )
+from restage.nerfstudio.trainer import NotScored, lpips_or_not_scored
 from restage.nerfstudio.views import open_views, soften
 from restage.records import InputError
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit, project_points

@@ -1,6 +1,6 @@
 import pytest
 
-from restage.prompts.collect import NounQuota
+from restage.prompts.orders import NounQuota
 from restage.prompts.rejects import Duplicates
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from restage.report.charts import interval_mark, loss_curve, nice_ticks, smooth
+from restage.report.words import interval_mark, loss_curve, nice_ticks, smooth
 from restage.run.reading import TrainingStep
 
 

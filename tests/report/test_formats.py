@@ -13,10 +13,9 @@ import pytest
 
 from restage.cli import run as restage
 from restage.records import InputError
-from restage.report.latex import escape_latex, method_tabular
 from restage.report.read import ReportConfig, read_contents
 from restage.report.stage import write_report, write_supplement
-from restage.report.summary import best_row, summarise
+from restage.report.summary import best_row, escape_latex, method_tabular, summarise
 
 HOSTILE = r"make it 100 % \input{/etc/passwd} & $x_1^2$ ~ #7 {<b>} ± → “é” 雪 --out"
 ALL = ReportConfig(formats=("page", "latex", "slides", "zip"), max_views=1)
