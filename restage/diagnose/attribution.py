@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +72,6 @@ class Share:
     """v({}) - v({part}): what A loses with B's part."""
     reverse: Interval
     """v(all but part) - v(all): what B gains with A's part."""
-
-    def renamed(self, component: str) -> Share:
-        """The same share under another name."""
-        return replace(self, component=component)
 
     @property
     def interaction(self) -> float:

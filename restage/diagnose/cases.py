@@ -119,7 +119,6 @@ def _case(key: tuple[str, str], truths: Mapping[str, Path], *, prefix: str = "")
 
 
 def _is_same(first: Path, second: Path) -> bool:
-    """Whether two truth folders are of the same edit of the same scene."""
     descriptions = [truth.parents[1] / "description.json" for truth in (first, second)]
     known = [read_json(path, Description) if path.exists() else None for path in descriptions]
     return read_case(first).id == read_case(second).id and known[0] == known[1]

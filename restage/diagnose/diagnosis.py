@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,6 @@ class _Search:
         return {case.name: case.scene for case in self.cases}
 
     def is_late(self, share: float = 1.0) -> bool:
-        """Whether this share of the time is used up."""
         return time.monotonic() - self.started_s > share * self.config.time_budget_s
 
     def try_groups(
@@ -170,7 +169,6 @@ class _Search:
         return [name for name, found in todo.items() if not found & queue.dropped]
 
     def results(self, attempts: Sequence[Attempt]) -> dict[str, Trial]:
-        """Trials that are made, by case."""
         return {attempt.case.name: self.work.trial(attempt) for attempt in attempts}
 
     def whole(self, from_b: frozenset[str]) -> list[Attempt]:
@@ -351,7 +349,7 @@ def _look_into(
         results.append(PartResult(share=share, within="", detail=_detail(search, part)))
         for inner, is_only in inner_parts.get(part, ()):
             if is_only:
-                found = share.renamed(inner)
+                found = replace(share, component=inner)
             elif inner in exchanges:
                 swap = _swap_in(measure, inner, exchanges, search)
                 found = share_of(swap, values["A"], values["B"], search.scenes)

@@ -288,9 +288,7 @@ def to_record(diagnosis: Diagnosis, figure: str) -> dict[str, Any]:
                     "label": LABELS[part.share.component],
                     "within": part.within,
                     "detail": part.detail,
-                    "share": asdict(part.share.share),
-                    "forward": asdict(part.share.forward),
-                    "reverse": asdict(part.share.reverse),
+                    **{name: asdict(getattr(part.share, name)) for name in ("share", "forward", "reverse")},
                     "interaction": part.share.interaction,
                 }
                 for part in diagnosis.parts

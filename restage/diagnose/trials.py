@@ -68,8 +68,6 @@ class Trial:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What is read back of the file of a trial."""
-
     numbers: Mapping[str, float | None]
     seconds: float
 

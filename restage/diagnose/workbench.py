@@ -69,8 +69,6 @@ class Mix:
 
 @dataclass(frozen=True)
 class _Made:
-    """What is read back of the record of a mix."""
-
     seconds: float
 
 

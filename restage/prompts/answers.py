@@ -51,8 +51,6 @@ class Reply:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a file of the cache says, beside the request."""
-
     reply: Reply
 
 

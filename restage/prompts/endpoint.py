@@ -191,7 +191,6 @@ class Endpoint:
         return body
 
     def _send(self, request_id: str, request: dict[str, Any], reserved: Usage) -> Reply:
-        """Send a request once."""
         body, base_url = self._body(request), self._base_url
         # Servers that know the header give a repeated request the answer that was paid for.
         headers = {"Idempotency-Key": request_id, "Authorization": f"Bearer {self._access.key or 'none'}"}

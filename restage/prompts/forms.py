@@ -20,7 +20,7 @@ from restage.records import InputError, derive_seed
 from restage.world.grammar import EDIT_KINDS, KINDS, SIZES, TIMES
 
 __all__ = ["Arm", "Choice", "Form", "FormChooser", "FormSpace", "FormsConfig", "GRAMMAR_SPACE", "OPEN_SPACE"]
-__all__ += ["ReadForm", "Trial", "make_arms", "read_form", "write_form"]
+__all__ += ["Trial", "make_arms", "read_form", "write_form"]
 
 CONTROL = "control"
 """First word of the form's text if the pair belongs to the control slice."""
@@ -59,21 +59,21 @@ class Form:
         return " ".join(f"{name}={value}" for name, value in self.features)
 
 
-class ReadForm(NamedTuple):
+class Choice(NamedTuple):
     """The form of a prompt pair, and whether it belongs to the control slice."""
 
     form: Form
     is_control: bool
 
 
-def read_form(text: str) -> ReadForm | None:
+def read_form(text: str) -> Choice | None:
     """Read the `form` field of a prompt pair; None if it names no form, as in pairs of users."""
     words = text.split()
     is_control = words[:1] == [CONTROL]
     parts = [word.partition("=") for word in words[is_control:]]
     if not parts or parts[0][0] != "kind" or not all(name and sign and value for name, sign, value in parts):
         return None
-    return ReadForm(Form(tuple((name, value) for name, _, value in parts)), is_control)
+    return Choice(Form(tuple((name, value) for name, _, value in parts)), is_control)
 
 
 def write_form(form: Form, *, is_control: bool) -> str:
@@ -286,13 +286,6 @@ def make_arms(
         new = _new_forms(of_kind, space, evidence, config, derive_seed(seed, "children", kind))
         arms += [_arm(form, evidence, config, originals) for form in new]
     return tuple(arms)
-
-
-class Choice(NamedTuple):
-    """The form of one pair."""
-
-    form: Form
-    is_control: bool
 
 
 class FormChooser:

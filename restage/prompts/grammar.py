@@ -195,7 +195,7 @@ class GrammarWriter(Writer):
     is_endless = True
 
     def __init__(self, settings: WriterSettings) -> None:
-        """Needs no settings."""
+        pass  # it needs none
 
     def write(self, chunks: Sequence[Sequence[Order]]) -> Iterator[Answer]:
         """Answer the orders one by one."""

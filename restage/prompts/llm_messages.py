@@ -16,28 +16,18 @@ from restage.records import derive_seed
 
 __all__ = ["SCHEMA", "write_messages"]
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "pairs": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "source": {"type": "string"},
-                    "target": {"type": "string"},
-                    "instruction": {"type": "string"},
-                    "undo": {"type": "string"},
-                    "words": {"type": "array", "items": {"type": "string"}},
-                },
-                "required": ["source", "target", "instruction", "undo", "words"],
-                "additionalProperties": False,
-            },
-        }
-    },
-    "required": ["pairs"],
-    "additionalProperties": False,
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    fields = {"properties": properties, "required": list(properties)}
+    return {"type": "object", **fields, "additionalProperties": False}
+
+
+_TEXT = {"type": "string"}
+_ITEM = {
+    **dict.fromkeys(("source", "target", "instruction", "undo"), _TEXT),
+    "words": {"type": "array", "items": _TEXT},
 }
+SCHEMA = _object({"pairs": {"type": "array", "items": _object(_ITEM)}})
 """Schema of an answer; strict in the sense of OpenAI's structured outputs."""
 
 _SYSTEM = (

@@ -118,8 +118,6 @@ LOOKAHEAD = 8
 
 @dataclass
 class _Slot:
-    """A place for one pair, and what is ordered for it."""
-
     index: int
     order: Order
     draw: int = 0
@@ -256,25 +254,6 @@ def _chunks(slots: Iterable[_Slot], size: int, count: int) -> list[list[Order]]:
     return chunks[:count]
 
 
-@dataclass
-class _Judge:
-    duplicates: Duplicates
-    quota: NounQuota | None
-    limits: TokenLimits
-
-    def judge(self, answer: Answer) -> Answer:
-        """Return the answer, with a reason if its pair is not to be kept."""
-        pair = answer.pair
-        if pair is None:
-            return answer
-        reason = self.limits.find(pair) or (self.quota.find(pair) if self.quota else "") or self.duplicates.find(pair)
-        if reason:
-            return answer._replace(reason=reason)
-        if self.quota:
-            self.quota.count(pair)
-        return answer
-
-
 def collect(
     writer: Writer,
     plan: Plan,
@@ -290,7 +269,17 @@ def collect(
         WritingStopped: the writer reached a limit.
         InputError: the writer or the plan cannot go on.
     """
-    judge = _Judge(duplicates, quota, limits)
+
+    def judge(answer: Answer) -> Answer:
+        """Give the answer a reason if its pair is not to be kept."""
+        pair = answer.pair
+        if pair is None:
+            return answer
+        reason = limits.find(pair) or (quota.find(pair) if quota else "") or duplicates.find(pair)
+        if quota and not reason:
+            quota.count(pair)
+        return answer._replace(reason=reason)
+
     max_draws = min(writer.max_draws, plan.max_draws)
     window = writer.chunk_size * writer.num_parallel * (LOOKAHEAD if writer.chunk_size > 1 else 1)
     open_slots: dict[int, _Slot] = {}
@@ -302,7 +291,7 @@ def collect(
             next_index += 1
         slots = {slot.order: slot for slot in open_slots.values()}
         for answer in writer.write(_chunks(open_slots.values(), writer.chunk_size, writer.num_parallel)):
-            judged, slot = judge.judge(answer), slots[answer.order]
+            judged, slot = judge(answer), slots[answer.order]
             if not judged.reason or not _order_again(slot, plan, 0 if judged.is_final else max_draws):
                 del open_slots[slot.index]
             yield judged

@@ -113,8 +113,6 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """The work of the stage, ready to begin."""
-
     config: PromptsConfig
     writer: Writer
     plan: Plan
@@ -122,16 +120,9 @@ class _Job:
     learned: Learned = Learned((), {})
 
     def answers(self, limits: TokenLimits) -> Iterator[Answer]:
-        config = self.config
-        quota = None if config.captions else NounQuota(config.max_noun_share, config.num_prompts)
-        return collect(
-            self.writer,
-            self.plan,
-            num_pairs=config.num_prompts,
-            duplicates=Duplicates(config.near_duplicates),
-            quota=quota,
-            limits=limits,
-        )
+        count, known = self.config.num_prompts, Duplicates(self.config.near_duplicates)
+        quota = None if self.config.captions else NounQuota(self.config.max_noun_share, count)
+        return collect(self.writer, self.plan, num_pairs=count, duplicates=known, quota=quota, limits=limits)
 
 
 def _prepare(config: PromptsConfig, seed: int, cache: Path) -> _Job:
@@ -149,16 +140,9 @@ def _prepare(config: PromptsConfig, seed: int, cache: Path) -> _Job:
 
 
 def _reject_line(answer: Answer) -> str:
-    pair = None if answer.pair is None else to_plain(answer.pair)
-    row = {
-        "reason": answer.reason,
-        "kind": answer.order.kind,
-        "form": answer.order.form_text,
-        "caption": answer.order.caption,
-        "request": answer.request,
-        "raw": answer.raw,
-        "pair": pair,
-    }
+    order, pair = answer.order, None if answer.pair is None else to_plain(answer.pair)
+    row = {"reason": answer.reason, "kind": order.kind, "form": order.form_text, "caption": order.caption}
+    row |= {"request": answer.request, "raw": answer.raw, "pair": pair}
     return canonical_json({key: value for key, value in row.items() if value}) + "\n"
 
 
@@ -168,8 +152,6 @@ class _NothingKept(Exception):
 
 @dataclass
 class _Tally:
-    """Counts of what became of the answers."""
-
     kinds: Counter[str]
     reasons: Counter[str]
     forms: Counter[str]

@@ -26,8 +26,6 @@ EXAMPLES_PER_FORM = 4
 
 @dataclass(frozen=True)
 class _Row:
-    """The columns of a manifest that trials are made of."""
-
     kind: str
     form: str
     instruction: str
