@@ -121,16 +121,9 @@ class _Search:
     def try_groups(
         self, stage: str, groups: Mapping[str, Sequence[Attempt]], *, share: float = 1.0, num_sure: int = 0
     ) -> Generator[Progress, None, list[str]]:
-        """Make all trials of some groups, in order; groups that are not begun when time is up are left.
+        """Make all trials of some groups, whose trials are of use only together; returns the groups that are made.
 
-        Args:
-            stage: What progress is shown under.
-            groups: Trials that are of use only together, by the name of the group.
-            share: Share of the time after which no further group is begun.
-            num_sure: Groups at the beginning that are made however long it takes.
-
-        Returns:
-            Names of the groups whose trials are made.
+        Of the groups after the first `num_sure`, none is begun once this share of the time is used up.
         """
         tasks, needs, members = list[Task[Any]](), dict[int, list[int]](), dict[str, set[int]]()
         known: dict[Path, int] = {}

@@ -330,14 +330,8 @@ def run_diagnose(
 ) -> Iterator[Progress]:
     """Explain why run B does worse, or better, than run A; what was tried before is not tried again.
 
-    Args:
-        a: Folder of the run that is taken for good.
-        b: Folder of the run to explain.
-        config: How to compare.
-        models: The edit model that both runs' training went on from, and the CLIP that pairs are looked at with.
-        out: Where the answer goes; default: `diagnose` in B's folder.
-        cache: Folder of single trials, to share them between diagnoses; default: in `out`.
-        engine: Where trials, trainings and fits are made; in this process by default.
+    The answer goes into `out` (default: `diagnose` in B's folder), single trials into `cache` (default: in `out`), which
+    diagnoses can share. `models` are the edit model that both trainings went on from, and a CLIP to look at pairs.
 
     Raises:
         InputError: one of them is no run, they are the same, or there is nothing to try both on.

@@ -103,9 +103,7 @@ class Workbench:
     def setup(self, case: Case, from_b: frozenset[str]) -> Setup:
         """Put together one edit; what `mixes` says it needs is there.
 
-        Args:
-            case: The edit.
-            from_b: Parts that come from B: of `differing`, and `edit_model`, `scenes` for all of theirs, and `masks`.
+        From B come the named parts: of `differing`, `edit_model` and `scenes` for all of theirs, and `masks`.
         """
         model, scene = self.folder_of(self.model(from_b)), self.folder_of(self.scene(case, from_b))
         runs = {part: self._run(part, from_b) for part in ("guidance", "guided_noise", "method")}

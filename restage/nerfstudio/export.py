@@ -68,10 +68,7 @@ class TrainedScene:
 
 
 def load_trained_scene(config_path: Path, *, checkpoint: Path | None = None, data: Path | None = None) -> TrainedScene:
-    """Load what ns-train wrote.
-
-    `config_path` is the run's `config.yml`; `checkpoint` is by default its last one, `data` where the capture was when
-    the scene was trained.
+    """Load what ns-train wrote: its config, a checkpoint (the last one), and the capture (where it was then).
 
     Raises:
         InputError: config, checkpoint or capture are missing or broken.

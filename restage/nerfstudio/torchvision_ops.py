@@ -67,10 +67,7 @@ def watch_imports() -> None:
 
 
 def leave_startup_file() -> bool:
-    """Write the start-up file if torchvision cannot be imported without it.
-
-    Returns:
-        Whether this environment needs the file.
+    """Write the start-up file if torchvision cannot be imported without it; returns whether this environment needs it.
 
     Raises:
         RuntimeError: torchvision cannot be imported with it either.

@@ -131,13 +131,7 @@ class Plan(ABC):
 
     @abstractmethod
     def order(self, index: int, draw: int = 0, last: Order | None = None) -> Order:
-        """Return the order for a place; the first ones are asked for place after place.
-
-        Args:
-            index: number of the place.
-            draw: number of orders for it that came to nothing.
-            last: the last of these.
-        """
+        """Return the order for a place; `draw` orders for it, the last of them `last`, came to nothing."""
 
     def instead(self, index: int, last: Order) -> Order | None:
         """Return something else to order for a place that is given up; None leaves it empty."""

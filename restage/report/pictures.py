@@ -59,7 +59,7 @@ def _open(path: Path, mode: str, max_px: int | None) -> Image.Image:
             image = opened.convert(mode)
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(
-            f"{path} is not readable as a picture ({type(error).__name__}); make that stage again"
+            f"{path} is missing or not readable as a picture ({type(error).__name__}); make it again"
         ) from None
     if max_px is not None:
         image.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
@@ -140,14 +140,7 @@ class AssetFolder:
 
 def load_images(paths: Sequence[Path]) -> list[Image.Image]:
     """Read pictures as RGB."""
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as opened:
-                images.append(opened.convert("RGB"))
-        except (OSError, SyntaxError, ValueError):
-            raise InputError(f"{path} is missing or not a picture; give the path of a PNG or JPEG file") from None
-    return images
+    return [_open(path, "RGB", None) for path in paths]
 
 
 def compose_grid(
@@ -162,17 +155,9 @@ def compose_grid(
 ) -> Image.Image:
     """Lay pictures out as rows and columns, labels above the columns and above each row.
 
-    Pictures keep their shape and are scaled to fit a square cell; shorter rows and None leave cells empty. A row label
-    is set over its row, since instructions are long; one that is wider than the grid is broken into lines.
-
-    Args:
-        images: rows of pictures, of any size.
-        row_labels: one per row, or none.
-        column_labels: one per column, or none.
-        cell_px: side of a cell.
-        gap_px: space between cells and around the grid.
-        font_px: size of the text.
-        background: any colour that PIL knows by name or `#rrggbb`; the text is black or white, whichever stands out.
+    Pictures of any size keep their shape and are scaled to fit a square cell; shorter rows and None leave cells empty.
+    A row label is set over its row, since instructions are long; one that is wider than the grid is broken into lines.
+    The background is any colour that PIL knows; the text is black or white, whichever stands out.
 
     Raises:
         InputError: no picture, or the number of labels is not that of rows or columns.
