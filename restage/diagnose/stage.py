@@ -330,7 +330,7 @@ def run_diagnose(
 ) -> Iterator[Progress]:
     """Explain why run B does worse, or better, than run A; what was tried before is not tried again.
 
-    The answer goes into `out` (default: `diagnose` in B's folder), single trials into `cache` (default: in `out`), which
+    The answer goes into `out` (default: `diagnose` in B's folder), trials into `cache` (default: in `out`), which
     diagnoses can share. `models` are the edit model that both trainings went on from, and a CLIP to look at pairs.
 
     Raises:

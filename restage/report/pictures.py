@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from restage.records import InputError, write_atomically
+from restage.scenes.io.images import open_picture
 
 __all__ = ["AssetFolder", "change_map", "colour_map", "compose_grid", "first_frame", "load_images", "mask_overlay"]
 __all__ += ["read_mask", "read_picture"]
@@ -55,12 +56,12 @@ def read_mask(path: Path, *, max_px: int | None = None) -> Bool[np.ndarray, "hei
 
 def _open(path: Path, mode: str, max_px: int | None) -> Image.Image:
     try:
-        with Image.open(path) as opened:
+        with open_picture(path) as opened:
             image = opened.convert(mode)
+    except InputError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{path} is missing or not readable as a picture ({type(error).__name__}); make it again"
-        ) from None
+        raise InputError(f"{path} is not readable as a picture ({type(error).__name__}); make it again") from None
     if max_px is not None:
         image.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
     return image

@@ -184,7 +184,7 @@ def escape_latex(text: str) -> str:
 def write_latex(summary: Summary, folder: Path) -> Iterator[str]:
     """Write `tables.tex`, `figures/` and `paper.tex`; yields the name of each file."""
     tables = method_tabular(summary) + (gaps_tabular(summary) if summary.gaps else "")
-    yield _write_text(folder / "tables.tex", tables)
+    yield _write_bytes(folder / "tables.tex", tables.encode())
     body = [PAPER, r"\section*{" + escape_latex(summary.title) + "}\n", r"\input{tables}" + "\n"]
     for number, figure in enumerate(summary.figures, start=1):
         name = f"edit-{number:02d}.png"
@@ -200,52 +200,49 @@ def write_latex(summary: Summary, folder: Path) -> Iterator[str]:
         body.append(r"\paragraph{Diagnosis.} " + escape_latex(summary.contents.diagnosis.sentence) + "\n\n")
     facts = [f"{name}: {value}" for name, value in summary.facts.items()]
     body.append(r"\paragraph{Record.} \raggedright " + r"\\ ".join(map(escape_latex, facts)) + "\n")
-    yield _write_text(folder / "paper.tex", "".join(body) + "\\end{document}\n")
+    yield _write_bytes(folder / "paper.tex", ("".join(body) + "\\end{document}\n").encode())
 
 
 def method_tabular(summary: Summary) -> str:
     """The table of methods: competitors by progress, then the anchors; the best competitor of a column is bold."""
     metrics = summary.metrics
-    heads = [f"{METRICS[name].label}{_unit(name)}{_arrow(name)}" for name in metrics]
+    arrows = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "neither": ""}
+    units = {name: " (dB)" if METRICS[name].unit == "dB" else "" for name in metrics}
+    heads = [f"{METRICS[name].label}{units[name]}{arrows[METRICS[name].better]}" for name in metrics]
     best = {name: best_row(summary.rows, name) for name in metrics}
-    lines = [
-        r"\begin{table}[ht]",
-        r"\centering\small",
-        FITTED,
-        r"\begin{tabular}{ll" + "r" * len(metrics) + "}",
-        r"\toprule",
-        " & ".join(["Method", "Editor", *heads]) + r" \\",
-        r"\midrule",
-    ]
+    lines: list[str] = []
     for is_anchor in (False, True):
         rows = [row for row in summary.rows if row.is_anchor == is_anchor]
         if rows and is_anchor and len(rows) < len(summary.rows):
             lines.append(r"\midrule")
         lines += [_row(row, summary, best) for row in rows]
     caption = f"{summary.scope} Below the line: anchors, to read the others by. Run {summary.run_id}."
-    lines += [r"\bottomrule", r"\end{tabular}}", rf"\caption{{{escape_latex(caption)}}}", r"\label{tab:methods}"]
-    return "\n".join([*lines, r"\end{table}", ""])
+    return _table(
+        "ll" + "r" * len(metrics), ["Method", "Editor", *heads], lines, caption, "tab:methods", is_fitted=True
+    )
 
 
 def gaps_tabular(summary: Summary) -> str:
     """The table of paired differences to the best competitor."""
     best = summary.rows[0]
-    lines = [
-        r"\begin{table}[ht]",
-        r"\centering\small",
-        r"\begin{tabular}{lllrlr}",
-        r"\toprule",
-        r"Method & Editor & Metric & Difference & 95\,\% interval & Cases \\",
-        r"\midrule",
-    ]
+    heads = ["Method", "Editor", "Metric", "Difference", r"95\,\% interval", "Cases"]
+    lines: list[str] = []
     for gap in summary.gaps:
         digits = METRICS[gap.metric].digits
         names = [escape_latex(text) for text in (gap.method, gap.editor, METRICS[gap.metric].label)]
         mean, interval = f"${gap.mean:+.{digits}f}$", f"$[{gap.low:.{digits}f}, {gap.high:.{digits}f}]$"
         lines.append(" & ".join([*names, mean, interval, str(gap.num_pairs)]) + r" \\")
     caption = f"Differences to {best.method} ({best.editor}), case by case; intervals are over scenes."
-    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escape_latex(caption)}}}", r"\label{tab:differences}"]
-    return "\n".join([*lines, r"\end{table}", ""])
+    return _table("lllrlr", heads, lines, caption, "tab:differences")
+
+
+def _table(
+    columns: str, heads: Sequence[str], rows: Sequence[str], caption: str, label: str, *, is_fitted: bool = False
+) -> str:
+    start = [r"\begin{table}[ht]", r"\centering\small", *([FITTED] if is_fitted else [])]
+    start += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(heads) + r" \\", r"\midrule"]
+    end = [r"\bottomrule", r"\end{tabular}" + "}" * is_fitted, rf"\caption{{{escape_latex(caption)}}}"]
+    return "\n".join([*start, *rows, *end, rf"\label{{{label}}}", r"\end{table}", ""])
 
 
 def _row(row: MethodRow, summary: Summary, best: dict[str, MethodRow | None]) -> str:
@@ -261,30 +258,11 @@ def _row(row: MethodRow, summary: Summary, best: dict[str, MethodRow | None]) ->
     return " & ".join([escape_latex(row.method) + flag, editor, *cells]) + r" \\"
 
 
-def _unit(metric: str) -> str:
-    return " (dB)" if METRICS[metric].unit == "dB" else ""
-
-
-def _arrow(metric: str) -> str:
-    return {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "neither": ""}[METRICS[metric].better]
-
-
 def _latex_figure(path: str, caption: str, label: str, *, width: float = 1.0, records: tuple[str, ...] = ()) -> str:
     made_of = rf" {{\scriptsize Results: \texttt{{{escape_latex(', '.join(records))}}}.}}" if records else ""
-    return "\n".join(
-        [
-            r"\begin{figure}[ht]",
-            rf"\centering\includegraphics[width={width}\linewidth]{{{path}}}",
-            rf"\caption{{{escape_latex(caption)}{made_of}}}",
-            rf"\label{{{label}}}",
-            r"\end{figure}",
-            "",
-        ]
-    )
-
-
-def _write_text(path: Path, text: str) -> str:
-    return _write_bytes(path, text.encode())
+    picture = rf"\centering\includegraphics[width={width}\linewidth]{{{path}}}"
+    words = [rf"\caption{{{escape_latex(caption)}{made_of}}}", rf"\label{{{label}}}"]
+    return "\n".join([r"\begin{figure}[ht]", picture, *words, r"\end{figure}", ""])
 
 
 def _write_bytes(path: Path, content: bytes) -> str:
