@@ -14,7 +14,7 @@ from typing import Any
 
 from restage.prompts.llm_config import LlmLimits
 from restage.prompts.orders import WritingStopped
-from restage.records import InputError, content_id, read_json, write_json
+from restage.records import InputError, read_json, write_json
 
 __all__ = ["AnswerCache", "Budget", "RateLimit", "Reply", "Usage"]
 
@@ -75,11 +75,6 @@ class AnswerCache:
         for path in sorted(folder.glob("*/*.json")):
             if (reply := self._read(path)) is not None:
                 self.past += reply.usage
-
-    @staticmethod
-    def request_id(request: Mapping[str, Any]) -> str:
-        """Content id of a request."""
-        return content_id("request", request)
 
     def _path(self, request_id: str, suffix: str) -> Path:
         name = request_id.removeprefix("request-")

@@ -20,7 +20,7 @@ from restage.prompts.answers import AnswerCache, Budget, RateLimit, Reply, Usage
 from restage.prompts.http_post import HttpAnswer, post_json
 from restage.prompts.llm_config import Blotter, LlmConfig, find_access
 from restage.prompts.orders import WritingStopped
-from restage.records import InputError, canonical_json, derive_seed
+from restage.records import InputError, canonical_json, content_id, derive_seed
 
 __all__ = ["Asked", "Endpoint"]
 
@@ -91,11 +91,6 @@ class Endpoint:
         self._length_name = "max_tokens"
         self._left_out: set[str] = set()
 
-    @property
-    def model(self) -> str:
-        """Its name at the endpoint."""
-        return self._access.model
-
     def close(self) -> None:
         """Wake up whoever waits, and let no new request out."""
         self._stop.set()
@@ -115,7 +110,7 @@ class Endpoint:
             "max_output_tokens": self._config.max_output_tokens,
             "seed": seed % 2**31,
         }
-        request_id = self.cache.request_id(request)
+        request_id = content_id("request", request)
         found = self.cache.find(request_id)
         if found is None:
             found = self._pay(request_id, request)

@@ -213,26 +213,22 @@ class Arm:
         return self.num_accepted + self.num_rejected
 
 
-class _Evidence:
-    """Counts what all trials say about any form.
+_Evidence = Mapping[tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]], bool], int]
+"""How many trials were written with some features, show some, and were accepted or not."""
+
+
+def _count(form: Form, evidence: _Evidence) -> tuple[int, int]:
+    """Return the numbers of accepted and of rejected pairs that count for a form.
 
     A pair counts for the form that it was written with, and for every narrower form that it happens to fit, since among
     the pairs of the wider form those are a fair sample. It does not count for wider forms, which it would bias.
     """
-
-    def __init__(self, trials: Iterable[Trial]) -> None:
-        self._counts = Counter(
-            (frozenset(trial.form.features), trial.features, trial.is_accepted) for trial in trials
-        ).items()
-
-    def of(self, form: Form) -> tuple[int, int]:
-        """Return the numbers of accepted and of rejected pairs that count for a form."""
-        features = frozenset(form.features)
-        found = [0, 0]
-        for (written, shown, is_accepted), count in self._counts:
-            if written <= features <= shown:
-                found[not is_accepted] += count
-        return found[0], found[1]
+    features = frozenset(form.features)
+    found = [0, 0]
+    for (written, shown, is_accepted), count in evidence.items():
+        if written <= features <= shown:
+            found[not is_accepted] += count
+    return found[0], found[1]
 
 
 def _arm(form: Form, evidence: _Evidence, config: FormsConfig, originals: frozenset[Form]) -> Arm:
@@ -241,7 +237,7 @@ def _arm(form: Form, evidence: _Evidence, config: FormsConfig, originals: frozen
     if form not in originals and form.parent is not None:
         parent = _arm(form.parent, evidence, config, originals)
         prior_mean, strength = parent.mean, config.prior_strength
-    accepted, rejected = evidence.of(form)
+    accepted, rejected = _count(form, evidence)
     alpha, beta = strength * prior_mean + accepted, strength * (1 - prior_mean) + rejected
     lower = float(beta_distribution.ppf(config.lower_quantile, alpha, beta))
     return Arm(form, form in originals, accepted, rejected, alpha, beta, lower)
@@ -279,7 +275,7 @@ def make_arms(
     written = {trial.form for trial in trials if len(trial.form.features) > 2}
     written = {form for form in written if form.kind in kinds and space.has(form)}
     forms |= dict.fromkeys(sorted(written, key=str))
-    evidence = _Evidence(trials)
+    evidence = Counter((frozenset(trial.form.features), trial.features, trial.is_accepted) for trial in trials)
     arms = [_arm(form, evidence, config, originals) for form in forms]
     for kind in kinds:
         of_kind = [arm for arm in arms if arm.form.kind == kind]

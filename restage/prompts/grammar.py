@@ -140,11 +140,6 @@ def write_grammar_pair(kind: str, seed: int) -> PromptPair:
     return world.prompt_pair_of(sample_grammar_edit(kind, seed), derive_seed(seed, "caption"))
 
 
-def _fits_object(item: world.SceneObject, fixed: dict[str, str]) -> bool:
-    size = item.size or "normal"
-    return fixed.get("noun", item.kind) == item.kind and fixed.get("size", size) == size
-
-
 def _sample_form_edit(form: Form, seed: int) -> world.Edit | None:
     """Draw scenes and edits until one has the form's features; None after `MAX_SCENES` scenes.
 
@@ -156,9 +151,9 @@ def _sample_form_edit(form: Form, seed: int) -> world.Edit | None:
     for draw in range(MAX_SCENES):
         scene = world.sample_description(derive_seed(seed, "scene", draw), num_objects=num_objects)
         scene = replace(scene, time=fixed.get("time", scene.time))
-        if form.kind in world.possible_kinds(scene) and (
-            form.kind == "add" or any(_fits_object(item, fixed) for item in scene.objects)
-        ):
+        shown = [{"noun": item.kind, "size": item.size or "normal"} for item in scene.objects]
+        fits = [all(fixed.get(name, value) == value for name, value in item.items()) for item in shown]
+        if form.kind in world.possible_kinds(scene) and (form.kind == "add" or any(fits)):
             for attempt in range(EDITS_PER_SCENE):
                 edit = world.sample_edit(scene, derive_seed(seed, "edit", draw, attempt), kind=form.kind)
                 if form.fits(features_of_edit(edit)):

@@ -18,6 +18,7 @@ from typing import Any
 from restage.prompts.answers import Reply, Usage
 from restage.prompts.endpoint import Asked, Endpoint
 from restage.prompts.forms import OPEN_SPACE
+from restage.prompts.llm_config import find_access
 from restage.prompts.llm_messages import SCHEMA, write_messages
 from restage.prompts.orders import Answer, Order, Writer, WriterSettings
 from restage.records import MissingExtra, PromptPair, content_id, derive_seed
@@ -225,7 +226,7 @@ class LlmWriter(Writer):
         self.num_parallel = settings.llm.limits.num_parallel
         self.endpoint = Endpoint(settings.llm, settings.cache)
         self._settings = settings
-        self._name = f"llm {self.endpoint.model}"
+        self._name = f"llm {find_access(settings.llm).model}"
         self._used = Usage()
 
     def remark(self) -> str:

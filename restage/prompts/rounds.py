@@ -86,15 +86,11 @@ def run_rounds(
             yield from make_pairs(round_run)
             round_run.close("done")
         made.append(folder)
-        yield Progress(
-            stage="rounds", done=index + 1, total=config.num_rounds, note=_note(yields_of_rounds([folder])[0])
-        )
-
-
-def _note(found: RoundYield) -> str:
-    parts = [
-        f"{name} {part.share:.2f} ({part.low:.2f} to {part.high:.2f}, {part.num_pairs} pairs)"
-        for name, part in (("learned forms", found.learned), ("control", found.control))
-        if part.num_pairs
-    ]
-    return "accepted: " + ", ".join(parts)
+        (found,) = yields_of_rounds([folder])
+        parts = [
+            f"{name} {part.share:.2f} ({part.low:.2f} to {part.high:.2f}, {part.num_pairs} pairs)"
+            for name, part in (("learned forms", found.learned), ("control", found.control))
+            if part.num_pairs
+        ]
+        note = "accepted: " + ", ".join(parts)
+        yield Progress(stage="rounds", done=index + 1, total=config.num_rounds, note=note)

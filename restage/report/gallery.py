@@ -55,7 +55,7 @@ class MethodEntry:
     orbit: str | None
     poster: str | None
     """First frame of the orbit, for where it does not play: on paper, or with less motion."""
-    editor_views: Sequence[tuple[str, str | None]]
+    editor_views: Sequence[tuple[str | None, str | None]]
     """What the 2D editor made of training views, each with its mask."""
 
     @property
@@ -246,18 +246,11 @@ class _Pictures:
         label = f"{self.label}-{result.method}-{result.editor}-poster"
         return None if frame is None else self.assets.add_picture(frame, label)
 
-    def editor_views(self, result: ResultEntry) -> list[tuple[str, str | None]]:
-        label = f"{self.label}-{result.method}-{result.editor}-editor"
-        pairs = []
-        for view in spread(list(result.editor_views), 4):
-            stored = self.assets.add_picture(
-                read_picture(result.editor_views[view], max_px=self.max_px), f"{label}-{view}"
-            )
-            mask_path = result.editor_masks.get(view)
-            mask = (
-                self.assets.add_picture(read_picture(mask_path, max_px=self.max_px), f"{label}-{view}-mask")
-                if mask_path
-                else None
-            )
-            pairs.append((stored, mask))
-        return pairs
+    def editor_views(self, result: ResultEntry) -> list[tuple[str | None, str | None]]:
+        names = {
+            view: f"{result.method}-{result.editor}-editor-{view}" for view in spread(list(result.editor_views), 4)
+        }
+        return [
+            (self.copy(result.editor_views[view], name), self.copy(result.editor_masks.get(view), f"{name}-mask"))
+            for view, name in names.items()
+        ]

@@ -93,7 +93,7 @@ def _page_values(
     facts = {name: mark.facts for name, mark in contents.stages.items()}
     traces = trace_results(contents)
     names = {(entry.scene, name): entry.edit for entry in contents.edits for name in entry.names}
-    instructions = {(entry.scene, name): entry.instruction for entry in contents.edits for name in entry.names}
+    instructions = {(entry.scene, name): entry.request.instruction for entry in contents.edits for name in entry.names}
     return {
         "contents": contents,
         "sentence": describe(contents, sections),

@@ -188,8 +188,11 @@ def compose_grid(
             draw.text((gap_px, top + index * line_px), line, fill=ink, font=font)
         for column, image in enumerate(row):
             if image is not None:
-                corner = gap_px + column * (cell_px + gap_px), top + len(lines) * line_px
-                _paste_centred(grid, image, corner, cell_px)
+                scale = cell_px / max(image.size)
+                size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+                fitted = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+                left = gap_px + column * (cell_px + gap_px) + (cell_px - size[0]) // 2
+                grid.paste(fitted, (left, top + len(lines) * line_px + (cell_px - size[1]) // 2))
     return grid
 
 
@@ -202,10 +205,3 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_p
         else:
             lines[-1] = longer
     return lines
-
-
-def _paste_centred(grid: Image.Image, image: Image.Image, corner: tuple[int, int], cell_px: int) -> None:
-    scale = cell_px / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    fitted = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    grid.paste(fitted, (corner[0] + (cell_px - size[0]) // 2, corner[1] + (cell_px - size[1]) // 2))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from restage.records import GRADED, EditCase, InputError, Score, from_plain, read_json
+from restage.records import GRADED, EditCase, EditRequest, InputError, Score, from_plain, read_json
 from restage.run import layout
 from restage.run.reading import EditRecord, FitRecord, RunRecord, StageMark, TrainingStep, read_marks, read_metrics
 from restage.scores.rows import read_scores
@@ -98,9 +98,8 @@ class EditEntry:
     names: frozenset[str]
     """What rows of the scores may call it: the folder's name or the case's id."""
     kind: str
-    instruction: str
-    source_caption: str
-    target_caption: str
+    request: EditRequest
+    """What was asked for; the folder's name where nothing says."""
     results: Sequence[ResultEntry]
     before: Mapping[str, Path]
     """The scene before the edit, by view."""
@@ -288,16 +287,14 @@ def _read_edits(run: Path, scene: SceneEntry) -> Iterator[EditEntry]:
         case_path = truths.get(name, run) / layout.EDIT_CASE
         case = read_json(case_path, EditCase) if case_path.exists() else None
         requests = (result.record.request for result in results)
-        request = case.request if case else next((request for request in requests if request), None)
+        request = case.request if case else next(filter(None, requests), None)
         truth = truths[name] if case and case.has_truth else None
         yield EditEntry(
             scene=scene.name,
             edit=name,
             names=frozenset({name, case.id} if case else {name}),
             kind=case.kind if case else "",
-            instruction=request.instruction if request else name,
-            source_caption=request.source_caption if request else "",
-            target_caption=request.target_caption if request else "",
+            request=request or EditRequest(instruction=name, source_caption="", target_caption=""),
             results=results,
             before=scene.renders or scene.pictures,
             is_before_rendered=bool(scene.renders),

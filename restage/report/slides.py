@@ -132,7 +132,9 @@ class _Deck:
         summary = self.summary
         slide = self.slide("Methods on held-out views")
         rows = summary.rows[:MAX_TABLE_ROWS]
-        heads = ["method", "editor", *(_head(name) for name in summary.metrics)]
+        arrows, known = {"higher": " ↑", "lower": " ↓", "neither": ""}, [METRICS[name] for name in summary.metrics]
+        heads = ["method", "editor"]
+        heads += [f"{m.label}{' dB' if m.unit == 'dB' else ''}{arrows[m.better]}" for m in known]
         room = WIDTH_IN - 2 * MARGIN_IN, min(4.8, 0.52 * (len(rows) + 1))
         shape = slide.shapes.add_table(
             len(rows) + 1, len(heads), self.inches(MARGIN_IN), self.inches(1.5), *map(self.inches, room)
@@ -157,7 +159,7 @@ class _Deck:
 
     def edit(self, figure: EditFigure) -> None:
         entry = figure.entry
-        slide = self.slide(f"“{entry.instruction}”")
+        slide = self.slide(f"“{entry.request.instruction}”")
         self.picture(slide, figure.picture, figure.alt, top=1.45, bottom=6.45)
         self.text(slide, [f"{entry.scene}. Results: {', '.join(figure.records)}"], top=6.65, size=11, height=0.5)
 
@@ -174,12 +176,6 @@ class _Deck:
         slide = self.slide("Record")
         facts = [f"{name}: {value}" for name, value in self.summary.facts.items()]
         self.text(slide, [*facts, "restage verify checks that nothing was changed since."], top=1.5, size=16)
-
-
-def _head(metric: str) -> str:
-    known = METRICS[metric]
-    arrow = {"higher": " ↑", "lower": " ↓", "neither": ""}[known.better]
-    return known.label + (" dB" if known.unit == "dB" else "") + arrow
 
 
 def _set_text(frame: Any, lines: Sequence[str], *, size: int, color: str, font: str = "Calibri") -> None:

@@ -46,7 +46,7 @@ class EditFigure:
     def alt(self) -> str:
         """What is to be seen, in a sentence."""
         names = ", ".join(self.columns[:-1]) + f" and {self.columns[-1]}"
-        return f"{self.entry.scene}, {self.entry.instruction}: held-out views as {names}"
+        return f"{self.entry.scene}, {self.entry.request.instruction}: held-out views as {names}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,8 @@ def write_latex(summary: Summary, folder: Path) -> Iterator[str]:
         buffer = io.BytesIO()
         figure.picture.save(buffer, "PNG")
         yield _write_bytes(folder / "figures" / name, buffer.getvalue())
-        caption = f"{figure.entry.instruction} ({figure.entry.scene}). From left to right: {', '.join(figure.columns)}."
+        columns, entry = ", ".join(figure.columns), figure.entry
+        caption = f"{entry.request.instruction} ({entry.scene}). From left to right: {columns}."
         body.append(_latex_figure(f"figures/{name}", caption, f"fig:edit-{number}", records=figure.records))
     if len(summary.contents.train) > 1:
         yield _write_bytes(folder / "figures" / "loss.pdf", draw_loss(summary.contents.train, form="pdf"))

@@ -84,7 +84,7 @@ def describe_row(run: Path, row: int) -> list[str]:
     for trace in trace_results(contents).values():
         if any(number == row for number, _ in trace.numbers):
             folder, num_files = trace.result.folder, len(trace.result.record.files)
-            lines.append(f"result: {folder}, “{trace.entry.instruction}”")
+            lines.append(f"result: {folder}, “{trace.entry.request.instruction}”")
             lines += [f"made from {name}: {value}" for name, value in trace.inputs.items()]
             lines.append(f"record: {run / folder / EDIT_RECORD} ({num_files} files with hashes)")
             lines += ["to make it again:", *(f"  {line}" for line in trace.again.splitlines())]

@@ -187,18 +187,15 @@ def headline_of(scores: Sequence[Score], *, method: str = "restage") -> Headline
 def markdown_table(rows: Sequence[MethodRow]) -> str:
     """The table as GitHub markdown, `nothing` first: mean ± standard error, what is missing in brackets."""
     columns = measured_columns(rows, "show")
-    header = ["method", "editor", *map(_heading, columns), "results", "note"]
+    arrows, units = {"higher": " ↑", "lower": " ↓", "neither": ""}, {"dB": " (dB)", "s": " (s)"}
+    known = [METRICS[name] for name in columns]
+    heads = [f"{m.label.replace('seconds', 'time')}{units.get(m.unit, '')}{arrows[m.better]}" for m in known]
+    header = ["method", "editor", *heads, "results", "note"]
     lines = [header, ["---"] * 2 + ["---:"] * (len(columns) + 1) + ["---"]]
     for row in sorted(rows, key=lambda row: row.method != "nothing"):
         cells = [_cell(metric, row.estimates[metric]) for metric in columns]
         lines.append([row.method, row.editor, *cells, f"{row.num_results} in {row.num_scenes} scenes", row.anchor])
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
-
-
-def _heading(metric: str) -> str:
-    arrow = {"higher": " ↑", "lower": " ↓", "neither": ""}[METRICS[metric].better]
-    unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit in ("dB", "s") else ""
-    return METRICS[metric].label.replace("seconds", "time") + unit + arrow
 
 
 def _cell(metric: str, estimate: Estimate) -> str:
