@@ -6,7 +6,7 @@ import torch
 from restage.diagnose.parts import PairPool, mix_pairs
 from restage.pairs.encoding import ImagePair, pixel_sha256
 from restage.pairs.files import open_files
-from restage.pairs.score import PUBLISHED, PairRule
+from restage.pairs.score import PUBLISHED
 from restage.pairs.store import write_shard
 from restage.pairs.verdicts import set_rule
 from restage.records import PromptPair
@@ -63,7 +63,7 @@ def filtered(tmp_path):
 
 @pytest.fixture
 def unfiltered(tmp_path):
-    return pool(tmp_path / "unfiltered", accepted=EVERYTHING, rule=PairRule(min_direction_similarity=-2.0))
+    return pool(tmp_path / "unfiltered", accepted=EVERYTHING, rule=replace(PUBLISHED, min_direction_similarity=-2.0))
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_captions_of_one_run_go_with_pictures_of_the_other(filtered, shuffled):
 
 
 def test_pairs_that_no_run_has_stored_are_counted_as_missing(filtered, tmp_path):
-    other = pool(tmp_path / "other", accepted=(0, 2), rule=PairRule(min_direction_similarity=-2.0))
+    other = pool(tmp_path / "other", accepted=(0, 2), rule=replace(PUBLISHED, min_direction_similarity=-2.0))
     rejected = {key: {**row, "accepted": True} for key, row in other.rows.items()}
     pools = {"A": filtered, "B": replace(other, rows=rejected)}
     found = mix_pairs(pools, {"pictures": "A", "captions": "A", "selection": "B"})
