@@ -88,4 +88,4 @@ def _read(path: Path, kind: type[Row]) -> list[Row]:
     # Other writers of parquet store NaN as null, and an empty text too.
     for row in rows:
         row["value"], row["reason"] = math.nan if row["value"] is None else row["value"], row["reason"] or ""
-    return from_plain(rows, list[kind], where=path)
+    return [from_plain(row, kind, where=f"{path}, row {number}") for number, row in enumerate(rows)]

@@ -24,10 +24,10 @@ def test_rows_are_read_back_and_null_is_nan(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("seed", "1", r"scores.parquet: \[0\].seed: expected int, got str"),
-        ("value", "high", r"\[0\].value: expected float, got str"),
-        ("scene", None, r"\[0\].scene: expected str, got null"),
-        ("is_cost", "no", r"\[0\].is_cost: expected bool, got str"),
+        ("seed", "1", r"scores.parquet, row 0: seed: expected int, got str"),
+        ("value", "high", r"row 0: value: expected float, got str"),
+        ("scene", None, r"row 0: scene: expected str, got null"),
+        ("is_cost", "no", r"row 0: is_cost: expected bool, got str"),
     ],
 )
 def test_a_column_of_a_wrong_type_is_named(tmp_path, field, value, message):
