@@ -70,3 +70,9 @@ def test_large_pictures_are_made_smaller(tmp_path):
 def test_missing_picture_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.png"):
         read_picture(tmp_path / "none.png")
+
+
+def test_a_picture_of_another_kind_is_refused_whatever_its_name(tmp_path):
+    (tmp_path / "view.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n")
+    with pytest.raises(InputError, match="view.png is not readable as a picture"):
+        read_picture(tmp_path / "view.png")
