@@ -7,7 +7,6 @@ import importlib
 import io
 import json
 import os
-import pkgutil
 import shutil
 import traceback
 from collections.abc import Callable
@@ -151,11 +150,13 @@ def in_fork(make: Callable[[Path], object], folder: Path) -> Path:
 
 def load_package() -> None:
     """Import what commands import, so that forks need not."""
-    optional = ("restage.nerfstudio", "restage.scenes.rasterize.gsplat", "restage.assets", "restage.work.ray")
-    for module in pkgutil.walk_packages(restage.__path__, "restage."):
-        if not module.name.startswith(optional):
+    optional = ("nerfstudio", "assets", "scenes/rasterize/gsplat", "work/ray")
+    package = Path(restage.__path__[0])
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).with_suffix("").as_posix()
+        if not name.startswith(optional):
             with contextlib.suppress(ImportError):
-                importlib.import_module(module.name)
+                importlib.import_module(f"restage.{name.replace('/', '.')}".removesuffix(".__init__"))
 
 
 def make_small_inputs(folder: Path) -> Path:
