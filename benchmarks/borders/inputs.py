@@ -48,7 +48,7 @@ STUDY = Study(
         fit=FitConfig(steps=3, num_splats=100),
     ),
     editors={"exact": MenuEditor(name="exact")},
-    methods={"nothing": StudyMethod(Nothing())},
+    methods={"nothing": StudyMethod(settings=Nothing())},
     seeds=(0,),
 )
 """
