@@ -29,6 +29,7 @@ __all__ = [
     "Score",
     "added_later",
     "canonical_json",
+    "check_is_no_pipe",
     "content_id",
     "derive_seed",
     "file_sha256",
@@ -100,8 +101,19 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def check_is_no_pipe(path: Path) -> None:
+    """Refuse what is no file and no folder: to open a pipe would wait for whoever writes into it, a device never ends.
+
+    Raises:
+        InputError: it is a pipe, a socket or a device.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is not a file, but a pipe or a device")
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
+    check_is_no_pipe(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -199,6 +211,7 @@ def read_json(path: Path, kind: Any = Any) -> Any:
     Raises:
         InputError: the file is missing, is not JSON, or does not fit; names file, field, what is expected and found.
     """
+    check_is_no_pipe(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -198,6 +198,15 @@ def test_unreadable_json_is_bad_input_in_one_line(tmp_path: Path, text: str) -> 
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "value.json")
+    (tmp_path / "endless.json").symlink_to("/dev/zero")
+    for name in ("value.json", "endless.json"):
+        for read in (read_json, file_sha256):
+            with pytest.raises(InputError, match=f"{name} is not a file"):
+                read(tmp_path / name)
+
+
 def test_missing_json_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         read_json(tmp_path / "none.json")

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restage.records import InputError, MissingExtra, read_json, temporary_beside, write_json
+from restage.records import (
+    InputError,
+    MissingExtra,
+    check_is_no_pipe,
+    read_json,
+    temporary_beside,
+    write_json,
+)
 
 __all__ = ["Files", "LocalFiles", "Place", "RemoteFiles", "UnnamedStore", "is_url", "open_files", "point_to_store"]
 
@@ -51,6 +58,7 @@ class LocalFiles:
 
     def read(self, name: str) -> bytes:
         """Read a whole file."""
+        check_is_no_pipe(self.path / name)
         return (self.path / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:

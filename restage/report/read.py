@@ -227,7 +227,7 @@ def read_contents(path: Path) -> RunContents:
         scores=read_scores(path / layout.SCORES) if (path / layout.SCORES).exists() else (),
         pairs=_read_pairs(path),
         train=read_metrics(path),
-        num_prompts=len(prompts_path.read_text().splitlines()) if prompts_path.exists() else None,
+        num_prompts=len(prompts_path.read_bytes().splitlines()) if prompts_path.is_file() else None,
         diagnosis=diagnosis[0],
         diagnosis_plain=diagnosis[1],
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from restage.records import EditRequest, InputError, parse_json, read_json, to_plain
+from restage.records import EditRequest, InputError, check_is_no_pipe, parse_json, read_json, to_plain
 from restage.run.layout import EDIT_RECORDS, FITS, RUN_RECORD, STAGE_MARKS, check_is_run
 
 __all__ = [
@@ -174,6 +174,7 @@ def read_results(run: Path) -> dict[Path, EditRecord]:
 def read_metrics(run: Path) -> Sequence[TrainingStep]:
     """The steps of a run's training, none without one; only the last line may be broken."""
     path = run / "train" / "metrics.jsonl"
+    check_is_no_pipe(path)
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     steps = []
     for number, line in enumerate(lines, start=1):
@@ -181,7 +182,7 @@ def read_metrics(run: Path) -> Sequence[TrainingStep]:
             row = parse_json(line, dict[str, Any], where=path)
             step, numbers = int(row.pop("step")), {name: v for name, v in row.items() if isinstance(v, int | float)}
             steps.append(TrainingStep(step=step, values={**numbers, "loss": float(numbers["loss"])}))
-        except (InputError, KeyError, TypeError, ValueError):
+        except (InputError, KeyError, TypeError, ValueError, OverflowError):
             if number == len(lines):  # a kill cut it short; the next start writes it anew
                 break
             raise InputError(f'{path} line {number} is not {{"step": ..., "loss": ...}}; train again') from None
