@@ -19,7 +19,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from restage.records import InputError, PromptPair, canonical_json, parse_json
+from restage.records import InputError, PromptPair, canonical_json, check_is_no_pipe, parse_json
 from restage.scenes.io.images import UNREADABLE, open_picture
 
 __all__ = ["EncodedPair", "ImagePair", "PairRecord", "decode_pair", "encode_pair", "read_tar", "write_tar"]
@@ -31,10 +31,12 @@ def read_picture(folder: Path, name: str) -> bytes:
     Raises:
         InputError: it is not there.
     """
+    check_is_no_pipe(folder / name)
     try:
         return (folder / name).read_bytes()
-    except OSError as error:
-        raise InputError(f"{folder / name}, which a prompt pair names, cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # or a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{folder / name}, which a prompt pair names, cannot be read: {reason}") from None
 
 
 def load_picture(content: bytes, name: str, mode: str = "RGB") -> Image.Image:

@@ -73,6 +73,8 @@ class PairRule:
     def __post_init__(self) -> None:
         if not (0 <= self.min_change <= 1 and 0 <= self.min_mask_share <= 1):
             raise InputError(f"min_change and min_mask_share must be in [0, 1], got {self}")
+        if not all(math.isfinite(getattr(self, name) or 0) for name in CLIP_THRESHOLDS):
+            raise InputError(f"thresholds must be numbers, got {self}")
 
     @property
     def has_thresholds(self) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
-from restage.records import InputError, Score, from_plain, write_atomically
+from restage.records import InputError, Score, check_is_no_pipe, from_plain, write_atomically
 
 __all__ = ["ViewScore", "read_scores", "read_view_scores", "write_scores", "write_view_scores"]
 
@@ -74,6 +74,7 @@ def _read(path: Path, kind: type[Row]) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    check_is_no_pipe(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; run: restage compare")
     names = [field.name for field in dataclasses.fields(kind)]

@@ -12,6 +12,7 @@ import http
 import importlib.util
 import io
 import ipaddress
+import logging
 import secrets
 import socket
 import sys
@@ -181,6 +182,8 @@ def serving(session: ViewSession, *, host: str = "127.0.0.1", port: int = 8080) 
     import viser
 
     access = Access(host, find_port(host, port))
+    # It would print a traceback for each request that is not HTTP; what others send is no news to who edits here.
+    logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
     with guarding(access), contextlib.redirect_stdout(io.StringIO()):  # viser prints a banner of its own
         server = viser.ViserServer(host=host, port=access.port, verbose=False)
     # A page could else ask for a tunnel that opens this server to the internet.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -224,10 +225,16 @@ def export_pairs(path: str, out: Path, form: str, *, store: str = "") -> Iterato
     work = out.with_name(f".{out.name}.unfinished")
     if (work / EXPORT_RECORD).exists() and read_json(work / EXPORT_RECORD) != record:
         raise InputError(f"{work} holds a stopped export of other pairs; delete it, or name another folder with --out")
-    write_json(work / EXPORT_RECORD, record)
-    yield from writers[form](pair_set, work)
-    with write_atomically(work / "README.md") as temporary:
-        temporary.write_text(render_card(collect_facts(pair_set, run), form), encoding="utf-8")
+    is_new = not work.exists()
+    try:
+        write_json(work / EXPORT_RECORD, record)
+        yield from writers[form](pair_set, work)
+        with write_atomically(work / "README.md") as temporary:
+            temporary.write_text(render_card(collect_facts(pair_set, run), form), encoding="utf-8")
+    except InputError:  # the same would be refused again, so there is nothing to go on from
+        if is_new:
+            shutil.rmtree(work)
+        raise
     work.rename(out)
     total = len(pair_set.marks)
     yield Progress(stage="export", done=total, total=total, note=str(out))
