@@ -235,3 +235,17 @@ def test_a_tar_that_was_changed_is_not_exported(tmp_path):
     with pytest.raises(InputError, match="shard-00001.tar"):
         list(export_pairs(str(tmp_path / "run"), tmp_path / "out", "hf"))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_of_pairs_that_were_changed_is_refused_and_leaves_nothing(tmp_path):
+    write_set(tmp_path / "run")
+    with (tmp_path / "run" / "pairs" / "shard-00001.tar").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(InputError, match=r"shard-00001\.tar is missing or was changed"):
+        list(export_pairs(str(tmp_path / "run"), tmp_path / "out", "hf"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "run" / "pairs" / "shard-00001.tar").unlink()
+    (tmp_path / "run" / "pairs" / "shard-00001.tar").mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        list(export_pairs(str(tmp_path / "run"), tmp_path / "out", "hf"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

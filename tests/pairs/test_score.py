@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from restage.pairs.score import PUBLISHED, PairScores, judge, score_pairs
+from restage.pairs.score import PUBLISHED, PairRule, PairScores, judge, score_pairs
+from restage.records import InputError
 from tests.pairs.tiny import PROMPTS
 
 GOOD = PairScores(0.9, 0.5, 0.3, 0.3, 0.05, 0.1)
@@ -56,3 +57,9 @@ def test_each_threshold_rejects_with_a_reason_of_its_own():
     low = {"image_similarity": 0.6, "direction_similarity": 0.1, "source_text": 0.1, "target_text": 0.1, "change": 0.0}
     reasons = [judge(GOOD._replace(**{name: value}), PUBLISHED) for name, value in {**low, "mask_share": 0.0}.items()]
     assert judge(GOOD, PUBLISHED) == "" and "" not in reasons and len(set(reasons)) == 6
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_thresholds_are_numbers(value):
+    with pytest.raises(InputError, match="thresholds must be numbers"):
+        PairRule(min_text_similarity=value)

@@ -20,7 +20,16 @@ from restage.pairs.exchange.format import PairFormat, PairSet, open_set
 from restage.pairs.files import is_url, open_files
 from restage.pairs.score import PairScores
 from restage.pairs.tasks import read_plan
-from restage.records import InputError, Progress, content_id, read_json, to_plain, write_atomically, write_json
+from restage.records import (
+    InputError,
+    Progress,
+    content_id,
+    is_disk_full,
+    read_json,
+    to_plain,
+    write_atomically,
+    write_json,
+)
 from restage.run.layout import RUN_RECORD, STAGE_MARK
 from restage.run.reading import StageMark, read_run_record
 from restage.scenes.io.images import open_picture
@@ -231,8 +240,8 @@ def export_pairs(path: str, out: Path, form: str, *, store: str = "") -> Iterato
         yield from writers[form](pair_set, work)
         with write_atomically(work / "README.md") as temporary:
             temporary.write_text(render_card(collect_facts(pair_set, run), form), encoding="utf-8")
-    except InputError:  # the same would be refused again, so there is nothing to go on from
-        if is_new:
+    except Exception as error:
+        if is_new and not is_disk_full(error):  # the same would fail again, so there is nothing to go on from
             shutil.rmtree(work)
         raise
     work.rename(out)
