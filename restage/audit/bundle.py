@@ -38,6 +38,7 @@ from restage.records import (
     write_atomically,
 )
 from restage.run.reading import read_run_record
+from restage.scenes.io.images import path_inside
 
 __all__ = ["BundleConfig", "OpenedBundle", "add_entry", "is_bundle", "open_bundle", "pack_bundle"]
 
@@ -51,8 +52,7 @@ MAX_RATIO = 200
 """Number of times its size that a bundle may unpack to: records get some 20 times smaller, pictures hardly."""
 MAX_MANIFEST_BYTES = 64_000_000
 UNREADABLE = (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, struct.error)
-"""What zipfile raises on archives that are broken, encrypted, or packed in a way that it does not know."""
-LONG_AGO = (1980, 1, 1, 0, 0, 0)
+"""What zipfile raises on archives that are broken, encrypted, or packed in another way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +80,8 @@ class _Manifest:
 
 
 def pack_bundle(run: Path, target: Path, config: BundleConfig) -> Iterator[Progress]:
-    """Write the bundle of a run; the last note says its hash.
-
-    Raises:
-        InputError: there is no run, the target is no zip, or it exists already.
-    """
-    record = read_run_record(run)
+    """Write the bundle of a run; the last note says its hash."""
+    run_id = read_run_record(run).id
     if target.suffix != ".zip":
         raise InputError(f"a bundle is a zip: expected a name that ends in .zip, got {target}")
     if target.exists():
@@ -93,8 +89,7 @@ def pack_bundle(run: Path, target: Path, config: BundleConfig) -> Iterator[Progr
     paths = [path for path in sorted(run.rglob("*")) if path.is_file() and not path.is_symlink()]
     names = {path.relative_to(run).as_posix(): path for path in paths if path.resolve() != target.resolve()}
     names = {name: path for name, path in names.items() if not any(fnmatch(name, pattern) for pattern in DROPPED)}
-    files: dict[str, Any] = {}
-    left_out: dict[str, Any] = {}
+    files, left_out = {}, {}
     for done, (name, path) in enumerate(names.items(), start=1):
         facts = {"sha256": file_sha256(path), "num_bytes": path.stat().st_size}
         part = next((part for part in config.leave_out if any(fnmatch(name, p) for p in PARTS[part])), None)
@@ -103,9 +98,10 @@ def pack_bundle(run: Path, target: Path, config: BundleConfig) -> Iterator[Progr
         else:
             left_out[name] = {**facts, "part": part}
         yield Progress(stage="bundle", done=done, total=2 * len(names), note=name)
-    manifest = {"run": record.id, "restage": __version__, "files": files}
     with write_atomically(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        add_entry(archive, MANIFEST, json_bytes(seal({**manifest, "left_out": left_out})))
+        record = seal({"run": run_id, "restage": __version__, "files": files, "left_out": left_out})
+        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
+        add_entry(archive, MANIFEST, f"{text}\n".encode())
         for done, name in enumerate(files, start=1):
             add_entry(archive, f"run/{name}", names[name].read_bytes())
             yield Progress(stage="bundle", done=len(names) + done, total=2 * len(names), note=name)
@@ -113,17 +109,11 @@ def pack_bundle(run: Path, target: Path, config: BundleConfig) -> Iterator[Progr
     yield Progress(stage="bundle", done=2 * len(names), total=2 * len(names), note=note)
 
 
-def json_bytes(value: Any) -> bytes:
-    """Readable JSON, the same for the same value."""
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
 def add_entry(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     """Add a file to a zip so that the same content gives the same bytes: no time, no owner."""
-    entry = zipfile.ZipInfo(name, LONG_AGO)
+    entry = zipfile.ZipInfo(name)  # of 1980
     entry.external_attr = 0o644 << 16
-    is_packed = PurePosixPath(name).suffix in PACKED
-    entry.compress_type = zipfile.ZIP_STORED if is_packed else zipfile.ZIP_DEFLATED
+    entry.compress_type = zipfile.ZIP_STORED if PurePosixPath(name).suffix in PACKED else zipfile.ZIP_DEFLATED
     archive.writestr(entry, content)
 
 
@@ -140,84 +130,60 @@ class OpenedBundle:
     left_out: dict[str, str]
     """Hash of each file that the bundle names and does not hold."""
     sha256: str
-    """Of the bundle itself."""
     findings: list[RecordFinding] = field(default_factory=list)
-    """What in it is not what its list of files says."""
+
+    def find(self, reason: str, file: str, detail: str) -> None:
+        """Note that something is not what the list says."""
+        self.findings.append(RecordFinding(reason=reason, file=file, detail=detail))
 
 
 @contextlib.contextmanager
 def open_bundle(path: Path) -> Iterator[OpenedBundle]:
-    """Unpack a bundle into a folder of its own, which is removed at the end; only what it lists is unpacked.
-
-    Raises:
-        InputError: it is not a bundle, or too large for the disk.
-    """
+    """Unpack a bundle into a folder of its own, which is removed at the end; only what it lists is unpacked."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a bundle that `restage bundle` has written")
     try:
         archive = zipfile.ZipFile(path)
-    except UNREADABLE as error:
-        raise InputError(f"{path} is not readable as a zip: {error}") from None
+        content = archive.open(MANIFEST).read(MAX_MANIFEST_BYTES)  # a longer one is cut, and is no JSON then
+        manifest: dict[str, Any] = parse_json(content, dict[str, Any], where=MANIFEST)
+        listed: _Manifest = from_plain(manifest, _Manifest, where=MANIFEST)
+    except (KeyError, *UNREADABLE) as error:
+        raise InputError(f"{path} is not a bundle of ours: {error}") from None
     with tempfile.TemporaryDirectory(prefix="restage-bundle-") as folder, archive:
-        manifest, is_sealed = _read_manifest(archive, path)
         # Before anything is written: sizes are what the list says, and no file is unpacked any further.
-        num_bytes = sum(facts.num_bytes for facts in manifest.files.values())
+        num_bytes = sum(facts.num_bytes for facts in listed.files.values())
         if num_bytes > path.stat().st_size * MAX_RATIO:
             raise InputError(f"{path} would unpack to more than {MAX_RATIO} times its size; it was not unpacked")
         if num_bytes > shutil.disk_usage(folder).free * 0.9:
             raise InputError(f"{path} holds {num_bytes / 1e9:.1f} GB, more than there is room for in {folder}")
-        opened = OpenedBundle(
-            run=Path(folder) / "run",
-            left_out={name: facts.sha256 for name, facts in manifest.left_out.items()},
-            sha256=file_sha256(path),
-        )
-        if not is_sealed:
-            detail = "its list of files is not what it was when it was sealed"
-            opened.findings.append(RecordFinding(reason="edited record", file=MANIFEST, detail=detail))
-        _unpack(archive, manifest.files, opened)
+        left_out = {name: facts.sha256 for name, facts in listed.left_out.items()}
+        opened = OpenedBundle(Path(folder) / "run", left_out, file_sha256(path))
+        if not has_right_seal(manifest, is_required=True):
+            opened.find("edited record", MANIFEST, "its list of files is not what it was when it was sealed")
+        _unpack(archive, listed.files, opened)
         yield opened
-
-
-def _read_manifest(archive: zipfile.ZipFile, path: Path) -> tuple[_Manifest, bool]:
-    """Read the list of files; returns also whether it is as it was sealed."""
-    try:
-        with archive.open(MANIFEST) as file:
-            content = file.read(MAX_MANIFEST_BYTES + 1)
-        if len(content) > MAX_MANIFEST_BYTES:
-            raise InputError(f"{MANIFEST} is longer than {MAX_MANIFEST_BYTES // 10**6} MB")
-        manifest: dict[str, Any] = parse_json(content, dict[str, Any], where=MANIFEST)
-        return from_plain(manifest, _Manifest, where=MANIFEST), has_right_seal(manifest, is_required=True)
-    except (KeyError, *UNREADABLE) as error:
-        raise InputError(f"{path} is not a bundle of ours: {error}") from None
 
 
 def _unpack(archive: zipfile.ZipFile, files: Mapping[str, _Facts], opened: OpenedBundle) -> None:
     """Write the listed files, each at most as large as it is listed; say which are missing or others."""
-
-    def find(reason: str, file: str, detail: str) -> None:
-        opened.findings.append(RecordFinding(reason=reason, file=file, detail=detail))
-
-    held = {name.removeprefix("run/") for name in archive.namelist() if name != MANIFEST}
-    for name in sorted(held - set(files)):
-        find("changed", name, "lies in the bundle, whose list of files does not have it; it was not unpacked")
+    held = set(archive.namelist()) - {MANIFEST}
+    for name in sorted(held - {f"run/{name}" for name in files}):
+        detail = "lies in the bundle, whose list of files does not have it; it was not unpacked"
+        opened.find("changed", name.removeprefix("run/"), detail)
     for name, facts in files.items():
-        if not _is_inside(opened.run, name):
-            find("changed", name, "would lie outside of the run; it was not unpacked")
-        elif name not in held:
-            find("missing", name, f"named by {MANIFEST}")
+        try:
+            target = path_inside(opened.run, name, MANIFEST)
+        except InputError:
+            opened.find("changed", name, "would lie outside of the run; it was not unpacked")
+            continue
+        if f"run/{name}" not in held:
+            opened.find("missing", name, f"named by {MANIFEST}")
         elif stat.S_IFMT(archive.getinfo(f"run/{name}").external_attr >> 16) not in (0, stat.S_IFREG):
-            find("changed", name, "is a link or a device; it was not unpacked")
+            opened.find("changed", name, "is a link or a device; it was not unpacked")
         else:
-            found = _extract(archive, f"run/{name}", opened.run / name, facts.num_bytes)
+            found = _extract(archive, f"run/{name}", target, facts.num_bytes)
             if found != facts.sha256:
-                find("changed", name, f"SHA-256 is {found[:16]}, {MANIFEST} holds {facts.sha256[:16]}")
-
-
-def _is_inside(run: Path, name: str) -> bool:
-    try:
-        return (run / name).resolve().is_relative_to(run.resolve())
-    except (OSError, ValueError):  # a name too long, or with a null byte
-        return False
+                opened.find("changed", name, f"SHA-256 is {found[:16]}, {MANIFEST} holds {facts.sha256[:16]}")
 
 
 def _extract(archive: zipfile.ZipFile, name: str, target: Path, num_bytes: int) -> str:

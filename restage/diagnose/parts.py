@@ -18,9 +18,8 @@ from restage.edit.job import Method
 from restage.edit.methods import METHODS
 from restage.pairs.encoding import ImagePair
 from restage.pairs.files import open_files
-from restage.pairs.score import PUBLISHED, PairRule
+from restage.pairs.score import PUBLISHED, PairRule, current_rule, verdict_of
 from restage.pairs.store import iter_rows, read_pairs
-from restage.pairs.verdicts import current_rule, verdict_of
 from restage.records import InputError, canonical_json, derive_seed, from_plain, read_json, to_plain
 from restage.run.layout import STAGE_MARK, check_is_run
 from restage.run.models import edit_model_of

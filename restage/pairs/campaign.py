@@ -52,13 +52,10 @@ class Estimate:
     seconds: float
     """Time at the pace of the worker that was measured, shared by the workers that are there."""
     num_bytes: int
-    """Room that the missing shards will take."""
     free_bytes: int | None
     """Room in the store; None where it cannot be known."""
     acceptance: float
-    """Share of accepted pairs in the probe."""
     cost_per_hour: float
-    """Cost of one worker."""
 
     MARGIN = 1.1
 
@@ -230,13 +227,8 @@ def make_missing(
         if not missing:
             return
         session = _Session(folder, files, plan, config, missing)
-        work = ShardWork(
-            folder=place,
-            plan_id=plan.id,
-            rule=plan.config.rule,
-            batch_size=plan.config.generate.batch_size,
-            maker=maker,
-        )
+        batch_size = plan.config.generate.batch_size
+        work = ShardWork(folder=place, plan_id=plan.id, rule=plan.config.rule, batch_size=batch_size, maker=maker)
         yield from session.run(settings_for(work, config))
         if config.estimate_only:
             return
@@ -253,8 +245,8 @@ class _Session:
     missing: Sequence[int]
 
     def __post_init__(self) -> None:
-        attempts = self.config.max_attempts
-        self.queue = TaskQueue(self.plan, self.missing, max_attempts=attempts, max_bundle=MAX_BUNDLE)
+        max_attempts = self.config.max_attempts
+        self.queue = TaskQueue(self.plan, self.missing, max_attempts=max_attempts, max_bundle=MAX_BUNDLE)
         num_done = len(self.plan) - len(self.missing)
         self.tally = Tally(
             num_tasks=len(self.plan),
@@ -282,7 +274,12 @@ class _Session:
             events.close()
             self.show("stopped" if self.queue.waiting or self.queue.at_work else "ended")
         if self.queue.set_aside:
-            raise TasksSetAside(self.explain())
+            failures = sorted(self.queue.set_aside.values(), key=lambda failure: failure.index)
+            raise TasksSetAside(
+                f"{len(failures)} of {len(self.plan)} tasks are set aside after {self.config.max_attempts} attempts, "
+                f"all others are made; the first: task {failures[0].index}, {failures[0].reason}; tracebacks are in "
+                f"{self.files.where('failures')}; the same command tries them again"
+            )
 
     def look_at_disk(self) -> None:
         """See how much room is left."""
@@ -302,23 +299,21 @@ class _Session:
         elif isinstance(event, Stepped):
             yield self.progress("", num_more=event.progress.done)
         elif isinstance(event, SetAside):
-            self.write_failure(event)
+            jobs = [{"id": job.id, "prompt": job.prompt.id} for job in self.plan[event.index].item]
+            content = (canonical_json({**to_plain(event), "pairs": jobs}) + "\n").encode()
+            self.files.write(f"failures/task-{event.index:05d}.json", content)
             yield self.progress(f"task {event.index} is set aside: {event.reason}")
         else:
-            yield from self.hear_report(event)
+            self.tally.add(event)
+            if event.is_over:
+                if self.estimated is None and event.status == "done":  # the first one is the probe
+                    self.queue.is_probing = False
+                    yield from self.estimate(event)
+                yield self.progress("")
         if self.config.engine != "inline" and time.monotonic() - self.shown_s >= STATUS_S:
             self.shown_s = time.monotonic()
             self.look_at_disk()
             self.show("running")
-            yield self.progress("")
-
-    def hear_report(self, report: Report) -> Iterator[Progress]:
-        """Count a report; the first task that is done is the probe of the estimate."""
-        self.tally.add(report)
-        if report.is_over:
-            if self.estimated is None and report.status == "done":
-                self.queue.is_probing = False
-                yield from self.estimate(report)
             yield self.progress("")
 
     def estimate(self, probe: Report) -> Iterator[Progress]:
@@ -364,18 +359,3 @@ class _Session:
         if self.config.engine != "inline":  # which says it all in its progress
             facts: dict[str, Any] = {"status": status, "workers": self.num_workers, **self.tally.record()}
             write_json(self.folder / "campaign.json", {**facts, "free_bytes": self.free_bytes})
-
-    def write_failure(self, failure: SetAside) -> None:
-        """Keep the traceback of a task that was set aside."""
-        jobs = [{"id": job.id, "prompt": job.prompt.id} for job in self.plan[failure.index].item]
-        record = {**to_plain(failure), "pairs": jobs}
-        self.files.write(f"failures/task-{failure.index:05d}.json", (canonical_json(record) + "\n").encode())
-
-    def explain(self) -> str:
-        """Returns why not all tasks are made."""
-        failures = sorted(self.queue.set_aside.values(), key=lambda failure: failure.index)
-        return (
-            f"{len(failures)} of {len(self.plan)} tasks are set aside after {self.config.max_attempts} attempts, all "
-            f"others are made; the first: task {failures[0].index}, {failures[0].reason}; tracebacks are in "
-            f"{self.files.where('failures')}; the same command tries them again"
-        )

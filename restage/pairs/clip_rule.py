@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -34,15 +34,6 @@ STEP = 0.05
 """Thresholds are multiples of this, rounded down."""
 MIN_PAIRS = 30
 BATCH_SIZE = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Record:
-    """What the record must name."""
-
-    min_image_similarity: float
-    min_direction_similarity: float
-    min_text_similarity: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +64,12 @@ def read_clip_rule(folder: Path) -> PairRule | None:
     """Return the rule that the folder of a CLIP names; without one the published rule for OpenAI's, None for others."""
     path = folder / CLIP_RULE
     if path.is_file():
-        found = read_json(path, _Record)
-        thresholds = (found.min_image_similarity, found.min_direction_similarity, found.min_text_similarity)
-        if not all(-1 <= threshold <= 1 for threshold in thresholds):
-            raise InputError(
-                f"{path}: thresholds must lie in [-1, 1], got {thresholds}; run: restage calibrate {folder}"
-            )
-        return PairRule(**asdict(found))
+        found = read_json(path, PairRule)
+        thresholds = [getattr(found, name) for name in CLIP_THRESHOLDS]
+        if not all(threshold is not None and -1 <= threshold <= 1 for threshold in thresholds):
+            wanted = f"{', '.join(CLIP_THRESHOLDS)} in [-1, 1]"
+            raise InputError(f"{path}: expected {wanted}, got {thresholds}; run: restage calibrate {folder}")
+        return PairRule().filled(found)
     if not (folder / "config.json").is_file():
         return None
     text = read_json(folder / "config.json", _ClipConfig).text_config or _TextConfig()
@@ -145,15 +135,11 @@ def calibrate(clip: ImageTextModel, pairs: Iterable[ImagePair]) -> Calibration:
         raise InputError(f"expected at least {MIN_PAIRS} pairs with captions to calibrate on, got {len(right)}")
     texts = [min(score.source_text, score.target_text) for score in right]
     columns = ([score.image_similarity for score in right], [score.direction_similarity for score in right], texts)
-    image, direction, text = map(_threshold, columns)
+    low = (float(np.nanquantile(np.array(values), 1 - KEPT_SHARE)) for values in columns)
+    image, direction, text = (round(math.floor(value / STEP) * STEP, 2) for value in low)
     rule = PairRule(min_image_similarity=image, min_direction_similarity=direction, min_text_similarity=text)
     kept, kept_of_wrong = (sum(not judge(score, rule) for score in scores) / len(scores) for scores in (right, wrong))
     return Calibration(rule=rule, num_pairs=len(right), kept=kept, kept_of_wrong=kept_of_wrong)
-
-
-def _threshold(values: Sequence[float]) -> float:
-    found = float(np.nanquantile(np.array(values), 1 - KEPT_SHARE))
-    return round(math.floor(found / STEP) * STEP, 2)
 
 
 def calibrate_folder(folder: Path, clip: ImageTextModel, pairs: Iterable[ImagePair], *, made_from: str) -> Calibration:

@@ -1,4 +1,4 @@
-"""An image pair, and the bytes that it is stored as: lossless PNG files, a JSON record, and hashes of both.
+"""An image pair, and what it is stored and shown as: lossless PNG files, a JSON record, hashes, a cell of a sheet.
 
 Pictures are opened here in one way, whoever has made the file. `store` puts pairs into shards.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from restage.records import InputError, PromptPair, canonical_json, check_is_no_pipe, parse_json
+from restage.records import InputError, PromptPair, canonical_json, check_is_no_pipe, parse_json, write_atomically
 from restage.scenes.io.images import UNREADABLE, open_picture
 
-__all__ = ["EncodedPair", "ImagePair", "PairRecord", "decode_pair", "encode_pair", "read_tar", "write_tar"]
+__all__ = ["EncodedPair", "ImagePair", "PairRecord", "decode_pair", "encode_pair", "make_preview", "read_tar"]
 
 
 def read_picture(folder: Path, name: str) -> bytes:
@@ -41,23 +43,27 @@ def read_picture(folder: Path, name: str) -> bytes:
 
 def load_picture(content: bytes, name: str, mode: str = "RGB") -> Image.Image:
     """Decode a picture as it is stored."""
-    with open_picture(content, name) as image:
-        try:
-            return image.convert(mode)
-        except UNREADABLE as error:
-            raise InputError(f"{name} cannot be decoded: {error}") from None
+    return _decoded(content, name, lambda image: image.convert(mode))
 
 
 def upright_picture(content: bytes, name: str, mode: str = "RGB") -> Image.Image:
     """Decode a picture and turn it upright; of one with transparency, what cannot be seen is black in RGB."""
+
+    def turn(image: Image.Image) -> Image.Image:
+        turned = ImageOps.exif_transpose(image)
+        if mode == "RGB" and ("A" in turned.getbands() or "transparency" in turned.info):
+            turned = Image.alpha_composite(Image.new("RGBA", turned.size, "black"), turned.convert("RGBA"))
+        if turned.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
+            turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+        return turned.convert(mode)
+
+    return _decoded(content, name, turn)
+
+
+def _decoded(content: bytes, name: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
     with open_picture(content, name) as image:
         try:
-            turned = ImageOps.exif_transpose(image)
-            if mode == "RGB" and ("A" in turned.getbands() or "transparency" in turned.info):
-                turned = Image.alpha_composite(Image.new("RGBA", turned.size, "black"), turned.convert("RGBA"))
-            if turned.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
-                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
-            return turned.convert(mode)
+            return change(image)
         except UNREADABLE as error:
             raise InputError(f"{name} cannot be decoded: {error}") from None
 
@@ -70,6 +76,8 @@ def decode_picture(content: bytes, size: tuple[int, int]) -> Float[Tensor, "3 he
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
 
 
+PREVIEW = "preview"
+"""Column of the sidecar with a small picture of the pair as JPEG; the manifest has no such column."""
 MEMBERS = ("source.png", "edited.png", "mask.png", "json")
 """Names of a pair's files in the tar, after its id."""
 MAX_FILE_BYTES = 100_000_000
@@ -105,8 +113,8 @@ class EncodedPair:
 
     id: str
     members: tuple[tuple[str, bytes], ...]
-    pixel_sha256: str
-    bytes_sha256: str
+    pixel_sha256: str = ""
+    bytes_sha256: str = ""
 
 
 def _png(array: np.ndarray, mode: str | None = None) -> bytes:
@@ -217,3 +225,61 @@ def read_tar(content: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
         raise InputError(f"it is not readable as a tar: {error}") from None
     if parts:
         yield key, parts
+
+
+THUMBNAIL_PX = 112
+CELL_PX = (3 * THUMBNAIL_PX + 12, THUMBNAIL_PX + 64)
+NUM_COLUMNS = 3
+MAX_CELLS = 18
+"""Number of cells for accepted pairs, and for rejected ones."""
+INK, FAINT, ACCEPTED, REJECTED, PAPER = "#1d1d1f", "#6b6b70", "#1a7f45", "#b3261e", "#ffffff"
+
+
+def make_preview(
+    source: Float[Tensor, "3 height width"],
+    edited: Float[Tensor, "3 height width"],
+    mask: Float[Tensor, "height width"],
+) -> bytes:
+    """Draw source, edited picture and mask small in a row, as JPEG (a sixth of the size of PNG)."""
+    row = Image.new("RGB", (3 * THUMBNAIL_PX, THUMBNAIL_PX))
+    for column, image in enumerate((source, edited, mask.expand(3, -1, -1))):
+        thumbnail = Image.fromarray(to_uint8(image)).resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC)
+        row.paste(thumbnail, (column * THUMBNAIL_PX, 0))
+    buffer = io.BytesIO()
+    row.save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _draw_cell(sheet: Image.Image, row: Mapping[str, Any], at: tuple[int, int]) -> None:
+    draw, (left, top) = ImageDraw.Draw(sheet), at
+    sheet.paste(load_picture(row[PREVIEW], "a preview"), at)
+    found = (row.get(f"{name}_similarity") for name in ("direction", "image"))
+    scores = "direction {:.2f}, pictures {:.2f}".format(*(math.nan if value is None else value for value in found))
+    reason = row["reason"]
+    lines = (
+        (row["instruction"], INK, 13),
+        (f"{row['source_caption']}  >  {row['target_caption']}", FAINT, 10),
+        (f"{reason}: {scores}", REJECTED, 11) if reason else (scores, ACCEPTED, 11),
+    )
+    y = top + THUMBNAIL_PX + 4
+    for text, color, size in lines:
+        shown = textwrap.shorten(text, round((CELL_PX[0] - 12) / (0.52 * size)), placeholder="...")
+        draw.text((left, y), shown, fill=color, font=ImageFont.load_default(size))
+        y += size + 5
+
+
+def write_sheet(path: Path, groups: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+    """Write pairs as one PNG, group below group; a group is a title, and sidecar rows with their previews."""
+    num_rows = [-(-len(cells) // NUM_COLUMNS) for _, cells in groups]
+    height = sum(34 + count * CELL_PX[1] for count in num_rows) + 12
+    sheet = Image.new("RGB", (NUM_COLUMNS * CELL_PX[0] + 12, height), PAPER)
+    top = 8
+    for (title, cells), count in zip(groups, num_rows, strict=True):
+        ImageDraw.Draw(sheet).text((12, top), title, fill=INK, font=ImageFont.load_default(18))
+        top += 30
+        for index, row in enumerate(cells):
+            row_index, column = divmod(index, NUM_COLUMNS)
+            _draw_cell(sheet, row, (12 + column * CELL_PX[0], top + row_index * CELL_PX[1]))
+        top += count * CELL_PX[1] + 4
+    with write_atomically(path) as temporary:
+        sheet.save(temporary, format="PNG")

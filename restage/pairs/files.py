@@ -117,9 +117,6 @@ class RemoteFiles:
         """Return the URL."""
         return f"{self.url}/{name}".rstrip("/")
 
-    def _path(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
     def names(self) -> list[str]:
         """Return the names of all files; the store is asked anew each time."""
         # Other machines write too, and fsspec would answer from a listing that it made before.
@@ -132,22 +129,22 @@ class RemoteFiles:
     def exists(self, name: str) -> bool:
         """Whether the object is there."""
         self.system.invalidate_cache()
-        return bool(self.system.exists(self._path(name)))
+        return bool(self.system.exists(f"{self.root}/{name}"))
 
     def read(self, name: str) -> bytes:
         """Read a whole object."""
-        return bytes(self.system.cat_file(self._path(name)))
+        return bytes(self.system.cat_file(f"{self.root}/{name}"))
 
     def write(self, name: str, content: bytes) -> None:
         """Put an object, which appears whole or not at all."""
         with contextlib.suppress(FileExistsError, NotImplementedError):
-            self.system.makedirs(self._path(name).rsplit("/", 1)[0], exist_ok=True)
-        self.system.pipe_file(self._path(name), content)
+            self.system.makedirs(f"{self.root}/{name}".rsplit("/", 1)[0], exist_ok=True)
+        self.system.pipe_file(f"{self.root}/{name}", content)
 
     def remove(self, name: str) -> None:
         """Delete an object, if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self.system.rm_file(self._path(name))
+            self.system.rm_file(f"{self.root}/{name}")
 
     def sync(self) -> None:
         """Nothing to do: an object is durable once its put returns."""

@@ -6,21 +6,22 @@ Everything that depends on a pair (alignment, words, seed, strengths) becomes a 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from restage.diffusion.backbone import Backbone, can_compile
 from restage.diffusion.control import PairControl
 from restage.diffusion.control_options import BLEND_ONLY, IN_PLACE, ControlOptions, build_control
 from restage.diffusion.inversion import invert_latents
-from restage.diffusion.pair_sampler import PairBatch, PairStep, SamplerConfig, sample_pairs
+from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pairs
 from restage.diffusion.sampler import latent_shape
 from restage.diffusion.word_maps import blend_masks
 from restage.pairs.encoding import decode_picture, read_picture
@@ -71,10 +72,8 @@ class GenerateConfig:
         if not 0 <= low <= high <= 1:
             raise InputError(f"shares of steps must lie in [0, 1], low before high; got {self.self_share}")
         if self.batch_size < 1 or self.inversion_iterations < 1:
-            raise InputError(
-                f"batch_size and inversion_iterations must be at least 1, got {self.batch_size} and "
-                f"{self.inversion_iterations}"
-            )
+            counts = f"{self.batch_size} and {self.inversion_iterations}"
+            raise InputError(f"batch_size and inversion_iterations must be at least 1, got {counts}")
 
     def for_run(self, num_pairs: int) -> GenerateConfig:
         """Decide what depends on the length of the run and on this machine."""
@@ -115,11 +114,7 @@ class GeneratedPairs(NamedTuple):
     controls: tuple[str, ...]
     """How the cross attention of each pair was controlled: `replace` or `refine`."""
     steps: tuple[int, ...]
-    """Number of steps that each pair was sampled for; one that was given up early is shown as predicted then."""
-
-
-IsHopeless = Callable[[Sequence[PairJob], GeneratedPairs], Sequence[bool]]
-"""Tells from the pictures as predicted half-way which jobs are not worth finishing."""
+    """Number of steps that each pair was sampled for."""
 
 
 def make_jobs(
@@ -212,84 +207,45 @@ def _is_backwards(job: PairJob, config: GenerateConfig) -> bool:
     return config.is_removal_reversed and job.prompt.kind == "remove"
 
 
-def _pictures(
-    backbone: Backbone, state: PairStep, *, control: PairControl, is_final: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return sources, edited pictures and masks of a step: from its latents, or from the clean ones it predicts."""
-    latents = (state.source_latents, state.edit_latents) if is_final else (state.source_x0, state.edit_x0)
-    sources, edited = backbone.decode_latents(torch.cat(latents)).cpu().split([len(part) for part in latents])
-    size = (sources.shape[2], sources.shape[3])
-    masks = torch.ones(len(edited), *size)
-    if state.maps is not None:
-        masks = blend_masks(state.maps.cpu(), control.select(state.edits).blend, size=size)
-    return sources[state.source_of], edited, masks
-
-
-def generate_pairs(
-    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, *, is_hopeless: IsHopeless | None = None
-) -> GeneratedPairs:
+def generate_pairs(backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig) -> GeneratedPairs:
     """Make one batch of pairs; the same jobs in the same batch give the same pictures.
 
     A pair with a picture is made from the noise that the picture would have come from. The side that it shows is the
     picture as the autoencoder gives it back, so that both sides differ by the edit alone. The UNet is compiled only if
-    `is_compiled` is True (see `GenerateConfig.for_run`). `is_hopeless` is asked once, after half of the steps; the
-    pairs that it names are not sampled further.
+    `is_compiled` is True (see `GenerateConfig.for_run`).
     """
-    with_picture = [index for index, job in enumerate(jobs) if job.is_picture]
-    if 0 < len(with_picture) < len(jobs):
-        return _generate_apart(backbone, jobs, config, with_picture=with_picture, is_hopeless=is_hopeless)
+    if len({job.is_picture for job in jobs}) > 1:
+        return _generate_apart(backbone, jobs, config)
     is_reversed = torch.tensor([_is_backwards(job, config) for job in jobs])
     sampled = [
         dataclasses.replace(job, prompt=reversed_prompt(job.prompt)) if back else job
         for job, back in zip(jobs, is_reversed.tolist(), strict=True)
     ]
-    num_steps, sampler = config.sampler.num_steps, config.sampler
+    sampler = config.sampler
     if config.is_compiled:
         backbone, sampler = backbone.compiled(), dataclasses.replace(sampler, pad_to=max(sampler.pad_to, PAD_COMPILED))
     names, batch = _batch(backbone, sampled, config, pad_to=sampler.pad_to)
-    check_step = -(-num_steps // 2) if is_hopeless is not None else num_steps
-    made: list[list[Tensor]] = [[] for _ in jobs]
-    steps = [0] * len(jobs)
-
-    def store(state: PairStep, *, is_final: bool) -> tuple[Tensor, Tensor, Tensor]:
-        first, second, masks = _pictures(backbone, state, control=batch.control, is_final=is_final)
-        # A pair made backwards gets its pictures in the order of its captions again; its mask is the same.
-        swapped = is_reversed[state.edits.cpu()][:, None, None, None]
-        pictures = torch.where(swapped, second, first), torch.where(swapped, first, second), masks
-        for row, job in enumerate(state.edits.tolist()):
-            made[job], steps[job] = [part[row] for part in pictures], state.step
-        return pictures
-
-    def keep(state: PairStep) -> Bool[Tensor, " edits"] | None:
-        if is_hopeless is None or state.step != check_step:
-            return None
-        chosen = state.edits.tolist()
-        pictures = store(state, is_final=False)
-        predicted = GeneratedPairs(*pictures, tuple(names[i] for i in chosen), (state.step,) * len(chosen))
-        return ~torch.tensor(list(is_hopeless([jobs[i] for i in chosen], predicted)))
-
-    for state in sample_pairs(backbone, batch, sampler, keep=keep):
-        if state.step == num_steps:
-            store(state, is_final=True)
-    sources, edited, masks = (torch.stack(parts) for parts in zip(*made, strict=True))
-    return GeneratedPairs(sources, edited, masks, names, tuple(steps))
+    (state,) = deque(sample_pairs(backbone, batch, sampler), maxlen=1)
+    latents = (state.source_latents, state.edit_latents)
+    sources, second = backbone.decode_latents(torch.cat(latents)).cpu().split([len(part) for part in latents])
+    first, size = sources[state.source_of], (sources.shape[2], sources.shape[3])
+    masks = torch.ones(len(second), *size)
+    if state.maps is not None:
+        masks = blend_masks(state.maps.cpu(), batch.control.blend, size=size)
+    # A pair made backwards gets its pictures in the order of its captions again; its mask is the same.
+    swapped = is_reversed[:, None, None, None]
+    pictures = torch.where(swapped, second, first), torch.where(swapped, first, second)
+    return GeneratedPairs(*pictures, masks, names, (sampler.num_steps,) * len(jobs))
 
 
-def _generate_apart(
-    backbone: Backbone,
-    jobs: Sequence[PairJob],
-    config: GenerateConfig,
-    *,
-    with_picture: Sequence[int],
-    is_hopeless: IsHopeless | None,
-) -> GeneratedPairs:
+def _generate_apart(backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig) -> GeneratedPairs:
     """Make the pairs that have a picture, then the others, and return all in the order of the jobs."""
     # Their source trajectories differ in kind (inverted or sampled), which one batch cannot mix.
-    order = [*with_picture, *(index for index in range(len(jobs)) if index not in with_picture)]
-    cut = len(with_picture)
-    groups = [[jobs[index] for index in part] for part in (order[:cut], order[cut:])]
-    first, second = (generate_pairs(backbone, group, config, is_hopeless=is_hopeless) for group in groups)
+    order = sorted(range(len(jobs)), key=lambda index: not jobs[index].is_picture)
+    cut = sum(job.is_picture for job in jobs)
+    groups = (order[:cut], order[cut:])
+    first, second = (generate_pairs(backbone, [jobs[index] for index in group], config) for group in groups)
     place = [order.index(index) for index in range(len(jobs))]
     sources, edited, masks = (torch.cat([a, b])[place] for a, b in zip(first[:3], second[:3], strict=True))
     controls, steps = (*first.controls, *second.controls), (*first.steps, *second.steps)
-    return GeneratedPairs(sources, edited, masks, tuple(controls[i] for i in place), tuple(steps[i] for i in place))
+    return GeneratedPairs(sources, edited, masks, tuple(controls[i] for i in place), steps)

@@ -1,21 +1,27 @@
-"""Scores of an image pair, and the rule that accepts or rejects it, with the reason.
+"""Scores of image pairs, the rule that accepts or rejects them with the reason, and what readers see of stored ones.
 
-Scores of rejected pairs are kept: filtering by CLIP hides what CLIP does not see, so one must be able to look.
+Scores of rejected pairs are kept: filtering by CLIP hides what CLIP does not see, so one must be able to look. A rule
+can be changed without making a picture: `restage pairs RUN --rejudge`. Shards never change: a pair that `restage verify
+--repair` finds wrong is added to the next version of a list beside them, `left-out-<version>.json`, which also holds
+what the one before held; readers follow the last version.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.records import InputError, PromptPair
+from restage.pairs.files import Files
+from restage.records import InputError, PromptPair, canonical_json, content_id, parse_json, seal, to_plain
 
 __all__ = ["PUBLISHED", "ImageTextModel", "PairRule", "PairScores", "judge", "score_pairs"]
 
@@ -149,3 +155,95 @@ def judge(scores: PairScores, rule: PairRule) -> str:
     if scores.direction_similarity < direction:
         return "change is not the one asked for"
     return ""
+
+
+RULE_FILE = "rule.json"
+
+NOT_STORED = "accepted by the rule, but its pictures were not stored"
+"""Reason of a pair that waits until `rejudge` has its shard made again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleRecord:
+    """What a `rule.json` says."""
+
+    id: str
+    rule: PairRule
+
+
+def rule_id(rule: PairRule) -> str:
+    """Content id of a rule's thresholds and version."""
+    return content_id("rule", rule)
+
+
+def current_rule(files: Files) -> PairRule | None:
+    """Return the rule that holds for these pairs; None if none is recorded, so that verdicts stand as stored.
+
+    Raises:
+        InputError: the record cannot be read.
+    """
+    if not files.exists(RULE_FILE):
+        return None
+    record: RuleRecord = parse_json(files.read(RULE_FILE), RuleRecord, where=files.where(RULE_FILE))
+    if not record.rule.has_thresholds:
+        raise InputError(f"{files.where(RULE_FILE)}: rule: expected all thresholds, got {record.rule}")
+    return record.rule
+
+
+def set_rule(files: Files, rule: PairRule) -> None:
+    """Record the rule that holds from now on."""
+    record = {"id": rule_id(rule), "rule": to_plain(rule)}
+    files.write(RULE_FILE, (canonical_json(record) + "\n").encode())
+
+
+def verdict_of(row: Mapping[str, Any], rule: PairRule) -> dict[str, Any]:
+    """Return a sidecar row with the verdict of a rule on its scores in place of the stored verdict."""
+    scores = PairScores(**{name: float("nan") if row[name] is None else row[name] for name in PairScores._fields})
+    reason = judge(scores, rule)
+    if not reason and not row["accepted"]:
+        reason = NOT_STORED
+    return {**row, "accepted": not reason, "reason": reason, "rule_version": rule.version}
+
+
+LEFT_OUT = re.compile(r"left-out-([0-9]+)\.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LeftOut:
+    """What a version of the list says: reasons by id."""
+
+    pairs: Mapping[str, str]
+
+
+def is_left_out_list(name: str) -> bool:
+    """Whether a file of this name is a version of the list."""
+    return LEFT_OUT.fullmatch(name) is not None
+
+
+def read_left_out(files: Files) -> dict[str, str]:
+    """Return the reasons of the pairs to leave out, by id; empty if there is no list."""
+    versions = [name for name in files.names() if is_left_out_list(name)]
+    if not versions:
+        return {}
+    try:
+        record = parse_json(files.read(versions[-1]), _LeftOut, where=files.where(versions[-1]))
+    except InputError as error:
+        raise InputError(f"{error}; run: restage verify RUN --repair") from None
+    return dict(record.pairs)
+
+
+def add_left_out(files: Files, pairs: Mapping[str, str]) -> str:
+    """Write the next version of the list with these pairs and their reasons added; returns its name."""
+    found = [LEFT_OUT.fullmatch(name) for name in files.names()]
+    number = max((int(match[1]) for match in found if match), default=0) + 1
+    # A new version, never an overwritten one: object stores have no rename, and a reader may be at work.
+    name = f"left-out-{number:04d}.json"
+    record = seal({"version": number, "pairs": {**read_left_out(files), **pairs}})
+    files.write(name, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    return name
+
+
+def mark_left_out(row: Mapping[str, Any], left_out: Mapping[str, str]) -> dict[str, Any]:
+    """Return a sidecar row as readers see it: a pair of the list counts as rejected, and says why."""
+    reason = left_out.get(row["id"])
+    return dict(row) if reason is None else {**row, "accepted": False, "reason": f"left out: {reason}"}

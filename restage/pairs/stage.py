@@ -7,20 +7,19 @@ the engine that makes it. `campaign` makes the shards; here is what comes before
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from restage.pairs.campaign import CampaignConfig, check_prompts, make_missing
+from restage.pairs.encoding import MAX_CELLS, write_sheet
 from restage.pairs.files import Files, LocalFiles, open_files, point_to_store
-from restage.pairs.score import PairRule
-from restage.pairs.sheet import MAX_CELLS, write_sheet
-from restage.pairs.store import PairReader, done_shards, read_rows_at, write_manifest
-from restage.pairs.tasks import Maker, PairsConfig, TaskPlan, read_plan_id
-from restage.pairs.verdicts import NOT_STORED, current_rule, rule_id, set_rule
+from restage.pairs.score import NOT_STORED, PairRule, current_rule, rule_id, set_rule
+from restage.pairs.store import PairReader, done_shards, read_rows_at, shard_name, write_manifest
+from restage.pairs.tasks import Maker, PairsConfig, TaskPlan, read_plan
 from restage.prompts.store import read_prompts
 from restage.records import InputError, Progress, content_id, read_json
 from restage.run.folder import RunFolder
@@ -31,18 +30,18 @@ from restage.work.engine import TasksSetAside
 __all__ = ["PairsConfig", "make_plan", "rejudge_pairs", "run_campaign", "write_views"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Rejudged:
     """The changes that another rule makes."""
 
-    num_pairs: int
-    num_accepted: int
+    num_pairs: int = 0
+    num_accepted: int = 0
     """Pairs that are accepted and have pictures, before any shard is made again."""
-    num_requeued: int
+    num_requeued: int = 0
     """Pairs that are accepted now, whose pictures have to be made again."""
-    shards: tuple[int, ...]
+    shards: list[int] = field(default_factory=list)
     """Shards that are made again for these."""
-    pixels: Mapping[str, str]
+    pixels: dict[str, str] = field(default_factory=dict)
     """Pixel hashes of all pairs of these shards, by id, as they were judged."""
 
     def __str__(self) -> str:
@@ -53,10 +52,8 @@ class Rejudged:
 def rejudge(folder: Path, files: Files, rule: PairRule, config_id: str) -> Rejudged:
     """Let another rule hold for the pairs of a run, and queue what has to be made again; stopped, it can be repeated.
 
-    The manifest of the rule that held before stays, as `manifest-<id of that rule>.parquet`.
-
-    Raises:
-        InputError: there are no pairs to judge, or a sidecar was changed.
+    The manifest of the rule that held before stays, as `manifest-<id of that rule>.parquet`. Shards that hold pairs
+    which are accepted and not stored lose their mark.
     """
     before = current_rule(files)
     if before is None:
@@ -68,48 +65,22 @@ def rejudge(folder: Path, files: Files, rule: PairRule, config_id: str) -> Rejud
     if stage.exists() and read_json(stage, StageMark).id != config_id:
         stage.unlink()  # the stage is not done any more; what was made stays
     set_rule(files, rule)
-    return _requeue(files)
-
-
-def _requeue(files: Files) -> Rejudged:
-    """Unmark the shards that hold pairs which are accepted and not stored."""
-    reader = PairReader.open(files)
-    num_pairs = num_accepted = num_requeued = 0
-    shards: list[int] = []
-    pixels: dict[str, str] = {}
+    reader, judged = PairReader.open(files), Rejudged()
     for index, mark in done_shards(files).items():
         rows = reader.rows(index, mark, has_previews=False).to_pylist()
-        num_pairs += len(rows)
-        num_accepted += sum(row["accepted"] for row in rows)
+        judged.num_pairs += len(rows)
+        judged.num_accepted += sum(row["accepted"] for row in rows)
         waiting = sum(row["reason"] == NOT_STORED for row in rows)
         if waiting:
-            num_requeued += waiting
-            shards.append(index)
-            pixels.update((row["id"], row["pixel_sha256"]) for row in rows)
-            files.remove(f"shard-{index:05d}.done")
-    return Rejudged(
-        num_pairs=num_pairs,
-        num_accepted=num_accepted,
-        num_requeued=num_requeued,
-        shards=tuple(shards),
-        pixels=pixels,
-    )
-
-
-def changed_pixels(files: Files, rejudged: Rejudged) -> list[str]:
-    """Ids of pairs that were made again and came out differently, as they may on another kind of device."""
-    marks, reader = done_shards(files), PairReader.open(files)
-    tables = [reader.rows(index, marks[index], has_previews=False) for index in rejudged.shards if index in marks]
-    rows = [row for table in tables for row in table.to_pylist()]
-    return [row["id"] for row in rows if rejudged.pixels.get(row["id"]) not in ("", row["pixel_sha256"])]
+            judged.num_requeued += waiting
+            judged.shards.append(index)
+            judged.pixels.update((row["id"], row["pixel_sha256"]) for row in rows)
+            files.remove(shard_name(index, "done"))
+    return judged
 
 
 def make_plan(run: RunFolder, config: PairsConfig, maker: Maker) -> TaskPlan:
-    """Returns what the stage is to make of a run's prompts.
-
-    Raises:
-        InputError: there are no prompt pairs.
-    """
+    """Return what the stage is to make of a run's prompts."""
     folder = run.path / "prompts"
     prompts = read_prompts(folder / "prompts.jsonl")
     return TaskPlan(prompts=prompts, config=config, run_seed=run.seed, maker_id=maker.id, folder=folder)
@@ -137,13 +108,21 @@ def run_campaign(
         return
     plan = make_plan(run, config, maker)
     folder = run.path / "pairs"
-    if read_plan_id(open_files(folder, store=store)) is None:
+    if read_plan(open_files(folder, store=store)) is None:
         check_prompts(plan, maker.open("cpu"))
     if store:
         point_to_store(folder, store)
     run.folder("pairs")
     files = open_files(folder, store=store)
-    _hold_to_rule(files, plan)
+    plan.record(files)
+    found, rule = current_rule(files), plan.config.rule
+    if found is None:
+        set_rule(files, rule)
+    elif found != rule:
+        raise InputError(
+            f"{files.where()} holds pairs of another config: judged by {rule_id(found)}, not {rule_id(rule)}; "
+            "judge them anew with --rejudge, or choose another --out"
+        )
     try:
         yield from make_missing(folder, files, plan, maker, engine)
     except TasksSetAside:
@@ -178,28 +157,20 @@ def rejudge_pairs(
     """
     folder, plan = run.path / "pairs", make_plan(run, config, maker)
     files = open_files(folder, store=store)
-    if read_plan_id(files) != plan.id:
+    found = read_plan(files)
+    if found is None or found.id != plan.id:
         raise InputError(f"{folder} holds no pairs of this config; with --rejudge only the rule can be another one")
     judged = rejudge(folder, files, config.rule, content_id("pairs", config))
     yield Progress(stage="rejudge", done=1, total=1, note=str(judged))
     yield from run_campaign(run, config, maker, engine, store=store)
-    changed = changed_pixels(files, judged)
+    # Made again on another kind of device, pairs may come out differently.
+    marks, reader = done_shards(files), PairReader.open(files)
+    tables = [reader.rows(index, marks[index], has_previews=False) for index in judged.shards if index in marks]
+    rows = [row for table in tables for row in table.to_pylist()]
+    changed = [row["id"] for row in rows if judged.pixels.get(row["id"]) not in ("", row["pixel_sha256"])]
     if changed:
         note = f"{len(changed)} pairs came out differently when made again, the first: {changed[0]}; scores are new"
         yield Progress(stage="rejudge", done=1, total=1, note=note)
-
-
-def _hold_to_rule(files: Files, plan: TaskPlan) -> None:
-    """Record the rule at the start, and refuse another one later."""
-    plan.record(files)
-    found, rule = current_rule(files), plan.config.rule
-    if found is None:
-        set_rule(files, rule)
-    elif found != rule:
-        raise InputError(
-            f"{files.where()} holds pairs of another config: judged by {rule_id(found)}, not {rule_id(rule)}; "
-            "judge them anew with --rejudge, or choose another --out"
-        )
 
 
 def write_views(folder: Path, files: Files) -> int:

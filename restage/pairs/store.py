@@ -20,16 +20,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from restage.pairs.encoding import MAX_FILE_BYTES, EncodedPair, ImagePair, decode_pair, encode_pair, read_tar, write_tar
+from restage.pairs.encoding import (
+    MAX_FILE_BYTES,
+    PREVIEW,
+    EncodedPair,
+    ImagePair,
+    decode_pair,
+    encode_pair,
+    read_tar,
+    write_tar,
+)
 from restage.pairs.files import Files, LocalFiles, Place, open_files
-from restage.pairs.score import PairRule, PairScores
-from restage.pairs.verdicts import current_rule, mark_left_out, read_left_out, rule_id, verdict_of
+from restage.pairs.score import PairRule, PairScores, current_rule, mark_left_out, read_left_out, rule_id, verdict_of
 from restage.records import InputError, from_plain, parse_json, seal, write_atomically
 
 __all__ = ["Mark", "PairReader", "done_shards", "iter_rows", "read_pairs", "read_rows", "write_manifest", "write_shard"]
 
-PREVIEW = "preview"
-"""Column of the sidecar with a small picture of the pair as JPEG; the manifest has no such column."""
 MANIFEST_GROUP_SIZE = 65_536
 """Number of the manifest's rows that are held in memory at once and form a row group."""
 NUM_READERS = 16
@@ -285,9 +291,7 @@ def read_pairs(place: Place) -> Iterator[ImagePair]:
     """
     reader, marks = PairReader.open(place), done_shards(place)
     if not marks:
-        raise InputError(
-            f"{open_files(place).where()} holds no finished shard of image pairs; run the pairs stage first"
-        )
+        raise InputError(f"{reader.files.where()} {NO_SHARD}")
     for index, mark in marks.items():
         for key, parts in reader.members(index, mark):
             yield decode_pair(parts, f"{reader.files.where(shard_name(index, 'tar'))}: {key[:100]}")
@@ -328,15 +332,16 @@ def _manifest_tables(place: Place) -> Iterator[pa.Table]:
     """Yield the rows of all finished shards without previews; each table is a row group of the manifest."""
     reader = PairReader.open(place)
     waiting: list[pa.Table] = []
-    num_waiting = 0
-    for index, mark in done_shards(place).items():
+    marks = done_shards(place)
+    for index, mark in marks.items():
         waiting.append(reader.rows(index, mark, has_previews=False))
-        num_waiting += waiting[-1].num_rows
-        if num_waiting >= MANIFEST_GROUP_SIZE:
-            yield pa.concat_tables(waiting).combine_chunks()
-            waiting, num_waiting = [], 0
-    if waiting:
-        yield pa.concat_tables(waiting).combine_chunks()
+        if sum(table.num_rows for table in waiting) >= MANIFEST_GROUP_SIZE or index == max(marks):
+            # A column that has no value in one shard takes its type from the others.
+            try:
+                yield pa.concat_tables(waiting, promote_options="default").combine_chunks()
+            except pa.ArrowException as error:
+                raise InputError(f"{reader.files.where()} holds shards of different columns: {error}") from None
+            waiting = []
 
 
 def write_manifest(place: Place, path: Path) -> int:
@@ -348,11 +353,11 @@ def write_manifest(place: Place, path: Path) -> int:
     with write_atomically(path) as temporary:
         for table in _manifest_tables(place):
             writer = writer or pq.ParquetWriter(temporary, table.schema)
+            if table.schema != writer.schema:
+                raise InputError(f"{open_files(place).where()} holds shards with other columns than its first ones")
             writer.write_table(table)
             num_rows += table.num_rows
         if writer is None:
-            raise InputError(
-                f"{open_files(place).where()} holds no finished shard of image pairs; run the pairs stage first"
-            )
+            raise InputError(f"{open_files(place).where()} {NO_SHARD}")
         writer.close()
     return num_rows

@@ -15,13 +15,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from restage.diffusion.allocation import keep_freed_memory
 from restage.diffusion.backbone import Backbone
-from restage.pairs.encoding import EncodedPair, ImagePair, encode_pair, pixel_sha256
+from restage.pairs.encoding import PREVIEW, EncodedPair, ImagePair, encode_pair, make_preview, pixel_sha256
 from restage.pairs.files import Files, open_files
 from restage.pairs.generate import GenerateConfig, GeneratedPairs, PairJob, generate_pairs, make_control, make_jobs
-from restage.pairs.score import ImageTextModel, PairRule, PairScores, judge, score_pairs
-from restage.pairs.sheet import make_preview
-from restage.pairs.store import PREVIEW, prompt_columns, read_mark, write_shard
-from restage.pairs.verdicts import rule_id
+from restage.pairs.score import ImageTextModel, PairRule, PairScores, judge, rule_id, score_pairs
+from restage.pairs.store import prompt_columns, read_mark, write_shard
 from restage.records import InputError, Progress, PromptPair, canonical_json, content_id, parse_json, seal, to_plain
 from restage.run.models import ASSETS, folder_sha256
 from restage.work.task import Facts, Task
@@ -233,8 +231,8 @@ class TaskPlan(Sequence[PairTask]):
 
     def record(self, files: Files) -> None:
         """Write `plan.json` beside the shards, or check that the one there is this one."""
-        found = read_plan_id(files)
-        if found not in (None, self.id):
+        found = read_plan(files)
+        if found is not None and found.id != self.id:
             raise InputError(
                 f"{files.where()} holds shards of other prompts, models or another config; choose another --out"
             )
@@ -242,12 +240,6 @@ class TaskPlan(Sequence[PairTask]):
             facts = {"num_tasks": len(self), "num_pairs": self.num_pairs, "generate": to_plain(self.config.generate)}
             record = seal({"id": self.id, "maker": self.maker_id, **facts})
             files.write(PLAN_FILE, (canonical_json(record) + "\n").encode())
-
-
-def read_plan_id(files: Files) -> str | None:
-    """Returns the id of the plan that a folder's shards are made by; None where there is none."""
-    found = read_plan(files)
-    return found.id if found else None
 
 
 def read_plan(files: Files) -> PlanRecord | None:
@@ -271,7 +263,8 @@ class ShardWork:
 
     def open(self, device: str) -> OpenShards:
         """Load the models."""
-        if read_plan_id(open_files(self.folder)) != self.plan_id:
+        plan = read_plan(open_files(self.folder))
+        if plan is None or plan.id != self.plan_id:
             raise InputError(f"{self.folder} is not the campaign's folder on {socket.gethostname()}")
         return OpenShards(self, self.maker.open(device))
 

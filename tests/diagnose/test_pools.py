@@ -6,9 +6,8 @@ import torch
 from restage.diagnose.parts import PairPool, mix_pairs
 from restage.pairs.encoding import ImagePair, pixel_sha256
 from restage.pairs.files import open_files
-from restage.pairs.score import PUBLISHED
+from restage.pairs.score import PUBLISHED, set_rule
 from restage.pairs.store import write_shard
-from restage.pairs.verdicts import set_rule
 from restage.records import PromptPair
 
 NUM_PAIRS = 4

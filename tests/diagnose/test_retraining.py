@@ -16,9 +16,8 @@ from restage.diagnose.workbench import Mix, Workbench
 from restage.diffusion.training import TrainingConfig
 from restage.pairs.encoding import ImagePair, pixel_sha256
 from restage.pairs.files import open_files
-from restage.pairs.score import PUBLISHED
+from restage.pairs.score import PUBLISHED, set_rule
 from restage.pairs.store import write_shard
-from restage.pairs.verdicts import set_rule
 from restage.records import PromptPair, read_json
 from restage.run.folder import open_run
 from restage.run.models import models_in

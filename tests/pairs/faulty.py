@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restage.pairs.encoding import ImagePair
+from restage.pairs.encoding import ImagePair, make_preview
 from restage.pairs.score import PairScores, score_pairs
-from restage.pairs.sheet import make_preview
 from restage.pairs.store import write_manifest, write_shard
 from restage.pairs.verify.check import VerifyConfig, check_pairs
 from restage.pairs.verify.shards import Finding

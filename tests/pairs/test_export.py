@@ -13,8 +13,8 @@ from restage.pairs.exchange.bring_in import ImportConfig, import_folder
 from restage.pairs.exchange.export import export_pairs
 from restage.pairs.exchange.format import ForeignPair, PairFormat
 from restage.pairs.files import open_files
+from restage.pairs.score import add_left_out
 from restage.pairs.store import read_pairs, read_rows
-from restage.pairs.verdicts import add_left_out
 from restage.records import InputError, Progress, read_json
 from restage.run.folder import RunFolder, open_run
 from tests.pairs.faulty import NUM_SHARDS, PAIRS_PER_SHARD, make_pair, verify_pairs, write_set

@@ -136,29 +136,6 @@ def test_prompt_pairs_with_one_source_caption_share_their_source(backbone):
     torch.testing.assert_close(made.edited[1], alone.edited[0], rtol=0, atol=0.02)  # bfloat16, other batch
 
 
-def test_pairs_without_a_chance_are_given_up_half_way_and_shown_as_predicted(backbone):
-    config = GenerateConfig(sampler=SamplerConfig(num_steps=4))
-    jobs = make_jobs(PROMPTS[:3], config, samples_per_prompt=1, run_seed=0)
-    asked = []
-
-    def is_hopeless(some, predicted):
-        asked.append((some, predicted))
-        return [job is jobs[1] for job in some]
-
-    made, whole = (generate_pairs(backbone, jobs, config, is_hopeless=judge) for judge in (is_hopeless, None))
-    assert made.steps == (4, 2, 4) and whole.steps == (4, 4, 4) and len(asked) == 1
-    assert asked[0][0] == jobs and asked[0][1].steps == (2, 2, 2)
-    assert torch.equal(made.edited[1], asked[0][1].edited[1])
-    torch.testing.assert_close(made.edited[::2], whole.edited[::2], rtol=0, atol=0.02)
-
-
-def test_a_batch_in_which_all_are_given_up_still_gives_pictures(backbone):
-    config = GenerateConfig(sampler=SamplerConfig(num_steps=4))
-    jobs = make_jobs(PROMPTS[:2], config, samples_per_prompt=1, run_seed=0)
-    made = generate_pairs(backbone, jobs, config, is_hopeless=lambda some, predicted: [True] * len(some))
-    assert made.steps == (2, 2) and made.edited.shape == (2, 3, 128, 128)
-
-
 @pytest.fixture(scope="module")
 def picture():
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)

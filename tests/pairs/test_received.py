@@ -16,10 +16,9 @@ import pytest
 from restage.pairs.encoding import encode_pair
 from restage.pairs.exchange.export import export_pairs
 from restage.pairs.files import open_files
-from restage.pairs.score import PUBLISHED
+from restage.pairs.score import PUBLISHED, current_rule, read_left_out, set_rule
 from restage.pairs.store import done_indices, done_shards, read_pairs, read_rows
 from restage.pairs.tasks import read_plan
-from restage.pairs.verdicts import current_rule, read_left_out, set_rule
 from restage.records import InputError, seal
 from tests.pairs.faulty import make_pair, verify_pairs, write_set
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config

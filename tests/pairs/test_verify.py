@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from restage.pairs.files import open_files
-from restage.pairs.score import PUBLISHED
+from restage.pairs.score import PUBLISHED, read_left_out, set_rule
 from restage.pairs.store import drop_shard, read_pairs, read_rows, write_manifest, write_shard
-from restage.pairs.verdicts import read_left_out, set_rule
 from restage.pairs.verify.check import check_pairs
 from restage.pairs.verify.shards import REASONS, BadFile, Finding, read_shard
 from restage.records import InputError, canonical_json, seal
@@ -294,7 +293,7 @@ def test_every_reason_has_a_remedy():
 
 
 def test_left_out_pairs_are_counted_and_not_judged_again(tmp_path):
-    from restage.pairs.verdicts import add_left_out
+    from restage.pairs.score import add_left_out
 
     folder = write_set(tmp_path / "run", {12: swapped})
     add_left_out(open_files(folder), {make_pair(12).id: "swapped"})

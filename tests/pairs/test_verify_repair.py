@@ -7,8 +7,8 @@ import pytest
 
 from restage.cli import run as restage
 from restage.pairs.files import open_files, point_to_store
+from restage.pairs.score import add_left_out, read_left_out
 from restage.pairs.store import done_indices, read_pairs
-from restage.pairs.verdicts import add_left_out, read_left_out
 from restage.pairs.verify.repair import repair_pairs, write_sheets
 from restage.records import InputError
 from tests.pairs.faulty import PatternClip, make_pair, verify_pairs, write_set

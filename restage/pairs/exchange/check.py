@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -19,13 +19,12 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from restage.pairs.encoding import ImagePair, pixel_sha256, upright_picture
+from restage.pairs.encoding import ImagePair, make_preview, pixel_sha256, upright_picture
 from restage.pairs.exchange.format import ForeignPair, json_or_none
 from restage.pairs.score import PairScores
-from restage.pairs.sheet import make_preview
 from restage.pairs.store import prompt_columns
 from restage.prompts.store import pair_of_record
-from restage.records import InputError, PromptPair, canonical_json, content_id
+from restage.records import InputError, PromptPair, canonical_json, content_id, to_plain
 
 __all__ = ["BadPair", "Checker", "MaskIs", "MaskLayers", "MaskVotes", "decode_mask", "rejected_row"]
 
@@ -93,12 +92,6 @@ class MaskVotes:
         return found
 
 
-def meaning_of(layers: MaskLayers, meanings: Mapping[str, str]) -> str:
-    """Return what a mask means, by the meanings that were recognized; without any, white or transparent."""
-    own = "white" if layers.alpha is None else "transparent"
-    return meanings.get(own, own)
-
-
 def refuse_useless(shares: Iterable[float], mask_is: str) -> None:
     """Refuse masks that cover nothing, or everything, in all pairs."""
     found = np.array(list(shares))
@@ -151,7 +144,9 @@ def _prompt(pair: ForeignPair) -> tuple[PromptPair, dict[str, Any]]:
         facts = record.get("facts")
         try:
             is_short = isinstance(facts, dict) and len(canonical_json(facts).encode()) <= MAX_FACTS
-            return pair_of_record(record.get("prompt")), facts if isinstance(facts, dict) and is_short else {}
+            prompt = pair_of_record(record.get("prompt"))
+            if not any(len(text) > MAX_TEXT or CONTROL.search(text) for text in _texts_in(to_plain(prompt))):
+                return prompt, facts if isinstance(facts, dict) and is_short else {}
         except (ValueError, RecursionError):
             pass
     texts = {part: " ".join(clean(text).split()) for part, text in pair.texts.items()}
@@ -169,6 +164,14 @@ def _prompt(pair: ForeignPair) -> tuple[PromptPair, dict[str, Any]]:
         writer="foreign",
     )
     return prompt, {}
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts in JSON values."""
+    if isinstance(value, str):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts_in(item)
 
 
 def _score(value: Any) -> float:
@@ -226,14 +229,8 @@ class Checker:
         given = pair.texts.get("id", "")
         pixels = pixel_sha256(source, edited, mask)
         pair_id = given if OUR_ID.fullmatch(given) else content_id("pair", {"prompt": prompt, "pixels": pixels})
-        image_pair = ImagePair(
-            id=pair_id,
-            source=source,
-            edited=edited,
-            mask=mask,
-            prompt=prompt,
-            facts={**facts, "from": clean(pair.where)},
-        )
+        facts = {**facts, "from": clean(pair.where)}
+        image_pair = ImagePair(id=pair_id, source=source, edited=edited, mask=mask, prompt=prompt, facts=facts)
         known = {name: _score(pair.row.get(name)) for name in PairScores._fields}
         measured = {"change": float((source - edited).abs().mean()), "mask_share": float(mask.mean())}
         is_told = self.mask_is == "auto" and self._named_meaning(pair) != "auto"
@@ -257,8 +254,8 @@ class Checker:
             raise BadPair("the mask cannot be decoded") from None
         if layers.levels.shape != source.shape[1:]:
             raise BadPair("the mask has another size than the pictures")
-        named = self._named_meaning(pair)
-        region = layers.region(meaning_of(layers, self.meanings) if named == "auto" else named)
+        named, own = self._named_meaning(pair), "white" if layers.alpha is None else "transparent"
+        region = layers.region(self.meanings.get(own, own) if named == "auto" else named)
         return source, edited, torch.from_numpy(region).float()
 
 

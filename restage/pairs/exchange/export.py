@@ -41,15 +41,8 @@ BAR_WIDTH = 24
 COSINE_RANGE = (-1.0, 1.0)
 SCORE_RANGES = {"change": (0.0, 0.5), "mask_share": (0.0, 1.0)}
 """Ranges of histograms; the other scores are cosines in [-1, 1]."""
-SIZE_CATEGORIES = (
-    (1_000, "n<1K"),
-    (10_000, "1K<n<10K"),
-    (100_000, "10K<n<100K"),
-    (1_000_000, "100K<n<1M"),
-    (10_000_000, "1M<n<10M"),
-    (100_000_000, "10M<n<100M"),
-)
-"""The hub's names of sizes, with the first number of pairs beyond each."""
+SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "n>100M")
+"""The hub's names of sizes, each ten times the one before."""
 
 
 @dataclass
@@ -71,16 +64,6 @@ class SetFacts:
     """Number of shards by the size of their first picture."""
     rule: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def num_accepted(self) -> int:
-        """Number of pairs in the export."""
-        return sum(self.accepted.values())
-
-    @property
-    def num_made(self) -> int:
-        """Number of pairs that were made."""
-        return sum(self.made.values())
 
 
 def _count(facts: SetFacts, row: Mapping[str, Any]) -> None:
@@ -105,13 +88,11 @@ def collect_facts(pair_set: PairSet, run: Path | None) -> SetFacts:
     for index in pair_set.marks:
         for row in pair_set.rows(index):
             _count(facts, row)
-        is_first = True
-        for pair in pair_set.pairs(index):
+        for place, pair in enumerate(pair_set.pairs(index)):
             facts.writers[pair.record["prompt"].get("writer", "unknown")] += 1
-            if is_first:
+            if place == 0:
                 width, height = open_picture(pair.parts["source.png"], pair.id).size
                 facts.sizes[f"{width}x{height}"] += 1
-                is_first = False
     facts.provenance = _provenance(pair_set, run)
     rule = to_plain(pair_set.reader.rule) if pair_set.reader.rule else None
     facts.rule = rule or facts.provenance.get("config", {}).get("rule")
@@ -132,14 +113,6 @@ def _provenance(pair_set: PairSet, run: Path | None) -> dict[str, Any]:
     if (run / "pairs" / STAGE_MARK).exists():
         found["config"] = read_json(run / "pairs" / STAGE_MARK, StageMark).config
     return {name: value for name, value in found.items() if value}
-
-
-def _header(facts: SetFacts, of_format: Sequence[str]) -> Iterator[str]:
-    count = facts.num_accepted
-    category = next((name for limit, name in SIZE_CATEGORIES if count < limit), "n>100M")
-    yield from ("---", f"pretty_name: {json.dumps(facts.name)}", "task_categories:", "- image-to-image")
-    yield from ("tags:", "- image-editing", "- instruct-pix2pix", "- synthetic", "size_categories:", f"- {category}")
-    yield from (*of_format, "---")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
@@ -179,15 +152,18 @@ def render_card(facts: SetFacts, form: str) -> str:
 
 
 def _lines(facts: SetFacts, form: PairFormat) -> Iterator[str]:
-    yield from (*_header(facts, form.card_header), "")
+    category = SIZES[min(max(len(str(facts.accepted.total())) - 3, 0), len(SIZES) - 1)]
+    yield from ("---", f"pretty_name: {json.dumps(facts.name)}", "task_categories:", "- image-to-image")
+    yield from ("tags:", "- image-editing", "- instruct-pix2pix", "- synthetic", "size_categories:", f"- {category}")
+    yield from (*form.card_header, "---", "")
     yield from (f"# {facts.name}: image pairs for instruction-based editing", "")
     yield (
-        f"{facts.num_accepted} pairs of a picture before and after an edit, with captions and instruction, made "
+        f"{facts.accepted.total()} pairs of a picture before and after an edit, with captions and instruction, made "
         f"by Restage. Picture size: {', '.join(sorted(facts.sizes))} pixels."
     )
     yield from ("", form.description, "", "## Counts", "")
     counts = [(kind, made, facts.accepted[kind]) for kind, made in sorted(facts.made.items())]
-    counts.append(("all", facts.num_made, facts.num_accepted))
+    counts.append(("all", facts.made.total(), facts.accepted.total()))
     rows = [(kind, made, accepted, f"{accepted / max(made, 1):.3f}") for kind, made, accepted in counts]
     yield from _table(("kind of edit", "made", "accepted", "yield"), rows)
     if facts.reasons:

@@ -114,6 +114,14 @@ def texts_of(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]
     return {part: value for part, value in found.items() if isinstance(value, str) and value.strip()}
 
 
+def pair_of_row(
+    where: str, row: Mapping[str, Any], names: Names, pictures: Iterable[bytes | None], **texts: str
+) -> ForeignPair:
+    """Return the pair of a data set's row, with its source, edited picture and mask, and texts from elsewhere."""
+    found = {**texts_of(row, names.by_part), **texts}
+    return ForeignPair(where, *pictures, texts=found, row=row, remark=names.remark)
+
+
 def json_or_none(content: bytes | str | None) -> Any:
     """Read JSON that others have written; None for whatever is not JSON, or too deep or too long to be read."""
     try:

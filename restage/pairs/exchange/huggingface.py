@@ -24,8 +24,8 @@ from restage.pairs.exchange.format import (
     PairSet,
     files_in,
     find_names,
+    pair_of_row,
     read_file,
-    texts_of,
 )
 from restage.pairs.score import PairScores
 from restage.pairs.store import open_parquet
@@ -132,16 +132,8 @@ def _read_file(path: Path, folder: Path) -> Iterator[ForeignPair]:
     number = 0
     for batch in file.iter_batches(batch_size=READ_ROWS):
         for row in batch.to_pylist():
-            source, edited, mask = (_bytes_of(row.get(names.by_part.get(part, "")), folder) for part in PICTURES)
-            yield ForeignPair(
-                where=f"{path.name}, row {number}",
-                source=source,
-                edited=edited,
-                mask=mask,
-                texts=texts_of(row, names.by_part),
-                row=row,
-                remark=names.remark,
-            )
+            found = (_bytes_of(row.get(names.by_part.get(part, "")), folder) for part in PICTURES)
+            yield pair_of_row(f"{path.name}, row {number}", row, names, found)
             number += 1
 
 

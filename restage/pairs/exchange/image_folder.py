@@ -19,8 +19,8 @@ from restage.pairs.exchange.format import (
     files_in,
     find_names,
     json_or_none,
+    pair_of_row,
     read_file,
-    texts_of,
 )
 from restage.prompts.store import open_lines
 from restage.records import InputError
@@ -97,17 +97,10 @@ def _read(folder: Path) -> Iterator[ForeignPair]:
         captions = _captions(path)
         for number, row in enumerate(itertools.chain(first, rows), start=1):
             files = [row.get(pictures.get(names.by_part.get(part, ""), "")) for part in PICTURES]
-            source, edited, mask = (_read_picture(folder, path.parent, name) for name in files)
+            found = (_read_picture(folder, path.parent, name) for name in files)
             given = zip(("source_caption", "target_caption"), (captions.get(str(name)) for name in files), strict=False)
-            yield ForeignPair(
-                where=f"{path.relative_to(folder).as_posix()}, row {number}",
-                source=source,
-                edited=edited,
-                mask=mask,
-                texts={**texts_of(row, names.by_part), **{part: text for part, text in given if isinstance(text, str)}},
-                row=row,
-                remark=names.remark,
-            )
+            texts = {part: text for part, text in given if isinstance(text, str)}
+            yield pair_of_row(f"{path.relative_to(folder).as_posix()}, row {number}", row, names, found, **texts)
 
 
 IMAGE_FOLDER = PairFormat(

@@ -49,10 +49,6 @@ def _write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _write_json(path: Path, value: Any) -> None:
-    _write(path, json.dumps(value).encode())
-
-
 def _metadata(pair: ExportedPair) -> dict[str, Any]:
     row = pair.row
     scores = {theirs: row.get(ours) for theirs, ours in SCORES.items()}
@@ -67,20 +63,17 @@ def _seed(pair: ExportedPair) -> int:
 
 def _write_folder(folder: Path, pairs: Sequence[ExportedPair]) -> list[str]:
     """Write the pairs of a prompt; `prompt.json` is written last, so that a folder that has it is whole."""
-    seeds = []
-    for pair in pairs:
-        seed = str(_seed(pair))
-        seeds.append(seed)
-        if not (folder / "prompt.json").exists():
+    seeds = [str(_seed(pair)) for pair in pairs]
+    if not (folder / "prompt.json").exists():
+        for seed, pair in zip(seeds, pairs, strict=True):
             _write(folder / f"{seed}_0.jpg", _jpeg(pair.parts["source.png"]))
             _write(folder / f"{seed}_1.jpg", _jpeg(pair.parts["edited.png"]))
             _write(folder / f"{seed}_mask.png", pair.parts["mask.png"])
-    if not (folder / "prompt.json").exists():
         lines = (json.dumps(_metadata(pair)) for pair in pairs)
         _write(folder / "metadata.jsonl", "".join(f"{line}\n" for line in lines).encode())
         row = pairs[0].row
         texts = {"input": row["source_caption"], "edit": row["instruction"], "output": row["target_caption"]}
-        _write_json(folder / "prompt.json", {**texts, "kind": row["kind"]})
+        _write(folder / "prompt.json", json.dumps({**texts, "kind": row["kind"]}).encode())
     return seeds
 
 
@@ -99,7 +92,7 @@ def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
         name = f"{number:07d}"
         listed.append((name, _write_folder(folder / name, list(group))))
         yield Progress(stage="export", done=done, total=len(pair_set.marks), note=name)
-    _write_json(folder / "seeds.json", listed)
+    _write(folder / "seeds.json", json.dumps(listed).encode())
 
 
 def _folders(folder: Path) -> list[tuple[str, list[str]]]:
@@ -156,14 +149,10 @@ def _read_pairs(folder: Path) -> Iterator[ForeignPair]:
             )
 
 
-def _is_in(folder: Path) -> bool:
-    return (folder / "seeds.json").is_file() or next(folder.glob("*/*_0.jpg"), None) is not None
-
-
 INSTRUCT_PIX2PIX = PairFormat(
     description="Layout of InstructPix2Pix: a folder for each prompt pair, JPEG pictures (quality 100, not "
     "lossless), masks beside them as PNG.",
     read=_read_pairs,
-    is_in=_is_in,
+    is_in=lambda folder: (folder / "seeds.json").is_file() or any(folder.glob("*/*_0.jpg")),
     export=_export,
 )

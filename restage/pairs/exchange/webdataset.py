@@ -11,7 +11,7 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from restage.pairs.exchange.format import (
     files_in,
     find_names,
     json_or_none,
-    texts_of,
+    pair_of_row,
 )
 from restage.pairs.store import MAX_RATIO, shard_name
 from restage.records import InputError, Progress, write_atomically, write_json
@@ -44,29 +44,20 @@ ENDINGS = (
 TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)$")
 
 
-def _tar_of(pair_set: PairSet, index: int) -> tuple[bytes, int]:
-    """Return the tar of a shard and its number of pairs; unchanged, unless some of its pairs are left out."""
-    pairs = list(pair_set.pairs(index))
-    if len(pairs) == pair_set.marks[index]["num_accepted"]:
-        return pair_set.reader.files.read(shard_name(index, "tar")), len(pairs)
-    members = [tuple(pair.parts.items()) for pair in pairs]
-    encoded = [
-        EncodedPair(id=pair.id, members=parts, pixel_sha256="", bytes_sha256="")
-        for pair, parts in zip(pairs, members, strict=True)
-    ]
-    return write_tar(encoded), len(pairs)
-
-
 def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
     """Write `shard-<n>.tar`, then `index.json` (the form of WebDataset's `wids`: url, nsamples, and our SHA-256)."""
     shards = []
     for number, index in enumerate(pair_set.marks, start=1):
         name = shard_name(index, "tar")
-        content, num_pairs = _tar_of(pair_set, index)
+        pairs = list(pair_set.pairs(index))
+        if len(pairs) == pair_set.marks[index]["num_accepted"]:
+            content = pair_set.reader.files.read(name)
+        else:  # some are left out
+            content = write_tar([EncodedPair(id=pair.id, members=tuple(pair.parts.items())) for pair in pairs])
         if not (folder / name).exists():
             with write_atomically(folder / name) as temporary:
                 temporary.write_bytes(content)
-        facts = {"url": name, "nsamples": num_pairs, "filesize": len(content)}
+        facts = {"url": name, "nsamples": len(pairs), "filesize": len(content)}
         shards.append({**facts, "sha256": hashlib.sha256(content).hexdigest()})
         yield Progress(stage="export", done=number, total=len(pair_set.marks), note=name)
     index_record = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": "restage", "shardlist": shards}
@@ -147,8 +138,12 @@ def _read(folder: Path) -> Iterator[ForeignPair]:
     for path in paths:
         try:
             for key, parts in _samples(path):
-                yield _foreign(key, parts, f"{path.name}, {key}", needed)
-                needed = ()
+                where, row = f"{path.name}, {key}", _row(parts)
+                pictures = {n.rpartition(".")[0]: n for n in parts if n.rpartition(".")[2] in PICTURE_SUFFIXES}
+                texts = [name for name, value in row.items() if isinstance(value, str)]
+                names, needed = find_names(pictures, texts, where, needed=needed), ()
+                found = (parts.get(pictures.get(names.by_part.get(part, ""), "")) for part in PICTURES)
+                yield pair_of_row(where, row, names, found)
         except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, MemoryError, OverflowError) as error:
             raise InputError(f"{path} is not readable as a tar: {error}") from None
 
@@ -172,22 +167,6 @@ def _row(parts: Mapping[str, bytes]) -> dict[str, Any]:
     scores = facts.get("scores") if isinstance(facts, dict) else None
     found = {**(scores if isinstance(scores, dict) else {}), **texts}
     return {**found, "record": parts["json"].decode("utf-8", "replace")}
-
-
-def _foreign(key: str, parts: Mapping[str, bytes], where: str, needed: Sequence[str]) -> ForeignPair:
-    row = _row(parts)
-    pictures = {name.rpartition(".")[0]: name for name in parts if name.rpartition(".")[2] in PICTURE_SUFFIXES}
-    names = find_names(pictures, [name for name, value in row.items() if isinstance(value, str)], where, needed=needed)
-    source, edited, mask = (parts.get(pictures.get(names.by_part.get(part, ""), "")) for part in PICTURES)
-    return ForeignPair(
-        where=where,
-        source=source,
-        edited=edited,
-        mask=mask,
-        texts=texts_of(row, names.by_part),
-        row=row,
-        remark=names.remark,
-    )
 
 
 WEBDATASET = PairFormat(

@@ -22,10 +22,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from restage.pairs.files import Files, LocalFiles, is_url, open_files
-from restage.pairs.score import ImageTextModel
+from restage.pairs.score import (
+    RULE_FILE,
+    ImageTextModel,
+    RuleRecord,
+    current_rule,
+    is_left_out_list,
+    read_left_out,
+    rule_id,
+)
 from restage.pairs.store import read_table, shard_name, shard_number, write_manifest
 from restage.pairs.tasks import PLAN_FILE, PlanRecord
-from restage.pairs.verdicts import RULE_FILE, RuleRecord, current_rule, is_left_out_list, read_left_out, rule_id
 from restage.pairs.verify.examine import MIN_BANK_SIZE, CaptionBank, Examiner, Seen, captions_of, make_bank
 from restage.pairs.verify.shards import BadFile, Finding, read_canonical_json
 from restage.pairs.verify.whole import WholeSet
@@ -197,15 +204,6 @@ def _examine_all(examiner: Examiner, shards: Sequence[int], num_threads: int) ->
                 future.cancel()
 
 
-def _open_bank(files: Files, shards: Sequence[int], clip: ImageTextModel | None) -> tuple[CaptionBank | None, str]:
-    """Return the captions to compare with, and why captions cannot be judged, if they cannot."""
-    if clip is None or not shards:
-        return None, "captions were not judged: no CLIP was given" if shards else ""
-    bank = make_bank(clip, list(_captions(files, shards)))
-    few = len(bank.texts) < MIN_BANK_SIZE
-    return bank, f"only {len(bank.texts)} captions: too few to judge whether they fit" if few else ""
-
-
 def _check_views(
     files: Files, home: Files, whole: WholeSet, findings: Sequence[Finding], plan: PlanRecord
 ) -> Iterator[Finding]:
@@ -224,14 +222,18 @@ def _check_views(
         yield from _check_manifest(files, home)
 
 
-def _notes(whole: WholeSet, bank: CaptionBank | None, note: str) -> Iterator[str]:
+def _notes(whole: WholeSet, bank: CaptionBank | None, *, is_fast: bool) -> Iterator[str]:
     """Say what was not checked."""
-    if note:
-        yield note
+    if is_fast:
+        yield "pictures were not looked at"
+    elif bank is None and whole.num_shards:
+        yield "captions were not judged: no CLIP was given"
+    elif bank is not None and len(bank.texts) < MIN_BANK_SIZE:
+        yield f"only {len(bank.texts)} captions: too few to judge whether they fit"
     if bank is not None and not whole.is_scored_by_same_clip():
         yield "stored scores are not those of this CLIP: not compared"
-    if whole.num_too_long:
-        yield f"captions of {whole.num_too_long} pairs are too long for this CLIP"
+    if num_too_long := sum(part.num_too_long for part in whole.described):
+        yield f"captions of {num_too_long} pairs are too long for this CLIP"
 
 
 def check_pairs(
@@ -254,7 +256,8 @@ def check_pairs(
     numbers = {shard_number(name) for name in files.names() if is_finished or name.endswith(".done")}
     shards = sorted(number for number in numbers if number is not None)
     findings = [found for place in ([files] if home == files else [home, files]) for found in _check_folder(place)]
-    bank, note = (None, "pictures were not looked at") if config.fast else _open_bank(files, shards, clip)
+    is_judging = shards and not config.fast
+    bank = make_bank(clip, list(_captions(files, shards))) if is_judging and clip is not None else None
     # Only those records are followed that are not damaged.
     damaged = {finding.file for finding in findings}
     has_plan = files.exists(PLAN_FILE) and PLAN_FILE not in damaged
@@ -281,5 +284,5 @@ def check_pairs(
         num_left_out=len(examiner.left_out),
         num_bytes=whole.num_bytes,
         seconds=time.perf_counter() - started_s,
-        notes=tuple(_notes(whole, bank, note)),
+        notes=tuple(_notes(whole, bank, is_fast=config.fast)),
     )

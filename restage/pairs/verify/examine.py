@@ -23,10 +23,9 @@ from torch.nn import functional
 
 from restage.pairs.encoding import MEMBERS, array_sha256, load_picture
 from restage.pairs.files import Files
-from restage.pairs.score import ImageTextModel, PairRule, PairScores
+from restage.pairs.score import ImageTextModel, PairRule, PairScores, rule_id, verdict_of
 from restage.pairs.store import shard_name
 from restage.pairs.tasks import PlanRecord
-from restage.pairs.verdicts import rule_id, verdict_of
 from restage.pairs.verify.shards import BadFile, Finding, StoredPair, about_pair, read_shard
 from restage.records import InputError
 

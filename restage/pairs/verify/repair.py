@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from restage.pairs.encoding import MAX_CELLS, PREVIEW, make_preview, write_sheet
 from restage.pairs.files import Files, LocalFiles, is_url, open_files
-from restage.pairs.sheet import MAX_CELLS, make_preview, write_sheet
-from restage.pairs.store import PREVIEW, drop_shard, shard_name, write_manifest
-from restage.pairs.verdicts import add_left_out
+from restage.pairs.score import add_left_out
+from restage.pairs.store import drop_shard, shard_name, write_manifest
 from restage.pairs.verify.check import QUARANTINE, VerifyResult
 from restage.pairs.verify.examine import look_at
 from restage.pairs.verify.shards import REASONS, BadFile, Finding, StoredPair, read_shard

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from restage.pairs.encoding import MEMBERS, PairRecord, bytes_sha256, read_tar
+from restage.pairs.encoding import MEMBERS, PREVIEW, PairRecord, bytes_sha256, read_tar
 from restage.pairs.files import Files
-from restage.pairs.store import PREVIEW, Mark, read_table, shard_name
+from restage.pairs.score import is_left_out_list
+from restage.pairs.store import Mark, read_table, shard_name
 from restage.pairs.tasks import PLAN_FILE
-from restage.pairs.verdicts import is_left_out_list
 from restage.records import InputError, canonical_json, content_id, from_plain, has_right_seal, parse_json
 
 __all__ = ["REASONS", "BadFile", "Finding", "StoredPair", "StoredShard", "read_canonical_json", "read_shard"]
@@ -130,7 +130,11 @@ def read_canonical_json(files: Files, name: str, kind: Any = None) -> Any:
         reason = "flipped" if content.endswith(b"}\n") else "torn"
         raise BadFile(reason, name, f"{len(content)} bytes that are not readable as JSON") from None
     is_sealed = isinstance(record, dict) and (name == PLAN_FILE or is_left_out_list(name) or "num_bytes" in record)
-    is_right = isinstance(record, dict) and content in _as_written(record)
+    # Indented for people, with or without escapes, or on one line.
+    forms = ({"indent": 1}, {"indent": 1, "ensure_ascii": False}, {"separators": (",", ":"), "ensure_ascii": False})
+    texts = (json.dumps(record, sort_keys=True, **form) for form in forms)
+    written = [f"{text}\n".encode("utf-8", "surrogatepass") for text in texts]
+    is_right = isinstance(record, dict) and content in written
     if not is_right or not has_right_seal(record, is_required=is_sealed):
         raise BadFile("flipped", name, "it is not as it was written: its seal or its form is broken")
     try:
@@ -138,13 +142,6 @@ def read_canonical_json(files: Files, name: str, kind: Any = None) -> Any:
         return from_plain(record, kind or dict[str, Any], where=name)
     except ValueError as error:
         raise BadFile("flipped", name, str(error)) from None
-
-
-def _as_written(record: Mapping[str, Any]) -> tuple[bytes, ...]:
-    """Return the bytes that a record may be written as: indented for people, or on one line."""
-    readable = [json.dumps(record, indent=1, sort_keys=True, ensure_ascii=is_ascii) for is_ascii in (True, False)]
-    line = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return tuple(f"{text}\n".encode("utf-8", "surrogatepass") for text in (*readable, line))
 
 
 def _read_hashed(files: Files, index: int, suffix: str, mark: Mark) -> bytes:

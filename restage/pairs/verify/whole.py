@@ -105,6 +105,7 @@ class WholeSet:
     num_shards: int = 0
     last_shard: int = -1
     num_judged: int = 0
+    """Number of shards that a rule has judged; imported ones are not."""
     num_accepted: int = 0
     num_bytes: int = 0
     ids: list[np.ndarray] = field(default_factory=list)
@@ -129,11 +130,6 @@ class WholeSet:
     def num_pairs(self) -> int:
         """Number of pairs in all shards that could be read."""
         return sum(map(len, self.ids))
-
-    @property
-    def num_too_long(self) -> int:
-        """Number of pairs whose captions could not be judged."""
-        return sum(part.num_too_long for part in self.described)
 
     def find_repeated_ids(self) -> Iterator[Finding]:
         """Find shards that hold a pair of an earlier shard; one finding for each."""
