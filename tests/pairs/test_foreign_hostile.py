@@ -222,3 +222,14 @@ def test_a_full_disk_leaves_no_half_of_a_first_shard_and_keeps_whole_ones(tmp_pa
         assert (set(os.listdir(pairs)) if pairs.exists() else None) == expected
     monkeypatch.setattr(LocalFiles, "write", write_file)
     assert len(read_rows(bring_in(tmp_path / "data", tmp_path / "run", pairs_per_shard=8)[0])) == 16
+
+
+@pytest.mark.parametrize("part", ["instruction", "kind", "source", "parent"])
+@pytest.mark.parametrize("text", ["do\x1b[2J it", "x" * 10_001])
+def test_texts_of_a_record_are_cleaned_or_too_long(tmp_path, part, text):
+    row = take(tmp_path, sample({"prompt": {**PROMPT, part: text}, "facts": {}}))[1]
+    assert "\x1b" not in str(row) and len(str(row["instruction"])) <= 10_000
+    if text.startswith("do"):
+        assert row["accepted"] and row["prompt_id"]
+    else:
+        assert row["reason"] == ("" if part == "parent" else "a text is longer than 10000 characters")

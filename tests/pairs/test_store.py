@@ -88,3 +88,19 @@ def test_a_shard_without_accepted_pairs_is_a_shard(tmp_path):
     write(tmp_path, 1)
     write_shard(tmp_path, 0, pairs=[], rows=[{"id": "pair-no", "accepted": False, "preview": b""}], facts={})
     assert [pair.id for pair in read_pairs(tmp_path)] == [make_pair(1).id]
+
+
+def test_a_column_that_has_no_value_in_one_shard_takes_its_type_from_the_others(tmp_path):
+    for index, seed in enumerate((None, 7)):
+        row = {"id": f"pair-{index:016x}", "accepted": False, "seed": seed}
+        write_shard(tmp_path, index, pairs=[], rows=[row], facts={})
+    assert write_manifest(tmp_path, tmp_path / "manifest.parquet") == 2
+    assert pq.read_table(tmp_path / "manifest.parquet")["seed"].to_pylist() == [None, 7]
+
+
+def test_shards_whose_columns_contradict_each_other_are_refused(tmp_path):
+    for index, note in enumerate(("x", [1])):
+        row = {"id": f"pair-{index:016x}", "accepted": False, "note": note}
+        write_shard(tmp_path, index, pairs=[], rows=[row], facts={})
+    with pytest.raises(InputError, match="holds shards of different columns"):
+        write_manifest(tmp_path, tmp_path / "manifest.parquet")

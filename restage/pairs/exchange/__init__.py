@@ -1,6 +1,6 @@
 """Image pairs in the forms that others use, both ways.
 
-`FORMATS` is the menu. `export` writes the accepted pairs of a run, with a data card (`card`); `bring_in` checks what a
+`FORMATS` is the menu. `export` writes the accepted pairs of a run, with a data card; `bring_in` checks what a
 folder holds and stores it as a run that `restage train` takes.
 """
 

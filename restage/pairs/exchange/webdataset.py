@@ -128,7 +128,7 @@ def _split(name: str) -> tuple[str, str]:
 def _read(folder: Path) -> Iterator[ForeignPair]:
     """Read the pairs of all tars of a folder, in order of their names.
 
-    A sample holds pictures such as `source.png` and `edited.jpg` (see `foreign_pair.ALIASES`), and its texts in `json`,
+    A sample holds pictures such as `source.png` and `edited.jpg` (see `format.ALIASES`), and its texts in `json`,
     alone or under `prompt`, or in files such as `edit.txt`.
     """
     paths = _tars(folder)
