@@ -184,10 +184,7 @@ def current_rule(files: Files) -> PairRule | None:
     """
     if not files.exists(RULE_FILE):
         return None
-    record: RuleRecord = parse_json(files.read(RULE_FILE), RuleRecord, where=files.where(RULE_FILE))
-    if not record.rule.has_thresholds:
-        raise InputError(f"{files.where(RULE_FILE)}: rule: expected all thresholds, got {record.rule}")
-    return record.rule
+    return parse_json(files.read(RULE_FILE), RuleRecord, where=files.where(RULE_FILE)).rule
 
 
 def set_rule(files: Files, rule: PairRule) -> None:

@@ -63,7 +63,6 @@ WRONG = {
     "mark with a text": ("shard-00001.done", {"sha256": {"tar": "", "parquet": ""}, "num_pairs": "8"}, "num_pairs"),
     "rule with a text": ("rule.json", {"id": "x", "rule": {"min_change": "0"}}, "rule.min_change: expected float"),
     "rule out of range": ("rule.json", {"id": "x", "rule": {"min_change": 2}}, r"in \[0, 1\]"),
-    "rule without thresholds": ("rule.json", {"id": "x", "rule": {}}, "expected all thresholds"),
     "list of pairs": ("left-out-0001.json", {"pairs": ["x"]}, "pairs: expected object, got array"),
     "store": ("store.json", {"url": 3}, "url: expected str, got int"),
     "plan": ("plan.json", {"id": "x", "maker": 3}, "maker: expected str | null, got int"),
