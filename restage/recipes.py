@@ -33,18 +33,8 @@ from restage.train.edit_model import TrainConfig
 from restage.train.stage import run_train
 from restage.world.stage import WorldConfig, run_world
 
-__all__ = [
-    "DemoConfig",
-    "EditChoice",
-    "PAIRS",
-    "RULE",
-    "STAGES",
-    "Stage",
-    "demo",
-    "demo_config",
-    "edit_folder",
-    "learn_forms",
-]
+__all__ = ["DemoConfig", "EditChoice", "PAIRS", "RULE", "STAGES", "Stage", "demo", "demo_config", "edit_folder"]
+__all__ += ["learn_forms"]
 
 
 class Stage(NamedTuple):

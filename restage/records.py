@@ -18,31 +18,10 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
-__all__ = [
-    "GRADED",
-    "EditCase",
-    "EditRequest",
-    "InputError",
-    "MissingExtra",
-    "Progress",
-    "PromptPair",
-    "Score",
-    "added_later",
-    "canonical_json",
-    "check_is_no_pipe",
-    "content_id",
-    "derive_seed",
-    "file_sha256",
-    "from_plain",
-    "has_right_seal",
-    "hash_files",
-    "parse_json",
-    "read_json",
-    "seal",
-    "write_atomically",
-    "write_json",
-    "write_record",
-]
+__all__ = ["EditCase", "EditRequest", "GRADED", "InputError", "MissingExtra", "Progress", "PromptPair", "Score"]
+__all__ += ["added_later", "canonical_json", "check_is_no_pipe", "content_id", "derive_seed", "file_sha256"]
+__all__ += ["from_plain", "has_right_seal", "hash_files", "parse_json", "read_json", "seal", "write_atomically"]
+__all__ += ["write_json", "write_record"]
 
 
 Kind = TypeVar("Kind")

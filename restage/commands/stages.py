@@ -20,18 +20,8 @@ from restage.run.models import models_in
 from restage.run.progress import say, show_progress
 from restage.work.task import EngineConfig
 
-__all__ = [
-    "ModelsArgument",
-    "RunArgument",
-    "RunSeedArgument",
-    "StoreArgument",
-    "build_miniature",
-    "build_stage",
-    "build_train",
-    "demo",
-    "diagnose",
-    "study",
-]
+__all__ = ["ModelsArgument", "RunArgument", "RunSeedArgument", "StoreArgument", "build_miniature", "build_stage"]
+__all__ += ["build_train", "demo", "diagnose", "study"]
 
 RunArgument = Annotated[Path, arg(metavar="RUN", help="Folder of the run; it is made if it does not exist.")]
 ModelsArgument = Annotated[

@@ -25,17 +25,8 @@ from restage.scenes.io.ply import read_splats
 from restage.scenes.rasterize import rasterize_numba
 from restage.scores.definitions import COST_METRICS, METRICS
 
-__all__ = [
-    "Before",
-    "CaseViews",
-    "MEASURED",
-    "ResultViews",
-    "embed_before",
-    "load_case",
-    "load_result",
-    "measure_result",
-    "unmeasured",
-]
+__all__ = ["Before", "CaseViews", "MEASURED", "ResultViews", "embed_before", "load_case", "load_result"]
+__all__ += ["measure_result", "unmeasured"]
 
 NO_TRUTH = "no truth to measure against"
 

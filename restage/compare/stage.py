@@ -18,17 +18,8 @@ from restage.run.reading import EditRecord, read_results
 from restage.scores.definitions import COST_METRICS, METRICS
 from restage.scores.rows import ViewScore, write_scores, write_view_scores
 
-__all__ = [
-    "CompareConfig",
-    "Contender",
-    "JUDGED_BY",
-    "Result",
-    "Scorer",
-    "Scores",
-    "find_results",
-    "run_compare",
-    "write_tables",
-]
+__all__ = ["CompareConfig", "Contender", "JUDGED_BY", "Result", "Scorer", "Scores", "find_results", "run_compare"]
+__all__ += ["write_tables"]
 
 
 @dataclass(frozen=True, order=True, kw_only=True)

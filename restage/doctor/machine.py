@@ -21,19 +21,8 @@ import restage
 from restage.doctor.findings import Finding
 from restage.run.environment import BFLOAT16_FLAGS, processor_name
 
-__all__ = [
-    "Gpu",
-    "check_disk",
-    "check_ffmpeg",
-    "check_gpus",
-    "check_hub",
-    "check_memory",
-    "check_models",
-    "check_nerfstudio",
-    "check_processor",
-    "check_threads",
-    "query_gpus",
-]
+__all__ = ["Gpu", "check_disk", "check_ffmpeg", "check_gpus", "check_hub", "check_memory", "check_models"]
+__all__ += ["check_nerfstudio", "check_processor", "check_threads", "query_gpus"]
 
 ENOUGH_MEMORY_GIB = 4.0
 BUSY_SHARE = 0.1

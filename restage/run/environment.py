@@ -17,17 +17,8 @@ from typing import Any
 
 from restage.records import InputError
 
-__all__ = [
-    "BFLOAT16_FLAGS",
-    "PeakMemory",
-    "check_device",
-    "choose_kernel_cache",
-    "git_commit",
-    "machine",
-    "process_peak_mb",
-    "processor_name",
-    "versions",
-]
+__all__ = ["BFLOAT16_FLAGS", "PeakMemory", "check_device", "choose_kernel_cache", "git_commit", "machine"]
+__all__ += ["process_peak_mb", "processor_name", "versions"]
 
 BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 """What processors of x86 and ARM that compute in bfloat16 say of themselves, by the names of Linux and of torch."""

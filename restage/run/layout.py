@@ -10,42 +10,11 @@ from pathlib import Path
 
 from restage.records import InputError
 
-__all__ = [
-    "CAPTURE",
-    "CONTACT_SHEET",
-    "DEPTH",
-    "DIAGNOSIS",
-    "EDITOR_VIEWS",
-    "EDIT_CASE",
-    "EDIT_CASES",
-    "EDIT_RECORD",
-    "EDIT_RECORDS",
-    "FITS",
-    "FIT_RECORD",
-    "FIT_STATE",
-    "HELD_OUT",
-    "IMAGES",
-    "MANIFEST",
-    "MASKS",
-    "ORBIT",
-    "PAGE",
-    "PROMPTS",
-    "RUN_RECORD",
-    "SCORES",
-    "SPLATS",
-    "STAGES",
-    "STAGE_MARK",
-    "STAGE_MARKS",
-    "STUDY_FILES",
-    "TRANSFORMS",
-    "TRUTH",
-    "VIEW_SCORES",
-    "check_is_run",
-    "counting_order",
-    "folders_in",
-    "is_stage_done",
-    "result_folder",
-]
+__all__ = ["CAPTURE", "CONTACT_SHEET", "DEPTH", "DIAGNOSIS", "EDITOR_VIEWS", "EDIT_CASE", "EDIT_CASES", "EDIT_RECORD"]
+__all__ += ["EDIT_RECORDS", "FITS", "FIT_RECORD", "FIT_STATE", "HELD_OUT", "IMAGES", "MANIFEST", "MASKS", "ORBIT"]
+__all__ += ["PAGE", "PROMPTS", "RUN_RECORD", "SCORES", "SPLATS", "STAGES", "STAGE_MARK", "STAGE_MARKS", "STUDY_FILES"]
+__all__ += ["TRANSFORMS", "TRUTH", "VIEW_SCORES", "check_is_run", "counting_order", "folders_in", "is_stage_done"]
+__all__ += ["result_folder"]
 
 STAGES = ("prompts", "pairs", "train", "world", "scenes", "edit", "compare", "report")
 """Stages in the order data flows; each has a folder of its name."""

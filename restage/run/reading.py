@@ -11,20 +11,8 @@ from typing import Any, TypedDict
 from restage.records import EditRequest, InputError, check_is_no_pipe, parse_json, read_json, to_plain
 from restage.run.layout import EDIT_RECORDS, FITS, RUN_RECORD, STAGE_MARKS, check_is_run
 
-__all__ = [
-    "EditRecord",
-    "FitRecord",
-    "RunRecord",
-    "Session",
-    "StageMark",
-    "TrainingStep",
-    "flat_items",
-    "read_fits",
-    "read_marks",
-    "read_metrics",
-    "read_results",
-    "read_run_record",
-]
+__all__ = ["EditRecord", "FitRecord", "RunRecord", "Session", "StageMark", "TrainingStep", "flat_items", "read_fits"]
+__all__ += ["read_marks", "read_metrics", "read_results", "read_run_record"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,20 +8,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from restage.records import InputError, Progress
 
-__all__ = [
-    "EngineConfig",
-    "Event",
-    "Facts",
-    "OpenWork",
-    "Report",
-    "SetAside",
-    "Status",
-    "Stepped",
-    "Task",
-    "Tick",
-    "Work",
-    "WorkerLost",
-]
+__all__ = ["EngineConfig", "Event", "Facts", "OpenWork", "Report", "SetAside", "Status", "Stepped", "Task", "Tick"]
+__all__ += ["Work", "WorkerLost"]
 
 Item = TypeVar("Item")
 
