@@ -30,8 +30,7 @@ from restage.diagnose.workbench import SCENE_PARTS, Mix, Workbench
 from restage.records import InputError, Progress
 from restage.run.models import Models
 from restage.work.engine import settings_for, work_through
-from restage.work.queue import TaskQueue
-from restage.work.task import EngineConfig, Task
+from restage.work.task import EngineConfig, Task, TaskQueue
 
 __all__ = ["MEASURES", "DiagnoseConfig", "Diagnosis", "PartResult", "diagnose", "is_to_blame", "smallest_effect"]
 

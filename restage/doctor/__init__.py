@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from restage.doctor import machine, packages
-from restage.doctor.findings import Finding, is_healthy, show_table, to_json
+from restage.doctor.machine import Finding, is_healthy, show_table, to_json
 
 __all__ = ["Finding", "examine", "is_healthy", "show_table", "to_json"]
 

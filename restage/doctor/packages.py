@@ -14,8 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import restage
-from restage.doctor.findings import Finding
-from restage.doctor.machine import query_gpus
+from restage.doctor.machine import Finding, query_gpus
 from restage.run.environment import git_commit
 
 __all__ = ["check_extras", "check_packages", "check_python", "check_restage", "check_traps"]

@@ -18,8 +18,7 @@ from restage.records import InputError, Progress
 from restage.run.folder import RunFolder
 from restage.run.models import edit_model_of
 from restage.work.engine import settings_for, work_through
-from restage.work.queue import TaskQueue
-from restage.work.task import EngineConfig, SetAside, Task
+from restage.work.task import EngineConfig, SetAside, Task, TaskQueue
 
 __all__ = ["EditConfig", "list_units", "run_edit"]
 

@@ -18,8 +18,7 @@ from restage.pairs.store import done_indices
 from restage.pairs.tasks import Maker, OpenMaker, ShardWork, TaskPlan
 from restage.records import InputError, Progress, canonical_json, to_plain, write_json
 from restage.work.engine import TasksSetAside, WorkStopped, run_tasks, settings_for
-from restage.work.queue import MAX_BUNDLE, TaskQueue
-from restage.work.task import EngineConfig, Event, Report, SetAside, Stepped, Tick, WorkerLost
+from restage.work.task import MAX_BUNDLE, EngineConfig, Event, Report, SetAside, Stepped, TaskQueue, Tick, WorkerLost
 from restage.work.worker import WorkerSettings
 
 __all__ = ["CampaignConfig", "Estimate", "Tally", "check_prompts", "make_missing"]

@@ -19,8 +19,7 @@ from restage.run.reading import EditRecord, read_run_record
 from restage.studies.study import Study
 from restage.studies.work import OpenStudy, StudyTask, StudyWork, list_tasks, scores_of
 from restage.work.engine import TasksSetAside, explain, work_through
-from restage.work.queue import TaskQueue
-from restage.work.task import EngineConfig, SetAside
+from restage.work.task import EngineConfig, SetAside, TaskQueue
 from restage.work.worker import WorkerSettings, restored_threads
 
 __all__ = ["run_study"]

@@ -9,9 +9,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 
 from restage.records import InputError, Progress
 from restage.work.pool import run_local
-from restage.work.queue import TaskQueue
 from restage.work.ray_cluster import run_ray
-from restage.work.task import EngineConfig, Event, Report, SetAside, Stepped, Tick, Work, WorkerLost
+from restage.work.task import EngineConfig, Event, Report, SetAside, Stepped, TaskQueue, Tick, Work, WorkerLost
 from restage.work.worker import Worker, WorkerSettings, devices, restored_threads
 
 __all__ = ["ENGINES", "TasksSetAside", "WorkStopped", "explain", "run_tasks", "settings_for", "work_through"]

@@ -17,8 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, runtime_checkable
 
 from restage.records import InputError
-from restage.work.queue import TaskQueue
-from restage.work.task import EngineConfig, Event, Report, Task, Tick, WorkerLost
+from restage.work.task import EngineConfig, Event, Report, Task, TaskQueue, Tick, WorkerLost
 from restage.work.worker import Worker, WorkerSettings, devices
 
 __all__ = ["Message", "Pool", "WorkerHandle", "run_local", "run_pool"]

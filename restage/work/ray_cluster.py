@@ -16,8 +16,7 @@ from typing import Any
 
 from restage.records import InputError, MissingExtra
 from restage.work.pool import Message, WorkerHandle, run_pool
-from restage.work.queue import TaskQueue
-from restage.work.task import EngineConfig, Event, Report, Task
+from restage.work.task import EngineConfig, Event, Report, Task, TaskQueue
 from restage.work.worker import Worker, WorkerSettings
 
 __all__ = ["run_ray"]

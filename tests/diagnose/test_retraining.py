@@ -27,8 +27,7 @@ from restage.scenes.stage import ScenesConfig, run_scenes
 from restage.train.edit_model import TrainConfig
 from restage.train.stage import run_train
 from restage.work.engine import settings_for, work_through
-from restage.work.queue import TaskQueue
-from restage.work.task import EngineConfig, Task
+from restage.work.task import EngineConfig, Task, TaskQueue
 from tests.tiny_models import write_tiny_models
 
 TRAIN = TrainConfig(training=TrainingConfig(num_steps=2, batch_size=2, num_warmup_steps=1, is_bf16=False))

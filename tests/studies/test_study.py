@@ -142,7 +142,7 @@ def test_a_worker_that_dies_over_an_edit_is_replaced_and_the_edit_made(tmp_path)
 
 
 def test_an_edit_over_which_every_worker_dies_is_a_row_with_its_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr("restage.work.queue.MAX_LOSSES", 2)
+    monkeypatch.setattr("restage.work.task.MAX_LOSSES", 2)
     dying = Dying(die_once=str(tmp_path / "no such folder" / "died"))  # so that it never knows that it died
     study = tiny_study(scenes=tiny_study().scenes[:1])
     study = replace(

@@ -1,6 +1,6 @@
 import pytest
 
-from restage.work.queue import MAX_LOSSES
+from restage.work.task import MAX_LOSSES
 from tests.work.tiny_tasks import make_queue, report
 
 

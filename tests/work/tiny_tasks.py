@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from restage.work.queue import MAX_BUNDLE, TaskQueue
-from restage.work.task import Report, Status, Task
+from restage.work.task import MAX_BUNDLE, Report, Status, Task, TaskQueue
 
 
 def make_queue(count: int = 20, **changes) -> TaskQueue:
