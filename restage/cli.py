@@ -60,19 +60,18 @@ SWITCHES = ("clip", "diff", "doctor", "fit", "import", "miniature", "pairs", "ve
 """Commands whose Boolean options are switches, such as --json; elsewhere they take a value: --is-bf16 False."""
 
 
-def _overview() -> str:
-    width = max(map(len, SUMMARIES))
-    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items())
-    return (
-        "usage: restage COMMAND [OPTIONS]\n\n"
-        "Edit 3D scenes by text, and show how well.\n\n"
-        f"commands, in the order data flows:\n{commands}\n\n"
-        "`restage COMMAND --help` explains each with an example. Start with: restage demo\n"
-    )
+OVERVIEW = """usage: restage COMMAND [OPTIONS]
+
+Edit 3D scenes by text, and show how well.
+
+commands, in the order data flows:
+{}
+
+`restage COMMAND --help` explains each with an example. Start with: restage demo"""
 
 
 def _prepare_environment() -> None:
-    """Set what libraries read when they are imported: no downloads, and no progress bars but our own."""
+    # No downloads, and no progress bars but our own.
     switches = dict.fromkeys(("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"), "1")
     levels = dict.fromkeys(("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"), "error")
     for name, value in {**switches, **levels, "MPLBACKEND": "Agg"}.items():
@@ -103,7 +102,9 @@ def run(arguments: Sequence[str]) -> int:
         the user.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        say(_overview(), end="")
+        width = max(map(len, SUMMARIES))
+        commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items())
+        say(OVERVIEW.format(commands))
         return 0 if arguments else EXIT_BAD_INPUT
     if arguments[0] == "--version":
         from restage import __version__

@@ -42,10 +42,7 @@ class MissingExtra(InputError):
 
 
 def added_later(default: Any) -> Any:
-    """A field of a config that is left out of its JSON, and so of ids, while it has its default.
-
-    Configs that say nothing of it keep the ids that they had before there was such a field.
-    """
+    """A field of a config that is no part of its JSON, and so of ids from before there was it, while it is default."""
     return dataclasses.field(default=default, metadata={"added_later": True})
 
 
@@ -223,7 +220,6 @@ def from_plain(value: Any, kind: Any, *, where: object) -> Any:
 
 
 def _to_path(kind: type, value: Any) -> Any:
-    """Convert what JSON, and so msgspec, has no type for."""
     if issubclass(kind, Path) and isinstance(value, str):
         return Path(value)
     raise ValueError(f"Expected {kind.__name__}, got {type(value).__name__}")

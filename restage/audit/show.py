@@ -1,20 +1,25 @@
-"""What a run holds, in lines for a terminal: `restage ls` and `restage show`. Reads the run's records, nothing else."""
+"""What a run holds, in lines for a terminal, and what differs between two, from their records alone."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from restage.records import InputError, read_json
-from restage.run.layout import PAGE, RUN_RECORD, SCORES, STAGES, is_stage_done
-from restage.run.reading import RunRecord, read_fits, read_marks, read_results, read_run_record
+from restage.records import InputError, Score, file_sha256, read_json, to_plain
+from restage.run.layout import EDIT_CASES, PAGE, PROMPTS, RUN_RECORD, SCORES, SPLATS, STAGES, is_stage_done
+from restage.run.reading import RunRecord, StageMark, flat_items, read_fits, read_marks, read_results, read_run_record
+from restage.scores.definitions import metrics_shown_in
 from restage.scores.rows import read_scores
+from restage.scores.statistics import clustered_estimate
 from restage.scores.tables import markdown_table, method_table
 
-__all__ = ["describe_run", "find_runs", "list_runs"]
+__all__ = ["Changed", "RunDifference", "ScoreGap", "compare_runs", "describe_difference", "describe_run"]
+__all__ += ["difference_to_plain", "find_runs", "list_runs"]
 
 MAX_EDIT_LINES = 24
 """Edits that are listed one by one."""
@@ -75,7 +80,6 @@ def _edit_lines(run: Path) -> Iterator[str]:
 
 
 def _score_lines(run: Path) -> Iterator[str]:
-    """The table of methods, and how to get from one of its numbers to where it comes from."""
     if (run / SCORES).exists():
         yield from markdown_table(method_table(read_scores(run / SCORES))).splitlines()
         yield f"where a number comes from: restage show {run} --row N, the row of {SCORES}"
@@ -117,3 +121,148 @@ def describe_run(run: Path) -> list[str]:
 def _short(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+ABSENT = "(not there)"
+MAX_LINES = 40
+"""Differences of one kind that are printed."""
+
+
+class Changed(NamedTuple):
+    """One value that is not the same in both runs."""
+
+    where: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreGap:
+    """How the mean of a metric of a method differs, second minus first, over the results that both runs have."""
+
+    method: str
+    editor: str
+    metric: str
+    first: float
+    second: float
+    gap: float
+    standard_error: float
+    """Standard error of the gap, clustered by scene; NaN with fewer than two scenes."""
+    num_results: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDifference:
+    """All that differs between two runs: `data` and `weights` by their hashes, `only_in_one` in numbers of results."""
+
+    first: Path
+    second: Path
+    config: tuple[Changed, ...]
+    versions: tuple[Changed, ...]
+    machine: tuple[Changed, ...]
+    data: tuple[Changed, ...]
+    weights: tuple[Changed, ...]
+    scores: tuple[ScoreGap, ...]
+    only_in_one: tuple[Changed, ...]
+
+
+def compare_runs(first: Path, second: Path) -> RunDifference:
+    """Compare two runs."""
+    facts = [_facts(run) for run in (first, second)]
+    named = {name: _changed(facts[0][name], facts[1][name]) for name in facts[0]}
+    scores = [_scores(run) for run in (first, second)]
+    counts = [_result_counts(rows) for rows in scores]
+    only_in_one = _changed(counts[0], counts[1])
+    return RunDifference(first=first, second=second, **named, scores=tuple(_gaps(*scores)), only_in_one=only_in_one)
+
+
+def _facts(run: Path) -> dict[str, dict[str, str]]:
+    record, marks = read_run_record(run), read_marks(run)
+    configs = {**record.config, **{name: mark.config for name, mark in marks.items()}, "seed": record.seed}
+    models = configs.pop("models_sha256", {})
+    paths = [path for pattern in (PROMPTS, EDIT_CASES, "pairs/*.done") for path in sorted(run.glob(pattern))]
+    data = {path.relative_to(run).as_posix(): file_sha256(path)[:16] for path in paths}
+    data |= {f"views of {name}": (fit.capture_sha256 or "unknown")[:16] for name, fit in read_fits(run).items()}
+    return {
+        "config": dict(flat_items(configs)),
+        "versions": dict(flat_items({**record.versions, "commit": record.git_commit})),
+        "machine": dict(flat_items(record.machine)),
+        "data": data,
+        "weights": {**dict(flat_items(models)), **_weights(run, marks)},
+    }
+
+
+def _weights(run: Path, marks: Mapping[str, StageMark]) -> dict[str, str]:
+    splats = sorted(run.glob(f"scenes/*/{SPLATS}"))
+    found = {f"splats of {path.parent.name}": file_sha256(path)[:16] for path in splats}
+    trained = marks["train"].files if "train" in marks else {}
+    weights = {name for name in trained if name.endswith((".safetensors", ".bin")) and "/cache/" not in name}
+    found |= {name: value[:16] for name, value in trained.items() if name in weights}
+    used = {str(record.inputs.get("model_sha256", ""))[:16] for record in read_results(run).values()} - {""}
+    return found | ({"edit model of the results": ", ".join(sorted(used))} if used else {})
+
+
+def _changed(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[Changed, ...]:
+    pairs = [(name, first.get(name, ABSENT), second.get(name, ABSENT)) for name in dict.fromkeys([*first, *second])]
+    return tuple(Changed(name, one, other) for name, one, other in pairs if one != other)
+
+
+def _scores(run: Path) -> dict[tuple[str, ...], Score]:
+    rows = read_scores(run / SCORES) if (run / SCORES).exists() else []
+    return {(row.method, row.editor, row.metric, row.scene, row.edit, str(row.seed)): row for row in rows}
+
+
+def _result_counts(rows: Mapping[tuple[str, ...], Score]) -> dict[str, str]:
+    counts = Counter(f"{method} {editor}" for method, editor, metric, *_ in rows if metric == "progress")
+    return {name: f"{count} results" for name, count in counts.items()}
+
+
+def _gaps(first: Mapping[tuple[str, ...], Score], second: Mapping[tuple[str, ...], Score]) -> Iterator[ScoreGap]:
+    shared = [key for key in first if key in second]
+    groups: dict[tuple[str, str, str], list[tuple[float, float, str]]] = {}
+    for key in shared:
+        one, other = first[key].value, second[key].value
+        if key[2] in metrics_shown_in("diff") and not math.isnan(one) and not math.isnan(other):
+            groups.setdefault((key[0], key[1], key[2]), []).append((one, other, key[3]))
+    for (method, editor, metric), rows in groups.items():
+        gap = clustered_estimate([two - one for one, two, _ in rows], [scene for *_, scene in rows])
+        means = math.fsum(row[0] for row in rows) / len(rows), math.fsum(row[1] for row in rows) / len(rows)
+        if means[0] != means[1] or gap.standard_error > 0:
+            who: dict[str, Any] = {"method": method, "editor": editor, "metric": metric}
+            numbers: dict[str, Any] = {
+                "first": means[0],
+                "second": means[1],
+                "gap": gap.mean,
+                "standard_error": gap.standard_error,
+            }
+            yield ScoreGap(**who, **numbers, num_results=len(rows))
+
+
+def describe_difference(found: RunDifference) -> list[str]:
+    """The differences by kind, one a line; what is the same is said to be."""
+    lines = [f"{found.first} -> {found.second}"]
+    kinds = {"config": found.config, "versions": found.versions, "machine": found.machine}
+    kinds |= {"data": found.data, "weights": found.weights, "results": found.only_in_one}
+    for kind, changed in kinds.items():
+        if not changed:
+            lines.append(f"{kind}: the same")
+            continue
+        lines.append(f"{kind}: {len(changed)} differ")
+        lines += [f"  {one.where}: {_short(one.first)} -> {_short(one.second)}" for one in changed[:MAX_LINES]]
+        if len(changed) > MAX_LINES:
+            lines.append(f"  and {len(changed) - MAX_LINES} more; --json lists all")
+    lines.append("scores: " + ("over the results of both, second minus first" if found.scores else "the same, or none"))
+    for gap in found.scores:
+        error = "" if math.isnan(gap.standard_error) else f" ± {gap.standard_error:.3g}"
+        who = f"{gap.method} {gap.editor} {gap.metric}"
+        change = f"{gap.first:.4g} -> {gap.second:.4g}"
+        lines.append(f"  {who}: {change}, {gap.gap:+.3g}{error} over {gap.num_results} results")
+    return lines
+
+
+def difference_to_plain(found: RunDifference) -> str:
+    """All of it as JSON; NaN becomes null."""
+    plain = to_plain(asdict(found))
+    for gap in plain["scores"]:
+        gap["standard_error"] = None if math.isnan(gap["standard_error"]) else gap["standard_error"]
+    return json.dumps(plain, indent=1, ensure_ascii=False)

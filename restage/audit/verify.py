@@ -114,12 +114,10 @@ class _Checks:
     )
 
     def say(self, *lines: str) -> None:
-        """Print lines, unless JSON was asked for."""
         if not self.is_json:
             say("\n".join(lines))
 
     def work(self, steps: Generator[Progress, None, Any]) -> Any:
-        """Show the progress of a check; returns its result."""
         results = []
 
         def kept() -> Iterator[Progress]:

@@ -192,7 +192,7 @@ def diff(first: Positional[Path], second: Positional[Path], *, json: bool = Fals
         second: Folder of another run.
         json: Print JSON instead of lines.
     """
-    from restage.audit.difference import compare_runs, describe_difference, difference_to_plain
+    from restage.audit.show import compare_runs, describe_difference, difference_to_plain
 
     found = compare_runs(first, second)
     say(difference_to_plain(found) if json else "\n".join(describe_difference(found)))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.audit.difference import compare_runs
+from restage.audit.show import compare_runs
 from restage.diagnose.parts import RunParts, flatten, noise_settings, other_settings, read_settings
 from restage.edit.work import load_scene, read_case
 from restage.records import InputError, file_sha256, read_json, to_plain

@@ -39,10 +39,7 @@ def check_device(name: str) -> None:
 
 
 def choose_kernel_cache(package: Path) -> None:
-    """Keep numba's compiled kernels in a temporary folder if neither the package nor the user's cache can be written.
-
-    Numba refuses to start otherwise. Call it before numba is imported.
-    """
+    """Keep numba's kernels in a temporary folder if no other can be written; it refuses to start otherwise."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     while not cache.exists():
         cache = cache.parent
@@ -57,12 +54,15 @@ def choose_kernel_cache(package: Path) -> None:
 
 def machine() -> dict[str, Any]:
     """Platform, Python, processor, number of cores, names of NVIDIA's GPUs, memory in GiB."""
+    # What NVIDIA's driver on Linux says of the GPUs, without starting anything.
+    texts = [path.read_text() for path in sorted(GPU_FOLDER.glob("*/information"))]
+    gpus = [re.search(r"^Model:\s*(.+)", text, re.MULTILINE) for text in texts]
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
         "processor": processor_name(),
         "cpu_count": os.cpu_count(),
-        "gpus": _gpu_names(),
+        "gpus": [model.group(1).strip() for model in gpus if model],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
     }
 
@@ -72,13 +72,6 @@ def processor_name() -> str:
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     model = re.search(r"model name\s*:\s*(.+)", text)
     return model.group(1) if model else platform.processor() or platform.machine()
-
-
-def _gpu_names() -> list[str]:
-    """What NVIDIA's driver on Linux says of the GPUs, without starting anything; empty elsewhere."""
-    texts = [path.read_text() for path in sorted(GPU_FOLDER.glob("*/information"))]
-    found = [re.search(r"^Model:\s*(.+)", text, re.MULTILINE) for text in texts]
-    return [model.group(1).strip() for model in found if model]
 
 
 def versions() -> dict[str, str]:
@@ -111,10 +104,8 @@ _before_resets: list[float] = [0.0]
 class PeakMemory:
     """Most memory that this process holds from now on.
 
-    Linux lets a process set its high-water mark back to what it holds now (`5` into `/proc/self/clear_refs`, proc(5)),
-    so that a mark belongs to one piece of work: libraries, models and whatever else is loaded count, what earlier
-    work held and gave back does not. Elsewhere, and where that file must not be written, the mark is that of the
-    process since it began, an upper bound.
+    Linux lets a process set its high-water mark back (`5` into `/proc/self/clear_refs`, proc(5)), so that what earlier
+    work held and gave back does not count. Elsewhere the mark is that of the process since it began, an upper bound.
     """
 
     def __init__(self) -> None:

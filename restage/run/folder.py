@@ -46,9 +46,8 @@ SEALED_APART = "sealed apart"
 class RunFolder:
     """A run is a folder: `run.json` is written first and closed last, each stage marks itself done with a file.
 
-    A stage's mark, `<run>/<stage>/stage.json`, holds the id of its resolved config and is written after everything
-    else of that stage. A stage that is asked for again with the same id is skipped; with another id it is refused,
-    since a finished stage is never overwritten.
+    A stage's mark, `<run>/<stage>/stage.json`, holds the id of its config and is written last. A stage that is asked
+    for again with the same id is skipped, with another id refused: a finished stage is never overwritten.
     """
 
     path: Path

@@ -107,16 +107,11 @@ def list_units(study: Study) -> list[EditUnit]:
             for name, method in study.methods.items():
                 if method.edits is not None and edit not in method.edits:
                     continue
-                for editor in _editors_of(study, method):
+                names = tuple(study.editors) if method.editors is None else method.editors
+                for editor in (NO_EDITOR,) if method.editors == () else editors_of(method.settings, names):
                     for seed in study.seeds if method.seeds is None else method.seeds:
                         units.append(EditUnit(scene=scene.name, edit=edit, method=name, editor=editor, seed=seed))
     return units
-
-
-def _editors_of(study: Study, method: StudyMethod) -> tuple[str, ...]:
-    if method.editors == ():
-        return (NO_EDITOR,)
-    return editors_of(method.settings, tuple(study.editors) if method.editors is None else method.editors)
 
 
 def identity_of(study: Study, unit: EditUnit) -> str:

@@ -83,8 +83,6 @@ class _Slot:
 
 @dataclass
 class _Place:
-    """Remembers a place while its workers come and go."""
-
     num_early_losses: int = 0
     waits_until_s: float = 0.0
     bad_tasks: set[int] = field(default_factory=set)
@@ -194,7 +192,6 @@ class _Loop:
             raise InputError("workers die before they have begun; `restage doctor` says what this machine can do")
 
     def close(self) -> None:
-        """Ask all to stop, wait a little, end those that have not."""
         deadline_s = time.monotonic() + self.config.grace_s
         for slot in self.slots.values():
             slot.worker.ask_to_stop()

@@ -1,8 +1,4 @@
-"""Workers as Ray actors on any number of machines; a node that comes gets workers, one that goes loses its tasks.
-
-Ray places and watches the actors. What is ours: what they do, which are replaced, and that nothing they leave behind
-counts before it is whole.
-"""
+"""Workers as Ray actors on any number of machines; a node that comes gets workers, one that goes loses its tasks."""
 
 from __future__ import annotations
 

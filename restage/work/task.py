@@ -242,7 +242,11 @@ class TaskQueue:
         if report.is_over:
             self.failures.pop(report.index, None)
             self.losses.pop(report.index, None)
-            self._release(report.index)
+            for index, needed in list(self.blocked.items()):
+                needed.discard(report.index)
+                if not needed:
+                    del self.blocked[index]
+                    self.waiting.append(index)
             if report.status == "done":
                 self.mean_task_s += 0.1 * (report.seconds - self.mean_task_s)
         elif report.status == "failed":
@@ -281,14 +285,6 @@ class TaskQueue:
             self.waiting = deque(index for index in self.waiting if index not in found)
             for index in found:
                 self.blocked.pop(index, None)
-
-    def _release(self, done: int) -> None:
-        """Let go of tasks that waited for this one alone."""
-        for index, needed in list(self.blocked.items()):
-            needed.discard(done)
-            if not needed:
-                del self.blocked[index]
-                self.waiting.append(index)
 
     def _set_aside(self, index: int, reason: str, details: str) -> None:
         self.set_aside[index] = SetAside(index=index, reason=reason, details=details)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from restage.audit.difference import compare_runs, describe_difference
+from restage.audit.show import compare_runs, describe_difference
 from restage.cli import run as restage
 from restage.records import read_json, write_json
 from tests.audit.sealed_run import write_sealed_run
