@@ -91,12 +91,7 @@ def run_campaign(
 ) -> Iterator[Progress]:
     """Make the image pairs of a run on any engine, a shard at a time; finished shards are left as they are.
 
-    Args:
-        run: Its `prompts` stage is done.
-        config: How they are made.
-        maker: Makes and scores them.
-        engine: Where they are made.
-        store: URL where the shards lie, such as `s3://bucket/run`; empty for the run's own folder.
+    `store` is the URL where the shards lie, such as `s3://bucket/run`; empty for the run's own folder.
 
     Raises:
         InputError: there are no prompt pairs, one does not fit the model, the stage or a shard was made with another

@@ -298,11 +298,7 @@ def read_pairs(place: Place) -> Iterator[ImagePair]:
 
 
 def iter_rows(place: Place) -> Iterator[dict[str, Any]]:
-    """Yield the rows of all finished shards in order, previews included, with one shard in memory at a time.
-
-    Raises:
-        InputError: a sidecar was changed since its shard was finished.
-    """
+    """Yield the rows of all finished shards in order, previews included, with one shard in memory at a time."""
     reader = PairReader.open(place)
     for index, mark in done_shards(place).items():
         yield from reader.rows(index, mark, has_previews=True).to_pylist()

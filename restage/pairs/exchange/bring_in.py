@@ -119,11 +119,6 @@ class _Intake:
 def import_folder(run: RunFolder, folder: Path, config: ImportConfig) -> Iterator[Progress]:
     """Import a foreign data set as the pairs of a run; a shard that is there is not made again.
 
-    Args:
-        run: the run that gets a `pairs` stage.
-        folder: folder of the data set.
-        config: how to import it.
-
     Raises:
         InputError: the folder holds no pairs of this form, pictures or instruction are not there at all, what the masks
             mean cannot be told, no pair is good, or with `strict` one is bad.

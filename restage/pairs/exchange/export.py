@@ -186,11 +186,7 @@ EXPORT_RECORD = "export.json"
 def export_pairs(path: str, out: Path, form: str, *, store: str = "") -> Iterator[Progress]:
     """Export the accepted pairs of a run, so that `out` appears only when all of it is there.
 
-    Args:
-        path: a run, or a folder or URL of shards.
-        out: folder to make.
-        form: a name of the menu `FORMATS`.
-        store: URL of the store that the run's pairs lie in, if any.
+    `path` is a run, or a folder or URL of shards; `store` is the URL of the store that a run's pairs lie in, if any.
 
     Raises:
         InputError: there are no pairs, the form cannot be written, `out` exists and is not this same export, or a

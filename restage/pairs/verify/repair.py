@@ -72,13 +72,7 @@ def _move(source: Files, name: str, target: Files, room: str) -> None:
 
 
 def repair_pairs(folder: Path | str, findings: Sequence[Finding], *, store: str = "") -> Repaired:
-    """Take out what the findings are about.
-
-    Args:
-        folder: `<run>/pairs`, or a folder or URL of shards.
-        findings: findings of `check_pairs` on the same folder, which has not changed since.
-        store: URL of the store that the pairs of a run lie in, if any.
-    """
+    """Take out what the findings of `check_pairs` on the same folder are about, which has not changed since."""
     files = open_files(folder, store=store)
     home = files if is_url(folder) else LocalFiles(Path(folder))
     shards = sorted({finding.shard for finding in findings if finding.shard is not None and not finding.pair})
