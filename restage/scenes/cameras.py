@@ -132,9 +132,8 @@ def project_points(points: Float[Tensor, "m 3"], cameras: Cameras) -> Projected:
     world_to_camera = cameras.world_to_camera[0]
     in_camera = points @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
     depths = in_camera[:, 2]
-    homogeneous = in_camera @ cameras.intrinsics[0].T
     safe = torch.where(depths.abs() > 1e-9, depths, torch.full_like(depths, 1e-9))
-    return Projected(homogeneous[:, :2] / safe[:, None], depths)
+    return Projected((in_camera @ cameras.intrinsics[0].T)[:, :2] / safe[:, None], depths)
 
 
 def unproject_depth(depth: Float[Tensor, "h w"], cameras: Cameras) -> Float[Tensor, "h w 3"]:

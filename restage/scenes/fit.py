@@ -76,10 +76,7 @@ class Schedule:
 
     @property
     def has_levelled_off(self) -> bool:
-        """Whether the mean loss of the last passes is hardly below that of as many passes before.
-
-        A pass sees every training view once, so that passes can be compared; views held out play no part.
-        """
+        """Whether the mean loss of the last passes, which all see every view, is hardly below that of those before."""
         if not self.min_gain or len(self.passes) < 2 * self.patience:
             return False
         before = sum(self.passes[-2 * self.patience : -self.patience])
@@ -97,9 +94,7 @@ class Schedule:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; the time in between does not count."""
-        for name, value in state.items():
-            setattr(self, name, value)
-        self.last_s = math.nan
+        vars(self).update(state, last_s=math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)

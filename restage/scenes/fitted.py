@@ -104,18 +104,10 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
     write_splats(fit.optimizer.splats, folder / SPLATS)
     # Measured on what was written, so that the numbers are those of the file.
     record = _measure(capture, folder, read_splats(folder / SPLATS))
-    write_record(
-        folder / FIT_RECORD,
-        {
-            **identity,
-            "config": to_plain(config),
-            "steps": fit.schedule.step,
-            "levelled_off": fit.schedule.has_levelled_off,
-            **spent._asdict(),
-            **record,
-        },
-        files=[folder / SPLATS, *folder.glob("held_out*.png"), *folder.glob("held_out/*.png")],
-    )
+    schedule = {"steps": fit.schedule.step, "levelled_off": fit.schedule.has_levelled_off}
+    record = {**identity, "config": to_plain(config), **schedule, **spent._asdict(), **record}
+    files = [folder / SPLATS, *folder.glob("held_out*.png"), *folder.glob("held_out/*.png")]
+    write_record(folder / FIT_RECORD, record, files=files)
     # Last: a kill in between costs nothing, since fit.json says that the fit is done.
     state_path.unlink(missing_ok=True)
 

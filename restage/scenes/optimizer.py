@@ -83,12 +83,11 @@ class Exposures:
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, for `torch.save`."""
-        return {"transforms": self.transforms, "moments": self.moments, "num_updates": self.num_updates}
+        return {name: getattr(self, name) for name in ("transforms", "moments", "num_updates")}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
-        self.transforms, self.num_updates = state["transforms"], state["num_updates"]
-        self.moments = (state["moments"][0], state["moments"][1])
+        vars(self).update(state)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,9 +39,7 @@ class _Turn:
 
 
 def export_splats(folder: Path, out: Path, *, frame: Frame) -> int:
-    """Write the splats of a fitted or an edited scene as PLY; returns how many.
-
-    Far from the origin of its own frame, positions are written as doubles.
+    """Write the splats of a fitted or an edited scene as PLY, far from the origin as doubles; returns how many.
 
     Raises:
         InputError: there are no splats, or nothing says how the capture was moved.
@@ -85,19 +83,15 @@ def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:
     means = splats.means.double() @ change[:3, :3].T + change[:3, 3]
     spread = float((means - means.median(dim=0).values).norm(dim=1).median()) if len(means) else 0.0
     is_far = float(change[:3, 3].norm()) * torch.finfo(torch.float32).eps > 1e-5 * spread
+    w, x, y, z = Rotation.from_matrix(turn.numpy()).as_quat(scalar_first=True).tolist()
+    product = [[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]]
     return Splats(
         means=means if is_far else means.to(splats.means),
         log_scales=splats.log_scales + math.log(scale),
-        rotations=_turn_quaternions(splats.rotations, turn),
+        rotations=(splats.rotations.double() @ torch.tensor(product, dtype=torch.float64).T).to(splats.rotations),
         opacity_logits=splats.opacity_logits.clone(),
         sh=_turn_harmonics(splats.sh, turn),
     )
-
-
-def _turn_quaternions(rotations: Float[Tensor, "n 4"], turn: Float[Tensor, "3 3"]) -> Float[Tensor, "n 4"]:
-    w, x, y, z = Rotation.from_matrix(turn.numpy()).as_quat(scalar_first=True).tolist()
-    product = [[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]]
-    return (rotations.double() @ torch.tensor(product, dtype=torch.float64).T).to(rotations)
 
 
 def _turn_harmonics(sh: Float[Tensor, "n k 3"], turn: Float[Tensor, "3 3"]) -> Float[Tensor, "n k 3"]:

@@ -190,16 +190,13 @@ class Controls:
         self.start.disabled = bool(session.why_not_edit)
         instructions = tuple(dict.fromkeys(case.request.instruction for case in scene.cases.values()))
         self.example.options, self.example.visible = (OWN_WORDS, *instructions), bool(instructions)
-        self.layer.options = (*SPLAT_LAYERS, *(layer for layer in PICTURE_LAYERS if self._has_layer(layer)))
+        is_there = {"photograph": scene.capture is not None, "truth": bool(scene.cases)}
+        self.layer.options = (*SPLAT_LAYERS, *(layer for layer in PICTURE_LAYERS if is_there.get(layer, True)))
         names = () if scene.capture is None else scene.capture.file_names
         self.view.options = ("none", *names)
         self.photograph.visible = False
         self.path.options = tuple(PATHS) if scene.capture is not None else ("orbit",)
         self.is_chained.value = False
-
-    def _has_layer(self, layer: str) -> bool:
-        scene = self.page.session.scene
-        return {"photograph": scene.capture is not None, "truth": bool(scene.cases)}.get(layer, True)
 
     def refresh(self) -> None:
         """Show the session's history."""

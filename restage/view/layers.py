@@ -42,13 +42,10 @@ class SceneNodes:
         before = pictures.splat_arrays(self.page.session.before)
         self.splats = {layer: scene.add_gaussian_splats(f"/splats/{layer}", *before) for layer in ("before", "edited")}
         self.shown = self.page.session.before
-        cameras = self._cameras()
+        shown = self.page.session.scene
+        cameras = shown.capture.cameras if shown.capture else pictures.path_cameras(shown, "orbit", num_frames=8)
         self._add_frustums(cameras)
         self._place_first_camera(cameras)
-
-    def _cameras(self) -> Cameras:
-        scene = self.page.session.scene
-        return scene.capture.cameras if scene.capture else pictures.path_cameras(scene, "orbit", num_frames=8)
 
     def _place_first_camera(self, cameras: Cameras) -> None:
         """Let new browsers start before the first view, upright as the capture is."""
@@ -81,7 +78,7 @@ class SceneNodes:
                 thickness=1.5,
                 thickness_units="screen",
                 variant="filled",  # all of it can be clicked at, not the lines alone
-                color=self._color(index),
+                color=HELD_OUT_RGB if index in capture.held_out_indices else TRAIN_RGB,
                 wxyz=Rotation.from_matrix(matrix[:3, :3]).as_quat(scalar_first=True),
                 position=matrix[:3, 3],
                 cast_shadow=False,
@@ -89,9 +86,6 @@ class SceneNodes:
             )
             frustum.on_click(self.page.handler(lambda event, view=index: self.page.go_to_view(view, event.client)))
             self.frustums[index] = frustum
-
-    def _color(self, index: int) -> tuple[int, int, int]:
-        return HELD_OUT_RGB if index in self.page.session.scene.capture.held_out_indices else TRAIN_RGB
 
     def show_frustums(self, is_visible: bool) -> None:
         """Show or hide the cameras; over pictures they are always hidden."""

@@ -65,7 +65,8 @@ class Access:
             return "this server is not known by that name; open the address that restage view printed"
         if origins and [urlsplit(origin).netloc for origin in origins] != hosts:
             return "another page asked for this; open the address that restage view printed"
-        if not self._has_token(path) and not self._has_cookie(headers.get_all("Cookie")):
+        tokens = parse_qs(urlsplit(path).query).get("token", [])
+        if not any(map(self._is_token, tokens)) and not self._has_cookie(headers.get_all("Cookie")):
             return "the token is missing or wrong; open the address that restage view printed, with its ?token="
         return ""
 
@@ -81,9 +82,6 @@ class Access:
             return False
         # A server on all interfaces cannot list its names, but an address in numbers is never somebody else's name.
         return _address(name) is not None or name == socket.gethostname().lower()
-
-    def _has_token(self, path: str) -> bool:
-        return any(map(self._is_token, parse_qs(urlsplit(path).query).get("token", [])))
 
     def _has_cookie(self, headers: list[str]) -> bool:
         cookies = (part.strip().partition("=") for header in headers for part in header.split(";"))

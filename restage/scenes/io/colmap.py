@@ -53,10 +53,8 @@ def find_model(folder: Path) -> ModelFiles | None:
 
 
 def _model_in(folder: Path) -> ModelFiles | None:
-    for suffix in (".bin", ".txt"):
-        if all((folder / f"{name}{suffix}").is_file() for name in ("cameras", "images")):
-            return ModelFiles(folder, suffix)
-    return None
+    both = [s for s in (".bin", ".txt") if all((folder / f"{n}{s}").is_file() for n in ("cameras", "images"))]
+    return ModelFiles(folder, both[0]) if both else None
 
 
 def _numbered(folder: Path) -> list[ModelFiles]:
@@ -67,10 +65,6 @@ def _numbered(folder: Path) -> list[ModelFiles]:
         if any(found):
             return [model for model in found if model is not None]
     return []
-
-
-def _find_colmap(path: Path) -> Path | None:
-    return path if path.is_dir() and find_model(path) is not None else None
 
 
 def _read_colmap(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
@@ -110,7 +104,9 @@ def _read_colmap(path: Path, name: str, options: posed.ReadOptions) -> posed.Pos
 
 
 COLMAP = posed.SceneFormat(
-    _find_colmap, _read_colmap, "a COLMAP model (cameras.bin, images.bin, or .txt; here or in sparse/0)"
+    lambda path: path if path.is_dir() and find_model(path) is not None else None,
+    _read_colmap,
+    "a COLMAP model (cameras.bin, images.bin, or .txt; here or in sparse/0)",
 )
 
 

@@ -58,8 +58,8 @@ class Lens:
             raise InputError(f"expected finite intrinsics and distortion, got {numbers}")
         if not (self.focal_x_px > 0 and self.focal_y_px > 0):
             raise InputError(f"expected focal lengths above 0 px, got {self.focal_x_px:g} and {self.focal_y_px:g}")
-        if len(self.coefficients) > NUM_COEFFICIENTS[self.model]:
-            most = NUM_COEFFICIENTS[self.model]
+        most = NUM_COEFFICIENTS[self.model]
+        if len(self.coefficients) > most:
             raise InputError(f"expected at most {most} coefficients of a {self.model} lens, got {self.coefficients}")
         if not self.crop_radius_px > 0:
             raise InputError(f"expected a crop radius above 0 px, got {self.crop_radius_px:g}")
@@ -197,8 +197,6 @@ def _find_sources(
 def _is_inside(lens: Lens, map_x: np.ndarray, map_y: np.ndarray) -> np.ndarray:
     """Pixels whose source lies in the distorted picture, and in its circle if it has one."""
     inside = (map_x >= -0.5) & (map_x <= lens.width - 0.5) & (map_y >= -0.5) & (map_y <= lens.height - 0.5)
-    if math.isinf(lens.crop_radius_px):
-        return inside
     distance_px = np.hypot(map_x - (lens.width - 1) / 2, map_y - (lens.height - 1) / 2)
     return inside & (distance_px <= lens.crop_radius_px)
 

@@ -83,16 +83,17 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     if isinstance(source, Path) and not source.is_file():
         raise InputError(f"{name} does not exist or is not a file")
     try:
-        content = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
-        with content:
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as content:
             head = content.read(32)
         is_heif = head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis")
         if is_heif:
-            _register_heif(name)
+            import pillow_heif  # pyright: ignore[reportMissingImports]  (optional)
+
+            pillow_heif.register_heif_opener()
         formats = ["HEIF"] if is_heif else list(RASTER_FORMATS)
         image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=formats)
-    except InputError:
-        raise
+    except ImportError:
+        raise MissingExtra(f"{name} is a HEIC picture, and pillow-heif", "heif") from None
     except UNREADABLE as error:
         raise InputError(f"{name} is not readable as an image: {str(error)[:200]}") from None
     width, height = image.size
@@ -101,14 +102,6 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
         limits = f"{MAX_SIDE} px a side and {MAX_PIXELS // 10**6} MP"
         raise InputError(f"{name}: expected an image of at most {limits}, got {width}x{height}")
     return image
-
-
-def _register_heif(name: str) -> None:
-    try:
-        import pillow_heif  # pyright: ignore[reportMissingImports]  (optional)
-    except ImportError:
-        raise MissingExtra(f"{name} is a HEIC picture, and pillow-heif", "heif") from None
-    pillow_heif.register_heif_opener()
 
 
 def read_head(path: Path) -> PictureHead:

@@ -111,10 +111,6 @@ def _read_nerfstudio(path: Path, name: str, options: posed.ReadOptions) -> posed
 NERFSTUDIO = posed.SceneFormat(_find_nerfstudio, _read_nerfstudio, TRANSFORMS)
 
 
-def _find_blender(path: Path) -> Path | None:
-    return path if (path / "transforms_train.json").is_file() else None
-
-
 def _read_blender(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
     """Read a folder with a file for each split: training views, and held-out ones from test, otherwise val."""
     notes: list[str] = []
@@ -133,7 +129,11 @@ def _read_blender(path: Path, name: str, options: posed.ReadOptions) -> posed.Po
     return posed.PosedPhotos(photos=photos, points=posed.no_points(), split=split, notes=tuple(notes))
 
 
-BLENDER = posed.SceneFormat(_find_blender, _read_blender, "transforms_train.json of a Blender scene")
+BLENDER = posed.SceneFormat(
+    lambda path: path if (path / "transforms_train.json").is_file() else None,
+    _read_blender,
+    "transforms_train.json of a Blender scene",
+)
 
 
 def write_capture(capture: Capture, folder: Path) -> None:
@@ -218,6 +218,11 @@ def _read_lens(said: _LensFields, head: PictureHead) -> Lens:
     if focal_x is None and focal_y is None:
         raise InputError("expected fl_x above 0 or a camera_angle_x between 0 and pi, got neither")
     crop = said.fisheye_crop_radius
+    k1, k2, k3, k4, p1, p2 = said.distortion_params or (getattr(said, name) or 0.0 for name in DISTORTION)
+    if is_fisheye and (p1 or p2):
+        raise InputError(f"expected no p1 and p2 with a fisheye, got {p1:g} and {p2:g}")
+    if k4 and not is_fisheye:
+        raise InputError(f"expected no k4 with a perspective camera_model, got {k4:g}")
     return Lens(
         width=round(width),
         height=round(height),
@@ -225,22 +230,10 @@ def _read_lens(said: _LensFields, head: PictureHead) -> Lens:
         focal_y_px=focal_y or focal_x or 0.0,
         center_x_px=width / 2 if said.cx is None else said.cx,
         center_y_px=height / 2 if said.cy is None else said.cy,
-        coefficients=_read_distortion(said, is_fisheye=is_fisheye),
+        coefficients=(k1, k2, k3, k4) if is_fisheye else (k1, k2, p1, p2, k3),
         model="fisheye" if is_fisheye else "brown",
         crop_radius_px=crop if is_fisheye and crop is not None else math.inf,
     )
-
-
-def _read_distortion(said: _LensFields, *, is_fisheye: bool) -> tuple[float, ...]:
-    """Coefficients in the order of `Lens`, from k1 ... p2 or the list `distortion_params`."""
-    k1, k2, k3, k4, p1, p2 = said.distortion_params or (getattr(said, name) or 0.0 for name in DISTORTION)
-    if is_fisheye:
-        if p1 or p2:
-            raise InputError(f"expected no p1 and p2 with a fisheye, got {p1:g} and {p2:g}")
-        return (k1, k2, k3, k4)
-    if k4:
-        raise InputError(f"expected no k4 with a perspective camera_model, got {k4:g}")
-    return (k1, k2, p1, p2, k3)
 
 
 def _focal_of_angle(angle_rad: float | None, side: float) -> float | None:

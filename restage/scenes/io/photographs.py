@@ -41,16 +41,11 @@ PLAIN_SUFFIXES = (".jpg", ".jpeg", ".png")
 """Read by every pycolmap."""
 
 
-def _find_photographs(path: Path) -> Path | None:
-    return next((folder for folder in (path, path / "images", path / "input") if list_images(folder)), None)
-
-
-def _read_photographs(folder: Path, name: str, options: ReadOptions) -> PosedPhotos:
-    return pose_photographs({path.name: path for path in list_images(folder)}, str(folder))
-
-
 PHOTOGRAPHS = SceneFormat(
-    _find_photographs, _read_photographs, "photographs (jpg, png, tiff, webp, heic, avif)", finds_cameras=True
+    lambda path: next((folder for folder in (path, path / "images", path / "input") if list_images(folder)), None),
+    lambda folder, name, options: pose_photographs({path.name: path for path in list_images(folder)}, str(folder)),
+    "photographs (jpg, png, tiff, webp, heic, avif)",
+    finds_cameras=True,
 )
 
 
@@ -177,10 +172,6 @@ JUDGED_SIDE = 480
 """Frames are brought to about this side before their sharpness is judged, where noise hardly counts."""
 
 
-def _find_video(path: Path) -> Path | None:
-    return path if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES else None
-
-
 def _read_video(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
     workplace = tempfile.TemporaryDirectory()
     frames = {}
@@ -191,7 +182,12 @@ def _read_video(path: Path, name: str, options: ReadOptions) -> PosedPhotos:
     return PosedPhotos(photos=posed.photos, points=posed.points, notes=posed.notes, workplace=workplace)
 
 
-VIDEO = SceneFormat(_find_video, _read_video, f"a video ({' '.join(VIDEO_SUFFIXES)})", finds_cameras=True)
+VIDEO = SceneFormat(
+    lambda path: path if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES else None,
+    _read_video,
+    f"a video ({' '.join(VIDEO_SUFFIXES)})",
+    finds_cameras=True,
+)
 
 
 def sharpest_frames(path: Path) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:

@@ -31,10 +31,6 @@ KEYFRAMES = (("corrected_images", "corrected_cameras"), ("images", "cameras"))
 """Polycam's folders of pictures and cameras; it writes corrected ones once it has optimized a scan."""
 
 
-def _find_llff(path: Path) -> Path | None:
-    return path / "poses_bounds.npy" if (path / "poses_bounds.npy").is_file() else None
-
-
 def _read_llff(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
     """Read poses and the images they are for, which go together in the order of the names."""
     table = _read_table(path)
@@ -53,7 +49,11 @@ def _read_llff(path: Path, name: str, options: posed.ReadOptions) -> posed.Posed
     return _posed(photos, path, [])
 
 
-LLFF = posed.SceneFormat(_find_llff, _read_llff, "poses_bounds.npy (LLFF)")
+LLFF = posed.SceneFormat(
+    lambda path: path / "poses_bounds.npy" if (path / "poses_bounds.npy").is_file() else None,
+    _read_llff,
+    "poses_bounds.npy (LLFF)",
+)
 
 
 def _read_table(path: Path) -> np.ndarray:

@@ -45,9 +45,7 @@ def rasterize_gsplat(splats: Splats, cameras: Cameras, *, features: Float[Tensor
     if splats.degree:
         directions = torch.nn.functional.normalize(splats.means - cameras.positions[0].to(device), dim=1)
     depths = splats.means @ world_to_camera[0, 2, :3] + world_to_camera[0, 2, 3]
-    values = [evaluate_sh(splats.sh, directions), depths[:, None]]
-    if features is not None:
-        values.append(features)
+    values = [evaluate_sh(splats.sh, directions), depths[:, None], *([] if features is None else [features])]
     blended, alpha, _ = rasterization(
         means=splats.means,
         quats=splats.rotations,

@@ -40,9 +40,7 @@ def rasterize_numba(
     directions = None
     if splats.degree:
         directions = torch.nn.functional.normalize(splats.means - cameras.positions[0], dim=1)
-    values = [evaluate_sh(splats.sh, directions), in_camera[:, 2:]]
-    if features is not None:
-        values.append(features)
+    values = [evaluate_sh(splats.sh, directions), in_camera[:, 2:], *([] if features is None else [features])]
     blended, alpha = _Blend.apply(geometry, torch.cat(values, dim=1), view)
     return blending.assemble(blended, alpha)
 
