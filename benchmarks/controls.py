@@ -35,7 +35,6 @@ from benchmarks.miniature.verdicts import judge as judge_picture
 from benchmarks.miniature.verdicts import seen_in
 from miniature.probe import Probe, load_probe, read_pictures
 from miniature.probe_pictures import FIRST_KIND_CLASS
-from restage.diffusion.allocation import keep_freed_memory
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.control import PairControl
@@ -48,6 +47,7 @@ from restage.diffusion.control_options import (
     LocalBlend,
     build_control,
 )
+from restage.diffusion.hardware import keep_freed_memory
 from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pairs
 from restage.diffusion.word_maps import blend_masks
 from restage.pairs.generate import reversed_prompt

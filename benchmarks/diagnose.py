@@ -48,8 +48,7 @@ from restage.scenes.fit import FitConfig
 from restage.scenes.io import read_capture, write_capture
 from restage.scenes.stage import ScenesConfig, run_scenes
 from restage.train.batches import LossWeights
-from restage.train.edit_model import TrainConfig
-from restage.train.stage import run_train
+from restage.train.stage import TrainConfig, run_train
 from restage.world.stage import CaptureConfig, WorldConfig, run_world
 
 NUM_SCENES = 8

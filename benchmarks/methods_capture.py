@@ -14,10 +14,9 @@ import torch
 
 from restage.compare.judges import CompareConfig
 from restage.compare.stage import run_compare
-from restage.edit.masks.lift import render_masks
-from restage.edit.masks.regions import keep_largest, lift_boxes
+from restage.edit.editors.grade import write_grade_truth
+from restage.edit.masks import keep_largest, lift_boxes, render_masks
 from restage.edit.single import EditChoice, open_edit
-from restage.edit.truth import write_grade_truth
 from restage.records import EditRequest, Progress, read_json
 from restage.run.folder import open_run, working
 from restage.run.progress import show_progress

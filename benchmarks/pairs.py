@@ -40,12 +40,12 @@ from benchmarks.clocks import Times, in_turn, peak_of_child, rounds_of, times
 from benchmarks.controls import held_out_edits
 from benchmarks.stable_diffusion import random_stable_diffusion
 from miniature.sampling import sample_latents
-from restage.diffusion.allocation import keep_freed_memory
 from restage.diffusion.backbone import Backbone, can_compile, load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.control_options import PROMPT_TO_PROMPT
+from restage.diffusion.hardware import keep_freed_memory
 from restage.diffusion.pair_sampler import SamplerConfig, map_size_of
-from restage.diffusion.sampler import latent_shape
+from restage.diffusion.sampling import latent_shape
 from restage.pairs.generate import COMPILED_FROM, GenerateConfig, PairJob, generate_pairs, make_jobs
 from restage.pairs.score import judge, score_pairs
 from restage.recipes import RULE

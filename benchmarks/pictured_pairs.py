@@ -31,7 +31,7 @@ from miniature.edit_model import RECIPE
 from miniature.rendered_pairs import render_pairs
 from restage.compare.metrics import mask_iou, progress, spill
 from restage.diffusion.backbone import Backbone, load_backbone
-from restage.diffusion.editor_folder import load_edit_model
+from restage.diffusion.edit_models import load_edit_model
 from restage.edit.pictures import quantize
 from restage.pairs.encoding import to_uint8
 from restage.pairs.generate import GenerateConfig, PairJob, generate_pairs, make_jobs

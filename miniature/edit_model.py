@@ -13,8 +13,8 @@ import torch
 from miniature.rendered_pairs import render_pairs, write_pictured_prompts
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
+from restage.diffusion.edit_models import load_edit_model, save_edit_model
 from restage.diffusion.editor import Guidance
-from restage.diffusion.editor_folder import load_edit_model, save_edit_model
 from restage.diffusion.training import TrainingConfig
 from restage.pairs.campaign import CampaignConfig
 from restage.pairs.score import PairRule, judge, score_pairs
@@ -26,8 +26,8 @@ from restage.recipes import PAIRS, RULE
 from restage.records import InputError, Progress
 from restage.run.folder import RunFolder
 from restage.train.batches import LossWeights
-from restage.train.edit_model import TrainConfig, load_start, train_edit_model
 from restage.train.examples import TrainingPair
+from restage.train.stage import TrainConfig, load_start, train_edit_model
 
 __all__ = [
     "NO_RULE",

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.diffusion.sampler import guided, initial_noise, latent_shape, step_noise
-from restage.diffusion.solvers import SampleStep, denoise
+from restage.diffusion.sampling import SampleStep, denoise, guided, initial_noise, latent_shape, step_noise
 from restage.records import InputError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from restage.compare.stage import CompareConfig, run_compare
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.training import TrainingConfig
-from restage.edit.open_editors import OpenEditors
+from restage.edit.editors import OpenEditors
 from restage.edit.single import EditChoice, StartingPoint, open_edit
 from restage.edit.stage import EditConfig, run_edit
 from restage.pairs.campaign import CampaignConfig
@@ -29,8 +29,7 @@ from restage.run.layout import CAPTURE, EDIT_RECORD, TRANSFORMS
 from restage.run.models import Models, models_in
 from restage.run.reading import EditRecord
 from restage.scenes.stage import FIT_FIRST, ScenesConfig, find_scene, run_scenes
-from restage.train.edit_model import TrainConfig
-from restage.train.stage import run_train
+from restage.train.stage import TrainConfig, run_train
 from restage.world.stage import WorldConfig, run_world
 
 __all__ = ["DemoConfig", "EditChoice", "PAIRS", "RULE", "STAGES", "Stage", "demo", "demo_config", "edit_folder"]

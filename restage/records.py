@@ -324,7 +324,7 @@ class EditCase:
 
     @property
     def is_graded(self) -> bool:
-        """Whether its truth is photographs that were graded as the instruction says (`restage.edit.truth`)."""
+        """Whether its truth is photographs that were graded as the instruction says (`restage.edit.editors.grade`)."""
         return self.kind == GRADED
 
 

@@ -21,7 +21,7 @@ from restage.report.stage import ReportConfig
 from restage.run.models import Models, models_in
 from restage.scenes.fit import FitConfig
 from restage.scenes.stage import ScenesConfig
-from restage.train.edit_model import TrainConfig
+from restage.train.stage import TrainConfig
 from restage.world.stage import CaptureConfig, WorldConfig
 
 # Random models make pictures that no rule would accept.

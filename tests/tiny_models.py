@@ -11,9 +11,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from miniature.tokenizer import MAX_TOKENS, build_tokenizer
 from restage.diffusion.backbone import Backbone, save_backbone, save_half
-from restage.diffusion.edit_unet import widen_unet
+from restage.diffusion.edit_models import save_edit_model, widen_unet
 from restage.diffusion.editor import EditModel
-from restage.diffusion.editor_folder import save_edit_model
 from restage.diffusion.schedule import Schedule
 from restage.records import write_json
 

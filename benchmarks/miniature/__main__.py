@@ -23,7 +23,7 @@ from benchmarks.miniature import edits, held_out, page, parts, text_to_image, ve
 from miniature.probe import load_probe
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
-from restage.diffusion.editor_folder import load_edit_model
+from restage.diffusion.edit_models import load_edit_model
 
 __all__ = ["PARTS", "WANTED", "Figures", "main"]
 

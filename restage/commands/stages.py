@@ -80,7 +80,7 @@ def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None
 
 def build_train() -> Callable[..., None]:
     """Build `restage train`."""
-    from restage.train.edit_model import TrainConfig
+    from restage.train.stage import TrainConfig
 
     def train(
         run: Positional[RunArgument],

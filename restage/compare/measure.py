@@ -13,9 +13,9 @@ from torch import Tensor
 from restage.compare import metrics
 from restage.compare.judges import CompareConfig, Judges
 from restage.compare.metrics import Measured, unscored
+from restage.edit.editors.grade import Anchors, anchors_of
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import orbit_cameras
-from restage.edit.truth import Anchors, anchors_of
 from restage.records import EditCase, InputError, read_json
 from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, HELD_OUT, IMAGES, MASKS, SPLATS, TRUTH
 from restage.scenes.cameras import Cameras

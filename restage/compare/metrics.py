@@ -49,7 +49,7 @@ def progress(edited: Views, source: Views, truth: Views, regions: Regions) -> Me
 
     Per view 1 - mean|E - T| / mean|S - T| inside R: 0 nothing done, 1 perfect, below 0 the wrong way. It is never
     clipped, so an edit that overshoots or goes the wrong way costs what it costs. Of graded photographs S is B, and T
-    is B graded (see `restage.edit.truth.anchors_of`).
+    is B graded (see `restage.edit.editors.grade.anchors_of`).
     """
     values = [1 - share for share in _shares_of_change(edited - truth, source, truth, regions)]
     return summarise(values, "truth changes nothing that they see")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from restage.audit.show import compare_runs
 from restage.diagnose.parts import RunParts, flatten, noise_settings, other_settings, read_settings
-from restage.edit.work import load_scene, read_case
+from restage.edit.stage import load_scene, read_case
 from restage.records import InputError, file_sha256, read_json, to_plain
 from restage.run.layout import FIT_RECORD, SPLATS
 from restage.run.reading import FitRecord

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from restage.diffusion.edit_models import edit_weights_sha256
 from restage.diffusion.editor import Guidance
-from restage.diffusion.editor_folder import edit_weights_sha256
 from restage.edit.job import Method
 from restage.edit.methods import METHODS
 from restage.pairs.encoding import ImagePair
@@ -24,8 +24,8 @@ from restage.records import InputError, canonical_json, derive_seed, from_plain,
 from restage.run.layout import STAGE_MARK, check_is_run
 from restage.run.models import edit_model_of
 from restage.run.reading import RunRecord, StageMark, read_run_record
-from restage.train.edit_model import TrainConfig
 from restage.train.examples import ExactPair
+from restage.train.stage import TrainConfig
 
 __all__ = ["EDIT_MODEL_PARTS", "LABELS", "MixedPairs", "PairPool", "RunParts", "differing_parts", "differing_training"]
 __all__ += ["flatten", "mix_pairs", "noise_settings", "other_settings", "read_settings"]

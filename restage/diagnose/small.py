@@ -25,7 +25,7 @@ from restage.run.models import Models
 from restage.scenes.fit import FitConfig
 from restage.scenes.stage import ScenesConfig
 from restage.train.batches import LossWeights
-from restage.train.edit_model import TrainConfig
+from restage.train.stage import TrainConfig
 from restage.world.stage import CaptureConfig, WorldConfig
 
 __all__ = ["SmallConfig", "changed", "make_run", "read_changes"]

@@ -26,16 +26,16 @@ from restage.diagnose.agreement import disagreement
 from restage.diagnose.cases import Case
 from restage.diagnose.workbench import Mix, Setup, Workbench
 from restage.diffusion.editor import EditSettings
+from restage.edit.editors import MenuEditor, OpenEditors
 from restage.edit.editors.edit_model import ModelEditor
 from restage.edit.editors.exact import ExactEditor
+from restage.edit.editors.grade import anchors_of
 from restage.edit.editors.interface import Edited, Editor, EditorSource, ViewBatch
 from restage.edit.job import EditJob
-from restage.edit.open_editors import MenuEditor, OpenEditors
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import KeptEdits
-from restage.edit.sharing.anchored_noise import AnchoredNoise
-from restage.edit.truth import anchors_of
-from restage.edit.work import load_scene, read_case
+from restage.edit.sharing import AnchoredNoise
+from restage.edit.stage import load_scene, read_case
 from restage.records import EditRequest, Progress, content_id, derive_seed, read_json, to_plain, write_json
 from restage.scenes.capture import Capture
 from restage.scenes.fit import psnr, render_views

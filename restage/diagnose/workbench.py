@@ -13,16 +13,16 @@ from typing import Any
 
 from restage.diagnose.cases import Case, SceneParts
 from restage.diagnose.parts import EDIT_MODEL_PARTS, RunParts, mix_pairs, noise_settings
+from restage.diffusion.edit_models import edit_weights_sha256
 from restage.diffusion.editor import Guidance
-from restage.diffusion.editor_folder import edit_weights_sha256
 from restage.edit.job import Method
 from restage.edit.methods import METHODS
-from restage.edit.work import load_scene
+from restage.edit.stage import load_scene
 from restage.records import InputError, Progress, content_id, read_json, to_plain, write_json
 from restage.run.layout import CAPTURE, TRANSFORMS, TRUTH
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io.nerfstudio import write_capture
-from restage.train.edit_model import load_start, train_edit_model
+from restage.train.stage import load_start, train_edit_model
 
 __all__ = ["SCENE_PARTS", "Mix", "Setup", "Workbench"]
 

@@ -6,7 +6,7 @@ Works with any fast tokenizer of transformers (it must give offsets). Used to se
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,15 +15,7 @@ from torch import Tensor
 
 from restage.records import InputError
 
-__all__ = [
-    "Alignment",
-    "CaptionsDiffer",
-    "Padding",
-    "align_phrases",
-    "align_swaps",
-    "find_tokens",
-    "token_mask",
-]
+__all__ = ["Alignment", "CaptionsDiffer", "Padding", "align_phrases", "align_swaps", "find_tokens", "token_mask"]
 
 Span = tuple[int, int]
 Padding = Literal["own", "public"]
@@ -43,8 +35,7 @@ class Alignment(NamedTuple):
 
     word_map: Float[Tensor, "tokens tokens"]
     """M[source, edit]; with padding of `own` no row sums to more than 1, so attention is moved, never made."""
-    gate: Float[Tensor, " tokens"]
-    """1 for edit tokens that have a source, 0 for new ones."""
+    gate: Float[Tensor, " tokens"]  # 1 for edit tokens that have a source, 0 for new ones
 
 
 class _Tokens(NamedTuple):
@@ -74,23 +65,16 @@ def _occurrences(prompt: str, words: str) -> list[Span]:
     parts = [re.escape(part) for part in _WORD.findall(words)]
     if not parts:
         raise InputError("a word to look for is empty; give one that stands in the prompt")
-    pattern = r"\s*".join(parts) if len(parts) == 1 else r"\s*".join(_spaced(parts))
+    pattern = parts[0]
+    for before, part in zip(parts, parts[1:], strict=False):
+        pattern += (r"\s+" if re.match(r"\w", before) and re.match(r"\w", part) else r"\s*") + part
     return [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE)]
-
-
-def _spaced(parts: Sequence[str]) -> Iterator[str]:
-    for index, part in enumerate(parts):
-        is_gap = index + 1 < len(parts) and re.match(r"\w", part) and re.match(r"\w", parts[index + 1])
-        yield part + (r"\s" if is_gap else "")
 
 
 def find_tokens(tokenizer: Any, prompt: str, words: str) -> tuple[tuple[int, ...], ...]:
     """Return the token indices (special tokens counted) of each occurrence of a word, or of words in a row.
 
     Case, punctuation beside the words and spaces between them do not matter.
-
-    Raises:
-        InputError: the prompt does not fit the tokenizer, or `words` is empty.
     """
     tokens = _tokenize(tokenizer, prompt)
     return tuple(tuple(_tokens_in(tokens, span)) for span in _occurrences(prompt, words))
@@ -176,10 +160,6 @@ def align_swaps(
     """Align two captions that differ by swapped words alone (Prompt-to-Prompt's replacement).
 
     `swaps` holds words of the source and what stands in their place, in order; `a` may become `an` unmentioned.
-
-    Raises:
-        InputError: a prompt does not fit the tokenizer, or a swapped word is not there.
-        CaptionsDiffer: the captions differ by more than the swaps.
     """
     source_tokens, target_tokens = _tokenize(tokenizer, source), _tokenize(tokenizer, target)
     for caption, words in ((source, [old for old, _ in swaps]), (target, [new for _, new in swaps])):
@@ -235,9 +215,6 @@ def align_phrases(tokenizer: Any, source: str, target: str, *, padding: Padding 
     """Align two captions of which one has words that the other lacks (Prompt-to-Prompt's refinement).
 
     Tokens of the target that the source has too take its attention; new ones keep their own (gate 0).
-
-    Raises:
-        InputError: a prompt does not fit the tokenizer.
     """
     source_ids, target_ids = _tokenize(tokenizer, source).ids, _tokenize(tokenizer, target).ids
     length = tokenizer.model_max_length

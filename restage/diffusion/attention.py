@@ -40,10 +40,8 @@ def _num_halves(control: StepControl, rows: int) -> int:
 class _Taken(NamedTuple):
     """Which rows of a batch are projected, and which of the projected rows each row of the batch then uses."""
 
-    needed: Tensor | None
-    """Rows to project; None = all."""
-    place: Tensor
-    """For each row of the batch, its place among the projected ones."""
+    needed: Tensor | None  # rows to project; None = all
+    place: Tensor  # for each row of the batch, its place among the projected ones
 
 
 class _SelfTaken(NamedTuple):
@@ -54,18 +52,21 @@ class _SelfTaken(NamedTuple):
     value: _Taken | None = None
 
 
-def _taken(control: StepControl, num_halves: int, **where: Any) -> _SelfTaken:
+def _taken(control: StepControl, hidden_states: Tensor, layer: int) -> _SelfTaken:
     """`SDPA(Q_s, K_s, V_e)` for edits that take the source's probabilities, `SDPA(Q_e, K_s, V_s)` for MasaCtrl's.
 
     What an edit takes from its source is not computed for the edit. A compiled UNet computes it for all rows, since its
     shapes must not vary.
     """
+    batch, size_squared, _ = hidden_states.shape
+    where = {"num_halves": _num_halves(control, batch), "size_squared": size_squared, "layer": layer}
+    if size_squared > control.largest_size**2 or layer < control.earliest_layer:
+        return _SelfTaken()
     # Row counts decide shapes. Read from the GPU they would stall it at every layer, so they come from the CPU's copy;
     # a compiled graph counts nothing and must not leave the device.
     is_compiling = torch.compiler.is_compiling()
     gates = control.gates if is_compiling else control.gates_on_host
-    is_inject = gates.is_open(INJECT, num_halves=num_halves, **where)
-    is_mutual = gates.is_open(MUTUAL, num_halves=num_halves, **where)
+    is_inject, is_mutual = gates.is_open(INJECT, **where), gates.is_open(MUTUAL, **where)
 
     def rows(gate: Tensor) -> _Taken:
         place = gates.rows(gate, control.num_sources)
@@ -136,6 +137,10 @@ def _cross_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     Edits with `g_e = 0` (words were swapped, no more) have the first term in the place of the second, which costs
     nothing. A compiled UNet adds both for all, since its shapes must not vary.
     """
+    if control.maps is not None and query.shape[2] == control.maps.size**2:
+        _record(query, key, mask, control)
+    if not control.is_cross_on:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # Weights of tokens are linear in attention, (A_s M) diag(g) V = A_s (M diag(g) V). So they go onto the values, of
     # tokens x channels, and the probabilities, pixels x tokens for each head, are never formed.
     if key.shape[2] != control.source_gain.shape[1]:
@@ -215,7 +220,7 @@ class ControlledProcessor:
         to_q, to_k, to_v, (to_out, dropout) = attn.to_q, attn.to_k, attn.to_v, cast(nn.ModuleList, attn.to_out)
         assert to_k is not None and to_v is not None
         is_self = encoder_hidden_states is None
-        taken = self._taken(control, hidden_states) if control is not None and is_self else _SelfTaken()
+        taken = _taken(control, hidden_states, self.layer) if control is not None and is_self else _SelfTaken()
         query, key, value = (
             _project(layer, x, rows).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for layer, x, rows in zip((to_q, to_k, to_v), (hidden_states, context, context), taken, strict=True)
@@ -225,35 +230,16 @@ class ControlledProcessor:
         mask = attn.prepare_attention_mask(attention_mask, context_length, batch)  # pyright: ignore[reportArgumentType]
         mask = None if mask is None else mask.view(batch, attn.heads, -1, mask.shape[-1])
         if control is not None and not is_self:
-            out = self._cross(query, key, value, mask, control)
+            out = _cross_attention(query, key, value, mask, control)
         elif control is not None and taken.value is not None and control.follows_regions is not None:
             out = _attention_by_region(query, key, value, control, self.layer)
         else:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return dropout(to_out(out.transpose(1, 2).flatten(2))) / attn.rescale_output_factor
 
-    def _taken(self, control: StepControl, hidden_states: Tensor) -> _SelfTaken:
-        rows, size_squared, _ = hidden_states.shape
-        num_halves = _num_halves(control, rows)
-        if size_squared > control.largest_size**2 or self.layer < control.earliest_layer:
-            return _SelfTaken()
-        return _taken(control, num_halves, size_squared=size_squared, layer=self.layer)
-
-    def _cross(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, control: StepControl) -> Tensor:
-        if control.maps is not None and query.shape[2] == control.maps.size**2:
-            _record(query, key, mask, control)
-        if not control.is_cross_on:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return _cross_attention(query, key, value, mask, control)
-
 
 def attention_layers(unet: nn.Module) -> list[Attention]:
-    """Return all attention layers in the order of their calls (down, middle, up), found by type.
-
-    Raises:
-        InputError: there are not as many as processors, not as many cross as self layers, or none; or some are of a
-            kind that Stable Diffusion does not have.
-    """
+    """Return all attention layers in the order of their calls (down, middle, up), found by type."""
     # diffusers registers the middle block last, but calls it before the up blocks.
     blocks = [getattr(unet, name, None) for name in ("down_blocks", "mid_block", "up_blocks")]
     parts = [block for block in blocks if block is not None] or [unet]
@@ -301,22 +287,13 @@ def _hooks_of(unet: nn.Module) -> _Hooks:
 
 
 def num_self_layers(unet: nn.Module) -> int:
-    """Number of a UNet's self-attention layers.
-
-    Raises:
-        InputError: the UNet's layers are not those that control knows.
-    """
+    """Number of a UNet's self-attention layers."""
     return len(_hooks_of(getattr(unet, "_orig_mod", unet)).layers) // 2
 
 
 @contextlib.contextmanager
 def controlled(unet: nn.Module) -> Iterator[None]:
-    """Let the UNet take `cross_attention_kwargs={"control": StepControl}` within the context.
-
-    Raises:
-        InputError: the UNet's layers are not those that control knows.
-        RuntimeError: control reached some layers and others not.
-    """
+    """Let the UNet take `cross_attention_kwargs={"control": StepControl}` within the context."""
     unet = getattr(unet, "_orig_mod", unet)  # of a compiled module
     _, layers, processors = _hooks_of(unet)
     before: list[Any] = [layer.processor for layer in layers]

@@ -27,8 +27,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from restage.diffusion.attention import controlled
 from restage.diffusion.control import StepControl
-from restage.diffusion.loading import check_tokens, load_model, load_tokenizer, read_config
-from restage.diffusion.precision import bfloat16_autocast
+from restage.diffusion.hardware import bfloat16_autocast
+from restage.diffusion.loading import check_tokens, load_model, load_tokenizer, padded_ids, read_config
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError, write_json
 
@@ -51,8 +51,7 @@ class TextCondition:
     """Embedded prompts in the form that a UNet takes."""
 
     tokens: Float[Tensor, "b tokens d"]
-    pooled: Float[Tensor, "b p"] | None = None
-    """One vector for each prompt; only Stable Diffusion XL takes it."""
+    pooled: Float[Tensor, "b p"] | None = None  # one vector for each prompt; only Stable Diffusion XL takes it
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -88,8 +87,7 @@ class Backbone:
     schedule: Schedule
     scheduler_config: dict[str, Any]
     """The diffusers scheduler config that the schedule was read from; saved with the model."""
-    folder: Path | None = None
-    """Where it was loaded from."""
+    folder: Path | None = None  # where it was loaded from
     tokenizer_2: Any = None
     """Second tokenizer of Stable Diffusion XL, which has two text encoders; None for other models."""
     text_encoder_2: CLIPTextModelWithProjection | None = None
@@ -129,47 +127,27 @@ class Backbone:
         return self._compiled
 
     def token_ids(self, texts: Sequence[str]) -> Int[Tensor, "b tokens"]:
-        """Return the tokens of texts for the (first) text encoder, padded to the tokenizer's length.
-
-        Raises:
-            InputError: a text has more tokens than fit.
-        """
-        return self._token_ids(self.tokenizer, texts)
-
-    def _token_ids(self, tokenizer: Any, texts: Sequence[str]) -> Int[Tensor, "b tokens"]:
-        tokens = tokenizer(list(texts), padding="max_length", max_length=tokenizer.model_max_length)
-        for text, ids in zip(texts, tokens["input_ids"], strict=True):
-            if len(ids) > tokenizer.model_max_length:
-                raise InputError(
-                    f"a text of {len(ids)} tokens is too long, at most {tokenizer.model_max_length}: '{text[:80]}'"
-                )
-        return torch.tensor(tokens["input_ids"], device=self.device)
+        """Return the tokens of texts for the (first) text encoder, padded to the tokenizer's length."""
+        return padded_ids(self.tokenizer, texts, self.tokenizer.model_max_length).to(self.device)
 
     def encode_prompts(self, texts: Sequence[str]) -> TextCondition:
         """Embed prompts for the UNet, padded to the tokenizer's length.
 
         With two text encoders (Stable Diffusion XL; Podell et al. 2023, arXiv 2307.01952): their last but one hidden
         states side by side, and the second one's projected end token.
-
-        Raises:
-            InputError: a text has more tokens than fit.
         """
         with torch.no_grad():
-            ids = self._token_ids(self.tokenizer, texts)
+            ids = self.token_ids(texts)
             if self.text_encoder_2 is None:
                 return TextCondition(self.text_encoder(input_ids=ids).last_hidden_state.float())
             first = self.text_encoder(input_ids=ids, output_hidden_states=True)
-            ids_2 = self._token_ids(self.tokenizer_2, texts)
+            ids_2 = padded_ids(self.tokenizer_2, texts, self.tokenizer_2.model_max_length).to(self.device)
             second = self.text_encoder_2(input_ids=ids_2, output_hidden_states=True)
         tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         return TextCondition(tokens.float(), second.text_embeds.float())
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b tokens d"]:
-        """Embed texts token by token, padded to the tokenizer's length.
-
-        Raises:
-            InputError: a text has more tokens than fit.
-        """
+        """Embed texts token by token, padded to the tokenizer's length."""
         return self.encode_prompts(texts).tokens
 
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h8 w8"]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPModel
 
-from restage.diffusion.loading import check_tokens, load_model, load_tokenizer
-from restage.records import InputError, read_json
+from restage.diffusion.loading import check_tokens, load_model, load_tokenizer, padded_ids
+from restage.records import read_json
 
 __all__ = ["Clip", "load_clip"]
 
@@ -56,20 +56,12 @@ class Clip:
             return functional.normalize(self.model.visual_projection(hidden).float(), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
-        """Embed texts as unit vectors; texts that are too long are refused.
-
-        Raises:
-            InputError: a text has more tokens than the model takes.
-        """
+        """Embed texts as unit vectors; texts that are too long are refused."""
         device = next(self.model.parameters()).device
         text_config: Any = self.model.config.text_config
-        longest = text_config.max_position_embeddings
-        ids = self.tokenizer(list(texts), padding="max_length", max_length=longest)["input_ids"]
-        for text, row in zip(texts, ids, strict=True):
-            if len(row) > longest:
-                raise InputError(f"a text of {len(row)} tokens is too long, at most {longest}: '{text[:80]}'")
+        ids = padded_ids(self.tokenizer, texts, text_config.max_position_embeddings).to(device)
         with torch.no_grad():
-            hidden = self.model.text_model(input_ids=torch.tensor(ids, device=device)).pooler_output
+            hidden = self.model.text_model(input_ids=ids).pooler_output
             return functional.normalize(self.model.text_projection(hidden).float(), dim=-1)
 
 

@@ -83,14 +83,11 @@ class SelfControl:
 
     kind: Int[Tensor, " pairs"]
     """`INJECT`: the source's probabilities (keeps layout); `MUTUAL`: its keys and values, MasaCtrl (keeps look)."""
-    window: Float[Tensor, "pairs 2"]
-    """When, [from, until) in shares of the steps."""
-    max_size: Int[Tensor, " pairs"]
-    """Only at layers of at most this many pixels a side."""
+    window: Float[Tensor, "pairs 2"]  # when, [from, until) in shares of the steps
+    max_size: Int[Tensor, " pairs"]  # only at layers of at most this many pixels a side
     first_layer: Float[Tensor, " pairs"]
     """Only from this share of the self-attention layers on, in the order of their calls."""
-    has_unconditional: Bool[Tensor, " pairs"]
-    """Whether the unconditional half of guidance is controlled, too."""
+    has_unconditional: Bool[Tensor, " pairs"]  # whether the unconditional half of guidance is controlled, too
     region_threshold: Float[Tensor, " pairs"]
     """`MUTUAL` only: above 0, the named things of both branches attend to each other and the rest to the rest; a word
     map, scaled to [0, 1], counts from this value on."""
@@ -138,9 +135,6 @@ class PairControl:
         `source_of` says which source each pair is an edit of; None = each of its own, in order. `num_layers` is the
         number of the UNet's self-attention layers, needed where control begins at one of them. `maps` is where word
         maps are recorded, and taken from where control follows regions.
-
-        Raises:
-            InputError: control begins at a share of the layers, and their number is not given.
         """
         cross, own = self.cross, self.self_attention
         source_of = torch.arange(len(self)) if source_of is None else source_of.cpu()
@@ -186,11 +180,9 @@ class PairControl:
 class SelfGates:
     """Whose self attention is controlled at a step, and at which layers; fields as in `SelfControl`."""
 
-    kind: Int[Tensor, " pairs"]
-    """`NO_SELF` where the window is closed."""
+    kind: Int[Tensor, " pairs"]  # `NO_SELF` where the window is closed
     max_size: Int[Tensor, " pairs"]
-    first_layer: Int[Tensor, " pairs"]
-    """Number of the first self-attention layer that is controlled, counted from 0."""
+    first_layer: Int[Tensor, " pairs"]  # number of the first self-attention layer that is controlled, counted from 0
     has_unconditional: Bool[Tensor, " pairs"]
     source_of: Int[Tensor, " pairs"]
 
@@ -218,28 +210,20 @@ class StepControl:
 
     num_sources: int
     source_of: Int[Tensor, " pairs"]
-    is_one_to_one: bool
-    """Whether each source has one edit, in the same order."""
+    is_one_to_one: bool  # whether each source has one edit, in the same order
     is_cross_on: bool
     """Whether any pair's cross attention is controlled at this step; the flags let layers skip what is off."""
     word_map: Float[Tensor, "pairs tokens tokens"]
-    source_gain: Float[Tensor, "pairs tokens"]
-    """Factor on the source's attention, moved to the edit token."""
-    own_gain: Float[Tensor, "pairs tokens"]
-    """Factor on the edit token's own attention."""
-    whole: Int[Tensor, " whole"]
-    """Pairs whose cross attention is their source's altogether."""
-    mixed: Int[Tensor, " mixed"]
-    """Pairs whose cross attention is partly their source's and partly their own."""
+    source_gain: Float[Tensor, "pairs tokens"]  # factor on the source's attention, moved to the edit token
+    own_gain: Float[Tensor, "pairs tokens"]  # factor on the edit token's own attention
+    whole: Int[Tensor, " whole"]  # pairs whose cross attention is their source's altogether
+    mixed: Int[Tensor, " mixed"]  # pairs whose cross attention is partly their source's and partly their own
     is_inject_on: bool
     is_mutual_on: bool
     gates: SelfGates
-    gates_on_host: SelfGates
-    """The same on the CPU, where rows can be counted without waiting for a GPU."""
-    largest_size: int
-    """Largest layer (pixels a side) whose self attention any pair controls at this step; 0 = none."""
-    earliest_layer: int
-    """Number of the first self-attention layer that any pair controls at this step."""
+    gates_on_host: SelfGates  # the same on the CPU, where rows can be counted without waiting for a GPU
+    largest_size: int  # largest layer (pixels a side) whose self attention any pair controls at this step; 0 = none
+    earliest_layer: int  # number of the first self-attention layer that any pair controls at this step
     follows_regions: Bool[Tensor, " pairs"] | None
     """Which pairs keep the named things and the rest apart in mutual attention; None if no pair does."""
     region_threshold: Float[Tensor, " pairs"]

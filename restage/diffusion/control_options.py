@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from restage.diffusion.alignment import (
     Alignment,
@@ -41,11 +39,6 @@ __all__ = [
 Window = tuple[float, float]
 """When something is on: [from, until), in shares of the steps."""
 SELF_KINDS = {"none": NO_SELF, "inject": INJECT, "mutual": MUTUAL}
-
-
-def _check_window(name: str, window: Window) -> None:
-    if not 0 <= window[0] <= window[1] <= 1:
-        raise InputError(f"{name} must be two shares of the steps in [0, 1], low before high; got {window}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +93,11 @@ class ControlOptions:
     padding tokens of the source. `public`: to the tokens at the same position, as in Prompt-to-Prompt's public code."""
 
     def __post_init__(self) -> None:
-        _check_window("cross_window", self.cross_window)
-        _check_window("self_window", self.self_window)
-        if self.swapped_window is not None:
-            _check_window("swapped_window", self.swapped_window)
-        for word, window in self.word_windows.items():
-            _check_window(f"word_windows[{word!r}]", window)
+        windows = {name: getattr(self, name) for name in ("cross_window", "self_window", "swapped_window")}
+        windows |= {f"word_windows[{word!r}]": window for word, window in self.word_windows.items()}
+        for name, window in windows.items():
+            if window is not None and not 0 <= window[0] <= window[1] <= 1:
+                raise InputError(f"{name} must be two shares of the steps in [0, 1], low before high; got {window}")
         if self.self_max_size is not None and self.self_max_size < 1:
             raise InputError(f"self_max_size must be at least 1 pixel or None, got {self.self_max_size}")
         if not (0 <= self.self_first_layer <= 1 and 0 <= self.region_threshold < 1):
@@ -178,10 +170,6 @@ def _self(options: ControlOptions) -> SelfControl:
     )
 
 
-def _words(tokenizer: Any, caption: str, words: Sequence[str]) -> Float[Tensor, "1 tokens"]:
-    return token_mask(tokenizer, caption, words)[None]
-
-
 def build_control(
     tokenizer: Any,
     source: str,
@@ -207,10 +195,10 @@ def build_control(
     options = options or ControlOptions()
     name, alignment = _align(tokenizer, source, target, swaps, options.padding)
     blend = BlendControl(
-        source_words=_words(tokenizer, source, words),
-        edit_words=_words(tokenizer, target, words),
-        source_kept=_words(tokenizer, source, kept_words),
-        edit_kept=_words(tokenizer, target, kept_words),
+        source_words=token_mask(tokenizer, source, words)[None],
+        edit_words=token_mask(tokenizer, target, words)[None],
+        source_kept=token_mask(tokenizer, source, kept_words)[None],
+        edit_kept=token_mask(tokenizer, target, kept_words)[None],
         start=torch.tensor([float(options.blend.start)]),
         threshold=torch.tensor([float(options.blend.threshold)]),
         kept_threshold=torch.tensor([float(options.blend.kept_threshold)]),

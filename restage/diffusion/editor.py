@@ -8,6 +8,7 @@ distillation methods.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,23 +21,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone
-from restage.diffusion.edited import Edited
-from restage.diffusion.precision import bfloat16_autocast
-from restage.diffusion.sampler import initial_noise
+from restage.diffusion.hardware import bfloat16_autocast
+from restage.diffusion.sampling import Edited, denoise, initial_noise
 from restage.diffusion.schedule import Schedule
-from restage.diffusion.solvers import denoise
 from restage.records import InputError
 
-__all__ = [
-    "EditCondition",
-    "EditModel",
-    "EditPrediction",
-    "EditSettings",
-    "Edited",
-    "Guidance",
-    "GuidedPrediction",
-    "edit_images",
-]
+__all__ = ["EditCondition", "EditModel", "EditSettings", "Edited", "Guidance", "edit_images"]
+
+Latents = Float[Tensor, "batch channels height width"]
+Text = Float[Tensor, "batch tokens width_of_text"]
+Pictures = Float[Tensor, "batch 3 height width"]
 
 KEEP_LOW, KEEP_HIGH = 0.15, 0.5
 """`keep_outside`: below the first mask value nothing changes, above the second everything may."""
@@ -45,8 +39,7 @@ KEEP_LOW, KEEP_HIGH = 0.15, 0.5
 class EditPrediction(NamedTuple):
     """What the edit UNet says about noisy latents."""
 
-    epsilon: Float[Tensor, "batch channels height width"]
-    """The noise, whatever the UNet was trained to predict."""
+    epsilon: Latents  # the noise, whatever the UNet was trained to predict
     mask_logits: Float[Tensor, "batch height width"] | None
     """Logit that a latent pixel is to change; None for a UNet without mask output."""
 
@@ -54,7 +47,7 @@ class EditPrediction(NamedTuple):
 class GuidedPrediction(NamedTuple):
     """A guided prediction, and where the instruction acts."""
 
-    epsilon: Float[Tensor, "batch channels height width"]
+    epsilon: Latents
     mask: Float[Tensor, "batch height width"] | None
     """Probability of change in [0, 1]; for a UNet without mask output the not yet normalised size of the
     instruction's part of the prediction, or None where no guidance was computed."""
@@ -63,11 +56,9 @@ class GuidedPrediction(NamedTuple):
 class EditCondition(NamedTuple):
     """What an edit is conditioned on."""
 
-    original_latents: Float[Tensor, "batch channels height width"]
-    text: Float[Tensor, "batch tokens width_of_text"]
-    """Embedded instruction."""
-    no_text: Float[Tensor, "batch tokens width_of_text"]
-    """Embedded empty text."""
+    original_latents: Latents
+    text: Text  # embedded instruction
+    no_text: Text  # embedded empty text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +109,7 @@ class EditSettings:
 class EditModel:
     """An edit UNet with the other parts of the text-to-image model that it grew from."""
 
-    backbone: Backbone
-    """Its tokenizer, text encoder, VAE and schedule are used; its own UNet is not."""
+    backbone: Backbone  # its tokenizer, text encoder, VAE and schedule are used; its own UNet is not
     unet: UNet2DConditionModel
     """2c inputs (noisy | original), c or c + 1 outputs (prediction | mask logit), c the VAE's latent channels."""
     condition_scale: float = 1.0
@@ -159,9 +149,7 @@ class EditModel:
         """The noise schedule."""
         return self.backbone.schedule
 
-    def encode_condition(
-        self, originals: Float[Tensor, "batch 3 height width"], instructions: Sequence[str]
-    ) -> EditCondition:
+    def encode_condition(self, originals: Pictures, instructions: Sequence[str]) -> EditCondition:
         """Encode original pictures and one instruction each."""
         original_latents = self.backbone.encode_images(originals)
         texts = sorted(set(instructions))  # views of one scene share an instruction: it is embedded once
@@ -170,11 +158,7 @@ class EditModel:
         return EditCondition(original_latents, embedded[rows], embedded[[0] * len(rows)])
 
     def predict(
-        self,
-        latents: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, " batch"],
-        original_latents: Float[Tensor, "batch channels height width"],
-        text: Float[Tensor, "batch tokens width_of_text"],
+        self, latents: Latents, timesteps: Int[Tensor, " batch"], original_latents: Latents, text: Text
     ) -> EditPrediction:
         """Predict the noise in `latents` and the mask of the edit, without guidance; no original is all zeros."""
         inputs = torch.cat([latents, original_latents * self.condition_scale], dim=1)
@@ -185,11 +169,7 @@ class EditModel:
         return EditPrediction(self.schedule.to_epsilon(prediction, latents, timesteps), mask_logits)
 
     def predict_guided(
-        self,
-        latents: Float[Tensor, "batch channels height width"],
-        timesteps: Int[Tensor, " batch"],
-        condition: EditCondition,
-        guidance: Guidance,
+        self, latents: Latents, timesteps: Int[Tensor, " batch"], condition: EditCondition, guidance: Guidance
     ) -> GuidedPrediction:
         """Predict with guidance on text and original, all evaluations in one batched call.
 
@@ -200,7 +180,8 @@ class EditModel:
         """
         noise_level = (int(timesteps[0]) + 1) / self.schedule.num_train_timesteps
         is_inside = guidance.lowest_noise <= noise_level <= guidance.highest_noise
-        variants = _num_evaluations(guidance) if is_inside else 1
+        needed = 3 if guidance.image != 1 else 1 + int(guidance.text != 1)
+        variants = needed if is_inside else 1
         original, text, no_text = condition
         # The variants are [with both | without text | without both], so that fewer of them is a prefix.
         rows = [(original, text), (original, no_text), (torch.zeros_like(original), no_text)][:variants]
@@ -226,43 +207,20 @@ class EditModel:
         return GuidedPrediction(guided, mask)
 
 
-def _num_evaluations(guidance: Guidance) -> int:
-    if guidance.image != 1:
-        return 3
-    return 1 if guidance.text == 1 else 2
-
-
 def _mask_to_keep(mask: Tensor) -> Tensor:
     """Sharpen a soft mask so that sure pixels are wholly kept or wholly free."""
     return ((mask - KEEP_LOW) / (KEEP_HIGH - KEEP_LOW)).clamp(0, 1)
 
 
-class _MaskMean:
-    def __init__(self, has_mask_output: bool) -> None:
-        self.has_mask_output = has_mask_output
-        self.total: Tensor | None = None
-        self.count = 0
-
-    def add(self, mask: Tensor | None) -> None:
-        if mask is not None:
-            self.total = mask if self.total is None else self.total + mask
-            self.count += 1
-
-    def mean(self) -> Tensor:
-        if self.total is None:
-            raise InputError("a UNet without mask output needs text guidance in its first step to tell where it edits")
-        if self.has_mask_output:
-            return self.total / self.count
-        return self.total / self.total.amax(dim=(1, 2), keepdim=True).clamp(min=1e-8)
+def _mean_mask(masks: Sequence[Tensor], has_mask_output: bool) -> Tensor:
+    if not masks:
+        raise InputError("a UNet without mask output needs text guidance in its first step to tell where it edits")
+    total = functools.reduce(torch.add, masks)
+    return total / (len(masks) if has_mask_output else total.amax(dim=(1, 2), keepdim=True).clamp(min=1e-8))
 
 
 def _edit_batch(
-    model: EditModel,
-    views: Tensor,
-    condition: EditCondition,
-    noise_level: float,
-    noise: Tensor,
-    settings: EditSettings,
+    model: EditModel, views: Tensor, condition: EditCondition, noise_level: float, noise: Tensor, settings: EditSettings
 ) -> tuple[Tensor, Tensor]:
     """Edit one batch: latents, and masks on the latent grid."""
     schedule, original = model.schedule, condition.original_latents
@@ -272,57 +230,50 @@ def _edit_batch(
     if noise_level < 1:
         first = torch.full((len(views),), table[0], device=original.device)
         latents = schedule.add_noise(model.backbone.encode_images(views), latents, first)
-    masks = _MaskMean(model.has_mask_output)
+    masks: list[Tensor] = []
 
     def predict(noisy: Tensor, t: Tensor, step: int) -> Tensor:
         with bfloat16_autocast(noisy.device, is_wanted=settings.use_bfloat16):
             predicted = model.predict_guided(noisy, t, condition, settings.guidance or model.guidance)
-        masks.add(predicted.mask)
+        masks.extend([] if predicted.mask is None else [predicted.mask])
         # Outside of the mask the prediction is that the original is clean; the solver then goes there by itself, at the
         # noise of every step.
         if not settings.keep_outside:
             return predicted.epsilon
         signal, sigma = schedule.coefficients(t, noisy)
         x0 = schedule.to_x0(predicted.epsilon, noisy, t)
-        x0 = torch.lerp(original, x0, _mask_to_keep(masks.mean())[:, None])
+        x0 = torch.lerp(original, x0, _mask_to_keep(_mean_mask(masks, model.has_mask_output))[:, None])
         return (noisy - signal * x0) / sigma
 
     for state in denoise(schedule, latents, predict=predict, timesteps=table):
         latents = state.latents
-    return latents, masks.mean()
+    return latents, _mean_mask(masks, model.has_mask_output)
 
 
 @torch.no_grad()
 def edit_images(
     model: EditModel,
-    views: Float[Tensor, "batch 3 height width"],
-    originals: Float[Tensor, "batch 3 height width"],
+    views: Pictures,
+    originals: Pictures,
     instruction: str | Sequence[str],
     *,
     noise_level: float,
     seeds: Sequence[int] | Callable[[Sequence[int]], Tensor],
     settings: EditSettings | None = None,
 ) -> Edited:
-    """Edit pictures by instruction.
+    """Edit pictures by one instruction for all, or one for each.
 
-    Args:
-        model: the edit model.
-        views: pictures that sampling starts from, noised; the current renders of a scene, or the originals.
-        originals: pictures that the edit is conditioned on; always the unedited ones.
-        instruction: one for all, or one for each picture.
-        noise_level: share of the schedule to start at, in (0, 1]; at 1 it starts from noise alone.
-        seeds: one for each picture; or what draws the unit noise of all pictures, for latents of a shape (c, h, w).
-        settings: steps and guidance.
+    Sampling starts from `views`, noised to a share of the schedule in (0, 1] (at 1 it forgets them), and is conditioned
+    on the unedited `originals`. `seeds` holds one for each picture, or draws the unit noise of all pictures for latents
+    of a shape (c, h, w).
 
     Returns:
         Images in [0, 1], and the masks of what was meant to change, soft in [0, 1], the mean over the sampling steps,
-        resized from the latent grid to the pictures. Of a UNet without mask output the mask is the size of the
-        instruction's part of the guided prediction, divided by its maximum: it always has a 1 somewhere, even when
-        there was nothing to do.
+        resized from the latent grid to the pictures. Without mask output the mask is the size of the instruction's part
+        of the guided prediction, divided by its maximum: it has a 1 somewhere even when there was nothing to do.
 
     Raises:
-        InputError: views and originals, instructions or seeds differ in number or size, or `noise_level` is out of
-            range.
+        InputError: views, originals, instructions or seeds do not fit each other, or `noise_level` is out of range.
     """
     settings = settings or EditSettings()
     if not 0 < noise_level <= 1:

@@ -7,7 +7,7 @@ Every command that opens a model of either library opens its parts here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +15,15 @@ from typing import Annotated, Any
 import diffusers
 import torch
 import transformers
+from jaxtyping import Int
 from msgspec import Meta
 from safetensors import safe_open
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from restage.records import InputError, from_plain, read_json
 
-__all__ = ["check_tokens", "load_model", "load_pipeline", "load_tokenizer", "read_config"]
+__all__ = ["check_tokens", "load_model", "load_pipeline", "load_tokenizer", "padded_ids", "read_config"]
 
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
@@ -50,8 +52,7 @@ _FIELDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class _Index:
-    weight_map: dict[str, str]
-    """File of each tensor."""
+    weight_map: dict[str, str]  # file of each tensor
 
 
 def _require_folder(folder: Path) -> None:
@@ -104,11 +105,7 @@ def _require_safetensors(cls: Any, folder: Path, stem: str) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the `config.json` of a part; fields that this package uses have the types that it expects.
-
-    Raises:
-        InputError: it is missing or broken, or a field has another type.
-    """
+    """Read the `config.json` of a part; fields that this package uses have the types that it expects."""
     path = folder / "config.json"
     config = read_json(path, dict[str, Any])
     for field, kind in _FIELDS.items():
@@ -168,11 +165,7 @@ def load_model(cls: Any, folder: Path, *, dtype: torch.dtype = torch.float32, ma
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Load a tokenizer of CLIP.
-
-    Raises:
-        InputError: it is missing or broken.
-    """
+    """Load a tokenizer of CLIP."""
     _require_folder(folder)
     names = {path.name for path in folder.iterdir()}
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
@@ -183,21 +176,22 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def load_pipeline(cls: Any, folder: Path, parts: dict[str, Any]) -> Any:
-    """Put a pipeline of diffusers together from parts that are loaded, and the tokenizers and scheduler of its folder.
-
-    Raises:
-        InputError: one of those is missing or broken.
-    """
+    """Put a pipeline together from loaded parts, and the tokenizers and scheduler of its folder."""
     with _one_line(folder):
         return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, **parts)
 
 
-def check_tokens(tokenizer: Any, text_config: Any, folder: Path) -> None:
-    """See that every token of a tokenizer has its embedding.
+def padded_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Int[Tensor, "texts length"]:
+    """Return the tokens of texts, padded to a length; a text that is longer is refused."""
+    ids = tokenizer(list(texts), padding="max_length", max_length=length)["input_ids"]
+    for text, row in zip(texts, ids, strict=True):
+        if len(row) > length:
+            raise InputError(f"a text of {len(row)} tokens is too long, at most {length}: '{text[:80]}'")
+    return torch.tensor(ids)
 
-    Raises:
-        InputError: the tokenizer belongs to another text encoder.
-    """
+
+def check_tokens(tokenizer: Any, text_config: Any, folder: Path) -> None:
+    """See that every token of a tokenizer has its embedding."""
     if len(tokenizer) > text_config.vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the text encoder knows {text_config.vocab_size}; "

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from restage.diffusion.attention import num_self_layers
 from restage.diffusion.control import PairControl
-from restage.diffusion.sampler import initial_noise, latent_shape, step_noise
-from restage.diffusion.solvers import Solver
+from restage.diffusion.sampling import Solver, initial_noise, latent_shape, step_noise
 from restage.diffusion.word_maps import WordMaps, blend_masks
 from restage.records import InputError
 
@@ -57,18 +56,14 @@ class SamplerConfig:
 class PairBatch:
     """What one call samples: some sources, and edits that each belong to one of them."""
 
-    control: PairControl
-    """One row for each edit."""
-    source_of: Int[Tensor, " edits"]
-    """Index of each edit's source."""
+    control: PairControl  # one row for each edit
+    source_of: Int[Tensor, " edits"]  # index of each edit's source
     source_text: TextCondition
     edit_text: TextCondition
-    seeds: tuple[int, ...]
-    """One for each source: of its initial noise and its step noise, which its edits share."""
-    guidance: Float[Tensor, " sources"]
-    """Strength of classifier-free guidance of each source and its edits; 1 = none."""
+    seeds: tuple[int, ...]  # one for each source: of its initial noise and its step noise, which its edits share
+    guidance: Float[Tensor, " sources"]  # strength of classifier-free guidance of each source and its edits; 1 = none
     trajectories: Float[Tensor, "levels sources channels height width"] | None = None
-    """Where sources are pictures: their latents at each noise level, from `inversion.invert_latents` with as many
+    """Where sources are pictures: their latents at each noise level, from `sampling.invert_latents` with as many
     steps. They are held to these, and their edits start from the first; None to sample them."""
 
     def __post_init__(self) -> None:
@@ -86,8 +81,7 @@ class PairBatch:
     ) -> tuple[PairBatch, Int[Tensor, " sources"], Int[Tensor, " edits"]]:
         """Keep only these edits, in order, and the sources that they need; both are padded with copies of the first.
 
-        Returns:
-            The new batch, and the old indices of its sources and of its edits.
+        The new batch comes with the old indices of its sources and of its edits.
         """
         sources, source_of = self.source_of[edits].unique(return_inverse=True)
         sources, edits = (torch.cat([x, x[:1].expand(-len(x) % pad_to)]) for x in (sources, edits))
@@ -106,17 +100,13 @@ class PairBatch:
 class PairStep(NamedTuple):
     """A batch of pairs after one step; with early rejection, of the edits that are left."""
 
-    step: int
-    """Counted from 1."""
+    step: int  # counted from 1
     num_steps: int
-    edits: Int[Tensor, " edits"]
-    """Which of the batch's edits the rows are."""
-    source_of: Int[Tensor, " edits"]
-    """The row of `source_latents` that each edit belongs to."""
+    edits: Int[Tensor, " edits"]  # which of the batch's edits the rows are
+    source_of: Int[Tensor, " edits"]  # the row of `source_latents` that each edit belongs to
     source_latents: Float[Tensor, "sources channels height width"]
     edit_latents: Float[Tensor, "edits channels height width"]
-    source_x0: Float[Tensor, "sources channels height width"]
-    """The clean latents as predicted at this step."""
+    source_x0: Float[Tensor, "sources channels height width"]  # the clean latents as predicted at this step
     edit_x0: Float[Tensor, "edits channels height width"]
     maps: Float[Tensor, "branches_edits 2 size size"] | None
     """Word maps so far, [source | edit]; None if no pair has words."""
@@ -127,11 +117,7 @@ KeepEdits = Callable[[PairStep], Bool[Tensor, " edits"] | None]
 
 
 def map_size_of(unet_config: Any, latent_size: int) -> int:
-    """Pixels a side of the cross-attention layers nearest to 16 from above, else of the largest there are.
-
-    Raises:
-        InputError: the UNet has no cross attention.
-    """
+    """Pixels a side of the cross-attention layers nearest to 16 from above, else of the largest there are."""
     kinds = unet_config["down_block_types"]
     sizes = [latent_size >> level for level, kind in enumerate(kinds) if "CrossAttn" in kind]
     if not sizes:
@@ -282,11 +268,8 @@ def sample_pairs(
 ) -> Iterator[PairStep]:
     """Sample sources and their edits from the same noise, the edits under control; sources may be pictures.
 
-    `keep` is asked after every step but the last; edits that it does not keep leave the batch. If none is left, the
-    stream ends early.
-
-    Yields:
-        The state after each step, before `keep` was asked.
+    `keep` is asked after every step but the last, once its state is out; edits that it does not keep leave the batch.
+    If none is left, the stream ends early.
     """
     config = config or SamplerConfig()
     trajectory = _Trajectory(backbone, batch, config)

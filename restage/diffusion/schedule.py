@@ -21,6 +21,10 @@ from restage.records import InputError, from_plain, read_json
 
 __all__ = ["PREDICTION_TYPES", "Schedule"]
 
+Items = Float[Tensor, "batch ..."]
+Times = Int[Tensor, " batch"]
+"""Of any kind of item, one timestep each."""
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -59,8 +63,7 @@ class Schedule:
 
     alphas_cumprod: Float64[Tensor, " num_train_timesteps"]
     """abar: share of the clean latent's variance that is left, falling with t, in (0, 1)."""
-    prediction_type: str = "epsilon"
-    """What the UNet was trained to predict: one of `PREDICTION_TYPES`."""
+    prediction_type: str = "epsilon"  # what the UNet was trained to predict: one of `PREDICTION_TYPES`
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
@@ -71,12 +74,7 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, where: object = "the scheduler's config") -> Schedule:
-        """Read a diffusers scheduler config.
-
-        Raises:
-            InputError: it asks for betas or a prediction that is not known here, or for zero terminal SNR, where
-                noise prediction says nothing about the clean latent; `where` is named.
-        """
+        """Read a diffusers scheduler config."""
         found = from_plain(config, _Config, where=where)
         try:
             if found.rescale_betas_zero_snr:
@@ -101,9 +99,6 @@ class Schedule:
 
         The first step is `round(start * T) - 1`, the others are spaced back from there ("trailing" in arXiv 2305.08891,
         table 2).
-
-        Raises:
-            InputError: `start` is out of range, or there are not that many steps below it.
         """
         if not 0 < start <= 1:
             raise InputError(f"the noise level to start at must be in (0, 1], got {start}")
@@ -112,38 +107,28 @@ class Schedule:
             raise InputError(f"between 1 and {top} steps fit below noise level {start}, got {num_steps}")
         return tuple(round(top * (num_steps - step) / num_steps) - 1 for step in range(num_steps))
 
-    def coefficients(
-        self, t: Int[Tensor, " batch"], like: Float[Tensor, "batch ..."]
-    ) -> tuple[Float[Tensor, "batch ..."], Float[Tensor, "batch ..."]]:
+    def coefficients(self, t: Times, like: Items) -> tuple[Items, Items]:
         """Signal and noise coefficients, `sqrt(abar_t)` and `sqrt(1 - abar_t)`, shaped to multiply `like`."""
         kept = self.alphas_cumprod.to(t.device)[t.long()].reshape(-1, *(1 for _ in like.shape[1:]))
         return kept.sqrt().to(like), (1 - kept).sqrt().to(like)
 
-    def add_noise(
-        self, x0: Float[Tensor, "batch ..."], noise: Float[Tensor, "batch ..."], t: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch ..."]:
+    def add_noise(self, x0: Items, noise: Items, t: Times) -> Items:
         """Clean latents brought to step t with the given unit noise."""
         signal, sigma = self.coefficients(t, x0)
         return signal * x0 + sigma * noise
 
-    def velocity(
-        self, x0: Float[Tensor, "batch ..."], noise: Float[Tensor, "batch ..."], t: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch ..."]:
+    def velocity(self, x0: Items, noise: Items, t: Times) -> Items:
         """`v = sqrt(abar) noise - sqrt(1 - abar) x0` (Salimans and Ho 2022, arXiv 2202.00512, appendix D)."""
         signal, sigma = self.coefficients(t, x0)
         return signal * noise - sigma * x0
 
-    def target(
-        self, x0: Float[Tensor, "batch ..."], noise: Float[Tensor, "batch ..."], t: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch ..."]:
+    def target(self, x0: Items, noise: Items, t: Times) -> Items:
         """What a UNet of this `prediction_type` is trained towards."""
         if self.prediction_type == "v_prediction":
             return self.velocity(x0, noise, t)
         return noise if self.prediction_type == "epsilon" else x0
 
-    def to_epsilon(
-        self, prediction: Float[Tensor, "batch ..."], latents: Float[Tensor, "batch ..."], t: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch ..."]:
+    def to_epsilon(self, prediction: Items, latents: Items, t: Times) -> Items:
         """The noise that a prediction of this `prediction_type` stands for, at noisy `latents`."""
         if self.prediction_type == "epsilon":
             return prediction
@@ -152,9 +137,7 @@ class Schedule:
             return signal * prediction + sigma * latents
         return (latents - signal * prediction) / sigma
 
-    def to_x0(
-        self, epsilon: Float[Tensor, "batch ..."], latents: Float[Tensor, "batch ..."], t: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch ..."]:
+    def to_x0(self, epsilon: Items, latents: Items, t: Times) -> Items:
         """The clean latents that a noise prediction stands for, at noisy `latents`."""
         signal, sigma = self.coefficients(t, latents)
         return (latents - sigma * epsilon) / signal

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from restage.diffusion.control import ANY_SIZE, INJECT, CrossControl, PairControl, SelfControl, StepControl
 from restage.diffusion.pair_sampler import map_size_of
-from restage.diffusion.sampler import initial_noise
-from restage.diffusion.solvers import Solver
+from restage.diffusion.sampling import Solver, initial_noise
 from restage.diffusion.word_maps import BlendControl
 from restage.records import InputError, derive_seed
 
@@ -83,8 +82,7 @@ class SegmentConfig:
 class SegmentStep(NamedTuple):
     """A batch of pictures after some of their segments were pushed."""
 
-    done: int
-    """Segments so far."""
+    done: int  # segments so far
     total: int
     labels: Int[Tensor, "pictures height width"]
     """From 0, the numbering is each picture's own; those of the last step are final."""
@@ -134,8 +132,7 @@ def _fixed_attention(source_of: Int[Tensor, " edits"], num_tokens: int, device: 
     # With attention free, a push in one layer would change who attends to whom in all later ones, and pixels far from
     # the segment would answer. Only values differ from the source's, so that the answer stays where the push was.
     count = len(source_of)
-    ones, none = torch.ones(count), torch.zeros(count, num_tokens)
-    always = torch.tensor([0.0, 1.0])
+    ones, none, always = torch.ones(count), torch.zeros(count, num_tokens), torch.tensor([0.0, 1.0])
     control = PairControl(
         CrossControl(
             word_map=torch.eye(num_tokens).expand(count, -1, -1),
@@ -236,20 +233,19 @@ class _Pictures:
         return (up - down).square().sum(1).sqrt()
 
 
-def _check(images: Tensor, captions: Sequence[str]) -> None:
+def _read(
+    backbone: Backbone, images: Tensor, captions: Sequence[str] | None, config: SegmentConfig
+) -> tuple[_Pictures, Attention, list[Int[Array, " pixels"]]]:
+    """Cluster the queries of pictures; returns the layer to push as well."""
+    captions = [""] * len(images) if captions is None else captions
     if len(images) == 0 or len(captions) != len(images):
         raise InputError(f"expected one caption for each picture, got {len(captions)} for {len(images)} pictures")
-
-
-def _eager(backbone: Backbone) -> Backbone:
-    """Return the backbone with its UNet not compiled, since compiled ones do not call hooks that are set later."""
-    unet: Any = getattr(backbone.unet, "_orig_mod", backbone.unet)
-    return dataclasses.replace(backbone, unet=unet)
-
-
-def _clusters(pictures: _Pictures, queries: Float[Tensor, "b pixels d"]) -> list[Int[Array, " pixels"]]:
-    config = pictures.config
-    return [_cluster(query.cpu().numpy(), config.num_segments, config.seed) for query in queries]
+    unet: Any = getattr(
+        backbone.unet, "_orig_mod", backbone.unet
+    )  # compiled, it would not call hooks that are set later
+    pictures = _Pictures(dataclasses.replace(backbone, unet=unet), images, captions, config)
+    queries, layer = pictures.read()
+    return pictures, layer, [_cluster(query.cpu().numpy(), config.num_segments, config.seed) for query in queries]
 
 
 def coarse_segments(
@@ -260,11 +256,8 @@ def coarse_segments(
     config: SegmentConfig = SegmentConfig(),
 ) -> Int[Tensor, "b grid_height grid_width"]:
     """Return only the clusters that `segment_images` begins with, at the size of the layer; costs one UNet call."""
-    captions = [""] * len(images) if captions is None else captions
-    _check(images, captions)
-    pictures = _Pictures(_eager(backbone), images, captions, config)
-    queries, _ = pictures.read()
-    return torch.from_numpy(np.stack(_clusters(pictures, queries))).unflatten(1, pictures.grid)
+    pictures, _, clusters = _read(backbone, images, captions, config)
+    return torch.from_numpy(np.stack(clusters)).unflatten(1, pictures.grid)
 
 
 def segment_images(
@@ -283,15 +276,8 @@ def segment_images(
     edit-friendly inversion (Huberman-Spiegelglas et al. 2023, arXiv 2304.06140) with one noise for all steps.
 
     Pictures are of a size that the autoencoder takes; they need no captions, as in the paper.
-
-    Raises:
-        InputError: captions do not fit the pictures, a caption is too long, or the UNet has no such layer.
     """
-    captions = [""] * len(images) if captions is None else captions
-    _check(images, captions)
-    pictures = _Pictures(_eager(backbone), images, captions, config)
-    queries, layer = pictures.read()
-    clusters = _clusters(pictures, queries)
+    pictures, layer, clusters = _read(backbone, images, captions, config)
     segments = [torch.from_numpy(np.eye(labels.max() + 1)[labels].T).float() for labels in clusters]
     number = torch.cat([torch.arange(len(masks)) for masks in segments])
     picture_of = torch.cat([torch.full((len(masks),), index) for index, masks in enumerate(segments)])
@@ -317,9 +303,6 @@ def sharpen_masks(
 
     What is above 0.5 counts as mask. A mask that covers no segment that far stays as it is, since nothing is known of
     its edge.
-
-    Raises:
-        InputError: masks and labels are of different sizes, or the share is out of range.
     """
     if masks.shape != labels.shape:
         raise InputError(f"masks and labels must be of one size, got {tuple(masks.shape)} and {tuple(labels.shape)}")
@@ -342,9 +325,6 @@ def cut_masks(
     GrabCut (Rother et al. 2004, https://doi.org/10.1145/1015706.1015720): outside of a mask all is background, inside
     the colours decide, and a cut along edges is cheap. A mask of nothing or of everything, or of which nothing would
     be left, stays as it is. A hundredth of the cost of segments by the UNet.
-
-    Raises:
-        InputError: masks and pictures are of different sizes.
     """
     if masks.shape != images[:, 0].shape:
         raise InputError(f"masks and pictures must be of one size, got {tuple(masks.shape)}, {tuple(images.shape)}")

@@ -1,7 +1,7 @@
-"""The one training loop: AdamW, EMA, exact resume. Called by the recipes of the miniature and by the `train` stage.
+"""The one training loop: AdamW, EMA, exact resume; and its losses as a picture.
 
 A step's batch and noise come from (seed, step) alone, so a run that was killed ends with the weights of one that was
-not (same machine and thread count).
+not (same machine and thread count). Called by the recipes of the miniature and by the `train` stage.
 """
 
 from __future__ import annotations
@@ -16,15 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from jaxtyping import Float64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from restage.diffusion.precision import bfloat16_autocast
+from restage.diffusion.hardware import bfloat16_autocast
 from restage.records import InputError, content_id, derive_seed, parse_json, write_atomically
 
-__all__ = ["LossFunction", "TrainingConfig", "TrainingStep", "explicit_attention", "read_metrics", "train"]
+__all__ = [
+    "LossFunction",
+    "TrainingConfig",
+    "TrainingStep",
+    "draw_losses",
+    "explicit_attention",
+    "read_metrics",
+    "running_mean",
+    "train",
+]
 
 STATE_NAME, METRICS_NAME = "state.pt", "metrics.jsonl"
 
@@ -68,11 +79,9 @@ class TrainingConfig:
 class TrainingStep(NamedTuple):
     """What one step did."""
 
-    step: int
-    """Steps done, this one included."""
+    step: int  # steps done, this one included
     num_steps: int
-    losses: dict[str, float]
-    """Each term, and their sum as `loss`."""
+    losses: dict[str, float]  # each term, and their sum as `loss`
 
 
 LossFunction = Callable[[int, torch.Generator], Mapping[str, Tensor]]
@@ -80,11 +89,7 @@ LossFunction = Callable[[int, torch.Generator], Mapping[str, Tensor]]
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | int]]:
-    """Read the metrics of a training folder, oldest first; empty where there are none.
-
-    Raises:
-        InputError: a line is broken, or has other values than the first.
-    """
+    """Read the metrics of a training folder, oldest first; empty where there are none."""
     path = folder / METRICS_NAME
     if not path.exists():
         return []
@@ -158,8 +163,7 @@ def explicit_attention(model: nn.Module) -> Iterator[int]:
     The backward pass of PyTorch's fused attention on CPUs takes two to seven times as long as this at the sizes of
     small models (docs/log/2026-11-26-text-to-image.md). Layers with a processor of their own keep it.
 
-    Yields:
-        The number of layers of diffusers and of models of transformers that were changed.
+    The number of layers of diffusers and models of transformers that were changed is the context's value.
     """
     is_cpu = next(model.parameters()).device.type == "cpu"
     modules = list(model.modules()) if is_cpu else []
@@ -197,9 +201,6 @@ def train(
     """Train a model in place, from where `folder` says an earlier session stopped; ends with the averaged weights.
 
     `made_from` names what the losses depend on besides the config: the weights at the start, the examples.
-
-    Raises:
-        InputError: The training in the folder is another one, or damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
@@ -211,11 +212,7 @@ def train(
     first = _resume(folder, model, average, optimizer, config=config, made_from=made_from)
     saved_s = time.monotonic()
     model.train()
-    with (
-        explicit_attention(model),
-        _compiled(model, config.is_compiled),
-        (folder / METRICS_NAME).open("a") as metrics,
-    ):
+    with explicit_attention(model), _compiled(model, config.is_compiled), (folder / METRICS_NAME).open("a") as metrics:
         for step in range(first, config.num_steps):
             # A generator for each step, on the CPU: a resumed step draws what it would have drawn, on any device.
             generator = torch.Generator().manual_seed(derive_seed(config.seed, "step", step))
@@ -243,3 +240,32 @@ def train(
             yield TrainingStep(step + 1, config.num_steps, losses)
     model.load_state_dict(average.state_dict())
     model.eval()
+
+
+def running_mean(values: Float64[np.ndarray, " steps"], width: int) -> Float64[np.ndarray, " steps"]:
+    """Return the mean of the last `width` values at each place; at the start there are fewer."""
+    totals = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - width, 0)
+    return (totals[ends] - totals[starts]) / (ends - starts)
+
+
+def draw_losses(folder: Path) -> Path:
+    """Draw `loss.png` from the metrics of a training folder, each term with its running mean; returns the path."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(folder)
+    terms = [name for name in (rows[0] if rows else {}) if name not in ("step", "loss")]
+    figure = Figure(figsize=(3.2 * max(len(terms), 1), 2.6), dpi=120, layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, max(len(terms), 1)))
+    steps = np.array([row["step"] for row in rows])
+    for panel, term in zip(panels, terms, strict=False):
+        values = np.array([row[term] for row in rows], dtype=np.float64)
+        panel.plot(steps, values, color="0.8", linewidth=0.6)
+        panel.plot(steps, running_mean(values, max(len(values) // 20, 1)), color="tab:blue", linewidth=1.4)
+        panel.set(title=f"{term} loss", xlabel="step", ylim=(0, float(np.quantile(values, 0.98)) * 1.1 + 1e-6))
+        panel.spines[["top", "right"]].set_visible(False)
+    path = folder / "loss.png"
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+    return path

@@ -22,15 +22,12 @@ class BlendControl:
 
     source_words: Float[Tensor, "pairs tokens"]
     edit_words: Float[Tensor, "pairs tokens"]
-    source_kept: Float[Tensor, "pairs tokens"]
-    """Words whose place is never to change, though the others cover it."""
+    source_kept: Float[Tensor, "pairs tokens"]  # words whose place is never to change, though the others cover it
     edit_kept: Float[Tensor, "pairs tokens"]
     start: Float[Tensor, " pairs"]
     """Share of the steps after which latents are blended; 1 = never, the words then only make the pair's mask."""
-    threshold: Float[Tensor, " pairs"]
-    """Share of its maximum above which a word map counts."""
-    kept_threshold: Float[Tensor, " pairs"]
-    """The same for the words that are kept."""
+    threshold: Float[Tensor, " pairs"]  # share of its maximum above which a word map counts
+    kept_threshold: Float[Tensor, " pairs"]  # the same for the words that are kept
 
     @property
     def has_words(self) -> Bool[Tensor, " pairs"]:
@@ -86,11 +83,7 @@ class WordMaps:
         self._sum, self._sum_of_step = self._sum[rows], self._sum_of_step[rows]
 
     def mean(self) -> Float[Tensor, "items 2 size size"]:
-        """Mean maps, [source branch x pairs | edit branch x pairs]: words that may change, words that are kept.
-
-        Raises:
-            RuntimeError: nothing was recorded, which means that no layer has the asked size.
-        """
+        """Mean maps, [source branch x pairs | edit branch x pairs]: words that may change, words that are kept."""
         if not self.has_any:
             raise RuntimeError(f"no cross-attention layer has queries of {self.size} x {self.size}")
         return (self._sum / self._count).unflatten(-1, (self.size, self.size))

@@ -1,37 +1,33 @@
-"""What an edit method gets and what it yields; `results.py` makes the one and writes the other."""
+"""What an edit method gets and what it yields, and methods around a method: turned down, or stopped in time."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from restage.edit.editors.interface import Editor, NoiseKeys, ViewBatch, can_share_attention
-from restage.edit.sharing.views import ViewSharing
+from restage.edit.sharing import ViewSharing
 from restage.records import EditRequest, InputError
 from restage.scenes.capture import Capture
 from restage.scenes.splats import Splats
 
-__all__ = ["EditJob", "EditStep", "Method", "needs_editor"]
+__all__ = ["Dialed", "EditJob", "EditStep", "Method", "TimeLimited", "blend_splats", "needs_editor"]
 
 
 @dataclass(frozen=True)
 class EditJob:
-    """One edit of one scene with one editor and seed.
+    """One edit of one scene with one editor and seed."""
 
-    Raises:
-        InputError: the capture holds a held-out view, has no view at all, or the indices do not fit it.
-    """
-
-    splats: Splats
-    """The fitted scene before the edit; a method works on a copy."""
-    capture: Capture
-    """Training views only: a method never gets held-out images or cameras."""
-    view_indices: tuple[int, ...]
-    """Index of each of those views in the whole capture, which editors know them by."""
+    splats: Splats  # the fitted scene before the edit; a method works on a copy
+    capture: Capture  # training views only: a method never gets held-out images or cameras
+    view_indices: tuple[int, ...]  # index of each of those views in the whole capture, which editors know them by
     request: EditRequest
     editor: Editor
     seed: int
@@ -58,15 +54,10 @@ class EditJob:
         noise_keys: NoiseKeys = None,
         sharing: ViewSharing | None = None,
     ) -> ViewBatch:
-        """Training views for the editor to edit.
+        """Training views for the editor to edit; see `ViewBatch`.
 
-        Args:
-            chosen: Which of the training views.
-            views: Their current renders; None to start from the unedited views.
-            noise_level: See `ViewBatch`, as for all that follow.
-            seed: Seed of the noise.
-            noise_keys: Which noise each view starts from.
-            sharing: How the views attend to each other; ignored where the editor cannot share attention.
+        Without `views`, their current renders, the edit starts from the unedited ones. `sharing` is ignored where the
+        editor cannot share attention.
         """
         originals = self.capture.images[list(chosen)]
         return ViewBatch(
@@ -82,11 +73,7 @@ class EditJob:
 
     @classmethod
     def of(cls, splats: Splats, capture: Capture, request: EditRequest, editor: Editor, seed: int) -> EditJob:
-        """Returns a job on the training views of a whole capture.
-
-        Raises:
-            InputError: there are none.
-        """
+        """Returns a job on the training views of a whole capture."""
         views = tuple(capture.train_indices)
         return cls(splats, capture.select(views), views, request, editor, seed)
 
@@ -94,15 +81,11 @@ class EditJob:
 class EditStep(NamedTuple):
     """A step of a method; its splats can be used at any moment."""
 
-    step: int
-    """Steps done so far."""
+    step: int  # steps done so far
     num_steps: int
-    loss: float
-    """Loss of the last fit step; 0 where a method has none."""
-    splats: Splats
-    """Without gradients; the last step of a method holds the result."""
-    note: str
-    """What is being done, for the user to read."""
+    loss: float  # loss of the last fit step; 0 where a method has none
+    splats: Splats  # without gradients; the last step of a method holds the result
+    note: str  # what is being done, for the user to read
 
 
 @runtime_checkable
@@ -111,9 +94,82 @@ class Method(Protocol):
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Edit the scene; yields at least one step."""
-        ...
 
 
 def needs_editor(method: Method | type[Method]) -> bool:
     """Whether a method asks an editor; all do but those whose class says `needs_editor: ClassVar[bool] = False`."""
     return getattr(method, "needs_editor", True)
+
+
+GONE_LOGIT = -8.0
+"""Opacity logit of a splat that cannot be seen: splats that an edit adds fade in from here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialed:
+    """Another method with a strength: every splat goes that share of its way."""
+
+    settings: Method
+    strength: float
+    """From 0, the scene before, to 1, the method's own result."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise InputError(f"expected a strength in [0, 1], got {self.strength}")
+
+    def run(self, job: EditJob) -> Iterator[EditStep]:
+        """Run the method; the splats of every step are blended with those before the edit."""
+        for step in self.settings.run(job):
+            yield step._replace(splats=blend_splats(job.splats, step.splats, self.strength))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeLimited:
+    """Another method that ends at its next step when its time is up; such a result depends on the machine."""
+
+    settings: Method
+    time_budget_s: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.time_budget_s < float("inf"):
+            raise InputError(f"expected a time budget above 0 s, got {self.time_budget_s}")
+
+    def run(self, job: EditJob) -> Iterator[EditStep]:
+        """Run the method until then; it does at least one step."""
+        started_s = time.perf_counter()
+        for step in self.settings.run(job):
+            yield step
+            if step.step > 0 and time.perf_counter() - started_s > self.time_budget_s:
+                return
+
+
+def blend_splats(before: Splats, after: Splats, strength: float) -> Splats:
+    """Splats part of the way from one state of a scene to another."""
+    if len(after) < len(before) or after.sh.shape[1] != before.sh.shape[1]:
+        raise InputError(
+            f"expected the same splats, or more, after the edit, got {len(before)} and {len(after)}; "
+            "such an edit has no strength in between"
+        )
+    if strength == 1:
+        return after.clone()
+    start = after.clone()
+    for name, tensor in start.parameters().items():
+        tensor[: len(before)] = getattr(before, name)
+    # New splats have no place to come from: they fade in where they end.
+    start.opacity_logits[len(before) :] = GONE_LOGIT
+    blended = {
+        name: torch.lerp(tensor, getattr(after, name), strength)
+        for name, tensor in start.parameters().items()
+        if name != "rotations"
+    }
+    return Splats(**blended, rotations=_blend_rotations(start.rotations, after.rotations, strength))
+
+
+def _blend_rotations(
+    before: Float[Tensor, "n 4"], after: Float[Tensor, "n 4"], strength: float
+) -> Float[Tensor, "n 4"]:
+    """Along the shorter way: q and -q are one rotation. Where nothing turns, bit for bit what was there."""
+    is_same = (before == after).all(dim=1, keepdim=True)
+    first, last = functional.normalize(before, dim=1), functional.normalize(after, dim=1)
+    last = torch.where((first * last).sum(dim=1, keepdim=True) < 0, -last, last)
+    return torch.where(is_same, before, functional.normalize(torch.lerp(first, last, strength), dim=1))

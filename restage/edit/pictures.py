@@ -8,10 +8,11 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from restage.records import InputError, write_atomically
+from restage.scenes.io.images import UNREADABLE, open_picture
 
 __all__ = ["quantize", "read_image", "read_mask", "write_image", "write_mask", "write_video"]
 
@@ -24,32 +25,20 @@ def quantize(images: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]
 
 
 def read_image(path: Path) -> Float[Tensor, "3 h w"]:
-    """Read a picture as RGB in [0, 1].
-
-    Raises:
-        InputError: it is missing or not a picture.
-    """
-    values = np.asarray(_open(path).convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+    """Read a picture as RGB in [0, 1]."""
+    return torch.from_numpy(_open(path, "RGB")).permute(2, 0, 1).contiguous()
 
 
 def read_mask(path: Path) -> Float[Tensor, "h w"]:
-    """Read a grey picture as values in [0, 1].
-
-    Raises:
-        InputError: it is missing or not a picture.
-    """
-    return torch.from_numpy(np.asarray(_open(path).convert("L"), dtype=np.float32) / 255)
+    """Read a gray picture as values in [0, 1]."""
+    return torch.from_numpy(_open(path, "L"))
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, mode: str) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (UnidentifiedImageError, OSError) as error:
+        with open_picture(path) as image:
+            return np.asarray(image.convert(mode), dtype=np.float32) / 255
+    except UNREADABLE as error:
         raise InputError(f"{path} is not readable as a picture: {error}") from None
 
 
@@ -59,14 +48,17 @@ def _to_uint8(image: Float[Tensor, "*batch h w"]) -> np.ndarray:
 
 def write_image(path: Path, image: Float[Tensor, "3 h w"]) -> None:
     """Write RGB in [0, 1] as PNG, atomically."""
-    with write_atomically(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(_to_uint8(image).transpose(1, 2, 0))).save(temporary, format="PNG")
+    _write_png(path, _to_uint8(image).transpose(1, 2, 0))
 
 
 def write_mask(path: Path, mask: Float[Tensor, "h w"]) -> None:
-    """Write values in [0, 1] as a grey PNG, atomically."""
+    """Write values in [0, 1] as a gray PNG, atomically."""
+    _write_png(path, _to_uint8(mask))
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
     with write_atomically(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(_to_uint8(mask))).save(temporary, format="PNG")
+        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")
 
 
 def write_video(path: Path, frames: Float[Tensor, "n 3 h w"]) -> None:

@@ -1,4 +1,4 @@
-"""Run one method on one scene and write its result folder; the edit stage and a user's own scenes both end here."""
+"""Runs one method on one scene and writes its result folder; every edit ends here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from restage.edit.editors.interface import Edited, Editor, ScoreModel, ViewBatch, can_share_attention, score_model_of
 from restage.edit.job import EditJob, EditStep, Method
 from restage.edit.pictures import write_image, write_mask, write_video
-from restage.edit.preview import NO_OP_SHARE, Preview, changed_share
 from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
 from restage.run.environment import PeakMemory, process_peak_mb
 from restage.run.layout import EDIT_RECORD, HELD_OUT, ORBIT, SPLATS
@@ -25,7 +24,48 @@ from restage.scenes.fit import render_views
 from restage.scenes.io.ply import write_splats
 from restage.scenes.splats import Splats
 
-__all__ = ["KeptEdits", "edit_scene", "orbit_cameras", "write_failure"]
+__all__ = ["KeptEdits", "NO_OP_SHARE", "Preview", "changed_share", "edit_scene", "orbit_cameras", "write_failure"]
+
+NUM_PREVIEW_VIEWS = 3
+NUM_PEEKS = 10
+"""How often in an edit views are rendered to be shown; nothing depends on it."""
+NUM_CHECKED_VIEWS = 8
+CHANGE = 0.05
+"""A pixel counts as changed from a mean difference over channels above this, as in `compare.metrics`."""
+NO_OP_SHARE = 0.001
+"""An edit changed nothing where no view has more than this share of its pixels changed."""
+
+
+class Preview:
+    """Held-out views before the edit above, as they are now below, in `preview.png`; gone when the result is there."""
+
+    def __init__(self, before: Splats, capture: Capture, folder: Path) -> None:
+        """Choose views: held-out ones, or any where there are none."""
+        shown = list(capture.held_out_indices or range(len(capture.cameras)))
+        shown = shown[:: max(1, len(shown) // NUM_PREVIEW_VIEWS)][:NUM_PREVIEW_VIEWS]
+        self.cameras = capture.cameras[shown]
+        self.name = "held-out views" if capture.held_out_indices else "views"
+        self.before = render_views(before, self.cameras)
+        self.path, self.num_shown, self.text = folder / "preview.png", 0, ""
+
+    def show(self, step: EditStep) -> EditStep:
+        """Add to a step's note how far the views have changed; about ten times an edit they are rendered anew."""
+        # By the step's share and not by time, so that the notes of a run are the same on any machine.
+        if step.step * NUM_PEEKS >= self.num_shown * max(1, step.num_steps) and step.step > 0:
+            self.num_shown = step.step * NUM_PEEKS // max(1, step.num_steps) + 1
+            now = render_views(step.splats, self.cameras)
+            self.text = f"; {self.name} changed by {float((now - self.before).abs().mean()):.3f}"
+            write_image(self.path, torch.cat([torch.cat(list(views), dim=2) for views in (self.before, now)], dim=1))
+        return step._replace(note=step.note + self.text)
+
+
+def changed_share(before: Splats, after: Splats, capture: Capture) -> float:
+    """Share of its pixels that changed in the view that changed most, of some views all around."""
+    count = len(capture.cameras)
+    cameras = capture.cameras[list(range(0, count, max(1, count // NUM_CHECKED_VIEWS)))]
+    difference = (render_views(after, cameras) - render_views(before, cameras)).abs().mean(dim=1)
+    return float((difference > CHANGE).float().mean(dim=(1, 2)).max())
+
 
 NUM_KEPT_VIEWS = 6
 NUM_ORBIT_FRAMES = 36
@@ -36,8 +76,7 @@ class KeptEdits:
     """An editor that hands everything on to another one and keeps the last edit of each view, to be shown."""
 
     editor: Editor
-    images: dict[int, Tensor] = field(default_factory=dict)
-    """Edited views by their index."""
+    images: dict[int, Tensor] = field(default_factory=dict)  # edited views by their index
     masks: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -70,15 +109,8 @@ def edit_scene(
 ) -> Iterator[EditStep]:
     """Edit a scene, with or without truth, and write the result folder of docs/conventions.md when it is done.
 
-    Args:
-        splats: The fitted scene; left as it is.
-        capture: All of its views; the method gets the training views only, held-out cameras are rendered at the end.
-        request: What to do.
-        method: One of `METHODS`, with its settings.
-        editor: The 2D editor.
-        seed: Of the edit.
-        folder: Where the result goes; `record.json` is written last.
-        facts: What else the record is to say, such as the names of scene, edit, method and editor.
+    The fitted scene is left as it is. Of the capture the method gets the training views only; held-out cameras are
+    rendered at the end. The record, written last, says the `facts` as well, such as the names of scene and method.
 
     Yields:
         The steps of the method, their notes with how far held-out views have changed; the last one holds the result.
@@ -110,8 +142,9 @@ def edit_scene(
         raise RuntimeError("the edited splats are not finite")
     _write_pictures(folder, last.splats, capture, kept)
     write_splats(last.splats, folder / SPLATS)
-    preview.remove()
+    preview.path.unlink(missing_ok=True)
     is_no_op = changed_share(splats, last.splats, job.capture) <= NO_OP_SHARE
+    notes = [] if last.step >= last.num_steps else [f"stopped after step {last.step} of {last.num_steps}"]
     record = {
         "id": content_id("edited", {"seed": seed, **(facts or {}), "settings": method, "request": request}),
         "seed": seed,
@@ -122,7 +155,7 @@ def edit_scene(
         "loss": last.loss,
         "is_no_op": is_no_op,
         "status": "stopped" if is_stopped else "done",
-        "reason": _reason(last, is_no_op),
+        "reason": "; ".join([*notes, "the scene did not change"] if is_no_op else notes),
         "cost": cost,
     }
     if is_stopped:
@@ -135,12 +168,6 @@ def edit_scene(
     write_record(folder / EDIT_RECORD, record, files=made)
 
 
-def _reason(last: EditStep, is_no_op: bool) -> str:
-    """Returns what there is to say about a result beside its scores; empty if nothing."""
-    notes = [] if last.step >= last.num_steps else [f"stopped after step {last.step} of {last.num_steps}"]
-    return "; ".join([*notes, "the scene did not change"] if is_no_op else notes)
-
-
 def write_failure(folder: Path, error: Exception, facts: Mapping[str, Any]) -> None:
     """Write the record of an edit that failed, so that it is a row with its reason and not a missing row."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -149,11 +176,7 @@ def write_failure(folder: Path, error: Exception, facts: Mapping[str, Any]) -> N
 
 
 def orbit_cameras(capture: Capture, num_frames: int = NUM_ORBIT_FRAMES) -> Cameras:
-    """Cameras on a circle around what the views of a capture look at, at their mean height and distance.
-
-    Raises:
-        InputError: the capture has no views.
-    """
+    """Cameras on a circle around what the views of a capture look at, at their mean height and distance."""
     if not len(capture.cameras):
         raise InputError(f"{capture.name} has no views to take an orbit from")
     positions, forward = capture.cameras.positions.double(), capture.cameras.camera_to_world[:, :3, 2].double()
@@ -171,16 +194,12 @@ def orbit_cameras(capture: Capture, num_frames: int = NUM_ORBIT_FRAMES) -> Camer
 
 
 def _write_pictures(folder: Path, splats: Splats, capture: Capture, kept: KeptEdits) -> None:
-    held_out = list(capture.held_out_indices)
-    if held_out:
+    names = [Path(name).with_suffix(".png").name for name in capture.file_names]
+    if held_out := list(capture.held_out_indices):
         for index, image in zip(held_out, render_views(splats, capture.cameras[held_out]), strict=True):
-            write_image(folder / HELD_OUT / _png_name(capture, index), image)
+            write_image(folder / HELD_OUT / names[index], image)
     edited = sorted(kept.images)
     for index in edited[:: max(1, len(edited) // NUM_KEPT_VIEWS)][:NUM_KEPT_VIEWS]:
-        write_image(folder / "views" / _png_name(capture, index), kept.images[index])
-        write_mask(folder / "masks" / _png_name(capture, index), kept.masks[index])
+        write_image(folder / "views" / names[index], kept.images[index])
+        write_mask(folder / "masks" / names[index], kept.masks[index])
     write_video(folder / ORBIT, render_views(splats, orbit_cameras(capture)))
-
-
-def _png_name(capture: Capture, index: int) -> str:
-    return Path(capture.file_names[index]).with_suffix(".png").name

@@ -11,13 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from restage.edit.dial import Dialed, TimeLimited
-from restage.edit.editors import EditorSource, check_editor
-from restage.edit.job import EditStep, Method
+from restage.edit.editors import EditorSource, MenuEditor, OpenEditors, check_editor
+from restage.edit.job import Dialed, EditStep, Method, TimeLimited
 from restage.edit.methods import METHODS
-from restage.edit.open_editors import MenuEditor, OpenEditors
 from restage.edit.results import edit_scene
-from restage.edit.work import EditUnit, load_scene, read_case
+from restage.edit.stage import EditUnit, load_scene, read_case
 from restage.records import EditCase, EditRequest, InputError, content_id, derive_seed, read_json, write_json
 from restage.run.folder import RunFolder
 from restage.run.layout import EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
@@ -59,11 +57,7 @@ class EditChoice:
         self.resolved()
 
     def resolved(self) -> Method:
-        """The method with its settings, limited and dialed as chosen.
-
-        Raises:
-            InputError: strength or time budget are out of range.
-        """
+        """The method with its settings, limited and dialed as chosen."""
         method = self.settings or METHODS[self.method]()
         if self.time_budget_s is not None:
             method = TimeLimited(settings=method, time_budget_s=self.time_budget_s)
@@ -75,16 +69,11 @@ class StartingPoint:
     """An edited scene that is to be edited further."""
 
     splats: Splats
-    record_id: str
-    """Id of the record of the edit that it came from."""
+    record_id: str  # id of the record of the edit that it came from
 
     @classmethod
     def of(cls, folder: Path) -> StartingPoint:
-        """Start from a finished edit's folder.
-
-        Raises:
-            InputError: it holds no finished edit.
-        """
+        """Start from a finished edit's folder."""
         record = read_json(folder / EDIT_RECORD, EditRecord)
         if record.problem:
             raise InputError(f"{folder} holds no finished edit: {record.reason or 'not done'}")
@@ -94,10 +83,8 @@ class StartingPoint:
 class OpenedEdit(NamedTuple):
     """An edit that can begin, or was made before."""
 
-    folder: Path
-    """Where the result lies once the steps are through."""
-    steps: Iterator[EditStep]
-    """Steps that lead to it; none if the result is there already."""
+    folder: Path  # where the result lies once the steps are through
+    steps: Iterator[EditStep]  # steps that lead to it; none if the result is there already
 
 
 def open_edit(
@@ -111,13 +98,8 @@ def open_edit(
 ) -> OpenedEdit:
     """Find out where a result belongs, and prepare the steps that lead to it; an earlier failure is tried again.
 
-    Args:
-        run: The run that the scene is part of.
-        scene_folder: `<run>/scenes/<scene>`, fitted.
-        request: What to do; an instruction that the scene has a case for means that case, with its truth.
-        choice: How.
-        start: None for the fitted scene. Else its renders stand for the photographs, and the result's name says so.
-        editors: Keeps the editor's model open for the next edit.
+    An instruction that the scene has a case for means that case, with its truth. From a starting point the renders of
+    its splats stand for the photographs, and the result's name says so. `editors` keeps models open for the next edit.
 
     Raises:
         InputError: there is no fitted scene, or the method needs what this scene does not have.
@@ -149,11 +131,7 @@ def open_edit(
 
 
 def find_case(scene_folder: Path, request: EditRequest) -> str | None:
-    """Returns the name of the case with truth that a request means: the same instruction, captions equal or absent.
-
-    Raises:
-        InputError: a case in the scene's truth folder is not readable.
-    """
+    """Returns the name of the case with truth that a request means: the same instruction, captions equal or absent."""
     for path in sorted((scene_folder / TRUTH).glob("*/edit.json")):
         case = read_case(path.parent)
         asked = replace(

@@ -17,7 +17,7 @@ from nerfstudio.models.splatfacto import SplatfactoModel
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from restage.edit.masks.lift import lift_masks, render_masks
+from restage.edit.masks import lift_masks, render_masks
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.scenes.splats import MAX_DEGREE, Splats

@@ -20,9 +20,8 @@ from torch import Tensor
 from restage.diffusion.backbone import Backbone, can_compile
 from restage.diffusion.control import PairControl
 from restage.diffusion.control_options import BLEND_ONLY, IN_PLACE, ControlOptions, build_control
-from restage.diffusion.inversion import invert_latents
 from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pairs
-from restage.diffusion.sampler import latent_shape
+from restage.diffusion.sampling import invert_latents, latent_shape
 from restage.diffusion.word_maps import blend_masks
 from restage.pairs.encoding import decode_picture, read_picture
 from restage.records import InputError, PromptPair, content_id, derive_seed

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from restage.diffusion.allocation import keep_freed_memory
 from restage.diffusion.backbone import Backbone
+from restage.diffusion.hardware import keep_freed_memory
 from restage.pairs.encoding import PREVIEW, EncodedPair, ImagePair, encode_pair, make_preview, pixel_sha256
 from restage.pairs.files import Files, open_files
 from restage.pairs.generate import GenerateConfig, GeneratedPairs, PairJob, generate_pairs, make_control, make_jobs

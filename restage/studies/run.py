@@ -11,7 +11,7 @@ from pathlib import Path
 
 from restage.compare.judges import open_judges
 from restage.compare.stage import JUDGED_BY, Scorer, Scores, write_tables
-from restage.edit.work import EditUnit
+from restage.edit.stage import EditUnit
 from restage.records import InputError, Progress, read_json, to_plain, write_atomically, write_json
 from restage.run.folder import RunFolder, working
 from restage.run.layout import EDIT_RECORD, FIT_RECORD, RUN_RECORD

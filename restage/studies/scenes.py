@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from restage.edit.work import read_case
+from restage.edit.stage import read_case
 from restage.records import EditCase, EditRequest, InputError, write_atomically, write_json
 from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, IMAGES, MASKS, TRANSFORMS, TRUTH
 from restage.scenes.capture import turn_upright

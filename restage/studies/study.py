@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from restage.compare.judges import CompareConfig
+from restage.edit.editors import NO_EDITOR, MenuEditor, SceneEditor
 from restage.edit.job import Method
-from restage.edit.open_editors import NO_EDITOR, MenuEditor, SceneEditor
-from restage.edit.work import EditUnit, editors_of
+from restage.edit.stage import EditUnit, editors_of
 from restage.records import InputError, content_id, to_plain
 from restage.scenes.fit import FitConfig
 

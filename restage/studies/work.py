@@ -14,12 +14,11 @@ from typing import Any, TypeVar
 
 from restage.compare.judges import open_judges
 from restage.compare.stage import Contender, Result, Scorer, Scores
-from restage.edit.editors import Editor, EditorSource, ViewBatch
+from restage.edit.editors import NO_EDITOR, Editor, EditorSource, ViewBatch
 from restage.edit.job import EditJob, EditStep
-from restage.edit.open_editors import NO_EDITOR
 from restage.edit.pictures import write_image
 from restage.edit.results import edit_scene
-from restage.edit.work import EditUnit, EditWork, OpenEdits
+from restage.edit.stage import EditUnit, EditWork, OpenEdits
 from restage.records import (
     EditCase,
     EditRequest,

@@ -1,6 +1,6 @@
 """Draws training batches from encoded examples, and computes the loss of the edit UNet on them.
 
-A batch is a function of (seed, step) alone, so that training can go on anywhere. Called by `restage.train.edit_model`.
+A batch is a function of (seed, step) alone, so that training can go on anywhere. Called by `restage.train.stage`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from restage.diffusion.schedule import Schedule
 from restage.records import InputError, derive_seed
 from restage.train.examples import Examples
 
-__all__ = ["EditBatch", "EditLoss", "ExampleMix", "LossWeights", "edit_loss", "sample_edit_batch"]
+__all__ = ["EditBatch", "ExampleMix", "LossWeights", "edit_loss", "sample_edit_batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +66,12 @@ class EditBatch(NamedTuple):
 
     original: Float[Tensor, "batch channels height width"]
     """Unit-variance latents of the condition; zeros where it is dropped."""
-    target: Float[Tensor, "batch channels height width"]
-    """Clean latents of the edited picture."""
+    target: Float[Tensor, "batch channels height width"]  # clean latents of the edited picture
     mask: Float[Tensor, "batch height width"]
     text: Float[Tensor, "batch tokens width_of_text"] | Int[Tensor, "batch tokens"]
     """Embedded texts, or tokens, as the model in training takes them."""
     has_condition: Bool[Tensor, " batch"]
     """Whether text and original are both given: only then can a mask be told, and is it trained."""
-
-
-class EditLoss(NamedTuple):
-    """The weighted parts of the loss, which is their sum."""
-
-    noise: Float[Tensor, ""]
-    mask: Float[Tensor, ""]
 
 
 def _rows_at(examples: Examples, batch_size: int, *, seed: int, step: int) -> NDArray[np.int64]:
@@ -121,14 +113,6 @@ def _in_direction(examples: Examples, rows: Tensor, is_backwards: Tensor) -> _Sh
     )
 
 
-def _identity_texts(
-    settled_text: Tensor, leave_alone: tuple[int, ...], rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return an instruction for each row if nothing is to change, and whether its picture is the edited one."""
-    others = torch.from_numpy(rng.choice(np.array(leave_alone), size=len(settled_text)))
-    return torch.where(settled_text >= 0, settled_text, others), settled_text >= 0
-
-
 def sample_edit_batch(
     examples: Examples, mix: ExampleMix, *, batch_size: int, seed: int, step: int, device: str = "cpu"
 ) -> EditBatch:
@@ -140,8 +124,10 @@ def sample_edit_batch(
     rows = torch.where(is_mirrored < mix.mirror_share, examples.mirrored[rows], rows)
     source, edited, text, settled_text = _in_direction(examples, rows, is_backwards < mix.backwards_share)
     mask = examples.masks[rows].float()
-    identity_text, is_settled = _identity_texts(settled_text, examples.leave_alone, rng)
-    unchanged = is_identity < mix.identity_share
+    # Where nothing is to change, an edit is asked for again on the edited picture, or none on the one before.
+    others = torch.from_numpy(rng.choice(np.array(examples.leave_alone), size=batch_size))
+    is_settled, unchanged = settled_text >= 0, is_identity < mix.identity_share
+    identity_text = torch.where(is_settled, settled_text, others)
     picture = torch.where(is_settled[:, None, None, None], edited, source)
     source = torch.where(unchanged[:, None, None, None], picture, source)
     edited = torch.where(unchanged[:, None, None, None], picture, edited)
@@ -181,17 +167,11 @@ def edit_loss(
     condition_scale: float,
     weights: LossWeights,
     noise_shift: float = 1.0,
-) -> EditLoss:
-    """Noise-prediction loss in the UNet's own parameterisation, and cross-entropy of its mask output.
+) -> dict[str, Float[Tensor, ""]]:
+    """Noise-prediction loss in the UNet's own parameterization, and weighted cross-entropy of its mask output.
 
-    Args:
-        unet: an edit UNet with mask output, or a module that is called like one with tokens in place of embedded text.
-        batch: the batch to train on.
-        generator: generator on the CPU from which timesteps and noise are drawn.
-        schedule: schedule of the model.
-        condition_scale: factor on the original's latents at the input, as in `EditModel`.
-        weights: weights of the parts.
-        noise_shift: shift of the noise levels, as in `TrainConfig`.
+    `unet` is an edit UNet with mask output, or a module that is called like one with tokens in place of embedded text;
+    timesteps and noise are drawn from the generator, on the CPU.
     """
     target, channels = batch.target, batch.target.shape[1]
     t = _draw_timesteps(len(target), schedule.num_train_timesteps, noise_shift, generator).to(target.device)
@@ -205,4 +185,4 @@ def edit_loss(
     entropy = functional.binary_cross_entropy_with_logits(output[:, channels], batch.mask, reduction="none")
     has_mask = batch.has_condition.float()
     mask_loss = (entropy.mean(dim=(1, 2)) * has_mask).sum() / has_mask.sum().clamp(min=1)
-    return EditLoss(noise_loss, weights.mask * mask_loss)
+    return {"noise": noise_loss, "mask": weights.mask * mask_loss}

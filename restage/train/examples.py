@@ -1,14 +1,14 @@
 """Turns image pairs into what the edit model is trained on: latents, masks on the latent grid, text embeddings.
 
 Pairs are encoded once and kept as safetensors files named by their content, so that a second start only reads them.
-Called by `restage.train.edit_model`.
+Called by `restage.train.stage`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -53,22 +53,18 @@ class TrainingPair(Protocol):
     @property
     def source(self) -> Float[Tensor, "3 h w"]:
         """Picture before the edit, in [0, 1]."""
-        ...
 
     @property
     def edited(self) -> Float[Tensor, "3 h w"]:
-        """Picture after the edit, in [0, 1]."""
-        ...
+        """Picture after it."""
 
     @property
     def mask(self) -> Float[Tensor, "h w"]:
         """Where the edit is meant to change the picture, in [0, 1]."""
-        ...
 
     @property
     def prompt(self) -> PromptPair:
         """Captions and instruction."""
-        ...
 
 
 class ExactPair(NamedTuple):
@@ -93,25 +89,19 @@ class Examples:
     source: Float[Tensor, "rows channels height width"]
     """Unit-variance latents of the pictures before the edit, in half precision."""
     edited: Float[Tensor, "rows channels height width"]
-    masks: Float[Tensor, "rows height width"]
-    """Share of each latent pixel that the stored mask covers."""
-    mirrored: Int[Tensor, " rows"]
-    """Row of the mirror image; the row itself if there is none."""
-    text: Int[Tensor, " rows"]
-    """Row of the instruction in `texts`."""
+    masks: Float[Tensor, "rows height width"]  # share of each latent pixel that the stored mask covers
+    mirrored: Int[Tensor, " rows"]  # row of the mirror image; the row itself if there is none
+    text: Int[Tensor, " rows"]  # row of the instruction in `texts`
     settled_text: Int[Tensor, " rows"]
     """Row of an instruction that leaves the edited picture as it is; -1 if there is none but those of `leave_alone`."""
-    undo_text: Int[Tensor, " rows"]
-    """Row of the instruction that leads back to the picture before the edit, or -1."""
+    undo_text: Int[Tensor, " rows"]  # row of the instruction that leads back to the picture before the edit, or -1
     settled_undo: Int[Tensor, " rows"]
     """Row of an instruction that leaves the picture before the edit as it is, or -1."""
     texts: Float[Tensor, "texts tokens width_of_text"] | Int[Tensor, "texts tokens"]
     """Embedded texts in half precision, or their tokens if the text encoder is trained as well; row 0 is the empty
     text, and those of `leave_alone` follow."""
-    num_pairs: int
-    """Number of pairs; they are the first rows, and their mirror images follow."""
-    id: str
-    """Content id."""
+    num_pairs: int  # number of pairs; they are the first rows, and their mirror images follow
+    id: str  # content id
 
     @property
     def leave_alone(self) -> tuple[int, ...]:
@@ -120,8 +110,7 @@ class Examples:
 
 
 class _Chunk(NamedTuple):
-    name: str
-    """Made of the pictures and of what encoded them."""
+    name: str  # made of the pictures and of what encoded them
     tensors: dict[str, Tensor]
     """source, edited and masks: the pairs as they came, then the mirror images of those marked."""
     mirrored: tuple[bool, ...]
@@ -159,14 +148,6 @@ def _read_or_make(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str
     return tensors
 
 
-def _check(pair: TrainingPair) -> None:
-    if pair.source.shape != pair.edited.shape or pair.mask.shape != pair.source.shape[1:]:
-        raise InputError(
-            f"source, edited and mask of a pair must have one size, got {tuple(pair.source.shape)}, "
-            f"{tuple(pair.edited.shape)} and {tuple(pair.mask.shape)} ({pair.prompt.instruction!r})"
-        )
-
-
 def changed_mask(pair: TrainingPair) -> Float[Tensor, "h w"]:
     """Return the part of a pair's mask in which the pictures really differ, smoothed over 5x5 pixels.
 
@@ -177,23 +158,19 @@ def changed_mask(pair: TrainingPair) -> Float[Tensor, "h w"]:
     return pair.mask * (smooth > CHANGE_THRESHOLD)
 
 
-def _with_mirror_images(images: Tensor, is_mirrored: list[bool]) -> Tensor:
-    return torch.cat([images, images[is_mirrored].flip(-1)])
-
-
 def _encode_images(pairs: Sequence[TrainingPair], is_mirrored: list[bool], backbone: Backbone) -> dict[str, Tensor]:
-    def encode(images: Tensor) -> Tensor:
-        parts = images.split(ENCODE_BATCH_SIZE)
+    def with_mirror_images(images: Iterable[Tensor]) -> Tensor:
+        stacked = torch.stack(list(images))
+        return torch.cat([stacked, stacked[is_mirrored].flip(-1)])
+
+    def encode(images: Iterable[Tensor]) -> Tensor:
+        # The latents of a mirror image are not the mirrored latents, since the autoencoder is not symmetric.
+        parts = with_mirror_images(images).split(ENCODE_BATCH_SIZE)
         return torch.cat([backbone.encode_images(part).cpu() for part in parts]).to(torch.float16)
 
-    # The latents of a mirror image are not the mirrored latents, since the autoencoder is not symmetric.
-    with torch.no_grad():
-        source = encode(_with_mirror_images(torch.stack([pair.source for pair in pairs]), is_mirrored))
-        edited = encode(_with_mirror_images(torch.stack([pair.edited for pair in pairs]), is_mirrored))
-    masks = torch.stack([changed_mask(pair) for pair in pairs])
-    masks = _with_mirror_images(masks, is_mirrored)
-    height, width = source.shape[-2:]
-    masks = functional.adaptive_avg_pool2d(masks[:, None], (height, width))[:, 0].to(torch.float16)
+    source, edited = encode(pair.source for pair in pairs), encode(pair.edited for pair in pairs)
+    masks = with_mirror_images(changed_mask(pair) for pair in pairs)[:, None]
+    masks = functional.adaptive_avg_pool2d(masks, tuple(source.shape[-2:]))[:, 0].to(torch.float16)
     return {"source": source, "edited": edited, "masks": masks}
 
 
@@ -205,7 +182,11 @@ def _encode_chunk(
     is_mirrored = [mirror and can_be_mirrored(pair.prompt) for pair in pairs]
     digest = hashlib.sha256(canonical_json([fingerprint, is_mirrored]).encode())
     for pair in pairs:
-        _check(pair)
+        if pair.source.shape != pair.edited.shape or pair.mask.shape != pair.source.shape[1:]:
+            raise InputError(
+                f"source, edited and mask of a pair must have one size, got {tuple(pair.source.shape)}, "
+                f"{tuple(pair.edited.shape)} and {tuple(pair.mask.shape)} ({pair.prompt.instruction!r})"
+            )
         for image in (pair.source, pair.edited, pair.mask):
             digest.update(image.cpu().contiguous().numpy().tobytes())
     path = folder / f"latents-{digest.hexdigest()[:16]}.safetensors"
@@ -218,9 +199,7 @@ def _encode_texts(texts: Sequence[str], backbone: Backbone, folder: Path, finger
 
     def encode() -> dict[str, Tensor]:
         parts = [texts[start : start + TEXT_BATCH_SIZE] for start in range(0, len(texts), TEXT_BATCH_SIZE)]
-        with torch.no_grad():
-            embedded = torch.cat([backbone.encode_text(list(part)).cpu() for part in parts])
-        return {"texts": embedded.to(torch.float16)}
+        return {"texts": torch.cat([backbone.encode_text(list(part)).cpu() for part in parts]).to(torch.float16)}
 
     return _read_or_make(folder / f"texts-{digest.hexdigest()[:16]}.safetensors", encode)["texts"]
 
@@ -242,13 +221,6 @@ def _order_rows(chunks: Sequence[_Chunk]) -> tuple[list[tuple[int, int]], list[i
     return rows, mirrored
 
 
-def _rows_of_texts(prompts: Sequence[PromptPair], row_of: Mapping[str, int]) -> tuple[Tensor, Tensor]:
-    """Return the rows of the instructions, and of those that lead back; -1 for none."""
-    there = torch.tensor([row_of[prompt.instruction] for prompt in prompts])
-    back = torch.tensor([row_of[prompt.undo] if prompt.undo else -1 for prompt in prompts])
-    return there, back
-
-
 def _join(
     chunks: Sequence[_Chunk], backbone: Backbone, folder: Path, *, fingerprint: str, embed_texts: bool
 ) -> Examples:
@@ -256,7 +228,9 @@ def _join(
     prompts = [prompt for chunk in chunks for prompt in chunk.prompts]
     asked = {text for prompt in prompts for text in (prompt.instruction, prompt.undo)}
     texts = ["", *LEAVE_ALONE, *sorted(asked - {"", *LEAVE_ALONE})]
-    text, undo = _rows_of_texts(prompts, {text: row for row, text in enumerate(texts)})
+    row_of = {text: row for row, text in enumerate(texts)}
+    text = torch.tensor([row_of[prompt.instruction] for prompt in prompts])
+    undo = torch.tensor([row_of[prompt.undo] if prompt.undo else -1 for prompt in prompts])
     is_settled, is_undo_settled = (
         torch.tensor([prompt.kind in kinds for prompt in prompts]) for kinds in (SETTLED_KINDS, SETTLED_BACKWARDS)
     )
@@ -265,9 +239,7 @@ def _join(
     order = torch.tensor([int(starts[index]) + row for index, row in rows])
     joined = {name: torch.cat([chunk.tensors[name] for chunk in chunks])[order] for name in chunks[0].tensors}
     return Examples(
-        source=joined["source"],
-        edited=joined["edited"],
-        masks=joined["masks"],
+        **joined,
         mirrored=torch.tensor(mirrored),
         text=text[pair_of],
         settled_text=torch.where(is_settled, text, -1)[pair_of],
@@ -279,30 +251,17 @@ def _join(
     )
 
 
-def _in_chunks(pairs: Iterable[TrainingPair]) -> Iterator[list[TrainingPair]]:
-    iterator = iter(pairs)
-    while chunk := list(islice(iterator, CHUNK_SIZE)):
-        yield chunk
-
-
 def encode_examples(
     pairs: Iterable[TrainingPair], backbone: Backbone, folder: Path, *, mirror: bool = True, embed_texts: bool = True
 ) -> Generator[Progress, None, Examples]:
-    """Encode image pairs, or read what was encoded before; the generator returns the examples.
+    """Encode image pairs of one size, read a chunk at a time, or read what was encoded into the folder before.
 
-    Args:
-        pairs: pairs with pictures of one size; read once, a chunk at a time.
-        backbone: the model whose VAE and text encoder are used.
-        folder: folder of the encoded files; chunks that are there already are not encoded again.
-        mirror: whether to encode the mirror image of each pair whose texts name no side, too.
-        embed_texts: whether to embed the texts; otherwise they become tokens, for a text encoder in training.
-
-    Raises:
-        InputError: there are no pairs, or a pair's pictures differ in size.
+    With `mirror` the mirror image of each pair whose texts name no side is encoded, too. Without `embed_texts` texts
+    become tokens, for a text encoder in training. The generator returns the examples.
     """
     fingerprint = _fingerprint(backbone)
-    chunks, done = [], 0
-    for part in _in_chunks(pairs):
+    chunks, done, rest = [], 0, iter(pairs)
+    while part := list(islice(rest, CHUNK_SIZE)):
         chunks.append(_encode_chunk(part, backbone, folder, fingerprint, mirror))
         done += len(part)
         yield Progress(stage="train", done=done, total=done, note=f"{done} pairs encoded")

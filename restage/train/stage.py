@@ -1,17 +1,152 @@
-"""The stage `train`: from the accepted pairs of a run to its edit model."""
+"""The stage `train`: trains an edit model on image pairs, from a text-to-image model or from an edit model.
+
+The recipe of the shipped model calls `train_edit_model` as well.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from restage.records import Progress, derive_seed
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.edit_models import add_mask_output, load_edit_model, save_edit_model, widen_unet
+from restage.diffusion.editor import EditModel
+from restage.diffusion.loading import read_config
+from restage.diffusion.training import TrainingConfig, draw_losses, train
+from restage.records import InputError, Progress, content_id, derive_seed
 from restage.run.folder import RunFolder
-from restage.train.edit_model import TrainConfig, load_start, train_edit_model
-from restage.train.examples import TrainingPair
+from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
+from restage.train.examples import TrainingPair, encode_examples, hash_tensors
 
-__all__ = ["run_train"]
+__all__ = [
+    "TrainConfig",
+    "load_start",
+    "run_train",
+    "train_edit_model",
+]
+
+
+def _default_training() -> TrainingConfig:
+    return TrainingConfig(num_steps=600, batch_size=32, learning_rate=2e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train an edit model."""
+
+    training: TrainingConfig = field(default_factory=_default_training)
+    """Length, learning rates and precision."""
+    mix: ExampleMix = field(default_factory=ExampleMix)
+    """The forms in which examples are shown."""
+    weights: LossWeights = field(default_factory=LossWeights)
+    """The weights of the parts of the loss."""
+    noise_shift: float = 1.0
+    """Shift s of the noise levels in training, which are higher above 1: t = s u / (1 + (s - 1) u) for uniform u (Esser
+    et al. 2024, arXiv 2403.03206, equation 23). 1 is InstructPix2Pix's uniform draw."""
+    train_text_encoder: bool = False
+    """Whether the text encoder is trained, too, and saved with the model. InstructPix2Pix keeps it as it is, since CLIP
+    has read all of English; an encoder that has only read captions does not know the words of instructions."""
+
+    def __post_init__(self) -> None:
+        if not self.noise_shift > 0:
+            raise InputError(f"the shift of noise levels must be above 0, got {self.noise_shift}")
+
+
+def load_start(folder: Path, device: str = "cpu") -> Backbone | EditModel:
+    """Load what training starts from: a text-to-image model, or an edit model."""
+    config_path = folder / "unet" / "config.json"
+    if not config_path.is_file():
+        raise InputError(f"{folder} holds no model to start from: unet/config.json is missing")
+    config = read_config(folder / "unet")
+    # An edit UNet takes the original's latents beside the noisy ones; a text-to-image UNet maps latents to latents.
+    if config.get("in_channels") == config.get("out_channels"):
+        return load_backbone(folder, device)
+    return load_edit_model(folder, device)
+
+
+def _edit_model_from(start: Backbone | EditModel) -> EditModel:
+    """Make the edit model to train; the one that it starts from is left as it is."""
+    if isinstance(start, Backbone):
+        return EditModel(start, widen_unet(start.unet))
+    unet = copy.deepcopy(start.unet) if start.has_mask_output else add_mask_output(start.unet)
+    return dataclasses.replace(start, unet=unet)
+
+
+class _UnetAndText(nn.Module):
+    """UNet and text encoder as one module that is called like the UNet, with tokens in place of embedded text."""
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, inputs: Tensor, timesteps: Tensor, *, encoder_hidden_states: Int[Tensor, "b tokens"]) -> Any:
+        text = self.text_encoder(input_ids=encoder_hidden_states).last_hidden_state
+        return self.unet(inputs, timesteps, encoder_hidden_states=text)
+
+
+def train_edit_model(
+    pairs: Iterable[TrainingPair],
+    start: Backbone | EditModel,
+    folder: Path,
+    config: TrainConfig,
+    *,
+    text_to_image: Path | None = None,
+) -> Generator[Progress, None, None]:
+    """Train an edit model; a call on a folder where training was stopped goes on from there, to the same weights.
+
+    Writes into `folder`: `cache/` (encoded pairs), `state.pt`, `metrics.jsonl` (a line for each step: the weighted
+    loss, noise and mask), `loss.png`, and last the model with averaged weights.
+
+    A text-to-image model is given new channels, an edit model is trained further; both stay as they are. With
+    `text_to_image` the saved model names that folder instead of holding the shared parts again.
+
+    Raises:
+        InputError: there are no pairs, they do not fit the model, or the folder holds another training.
+    """
+    model = _edit_model_from(start)
+    mirror = config.mix.mirror_share > 0
+    examples = yield from encode_examples(
+        pairs, model.backbone, folder / "cache", mirror=mirror, embed_texts=not config.train_text_encoder
+    )
+    trained: nn.Module = model.unet
+    if config.train_text_encoder:
+        text_encoder = copy.deepcopy(model.backbone.text_encoder)
+        backbone = dataclasses.replace(model.backbone, text_encoder=text_encoder)
+        model = dataclasses.replace(model, backbone=backbone, has_own_text_encoder=True)
+        trained = _UnetAndText(model.unet, text_encoder)
+    trained.requires_grad_(True)
+    same = dataclasses.replace(config, training=_default_training())  # the loop compares that part itself
+    made_from = content_id("train", [same, model.condition_scale, hash_tensors(trained.state_dict()), examples.id])
+
+    def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        training, device = config.training, str(model.unet.device)
+        batch = sample_edit_batch(
+            examples, config.mix, batch_size=training.batch_size, seed=training.seed, step=step, device=device
+        )
+        return edit_loss(
+            trained,
+            batch,
+            generator,
+            schedule=model.schedule,
+            condition_scale=model.condition_scale,
+            weights=config.weights,
+            noise_shift=config.noise_shift,
+        )
+
+    for step in train(trained, loss_of, folder=folder, config=config.training, made_from=made_from):
+        note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
+        yield Progress(stage="train", done=step.step, total=step.num_steps, note=note)
+    trained.requires_grad_(False)
+    draw_losses(folder)
+    save_edit_model(model, folder, text_to_image)
 
 
 def run_train(
@@ -25,13 +160,9 @@ def run_train(
 ) -> Iterator[Progress]:
     """Train the run's edit model into `<run>/train`; see `train_edit_model` for what lies there.
 
-    Args:
-        run: the run whose `pairs` stage holds the pairs.
-        config: how to train; its seed is combined with the run's.
-        start: folder of the text-to-image model or edit model to start from.
-        pairs: other pairs to train on, such as rendered ones; None takes those that the run accepted.
-        store: URL of the store that the run's pairs lie in, if any.
-        device: device to train on.
+    The config's seed is combined with the run's. `start` is the folder of a text-to-image model or edit model; `pairs`
+    are others to train on, such as rendered ones, and None takes those that the run accepted, from
+    `store` if they lie in one.
 
     Raises:
         InputError: there are no pairs, `start` holds no model, or the stage was finished with another config.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from restage.edit.editors import OpenEditors
 from restage.edit.job import EditStep
-from restage.edit.open_editors import OpenEditors
 from restage.edit.single import EditChoice, StartingPoint, find_case, open_edit
 from restage.records import EditCase, EditRequest, InputError, read_json
 from restage.run.folder import open_run, working

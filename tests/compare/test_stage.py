@@ -7,9 +7,8 @@ import torch
 
 from restage.compare.metrics import progress
 from restage.compare.stage import CompareConfig, find_results, run_compare
-from restage.edit.editors.grade import grade_views
+from restage.edit.editors.grade import grade_views, write_grade_truth
 from restage.edit.pictures import quantize, read_image, read_mask, write_image, write_mask
-from restage.edit.truth import write_grade_truth
 from restage.records import EditCase, EditRequest, InputError, Score, write_json
 from restage.run.folder import RunFolder
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit

@@ -9,7 +9,7 @@ from restage.records import write_json
 from restage.run.folder import open_run
 from restage.scenes.fit import FitConfig
 from restage.scenes.stage import ScenesConfig, run_scenes
-from restage.train.edit_model import TrainConfig
+from restage.train.stage import TrainConfig
 from restage.world.stage import CaptureConfig, WorldConfig, run_world
 
 

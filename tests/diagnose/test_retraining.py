@@ -24,8 +24,7 @@ from restage.run.models import models_in
 from restage.scenes.fit import FitConfig
 from restage.scenes.io import read_capture, write_capture
 from restage.scenes.stage import ScenesConfig, run_scenes
-from restage.train.edit_model import TrainConfig
-from restage.train.stage import run_train
+from restage.train.stage import TrainConfig, run_train
 from restage.work.engine import settings_for, work_through
 from restage.work.task import EngineConfig, Task, TaskQueue
 from tests.tiny_models import write_tiny_models

@@ -10,7 +10,7 @@ from restage.diagnose.workbench import Workbench
 from restage.diffusion.editor import Guidance
 from restage.edit.editors.exact import ExactEditor
 from restage.edit.editors.interface import Edited
-from restage.edit.work import load_scene
+from restage.edit.stage import load_scene
 
 NONE = frozenset()
 

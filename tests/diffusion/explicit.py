@@ -21,7 +21,7 @@ from torch import Tensor
 
 from restage.diffusion.alignment import CaptionsDiffer, align_phrases, align_swaps, find_tokens
 from restage.diffusion.control_options import ControlOptions
-from restage.diffusion.sampler import initial_noise, step_noise
+from restage.diffusion.sampling import initial_noise, step_noise
 
 STORED_SIZE = 32
 Store = dict[tuple[str, int], list[Tensor]]

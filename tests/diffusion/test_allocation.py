@@ -7,7 +7,7 @@ import pytest
 FAULTS = """
 import resource
 import torch
-from restage.diffusion.allocation import keep_freed_memory
+from restage.diffusion.hardware import keep_freed_memory
 
 def faults_of_new_tensors():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

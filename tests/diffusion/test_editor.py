@@ -8,9 +8,15 @@ import pytest
 import torch
 
 from restage.diffusion.backbone import Backbone, save_backbone
-from restage.diffusion.edit_unet import START_MASK_PROBABILITY, add_mask_output, widen_unet
+from restage.diffusion.edit_models import (
+    START_MASK_PROBABILITY,
+    add_mask_output,
+    edit_weights_sha256,
+    load_edit_model,
+    save_edit_model,
+    widen_unet,
+)
 from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images
-from restage.diffusion.editor_folder import edit_weights_sha256, load_edit_model, save_edit_model
 from restage.records import InputError
 from tests.train.tiny import CHANNELS, WIDTH, tiny_backbone, tiny_unet
 

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from restage.diffusion.inversion import invert_latents
-from restage.diffusion.solvers import denoise
+from restage.diffusion.sampling import denoise, invert_latents
 from restage.records import InputError
 from tests.diffusion.tiny import tiny_backbone
 

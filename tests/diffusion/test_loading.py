@@ -18,11 +18,11 @@ from restage.cli import run
 from restage.compare.judges import load_dino
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
-from restage.diffusion.editor_folder import load_edit_model
+from restage.diffusion.edit_models import load_edit_model
 from restage.edit.editors import EditorSource, open_editor
 from restage.prompts.rejects import TokenLimits
 from restage.records import InputError, PromptPair
-from restage.train.edit_model import load_start
+from restage.train.stage import load_start
 from tests.tiny_models import write_tiny_models
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from miniature.sampling import sample_latents
-from restage.diffusion import pair_sampler, sampler
+from restage.diffusion import pair_sampler, sampling
 from restage.diffusion.control import PairControl
 from restage.diffusion.control_options import ControlOptions, LocalBlend
 from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, map_size_of, sample_pairs
@@ -32,8 +32,8 @@ def double_backbone():
 @pytest.fixture
 def backbone(double_backbone, monkeypatch):
     """All in float64, the noise too."""
-    draw = sampler.initial_noise
-    for module in (sampler, pair_sampler, explicit):
+    draw = sampling.initial_noise
+    for module in (sampling, pair_sampler, explicit):
         monkeypatch.setattr(module, "initial_noise", lambda shape, seeds: draw(shape, seeds).double())
     return double_backbone
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from miniature import autoencoder, pictures
 from miniature.command import MiniatureConfig, train_miniature, without_denormals
-from restage.diffusion import precision
-from restage.diffusion.edit_unet import widen_unet
+from restage.diffusion import hardware
+from restage.diffusion.edit_models import widen_unet
 from restage.diffusion.editor import EditModel, EditSettings, edit_images
 from restage.diffusion.training import TrainingConfig, train
 from restage.records import Progress
@@ -52,7 +52,7 @@ def test_a_processor_is_fast_where_it_has_instructions(
     monkeypatch: pytest.MonkeyPatch, capabilities: Mapping[str, bool], is_fast: bool
 ) -> None:
     set_capabilities(monkeypatch, **capabilities)
-    assert precision.has_fast_bfloat16(CPU) is is_fast
+    assert hardware.has_fast_bfloat16(CPU) is is_fast
 
 
 @pytest.mark.parametrize(("capability", "is_fast"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
@@ -60,11 +60,11 @@ def test_a_gpu_is_fast_from_ampere_on(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], is_fast: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert precision.has_fast_bfloat16(torch.device("cuda", 0)) is is_fast
+    assert hardware.has_fast_bfloat16(torch.device("cuda", 0)) is is_fast
 
 
 def test_other_devices_compute_in_float32() -> None:
-    assert not precision.has_fast_bfloat16(torch.device("mps"))
+    assert not hardware.has_fast_bfloat16(torch.device("mps"))
 
 
 @EVERY_WISH

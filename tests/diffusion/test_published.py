@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from restage.diffusion import pair_sampler, sampler
+from restage.diffusion import pair_sampler, sampling
 from restage.diffusion.control_options import MASACTRL, PROMPT_TO_PROMPT, ControlOptions, LocalBlend
 from restage.diffusion.pair_sampler import SamplerConfig, sample_pairs
 from restage.diffusion.word_maps import blend_masks
@@ -31,8 +31,8 @@ def double_backbone():
 
 @pytest.fixture
 def backbone(double_backbone, monkeypatch):
-    draw = sampler.initial_noise
-    for module in (sampler, pair_sampler, explicit):
+    draw = sampling.initial_noise
+    for module in (sampling, pair_sampler, explicit):
         monkeypatch.setattr(module, "initial_noise", lambda shape, seeds: draw(shape, seeds).double())
     return double_backbone
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 
+from restage.diffusion.sampling import denoise
 from restage.diffusion.schedule import Schedule
-from restage.diffusion.solvers import denoise
 from restage.records import InputError
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

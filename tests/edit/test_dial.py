@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from restage.edit.dial import Dialed, TimeLimited, blend_splats
 from restage.edit.editors import EditorSource, open_editor
-from restage.edit.job import EditJob, EditStep
+from restage.edit.job import Dialed, EditJob, EditStep, TimeLimited, blend_splats
 from restage.edit.methods import Nothing, ReplaceOnce, Restage
 from restage.edit.results import edit_scene
 from restage.edit.single import EditChoice

@@ -21,7 +21,7 @@ from miniature.rendered_pairs import PAIR_KINDS, render_pairs, write_pictured_pr
 from miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.diffusion.backbone import load_backbone, load_vae, save_tokenizer
 from restage.diffusion.clip import load_clip
-from restage.diffusion.editor_folder import load_edit_model
+from restage.diffusion.edit_models import load_edit_model
 from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import LossFunction, TrainingConfig, read_metrics

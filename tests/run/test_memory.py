@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from restage.diffusion.allocation import keep_freed_memory
+from restage.diffusion.hardware import keep_freed_memory
 from restage.run import environment as memory
 from restage.run.environment import PeakMemory, process_peak_mb
 

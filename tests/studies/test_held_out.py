@@ -6,7 +6,7 @@ import pytest
 from restage.edit.editors import ViewBatch
 from restage.edit.job import EditStep
 from restage.edit.methods import Nothing
-from restage.edit.sharing.views import ViewSharing
+from restage.edit.sharing import ViewSharing
 from restage.records import InputError
 from restage.studies.held_out import GuardedEditor, GuardedMethod, HeldOutRead, closed_folders
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from restage.diffusion.edit_unet import START_MASK_PROBABILITY, widen_unet
+from restage.diffusion.edit_models import START_MASK_PROBABILITY, widen_unet
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError
 from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
-from restage.train.edit_model import TrainConfig
 from restage.train.examples import Examples
+from restage.train.stage import TrainConfig
 from tests.train.tiny import CHANNELS, WIDTH, tiny_unet
 
 PLAIN = ExampleMix(
@@ -154,8 +154,8 @@ def test_the_loss_is_what_the_two_parts_say(prediction_type: str):
         noise = (noisy - signal * batch.target) / sigma
         output = unet(caught["inputs"], t, encoder_hidden_states=batch.text).sample
         expected = functional.mse_loss(output[:, :CHANNELS], schedule.target(batch.target, noise, t))
-    assert float(loss.noise) == pytest.approx(float(expected), rel=1e-3)
-    assert float(loss.mask) == pytest.approx(-0.5 * float(torch.tensor(START_MASK_PROBABILITY).log()), rel=1e-4)
+    assert float(loss["noise"]) == pytest.approx(float(expected), rel=1e-3)
+    assert float(loss["mask"]) == pytest.approx(-0.5 * float(torch.tensor(START_MASK_PROBABILITY).log()), rel=1e-4)
 
 
 def test_a_step_on_another_device_mixes_no_devices():
@@ -165,8 +165,8 @@ def test_a_step_on_another_device_mixes_no_devices():
     unet.to("meta")  # pyright: ignore[reportArgumentType]
     generator = torch.Generator().manual_seed(0)
     loss = edit_loss(unet, batch, generator, schedule=SCHEDULE, condition_scale=1.0, weights=LossWeights())
-    (loss.noise + loss.mask).backward()
-    assert loss.noise.device.type == "meta"
+    (loss["noise"] + loss["mask"]).backward()
+    assert loss["noise"].device.type == "meta"
 
 
 def test_timesteps_of_a_batch_cover_the_schedule_evenly():
@@ -195,5 +195,5 @@ def test_masks_are_not_trained_where_a_condition_is_missing():
     options = {"schedule": SCHEDULE, "condition_scale": 1.0, "weights": LossWeights()}
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        assert float(edit_loss(unet, sample(dropped), generator, **options).mask) == 0
-        assert float(edit_loss(unet, sample(PLAIN), generator, **options).mask) > 0
+        assert float(edit_loss(unet, sample(dropped), generator, **options)["mask"]) == 0
+        assert float(edit_loss(unet, sample(PLAIN), generator, **options)["mask"]) > 0

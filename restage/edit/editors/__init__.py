@@ -1,29 +1,24 @@
-"""The menu of 2D editors that the 3D methods work with; each is one file and one line here."""
+"""The menu of 2D editors that the 3D methods work with, and the one place that opens them.
+
+An editor is one file and one line in `EDITORS`. Each model is opened once, and not too many at a time.
+"""
 
 from __future__ import annotations
 
 import importlib
 import re
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from restage.edit.editors.exact import ExactEditor
+from restage.edit.editors.exact import ExactEditor, NoisyEditor
 from restage.edit.editors.grade import GradeEditor
 from restage.edit.editors.interface import Edited, Editor, EditorFactory, EditorSource, ViewBatch
-from restage.edit.editors.noisy import NoisyEditor
-from restage.records import InputError
+from restage.records import InputError, content_id
+from restage.run.models import models_in
 
-__all__ = [
-    "EDITORS",
-    "Edited",
-    "Editor",
-    "EditorFactory",
-    "EditorSource",
-    "ExactEditor",
-    "GradeEditor",
-    "NoisyEditor",
-    "ViewBatch",
-    "check_editor",
-    "open_editor",
-]
+__all__ = ["EDITORS", "NO_EDITOR", "MenuEditor", "NoEditor", "OpenEditors", "check_editor", "open_editor"]
 
 
 def _lazily(module: str, function: str) -> EditorFactory:
@@ -49,24 +44,104 @@ NOISY = re.compile(r"noisy-(\d*\.?\d+)-(\w+)")
 
 
 def check_editor(name: str) -> None:
-    """See that an editor of this name can be asked for: one of the menu, or `noisy-<strength>-<one of the menu>`.
-
-    Raises:
-        InputError: there is none.
-    """
+    """See that an editor of this name can be asked for: one of the menu, or `noisy-<strength>-<one of the menu>`."""
     noisy = NOISY.fullmatch(name)
     if (noisy[2] if noisy else name) not in EDITORS or (noisy and float(noisy[1]) > 1):
         raise InputError(f"unknown editor {name!r}; choose from {', '.join(EDITORS)}, or noisy-<0 to 1>-<one of them>")
 
 
 def open_editor(name: str, source: EditorSource) -> Editor:
-    """Make an editor by its name.
-
-    Raises:
-        InputError: there is none of this name, or what it is made from is missing.
-    """
+    """Make an editor by its name."""
     check_editor(name)
     noisy = NOISY.fullmatch(name)
     if noisy:
         return NoisyEditor.of(EDITORS[noisy[2]](source), float(noisy[1]))
     return EDITORS[name](source)
+
+
+NO_EDITOR = "none"
+"""Name that stands for the editor of a method that asks none."""
+
+MODELS = ("edit_model", "instruct_pix2pix", "pipeline", "text_to_image")
+"""Editors that are a model and look nothing up that belongs to one case."""
+
+MAX_OPEN_MODELS = 3
+"""Editors that are kept open: each may hold a model of several GB."""
+
+
+@runtime_checkable
+class SceneEditor(Protocol):
+    """How an editor is opened; a frozen dataclass, since its fields are part of what a result is known by."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the opened editor serves all cases; if not, it is opened for each, with the case's truth."""
+
+    def open(self, source: EditorSource) -> Editor:
+        """Make the editor; one that is shared gets the run's edit model alone as its source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MenuEditor:
+    """An editor of the menu `EDITORS` by its name, or `noisy-<strength>-<one of them>`."""
+
+    name: str
+    model: Path | None = None
+    """Folder of its model; None with edit_model for the run's own, or else the one that comes with the package."""
+    device: str = "cpu"
+    """Where the model computes."""
+
+    def __post_init__(self) -> None:
+        check_editor(self.name)
+
+    @property
+    def is_shared(self) -> bool:
+        """Models are; the others look up what belongs to one case."""
+        return self.name.rpartition("-")[2] in MODELS
+
+    def model_folder(self, default: Path | None) -> Path | None:
+        """Folder of its model: its own, or the run's edit model, which no other editor takes; None for none."""
+        if self.model is None and self.name.endswith("edit_model"):
+            return default or models_in().edit_model
+        return self.model
+
+    def open(self, source: EditorSource) -> Editor:
+        """Open it; see `SceneEditor.open`."""
+        return open_editor(self.name, replace(source, model=self.model_folder(source.model), device=self.device))
+
+
+class NoEditor:
+    """Stands where a method that asks no editor gets one."""
+
+    def edit(self, batch: ViewBatch) -> Edited:
+        """Refuse."""
+        raise InputError("this method was run without an editor, but asks for one; choose an editor")
+
+
+class OpenEditors:
+    """Opens editors, and keeps those that serve several cases; the one that was not used for longest goes first."""
+
+    def __init__(self, max_open: int = MAX_OPEN_MODELS) -> None:
+        self.max_open = max_open
+        self._open: OrderedDict[str, Editor] = OrderedDict()
+        self._weights: dict[Path, str] = {}
+
+    def open(self, editor: SceneEditor, source: EditorSource) -> Editor:
+        """Open an editor, or take the one that is open."""
+        if not editor.is_shared:
+            return editor.open(source)
+        key = content_id("editor", [type(editor).__qualname__, editor, source.model])
+        if key not in self._open:
+            while len(self._open) >= self.max_open:
+                self._open.popitem(last=False)  # before the next is loaded, which may need its room
+            self._open[key] = editor.open(EditorSource(model=source.model))
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def weights_id(self, model: Path) -> str:
+        """Hash of an edit model's weights, read once."""
+        from restage.diffusion.edit_models import edit_weights_sha256  # diffusers takes seconds to import
+
+        if model not in self._weights:
+            self._weights[model] = edit_weights_sha256(model)
+        return self._weights[model]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from restage.diffusion.edit_models import load_edit_model
 from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images
-from restage.diffusion.editor_folder import load_edit_model
 from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ViewBatch
-from restage.edit.sharing.joint_attention import share_attention
+from restage.edit.joint_attention import share_attention
 from restage.records import EditRequest, InputError
 
 __all__ = ["ModelEditor", "ModelScores", "open_edit_model", "open_instruct_pix2pix"]
@@ -30,8 +29,7 @@ class ModelEditor:
     """Edits views with an edit model; guidance as in InstructPix2Pix (arXiv 2211.09800, equation 3)."""
 
     model: EditModel
-    settings: EditSettings | None = None
-    """Steps and guidance; the edit model's own defaults if None."""
+    settings: EditSettings | None = None  # steps and guidance; the edit model's own defaults if None
     shares_attention: ClassVar[bool] = True
 
     def edit(self, batch: ViewBatch) -> Edited:
@@ -92,19 +90,17 @@ class ModelScores:
         return predict
 
 
-def _model_folder(model: Path | None, what: str) -> Path:
-    if model is None or not model.is_dir():
-        raise InputError(f"expected the folder of {what}, got {model}; name one with --model, or run: restage train")
-    return model
+def _open(source: EditorSource, what: str, settings: EditSettings | None = None) -> ModelEditor:
+    if source.model is None or not source.model.is_dir():
+        raise InputError(
+            f"expected the folder of {what}, got {source.model}; name one with --model, or run: restage train"
+        )
+    return ModelEditor(load_edit_model(source.model, source.device), settings)
 
 
 def open_edit_model(source: EditorSource) -> ModelEditor:
-    """Open a trained edit model.
-
-    Raises:
-        InputError: there is no such folder, or it does not load.
-    """
-    return ModelEditor(load_edit_model(_model_folder(source.model, "a trained edit model"), source.device))
+    """Open a trained edit model."""
+    return _open(source, "a trained edit model")
 
 
 def open_instruct_pix2pix(source: EditorSource) -> ModelEditor:
@@ -112,9 +108,5 @@ def open_instruct_pix2pix(source: EditorSource) -> ModelEditor:
 
     The original view goes in as the mode of the VAE's posterior, without the VAE's scaling factor, as it was trained
     (`EditModel.condition_scale`); steps and guidance are those of Instruct-NeRF2NeRF.
-
-    Raises:
-        InputError: there is no such folder, or it does not load.
     """
-    folder = _model_folder(source.model, "an InstructPix2Pix model in diffusers layout")
-    return ModelEditor(load_edit_model(folder, source.device), PUBLISHED)
+    return _open(source, "an InstructPix2Pix model in diffusers layout", PUBLISHED)

@@ -1,11 +1,13 @@
 """An editor without a network: reads an instruction into a transform of colors, the same for every view.
 
-Its truth is known on any photograph, held-out ones too, so that edits of real captures get exact numbers.
+Its truth is known on any photograph, held-out ones too, so that edits of real captures get exact numbers: it is written
+as a truth folder of the scene, and `compare` and `diagnose` ask here what such an edit is measured between.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.edit.editors.interface import Edited, EditorSource, KnownScores, ViewBatch
-from restage.edit.pictures import read_mask
-from restage.records import InputError
+from restage.edit.pictures import quantize, read_mask, write_image, write_mask
+from restage.records import GRADED, EditCase, EditRequest, InputError, write_json
+from restage.run.layout import EDIT_CASE
+from restage.scenes.capture import Capture
 
-__all__ = ["GRADES", "Grade", "GradeEditor", "GradeRequest", "grade_views", "read_grade"]
+__all__ = ["Anchors", "GRADES", "GradeEditor", "anchors_of", "grade_views", "read_grade", "write_grade_truth"]
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Rec. 709."""
@@ -118,17 +122,13 @@ class GradeRequest(NamedTuple):
     """What an instruction asks for."""
 
     grade: Grade
-    subject: str
-    """The thing that is to be graded; empty for the whole view."""
+    subject: str  # the thing that is to be graded; empty for the whole view
 
 
 def read_grade(instruction: str) -> GradeRequest:
     """Read an instruction such as "make it golden", "turn it to night" or "make the bear bronze".
 
     The last word that names a grade counts; what stands before it, without verbs and articles, is the subject.
-
-    Raises:
-        InputError: no word of it names a grade.
     """
     words = re.findall(r"[a-z]+", instruction.lower())
     for end in range(len(words), 0, -1):
@@ -153,11 +153,7 @@ class GradeEditor:
 
     @classmethod
     def open(cls, source: EditorSource) -> GradeEditor:
-        """Make one, with the regions of a truth folder (`restage.edit.truth`) where it has them.
-
-        Raises:
-            InputError: the region of a view is missing or broken.
-        """
+        """Make one, with the regions of a truth folder (`restage.edit.editors.grade`) where it has them."""
         folder = None if source.truth is None else source.truth / "regions"
         if folder is None or not folder.is_dir():
             return cls()
@@ -165,11 +161,7 @@ class GradeEditor:
         return cls(torch.stack([read_mask(folder / name) for name in names]))
 
     def edit(self, batch: ViewBatch) -> Edited:
-        """Grade a batch of views; see `Editor.edit`.
-
-        Raises:
-            InputError: the instruction names no grade, or a thing while it is not known where that is.
-        """
+        """Grade a batch of views; see `Editor.edit`."""
         regions = None if self.regions is None else self.regions[list(batch.view_indices)]
         return grade_views(batch.originals, batch.request.instruction, regions)
 
@@ -183,20 +175,72 @@ def grade_views(
 ) -> Edited:
     """Grade views by instruction: this is the truth of such an edit, on any view.
 
-    Regions are soft masks, 1 where the grade holds; None grades whole views.
-
-    Returns:
-        The graded views, and the regions as masks.
-
-    Raises:
-        InputError: the instruction names no grade, or a thing while there are no regions.
+    Regions are soft masks, 1 where the grade holds, and come back as masks; None grades whole views.
     """
     grade, subject = read_grade(instruction)
     if regions is None:
         if subject:
             raise InputError(
-                f"the grade editor does not know where '{subject}' is; give it regions (restage.edit.truth), "
+                f"the grade editor does not know where '{subject}' is; give it regions (restage.edit.editors.grade), "
                 "or say 'it' for the whole view"
             )
         return Edited(grade(images), torch.ones_like(images[:, 0]))
     return Edited(torch.lerp(images, grade(images), regions[:, None]), regions)
+
+
+Views = Float[Tensor, "n 3 h w"]
+
+CHANGE = 3 / 255
+"""A pixel counts as changed where some channel differs by more, as in the truth of the miniature world."""
+
+
+def write_grade_truth(
+    folder: Path, capture: Capture, request: EditRequest, regions: Float[Tensor, "n h w"] | None = None
+) -> EditCase:
+    """Write `images/`, `masks/` and, if there are any, `regions/` of every view, held-out ones too; `edit.json` last.
+
+    The editors `exact` and `grade` and the comparison read the folder. A view of a thing (with regions) is changed by
+    the grade inside its region alone.
+
+    The folder is `<run>/scenes/<scene>/truth/<edit>`; regions are soft masks, None to grade whole views.
+
+    Raises:
+        InputError: the instruction names no grade, regions do not fit the views, or none are given for a thing.
+    """
+    if regions is not None and regions.shape != capture.images[:, 0].shape:
+        raise InputError(f"expected regions of shape {tuple(capture.images[:, 0].shape)}, got {tuple(regions.shape)}")
+    # Rounded to what a file holds, so that whoever reads the regions grades as it was done here.
+    regions = None if regions is None else quantize(regions)
+    graded = grade_views(capture.images, request.instruction, regions)
+    changed = ((graded.images - capture.images).abs().amax(dim=1) > CHANGE).float()
+    names = [Path(name).with_suffix(".png").name for name in capture.file_names]
+    for view, name in enumerate(names):
+        write_image(folder / "images" / name, graded.images[view])
+        write_mask(folder / "masks" / name, changed[view])
+        if regions is not None:
+            write_mask(folder / "regions" / name, regions[view])
+    case = EditCase(scene=folder.parent.parent.name, kind=GRADED, request=request, has_truth=True)
+    write_json(folder / EDIT_CASE, case)
+    return case
+
+
+class Anchors(NamedTuple):
+    """The views between which an edit's progress is measured."""
+
+    start: Views  # nothing is done: progress 0
+    goal: Views  # the edit is perfect: progress 1
+
+
+def anchors_of(
+    case: EditCase, folder: Path, names: Sequence[str], *, source: Views, truth: Views, unedited: Views
+) -> Anchors:
+    """The source and the truth; of graded photographs the unedited render and that render graded.
+
+    A scene fitted to photographs differs from them, often by more than an edit changes: between photographs doing
+    nothing would score below 0, and the edit would be charged with the fit's error. What a grade makes of the unedited
+    render is known, so there the edit is measured by itself.
+    """
+    if not case.is_graded:
+        return Anchors(source, truth)
+    regions = GradeEditor.open(EditorSource(file_names=tuple(names), truth=folder)).regions
+    return Anchors(unedited, quantize(grade_views(unedited, case.request.instruction, regions).images))

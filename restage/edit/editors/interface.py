@@ -15,11 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.diffusion.edited import Edited
-from restage.diffusion.sampler import initial_noise
+from restage.diffusion.sampling import Edited, initial_noise
 from restage.diffusion.schedule import Schedule
-from restage.edit.sharing.anchored_noise import AnchoredNoise
-from restage.edit.sharing.views import ViewSharing
+from restage.edit.sharing import AnchoredNoise, ViewSharing
 from restage.records import EditRequest, InputError, derive_seed
 
 __all__ = [
@@ -44,25 +42,15 @@ NoiseKeys = tuple[int, ...] | AnchoredNoise | None
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Views of one scene, with all that an editor is told about editing them.
+    """Views of one scene, with all that an editor is told about editing them."""
 
-    Raises:
-        InputError: the numbers or sizes of the views differ, or the noise level is out of range.
-    """
-
-    views: Float[Tensor, "batch 3 height width"]
-    """Current renders, which the partial noise starts from."""
-    originals: Float[Tensor, "batch 3 height width"]
-    """The unedited views, which the edit is conditioned on."""
+    views: Float[Tensor, "batch 3 height width"]  # current renders, which the partial noise starts from
+    originals: Float[Tensor, "batch 3 height width"]  # the unedited views, which the edit is conditioned on
     _: KW_ONLY
-    request: EditRequest
-    """What to do."""
-    view_indices: tuple[int, ...]
-    """Index of each view in the whole capture."""
-    noise_level: float
-    """Share of the noise schedule that the edit starts at, in (0, 1]; 1 forgets `views`."""
-    seed: int
-    """Seed of the noise."""
+    request: EditRequest  # what to do
+    view_indices: tuple[int, ...]  # index of each view in the whole capture
+    noise_level: float  # share of the noise schedule that the edit starts at, in (0, 1]; 1 forgets `views`
+    seed: int  # seed of the noise
     noise_keys: NoiseKeys = None
     """With `seed`, all that the noise of each view depends on: views with equal keys share their noise. None stands for
     `view_indices`, so that the noise of a view does not depend on the batch. `AnchoredNoise` belongs to the surfaces
@@ -96,7 +84,6 @@ class Editor(Protocol):
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views of one scene."""
-        ...
 
 
 PredictNoise = Callable[[Tensor, int, float | None], Tensor]
@@ -107,8 +94,7 @@ timestep counts steps of the schedule, 0 for nearly clean; guidance is the text'
 class Branches(NamedTuple):
     """The two predictions that distillation compares, of one view."""
 
-    edited: PredictNoise
-    """Told what to do, or shown the caption of the edited scene."""
+    edited: PredictNoise  # told what to do, or shown the caption of the edited scene
     source: PredictNoise
     """Told nothing (an edit model keeps its guidance on the original), or shown the caption of the scene as it is."""
 
@@ -120,32 +106,18 @@ class ScoreModel(Protocol):
     @property
     def schedule(self) -> Schedule:
         """The noise schedule that timesteps count in."""
-        ...
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Latents of pictures in [0, 1]; gradients reach the pictures."""
-        ...
 
     def branches(
         self, original: Float[Tensor, "1 3 h w"], request: EditRequest, *, view_index: int, seed: int
     ) -> Branches:
-        """Prepare the predictions of one view.
-
-        Args:
-            original: The unedited view.
-            request: What to do.
-            view_index: Which view of the whole capture it is.
-            seed: Of whatever is drawn here; models draw nothing.
-        """
-        ...
+        """Prepare the predictions of one view, by its index in the whole capture; models draw nothing by the seed."""
 
 
 def score_model_of(editor: Editor) -> ScoreModel:
-    """Return the score model that an editor offers by `scores()`: all of the menu but `pipeline`.
-
-    Raises:
-        InputError: it offers none.
-    """
+    """Return the score model that an editor offers by `scores()`: all of the menu but `pipeline`."""
     scores = getattr(editor, "scores", None)
     if scores is None:
         raise InputError(
@@ -156,10 +128,7 @@ def score_model_of(editor: Editor) -> ScoreModel:
 
 
 def can_share_attention(editor: Editor) -> bool:
-    """Whether an editor heeds `ViewBatch.sharing`; where it does not, `EditJob.batch` leaves that empty.
-
-    Editors say so by `shares_attention`; one that hands batches on to another editor answers for that one.
-    """
+    """Whether an editor heeds `ViewBatch.sharing`, as it says by `shares_attention`."""
     return getattr(editor, "shares_attention", False)
 
 
@@ -171,8 +140,7 @@ class KnownScores:
     pixels in [-1, 1]; guidance has no meaning here and is ignored, since nothing is left to be made clearer.
     """
 
-    editor: Editor
-    """Its edit from full noise is the picture."""
+    editor: Editor  # its edit from full noise is the picture
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -205,14 +173,10 @@ class KnownScores:
 class EditorSource:
     """What an editor may be made from; each takes what it needs and says what is missing."""
 
-    file_names: tuple[str, ...] = ()
-    """Of every view of the whole capture, in order."""
-    truth: Path | None = None
-    """Truth folder of the edit, where it exists."""
-    model: Path | None = None
-    """Folder of the model."""
-    device: str = "cpu"
-    """Where the model computes, such as `cuda`; views go in and come out on the CPU."""
+    file_names: tuple[str, ...] = ()  # of every view of the whole capture, in order
+    truth: Path | None = None  # truth folder of the edit, where it exists
+    model: Path | None = None  # folder of the model
+    device: str = "cpu"  # where the model computes, such as `cuda`; views go in and come out on the CPU
 
 
 EditorFactory = Callable[[EditorSource], Editor]

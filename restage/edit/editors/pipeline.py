@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,10 +39,8 @@ CHANGE_LOW, CHANGE_HIGH = 0.04, 0.16
 class _Start(NamedTuple):
     """The part of the noise schedule that an edit goes through."""
 
-    sigmas: np.ndarray
-    """As the pipeline takes them, before the shift for the size of the picture."""
-    first: float
-    """Noise of the latents at the start, after that shift, in (0, 1]."""
+    sigmas: np.ndarray  # as the pipeline takes them, before the shift for the size of the picture
+    first: float  # noise of the latents at the start, after that shift, in (0, 1]
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,8 @@ class KontextEditor:
     """
 
     pipeline: Any
-    steps: int = 28
-    """From full noise; from less noise in proportion fewer. Default of the pipeline."""
-    guidance: float = 2.5
-    """Of the distilled guidance; what the model's card recommends."""
+    steps: int = 28  # from full noise; from less noise in proportion fewer. Default of the pipeline.
+    guidance: float = 2.5  # of the distilled guidance; what the model's card recommends
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views, one after another; see `Editor.edit`.
@@ -128,24 +123,16 @@ class KontextEditor:
 
 
 def open_pipeline(source: EditorSource) -> KontextEditor:
-    """Open a FLUX.1 Kontext folder, as its pipeline's `save_pretrained` writes it; on CUDA in bfloat16.
-
-    Raises:
-        InputError: there is no such folder, it holds another pipeline, or it does not load.
-    """
+    """Open a FLUX.1 Kontext folder, as its pipeline's `save_pretrained` writes it; on CUDA in bfloat16."""
     folder = source.model
     if folder is None or not (folder / "model_index.json").is_file():
         raise InputError(f"expected a folder with a model_index.json of diffusers, got {folder}; name one with --model")
-    return KontextEditor(_load(folder, source.device))
-
-
-def _load(folder: Path, device: str) -> Any:
     index = read_json(folder / "model_index.json", dict[str, Any])
     name = index.get("_class_name")
     if name != "FluxKontextPipeline":
         raise InputError(f"{folder} holds a {name!r}, expected a FluxKontextPipeline")
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    dtype = torch.bfloat16 if source.device.startswith("cuda") else torch.float32
     parts = {part: load_model(cls, folder / part, dtype=dtype) for part, cls in PARTS.items()}
     pipeline: Any = load_pipeline(FluxKontextPipeline, folder, parts)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return KontextEditor(pipeline.to(source.device))

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone, TextCondition, load_backbone
-from restage.diffusion.sampler import guided
+from restage.diffusion.sampling import denoise, guided
 from restage.diffusion.schedule import Schedule
-from restage.diffusion.solvers import denoise
 from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ViewBatch
 from restage.records import EditRequest, InputError
 from restage.run.models import models_in
@@ -40,8 +39,7 @@ class TextToImageEditor:
 
     backbone: Backbone
     guidance: float = 7.5
-    steps: int = 20
-    """From full noise; from less noise in proportion fewer."""
+    steps: int = 20  # from full noise; from less noise in proportion fewer
     highest_noise: float = 0.8
     """From more noise than this share of the schedule nothing of the view would be left, so no more is added."""
 
@@ -108,10 +106,6 @@ class TextToImageScores:
 
 
 def open_text_to_image(source: EditorSource) -> TextToImageEditor:
-    """Open a diffusers text-to-image folder; the miniature's if none is named.
-
-    Raises:
-        InputError: it does not load.
-    """
+    """Open a diffusers text-to-image folder; the miniature's if none is named."""
     folder = source.model or models_in().text_to_image
     return TextToImageEditor(load_backbone(folder, source.device))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from restage.edit.editors.interface import Edited
 from restage.edit.job import EditJob, EditStep
-from restage.edit.sharing.warp import DepthMaps, render_depths, warp
+from restage.edit.sharing import DepthMaps, render_depths, warp
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras
 from restage.scenes.fit import RefineConfig, Targets, refine_splats

@@ -1,10 +1,11 @@
-"""The loop that the distillation methods share: render a view, ask a diffusion model for a gradient, move the splats.
+"""Distillation: render a view, ask a diffusion model for a gradient, move the splats; and its two plain gradients.
 
-What the gradient is, is what `sds.py`, `dds.py`, `pds.py` and `dreamcatalyst.py` differ in.
+Methods with other gradients, as `pds.py` has, are subclasses of `Distillation`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.diffusion.schedule import Schedule
-from restage.edit.editors.interface import Branches, ScoreModel, score_model_of
+from restage.edit.editors.interface import Branches, score_model_of
 from restage.edit.job import EditJob, EditStep
 from restage.edit.methods.idu import check_noise_range
 from restage.records import InputError, derive_seed
@@ -22,7 +23,9 @@ from restage.scenes.fit import view_at
 from restage.scenes.initial import surroundings_of
 from restage.scenes.optimizer import LearningRates, SplatOptimizer
 
-__all__ = ["DISTILL_RATES", "Distillation", "Draw", "draw_timestep"]
+__all__ = ["DISTILL_RATES", "Dds", "Distillation", "Draw", "Sds", "dds_gradient", "draw_timestep", "sds_gradient"]
+
+Latents = Float[Tensor, "1 c h w"]
 
 DISTILL_RATES = LearningRates(means=2e-4, log_scales=2e-3, rotations=1e-3, opacity_logits=1e-2, sh=5e-3)
 """Distilled gradients are noise for the most part, which Adam turns into steps of full length: about half of what
@@ -34,20 +37,16 @@ and dds 0.005 and 0.009 more progress for a seventh more spill, four times these
 class Draw:
     """One view at one noise level, as a gradient is made from it; latents are "1 c h w"."""
 
-    step: int
-    """From 0."""
+    step: int  # from 0
     num_steps: int
     timestep: int
-    edited: Float[Tensor, "1 c h w"]
-    """Clean latents of the current render."""
-    source: Float[Tensor, "1 c h w"]
-    """Clean latents of the unedited view."""
-    noise: Float[Tensor, "1 c h w"]
-    """Unit noise, the same for both."""
+    edited: Latents  # clean latents of the current render
+    source: Latents  # clean latents of the unedited view
+    noise: Latents  # unit noise, the same for both
     branches: Branches
     schedule: Schedule
 
-    def noised(self, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:
+    def noised(self, latents: Latents) -> Latents:
         """Latents at this noise level."""
         return self.schedule.add_noise(latents, self.noise, torch.tensor([self.timestep], device=latents.device))
 
@@ -96,13 +95,15 @@ class Distillation:
         raise NotImplementedError
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
-        """Distill.
-
-        Raises:
-            InputError: the editor offers no noise predictions.
-        """
+        """Distill."""
         model = score_model_of(job.editor)
-        views = _Views(job, model)
+
+        @functools.cache
+        def prepare(view: int) -> tuple[Tensor, Branches]:
+            original = job.capture.images[view : view + 1]
+            branches = model.branches(original, job.request, view_index=job.view_indices[view], seed=job.seed)
+            return model.encode(original).detach(), branches
+
         optimizer = SplatOptimizer(job.splats, self.rates, scene_size=surroundings_of(job.capture.cameras).size)
         for step in range(self.num_steps):
             seed = derive_seed(job.seed, "distill", step)
@@ -114,7 +115,7 @@ class Distillation:
             ) -> Tensor:
                 latents = model.encode(color[None].clamp(0, 1))
                 with torch.no_grad():
-                    source, branches = views.prepare(view)
+                    source, branches = prepare(view)
                     generator = torch.Generator().manual_seed(seed)
                     noise = torch.randn(tuple(latents.shape), generator=generator).to(latents.device)
                     draw = Draw(step, self.num_steps, t, latents.detach(), source, noise, branches, model.schedule)
@@ -127,18 +128,48 @@ class Distillation:
             yield EditStep(step + 1, self.num_steps, loss, optimizer.splats.clone(), note)
 
 
-class _Views:
-    """What the model is told about each view, prepared once."""
+@dataclass(frozen=True, kw_only=True)
+class Sds(Distillation):
+    """Gradient `w(t) (eps_hat(z_t; y) - eps)` with `w = 1 - abar_t`, on one view a step.
 
-    def __init__(self, job: EditJob, model: ScoreModel) -> None:
-        self.job, self.model = job, model
-        self.known: dict[int, tuple[Tensor, Branches]] = {}
+    DreamFusion (Poole et al. 2022, arXiv 2209.14988, equation 3), with t from 0.02 to 0.98 of the schedule. Published
+    guidance is 100 with a text-to-image model, which needs it; with an edit model the guidance of editing is used, as
+    in the ablation of Instruct-NeRF2NeRF (arXiv 2303.12789). Published runs take 10,000 steps and more from nothing;
+    here a fitted scene is moved, in as many steps as the miniature's fit is long.
 
-    def prepare(self, view: int) -> tuple[Tensor, Branches]:
-        if view not in self.known:
-            original = self.job.capture.images[view : view + 1]
-            branches = self.model.branches(
-                original, self.job.request, view_index=self.job.view_indices[view], seed=self.job.seed
-            )
-            self.known[view] = self.model.encode(original).detach(), branches
-        return self.known[view]
+    Memory: that of a fit step, of one view in the model, and of the latents of all training views.
+    """
+
+    def _gradient(self, draw: Draw) -> Tensor:
+        predicted = draw.branches.edited(draw.noised(draw.edited), draw.timestep, self.guidance)
+        return sds_gradient(predicted, draw.noise, schedule=draw.schedule, timestep=draw.timestep)
+
+
+def sds_gradient(predicted: Latents, noise: Latents, *, schedule: Schedule, timestep: int) -> Latents:
+    """`(1 - abar_t) (eps_hat - eps)`."""
+    return (1 - schedule.alphas_cumprod[timestep]).to(torch.float32) * (predicted - noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dds(Distillation):
+    """Gradient `eps_hat(z_e, y_e) - eps_hat(z_s, y_s)`, both at one noise level with one noise.
+
+    Hertz et al. 2023 (arXiv 2304.07090, equation 3): what the model dislikes about both views cancels. Published: t
+    from 50 to 948 of 1,000, guidance 7.5 with a text-to-image model, 200 steps on one picture. Here as many steps as
+    the miniature's fit is long, and the guidance of editing where the model is an edit model; its source branch is
+    told nothing and keeps its guidance on the original view.
+
+    Memory: that of a fit step, of two views in the model, and of the latents of all training views.
+    """
+
+    lowest_noise: float = 0.05
+    highest_noise: float = 0.949
+    """The noise level is drawn evenly between these shares of the schedule: 50 to 948 of 1,000."""
+
+    def _gradient(self, draw: Draw) -> Tensor:
+        return dds_gradient(*draw.predictions(self.guidance))
+
+
+def dds_gradient(edited: Latents, source: Latents) -> Latents:
+    """Difference of the two predictions of noise."""
+    return edited - source

@@ -10,7 +10,7 @@ from torch import Tensor
 from restage.edit.editors.interface import Edited, can_share_attention
 from restage.edit.job import EditJob, EditStep
 from restage.edit.methods.restage import choose_key_views
-from restage.edit.sharing.views import ViewSharing
+from restage.edit.sharing import ViewSharing
 from restage.records import InputError, derive_seed
 from restage.scenes.fit import RefineConfig, Targets, refine_splats, render_views
 

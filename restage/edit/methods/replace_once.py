@@ -1,14 +1,29 @@
-"""The plain method: edit every training view once, refit the whole scene to the edited views."""
+"""The plain methods that others are compared with: nothing is done, or every view is edited once and fitted to."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from restage.edit.job import EditJob, EditStep
 from restage.scenes.fit import RefineConfig, Targets, refine_splats
 
-__all__ = ["ReplaceOnce"]
+__all__ = ["Nothing", "ReplaceOnce"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing:
+    """Returns the unedited splats; "best preservation" is its name in many a table.
+
+    Memory: that of the splats, twice.
+    """
+
+    needs_editor: ClassVar[bool] = False
+
+    def run(self, job: EditJob) -> Iterator[EditStep]:
+        """Yield the splats once, as they came."""
+        yield EditStep(1, 1, 0.0, job.splats.clone(), "nothing done")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,9 @@ from torch import Tensor
 
 from restage.edit.editors.interface import Edited, NoiseKeys
 from restage.edit.job import EditJob, EditStep
-from restage.edit.masks.lift import lift_masks, render_masks
-from restage.edit.methods.births import Births, join_splats, seed_splats
-from restage.edit.methods.deaths import Deaths, KeyViews, fade, find_gone
-from restage.edit.sharing.anchored_noise import AnchoredNoise
-from restage.edit.sharing.views import ViewSharing
-from restage.edit.sharing.warp import render_depths
+from restage.edit.masks import lift_masks, render_masks
+from restage.edit.methods.renewal import Births, Deaths, KeyViews, fade, find_gone, join_splats, seed_splats
+from restage.edit.sharing import AnchoredNoise, ViewSharing, render_depths
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras
 from restage.scenes.fit import RefineConfig, Targets, refine_splats, render_views
@@ -25,6 +22,9 @@ from restage.scenes.optimizer import LearningRates
 from restage.scenes.splats import Splats
 
 __all__ = ["Restage", "choose_key_views", "composite", "robust_weights", "sharpen", "trust"]
+
+Views = Float[Tensor, "n 3 h w"]
+Masks = Float[Tensor, "n h w"]
 
 COLOR_RATES = LearningRates(means=0.0, log_scales=0.0, rotations=0.0, opacity_logits=0.0, sh=4e-2)
 SHAPE_RATES = LearningRates(means=5e-4, log_scales=5e-3, sh=1e-2)
@@ -43,8 +43,8 @@ class Restage:
        and stay bit for bit what they were. What the moving splats show is rendered back and joined with the 2D
        masks, since it is sharper than the coarse grid that an editor's mask lives on.
     4. The others are fitted to the targets, colors first. What colors cannot explain is shape: splats go that the
-       views ask for different things and are shown better without (`deaths.py`), and new ones are seeded
-       where views agree on a surface that is not there (`births.py`); not where most of the views is edited.
+       views ask for different things and are shown better without (`find_gone`), and new ones are seeded
+       where views agree on a surface that is not there (`seed_splats`); not where most of the views is edited.
     5. Then shapes are fitted, too, in ever smaller steps, so that the last view has no more say than the others.
        Pixels that the views do not agree on weigh less (`robust_weights`), as do those at which the mask is undecided.
 
@@ -195,8 +195,7 @@ class Restage:
 def choose_key_views(cameras: Cameras, count: int) -> list[int]:
     """Choose views far apart from each other: farthest points among the camera positions, from the first on.
 
-    Returns:
-        Indices in ascending order, all of them if there are no more than `count`.
+    Indices come in ascending order, all of them if there are no more than `count`.
     """
     positions = cameras.positions
     # Greedy farthest points: within a factor of two of the best spread, and the same for the same cameras.
@@ -209,30 +208,24 @@ def choose_key_views(cameras: Cameras, count: int) -> list[int]:
     return sorted(chosen)
 
 
-def sharpen(masks: Float[Tensor, "n h w"], low: float, high: float) -> Float[Tensor, "n h w"]:
+def sharpen(masks: Masks, low: float, high: float) -> Masks:
     """Stretch soft masks so that values up to `low` become 0 and those from `high` on become 1."""
     return ((masks - low) / (high - low)).clamp(0, 1)
 
 
-def composite(
-    cameras: Cameras,
-    edited: Float[Tensor, "n 3 h w"],
-    *,
-    unedited: Float[Tensor, "n 3 h w"],
-    masks: Float[Tensor, "n h w"],
-) -> Targets:
+def composite(cameras: Cameras, edited: Views, *, unedited: Views, masks: Masks) -> Targets:
     """Edited views inside the masks, unedited ones outside; undecided pixels (mask 0.5) weigh half."""
     images = torch.lerp(unedited, edited, masks[:, None])
     # m^2 + (1 - m)^2 is 1 where the mask is sure and 1/2 where it is not.
     return Targets(cameras, images, masks.square() + (1 - masks).square())
 
 
-def robust_weights(residuals: Float[Tensor, "n h w"], scale: float) -> Float[Tensor, "n h w"]:
+def robust_weights(residuals: Masks, scale: float) -> Masks:
     """Weights 1 / (1 + (r / scale)^2) of the Cauchy loss, for one round of iteratively reweighted least squares."""
     return 1 / (1 + (residuals / scale).square())
 
 
-def trust(targets: Targets, renders: Float[Tensor, "n 3 h w"], scale: float) -> Targets:
+def trust(targets: Targets, renders: Views, scale: float) -> Targets:
     """The same targets; pixels at which the fitted scene is off, since views disagree, weigh less."""
     weights = robust_weights((renders - targets.images).abs().mean(dim=1), scale)
     return Targets(targets.cameras, targets.images, weights if targets.weights is None else targets.weights * weights)

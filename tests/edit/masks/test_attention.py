@@ -3,7 +3,7 @@ import torch
 
 from restage.diffusion.attention import attention_layers
 from restage.diffusion.backbone import load_backbone
-from restage.edit.masks.attention import attention_masks
+from restage.edit.attention_masks import attention_masks
 from restage.records import InputError
 from restage.run.models import models_in
 from restage.world.capture import make_truth, sample_camera

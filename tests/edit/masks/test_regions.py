@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from restage.edit.editors import EditorSource, ViewBatch, open_editor
-from restage.edit.masks.lift import render_masks
-from restage.edit.masks.regions import (
+from restage.edit.editors.grade import write_grade_truth
+from restage.edit.masks import (
     box_masks,
     grow_region,
     in_box,
     keep_largest,
     lift_boxes,
     measure_region,
+    render_masks,
     shrink_region,
 )
-from restage.edit.truth import write_grade_truth
 from restage.records import EditRequest, InputError
 from restage.scenes.cameras import project_points
 from tests.edit.conftest import TinyScene

@@ -4,9 +4,17 @@ import math
 import pytest
 import torch
 
-from restage.edit.masks.lift import lift_masks
-from restage.edit.methods.births import Births, join_splats, seed_splats
-from restage.edit.methods.deaths import Deaths, KeyViews, color_spreads, fade, find_gone
+from restage.edit.masks import lift_masks
+from restage.edit.methods.renewal import (
+    Births,
+    Deaths,
+    KeyViews,
+    color_spreads,
+    fade,
+    find_gone,
+    join_splats,
+    seed_splats,
+)
 from restage.records import InputError
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.fit import render_views

@@ -7,11 +7,8 @@ from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import Branches, Edited
 from restage.edit.job import EditJob
 from restage.edit.methods import Dds, DreamCatalyst, Pds, Sds
-from restage.edit.methods.dds import dds_gradient
-from restage.edit.methods.distill import Draw, draw_timestep
-from restage.edit.methods.dreamcatalyst import dreamcatalyst_weights
-from restage.edit.methods.pds import pds_gradient, pds_weights, rest_share
-from restage.edit.methods.sds import sds_gradient
+from restage.edit.methods.distill import Draw, dds_gradient, draw_timestep, sds_gradient
+from restage.edit.methods.pds import dreamcatalyst_weights, pds_gradient, pds_weights, rest_share
 from restage.records import InputError
 
 SCHEDULE = Schedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})

@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from restage.compare.metrics import progress, spill
-from restage.edit.dial import TimeLimited
 from restage.edit.editors import EDITORS, Edited, EditorSource, ViewBatch
 from restage.edit.editors.interface import KnownScores
-from restage.edit.job import EditJob, Method, needs_editor
+from restage.edit.job import EditJob, Method, TimeLimited, needs_editor
 from restage.edit.methods import METHODS, Idu, Joint, Restage
-from restage.edit.methods.deaths import KeyViews
+from restage.edit.methods.renewal import KeyViews
 from restage.edit.methods.restage import choose_key_views, composite, robust_weights, sharpen
-from restage.edit.preview import NO_OP_SHARE, changed_share
-from restage.edit.sharing.anchored_noise import AnchoredNoise
+from restage.edit.results import NO_OP_SHARE, changed_share
+from restage.edit.sharing import AnchoredNoise
 from restage.records import InputError
 from restage.scenes.fit import render_views
 from restage.scenes.splats import Splats

@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from restage.edit.sharing.anchored_noise import AnchoredNoise
-from restage.edit.sharing.warp import DepthMaps
+from restage.edit.sharing import AnchoredNoise, DepthMaps
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, look_at, project_points, unproject_depth
 
 SIZE, GRID, CHANNELS = 64, 8, 3

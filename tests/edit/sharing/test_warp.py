@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from restage.edit.methods.depth_fusion import DepthFusion, agreement, blend_views, nearest_views
-from restage.edit.sharing.warp import DepthMaps, render_depths, warp
+from restage.edit.sharing import DepthMaps, render_depths, warp
 from restage.records import InputError
 from restage.world.capture import make_capture
 from restage.world.grammar import sample_description

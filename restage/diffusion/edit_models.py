@@ -1,10 +1,11 @@
-"""Loads and saves edit models: our own folders, and whole InstructPix2Pix folders in diffusers layout."""
+"""Where edit models come from: a text-to-image UNet that is widened, or a folder, ours or of InstructPix2Pix."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import hashlib
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,58 @@ from restage.diffusion.editor import EditModel, Guidance
 from restage.diffusion.loading import load_model
 from restage.records import InputError, canonical_json, file_sha256, read_json, write_json
 
-__all__ = ["edit_weights_sha256", "load_edit_model", "save_edit_model"]
+__all__ = ["add_mask_output", "edit_weights_sha256", "load_edit_model", "save_edit_model", "widen_unet"]
+
+START_MASK_PROBABILITY = 0.05
+"""What an untrained mask output says everywhere: most pixels of most edits stay as they are."""
+
+
+def _resized(layer: torch.nn.Conv2d, inputs: int, outputs: int, new_bias: float) -> torch.nn.Conv2d:
+    """Copy a convolution with more channels: new weights are zero, new outputs have the given bias."""
+    padding = layer.padding if isinstance(layer.padding, str) else tuple(layer.padding)
+    size, stride = layer.kernel_size, layer.stride
+    resized = torch.nn.Conv2d(inputs, outputs, size, stride, padding)  # pyright: ignore[reportArgumentType]
+    old_bias = layer.bias
+    assert old_bias is not None and resized.bias is not None
+    with torch.no_grad():
+        resized.weight.zero_()
+        resized.weight[: layer.out_channels, : layer.in_channels] = layer.weight
+        resized.bias.fill_(new_bias)
+        resized.bias[: layer.out_channels] = old_bias
+    return resized.to(layer.weight)
+
+
+def _with_channels(unet: UNet2DConditionModel, inputs: int, outputs: int) -> UNet2DConditionModel:
+    config = {**unet.config, "in_channels": inputs, "out_channels": outputs}
+    result = copy.deepcopy(unet)
+    logit = math.log(START_MASK_PROBABILITY / (1 - START_MASK_PROBABILITY))
+    result.conv_in = _resized(result.conv_in, inputs, result.conv_in.out_channels, 0.0)
+    result.conv_out = _resized(result.conv_out, result.conv_out.in_channels, outputs, logit)
+    result.register_to_config(**config)
+    return result.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def widen_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Turn a text-to-image UNet into an edit UNet that at first predicts exactly what the old one did.
+
+    The new input channels start at zero; the mask output starts at zero weights and a bias that says
+    `START_MASK_PROBABILITY`. The old UNet is left as it was.
+    """
+    inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
+    if inputs != outputs:
+        raise InputError(
+            f"only a text-to-image UNet (as many inputs as outputs) can be widened, got {inputs} inputs and "
+            f"{outputs} outputs; a UNet that already sees the original is trained on as it is"
+        )
+    return _with_channels(unet, 2 * inputs, outputs + 1)
+
+
+def add_mask_output(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Give an InstructPix2Pix UNet (2c inputs, c outputs) a mask output that starts as in `widen_unet`."""
+    inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
+    if inputs != 2 * outputs:
+        raise InputError(f"expected a UNet with twice as many inputs as outputs, got {inputs} and {outputs}")
+    return _with_channels(unet, inputs, outputs + 1)
 
 
 @dataclass(frozen=True)
@@ -82,11 +134,7 @@ def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None =
 
 
 def edit_weights_sha256(folder: Path) -> str:
-    """One hash over the files of an edit model that are its own: of its UNet, and of its text encoder if it has one.
-
-    Raises:
-        InputError: it holds no UNet.
-    """
+    """One hash over the files of an edit model that are its own: of its UNet, and of its text encoder if it has one."""
     if not (folder / "unet").is_dir():
         raise InputError(f"{folder} holds no edit model; expected a folder unet in it")
     files = [path for part in ("text_encoder", "unet") for path in sorted((folder / part).glob("*"))]

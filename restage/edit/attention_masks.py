@@ -16,7 +16,7 @@ from restage.diffusion.backbone import Backbone
 from restage.diffusion.control import PairControl
 from restage.diffusion.control_options import build_control
 from restage.diffusion.pair_sampler import map_size_of
-from restage.diffusion.sampler import initial_noise
+from restage.diffusion.sampling import initial_noise
 from restage.diffusion.word_maps import WordMaps
 from restage.records import InputError, derive_seed
 
@@ -35,18 +35,12 @@ def attention_masks(
     noise_level: float = 0.3,
     seed: int = 0,
 ) -> Float[Tensor, "n h w"]:
-    """Soft masks of words of a caption, from the cross-attention layers nearest to 16 pixels a side.
+    """Soft masks of words of a caption: mean attention in layers near 16 pixels a side, divided by its maximum.
 
     They are as coarse as these layers; `restage.diffusion.segment.cut_masks` fits them to the pictures' colors.
 
     The words are those of the caption that name what the masks are to hold; the model is asked at `noise_level`, a
     share of the schedule in (0, 1].
-
-    Returns:
-        Mean attention, divided by its maximum in each view.
-
-    Raises:
-        InputError: no words are given, or none stands in the caption.
     """
     if not words:
         raise InputError("expected words of the caption whose place is sought, got none")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from restage.diffusion.attention import attention_layers
-from restage.edit.sharing.views import ViewSharing, near_epipolar_lines
+from restage.edit.sharing import ViewSharing, near_epipolar_lines
 
 __all__ = ["share_attention"]
 
@@ -98,12 +98,7 @@ def best_matches(
 
 @contextlib.contextmanager
 def share_attention(unet: nn.Module, sharing: ViewSharing) -> Iterator[None]:
-    """Within it, each call of the UNet is one denoising step of all views together, in their order, times variants.
-
-    Raises:
-        InputError: the UNet's layers are not those of Stable Diffusion.
-        RuntimeError: some self-attention layers were not reached.
-    """
+    """Within it, each call of the UNet is one denoising step of all views together, in their order, times variants."""
     layers = [layer for layer in attention_layers(unet) if not layer.is_cross_attention]
     plan = _Plan(sharing)
     processors = [_SharingProcessor(plan) for _ in layers]

@@ -1,4 +1,4 @@
-"""From the clean latents that a model predicts at one noise level to the latents at the next.
+"""From noise to clean latents and back: first noise, solvers, guidance, inversion.
 
 `Solver` holds what a trajectory has to remember; `denoise` is the loop for any predictor of noise.
 """
@@ -7,16 +7,73 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from restage.diffusion.schedule import Schedule
-from restage.records import InputError
+from restage.records import InputError, derive_seed
 
-__all__ = ["SOLVERS", "SampleStep", "Solver", "denoise"]
+if TYPE_CHECKING:
+    from restage.diffusion.backbone import Backbone, TextCondition
+
+__all__ = [
+    "Edited",
+    "SOLVERS",
+    "SampleStep",
+    "Solver",
+    "denoise",
+    "guided",
+    "initial_noise",
+    "invert_latents",
+    "latent_shape",
+    "step_noise",
+]
+
+
+class Edited(NamedTuple):
+    """Edited pictures and the soft masks of what was meant to change."""
+
+    images: Float[Tensor, "batch 3 height width"]  # RGB in [0, 1]
+    masks: Float[Tensor, "batch height width"]
+    """In [0, 1], soft: 1 where the editor says that the picture is to change."""
+
+
+def initial_noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch channels height width"]:
+    """Unit noise of one item's `shape` (c, h, w) for each seed; an item's noise depends on its seed only."""
+    draws = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(draws)
+
+
+def step_noise(shape: Sequence[int], seeds: Sequence[int], step: int) -> Float[Tensor, "batch channels height width"]:
+    """Unit noise of step `step` (from 0) for each seed, for solvers that add noise on their way."""
+    return initial_noise(shape, [derive_seed(seed, "step", step) for seed in seeds])
+
+
+def latent_shape(backbone: Backbone) -> tuple[int, int, int]:
+    """Channels, height and width of the latents that the UNet was trained on."""
+    config: Any = backbone.unet.config
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return config["in_channels"], height, width
+
+
+def guided(
+    backbone: Backbone, text: TextCondition, empty_text: TextCondition, guidance: Float[Tensor, " batch"]
+) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """Predictor with classifier-free guidance, `e0 + g (e1 - e0)`, both halves in one call."""
+    both = empty_text.expand(len(text)).cat(text)
+    scale = guidance.to(backbone.device).float().view(-1, 1, 1, 1)
+
+    def predict(latents: Tensor, t: Tensor, step: int) -> Tensor:
+        epsilon = backbone.predict_noise(torch.cat([latents, latents]), torch.cat([t, t]), both)
+        unconditional, conditional = epsilon.float().chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    return predict
+
 
 SOLVERS = ("dpmpp_2m", "ddim", "euler_ancestral")
 """Second order multistep; first order; first order with new noise at each step."""
@@ -27,15 +84,11 @@ Latents = Float[Tensor, "batch channels height width"]
 class SampleStep(NamedTuple):
     """State after one step of `denoise`."""
 
-    step: int
-    """Counted from 1."""
+    step: int  # counted from 1
     num_steps: int
-    timestep: int
-    """The step of the schedule that the model was asked at."""
-    latents: Latents
-    """After this step; those of the last step are clean."""
-    x0: Latents
-    """The clean latents as predicted at this step."""
+    timestep: int  # the step of the schedule that the model was asked at
+    latents: Latents  # after this step; those of the last step are clean
+    x0: Latents  # the clean latents as predicted at this step
 
 
 class _Level(NamedTuple):
@@ -88,11 +141,7 @@ class Solver:
         *,
         step_noise: Callable[[int], Latents] | None = None,
     ) -> None:
-        """Begin a trajectory through descending timesteps; `euler_ancestral` alone asks for the noise of each step.
-
-        Raises:
-            InputError: the solver is not known or lacks its noise, or the steps do not fall.
-        """
+        """Begin a trajectory through descending timesteps; `euler_ancestral` alone asks for the noise of each step."""
         if name not in SOLVERS:
             raise InputError(f"solver must be one of {SOLVERS}, got {name!r}")
         if name == "euler_ancestral" and step_noise is None:
@@ -143,9 +192,6 @@ def denoise(
     """Bring latents at noise level `timesteps[0]` to clean ones, one model call a step, without gradients.
 
     `predict` takes latents, the timestep of each, and the number of the step from 0; it returns epsilon.
-
-    Raises:
-        InputError: as `Solver`.
     """
     trajectory = Solver(schedule, timesteps, solver, step_noise=step_noise)
     latents = latents.float()
@@ -155,3 +201,40 @@ def denoise(
             x0 = schedule.to_x0(predict(latents, t, step).float(), latents, t)
             latents = trajectory.step(step, latents, x0)
         yield SampleStep(step + 1, len(timesteps), timestep, latents, x0)
+
+
+def invert_latents(
+    backbone: Backbone,
+    latents: Float[Tensor, "batch channels height width"],
+    text: TextCondition,
+    *,
+    num_steps: int,
+    num_iterations: int = 2,
+) -> Float[Tensor, "levels batch channels height width"]:
+    """Find the latents at all noise levels of a trajectory that ends at the given ones, without guidance.
+
+    Costs `num_steps` times `num_iterations` UNet evaluations. The latents before each sampling step come noise first,
+    and the given ones after the last.
+    """
+    if len(text) != len(latents) or num_iterations < 1:
+        raise InputError(
+            f"expected a caption for each of {len(latents)} pictures and at least one iteration, got {len(text)} and "
+            f"{num_iterations}"
+        )
+    schedule = backbone.schedule
+    found, noise = [latents], torch.zeros_like(latents)
+    signal, sigma = torch.ones(1).to(latents), torch.zeros(1).to(latents)  # of the clean end
+    for timestep in reversed(schedule.timesteps(num_steps)):
+        t = torch.full((len(latents),), timestep, device=latents.device)
+        signal_up, sigma_up = schedule.coefficients(t, latents)
+        # The step up is x_up = signal_up x0 + sigma_up e, with e the noise that the model sees in x_up itself. Starting
+        # from the noise of the step below, each round asks at the x_up that the last one led to.
+        for _ in range(num_iterations):
+            clean = (found[-1] - sigma * noise) / signal
+            noise = backbone.predict_noise(signal_up * clean + sigma_up * noise, t, text)
+        clean = (found[-1] - sigma * noise) / signal
+        # Clean latents go by this last noise, too: so a sampling step down from here, which predicts it again, ends at
+        # the latents that this one started from.
+        found.append(signal_up * clean + sigma_up * noise)
+        signal, sigma = signal_up, sigma_up
+    return torch.stack(found[::-1])

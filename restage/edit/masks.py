@@ -1,6 +1,6 @@
-"""Which splats belong together: inside a box, grown, shrunk, or the largest piece of a lifted mask.
+"""Which splats an edit may touch: masks lifted from views and rendered back, and regions made from them.
 
-Lifting itself is in `lift.py`. A region is a value in [0, 1] for each splat, as `lift_masks` gives it.
+A region is a value in [0, 1] for each splat, as `lift_masks` gives it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from restage.edit.masks.lift import lift_masks, render_masks
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
+from restage.scenes.rasterize import rasterize_numba, splat_weights
 from restage.scenes.splats import Splats
 
 __all__ = [
@@ -27,23 +27,51 @@ __all__ = [
     "in_box",
     "keep_largest",
     "lift_boxes",
+    "lift_masks",
+    "mean_shown",
     "measure_region",
+    "render_masks",
     "shrink_region",
 ]
 
+Masks = Float[Tensor, "n h w"]
 Region = Float[Tensor, " num_splats"]
+
+MIN_TOTAL_WEIGHT = 1e-3
+"""A splat with less blending weight than this, summed over all pixels of all views, counts as unseen."""
+
+
+def mean_shown(splats: Splats, cameras: Cameras, maps: Masks) -> Region:
+    """Mean of maps, of any values, over all that a splat shows, weighted by its blending weight; 0 if unseen."""
+    sums, total = torch.zeros(len(splats)), torch.zeros(len(splats))
+    for view in range(len(cameras)):
+        weighted, seen = splat_weights(splats, cameras[view], maps[view][None])
+        sums, total = sums + weighted[:, 0], total + seen
+    return torch.where(total > MIN_TOTAL_WEIGHT, sums / total.clamp_min(MIN_TOTAL_WEIGHT), 0.0)
+
+
+def lift_masks(splats: Splats, cameras: Cameras, masks: Masks) -> Region:
+    """Mask value in [0, 1] of each splat: mean of the masks over all pixels, weighted by its blending weight there.
+
+    The weight is opacity x transmittance, so splats behind the masked surface stay out (counting pixels unweighted
+    brings them along). A splat that no view sees gets 0.
+    """
+    return mean_shown(splats, cameras, masks).clamp(0, 1)
+
+
+@torch.no_grad()
+def render_masks(splats: Splats, cameras: Cameras, values: Region) -> Masks:
+    """How much of what each pixel shows, in [0, 1], comes from splats of value 1: values are blended like colors."""
+    views = [rasterize_numba(splats.detach(), cameras[i], features=values[:, None]) for i in range(len(cameras))]
+    return torch.stack([view.features[0] for view in views]).clamp(0, 1)
+
+
 INSIDE = 0.5
 """A splat belongs to a region from this value on."""
 
 
-def box_masks(boxes: Float[Tensor, "n 4"], width: int, height: int) -> Float[Tensor, "n h w"]:
-    """Masks of boxes drawn on views: 1 for pixels whose center lies inside.
-
-    Boxes are left, top, right, bottom, in pixels.
-
-    Raises:
-        InputError: a box has no inside.
-    """
+def box_masks(boxes: Float[Tensor, "n 4"], width: int, height: int) -> Masks:
+    """Masks of boxes drawn on views (left, top, right, bottom, in pixels): 1 for pixels whose center lies inside."""
     if not bool(((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).all()):
         raise InputError(f"expected boxes as left, top, right, bottom in pixels, got {boxes.tolist()}")
     x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
@@ -53,15 +81,11 @@ def box_masks(boxes: Float[Tensor, "n 4"], width: int, height: int) -> Float[Ten
 
 
 def lift_boxes(splats: Splats, cameras: Cameras, boxes: Float[Tensor, "n 4"], *, agree: float = 0.85) -> Region:
-    """The splats that lie in the boxes drawn on several views: what one box takes along, another leaves out.
+    """The splats of which a share `agree`, of what they show in several views, lies in the boxes drawn there; 0 or 1.
 
-    A share `agree` of what a splat shows in these views has to lie in the boxes.
-
-    Returns:
-        1 or 0 for each splat.
+    What one box takes along, another leaves out.
     """
-    lifted = lift_masks(splats, cameras, box_masks(boxes, cameras.width, cameras.height))
-    return (lifted >= agree).float()
+    return (lift_masks(splats, cameras, box_masks(boxes, cameras.width, cameras.height)) >= agree).float()
 
 
 def in_box(splats: Splats, low: Float[Tensor, " 3"], high: Float[Tensor, " 3"]) -> Region:
@@ -112,20 +136,14 @@ def keep_largest(splats: Splats, region: Region, *, reach: float = 3.0) -> Regio
 class RegionScore(NamedTuple):
     """How well a region, rendered back, covers masks."""
 
-    iou: float
-    """Intersection over union, both above a half."""
-    recall: float
-    """Share of the masks that is covered."""
-    precision: float
-    """Share of what is covered that the masks hold."""
+    iou: float  # intersection over union, both above a half
+    recall: float  # share of the masks that is covered
+    precision: float  # share of what is covered that the masks hold
 
 
-def measure_region(splats: Splats, cameras: Cameras, region: Region, masks: Float[Tensor, "n h w"]) -> RegionScore:
+def measure_region(splats: Splats, cameras: Cameras, region: Region, masks: Masks) -> RegionScore:
     """Render a region back and compare it with masks, over all views at once; NaN for nothing over nothing."""
     shown, wanted = render_masks(splats, cameras, region) > INSIDE, masks > INSIDE
     both, either = float((shown & wanted).sum()), float((shown | wanted).sum())
-    return RegionScore(_share(both, either), _share(both, float(wanted.sum())), _share(both, float(shown.sum())))
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
+    wholes = (either, float(wanted.sum()), float(shown.sum()))
+    return RegionScore(*(both / whole if whole else float("nan") for whole in wholes))
