@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from restage.records import InputError, added_later, from_plain, to_plain
+from restage.records import InputError, added_later, from_plain
 
 __all__ = ["COLORS", "GROUNDS", "KINDS", "PATTERNS", "SIZES", "TIMES", "TOWARD_SUN"]
 __all__ += ["Description", "Edit", "Place", "SceneObject"]
@@ -112,12 +112,3 @@ class Edit:
     after: Description
     place: Place | None = added_later(None)
     """What the instruction says about the place of what it adds or moves; true of the scene after the edit."""
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return its JSON form."""
-        return to_plain(self)
-
-    @classmethod
-    def from_plain(cls, value: Mapping[str, Any]) -> Edit:
-        """Read it back from its JSON form."""
-        return from_plain(value, cls, where="an edit")

@@ -18,21 +18,8 @@ from restage.world.description import COLORS, GROUNDS, KINDS, SIZES, TIMES, Desc
 from restage.world.looks import HELD_OUT_PATTERNS
 from restage.world.places import can_carry, carriers, find_objects, name_of, object_words, phrase_of
 
-__all__ = [
-    "COLORS",
-    "EDIT_KINDS",
-    "GROUNDS",
-    "HELD_OUT_COMBINATIONS",
-    "KINDS",
-    "TIMES",
-    "Description",
-    "Edit",
-    "SceneObject",
-    "caption_of",
-    "prompt_pair_of",
-    "sample_description",
-    "sample_edit",
-]
+__all__ = ["COLORS", "EDIT_KINDS", "GROUNDS", "HELD_OUT_COMBINATIONS", "KINDS", "TIMES", "Description", "Edit"]
+__all__ += ["SceneObject", "caption_of", "prompt_pair_of", "sample_description", "sample_edit"]
 
 EDIT_KINDS = ("recolour", "reshape", "add", "remove", "ground", "time", "resize")
 
@@ -105,12 +92,7 @@ _GROUND_FORMS = ("on {}", "on the {}", "standing on {}", "on a floor of {}")
 _TIME_FORMS = (
     {"noon": "at noon", "sunset": "at sunset", "night": "at night", "fog": "in fog"},
     {"noon": "in the noon", "sunset": "in the sunset", "night": "in the night", "fog": "in the fog"},
-    {
-        "noon": "on a sunny day",
-        "sunset": "on a golden evening",
-        "night": "on a dark night",
-        "fog": "on a foggy day",
-    },
+    {"noon": "on a sunny day", "sunset": "on a golden evening", "night": "on a dark night", "fog": "on a foggy day"},
 )
 _ORDERS = ("{objects} {ground} {time}", "{objects} {ground}, {time}", "{time}, {objects} {ground}")
 _OPENINGS = ("", "", "", "a photo of ", "a picture of ")
@@ -140,7 +122,7 @@ def caption_of(description: Description, seed: int, place: Place | None = None) 
         phrases = [*others, f"{phrases[index]} {where}"]
     objects = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
     if order.startswith("{time}"):
-        return order.format(objects=objects, ground=ground, time=time)
+        opening = ""
     return opening + order.format(objects=objects, ground=ground, time=time)
 
 

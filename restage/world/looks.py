@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
-from numpy import ndarray as Array
 
 from restage.world.description import COLORS, KINDS, PATTERNS
 
-__all__ = ["HELD_OUT_PATTERNS", "PAINT", "Look", "color_distance", "paint_of", "sample_look"]
+__all__ = ["HELD_OUT_PATTERNS", "MIN_CONTRAST", "PAINT", "Look", "color_distance", "paint_of", "sample_look"]
 
 PAINT = {
     "red": (0.80, 0.05, 0.05),
@@ -30,23 +29,10 @@ HELD_OUT_PATTERNS = frozenset((kind, PATTERNS[i % len(PATTERNS)]) for i, kind in
 
 UNNAMED_SHARE, PATTERN_SHARE = 0.2, 0.3
 """Shares of looks whose colors no word names, and of those with a pattern."""
-MIN_UNLIKE = 0.11
-"""Distance in OKLab from which on a color is another than each that has a name."""
-MIN_CONTRAST = 0.2
-"""Distance in OKLab between the colors of a pattern."""
-
-# Linear sRGB to the responses of the eye's cones, and their cube roots to lightness and two opponent colors: Ottosson,
-# "A perceptual color space for image processing", 2020.
-_TO_CONES = np.array([
-    (0.4122214708, 0.5363325363, 0.0514459929),
-    (0.2119034982, 0.6806995451, 0.1073969566),
-    (0.0883024619, 0.2817188376, 0.6299787005),
-])  # fmt: skip
-_TO_LAB = np.array([
-    (0.2104542553, 0.7936177850, -0.0040720468),
-    (1.9779984951, -2.4285922050, 0.4505937099),
-    (0.0259040371, 0.7827717662, -0.8086757660),
-])  # fmt: skip
+MIN_UNLIKE = 0.22
+"""Distance from which on a color is another than each that has a name."""
+MIN_CONTRAST = 0.4
+"""Distance between the colors of a pattern."""
 
 
 class Look(NamedTuple):
@@ -65,13 +51,9 @@ def paint_of(color: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _oklab(color: str) -> Float64[Array, " 3"]:
-    return _TO_LAB @ np.cbrt(_TO_CONES @ np.array(paint_of(color)))
-
-
 def color_distance(a: str, b: str) -> float:
-    """Return how different two colors look: their distance in OKLab, where black and white are 1 apart."""
-    return float(np.linalg.norm(_oklab(a) - _oklab(b)))
+    """Return how different two colors look: their distance in gamma-coded RGB, whose channels go from 0 to 1."""
+    return math.dist(*([value ** (1 / 2.2) for value in paint_of(color)] for color in (a, b)))
 
 
 def _unnamed_color(rng: np.random.Generator) -> str:

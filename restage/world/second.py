@@ -16,7 +16,7 @@ from restage.records import InputError, PromptPair, derive_seed
 from restage.scenes.cameras import Cameras
 from restage.world import grammar
 from restage.world.description import COLORS, GROUNDS, KINDS, PATTERNS, TIMES, Description, Edit, Place, SceneObject
-from restage.world.looks import HELD_OUT_PATTERNS, Look, color_distance, sample_look
+from restage.world.looks import HELD_OUT_PATTERNS, MIN_CONTRAST, Look, color_distance, sample_look
 from restage.world.places import Spot, carriers, holds, name_of, object_words, phrase_of, places_of, possible_places
 
 __all__ = ["EDIT_KINDS", "caption_of", "possible_kinds", "prompt_pair_of", "reference_scene", "sample_description"]
@@ -244,7 +244,7 @@ def _sample_paint(rng: np.random.Generator, scene: Description, kind: str, split
         changes = look._asdict()
     else:
         pattern = str(rng.choice([p for p in patterns if p != item.pattern]))
-        second = str(rng.choice([c for c in COLORS if color_distance(c, item.color) > 0.2]))
+        second = str(rng.choice([c for c in COLORS if color_distance(c, item.color) > MIN_CONTRAST]))
         paint = _PAINTS[pattern].format(second, article="an" if second[0] in "aeiou" else "a")
         instruction = str(rng.choice(_PATTERN)).format(name=name, paint=paint)
         changes = {"pattern": pattern, "second_color": second}

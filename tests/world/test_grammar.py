@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from restage.records import InputError, PromptPair, canonical_json, to_plain
+from restage.records import InputError, PromptPair, canonical_json, from_plain, to_plain
 from restage.world.grammar import (
     EDIT_KINDS,
     HELD_OUT_COMBINATIONS,
@@ -204,7 +204,7 @@ def test_instructions_and_requests_are_never_empty() -> None:
 def test_descriptions_edits_and_prompt_pairs_come_back_from_their_json_form() -> None:
     for seed in range(40):
         for edit in edits_of(seed):
-            assert Edit.from_plain(edit.to_plain()) == edit
+            assert from_plain(to_plain(edit), Edit, where="an edit") == edit
             assert Description.from_plain(to_plain(edit.after)) == edit.after
             pair = prompt_pair_of(edit, seed)
             assert PromptPair.from_plain(to_plain(pair)) == pair

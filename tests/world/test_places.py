@@ -120,9 +120,8 @@ def test_every_possible_place_holds_is_free_and_is_the_only_one_of_its_words() -
     for seed in range(60):
         scene = second.sample_description(seed)
         camera = sample_camera(scene, seed, size=32)
-        item = SceneObject(
-            kind=next(k for k in ("cone", "tree") if not find_objects(scene, k)), color="red", size="small"
-        )
+        kind = next(kind for kind in ("cone", "tree", "mushroom", "ball") if not find_objects(scene, kind))
+        item = SceneObject(kind=kind, color="red", size="small")
         spots = possible_places(scene, item, camera)
         assert len({(spot.relation, spot.anchors) for spot in spots}) == len(spots)
         for spot in spots:
