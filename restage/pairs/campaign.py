@@ -316,11 +316,7 @@ class _Session:
             yield self.progress("")
 
     def estimate(self, probe: Report) -> Iterator[Progress]:
-        """Say what the rest takes, from the first task.
-
-        Raises:
-            WorkStopped: the disk has not room for it.
-        """
+        """Say what the rest takes, from the first task."""
         self.queue.mean_task_s = probe.seconds
         num_probed = max(probe.facts["num_pairs"], 1)
         num_pairs = self.plan.num_pairs - self.tally.done_pairs

@@ -77,11 +77,7 @@ def read_clip_rule(folder: Path) -> PairRule | None:
 
 
 def rule_for(rule: PairRule, clip: Path) -> PairRule:
-    """Return a rule with the thresholds that suit a CLIP where it names none.
-
-    Raises:
-        InputError: the folder is missing, or says nothing of thresholds.
-    """
+    """Return a rule with the thresholds that suit a CLIP where it names none."""
     if rule.has_thresholds:
         return rule
     if not clip.is_dir():
@@ -117,11 +113,7 @@ def _scores(clip: ImageTextModel, batch: Sequence[ImagePair]) -> tuple[list[Pair
 
 
 def calibrate(clip: ImageTextModel, pairs: Iterable[ImagePair]) -> Calibration:
-    """Measure which thresholds keep nearly all of some pairs that are right.
-
-    Raises:
-        InputError: there are too few pairs with captions, or they have several sizes.
-    """
+    """Measure which thresholds keep nearly all of some pairs that are right."""
     right, wrong, rest = [], [], iter(pairs)
     while batch := list(islice(rest, BATCH_SIZE)):
         batch = [pair for pair in batch if pair.prompt.source and pair.prompt.target]

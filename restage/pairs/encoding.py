@@ -28,11 +28,7 @@ __all__ = ["EncodedPair", "ImagePair", "PairRecord", "decode_pair", "encode_pair
 
 
 def read_picture(folder: Path, name: str) -> bytes:
-    """Read the file of a picture as it is.
-
-    Raises:
-        InputError: it is not there.
-    """
+    """Read the file of a picture as it is."""
     check_is_no_pipe(folder / name)
     try:
         return (folder / name).read_bytes()

@@ -131,11 +131,7 @@ def score_pairs(
 
 
 def judge(scores: PairScores, rule: PairRule) -> str:
-    """Return why a pair is rejected, in a few words without numbers; empty if it is accepted.
-
-    Raises:
-        InputError: the rule leaves thresholds to a CLIP.
-    """
+    """Return why a pair is rejected, in a few words without numbers; empty if it is accepted."""
     image, direction, text = (getattr(rule, name) for name in CLIP_THRESHOLDS)
     if None in (image, direction, text):
         raise InputError("the rule names no thresholds; take those of the CLIP, as clip_rule.rule_for does")
@@ -177,11 +173,7 @@ def rule_id(rule: PairRule) -> str:
 
 
 def current_rule(files: Files) -> PairRule | None:
-    """Return the rule that holds for these pairs; None if none is recorded, so that verdicts stand as stored.
-
-    Raises:
-        InputError: the record cannot be read.
-    """
+    """Return the rule that holds for these pairs; None if none is recorded, so that verdicts stand as stored."""
     if not files.exists(RULE_FILE):
         return None
     return parse_json(files.read(RULE_FILE), RuleRecord, where=files.where(RULE_FILE)).rule

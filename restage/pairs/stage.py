@@ -146,9 +146,6 @@ def rejudge_pairs(
     """Judge the run's pairs by the rule of this config, and make again what that needs; see `rejudge`.
 
     The arguments are those of `run_campaign`.
-
-    Raises:
-        InputError: there are no pairs, or they were made with another config or other models.
     """
     folder, plan = run.path / "pairs", make_plan(run, config, maker)
     files = open_files(folder, store=store)

@@ -67,11 +67,7 @@ def difference_hash(grey: Image.Image) -> int:
 
 
 def look_at(parts: Mapping[str, bytes]) -> Look:
-    """Decode the pictures of a pair, given by their names in the tar.
-
-    Raises:
-        InputError: one cannot be decoded, or their sizes differ.
-    """
+    """Decode the pictures of a pair, given by their names in the tar."""
     modes = zip(MEMBERS, ("RGB", "RGB", "L"), strict=False)
     arrays = [np.asarray(load_picture(parts[name], name, mode)) for name, mode in modes]
     source, edited, mask = arrays
