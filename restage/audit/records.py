@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -165,7 +166,8 @@ class _Check:
         """Hash of a file in the run; None if it is not there, or lies outside."""
         if file not in self.hashes:
             path = self.run / file
-            is_inside = path.resolve().is_relative_to(self.run.resolve())
+            # `Path.resolve` raises for a link to itself.
+            is_inside = Path(os.path.realpath(path)).is_relative_to(self.run.resolve())
             is_there = is_inside and path.is_file()
             self.hashes[file] = file_sha256(path) if is_there else self.left_out.get(file)
         return self.hashes[file]

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.batch_size < 1:
             raise InputError(f"training needs steps and a batch, got {self.num_steps} steps of {self.batch_size}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"expected a learning rate above 0, got {self.learning_rate}")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, 0 to num_steps - 1."""

@@ -139,7 +139,7 @@ def edit_scene(
     if last is None:
         raise RuntimeError("the method ended without a result")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in last.splats.parameters().values()):
-        raise RuntimeError("the edited splats are not finite")
+        raise InputError("the edited splats are not finite; check the editor's model, or try another --seed")
     _write_pictures(folder, last.splats, capture, kept)
     write_splats(last.splats, folder / SPLATS)
     preview.path.unlink(missing_ok=True)

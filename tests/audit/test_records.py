@@ -66,6 +66,11 @@ def swap_splats(run: Path) -> None:
     (run / "scenes" / "ball" / "splats.ply").write_bytes(b"others")
 
 
+def link_splats_to_themselves(run: Path) -> None:
+    (run / "scenes" / "ball" / "splats.ply").unlink()
+    (run / "scenes" / "ball" / "splats.ply").symlink_to("splats.ply")
+
+
 def remove_picture(run: Path) -> None:
     (run / RESULT / "held_out" / "view_0.png").unlink()
 
@@ -97,6 +102,7 @@ def test_untouched_run_has_no_findings(run: Path) -> None:
         ),
         (swap_true_picture, {("changed", "scenes/ball/truth/blue/images/view_0.png")}),
         (swap_splats, {("changed", "scenes/ball/splats.ply")}),
+        (link_splats_to_themselves, {("missing", "scenes/ball/splats.ply")}),
         (remove_picture, {("missing", f"{RESULT}/held_out/view_0.png")}),
         (remove_result, {("missing", f"{RESULT}/record.json")}),
         (tear_record, {("unreadable", f"{RESULT}/record.json")}),

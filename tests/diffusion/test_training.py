@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,9 @@ def test_states_of_older_versions_which_name_no_training_are_gone_on_with(tmp_pa
     torch.save(state, tmp_path / "state.pt")
     _train(tmp_path, 3, made_from="whatever")
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, math.nan, math.inf])
+def test_a_learning_rate_is_above_zero(rate: float) -> None:
+    with pytest.raises(InputError, match="learning rate above 0"):
+        TrainingConfig(learning_rate=rate)
