@@ -51,7 +51,7 @@ PAIR_RECORDS = ("pairs/plan.json", "pairs/rule.json")
 """What finished pairs were made from and are judged by, if they were made here."""
 OPEN = (
     *("pairs/*", "rounds/*", "diagnose/*", "verify/*", RUN_RECORD),
-    *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", "edit/*/preview.png", *STUDY_FILES),
+    *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", "scenes/*/source.json", "edit/*/preview.png", *STUDY_FILES),
 )
 """Files that need no record to name them: checked elsewhere, or states, or not named in earlier versions."""
 MAX_LINES = 5

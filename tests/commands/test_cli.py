@@ -316,3 +316,8 @@ def test_plain_progress_counts_a_stages_seconds_through_another_stage(monkeypatc
     monkeypatch.setattr("restage.run.progress.time.monotonic", lambda: next(clock))
     steps = [Progress(stage=stage, done=1, total=3) for stage in ("pairs", "pairs", "estimate", "pairs")]
     assert [line.split()[2] for line in plain_lines(steps)] == ["0.0", "0.0", "30.0"]
+
+
+def test_a_run_that_was_just_fitted_is_as_it_was_written(fitted_run: Path) -> None:
+    result = restage("verify", fitted_run, "--fast")
+    assert result.returncode == 0, result.stdout
