@@ -42,6 +42,7 @@ from restage.studies.study import MenuEditor, Study, StudyMethod
 from restage.world.stage import CaptureConfig
 
 STUDY = Study(
+    name="mine",
     scenes=sample_world_scenes(
         1, ("recolour",),
         capture=CaptureConfig(num_views=6, held_out_every=3, size=32, num_points=200),
@@ -203,16 +204,13 @@ def make_inputs(folder: Path) -> Path:
             capture=CaptureConfig(num_views=6, held_out_every=5, size=32, num_points=100),
         ),
     )
+    for step in demo(folder / "unedited", config, models):
+        if step.stage == "edit":
+            break
+    shutil.rmtree(folder / "unedited" / "edit", ignore_errors=True)
+    shutil.copytree(folder / "unedited", folder / "run")
     for _ in demo(folder / "run", config, models):
         pass
-    # What is only large: no command under test reads it.
-    shutil.rmtree(folder / "run" / "report")
-    for name in ("state.pt", "cache"):
-        path = folder / "run" / "train" / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    unwanted = shutil.ignore_patterns("edit", "compare")
-    shutil.copytree(folder / "run", folder / "unedited", ignore=unwanted)
     sampler = ("--generate.sampler.num-steps", "2", "--generate.batch-size", "2")
     shutil.copytree(folder / "prompted", folder / "paired")
     rule = ("--rule.min-image-similarity", "-2", "--rule.min-direction-similarity", "-2")

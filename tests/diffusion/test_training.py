@@ -168,4 +168,4 @@ def test_states_of_older_versions_which_name_no_training_are_gone_on_with(tmp_pa
 @pytest.mark.parametrize("rate", [0.0, -0.1, math.nan, math.inf])
 def test_a_learning_rate_is_above_zero(rate: float) -> None:
     with pytest.raises(InputError, match="learning rate above 0"):
-        TrainingConfig(learning_rate=rate)
+        TrainingConfig(num_steps=1, learning_rate=rate)
