@@ -15,7 +15,6 @@ from typing import Any
 from restage.edit.job import EditStep
 from restage.edit.single import EditChoice
 from restage.records import EditRequest, InputError
-from restage.scenes.splats import Splats
 from restage.view import controls
 from restage.view.layers import Backgrounds, SceneNodes
 from restage.view.session import EditStopped, ViewSession
@@ -139,13 +138,9 @@ class ViewerPage:
             if time.monotonic() - shown_s >= pause_s or step.step == step.num_steps:
                 shown_s = time.monotonic()
                 self.controls.show_step(step)
-                self.show_running(step.splats)
+                self.nodes.show_splats(step.splats)
+                self.backgrounds.request()
         return num_steps
-
-    def show_running(self, splats: Splats) -> None:
-        """Show the splats of an edit that is under way."""
-        self.nodes.show_splats(splats)
-        self.backgrounds.request()
 
     def close(self) -> None:
         """Stop a running edit, wait for it, and end the page's own threads."""

@@ -102,7 +102,6 @@ class PosedPhotos:
     points: Points
     """Sparse points in the frame of the cameras; float64 where the file has such numbers."""
     split: Split | None = None
-    """The capture's own split; None if it has none."""
     notes: tuple[str, ...] = ()
     """What the user should know: pictures that are missing, models that were passed over."""
     own_to_world: Float[Tensor, "4 4"] | None = None
