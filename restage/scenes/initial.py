@@ -96,7 +96,9 @@ def _random_rays(train: Capture, count: int, generator: torch.Generator) -> tupl
         torch.randint(most, (count,), generator=generator) for most in (len(train.cameras), height, width)
     )
     # A splat that starts behind a pixel that does not count may never be corrected, and is seen in other views.
-    for _ in range(MAX_REDRAWS if train.masks is not None else 0):
+    for _ in range(MAX_REDRAWS):
+        if train.masks is None:
+            break
         again = (train.masks[views, rows, columns] == 0).nonzero()[:, 0]
         for drawn, most in ((views, len(train.cameras)), (rows, height), (columns, width)):
             drawn[again] = torch.randint(most, (len(again),), generator=generator)
