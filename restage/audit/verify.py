@@ -159,8 +159,8 @@ class _Checks:
         is_bad = self.repairs and bool(result.findings)
         repaired = repair_pairs(part.folder, result.findings, store=self.store) if is_bad else None
         if repaired is not None:
-            has_record = part.run is not None and (part.run / RUN_RECORD).exists()
-            self.say(*describe_repair(repaired, list(read_run_record(part.run).command) if has_record else []))
+            run = part.run if part.run is not None and (part.run / RUN_RECORD).exists() else None
+            self.say(*describe_repair(repaired, [] if run is None else list(read_run_record(run).command)))
         self.plain["stages"].append(result_to_plain(part.folder, result, repaired))
 
     def finish(self) -> None:

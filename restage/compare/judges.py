@@ -55,6 +55,7 @@ class ImageModel(Protocol):
 
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Embed pictures in [0, 1] as unit vectors."""
+        ...
 
 
 @runtime_checkable
@@ -63,6 +64,7 @@ class TextModel(ImageModel, Protocol):
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
         """Embed texts as unit vectors."""
+        ...
 
 
 @dataclass(frozen=True)

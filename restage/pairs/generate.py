@@ -233,8 +233,8 @@ def generate_pairs(backbone: Backbone, jobs: Sequence[PairJob], config: Generate
         masks = blend_masks(state.maps.cpu(), batch.control.blend, size=size)
     # A pair made backwards gets its pictures in the order of its captions again; its mask is the same.
     swapped = is_reversed[:, None, None, None]
-    pictures = (torch.where(swapped, *both).contiguous() for both in ((second, first), (first, second)))
-    return GeneratedPairs(*pictures, masks, names, (sampler.num_steps,) * len(jobs))
+    before, after = (torch.where(swapped, *both).contiguous() for both in ((second, first), (first, second)))
+    return GeneratedPairs(before, after, masks, names, (sampler.num_steps,) * len(jobs))
 
 
 def _generate_apart(backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig) -> GeneratedPairs:

@@ -304,7 +304,8 @@ class OpenShards:
 def _judged(jobs: tuple[PairJob, ...], made: Made, rule: PairRule) -> Iterator[tuple[ImagePair, dict[str, Any]]]:
     """Yield the pairs of a batch with the rows of the sidecar."""
     for index, (job, scores) in enumerate(zip(jobs, made.scores, strict=True)):
-        source, edited, mask, control, steps = (part[index] for part in made.pairs)
+        source, edited, mask = made.pairs.sources[index], made.pairs.edited[index], made.pairs.masks[index]
+        control, steps = made.pairs.controls[index], made.pairs.steps[index]
         facts = {
             **{"sample": job.sample, "seed": job.seed, "self_share": job.self_share},
             **{"control": control, "steps": steps, "rule_version": rule.version},

@@ -32,20 +32,25 @@ class StudyScene(Protocol):
     @property
     def name(self) -> str:
         """Name of its folder."""
+        ...
 
     @property
     def fit(self) -> FitConfig:
         """How the scene is fitted, once for all methods."""
+        ...
 
     @property
     def edits(self) -> tuple[str, ...]:
         """Names of its edits; the cases of the study are scene x edit."""
+        ...
 
     def facts_of(self, edit: str) -> Mapping[str, Any]:
         """All that a result of this edit depends on, of the scene: names and settings, no paths, no other edits."""
+        ...
 
     def write(self, folder: Path) -> Iterator[str]:
         """Write `capture/`, and `truth/<edit>/` for every edit, `edit.json` last; what is there stays. Yields lines."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

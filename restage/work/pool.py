@@ -65,12 +65,15 @@ class Pool(Protocol):
 
     def places(self) -> list[str]:
         """Returns the places that have room for a worker now."""
+        ...
 
     def start(self, place: str) -> WorkerHandle:
         """Start a worker at a place; it says when it is ready."""
+        ...
 
     def wait(self, workers: Sequence[WorkerHandle], timeout_s: float) -> list[Message]:
         """Returns what these workers have said since, or that they are gone."""
+        ...
 
 
 @dataclass

@@ -70,6 +70,7 @@ class OpenWork(Protocol):
 
     def work(self, task: Task[Any]) -> Generator[Progress, None, Facts]:
         """Do a task, return facts of its result; given up between two steps, it leaves nothing that counts."""
+        ...
 
 
 @runtime_checkable
@@ -78,6 +79,7 @@ class Work(Protocol):
 
     def open(self, device: str) -> OpenWork:
         """Load whatever is heavy on a device; refuses a machine that lacks what it needs."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

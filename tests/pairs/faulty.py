@@ -118,8 +118,8 @@ def write_set(path: Path, spoil: Mapping[int, Spoil] = {}, **options: bool) -> P
         write_faulty(folder, index, spoil, **options)
     write_manifest(folder, folder / "manifest.parquet")
     num_pairs = NUM_SHARDS * PAIRS_PER_SHARD
-    counts = {"num_pairs": num_pairs, "num_accepted": num_pairs - NUM_SHARDS}
-    run.mark_done("pairs", FakeConfig(), **counts, imported_from="tests")
+    num_accepted = num_pairs - NUM_SHARDS
+    run.mark_done("pairs", FakeConfig(), num_pairs=num_pairs, num_accepted=num_accepted, imported_from="tests")
     return folder
 
 

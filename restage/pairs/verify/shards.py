@@ -131,7 +131,11 @@ def read_canonical_json(files: Files, name: str, kind: Any = None) -> Any:
         raise BadFile(reason, name, f"{len(content)} bytes that are not readable as JSON") from None
     is_sealed = isinstance(record, dict) and (name == PLAN_FILE or is_left_out_list(name) or "num_bytes" in record)
     # Indented for people, with or without escapes, or on one line.
-    forms = ({"indent": 1}, {"indent": 1, "ensure_ascii": False}, {"separators": (",", ":"), "ensure_ascii": False})
+    forms: Any = (
+        {"indent": 1},
+        {"indent": 1, "ensure_ascii": False},
+        {"separators": (",", ":"), "ensure_ascii": False},
+    )
     texts = (json.dumps(record, sort_keys=True, **form) for form in forms)
     written = [f"{text}\n".encode("utf-8", "surrogatepass") for text in texts]
     is_right = isinstance(record, dict) and content in written

@@ -90,7 +90,7 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
             import pillow_heif  # pyright: ignore[reportMissingImports]  (optional)
 
             pillow_heif.register_heif_opener()
-        formats = ["HEIF"] if is_heif else list(RASTER_FORMATS)
+        formats: list[str] = ["HEIF"] if is_heif else list(RASTER_FORMATS)
         image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=formats)
     except ImportError:
         raise MissingExtra(f"{name} is a HEIC picture, and pillow-heif", "heif") from None

@@ -89,8 +89,8 @@ class Photo:
     @property
     def shown_size(self) -> tuple[int, int]:
         """Width and height in pixels of the upright picture."""
-        size = (self.lens.width, self.lens.height)
-        return size[::-1] if self.orientation.quarters % 2 else size
+        width, height = self.lens.width, self.lens.height
+        return (height, width) if self.orientation.quarters % 2 else (width, height)
 
 
 @dataclass(frozen=True, kw_only=True)
