@@ -1,17 +1,16 @@
 """Source and edit branches side by side from the same noise, under attention control, as a stream of steps.
 
-The batch of a UNet call is [sources | edits]: several edits may share one source, which is then sampled once. Pairs
-that the caller gives up on the way leave the batch, and cost nothing from then on.
+The batch of a UNet call is [sources | edits]: several edits may share one source, which is then sampled once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from restage.diffusion.attention import num_self_layers
@@ -76,16 +75,11 @@ class PairBatch:
         if not bool(((self.source_of >= 0) & (self.source_of < num_sources)).all()):
             raise InputError(f"source_of must name some of {num_sources} sources, got {self.source_of.tolist()}")
 
-    def select(
-        self, edits: Int[Tensor, " chosen"], *, pad_to: int = 1
-    ) -> tuple[PairBatch, Int[Tensor, " sources"], Int[Tensor, " edits"]]:
-        """Keep only these edits, in order, and the sources that they need; both are padded with copies of the first.
-
-        The new batch comes with the old indices of its sources and of its edits.
-        """
+    def select(self, edits: Int[Tensor, " chosen"], *, pad_to: int = 1) -> PairBatch:
+        """Keep only these edits, in order, and the sources that they need; both are padded with copies of the first."""
         sources, source_of = self.source_of[edits].unique(return_inverse=True)
         sources, edits = (torch.cat([x, x[:1].expand(-len(x) % pad_to)]) for x in (sources, edits))
-        chosen = PairBatch(
+        return PairBatch(
             control=self.control.select(edits),
             source_of=torch.cat([source_of, source_of[:1].expand(len(edits) - len(source_of))]),
             source_text=self.source_text.select(sources),
@@ -94,26 +88,18 @@ class PairBatch:
             guidance=self.guidance[sources],
             trajectories=None if self.trajectories is None else self.trajectories[:, sources],
         )
-        return chosen, sources, edits
 
 
 class PairStep(NamedTuple):
-    """A batch of pairs after one step; with early rejection, of the edits that are left."""
+    """A batch of pairs after one step."""
 
     step: int  # counted from 1
     num_steps: int
-    edits: Int[Tensor, " edits"]  # which of the batch's edits the rows are
     source_of: Int[Tensor, " edits"]  # the row of `source_latents` that each edit belongs to
     source_latents: Float[Tensor, "sources channels height width"]
     edit_latents: Float[Tensor, "edits channels height width"]
-    source_x0: Float[Tensor, "sources channels height width"]  # the clean latents as predicted at this step
-    edit_x0: Float[Tensor, "edits channels height width"]
     maps: Float[Tensor, "branches_edits 2 size size"] | None
     """Word maps so far, [source | edit]; None if no pair has words."""
-
-
-KeepEdits = Callable[[PairStep], Bool[Tensor, " edits"] | None]
-"""Returns after a step which edits to go on with; None = all."""
 
 
 def map_size_of(unet_config: Any, latent_size: int) -> int:
@@ -130,10 +116,8 @@ class _Trajectory:
 
     def __init__(self, backbone: Backbone, batch: PairBatch, config: SamplerConfig) -> None:
         self.backbone, self.config = backbone, config
-        self.edits = torch.arange(len(batch.control))
-        self.num_sources = len(batch.seeds)
-        self.batch, _, _ = batch.select(self.edits, pad_to=config.pad_to)
-        batch = self.batch
+        self.num_sources, self.num_edits = len(batch.seeds), len(batch.control)
+        self.batch = batch = batch.select(torch.arange(self.num_edits), pad_to=config.pad_to)
         self.shape, self.device = latent_shape(backbone), backbone.device
         self.timesteps = backbone.schedule.timesteps(config.num_steps)
         self.solver = Solver(backbone.schedule, self.timesteps, config.solver, step_noise=self._step_noise)
@@ -146,7 +130,6 @@ class _Trajectory:
             self.maps = WordMaps(size, len(batch.control), self.device)
         # An edit starts from the very noise of its source: what both captions share then falls into the same place.
         self.latents = self._for_branches(self._first_latents().to(self.device))
-        self.x0 = self.latents
 
     def _first_latents(self) -> Float[Tensor, "sources channels height width"]:
         found = self.batch.trajectories
@@ -164,9 +147,8 @@ class _Trajectory:
         # Sampled freely, a source would drift from its picture, since inversion is exact only without guidance and with
         # endless iterations; its edits attend to it, and would drift along.
         if self.batch.trajectories is not None:
-            num_sources = len(self.batch.seeds)
-            self.latents = torch.cat([self.batch.trajectories[step].to(self.latents), self.latents[num_sources:]])
-            self.x0 = torch.cat([self.batch.trajectories[-1].to(self.x0), self.x0[num_sources:]])
+            edits = self.latents[len(self.batch.seeds) :]
+            self.latents = torch.cat([self.batch.trajectories[step].to(self.latents), edits])
 
     def _for_branches(self, sources: Float[Tensor, "sources ..."]) -> Float[Tensor, "branches ..."]:
         return torch.cat([sources, sources[self.batch.source_of.to(sources.device)]])
@@ -225,59 +207,27 @@ class _Trajectory:
         schedule = self.backbone.schedule
         with torch.no_grad():
             t = torch.full((len(self.latents),), self.timesteps[step], device=self.device)
-            self.x0 = schedule.to_x0(self._predict(step), self.latents, t)
-            self.latents = self.solver.step(step, self.latents, self.x0)
+            x0 = schedule.to_x0(self._predict(step), self.latents, t)
+            self.latents = self.solver.step(step, self.latents, x0)
             self._hold_sources(step + 1)
             self._blend(step)
-        return self._state(step + 1)
-
-    def _state(self, step: int) -> PairStep:
-        """Return the state after so many steps, without the rows that pad the batch."""
-        sources, first_edit = slice(self.num_sources), len(self.batch.seeds)
-        edits = slice(first_edit, first_edit + len(self.edits))
-        maps = None
+        # Without the rows that pad the batch.
+        first_edit, maps = len(self.batch.seeds), None
         if self.maps is not None:
-            maps = torch.cat([part[: len(self.edits)] for part in self.maps.mean().chunk(2)])
+            maps = torch.cat([part[: self.num_edits] for part in self.maps.mean().chunk(2)])
         return PairStep(
-            step=step,
+            step=step + 1,
             num_steps=self.config.num_steps,
-            edits=self.edits,
-            source_of=self.batch.source_of[: len(self.edits)],
-            source_latents=self.latents[sources],
-            edit_latents=self.latents[edits],
-            source_x0=self.x0[sources],
-            edit_x0=self.x0[edits],
+            source_of=self.batch.source_of[: self.num_edits],
+            source_latents=self.latents[: self.num_sources],
+            edit_latents=self.latents[first_edit : first_edit + self.num_edits],
             maps=maps,
         )
 
-    def keep(self, chosen: Int[Tensor, " chosen"]) -> None:
-        """Go on with these edits, and the sources that they need."""
-        first_edit = len(self.batch.seeds)
-        self.num_sources = len(self.batch.source_of[chosen].unique())
-        self.edits = self.edits[chosen]
-        self.batch, sources, edits = self.batch.select(chosen, pad_to=self.config.pad_to)
-        rows = torch.cat([sources, first_edit + edits]).to(self.device)
-        self.latents, self.x0 = self.latents[rows], self.x0[rows]
-        self.solver.select(rows)
-        if self.maps is not None:
-            self.maps.select(edits)
 
-
-def sample_pairs(
-    backbone: Backbone, batch: PairBatch, config: SamplerConfig | None = None, *, keep: KeepEdits | None = None
-) -> Iterator[PairStep]:
-    """Sample sources and their edits from the same noise, the edits under control; sources may be pictures.
-
-    `keep` is asked after every step but the last, once its state is out; edits that it does not keep leave the batch.
-    If none is left, the stream ends early.
-    """
+def sample_pairs(backbone: Backbone, batch: PairBatch, config: SamplerConfig | None = None) -> Iterator[PairStep]:
+    """Sample sources and their edits from the same noise, the edits under control; sources may be pictures."""
     config = config or SamplerConfig()
     trajectory = _Trajectory(backbone, batch, config)
     for step in range(config.num_steps):
-        state = trajectory.advance(step)
-        yield state
-        chosen = keep(state) if keep is not None and step + 1 < config.num_steps else None
-        if chosen is not None and not bool(chosen.all()):
-            if not bool(chosen.any()):
-                return
-            trajectory.keep(chosen.nonzero()[:, 0].cpu())
+        yield trajectory.advance(step)

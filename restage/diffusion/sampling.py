@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from restage.diffusion.schedule import Schedule
@@ -173,11 +173,6 @@ class Solver:
         """Change the remembered prediction as the latents were changed; `change` must be linear in them."""
         if self._previous is not None:
             self._previous = change(self._previous)
-
-    def select(self, rows: Int[Tensor, " chosen"]) -> None:
-        """Go on with these rows of the batch only."""
-        if self._previous is not None:
-            self._previous = self._previous[rows]
 
 
 def denoise(

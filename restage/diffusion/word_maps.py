@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 __all__ = ["BlendControl", "WordMaps", "blend_masks"]
@@ -75,12 +75,6 @@ class WordMaps:
         self._sum += maps.detach().float()
         self._sum_of_step += maps.detach().float()
         self._count += 1
-
-    def select(self, pairs: Int[Tensor, " chosen"]) -> None:
-        """Go on with these pairs only."""
-        pairs = pairs.to(self._sum.device)
-        rows = torch.cat([pairs, pairs + len(self._sum) // 2])
-        self._sum, self._sum_of_step = self._sum[rows], self._sum_of_step[rows]
 
     def mean(self) -> Float[Tensor, "items 2 size size"]:
         """Mean maps, [source branch x pairs | edit branch x pairs]: words that may change, words that are kept."""

@@ -51,9 +51,9 @@ def make_batch(backbone, cases, *, guidance=3.0, source_of=None):
     )
 
 
-def sample(backbone, cases, *, config=None, keep=None, **batch):
+def sample(backbone, cases, *, config=None, **batch):
     config = config or SamplerConfig(num_steps=NUM_STEPS, solver="ddim")
-    *_, last = sample_pairs(backbone, make_batch(backbone, cases, **batch), config, keep=keep)
+    *_, last = sample_pairs(backbone, make_batch(backbone, cases, **batch), config)
     return last
 
 
@@ -121,46 +121,15 @@ def test_filled_up_batches_give_the_same_pairs_in_few_sizes(backbone, monkeypatc
 
     monkeypatch.setattr(backbone, "predict_noise", counted)
 
-    def drop(state):
-        return torch.arange(len(state.edits)) != 1 if state.step == 2 else None
-
     source_of = [0, 0, 0, 1, 2]
     config = SamplerConfig(num_steps=NUM_STEPS, pad_to=4)
-    filled = sample(backbone, cases, config=config, source_of=source_of, keep=drop)
-    assert sizes == [2 * (4 + 8)] * 2 + [2 * (4 + 4)] * (NUM_STEPS - 2)
-    plain = sample(backbone, cases, config=SamplerConfig(num_steps=NUM_STEPS), source_of=source_of, keep=drop)
-    assert filled.edits.tolist() == plain.edits.tolist() == [0, 2, 3, 4]
+    filled = sample(backbone, cases, config=config, source_of=source_of)
+    assert sizes == [2 * (4 + 8)] * NUM_STEPS
+    plain = sample(backbone, cases, config=SamplerConfig(num_steps=NUM_STEPS), source_of=source_of)
+    assert len(filled.edit_latents) == len(plain.edit_latents) == 5
     assert len(filled.source_latents) == len(plain.source_latents) == 3
     torch.testing.assert_close(latents_of(filled), latents_of(plain), rtol=0, atol=1e-4)
     torch.testing.assert_close(filled.maps, plain.maps, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("solver", ["dpmpp_2m", "euler_ancestral"])
-def test_edits_that_are_given_up_do_not_change_the_others(backbone, solver):
-    cases = [CASES[name] for name in ("refine", "words that are kept", "replace", "MasaCtrl")]
-    config = SamplerConfig(num_steps=NUM_STEPS, solver=solver)
-    rows = []
-
-    def keep(state):
-        rows.append(len(state.edit_latents))
-        return torch.tensor([True, False, False, True]) if state.step == 3 else None
-
-    source_of = [0, 0, 1, 0]
-    left = sample(backbone, cases, config=config, keep=keep, source_of=source_of)
-    whole = sample(backbone, cases, config=config, source_of=source_of)
-    assert rows == [4, 4, 4, *[2] * (NUM_STEPS - 4)] and left.edits.tolist() == [0, 3]
-    assert len(left.source_latents) == 1  # that of "replace" went with it
-    torch.testing.assert_close(left.edit_latents, whole.edit_latents[[0, 3]], rtol=0, atol=1e-4)
-    assert left.maps is not None and whole.maps is not None
-    torch.testing.assert_close(left.maps, whole.maps[[0, 3, 4, 7]], rtol=0, atol=1e-5)
-
-
-def test_the_stream_ends_when_no_edit_is_left(backbone):
-    batch = make_batch(backbone, [CASES["refine"]])
-    states = sample_pairs(
-        backbone, batch, SamplerConfig(num_steps=NUM_STEPS), keep=lambda s: torch.tensor([s.step < 2])
-    )
-    assert [state.step for state in states] == [1, 2]
 
 
 def test_steps_without_guidance_use_the_plain_prediction(backbone):
@@ -231,17 +200,16 @@ def test_sources_that_are_pictures_are_held_to_their_trajectories_and_edits_star
     states = list(sample_pairs(backbone, batch, config))
     for state in states:
         assert torch.equal(state.source_latents, trajectories[state.step])
-        assert torch.equal(state.source_x0, trajectories[-1])
     other = dataclasses.replace(batch, trajectories=torch.cat([trajectories[:1] + 1, trajectories[1:]]))
     *_, last = sample_pairs(backbone, other, config)
     assert not torch.allclose(last.edit_latents, states[-1].edit_latents)
 
 
-def test_pictures_stay_with_their_edits_when_others_leave(backbone):
+def test_pictures_stay_with_their_edits_when_others_are_left_out(backbone):
     batch, trajectories = picture_batch(backbone, list(CASES.values())[:2])
     config = SamplerConfig(num_steps=NUM_STEPS, solver="ddim")
-    *_, last = sample_pairs(backbone, batch, config, keep=lambda state: state.edits == 1)
-    assert last.edits.tolist() == [1] and torch.equal(last.source_latents[0], trajectories[-1, 1])
+    *_, last = sample_pairs(backbone, batch.select(torch.tensor([1])), config)
+    assert len(last.edit_latents) == 1 and torch.equal(last.source_latents[0], trajectories[-1, 1])
 
 
 def test_trajectories_of_other_steps_are_refused(backbone):

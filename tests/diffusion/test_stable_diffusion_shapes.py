@@ -191,7 +191,7 @@ def test_unlike_pairs_share_a_batch(model):
     *_, last = sample_pairs(backbone, batch, SamplerConfig(num_steps=2))
     assert last.edit_latents.isfinite().all()
     for i, case in enumerate(cases):
-        alone = dataclasses.replace(batch.select(torch.tensor([i]))[0], seeds=(i + 1,), control=case.control())
+        alone = dataclasses.replace(batch.select(torch.tensor([i])), seeds=(i + 1,), control=case.control())
         *_, own = sample_pairs(backbone, alone, SamplerConfig(num_steps=2))
         scale = own.edit_latents.abs().mean()
         torch.testing.assert_close(last.edit_latents[i] / scale, own.edit_latents[0] / scale, rtol=0, atol=1e-4)
