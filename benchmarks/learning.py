@@ -33,7 +33,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from miniature.text_to_image import TEXT_WIDTH, build_unet
 from restage.diffusion.backbone import load_backbone
-from restage.diffusion.precision import bfloat16_autocast
+from restage.diffusion.hardware import bfloat16_autocast
 from restage.records import derive_seed, write_atomically
 from restage.run.models import models_in
 from restage.world import second
