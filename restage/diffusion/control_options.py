@@ -184,9 +184,7 @@ def build_control(
 
     `swaps` holds words of the source and what stands for them in the target (empty if phrases were added), `words` what
     may change, as it stands in either caption (empty = everything), `kept_words` what may not, though `words` cover it.
-
-    Returns:
-        `replace` or `refine`, the way in which cross attention is controlled, and the control.
+    The control comes after the way in which it holds cross attention, `replace` or `refine`.
 
     Raises:
         InputError: a caption is too long; a word stands in neither (strengths and windows: not in the target); or a

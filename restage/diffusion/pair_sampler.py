@@ -32,7 +32,7 @@ class SamplerConfig:
     num_steps: int = 18
     """UNet calls of a trajectory."""
     solver: str = "dpmpp_2m"
-    """One of `solvers.SOLVERS`."""
+    """One of `sampling.SOLVERS`."""
     guidance_window: tuple[float, float] = (0.0, 1.0)
     """When guidance is on, in shares of the steps; a step without it costs half (limited interval guidance,
     Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
