@@ -6,6 +6,7 @@ heavy itself, so that `restage --help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from restage.records import InputError, is_disk_full, system_error
 from restage.run.environment import choose_kernel_cache
-from restage.run.progress import is_stop_requested, say, stop_on_signals
+from restage.run.progress import PrintableStream, is_stop_requested, printable, say, stop_on_signals
 
 __all__ = ["main"]
 
@@ -119,7 +120,10 @@ def run(arguments: Sequence[str]) -> int:
         for argument in arguments:
             if "\0" in argument:
                 raise InputError(f"expected text without NUL characters, got {argument!r}")
-        _run_command(name, arguments[1:])
+        # What reads the command line prints arguments as they are.
+        is_odd = any(printable(argument) != argument for argument in arguments)
+        with contextlib.redirect_stderr(PrintableStream(sys.stderr)) if is_odd else contextlib.nullcontext():
+            _run_command(name, arguments[1:])
     except InputError as error:
         _say(name, str(error))
         return EXIT_DISK_FULL if error.__cause__ and is_disk_full(error.__cause__) else EXIT_BAD_INPUT
@@ -127,6 +131,10 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, KeyboardInterrupt) or is_stop_requested():
             say("stopped; the same command goes on from here", file=sys.stderr)
             return EXIT_STOPPED
+        not_text = [argument for argument in arguments if "\\ud" in ascii(argument)]
+        if isinstance(error, UnicodeEncodeError) and not_text:
+            _say(name, f"expected text or a path that is UTF-8, got {not_text[0]!r}")
+            return EXIT_BAD_INPUT
         reason = system_error(error)
         if reason is None or (isinstance(reason, BrokenPipeError) and reason.filename is None):
             raise

@@ -27,7 +27,7 @@ __all__ = ["check_tokens", "load_model", "load_pipeline", "load_tokenizer", "pad
 
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
-_Count = Annotated[int, Meta(ge=1, le=10**7)]
+_Count: Any = Annotated[int, Meta(ge=1, le=10**7)]
 _FIELDS: dict[str, Any] = {
     "_class_name": str,
     "model_type": str,
@@ -88,7 +88,8 @@ def _require_safetensors(cls: Any, folder: Path, stem: str) -> None:
             f"{folder} holds pickled weights alone ({', '.join(pickled)}), which run code when they are read; expected "
             f'{whole.name}. If you trust them, convert them: python -c "{convert}"'
         )
-    for name in sorted({*placed.values(), *([whole.name] if whole.is_file() else [])}):
+    names = {*placed.values()} | ({whole.name} if whole.is_file() else set())
+    for name in sorted(names):
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise InputError(

@@ -94,6 +94,7 @@ class Method(Protocol):
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Edit the scene; yields at least one step."""
+        ...
 
 
 def needs_editor(method: Method | type[Method]) -> bool:

@@ -115,14 +115,18 @@ def open_edit(
     splats = fitted if start is None else start.splats
     truth = scene_folder / TRUTH / known if known else None
     source = EditorSource(file_names=capture.file_names, truth=truth, model=edit_model_of(run.path))
-    editor = MenuEditor(name=choice.editor, model=choice.model, device=choice.device)
+    menu_editor = MenuEditor(name=choice.editor, model=choice.model, device=choice.device)
+    editor = (editors or OpenEditors()).open(menu_editor, source)
+    case_file = scene_folder / TRUTH / name / EDIT_CASE
+    if not case_file.exists():  # written once the models are open, so that a refused edit leaves nothing behind
+        write_json(case_file, case)
     inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
     steps = edit_scene(
         splats,
         capture if start is None else replace(capture, images=render_views(splats, capture.cameras)),
         request=case.request,
         method=method,
-        editor=(editors or OpenEditors()).open(editor, source),
+        editor=editor,
         seed=derive_seed(run.seed, case.id, choice.seed),
         folder=folder,
         facts={**asdict(unit), "kind": case.kind, "inputs": inputs},
@@ -155,7 +159,7 @@ def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str
 
 
 def _name_case(scene_folder: Path, request: EditRequest, *, known: str | None, suffix: str) -> tuple[str, EditCase]:
-    """Find or write the edit case of a request in its scene; a case whose name is taken gets a longer one."""
+    """Find or make the edit case of a request in its scene; a case whose name is taken gets a longer one."""
     if known is not None:
         case = read_case(scene_folder / TRUTH / known)
         if not suffix:
@@ -167,7 +171,4 @@ def _name_case(scene_folder: Path, request: EditRequest, *, known: str | None, s
     path = scene_folder / TRUTH / name / EDIT_CASE
     if path.exists() and read_case(path.parent).id != case.id:
         name = f"{name}-{case.id[-8:]}"
-        path = scene_folder / TRUTH / name / EDIT_CASE
-    if not path.exists():
-        write_json(path, case)
     return name, case

@@ -7,6 +7,7 @@ and stops the work at its next step.
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import sys
@@ -17,7 +18,8 @@ from typing import Any, TextIO
 
 from restage.records import Progress
 
-__all__ = ["is_stop_requested", "plain_lines", "printable", "say", "show_progress", "stop_on_signals"]
+__all__ = ["PrintableStream", "is_stop_requested", "plain_lines", "printable", "say"]
+__all__ += ["show_progress", "stop_on_signals"]
 
 # Control characters but tab and line feed, halves of surrogate pairs, and what turns the direction of writing.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -31,6 +33,18 @@ def printable(text: str) -> str:
 def say(text: str, *, end: str = "\n", file: Any = None) -> None:
     """Print text that may hold names from outside, to a text stream (default: stdout as it is now)."""
     print(printable(text), end=end, file=file, flush=True)
+
+
+class PrintableStream(io.TextIOBase):
+    """Writes to another text stream, with what a terminal would obey spelled out, for libraries that print."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, and return its length."""
+        self._stream.write(printable(text))
+        return len(text)
 
 
 _requests: list[int] = []

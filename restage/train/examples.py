@@ -53,18 +53,22 @@ class TrainingPair(Protocol):
     @property
     def source(self) -> Float[Tensor, "3 h w"]:
         """Picture before the edit, in [0, 1]."""
+        ...
 
     @property
     def edited(self) -> Float[Tensor, "3 h w"]:
         """Picture after it."""
+        ...
 
     @property
     def mask(self) -> Float[Tensor, "h w"]:
         """Where the edit is meant to change the picture, in [0, 1]."""
+        ...
 
     @property
     def prompt(self) -> PromptPair:
         """Captions and instruction."""
+        ...
 
 
 class ExactPair(NamedTuple):
@@ -170,7 +174,7 @@ def _encode_images(pairs: Sequence[TrainingPair], is_mirrored: list[bool], backb
 
     source, edited = encode(pair.source for pair in pairs), encode(pair.edited for pair in pairs)
     masks = with_mirror_images(changed_mask(pair) for pair in pairs)[:, None]
-    masks = functional.adaptive_avg_pool2d(masks, tuple(source.shape[-2:]))[:, 0].to(torch.float16)
+    masks = functional.adaptive_avg_pool2d(masks, (source.shape[-2], source.shape[-1]))[:, 0].to(torch.float16)
     return {"source": source, "edited": edited, "masks": masks}
 
 

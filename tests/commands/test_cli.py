@@ -218,8 +218,11 @@ def test_unknown_method_or_editor_is_bad_input_that_names_the_menu(fitted_run: P
 
 
 def test_edit_with_a_missing_model_is_bad_input(fitted_run: Path, tmp_path: Path) -> None:
+    before = sorted(fitted_run.rglob("*"))
     result = restage("edit", fitted_run, "make it blue", "--model", tmp_path / "none")
     assert_is_bad_input(result, "none")
+    assert_is_bad_input(restage("edit", fitted_run, "make it blue", "--model", "x" * 5000), "too long")
+    assert sorted(fitted_run.rglob("*")) == before
 
 
 def test_stage_without_its_inputs_is_bad_input(tmp_path: Path) -> None:

@@ -123,6 +123,19 @@ def test_names_with_nul_or_escape_sequences_are_shown_harmlessly() -> None:
     assert code == 2 and len(line) < 1200
 
 
+def test_escape_sequences_in_options_are_shown_harmlessly(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["pairs", "nowhere", "--engine", "\x1b[2J"])
+    shown = capsys.readouterr().err
+    assert "\\x1b[2J" in shown and "\x1b" not in shown
+
+
+def test_an_argument_that_is_no_text_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    code, (line,) = run("prompts", tmp_path / "run", "--learn-from", "\udcff")
+    assert code == 2 and "UTF-8, got '\\udcff'" in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99", "cpu:x", ""])
 def test_a_device_that_is_not_there_is_bad_input(device: str) -> None:
     with pytest.raises(InputError, match="expected cpu, or cuda"):

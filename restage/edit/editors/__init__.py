@@ -76,9 +76,11 @@ class SceneEditor(Protocol):
     @property
     def is_shared(self) -> bool:
         """Whether the opened editor serves all cases; if not, it is opened for each, with the case's truth."""
+        ...
 
     def open(self, source: EditorSource) -> Editor:
         """Make the editor; one that is shared gets the run's edit model alone as its source."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

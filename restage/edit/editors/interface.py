@@ -84,6 +84,7 @@ class Editor(Protocol):
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views of one scene."""
+        ...
 
 
 PredictNoise = Callable[[Tensor, int, float | None], Tensor]
@@ -106,14 +107,17 @@ class ScoreModel(Protocol):
     @property
     def schedule(self) -> Schedule:
         """The noise schedule that timesteps count in."""
+        ...
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Latents of pictures in [0, 1]; gradients reach the pictures."""
+        ...
 
     def branches(
         self, original: Float[Tensor, "1 3 h w"], request: EditRequest, *, view_index: int, seed: int
     ) -> Branches:
         """Prepare the predictions of one view, by its index in the whole capture; models draw nothing by the seed."""
+        ...
 
 
 def score_model_of(editor: Editor) -> ScoreModel:
