@@ -28,7 +28,9 @@ def above_a_floor(angles_rad: list[float]) -> DepthMaps:
 
 def test_the_noise_of_a_view_is_standard_normal_and_independent_between_pixels_and_channels():
     maps = above_a_floor([0.0, 0.15])
-    draws = torch.stack([AnchoredNoise(maps).draw(SHAPE, seed) for seed in range(1500)]).double()
+    noise, many = AnchoredNoise(maps), 10 * CHANNELS  # ten draws in one, each of channels of its own
+    at_once = torch.stack([noise.draw((many, GRID, GRID), seed) for seed in range(150)]).double()
+    draws = at_once.unflatten(2, (10, CHANNELS)).transpose(1, 2).flatten(0, 1)
     for view in range(2):
         flat = draws[:, view].flatten(1)
         covariance = flat.T @ flat / len(flat)
@@ -41,7 +43,8 @@ def test_the_noise_of_a_view_is_standard_normal_and_independent_between_pixels_a
 
 def test_views_that_show_the_same_point_start_from_the_same_noise_there():
     maps = above_a_floor([0.0, 0.0, 0.4, math.pi])
-    draws = torch.stack([AnchoredNoise(maps).draw(SHAPE, seed) for seed in range(200)])
+    noise = AnchoredNoise(maps)
+    draws = torch.stack([noise.draw(SHAPE, seed) for seed in range(200)])
     assert torch.equal(draws[:, 0], draws[:, 1])
     apart = _correlation_at_same_points(maps, draws, 0, 2)
     assert apart > 0.35
