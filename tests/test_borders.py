@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from benchmarks.borders.cases import FILE_BORDERS
-from benchmarks.borders.inputs import in_fork, make_small_inputs
+from benchmarks.borders.inputs import made_apart, make_small_inputs
 from benchmarks.borders.judge import SECRET_TEXT, Case, Verdict, judge, lay_out
 from benchmarks.borders.talks import answers, arguments, names, requests
 from restage.records import InputError
@@ -23,7 +23,7 @@ NUM_CASES = 24
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return in_fork(make_small_inputs, tmp_path_factory.mktemp("inputs"))
+    return made_apart(make_small_inputs, tmp_path_factory.mktemp("inputs"))
 
 
 def test_a_sample_of_spoiled_inputs_is_refused_or_read_right(inputs: Path, tmp_path: Path) -> None:

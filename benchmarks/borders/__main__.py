@@ -30,7 +30,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
 os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
 
 from benchmarks.borders.cases import BORDERS, FILE_BORDERS  # noqa: E402
-from benchmarks.borders.inputs import in_fork, load_package, make_inputs  # noqa: E402
+from benchmarks.borders.inputs import load_package, made_apart, make_inputs  # noqa: E402
 from benchmarks.borders.judge import COUNTS, Verdict, judge  # noqa: E402
 
 LINES_SHOWN = 12
@@ -77,7 +77,7 @@ def main() -> None:
     inputs = (options.inputs or work / "inputs").resolve()
     if not inputs.exists():
         inputs.mkdir(parents=True)
-        in_fork(make_inputs, inputs)
+        made_apart(make_inputs, inputs)
     load_package()
     if not options.only and (problems := try_plain(inputs, work)):
         print("\n".join(problems), file=sys.stderr)

@@ -6,9 +6,8 @@ import contextlib
 import importlib
 import io
 import json
-import os
+import multiprocessing
 import shutil
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,19 +131,12 @@ def write_image_folder(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def in_fork(make: Callable[[Path], object], folder: Path) -> Path:
-    """Make inputs in a fork, since a process whose kernels have begun threads can have no forks that use them."""
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            make(folder)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    if os.waitpid(child, 0)[1]:
+def made_apart(make: Callable[[Path], object], folder: Path) -> Path:
+    """Make inputs in a process of their own: one whose kernels have begun threads can have no forks that use them."""
+    process = multiprocessing.get_context("spawn").Process(target=make, args=(folder,))
+    process.start()
+    process.join()
+    if process.exitcode:
         raise RuntimeError("the valid inputs cannot be made")
     return folder
 

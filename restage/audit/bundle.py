@@ -38,7 +38,6 @@ from restage.records import (
     write_atomically,
 )
 from restage.run.reading import read_run_record
-from restage.scenes.io.images import path_inside
 
 __all__ = ["BundleConfig", "OpenedBundle", "add_entry", "is_bundle", "open_bundle", "pack_bundle"]
 
@@ -166,6 +165,8 @@ def open_bundle(path: Path) -> Iterator[OpenedBundle]:
 
 def _unpack(archive: zipfile.ZipFile, files: Mapping[str, _Facts], opened: OpenedBundle) -> None:
     """Write the listed files, each at most as large as it is listed; say which are missing or others."""
+    from restage.scenes.io.images import path_inside  # loads torch
+
     held = set(archive.namelist()) - {MANIFEST}
     for name in sorted(held - {f"run/{name}" for name in files}):
         detail = "lies in the bundle, whose list of files does not have it; it was not unpacked"

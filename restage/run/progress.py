@@ -38,7 +38,7 @@ def say(text: str, *, end: str = "\n", file: Any = None) -> None:
 class PrintableStream(io.TextIOBase):
     """Writes to another text stream, with what a terminal would obey spelled out, for libraries that print."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | io.TextIOBase) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:

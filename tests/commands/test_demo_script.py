@@ -17,6 +17,7 @@ from restage.recipes import STAGES, demo_config
 from restage.records import Progress
 from restage.run.folder import RunFolder
 from restage.run.models import models_in
+from restage.train import stage as train_stage
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "demo.sh"
 
@@ -45,6 +46,7 @@ def test_every_line_of_the_demos_script_gives_a_stage_the_config_of_the_demo(
         monkeypatch.setitem(STAGES, name, stage._replace(run=record(name)))
     monkeypatch.setattr(recipes, "make_pairs", record("pairs"))
     monkeypatch.setattr(edit_stage, "run_edit", record("edit"))
+    monkeypatch.setattr(train_stage, "run_train", record("train"))
 
     commands = commands_of(SCRIPT, tmp_path / "run")
     for command in commands:
