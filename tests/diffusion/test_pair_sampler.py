@@ -4,13 +4,11 @@ import pytest
 import torch
 
 from miniature.sampling import sample_latents
-from restage.diffusion import pair_sampler, sampling
 from restage.diffusion.control import PairControl
 from restage.diffusion.control_options import ControlOptions, LocalBlend
 from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, map_size_of, sample_pairs
 from restage.diffusion.word_maps import blend_masks
 from restage.records import InputError
-from tests.diffusion import explicit
 from tests.diffusion.cases import CASES, Case
 from tests.diffusion.explicit import explicit_steps
 from tests.diffusion.tiny import tiny_backbone
@@ -22,20 +20,6 @@ SHAPE = (4, 16, 16)
 @pytest.fixture(scope="module")
 def single_backbone():
     return tiny_backbone()
-
-
-@pytest.fixture(scope="module")
-def double_backbone():
-    return tiny_backbone(dtype=torch.float64)
-
-
-@pytest.fixture
-def backbone(double_backbone, monkeypatch):
-    """All in float64, the noise too."""
-    draw = sampling.initial_noise
-    for module in (sampling, pair_sampler, explicit):
-        monkeypatch.setattr(module, "initial_noise", lambda shape, seeds: draw(shape, seeds).double())
-    return double_backbone
 
 
 def make_batch(backbone, cases, *, guidance=3.0, source_of=None):

@@ -11,30 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from restage.diffusion import pair_sampler, sampling
 from restage.diffusion.control_options import MASACTRL, PROMPT_TO_PROMPT, ControlOptions, LocalBlend
 from restage.diffusion.pair_sampler import SamplerConfig, sample_pairs
 from restage.diffusion.word_maps import blend_masks
-from tests.diffusion import explicit
 from tests.diffusion.cases import BALL, BALL_SWAPS, BLEND, CASES, Case
 from tests.diffusion.explicit import explicit_steps, is_cross_on, is_self_on
 from tests.diffusion.test_pair_sampler import SHAPE, latents_of, make_batch
-from tests.diffusion.tiny import tiny_backbone
 
 NUM_STEPS = 14
-
-
-@pytest.fixture(scope="module")
-def double_backbone():
-    return tiny_backbone(dtype=torch.float64)
-
-
-@pytest.fixture
-def backbone(double_backbone, monkeypatch):
-    draw = sampling.initial_noise
-    for module in (sampling, pair_sampler, explicit):
-        monkeypatch.setattr(module, "initial_noise", lambda shape, seeds: draw(shape, seeds).double())
-    return double_backbone
 
 
 def steps_of(options: ControlOptions, num_steps: int) -> tuple[list[int], list[int], list[int]]:
