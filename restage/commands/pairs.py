@@ -186,7 +186,8 @@ def build_import() -> Callable[..., None]:
         from restage.pairs.exchange.bring_in import import_folder
 
         if not folder.is_dir():
-            raise InputError(f"{folder} does not exist; expected the folder of a data set")
+            what = "is not a folder" if folder.exists() else "does not exist"
+            raise InputError(f"{folder} {what}; expected the folder of a data set")
         with working(open_run(out), "pairs") as run:
             last = show_progress(import_folder(run, folder, config))
         say(f"pairs: {out / 'pairs'}" + (f" ({last.note})" if last else ""))

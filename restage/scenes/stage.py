@@ -15,18 +15,18 @@ from pathlib import Path
 
 from restage.records import InputError, Progress, canonical_json, file_sha256, read_json, write_json
 from restage.run.folder import RunFolder, open_run, working
-from restage.run.layout import CAPTURE, FIT_RECORD, FIT_STATE, HELD_OUT, SPLATS, TRANSFORMS
+from restage.run.layout import CAPTURE, FIT_RECORD, FIT_STATE, HELD_OUT, SOURCE, SPLATS, TRANSFORMS
 from restage.scenes.capture import turn_upright
 from restage.scenes.fit import FitConfig
 from restage.scenes.fitted import fit_capture
 from restage.scenes.io import SCENE_FORMATS, capture_name, read_capture, recognize_capture, write_capture
 from restage.scenes.io.images import list_images
+from restage.scenes.io.ply import splats_in
 from restage.scenes.io.posed import PosedPhotos, ReadOptions
 from restage.scenes.io.views import make_capture
 
 __all__ = ["FIT_FIRST", "ScenesConfig", "SourceCheck", "find_scene", "fingerprint", "fit_folder", "run_scenes"]
 
-SOURCE = "source.json"
 OF_A_FIT = (FIT_RECORD, SPLATS, FIT_STATE, "held_out.png", HELD_OUT, "capture")
 """What a fit has made; `fit.json` goes first, since it says that all the rest is there."""
 
@@ -169,8 +169,8 @@ def find_scene(folder: Path) -> Path:
     """Return the folder of the fitted scene, or edit, that a path stands for: itself, or the only scene in a run."""
     if (folder / SPLATS).is_file():
         return folder
-    if folder.suffix.lower() == ".ply" and folder.is_file():
-        raise InputError(f"{folder} holds splats alone, without cameras and pictures; {FIT_FIRST}")
+    if content := splats_in(folder):
+        raise InputError(f"{folder} holds splats ({content}) alone, without cameras and pictures; {FIT_FIRST}")
     found = sorted(path.parent for path in folder.glob("scenes/*/fit.json"))
     if len(found) != 1:
         names = ", ".join(str(path) for path in found) or "none"

@@ -22,7 +22,7 @@ from restage.run.layout import CAPTURE, EDIT_RECORD, FIT_RECORD, RUN_RECORD, SPL
 from restage.run.reading import EditRecord, FitRecord
 from restage.scenes.capture import Capture
 from restage.scenes.io import capture_name, is_capture, read_capture
-from restage.scenes.io.ply import read_splats, write_splats
+from restage.scenes.io.ply import read_splats, splats_in, write_splats
 from restage.scenes.splats import Splats
 
 __all__ = ["EditStopped", "KeptEdit", "Version", "ViewScene", "ViewSession", "list_kept", "open_scenes"]
@@ -78,7 +78,7 @@ def open_scenes(path: Path) -> dict[str, Path]:
     Args:
         path: A run folder, a fitted scene's folder, the folder of a capture that has a fit, or a 3DGS PLY.
     """
-    if path.is_file() and path.suffix.lower() == ".ply":
+    if splats_in(path):
         return {path.stem: path}
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run folder, a fitted scene, a capture with a fit, or a PLY")

@@ -171,6 +171,39 @@ def test_fitted_scene_is_exported_as_ply(fitted_run: Path, tmp_path: Path) -> No
     assert_is_bad_input(restage("export", fitted_run, tmp_path / "mine.obj"), ".ply")
 
 
+NO_SPLATS = b"ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nend_header\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("none.ply", NO_SPLATS, "is a PLY without any splat"),
+        ("cut.ply", b"", "is an empty file"),
+        ("cut.splat", b"", "is an empty file"),
+        ("cut.spz", b"", "is an empty file"),
+        ("other.spz", b"NGSP....", "SPZ (Niantic)"),
+    ],
+)
+def test_a_file_without_splats_that_can_be_read_is_named_on_every_road(
+    tmp_path: Path, name: str, content: bytes, expected: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    for arguments in (("fit", path), ("edit", path, "make it blue"), ("view", path), ("export", path, "x.ply")):
+        assert_is_bad_input(restage(*arguments), f"{path}", expected)
+    assert_is_bad_input(restage("show", path), f"{path} is not a run folder")
+    assert_is_bad_input(restage("import", path, "--out", tmp_path / "out"), f"{path} is not a folder")
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_scene_whose_splats_are_gone_is_refused(fitted_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(fitted_run, tmp_path / "run")
+    splats = tmp_path / "run" / "scenes" / "mine" / "splats.ply"
+    splats.write_bytes(re.sub(rb"element vertex \d+", b"element vertex 0", splats.read_bytes()))
+    for arguments in (("edit", tmp_path / "run", "make it blue"), ("view", tmp_path / "run")):
+        assert_is_bad_input(restage(*arguments), f"{splats} is a PLY without any splat")
+
+
 def test_run_can_be_listed(fitted_run: Path) -> None:
     listed = restage("ls", fitted_run.parent)
     assert listed.returncode == 0 and str(fitted_run) in listed.stdout and "done" in listed.stdout
@@ -324,3 +357,13 @@ def test_plain_progress_counts_a_stages_seconds_through_another_stage(monkeypatc
 def test_a_run_that_was_just_fitted_is_as_it_was_written(fitted_run: Path) -> None:
     result = restage("verify", fitted_run, "--fast")
     assert result.returncode == 0, result.stdout
+
+
+def test_a_run_that_lost_the_record_of_its_fit_is_missed_by_verify(
+    fitted_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(fitted_run, tmp_path / "run")
+    (tmp_path / "run" / "scenes" / "mine" / "fit.json").unlink()
+    with pytest.raises(SystemExit, match="1"):
+        run(["verify", str(tmp_path / "run"), "--fast"])
+    assert "  scenes/mine/fit.json: splats.ply is there, after which it is written" in capsys.readouterr().out

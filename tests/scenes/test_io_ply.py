@@ -73,9 +73,30 @@ def test_tiny_negative_zero_and_long_rotations_keep_their_bits_and_only_length_z
     assert splats.rotations[0].tolist() == [0, 0, 0, 0]
 
 
-def test_no_splats_at_all_survive(tmp_path):
-    write_splats(random_splats(4, 0), tmp_path / "none.ply")
-    assert len(read_splats(tmp_path / "none.ply")) == 0
+def test_no_splats_at_all_are_neither_written_nor_read(tmp_path):
+    with pytest.raises(InputError, match=r"none\.ply: expected at least one splat to write, got none"):
+        write_splats(random_splats(4, 0), tmp_path / "none.ply")
+    assert not (tmp_path / "none.ply").exists()
+    write_like_splatfacto(
+        tmp_path / "none.ply", {name: column[:0] for name, column in splatfacto_columns(1)[0].items()}
+    )
+    with pytest.raises(InputError, match=r"none\.ply is a PLY without any splat: its header says 'element vertex 0'"):
+        read_splats(tmp_path / "none.ply")
+
+
+@pytest.mark.parametrize("name", ["a.ply", "a.splat", "a.spz", "a.ksplat"])
+def test_a_file_that_was_cut_to_nothing_is_refused_as_empty(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=f"{name} is an empty file"):
+        read_splats(tmp_path / name)
+
+
+def test_splats_of_which_none_is_finite_are_refused(tmp_path):
+    columns, _ = splatfacto_columns(0)
+    columns["y"][:] = np.nan
+    write_like_splatfacto(tmp_path / "s.ply", columns)
+    with pytest.raises(InputError, match=r"s\.ply holds no usable splat: all 6 have NaN or infinity"):
+        read_splats(tmp_path / "s.ply")
 
 
 def test_the_ply_has_the_columns_that_viewers_read(tmp_path):

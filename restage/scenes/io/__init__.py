@@ -15,7 +15,7 @@ from restage.scenes.io.colmap import COLMAP
 from restage.scenes.io.nerfstudio import BLENDER, NERFSTUDIO, write_capture
 from restage.scenes.io.photographs import PHOTOGRAPHS, VIDEO
 from restage.scenes.io.pinholes import LLFF, POLYCAM, RECORD3D
-from restage.scenes.io.ply import read_points, read_splats, write_points, write_splats
+from restage.scenes.io.ply import read_points, read_splats, splats_in, write_points, write_splats
 from restage.scenes.io.posed import HOLD_OUT_EVERY, ReadOptions, SceneFormat
 from restage.scenes.io.views import make_capture
 
@@ -81,9 +81,9 @@ def recognize_capture(path: Path) -> CaptureSource:
         found = scene_format.find(path)
         if found is not None:
             return CaptureSource(form, found, capture_name(path))
-    if path.suffix.lower() == ".ply" and path.is_file():
+    if content := splats_in(path):
         raise InputError(
-            f"{path} holds splats or points; a fit needs the pictures and their cameras: give their folder"
+            f"{path} holds splats or points ({content}); a fit needs the pictures and their cameras: give their folder"
         )
     if path.is_file():
         raise InputError(f"{path}: expected a folder, a transforms.json or a video, got another file")

@@ -21,7 +21,8 @@ from torch import Tensor
 from restage.records import InputError, write_atomically
 from restage.scenes.splats import MAX_DEGREE, SH_C0, Splats
 
-__all__ = ["Points", "read_points", "read_splats", "read_vertices", "write_points", "write_splats", "write_vertices"]
+__all__ = ["Points", "read_points", "read_splats", "read_vertices", "splats_in", "write_points", "write_splats"]
+__all__ += ["write_vertices"]
 
 NUM_REST = (0, 9, 24, 45, 72)
 """Columns f_rest_* of degree 0 to 4."""
@@ -61,8 +62,10 @@ def write_splats(splats: Splats, path: Path) -> None:
     how it is drawn here. Centers in float64 are written as doubles.
 
     Raises:
-        InputError: a number is NaN or infinite; nothing is written.
+        InputError: there are no splats, or a number is NaN or infinite; nothing is written.
     """
+    if not len(splats):
+        raise InputError(f"{path}: expected at least one splat to write, got none")
     for name, tensor in splats.parameters().items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: expected finite values, got NaN or infinity in {name}")
@@ -89,9 +92,12 @@ def read_splats(path: Path) -> Splats:
     (`ns-export --ply-color-mode rgb`) are taken too. The columns may stand in any order.
 
     Raises:
-        InputError: no such file, not a PLY, not this layout, or cut off; other formats of splats are named.
+        InputError: no such file, not a PLY, not this layout, cut off, or without any splat; other formats of splats are
+            named.
     """
-    _refuse_other_formats(path)
+    if (form := splats_in(path)) not in ("", "PLY"):
+        way = "" if "PLY" in form or "ply" in form else f"; {A_WAY}"
+        raise InputError(f"{path}: expected splats as PLY, got {form}{way}")
     vertices = read_vertices(path)
     names = set(vertices.dtype.names or ())
     if "packed_position" in names:
@@ -120,21 +126,33 @@ def read_splats(path: Path) -> Splats:
     num_broken = int((~is_finite).sum())
     if not num_broken:
         return splats
+    if num_broken == len(splats):
+        raise InputError(f"{path} holds no usable splat: all {num_broken} have NaN or infinity")
     warnings.warn(f"{path}: {num_broken} of {len(splats)} splats have NaN or infinity and are left out", stacklevel=2)
     return splats[is_finite]
 
 
-def _refuse_other_formats(path: Path) -> None:
-    """Name the format of a file that holds splats in another way."""
+def splats_in(path: Path) -> str:
+    """Name the format in which a file holds splats, by its first bytes or its name; empty for any other path.
+
+    Raises:
+        InputError: the file is empty, or a PLY without any splat.
+    """
     if not path.is_file():
-        return
+        return ""
     with path.open("rb") as file:
         first = file.read(4)
-    form = next((form for magic, form in OTHER_FORMATS if first.startswith(magic)), None)
-    form = form or (None if first[:3] == b"ply" else SUFFIXES.get(path.suffix.lower()))
-    if form is not None:
-        way = "" if "PLY" in form or "ply" in form else f"; {A_WAY}"
-        raise InputError(f"{path}: expected splats as PLY, got {form}{way}")
+        file.seek(0)
+        try:
+            elements = _read_header(file)[1] if first[:3] == b"ply" else []
+        except ValueError:  # `read_vertices` says what is wrong with it
+            elements = []
+    if not first:
+        raise InputError(f"{path} is an empty file")
+    if any(element.name == "vertex" and not element.count for element in elements):
+        raise InputError(f"{path} is a PLY without any splat: its header says 'element vertex 0'")
+    named = "PLY" if first[:3] == b"ply" else SUFFIXES.get(path.suffix.lower(), "")
+    return next((form for magic, form in OTHER_FORMATS if first.startswith(magic)), named)
 
 
 def _read_sh(vertices: np.ndarray, path: Path) -> Tensor:
