@@ -25,7 +25,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from restage import __version__
-from restage.audit.records import RecordFinding
 from restage.records import (
     InputError,
     Progress,
@@ -37,6 +36,7 @@ from restage.records import (
     seal,
     write_atomically,
 )
+from restage.run.findings import FileFinding
 from restage.run.reading import read_run_record
 
 __all__ = ["BundleConfig", "OpenedBundle", "add_entry", "is_bundle", "open_bundle", "pack_bundle"]
@@ -129,11 +129,11 @@ class OpenedBundle:
     left_out: dict[str, str]
     """Hash of each file that the bundle names and does not hold."""
     sha256: str
-    findings: list[RecordFinding] = field(default_factory=list)
+    findings: list[FileFinding] = field(default_factory=list)
 
     def find(self, reason: str, file: str, detail: str) -> None:
         """Note that something is not what the list says."""
-        self.findings.append(RecordFinding(reason=reason, file=file, detail=detail))
+        self.findings.append(FileFinding(reason=reason, file=file, detail=detail))
 
 
 @contextlib.contextmanager
@@ -182,14 +182,13 @@ def _unpack(archive: zipfile.ZipFile, files: Mapping[str, _Facts], opened: Opene
         elif stat.S_IFMT(archive.getinfo(f"run/{name}").external_attr >> 16) not in (0, stat.S_IFREG):
             opened.find("changed", name, "is a link or a device; it was not unpacked")
         else:
-            found = _extract(archive, f"run/{name}", target, facts.num_bytes)
-            if found != facts.sha256:
-                opened.find("changed", name, f"SHA-256 is {found[:16]}, {MANIFEST} holds {facts.sha256[:16]}")
+            if problem := _extract(archive, f"run/{name}", target, facts):
+                opened.find("changed", name, problem)
 
 
-def _extract(archive: zipfile.ZipFile, name: str, target: Path, num_bytes: int) -> str:
-    """Write one file, up to a byte more than it should have; returns the hash of what was written."""
-    digest, left = hashlib.sha256(), num_bytes + 1
+def _extract(archive: zipfile.ZipFile, name: str, target: Path, facts: _Facts) -> str:
+    """Write one file, up to a byte more than it should have; returns what is wrong with it, empty if nothing is."""
+    digest, left = hashlib.sha256(), facts.num_bytes + 1
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(name) as source, target.open("wb") as file:
@@ -200,5 +199,6 @@ def _extract(archive: zipfile.ZipFile, name: str, target: Path, num_bytes: int) 
     except UNREADABLE as error:
         if is_disk_full(error):
             raise
-        return f"unreadable after {num_bytes + 1 - left} bytes"
-    return digest.hexdigest()
+        return f"unreadable after {facts.num_bytes + 1 - left} of {facts.num_bytes} bytes"
+    found = digest.hexdigest()
+    return "" if found == facts.sha256 else f"SHA-256 is {found[:16]}, {MANIFEST} holds {facts.sha256[:16]}"

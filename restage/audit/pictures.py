@@ -6,8 +6,9 @@ import math
 from collections.abc import Generator
 from pathlib import Path
 
-from restage.audit.records import RecordFinding, RecordsResult
+from restage.audit.records import RecordsResult
 from restage.records import InputError, Progress, Score, from_plain, read_json
+from restage.run.findings import FileFinding
 from restage.run.layout import CAPTURE, FITS, SCORES, STAGE_MARK
 from restage.run.reading import FitRecord, StageMark
 
@@ -40,13 +41,13 @@ def _check_capture(run: Path, fit_path: Path, result: RecordsResult) -> None:
             return
         found = capture_sha256(read_capture(folder))
     except InputError as error:
-        result.findings.append(RecordFinding(reason="unreadable", file=name, detail=str(error)))
+        result.findings.append(FileFinding(reason="unreadable", file=name, detail=str(error)))
         return
     if found != expected:
         detail = (
             f"views, cameras or points are not those that were fitted: {found[:16]}, fit.json holds {expected[:16]}"
         )
-        result.findings.append(RecordFinding(reason="changed", file=name, detail=detail))
+        result.findings.append(FileFinding(reason="changed", file=name, detail=detail))
 
 
 def _check_scores(run: Path, result: RecordsResult) -> Generator[Progress, None, None]:
@@ -64,7 +65,7 @@ def _check_scores(run: Path, result: RecordsResult) -> Generator[Progress, None,
         judged_by = read_json(mark, StageMark).config if mark.exists() else {}
         no_op_share = from_plain(judged_by.get("no_op_share", CompareConfig().no_op_share), float, where=mark)
     except InputError as error:
-        result.findings.append(RecordFinding(reason="unreadable", file=SCORES, detail=str(error)))
+        result.findings.append(FileFinding(reason="unreadable", file=SCORES, detail=str(error)))
         return
     # Without judging models and orbits, whose numbers depend on weights and on the machine.
     scorer = Scorer(run, CompareConfig(no_op_share=no_op_share, orbit_frames=0), Judges())
@@ -86,7 +87,7 @@ def _check_scores(run: Path, result: RecordsResult) -> Generator[Progress, None,
                     who = f"{row.scene} {row.edit} {row.method}-{row.editor} seed {row.seed}"
                     what = "its record says" if row.is_cost else "the pictures give"
                     detail = f"{row.metric} of {who} is {row.value:.6g}, {what} {score.value:.6g}"
-                    result.findings.append(RecordFinding(reason="wrong score", file=SCORES, detail=detail))
+                    result.findings.append(FileFinding(reason="wrong score", file=SCORES, detail=detail))
         yield Progress(stage="scores", done=done, total=len(results), note=f"{entry.scene} {entry.edit}")
 
 

@@ -19,6 +19,7 @@ from restage.records import (
     has_right_seal,
     read_json,
 )
+from restage.run.findings import FileFinding, describe_findings
 from restage.run.folder import SEALED_APART
 from restage.run.layout import (
     CAPTURE,
@@ -28,7 +29,9 @@ from restage.run.layout import (
     FIT_RECORD,
     FIT_STATE,
     FITS,
+    HELD_OUT,
     RUN_RECORD,
+    SOURCE,
     SPLATS,
     STAGE_MARK,
     STAGE_MARKS,
@@ -38,7 +41,7 @@ from restage.run.layout import (
 )
 from restage.run.reading import EditRecord, FitRecord, RunRecord, StageMark
 
-__all__ = ["RECORDS", "RecordFinding", "RecordsResult", "check_records", "describe_records"]
+__all__ = ["RECORDS", "RecordsResult", "check_records", "describe_records"]
 
 RECORDS = (RUN_RECORD, STAGE_MARKS, FITS, EDIT_RECORDS)
 """Patterns of the records of a run, its own first."""
@@ -51,11 +54,9 @@ PAIR_RECORDS = ("pairs/plan.json", "pairs/rule.json")
 """What finished pairs were made from and are judged by, if they were made here."""
 OPEN = (
     *("pairs/*", "rounds/*", "diagnose/*", "verify/*", RUN_RECORD),
-    *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", "scenes/*/source.json", "edit/*/preview.png", *STUDY_FILES),
+    *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", f"scenes/*/{SOURCE}", "edit/*/preview.png", *STUDY_FILES),
 )
 """Files that need no record to name them: checked elsewhere, or states, or not named in earlier versions."""
-MAX_LINES = 5
-"""Findings of one reason that are named one by one."""
 
 REASONS: Mapping[str, str] = {
     "missing": "a file that a record names is not there",
@@ -70,21 +71,11 @@ REASONS: Mapping[str, str] = {
 """Ways of being wrong by name."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecordFinding:
-    """One thing that is wrong."""
-
-    reason: str
-    file: str
-    """Path within the run."""
-    detail: str
-
-
 @dataclass(kw_only=True)
 class RecordsResult:
     """What was looked at, and what was found."""
 
-    findings: list[RecordFinding] = field(default_factory=list)
+    findings: list[FileFinding] = field(default_factory=list)
     num_records: int = 0
     num_files: int = 0
     num_scores: int = 0
@@ -124,7 +115,7 @@ class _Check:
         self.hashes: dict[str, str | None] = {}
 
     def find(self, reason: str, file: str, detail: str) -> None:
-        self.result.findings.append(RecordFinding(reason=reason, file=file, detail=detail))
+        self.result.findings.append(FileFinding(reason=reason, file=file, detail=detail))
 
     def record(self, path: Path) -> None:
         name = path.relative_to(self.run).as_posix()
@@ -196,12 +187,26 @@ class _Check:
                 self.find("missing", mark, f"{RUN_RECORD} says that the stage was finished")
             elif stage not in UNITS and any(path.is_file() for path in (self.run / stage).glob("*")):
                 self.result.notes.append(f"{stage}: it was not finished, or its {STAGE_MARK} was deleted")
+        self._missing_of_units()
         pairs = self.records.get(f"pairs/{STAGE_MARK}", {})
         is_made_here = bool(pairs) and "imported_from" not in (pairs.get("facts") or {})
         if is_made_here and not (self.run / "pairs" / "store.json").exists():
             for name in PAIR_RECORDS:
                 if not (self.run / name).is_file() and name not in self.left_out:
-                    self.find("missing", name, "finished pairs have it")
+                    self.find("missing", name, "shards were made with it; run pairs again to write it")
+
+    def _missing_of_units(self) -> None:
+        """Find fits and results without the record that is written last, which no stage need name."""
+        if self.records.get(RUN_RECORD, {}).get("status") == "running":
+            return  # somebody may be at it, or was killed in between
+        ends = (("scenes/*", FIT_RECORD, FIT_STATE), ("edit/*/*/*/*", EDIT_RECORD, "stopped.json"))
+        for units, record, is_unfinished in ends:
+            for unit in sorted(path.parent for path in self.run.glob(f"{units}/{SPLATS}")):
+                is_made_here = record == EDIT_RECORD or (unit / SOURCE).is_file() or any(unit.glob(f"{HELD_OUT}*"))
+                name = (unit / record).relative_to(self.run).as_posix()
+                is_there = (unit / record).is_file() or (unit / is_unfinished).is_file() or name in self.hashes
+                if is_made_here and not is_there:
+                    self.find("missing", name, f"{SPLATS} is there, after which it is written")
 
     def added(self) -> None:
         """Find files that no record names, in stages that are finished and in finished scenes and results."""
@@ -265,14 +270,7 @@ def _agree(planned: Any, recorded: Any) -> bool:
 
 def describe_records(result: RecordsResult) -> Iterator[str]:
     """The findings by reason, then what was looked at."""
-    for name, meaning in REASONS.items():
-        found = [finding for finding in result.findings if finding.reason == name]
-        if found:
-            yield f"{name} ({len(found)}): {meaning}"
-        for finding in found[:MAX_LINES]:
-            yield f"  {finding.file}: {finding.detail}"
-        if len(found) > MAX_LINES:
-            yield f"  and {len(found) - MAX_LINES} more; --json lists all"
+    yield from describe_findings(result.findings, REASONS)
     scores = f", {result.num_scores} numbers measured again" if result.num_scores else ""
     counts = f"{result.num_records} records and {result.num_files} files that they name{scores}"
     yield f"{len(result.findings) or 'nothing'} found in {counts}"

@@ -6,23 +6,19 @@ import contextlib
 import json
 import sys
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.audit.bundle import is_bundle, open_bundle
 from restage.audit.pictures import check_pictures
-from restage.audit.records import (
-    RECORDS,
-    RecordFinding,
-    RecordsResult,
-    check_records,
-    describe_records,
-)
+from restage.audit.records import RECORDS, RecordsResult, check_records, describe_records
 from restage.pairs.files import UnnamedStore, is_url, open_files
 from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
 from restage.pairs.verify.repair import describe_repair, describe_result, repair_pairs, result_to_plain, write_sheets
 from restage.records import InputError, Progress
+from restage.run.findings import FileFinding
 from restage.run.layout import RUN_RECORD
 from restage.run.locks import hold_stages
 from restage.run.models import models_in
@@ -109,6 +105,8 @@ class _Checks:
     sheets: Path | None
     store: str
     has_findings: bool = False
+    missed: set[Path] = field(default_factory=set)
+    """Files that records were found to miss."""
     plain: dict[str, list[dict[str, Any]]] = field(
         default_factory=lambda: {"records": [], "stages": [], "not_checked": []}
     )
@@ -127,7 +125,7 @@ class _Checks:
             show_progress(kept())
         return results[0]
 
-    def records(self, part: Part, *, left_out: Mapping[str, str], first: list[RecordFinding], shown: str) -> None:
+    def records(self, part: Part, *, left_out: Mapping[str, str], first: list[FileFinding], shown: str) -> None:
         run = Path(part.folder)
         result: RecordsResult = self.work(check_records(run, left_out=left_out))
         known = {finding.file for finding in first}
@@ -136,6 +134,7 @@ class _Checks:
         if not self.config.fast:
             self.work(check_pictures(run, result))
         self.has_findings = self.has_findings or bool(result.findings)
+        self.missed |= {run / finding.file for finding in result.findings if finding.reason == "missing"}
         self.plain["records"].append({"run": shown, **asdict(result)})
         self.say(*describe_records(result))
 
@@ -155,13 +154,15 @@ class _Checks:
         self.has_findings = self.has_findings or bool(result.findings)
         folder = self.sheets or (part.run / "verify" if part.run else None)
         written = write_sheets(files, result.findings, folder) if folder else []
-        self.say(*describe_result(result), *(f"sheet: {sheet}" for sheet in written))
+        is_new = [one.shard is not None or Path(part.folder, one.file) not in self.missed for one in result.findings]
+        told = replace(result, findings=tuple(compress(result.findings, is_new)))
+        self.say(*describe_result(told), *(f"sheet: {sheet}" for sheet in written))
         is_bad = self.repairs and bool(result.findings)
         repaired = repair_pairs(part.folder, result.findings, store=self.store) if is_bad else None
         if repaired is not None:
             run = part.run if part.run is not None and (part.run / RUN_RECORD).exists() else None
             self.say(*describe_repair(repaired, [] if run is None else list(read_run_record(run).command)))
-        self.plain["stages"].append(result_to_plain(part.folder, result, repaired))
+        self.plain["stages"].append(result_to_plain(part.folder, told, repaired))
 
     def finish(self) -> None:
         if self.is_json:

@@ -12,9 +12,9 @@ from restage.records import InputError
 
 __all__ = ["CAPTURE", "CONTACT_SHEET", "DEPTH", "DIAGNOSIS", "EDITOR_VIEWS", "EDIT_CASE", "EDIT_CASES", "EDIT_RECORD"]
 __all__ += ["EDIT_RECORDS", "FITS", "FIT_RECORD", "FIT_STATE", "HELD_OUT", "IMAGES", "MANIFEST", "MASKS", "ORBIT"]
-__all__ += ["PAGE", "PROMPTS", "RUN_RECORD", "SCORES", "SPLATS", "STAGES", "STAGE_MARK", "STAGE_MARKS", "STUDY_FILES"]
+__all__ += ["PAGE", "PROMPTS", "RUN_RECORD", "SCORES", "SOURCE", "SPLATS", "STAGES", "STAGE_MARK", "STAGE_MARKS"]
 __all__ += ["TRANSFORMS", "TRUTH", "VIEW_SCORES", "check_is_run", "counting_order", "folders_in", "is_stage_done"]
-__all__ += ["result_folder"]
+__all__ += ["STUDY_FILES", "result_folder"]
 
 STAGES = ("prompts", "pairs", "train", "world", "scenes", "edit", "compare", "report")
 """Stages in the order data flows; each has a folder of its name."""
@@ -37,6 +37,7 @@ CAPTURE = "capture"
 TRANSFORMS = "transforms.json"
 FIT_RECORD = "fit.json"
 FIT_STATE = "fit_state.pt"
+SOURCE = "source.json"
 FITS = f"scenes/*/{FIT_RECORD}"
 SPLATS = "splats.ply"
 HELD_OUT = "held_out"

@@ -176,7 +176,8 @@ def test_an_unreadable_file_is_named_and_the_others_are_unpacked(run: Path, tmp_
     (tmp_path / "run.zip").write_bytes(damaged)
     with open_bundle(tmp_path / "run.zip") as opened:
         (finding,) = opened.findings
-        assert (finding.reason, finding.file) == ("changed", "zeros.png") and "unreadable after" in finding.detail
+        assert (finding.reason, finding.file) == ("changed", "zeros.png")
+        assert finding.detail == "unreadable after 0 of 750 bytes"
         assert (opened.run / "notes.bin").read_bytes() == b"0123456789" * 50
 
 
@@ -321,9 +322,9 @@ def test_a_list_of_files_that_is_endless_or_no_list_is_refused(tmp_path: Path, c
     [
         ({"external_attr": 0o120777 << 16}, "is a link or a device"),
         ({"external_attr": 0o010644 << 16}, "is a link or a device"),
-        ({"flag_bits": 1}, "unreadable after"),
-        ({"compress_type": 99}, "unreadable after"),
-        ({"compress_type": zipfile.ZIP_DEFLATED}, "unreadable after"),
+        ({"flag_bits": 1}, "unreadable after 0 of "),
+        ({"compress_type": 99}, "unreadable after 0 of "),
+        ({"compress_type": zipfile.ZIP_DEFLATED}, "unreadable after 0 of "),
     ],
 )
 def test_an_entry_that_cannot_be_unpacked_is_named(bundle: Path, changes: dict, detail: str) -> None:

@@ -250,6 +250,38 @@ def test_what_is_not_finished_or_was_asked_for_since_is_not_added(whole_run: Pat
     assert check(whole_run).findings == []
 
 
+@pytest.mark.parametrize(
+    ("unit", "record", "state"),
+    [
+        ("scenes/mine", "fit.json", "fit_state.pt"),
+        ("edit/mine/paint-it/restage-exact/0", "record.json", "stopped.json"),
+    ],
+)
+def test_a_record_of_work_that_no_stage_marks_is_missed_unless_the_work_was_stopped(
+    run: Path, unit: str, record: str, state: str
+) -> None:
+    folder = run / unit
+    save_picture(folder / "held_out" / "view_0.png", 3)
+    assert check(run).findings == []
+    (folder / "splats.ply").write_bytes(b"splats")
+    assert [(finding.reason, finding.file) for finding in check(run).findings] == [("missing", f"{unit}/{record}")]
+    (folder / state).touch()
+    assert check(run).findings == []
+
+
+def test_splats_that_were_brought_need_no_record_of_a_fit(run: Path) -> None:
+    (run / "scenes" / "brought").mkdir()
+    (run / "scenes" / "brought" / "splats.ply").write_bytes(b"splats")
+    assert check(run).findings == []
+
+
+def test_a_record_that_both_a_stage_and_its_unit_call_for_is_named_once(run: Path) -> None:
+    save_picture(run / "scenes" / "ball" / "held_out" / "view_0.png", 3)
+    (run / "scenes" / "ball" / "fit.json").unlink()
+    found = [finding.detail for finding in check(run).findings if finding.file == "scenes/ball/fit.json"]
+    assert found == ["named by scenes/stage.json"]
+
+
 def test_a_stage_whose_mark_was_taken_away_to_make_it_anew_is_not_missed_when_it_has_begun(whole_run: Path) -> None:
     (whole_run / "train" / "stage.json").unlink()
     assert "train/stage.json" in names_found(whole_run)

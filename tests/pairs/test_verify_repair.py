@@ -127,6 +127,22 @@ def test_the_command_says_what_it_found_and_exits_with_1(tmp_path):
     assert code == 1 and "taken out: 1 shards: 1" in out and done_indices(folder) == [0, 2]
 
 
+@pytest.mark.parametrize("name", ["plan.json", "rule.json"])
+def test_the_command_names_a_missing_record_once_and_json_too(tmp_path, name):
+    run = open_run(tmp_path / "run")
+    list(run_pairs(run, tiny_config(), tiny_model(), WordlessClip()))
+    run.close("done")
+    (run.path / "pairs" / name).unlink()
+    code, out, _ = command("verify", run.path, "--fast")
+    assert code == 1 and out.count(name) == 1
+    assert f"  pairs/{name}: shards were made with it; run pairs again to write it\n" in out
+    found = json.loads(command("verify", run.path, "--fast", "--json")[1])
+    files = [finding["file"] for part in ("records", "stages") for one in found[part] for finding in one["findings"]]
+    assert files == [f"pairs/{name}"]
+    code, out, _ = command("verify", run.path / "pairs", "--fast")
+    assert code == 1 and f"  {name}: shards were made with it" in out
+
+
 def test_the_command_refuses_what_holds_no_pairs(tmp_path):
     code, _, errors = command("verify", tmp_path)
     assert code == 2 and "holds no image pairs" in errors

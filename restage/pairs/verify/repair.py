@@ -24,6 +24,7 @@ from restage.pairs.verify.check import QUARANTINE, VerifyResult
 from restage.pairs.verify.examine import look_at
 from restage.pairs.verify.shards import REASONS, BadFile, Finding, StoredPair, read_shard
 from restage.records import InputError
+from restage.run.findings import describe_findings
 
 __all__ = ["Repaired", "describe_repair", "describe_result", "repair_pairs", "result_to_plain", "write_sheets"]
 
@@ -158,20 +159,9 @@ def write_sheets(files: Files, findings: Sequence[Finding], folder: Path) -> lis
     return written
 
 
-MAX_LINES = 5
-"""Number of findings of a reason that are listed one by one."""
-
-
 def describe_result(result: VerifyResult) -> Iterator[str]:
     """Yield the findings by reason, then what was checked."""
-    for name, reason in REASONS.items():
-        found = [finding for finding in result.findings if finding.reason == name]
-        if found:
-            yield f"{name} ({len(found)}): {reason.meaning}"
-        for finding in found[:MAX_LINES]:
-            yield f"  {finding.pair or finding.file}: {finding.detail}"
-        if len(found) > MAX_LINES:
-            yield f"  and {len(found) - MAX_LINES} more; --json lists all"
+    yield from describe_findings(result.findings, {name: reason.meaning for name, reason in REASONS.items()})
     left_out = f", {result.num_left_out} left out" if result.num_left_out else ""
     counts = f"{result.num_pairs} pairs ({result.num_accepted} accepted{left_out}) in {result.num_shards} shards"
     rate = f"{result.num_bytes / 1e6:.1f} MB in {result.seconds:.1f} s"

@@ -17,6 +17,7 @@ from restage.pairs.score import is_left_out_list
 from restage.pairs.store import Mark, read_table, shard_name
 from restage.pairs.tasks import PLAN_FILE
 from restage.records import InputError, canonical_json, content_id, from_plain, has_right_seal, parse_json
+from restage.run.findings import FileFinding
 
 __all__ = ["REASONS", "BadFile", "Finding", "StoredPair", "StoredShard", "read_canonical_json", "read_shard"]
 
@@ -54,15 +55,9 @@ REASONS: Mapping[str, Reason] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that is wrong."""
+class Finding(FileFinding):
+    """One thing that is wrong with image pairs, by a reason of `REASONS`."""
 
-    reason: str
-    """A name of `REASONS`."""
-    file: str
-    """Name of the file within the folder."""
-    detail: str
-    """What was expected and what was found."""
     shard: int | None = None
     """Number of the shard, if the finding belongs to one."""
     pair: str = ""
