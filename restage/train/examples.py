@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import tempfile
+from array import array
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import IO, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone
-from restage.records import InputError, Progress, PromptPair, canonical_json, content_id, write_atomically
+from restage.records import InputError, Progress, PromptPair, canonical_json
+from restage.train.chunks import ChunkFile, FileRows, StoredRows, check_or_make, hash_tensors
 
-__all__ = ["Examples", "ExactPair", "TrainingPair", "can_be_mirrored", "encode_examples", "hash_tensors"]
+__all__ = ["Examples", "ExactPair", "TrainingPair", "can_be_mirrored", "encode_examples"]
 
 CHUNK_SIZE = 128
 """Number of pairs in a cache file, which is what a kill costs at most."""
@@ -32,9 +33,12 @@ ENCODE_BATCH_SIZE = 16
 CHANGE_THRESHOLD = 0.03
 """Mean absolute difference of the pictures, over channels, at which a place counts as changed."""
 TEXT_BATCH_SIZE = 64
+TEXT_CHUNK_SIZE = 8 * TEXT_BATCH_SIZE
+"""Number of embedded texts in a cache file: 60 MB at Stable Diffusion's width."""
 
 LEAVE_ALONE = ("leave it as it is", "change nothing", "keep everything as it is", "do not change anything")
 """Instructions of examples that teach the model to change nothing."""
+FIRST_TEXTS = ("", *LEAVE_ALONE)
 SETTLED_KINDS = frozenset({"recolour", "reshape", "ground", "time", "remove"})
 """Kinds of edit that ask for a state, so that nothing is left to do if they are asked for again."""
 SETTLED_BACKWARDS = SETTLED_KINDS - {"remove"} | {"add"}
@@ -90,10 +94,10 @@ def can_be_mirrored(prompt: PromptPair) -> bool:
 class Examples:
     """All encoded pairs of a training set; a row is a pair or its mirror image."""
 
-    source: Float[Tensor, "rows channels height width"]
+    source: Float[Tensor, "rows channels height width"] | StoredRows
     """Unit-variance latents of the pictures before the edit, in half precision."""
-    edited: Float[Tensor, "rows channels height width"]
-    masks: Float[Tensor, "rows height width"]  # share of each latent pixel that the stored mask covers
+    edited: Float[Tensor, "rows channels height width"] | StoredRows
+    masks: Float[Tensor, "rows height width"] | StoredRows  # share of each latent pixel that the stored mask covers
     mirrored: Int[Tensor, " rows"]  # row of the mirror image; the row itself if there is none
     text: Int[Tensor, " rows"]  # row of the instruction in `texts`
     settled_text: Int[Tensor, " rows"]
@@ -101,7 +105,7 @@ class Examples:
     undo_text: Int[Tensor, " rows"]  # row of the instruction that leads back to the picture before the edit, or -1
     settled_undo: Int[Tensor, " rows"]
     """Row of an instruction that leaves the picture before the edit as it is, or -1."""
-    texts: Float[Tensor, "texts tokens width_of_text"] | Int[Tensor, "texts tokens"]
+    texts: Float[Tensor, "texts tokens width_of_text"] | Int[Tensor, "texts tokens"] | StoredRows
     """Embedded texts in half precision, or their tokens if the text encoder is trained as well; row 0 is the empty
     text, and those of `leave_alone` follow."""
     num_pairs: int  # number of pairs; they are the first rows, and their mirror images follow
@@ -113,43 +117,10 @@ class Examples:
         return tuple(range(1, 1 + len(LEAVE_ALONE)))
 
 
-class _Chunk(NamedTuple):
-    name: str  # made of the pictures and of what encoded them
-    tensors: dict[str, Tensor]
-    """source, edited and masks: the pairs as they came, then the mirror images of those marked."""
-    mirrored: tuple[bool, ...]
-    prompts: tuple[PromptPair, ...]
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors and their names, as hex."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _fingerprint(backbone: Backbone) -> str:
     """Name what the encodings depend on besides the pairs: the weights of VAE and text encoder."""
     hashes = [hash_tensors(module.state_dict()) for module in (backbone.vae, backbone.text_encoder)]
     return canonical_json([backbone.vae.config.get("scaling_factor"), *hashes])
-
-
-def _read_or_make(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Read tensors back that were made before; they say themselves whether they are as they were."""
-    if not path.exists():
-        tensors = {name: value.cpu().contiguous() for name, value in make().items()}
-        with write_atomically(path) as temporary:
-            save_file(tensors, temporary, metadata={"sha256": hash_tensors(tensors)})
-    try:
-        with safe_open(path, "pt") as file:
-            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except Exception as error:  # noqa: BLE001 - of a type that safetensors does not document
-        raise InputError(f"{path} is not whole; delete it, and it is made anew: {error}") from None
-    if metadata.get("sha256") != hash_tensors(tensors):
-        raise InputError(f"{path} is not as it was written, or of an older version; delete it, and it is made anew")
-    return tensors
 
 
 def changed_mask(pair: TrainingPair) -> Float[Tensor, "h w"]:
@@ -179,11 +150,10 @@ def _encode_images(pairs: Sequence[TrainingPair], is_mirrored: list[bool], backb
 
 
 def _encode_chunk(
-    pairs: Sequence[TrainingPair], backbone: Backbone, folder: Path, fingerprint: str, mirror: bool
-) -> _Chunk:
-    """Encode some pairs, or read them back when the same ones were encoded before."""
+    pairs: Sequence[TrainingPair], is_mirrored: list[bool], backbone: Backbone, folder: Path, fingerprint: str
+) -> ChunkFile:
+    """Encode some pairs, and the mirror images of those marked after them, unless the same ones were encoded before."""
     # The name follows from weights and pixels, not from ids, so that pairs that came out differently are encoded anew.
-    is_mirrored = [mirror and can_be_mirrored(pair.prompt) for pair in pairs]
     digest = hashlib.sha256(canonical_json([fingerprint, is_mirrored]).encode())
     for pair in pairs:
         if pair.source.shape != pair.edited.shape or pair.mask.shape != pair.source.shape[1:]:
@@ -194,83 +164,116 @@ def _encode_chunk(
         for image in (pair.source, pair.edited, pair.mask):
             digest.update(image.cpu().contiguous().numpy().tobytes())
     path = folder / f"latents-{digest.hexdigest()[:16]}.safetensors"
-    tensors = _read_or_make(path, lambda: _encode_images(pairs, is_mirrored, backbone))
-    return _Chunk(path.name, tensors, tuple(is_mirrored), tuple(pair.prompt for pair in pairs))
+    return check_or_make(path, lambda: _encode_images(pairs, is_mirrored, backbone))
 
 
-def _encode_texts(texts: Sequence[str], backbone: Backbone, folder: Path, fingerprint: str) -> Tensor:
-    digest = hashlib.sha256(canonical_json([fingerprint, list(texts)]).encode())
+def _encode_texts(texts: Sequence[str], backbone: Backbone, folder: Path, fingerprint: str) -> StoredRows:
+    files, counts = [], []
+    for start in range(0, len(texts), TEXT_CHUNK_SIZE):
+        chunk = texts[start : start + TEXT_CHUNK_SIZE]
+        digest = hashlib.sha256(canonical_json([fingerprint, list(chunk)]).encode())
 
-    def encode() -> dict[str, Tensor]:
-        parts = [texts[start : start + TEXT_BATCH_SIZE] for start in range(0, len(texts), TEXT_BATCH_SIZE)]
-        return {"texts": torch.cat([backbone.encode_text(list(part)).cpu() for part in parts]).to(torch.float16)}
+        def encode(chunk: Sequence[str] = chunk) -> dict[str, Tensor]:
+            parts = [chunk[first : first + TEXT_BATCH_SIZE] for first in range(0, len(chunk), TEXT_BATCH_SIZE)]
+            return {"texts": torch.cat([backbone.encode_text(list(part)).cpu() for part in parts]).to(torch.float16)}
 
-    return _read_or_make(folder / f"texts-{digest.hexdigest()[:16]}.safetensors", encode)["texts"]
-
-
-def _order_rows(chunks: Sequence[_Chunk]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Return the rows of the whole set as (chunk, row in it), pairs first, and the mirror image of each row."""
-    rows = [(index, row) for index, chunk in enumerate(chunks) for row in range(len(chunk.prompts))]
-    mirrored = list(range(len(rows)))
-    position = 0
-    for index, chunk in enumerate(chunks):
-        next_image = len(chunk.prompts)
-        for row, has_image in enumerate(chunk.mirrored):
-            if has_image:
-                mirrored[position + row] = len(rows)
-                mirrored.append(position + row)
-                rows.append((index, next_image))
-                next_image += 1
-        position += len(chunk.prompts)
-    return rows, mirrored
+        files.append(check_or_make(folder / f"texts-{digest.hexdigest()[:16]}.safetensors", encode))
+        counts.append(len(chunk))
+    return StoredRows("texts", files, [FileRows(index, 0, count) for index, count in enumerate(counts)])
 
 
-def _join(
-    chunks: Sequence[_Chunk], backbone: Backbone, folder: Path, *, fingerprint: str, embed_texts: bool
-) -> Examples:
-    rows, mirrored = _order_rows(chunks)
-    prompts = [prompt for chunk in chunks for prompt in chunk.prompts]
-    asked = {text for prompt in prompts for text in (prompt.instruction, prompt.undo)}
-    texts = ["", *LEAVE_ALONE, *sorted(asked - {"", *LEAVE_ALONE})]
-    row_of = {text: row for row, text in enumerate(texts)}
-    text = torch.tensor([row_of[prompt.instruction] for prompt in prompts])
-    undo = torch.tensor([row_of[prompt.undo] if prompt.undo else -1 for prompt in prompts])
-    is_settled, is_undo_settled = (
-        torch.tensor([prompt.kind in kinds for prompt in prompts]) for kinds in (SETTLED_KINDS, SETTLED_BACKWARDS)
-    )
-    pair_of = torch.tensor([min(row, image) for row, image in enumerate(mirrored)])
-    starts = torch.tensor([0, *(len(chunk.tensors["source"]) for chunk in chunks)]).cumsum(0)
-    order = torch.tensor([int(starts[index]) + row for index, row in rows])
-    joined = {name: torch.cat([chunk.tensors[name] for chunk in chunks])[order] for name in chunks[0].tensors}
-    return Examples(
-        **joined,
-        mirrored=torch.tensor(mirrored),
-        text=text[pair_of],
-        settled_text=torch.where(is_settled, text, -1)[pair_of],
-        undo_text=undo[pair_of],
-        settled_undo=torch.where(is_undo_settled, undo, -1)[pair_of],
-        texts=_encode_texts(texts, backbone, folder, fingerprint) if embed_texts else backbone.token_ids(texts).cpu(),
-        num_pairs=len(prompts),
-        id=content_id("examples", [[chunk.name for chunk in chunks], prompts]),
-    )
+class _Set:
+    """What is kept of encoded pairs: a few bytes each, since their number has no limit."""
+
+    def __init__(self, prompts: IO[bytes]) -> None:
+        self.prompts = prompts  # their JSON, which the id is made of
+        self.files: list[ChunkFile] = []
+        self.counts: list[tuple[int, int]] = []  # pairs and mirror images of each file
+        self.number_of = {text: number for number, text in enumerate(FIRST_TEXTS)}  # texts, as they come
+        self.instructions, self.undos = array("i"), array("i")
+        self.is_settled, self.is_undo_settled, self.is_mirrored = bytearray(), bytearray(), bytearray()
+
+    def add(self, file: ChunkFile, prompts: Sequence[PromptPair], is_mirrored: list[bool]) -> None:
+        self.files.append(file)
+        self.counts.append((len(prompts), sum(is_mirrored)))
+        self.is_mirrored.extend(is_mirrored)
+        for prompt in prompts:
+            self.prompts.write((b"," if self.instructions else b"") + canonical_json(prompt).encode())
+            self.is_settled.append(prompt.kind in SETTLED_KINDS)
+            self.is_undo_settled.append(prompt.kind in SETTLED_BACKWARDS)
+            for numbers, text in ((self.instructions, prompt.instruction), (self.undos, prompt.undo)):
+                numbers.append(self.number_of.setdefault(text, len(self.number_of)))
+
+    def id(self) -> str:
+        """Return `content_id("examples", [file names, prompts])`, without all prompts in memory."""
+        digest = hashlib.sha256(f"[{canonical_json([file.path.name for file in self.files])},[".encode())
+        self.prompts.seek(0)
+        while block := self.prompts.read(1 << 20):
+            digest.update(block)
+        digest.update(b"]]")
+        return f"examples-{digest.hexdigest()[:16]}"
+
+    def ordered_texts(self) -> tuple[list[str], Int[Tensor, " numbers"]]:
+        """Return the texts, in the order of the alphabet after the fixed ones, and the row of each number."""
+        numbered = list(self.number_of)
+        texts = [*FIRST_TEXTS, *sorted(numbered[len(FIRST_TEXTS) :])]
+        return texts, torch.tensor([self.number_of[text] for text in texts]).argsort().int()
+
+    def join(self, texts: StoredRows | Int[Tensor, "texts tokens"], row_of_number: Int[Tensor, " numbers"]) -> Examples:
+        """Number the rows: all pairs, and after them the mirror images in the order of their pairs."""
+        num_pairs = len(self.instructions)
+        with_image = torch.frombuffer(self.is_mirrored, dtype=torch.bool).nonzero()[:, 0].int()
+        pair_of = torch.cat([torch.arange(num_pairs, dtype=torch.int32), with_image])
+        mirrored = pair_of.clone()
+        mirrored[with_image] = torch.arange(num_pairs, len(pair_of), dtype=torch.int32)
+        text, undo = (
+            row_of_number[torch.frombuffer(numbers, dtype=torch.int32)][pair_of]
+            for numbers in (self.instructions, self.undos)
+        )
+        undo = torch.where(undo == 0, -1, undo)  # row 0 is the empty text
+        is_settled, is_undo_settled = (
+            torch.frombuffer(marks, dtype=torch.bool)[pair_of] for marks in (self.is_settled, self.is_undo_settled)
+        )
+        segments = [FileRows(index, 0, pairs) for index, (pairs, _) in enumerate(self.counts)]
+        segments += [FileRows(index, pairs, images) for index, (pairs, images) in enumerate(self.counts)]
+        return Examples(
+            **{name: StoredRows(name, self.files, segments) for name in ("source", "edited", "masks")},
+            mirrored=mirrored,
+            text=text,
+            settled_text=torch.where(is_settled, text, -1),
+            undo_text=undo,
+            settled_undo=torch.where(is_undo_settled, undo, -1),
+            texts=texts,
+            num_pairs=num_pairs,
+            id=self.id(),
+        )
 
 
 def encode_examples(
     pairs: Iterable[TrainingPair], backbone: Backbone, folder: Path, *, mirror: bool = True, embed_texts: bool = True
 ) -> Generator[Progress, None, Examples]:
-    """Encode image pairs of one size, read a chunk at a time, or read what was encoded into the folder before.
+    """Encode image pairs of one size, read a chunk at a time, or find what was encoded into the folder before.
 
-    With `mirror` the mirror image of each pair whose texts name no side is encoded, too. Without `embed_texts` texts
-    become tokens, for a text encoder in training. The generator returns the examples.
+    The examples read latents and embedded texts from the folder's files when they are asked for, so their number is
+    not bounded by memory; the files have to stay. With `mirror` the mirror image of each pair whose texts name no side
+    is encoded, too. Without `embed_texts` texts become tokens, for a text encoder in training. The generator returns
+    the examples.
     """
     fingerprint = _fingerprint(backbone)
-    chunks, done, rest = [], 0, iter(pairs)
-    while part := list(islice(rest, CHUNK_SIZE)):
-        chunks.append(_encode_chunk(part, backbone, folder, fingerprint, mirror))
-        done += len(part)
-        yield Progress(stage="train", done=done, total=done, note=f"{done} pairs encoded")
-    if not chunks:
-        raise InputError("there are no accepted pairs to train on; make more pairs or loosen the rule")
-    if len({chunk.tensors["source"].shape[1:] for chunk in chunks}) != 1:
-        raise InputError("the pairs have pictures of different sizes; train on one size at a time")
-    return _join(chunks, backbone, folder, fingerprint=fingerprint, embed_texts=embed_texts)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as prompts:
+        encoded, rest = _Set(prompts), iter(pairs)
+        while part := list(islice(rest, CHUNK_SIZE)):
+            is_mirrored = [mirror and can_be_mirrored(pair.prompt) for pair in part]
+            file = _encode_chunk(part, is_mirrored, backbone, folder, fingerprint)
+            encoded.add(file, [pair.prompt for pair in part], is_mirrored)
+            done = len(encoded.instructions)
+            yield Progress(stage="train", done=done, total=done, note=f"{done} pairs encoded")
+        if not encoded.files:
+            raise InputError("there are no accepted pairs to train on; make more pairs or loosen the rule")
+        if len({file.tensors["source"].row_shape for file in encoded.files}) != 1:
+            raise InputError("the pairs have pictures of different sizes; train on one size at a time")
+        texts, rows = encoded.ordered_texts()
+        if not embed_texts:
+            return encoded.join(backbone.token_ids(texts).cpu().int(), rows)
+        return encoded.join(_encode_texts(texts, backbone, folder, fingerprint), rows)

@@ -24,7 +24,8 @@ from restage.diffusion.training import TrainingConfig, draw_losses, train
 from restage.records import InputError, Progress, content_id, derive_seed
 from restage.run.folder import RunFolder
 from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
-from restage.train.examples import TrainingPair, encode_examples, hash_tensors
+from restage.train.chunks import hash_tensors
+from restage.train.examples import TrainingPair, encode_examples
 
 __all__ = [
     "TrainConfig",
