@@ -83,12 +83,12 @@ class ResultViews:
 
 
 def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig) -> CaseViews:
-    """Read and render what the results of an edit are measured against."""
+    """Read and render what the results of an edit are measured against; nothing without held-out views."""
     folder = run_path / "scenes" / scene
     capture = read_capture(folder / CAPTURE)
     held_out = list(capture.held_out_indices)
     if not held_out:
-        raise InputError(f"{folder / CAPTURE} has no held-out views to measure on")
+        return CaseViews((), *[torch.zeros(0, 3, capture.cameras.height, capture.cameras.width)] * 2)
     names = tuple(Path(capture.file_names[index]).with_suffix(".png").name for index in held_out)
     splats = read_splats(folder / SPLATS)
     truth = folder / TRUTH / edit

@@ -94,8 +94,10 @@ class Scorer:
         key = result.scene, result.edit
         if self._case is None or self._case[0] != key:
             case = load_case(self.run_path, *key, self.config)
-            self._case = key, case, embed_before(case, self.judges)
+            self._case = key, case, embed_before(case, self.judges) if case.names else Before()
         _, case, before = self._case
+        if not case.names:
+            return _rows(result, unmeasured("the scene has no held-out views to measure on"), ())
         shown = load_result(result.folder, case)
         measured = measure_result(shown, case, before=before, judges=self.judges, config=self.config)
         return _rows(result, measured, case.names)

@@ -10,6 +10,7 @@ from restage.compare.stage import CompareConfig, find_results, run_compare
 from restage.edit.editors.grade import grade_views, write_grade_truth
 from restage.edit.pictures import quantize, read_image, read_mask, write_image, write_mask
 from restage.records import EditCase, EditRequest, InputError, Score, write_json
+from restage.report.stage import ReportConfig, run_report
 from restage.run.folder import RunFolder
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.capture import Capture
@@ -104,6 +105,19 @@ def test_a_result_that_was_never_made_is_nan_with_a_reason_and_not_a_missing_row
     rows = {(row.contender.method, row.edit): row.problem for row in find_results(run.path)}
     assert len(rows) == 6
     assert rows["restage", "light"] == "no result: the edit was not run or not finished"
+
+
+def test_without_held_out_views_every_metric_is_nan_with_that_reason_and_the_report_says_so(run):
+    scene = run.path / "scenes" / "ball"
+    capture = read_capture(scene / "capture")
+    write_capture(replace(capture, train_indices=(0, 1, 2, 3), held_out_indices=()), scene / "capture")
+    scores, reason = scores_of(run, "restage"), "the scene has no held-out views to measure on"
+    assert set(scores) == set(METRICS) and scores["seconds"].value == 2.5
+    measured = [score for score in scores.values() if not score.is_cost]
+    assert all(math.isnan(score.value) for score in measured) and {score.reason for score in measured} == {reason}
+    assert read_view_scores(run.path / "compare" / "views.parquet") == []
+    list(run_report(run, ReportConfig()))
+    assert f"not scored: {reason}" in (run.path / "report" / "index.html").read_text()
 
 
 def test_an_edit_without_truth_is_judged_by_what_needs_none(run):
