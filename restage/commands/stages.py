@@ -175,6 +175,7 @@ def diagnose(
     time_budget: float = 900.0,
     min_effect: float = 0.03,
     out: Path | None = None,
+    store: Annotated[tuple[str, ...], arg(metavar="URL...")] = (),
     models: ModelsArgument = None,
     seed: int = 0,
     engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
@@ -197,6 +198,7 @@ def diagnose(
         time_budget: Seconds after which no further exchange is begun.
         min_effect: Progress below which a difference is of no interest.
         out: Where the answer goes; default: diagnose in B's folder.
+        store: Where the pairs of A and of B lie, if not in the runs' folders; without it they are not looked at.
         models: Folder with the models that the runs' training started from; default: those of the package.
         seed: Seed of the edits' noise, the same for both runs.
         engine: Where trials, trainings and fits are made.
@@ -216,5 +218,6 @@ def diagnose(
         runs.append(path)
     check_is_run(runs[1])
     with hold_stages(runs[1], *(() if out else ("diagnose",))):
-        last = show_progress(run_diagnose(runs[0], runs[1], config, models=found, out=out, engine=engine))
+        steps = run_diagnose(runs[0], runs[1], config, models=found, out=out, engine=engine, stores=store)
+        last = show_progress(steps)
     say(f"{last.note if last else ''}\ntables and figure: {(out or runs[1] / 'diagnose') / 'diagnosis.md'}")

@@ -183,6 +183,7 @@ def diagnose(
     bench, top = _prepare(a, b, cases, folder, models.edit_model)
     work = DiagnosisWork(bench, Trials(cache or folder / "trials", config.seed, config.editor_steps))
     search = _Search(work, config, engine or EngineConfig(), cases)
+    search.limits += [f"not looked at: {run.unread}" for run in (a, b) if run.unread]
     trials = yield from _try_as_they_are(search, frozenset(top))
     whole = trials["whole"]
     everything = frozenset(top)

@@ -17,9 +17,9 @@ from restage.diffusion.editor import Guidance
 from restage.edit.job import Method
 from restage.edit.methods import METHODS
 from restage.pairs.encoding import ImagePair
-from restage.pairs.files import open_files
+from restage.pairs.files import Files, UnnamedStore, open_files
 from restage.pairs.score import PUBLISHED, PairRule, current_rule, verdict_of
-from restage.pairs.store import iter_rows, read_pairs
+from restage.pairs.store import done_indices, iter_rows, read_pairs
 from restage.records import InputError, canonical_json, derive_seed, from_plain, read_json, to_plain
 from restage.run.layout import STAGE_MARK, check_is_run
 from restage.run.models import edit_model_of
@@ -45,22 +45,22 @@ class PairPool:
 
     rows: Mapping[str, Mapping[str, Any]]
     """Rows by the hash of their pixels, in the order of the shards."""
-    folder: Path
+    files: Files
     rule: PairRule
 
     @classmethod
-    def read(cls, folder: Path) -> PairPool:
+    def read(cls, files: Files) -> PairPool:
         """Read the records of a run's pairs."""
         rows = {
             row.get("pixel_sha256") or row["id"]: {name: value for name, value in row.items() if name != "preview"}
-            for row in iter_rows(folder)
+            for row in iter_rows(files)
         }
-        return cls(rows, folder, current_rule(open_files(folder)) or PUBLISHED)
+        return cls(rows, files, current_rule(files) or PUBLISHED)
 
     @cached_property
     def stored(self) -> Mapping[str, ImagePair]:
         """The accepted pairs with their pictures."""
-        by_id = {pair.id: pair for pair in read_pairs(self.folder)}
+        by_id = {pair.id: pair for pair in read_pairs(self.files)}
         keys = {row["id"]: key for key, row in self.rows.items()}
         return {keys[name]: pair for name, pair in by_id.items() if name in keys}
 
@@ -143,17 +143,20 @@ class RunParts:
     path: Path
     method: str
     """Name on the menu `METHODS`."""
+    stores: tuple[str, ...] = ()
+    """URLs that the run's pairs may lie at, if not in its folder."""
 
     @classmethod
-    def open(cls, path: Path, method: str) -> RunParts:
+    def open(cls, path: Path, method: str, *, stores: tuple[str, ...] = ()) -> RunParts:
         """Open a run folder."""
         check_is_run(path)
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
-        return cls(path, method)
+        return cls(path, method, stores)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RunParts, (self.path.resolve(), self.method)  # without what was read, and for any working folder
+        # Without what was read, and for any working folder.
+        return RunParts, (self.path.resolve(), self.method, self.stores)
 
     @cached_property
     def record(self) -> RunRecord:
@@ -201,10 +204,20 @@ class RunParts:
 
     @cached_property
     def pairs(self) -> PairPool | None:
-        """The run's image pairs; None if it has none."""
-        if not any((self.path / "pairs").glob("shard-*.done")):
+        """The run's image pairs; None if it has none, or `unread` says why they are not looked at."""
+        if self.unread:
             return None
-        return PairPool.read(self.path / "pairs")
+        files = open_files(self.path / "pairs", store=self.stores)
+        return PairPool.read(files) if done_indices(files) else None
+
+    @property
+    def unread(self) -> str:
+        """That the run's pairs lie in a store which was not named, and how to name it; empty if they do not."""
+        try:
+            open_files(self.path / "pairs", store=self.stores)
+        except UnnamedStore as unnamed:
+            return str(unnamed)
+        return ""
 
 
 def read_settings(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:

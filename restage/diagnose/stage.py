@@ -327,19 +327,21 @@ def run_diagnose(
     out: Path | None = None,
     cache: Path | None = None,
     engine: EngineConfig | None = None,
+    stores: tuple[str, ...] = (),
 ) -> Iterator[Progress]:
     """Explain why run B does worse, or better, than run A; what was tried before is not tried again.
 
     The answer goes into `out` (default: `diagnose` in B's folder), trials into `cache` (default: in `out`), which
-    diagnoses can share. `models` are the edit model that both trainings went on from, and a CLIP to look at pairs.
+    diagnoses can share. `models` are the edit model that both trainings went on from, and a CLIP to look at pairs;
+    `stores` are the URLs where the runs' pairs lie, if not in their folders.
 
     Raises:
         InputError: one of them is no run, they are the same, or there is nothing to try both on.
     """
     if a.resolve() == b.resolve():
         raise InputError(f"expected two runs, got {a} twice")
-    parts = RunParts.open(a, config.method), RunParts.open(b, config.method)
+    runs = [RunParts.open(run, config.method, stores=stores) for run in (a, b)]
     folder = out or b / "diagnose"
-    diagnosis = yield from diagnose(*parts, folder=folder, models=models, config=config, cache=cache, engine=engine)
+    diagnosis = yield from diagnose(*runs, folder=folder, models=models, config=config, cache=cache, engine=engine)
     write_diagnosis(diagnosis, folder)
     yield Progress(stage="diagnose", done=1, total=1, note=sentence(diagnosis))

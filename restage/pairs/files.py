@@ -171,7 +171,7 @@ class _Pointer:
     url: str
 
 
-def open_files(place: Place, *, store: str = "") -> Files:
+def open_files(place: Place, *, store: str | tuple[str, ...] = "") -> Files:
     """Open a folder, a URL, or the store that a run's pairs folder points to.
 
     A run that somebody sent must not choose which folder is read or repaired, or which server is connected to: its
@@ -179,7 +179,7 @@ def open_files(place: Place, *, store: str = "") -> Files:
 
     Args:
         place: What to open; opened files are returned as they are.
-        store: URL of the store that a run's pairs may lie in.
+        store: URL of the store that a run's pairs may lie in, or several to choose from.
 
     Raises:
         UnnamedStore: the folder points to another store.
@@ -195,7 +195,7 @@ def open_files(place: Place, *, store: str = "") -> Files:
     if not (path / POINTER).exists():
         return LocalFiles(path)
     url = read_json(path / POINTER, _Pointer).url
-    if url != store:
+    if url not in ((store,) if isinstance(store, str) else store):
         raise UnnamedStore(f"the pairs of {path} lie at {url}; a store is used only when it is named: --store {url}")
     return open_files(url)
 

@@ -49,7 +49,7 @@ def pool(folder, *, accepted, words=None, rule=None):
     stored = [pair for number, pair in enumerate(pairs) if number in accepted]
     write_shard(folder, 0, pairs=stored, rows=rows, facts={"content": "x"})
     set_rule(open_files(folder), rule or PUBLISHED)
-    return PairPool.read(folder)
+    return PairPool.read(open_files(folder))
 
 
 EVERYTHING = range(NUM_PAIRS)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from restage.cli import run as restage
 from restage.diagnose import DiagnoseConfig, run_diagnose
 from restage.diagnose.cases import find_cases
-from restage.diagnose.parts import RunParts
+from restage.diagnose.parts import RunParts, differing_training
 from restage.diagnose.trials import Attempt, DiagnosisWork, Trials
 from restage.diagnose.workbench import Mix, Workbench
 from restage.diffusion.training import TrainingConfig
 from restage.pairs.encoding import ImagePair, pixel_sha256
-from restage.pairs.files import open_files
+from restage.pairs.files import open_files, point_to_store
 from restage.pairs.score import PUBLISHED, set_rule
 from restage.pairs.store import write_shard
 from restage.records import PromptPair, read_json
@@ -89,6 +91,26 @@ def test_a_model_trained_anew_on_mixed_pairs_is_the_one_that_such_a_run_would_ha
     both = frozenset({"captions", "training"})
     assert bench.model(both) == b.model and bench.model(frozenset()) == a.model
     assert bench.seconds() > 0
+
+
+def test_pairs_in_a_store_are_compared_where_it_is_named_and_named_as_not_looked_at_where_it_is_not(
+    tmp_path, models, monkeypatch
+):
+    a, b = (trained_run(tmp_path / name, models, shift=shift, seed=0).path for shift, name in enumerate("ab"))
+    urls = []
+    for run in (a, b):
+        (run / "pairs").rename(tmp_path / f"store-{run.name}")
+        urls.append(f"file://{tmp_path}/store-{run.name}")
+        (run / "pairs").mkdir()
+        point_to_store(run / "pairs", urls[-1])
+    named = [RunParts.open(run, "replace_once", stores=tuple(urls)) for run in (a, b)]
+    assert differing_training(*pickle.loads(pickle.dumps(named))) == ("captions",)
+    unnamed = [RunParts.open(run, "replace_once", stores=(urls[0],)) for run in (a, b)]
+    assert differing_training(*unnamed) == () and unnamed[0].unread == ""
+    assert unnamed[1].unread.endswith(f"a store is used only when it is named: --store {urls[1]}")
+    taken = []
+    monkeypatch.setattr("restage.diagnose.stage.run_diagnose", lambda *_, stores, **__: taken.append(stores) or ())
+    assert restage(["diagnose", str(a), str(b), "--store", *urls]) == 0 and taken == [tuple(urls)]
 
 
 def move_cameras(b: Path) -> None:
