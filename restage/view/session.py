@@ -84,6 +84,8 @@ def open_scenes(path: Path) -> dict[str, Path]:
         raise InputError(f"{path} does not exist; give a run folder, a fitted scene, a capture with a fit, or a PLY")
     if (path / SPLATS).is_file():
         return {path.resolve().name: path}
+    if (path / "clip.json").is_file():
+        raise InputError(f"{path} is a clip of pictures, not a scene; look at {path / 'clip.webp'}")
     scenes = {found.parent.name: found.parent for found in sorted(path.glob("scenes/*/splats.ply"))}
     if not scenes and is_capture(path):
         return _scenes_of_capture(path)

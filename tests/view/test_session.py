@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from restage.cli import run as restage
 from restage.edit.editors import EDITORS, Edited, ViewBatch
 from restage.edit.methods import ReplaceOnce
 from restage.edit.single import EditChoice
@@ -13,7 +14,8 @@ from restage.recipes import edit_folder
 from restage.records import EditRequest, InputError, read_json
 from restage.scenes.io.ply import read_splats
 from restage.view import EditStopped, ViewSession, open_scenes
-from restage.view.session import stop_between_layers
+from restage.view.session import list_kept, stop_between_layers
+from restage.world.clips import sample_clip, write_clip
 from tests.view.conftest import QUICK
 
 BLUE = EditRequest(instruction="make it blue", source_caption="", target_caption="")
@@ -246,6 +248,18 @@ def test_a_scene_outside_of_a_run_is_not_edited(run_folder, tmp_path):
     shutil.copytree(run_folder / "scenes" / "tiny", tmp_path / "alone")
     session = ViewSession(tmp_path / "alone")
     assert "in no run folder" in session.why_not_edit
+
+
+def test_a_clip_is_no_scene_and_its_pictures_are_named(tmp_path):
+    write_clip(sample_clip(0, num_frames=2, size=16), tmp_path / "first")
+    with pytest.raises(InputError, match=r"first is a clip of pictures, not a scene; look at .*first.clip\.webp$"):
+        ViewSession(tmp_path / "first")
+
+
+def test_edits_of_the_edits_command_are_offered(session, run_folder):
+    assert restage(["edits", str(run_folder), "--methods", "replace_once", "--editors", "exact"]) == 0
+    (kept,) = list_kept(session.scene)
+    assert (kept.edit, kept.method, kept.editor) == ("blue", "replace_once", "exact")
 
 
 def test_a_run_of_two_scenes_lets_one_choose(run_folder):
