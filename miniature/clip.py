@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -15,13 +17,16 @@ from transformers import CLIPConfig, CLIPModel
 
 from miniature.pictures import Pictures
 from miniature.probe_pictures import NUM_CELLS, NUM_CLASSES, concatenate_labels, label_of
-from miniature.tokenizer import MAX_TOKENS, shared_tokenizer
+from miniature.tokenizer import shared_tokenizer
 from restage.diffusion.backbone import save_half, save_tokenizer
 from restage.diffusion.clip import load_clip
+from restage.diffusion.loading import padded_ids
 from restage.diffusion.training import TrainingConfig, train
 from restage.pairs.clip_rule import calibrate_folder, exact_pairs
 from restage.records import Progress, derive_seed, write_json
-from restage.world.grammar import caption_of, sample_edit
+from restage.world import grammar, second
+from restage.world.description import COLORS, PATTERNS, Description, Place
+from restage.world.places import find_objects
 
 __all__ = ["RECIPE", "build_clip", "train_clip"]
 
@@ -32,6 +37,8 @@ NUM_ALIKE = 4
 """Surroundings (ground and time of day) in a batch: few, so that it is objects that tell its pictures apart."""
 NUM_EXACT_PAIRS = 140
 """Rendered pairs that say which thresholds suit it, as in `restage calibrate`."""
+FALSE_PLACES, REPAINTED = 0.4, 0.15
+"""Shares of the wrong captions that say a false place, where the scene has places, and, of the others, a pattern."""
 CELLS_WEIGHT = 0.3
 """Weight of the loss on what each cell shows, beside the contrastive one."""
 
@@ -44,7 +51,7 @@ def build_clip(tokenizer: Any) -> CLIPModel:
         "intermediate_size": 512,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
-        "max_position_embeddings": MAX_TOKENS,
+        "max_position_embeddings": tokenizer.model_max_length,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -122,13 +129,48 @@ def _draw(groups: Sequence[list[int]], count: int, generator: torch.Generator) -
     return [pool[i] for i in torch.randperm(len(pool), generator=generator)[:count].tolist()]
 
 
-def _edited_captions(pictures: Pictures, indices: Sequence[int], seed: int) -> list[str]:
-    """Return for each picture the caption of an edited scene, which is nearly right, and wrong."""
+_OPPOSITES = (("left", "right"), ("front", "back"), ("lit", "shaded"), ("toward", "away"), ("on", "near"))
+_OPPOSITE = {**dict(_OPPOSITES), **{b: a for a, b in _OPPOSITES}}
+
+
+def _false_places(place: Place, true: Sequence[Place]) -> list[Place]:
+    """Return what is nearly a place that holds, and does not: the opposite side, or the objects interchanged."""
+    found = [replace(place, relation=_OPPOSITE[place.relation])] if place.relation in _OPPOSITE else []
+    if place.relation not in ("front", "back"):  # not every kind has a front
+        found.append(replace(place, subject=place.anchors[0], anchors=(place.subject, *place.anchors[1:])))
+    return [other for other in found if other not in true]
+
+
+def _wrong_captions(pictures: Pictures, indices: Sequence[int], seed: int) -> list[str]:
+    """Return for each picture a caption that is nearly right: of an edited scene, or with a place that is not so.
+
+    As many say a place as of the right ones, so that saying none is no sign of being right.
+    """
     found = []
     for index in indices:
         own = derive_seed("edited caption", seed, index)
-        found.append(caption_of(sample_edit(pictures.descriptions[index], own).after, own))
+        scene, place = pictures.descriptions[index], second.choose_place(pictures.places[index], own)
+        rng = np.random.default_rng(own)
+        wrong = _false_places(place, pictures.places[index]) if place else []
+        if wrong and rng.uniform() < FALSE_PLACES:
+            found.append(grammar.caption_of(scene, own, wrong[int(rng.integers(len(wrong)))]))
+            continue
+        edited = _repainted(scene, rng) if rng.uniform() < REPAINTED else grammar.sample_edit(scene, own).after
+        if place and any(len(find_objects(edited, words)) != 1 for words in (place.subject, *place.anchors)):
+            place = None
+        found.append(grammar.caption_of(edited, own, place))
     return found
+
+
+def _repainted(scene: Description, rng: np.random.Generator) -> Description:
+    """Return a scene in which one object has another pattern, or loses the one it has."""
+    index = int(rng.integers(len(scene.objects)))
+    item = scene.objects[index]
+    color = item.color if item.color in COLORS else str(rng.choice(COLORS))
+    pattern = str(rng.choice([p for p in ("", *PATTERNS) if p != item.pattern]))
+    other = str(rng.choice([c for c in COLORS if c != color])) if pattern else ""
+    painted = replace(item, color=color, pattern=pattern, second_color=other)
+    return replace(scene, objects=(*scene.objects[:index], painted, *scene.objects[index + 1 :]))
 
 
 def train_clip(
@@ -136,7 +178,7 @@ def train_clip(
 ) -> Iterator[Progress]:
     """Train it, and save it to `<folder>/clip` in half precision, with the thresholds for pairs that suit it.
 
-    Contrastive, with the caption of an edited scene beside each picture's own, and batches of few surroundings; a head
+    Contrastive, with a caption that is nearly right beside each picture's own, and batches of few surroundings; a head
     that training throws away says what each cell shows.
     Command: `restage miniature train clip --num-pictures 36000 --compile`. 35 minutes on one core; then of 256 held-out
     captions a picture's own is the nearest in 97 % (docs/log/2026-11-27-clip-autoencoder-probe.md).
@@ -151,8 +193,8 @@ def train_clip(
         images = pictures.images(indices).to(device)
         images = functional.interpolate(images, (TRAIN_SIZE, TRAIN_SIZE), mode="bicubic", antialias=True).clamp(0, 1)
         seed = derive_seed(config.seed, "captions", step)
-        captions = pictures.captions(indices, seed) + _edited_captions(pictures, indices, seed)
-        ids = torch.tensor(tokenizer(captions, padding="max_length", max_length=MAX_TOKENS)["input_ids"]).to(device)
+        captions = pictures.captions(indices, seed) + _wrong_captions(pictures, indices, seed)
+        ids = padded_ids(tokenizer, captions, tokenizer.model_max_length).to(device)
         output = model((images - 0.5) / 0.25, ids)
         labels = concatenate_labels([label_of(pictures.descriptions[i], pictures.object_ids[i]) for i in indices])
         cells = functional.cross_entropy(output.classes, torch.from_numpy(labels.classes).to(device))

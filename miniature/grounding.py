@@ -7,6 +7,7 @@ TokenCompose (Wang et al. 2023, arXiv 2312.03626), its token-level term.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn import functional
 
-from restage.diffusion.alignment import token_mask
-from restage.world.grammar import Description
-from restage.world.render import GROUND_ID
+from restage.world.description import Description
+from restage.world.grammar import object_phrase
+from restage.world.kernels import FIRST_OBJECT_ID, GROUND_ID
+from restage.world.places import object_words
 
 __all__ = ["AttentionShares", "WordTargets", "grounding_loss", "watched", "word_targets"]
 
@@ -87,21 +89,36 @@ class WordTargets(NamedTuple):
     """Its pixels, 0 or 1."""
 
 
+def _told_words(caption: str, description: Description) -> Iterator[tuple[tuple[int, int], int]]:
+    """Yield the words that name what is seen, as places in the caption, with the ids of what they name.
+
+    Of an object these are its size, colors, pattern and kind. Words of places name nothing that can be pointed at.
+    """
+    for index, item in enumerate(description.objects):
+        # Another object may have the same size or color, so words count within the phrase of their own alone.
+        if phrase := re.search(rf"\b{object_phrase(item)}\b", caption):
+            for word in object_words(item):
+                if word != "and" and (found := re.compile(rf"\b{word}\b").search(caption, *phrase.span())):
+                    yield found.span(), FIRST_OBJECT_ID + index
+    if ground := re.search(rf"\b{description.ground}\b", caption):
+        yield ground.span(), GROUND_ID
+
+
 def word_targets(
     tokenizer: Any,
     captions: Sequence[str],
     descriptions: Sequence[Description],
     object_ids: Integer[Tensor, "b size size"],
 ) -> WordTargets:
-    """Find the words of each object (its color and its kind) and of the ground, and where they should look."""
+    """Find the words of each object and of the ground, and where they should look; an empty caption has none."""
     rows, tokens, pixels = [], [], []
+    offsets = tokenizer(list(captions), return_offsets_mapping=True)["offset_mapping"]
     for row, (caption, description) in enumerate(zip(captions, descriptions, strict=True)):
-        wanted = [(word, 2 + i) for i, o in enumerate(description.objects) for word in (o.kind, o.color)]
-        wanted.append((description.ground, GROUND_ID))
-        masks = [token_mask(tokenizer, caption, [word]) for word, _ in wanted] if caption else []
-        for mask, (_, object_id) in zip(masks, wanted, strict=False):
+        for (start, end), object_id in _told_words(caption, description):
+            mask = torch.zeros(tokenizer.model_max_length)
+            mask[[i for i, (left, right) in enumerate(offsets[row]) if left < end and right > start]] = 1
             region = (object_ids[row] == object_id).flatten().float()
-            if mask.sum() > 0 and region.sum() > 0:
+            if region.sum() > 0:
                 rows.append(row)
                 tokens.append(mask / mask.sum())
                 pixels.append(region)

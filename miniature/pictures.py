@@ -1,13 +1,13 @@
-"""The training set of the miniature: rendered pictures with their descriptions, in shards on disk.
+"""The training set of the miniature: rendered pictures with their scenes, in shards on disk.
 
-Descriptions come from the `train` split only; captions are worded afresh at each use.
+Scenes are those of the world's second edition, from its `train` split only; captions are worded afresh at each use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +17,19 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
 from torch import Tensor
 
-from restage.records import Progress, derive_seed, read_json, to_plain, write_atomically, write_json
+from restage.records import InputError, Progress, derive_seed, from_plain, read_json, write_atomically, write_json
+from restage.scenes.cameras import Cameras
+from restage.world import grammar, second
 from restage.world.capture import sample_camera
-from restage.world.grammar import Description, SceneObject, caption_of, sample_description
+from restage.world.description import Description, Place
 from restage.world.kernels import FIRST_OBJECT_ID
+from restage.world.places import carriers, places_of
 from restage.world.render import render_view
 
 __all__ = ["PictureScene", "Pictures", "make_pictures", "picture_scene", "render_pictures"]
 
+EDITION = 2
+"""Edition of the world, as shards state it; those of the first state none."""
 SHARD_SIZE = 500
 NUM_OBJECTS = (1, 2, 2, 3, 3)
 """How many objects the scenes are laid out with, in turn. Which word belongs to which object can only be learned where
@@ -43,48 +48,87 @@ class PictureScene(NamedTuple):
     seed: int
     """Of the camera."""
 
+    def camera(self, *, size: int = 128) -> Cameras:
+        """Return the one camera that the picture is taken with."""
+        return sample_camera(self.laid_out, self.seed, size=size)
+
 
 def picture_scene(index: int, *, seed: int = 0) -> PictureScene:
     """Return the scene of a picture of the training set; it depends on nothing but the arguments."""
     item, count = derive_seed("picture", seed, index), NUM_OBJECTS[index % len(NUM_OBJECTS)]
     if index // SHARD_SIZE % TAKEN_EVERY < TAKEN_EVERY - 1:
-        description = sample_description(item, num_objects=count)
+        description = second.sample_description(item, num_objects=count)
         return PictureScene(description, description, item)
-    laid_out = sample_description(item, num_objects=max(count, 2))
-    taken = int(np.random.default_rng(derive_seed("taken", item)).integers(len(laid_out.objects)))
-    left: tuple[SceneObject, ...] = tuple(o for i, o in enumerate(laid_out.objects) if i != taken)
+    laid_out = second.sample_description(item, num_objects=max(count, 2))
+    # What stands on another object would be left in the air without it.
+    free = sorted(set(range(len(laid_out.objects))) - carriers(laid_out))
+    taken = free[int(np.random.default_rng(derive_seed("taken", item)).integers(len(free)))]
+    left = tuple(o for i, o in enumerate(laid_out.objects) if i != taken)
     return PictureScene(replace(laid_out, objects=left), laid_out, item)
 
 
-def render_pictures(scenes: Sequence[PictureScene], *, size: int = 128) -> tuple[Array, Array]:
-    """Render one picture of each scene.
+class Rendered(NamedTuple):
+    """Pictures of some scenes."""
 
-    Returns:
-        Pictures (n, size, size, 3) uint8, and object ids (n, size / 8, size / 8) uint8 at the latent grid.
-    """
+    images: UInt8[Array, "n size size 3"]
+    object_ids: UInt8[Array, "n cells cells"]
+    """What the middles of the latent grid's cells show."""
+    places: list[list[Place]]
+    """All that holds in each picture, left and right included."""
 
-    def render(scene: PictureScene) -> tuple[Array, Array]:
-        view = render_view(scene.shown, sample_camera(scene.laid_out, scene.seed, size=size))
+
+def render_pictures(scenes: Sequence[PictureScene], *, size: int = 128) -> Rendered:
+    """Render one picture of each scene."""
+
+    def render(scene: PictureScene) -> tuple[Array, Array, list[Place]]:
+        camera = scene.camera(size=size)
+        view = render_view(scene.shown, camera)
         image = (view.image.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8)
-        return image, view.object_ids[4::8, 4::8].astype(np.uint8)
+        return image, view.object_ids[4::8, 4::8].astype(np.uint8), places_of(scene.shown, camera)
 
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        images, ids = zip(*pool.map(render, scenes), strict=True)
-    return np.stack(images), np.stack(ids)
+        images, ids, places = zip(*pool.map(render, scenes), strict=True)
+    return Rendered(np.stack(images), np.stack(ids), list(places))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """What a shard's JSON says about its pictures."""
+
+    edition: int
+    scenes: list[Description]
+    places: list[list[Place]]
+
+
+def _read_shard(path: Path) -> _Shard:
+    plain = read_json(path)
+    # In the first edition a shard was the list of its scenes.
+    if not isinstance(plain, dict) or plain.get("edition") != EDITION:
+        raise InputError(
+            f"{path} describes pictures of another edition of the world than {EDITION}, which models are trained on; "
+            "remove the pictures' folder, or train in another --folder"
+        )
+    return from_plain(plain, _Shard, where=path)
 
 
 def make_pictures(folder: Path, num_pictures: int, *, seed: int = 0) -> Iterator[Progress]:
-    """Render the training set in shards of 500; shards that are there are kept."""
+    """Render the training set in shards of 500; shards that are there are kept.
+
+    Raises:
+        InputError: shards that are there are of another edition of the world.
+    """
+    for path in folder.glob("shard-*.json"):
+        _read_shard(path)
     for start in range(0, num_pictures, SHARD_SIZE):
         stem = folder / f"shard-{start // SHARD_SIZE:05d}"
         if not stem.with_suffix(".json").exists():
             scenes = [picture_scene(index, seed=seed) for index in range(start, start + SHARD_SIZE)]
-            images, ids = render_pictures(scenes)
-            with write_atomically(stem.with_suffix(".npy")) as temporary:
-                np.save(temporary, images)
-            with write_atomically(stem.with_suffix(".ids.npy")) as temporary:
-                np.save(temporary, ids)
-            write_json(stem.with_suffix(".json"), [to_plain(scene.shown) for scene in scenes])
+            made = render_pictures(scenes)
+            for ending, array in ((".npy", made.images), (".ids.npy", made.object_ids)):
+                with write_atomically(stem.with_suffix(ending)) as temporary:
+                    np.save(temporary, array)
+            shard = _Shard(edition=EDITION, scenes=[scene.shown for scene in scenes], places=made.places)
+            write_json(stem.with_suffix(".json"), shard)
         yield Progress(stage="pictures", done=min(start + SHARD_SIZE, num_pictures), total=num_pictures)
 
 
@@ -99,9 +143,10 @@ class Pictures:
             np.load(stem.with_suffix(".npy"), mmap_mode="r") for stem in stems
         ]
         self.object_ids = np.concatenate([np.load(stem.with_suffix(".ids.npy")) for stem in stems])
-        self.descriptions = [
-            Description.from_plain(item) for stem in stems for item in read_json(stem.with_suffix(".json"))
-        ]
+        found = [_read_shard(stem.with_suffix(".json")) for stem in stems]
+        self.descriptions = [scene for shard in found for scene in shard.scenes]
+        self.places = [places for shard in found for places in shard.places]
+        """What a caption can say about places, picture by picture."""
 
     def __len__(self) -> int:
         return len(self.descriptions)
@@ -117,14 +162,24 @@ class Pictures:
         each = torch.tensor(shares) / torch.bincount(counts, minlength=len(shares) + 1)[1:].clamp(min=1)
         return each[counts - 1]
 
+    def place(self, index: int, seed: int) -> Place | None:
+        """Return the place that the caption of a picture says in the wording that the seed chooses, if it says one."""
+        return second.choose_place(self.places[index], derive_seed("wording", seed, index))
+
+    def _caption(self, index: int, scene: Description, seed: int) -> str:
+        return grammar.caption_of(scene, derive_seed("wording", seed, index), self.place(index, seed))
+
     def captions(self, indices: list[int], seed: int) -> list[str]:
-        """Captions in the wording that the seed chooses; objects are named in the order in which they were placed."""
-        return [caption_of(self.descriptions[i], derive_seed("wording", seed, i)) for i in indices]
+        """Captions in the wording that the seed chooses; objects are named in the order in which they were placed.
+
+        Some say the place of an object, which is then named last, with what tells its place.
+        """
+        return [self._caption(i, self.descriptions[i], seed) for i in indices]
 
     def captions_from_the_left(self, indices: list[int], seed: int) -> list[str]:
         """The same, but objects are named as they stand in the picture, from left to right."""
         ordered = [_from_the_left(self.descriptions[i], self.object_ids[i]) for i in indices]
-        return [caption_of(d, derive_seed("wording", seed, i)) for d, i in zip(ordered, indices, strict=True)]
+        return [self._caption(i, scene, seed) for i, scene in zip(indices, ordered, strict=True)]
 
 
 def _from_the_left(description: Description, object_ids: UInt8[Array, "size size"]) -> Description:

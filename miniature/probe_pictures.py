@@ -64,7 +64,8 @@ class Labels(NamedTuple):
     present: Int64[Array, "n kinds"]
     """1 where the kind is there, 0 where not, `IGNORED` where too little of it shows."""
     colors: Int64[Array, "n kinds"]
-    """Index of the kind's color; `IGNORED` where it is not there, or there in two colors."""
+    """Index of the kind's color, of a pattern the first; `IGNORED` where it is not there, there in two colors, or in a
+    color that no word names."""
     count: Int64[Array, " n"]
     """Number of objects, 0 to 4; `IGNORED` where too little of one shows."""
     ground: Int64[Array, " n"]
@@ -101,9 +102,9 @@ def label_of(description: Description, object_ids: Integer[Array, "size size"]) 
     for kind in set(kinds):
         mine = [i for i, other in enumerate(kinds) if other == kind]
         present[kind] = 1 if any(is_clear[i] for i in mine) else IGNORED
-        found = {COLORS.index(description.objects[i].color) for i in mine}
-        if len(found) == 1 and present[kind] == 1:
-            colors[kind] = found.pop()
+        found = {description.objects[i].color for i in mine}
+        if len(found) == 1 and present[kind] == 1 and found <= set(COLORS):
+            colors[kind] = COLORS.index(found.pop())
     count = len(kinds) if is_clear.all() else IGNORED
     class_of_id = np.array([0, 1, *(FIRST_KIND_CLASS + kind for kind in kinds)])
     middles = object_ids[step // 2 :: step, step // 2 :: step]

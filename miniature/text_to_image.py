@@ -16,8 +16,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from miniature.grounding import AttentionShares, WordTargets, grounding_loss, watched, word_targets
 from miniature.pictures import Pictures
-from miniature.tokenizer import MAX_TOKENS, shared_tokenizer
+from miniature.tokenizer import shared_tokenizer
 from restage.diffusion.backbone import Backbone, load_backbone, load_vae, save_backbone
+from restage.diffusion.loading import padded_ids
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import TrainingConfig, train
 from restage.records import InputError, Progress, derive_seed, write_atomically
@@ -71,7 +72,7 @@ def build_text_encoder(tokenizer: Any) -> CLIPTextModel:
             intermediate_size=4 * TEXT_WIDTH,
             num_hidden_layers=4,
             num_attention_heads=6,
-            max_position_embeddings=MAX_TOKENS,
+            max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -234,7 +235,7 @@ def _sample_batch(
     captions = pictures.captions_from_the_left(indices.tolist(), derive_seed(config.seed, "captions", step))
     dropped = torch.rand(config.batch_size, generator=generator) < DROP_TEXT
     captions = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
-    ids = torch.tensor(tokenizer(captions, padding="max_length", max_length=MAX_TOKENS)["input_ids"])
+    ids = padded_ids(tokenizer, captions, tokenizer.model_max_length)
     clean = latents[indices].float()
     # One uniform draw a batch and even spacing in it: every batch sees all noise levels.
     num_levels = SCHEDULER_CONFIG["num_train_timesteps"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,12 @@ def _vae() -> AutoencoderKL:
     )
 
 
+@functools.cache
+def tokenizer_of_the_world() -> Any:
+    """The tokenizer as it is built today; the building takes seconds."""
+    return build_tokenizer()
+
+
 def _text_config(tokenizer: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
@@ -66,7 +73,7 @@ def _text_config(tokenizer: Any) -> dict[str, Any]:
 
 def write_tiny_models(folder: Path) -> Path:
     """Write `text_to_image/`, `clip/` and `edit_model/`; the same weights each time."""
-    tokenizer: Any = build_tokenizer()
+    tokenizer = tokenizer_of_the_world()
     vision = {
         "hidden_size": WIDTH,
         "intermediate_size": WIDTH,

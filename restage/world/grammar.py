@@ -170,6 +170,7 @@ def possible_kinds(description: Description) -> tuple[str, ...]:
     """Return the kinds of edit that this scene allows: a full one takes no object, one of one object keeps it."""
     count = len(description.objects)
     impossible = {"add": count >= 3, "remove": count < 2, "resize": not _possible_sizes(description)}
+    impossible["reshape"] = not any(_new_kinds(description, index, "train") for index in range(count))
     return tuple(kind for kind in EDIT_KINDS if not impossible.get(kind, False))
 
 
@@ -177,6 +178,8 @@ def _edit_object(rng: np.random.Generator, scene: Description, kind: str, split:
     """Sample an edit of one object: its instruction and the scene after it."""
     # What carries another object keeps its shape and stays; in the first edition nothing does.
     free = [i for i in range(len(scene.objects)) if kind == "recolour" or i not in carriers(scene)]
+    if kind == "reshape":
+        free = [i for i in free if _new_kinds(scene, i, split)]
     index = free[int(rng.integers(len(free)))]
     item, name = scene.objects[index], name_of(scene, index)
     if kind == "recolour":
@@ -185,8 +188,7 @@ def _edit_object(rng: np.random.Generator, scene: Description, kind: str, split:
         after = _with_object(scene, index, color=color, pattern="", second_color="")
         return _pick(rng, _RECOLOUR).format(kind=name, color=color), after
     if kind == "reshape":
-        kinds = [k for k in KINDS if is_allowed(k, item.color, split, item.pattern) and _stands_as(scene, index, k)]
-        new = _pick(rng, kinds, {o.kind for o in scene.objects})
+        new = _pick(rng, _new_kinds(scene, index, split))
         return _pick(rng, _RESHAPE).format(kind=name, new=new), _with_object(scene, index, kind=new)
     if kind == "resize":
         sizes = _possible_sizes(scene)
@@ -197,8 +199,16 @@ def _edit_object(rng: np.random.Generator, scene: Description, kind: str, split:
     return _pick(rng, _REMOVE).format(kind=name), replace(scene, objects=objects)
 
 
+def _new_kinds(scene: Description, index: int, split: str) -> list[str]:
+    """Return the kinds that an object can become, and still stand where it does; what carries another keeps its own."""
+    if index in carriers(scene):
+        return []
+    item, there = scene.objects[index], {o.kind for o in scene.objects}
+    allowed = [k for k in KINDS if k not in there and is_allowed(k, item.color, split, item.pattern)]
+    return [k for k in allowed if _stands_as(scene, index, k)]
+
+
 def _stands_as(scene: Description, index: int, kind: str) -> bool:
-    """Return whether an object can stand where it does if it is of another kind."""
     item = scene.objects[index]
     below = [o for i, o in enumerate(scene.objects) if i != index and math.hypot(o.x - item.x, o.y - item.y) < 0.1]
     return item.z == 0 or any(can_carry(other, replace(item, kind=kind)) for other in below)

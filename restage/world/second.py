@@ -19,8 +19,8 @@ from restage.world.description import COLORS, GROUNDS, KINDS, PATTERNS, TIMES, D
 from restage.world.looks import HELD_OUT_PATTERNS, MIN_CONTRAST, Look, color_distance, sample_look
 from restage.world.places import Spot, carriers, holds, name_of, object_words, phrase_of, places_of, possible_places
 
-__all__ = ["EDIT_KINDS", "caption_of", "possible_kinds", "prompt_pair_of", "reference_scene", "sample_description"]
-__all__ += ["sample_edit", "sample_place"]
+__all__ = ["EDIT_KINDS", "caption_of", "choose_place", "possible_kinds", "prompt_pair_of", "reference_scene"]
+__all__ += ["sample_description", "sample_edit", "sample_place"]
 
 EDIT_KINDS = (*grammar.EDIT_KINDS, "move", "pattern", "look")
 """A look is shown by a picture (`reference_scene`), and may be one that words cannot say."""
@@ -100,18 +100,19 @@ def sample_description(
     return Description(objects=grammar.center(objects), ground=ground, time=time)
 
 
-def sample_place(scene: Description, seed: int, camera: Cameras | None = None) -> Place | None:
-    """Sample a place to say in a caption, for `PLACED_CAPTIONS` of the seeds; None else, or where there is none.
-
-    With a camera (n = 1) it may be left or right.
-    """
+def choose_place(found: Sequence[Place], seed: int) -> Place | None:
+    """Choose which of a scene's `places_of` a caption says; None for one in `1 - PLACED_CAPTIONS` of the seeds."""
     rng = np.random.default_rng(derive_seed("place", seed))
-    found = places_of(scene, camera) if rng.uniform() < PLACED_CAPTIONS else []
-    if not found:
+    if rng.uniform() >= PLACED_CAPTIONS or not found:
         return None
     relation = str(rng.choice(sorted({place.relation for place in found})))
     fitting = [place for place in found if place.relation == relation]
     return fitting[int(rng.integers(len(fitting)))]
+
+
+def sample_place(scene: Description, seed: int, camera: Cameras | None = None) -> Place | None:
+    """Sample a place to say in a caption, where there is one; with a camera (n = 1) it may be left or right."""
+    return choose_place(places_of(scene, camera), seed)
 
 
 def caption_of(scene: Description, seed: int, camera: Cameras | None = None) -> str:
@@ -171,7 +172,6 @@ def possible_kinds(scene: Description, camera: Cameras | None = None) -> tuple[s
         **{kind: kind in first for kind in grammar.EDIT_KINDS},
         "add": "add" in first and _has_room(scene, camera),
         "remove": "remove" in first and is_free,
-        "reshape": is_free,
         "move": bool(_moves(scene, camera)),
         "pattern": any(item.color in COLORS for item in scene.objects),
         "look": True,

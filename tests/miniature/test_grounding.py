@@ -6,13 +6,14 @@ from diffusers.models import UNet2DModel
 
 from miniature.grounding import grounding_loss, watched, word_targets
 from miniature.text_to_image import build_unet
-from miniature.tokenizer import MAX_TOKENS, build_tokenizer
-from restage.world.grammar import Description, SceneObject
+from miniature.tokenizer import MAX_TOKENS
+from restage.world.description import Description, SceneObject
+from tests.tiny_models import tokenizer_of_the_world
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer()
+    return tokenizer_of_the_world()
 
 
 def test_attention_on_the_object_costs_nothing_and_beside_it_one() -> None:
@@ -37,6 +38,32 @@ def test_words_look_at_their_own_object(tokenizer) -> None:
     assert regions[:, :4].sum(1).tolist() == [4, 4, 0, 0, 0]
     assert regions[2].reshape(4, 4)[1].sum() == 4 and regions[4].reshape(4, 4)[2:].sum() == 8
     assert torch.allclose(tokens.sum(1), torch.ones(5))
+
+
+def test_words_of_looks_go_to_their_own_object_and_those_of_places_to_none(tokenizer) -> None:
+    cube = SceneObject(kind="cube", color="red", size="big", pattern="striped", second_color="white")
+    objects = (
+        cube,
+        SceneObject(kind="ball", color="white", size="big", x=1.0),
+        SceneObject(kind="cone", color="#345678"),
+    )
+    scene = Description(objects=objects, ground="snow", time="noon")
+    ids = torch.arange(16, dtype=torch.uint8).view(1, 4, 4) % 5  # sky, ground and the three objects
+    caption = "at noon, a cone and a big white ball next to a big red and white striped cube on snow"
+    rows, tokens, regions = word_targets(tokenizer, [caption], [scene], ids)
+    offsets = tokenizer(caption, return_offsets_mapping=True)["offset_mapping"]
+    found = []
+    for mask, region in zip(tokens, regions, strict=True):
+        spans = [offsets[i] for i in mask.nonzero()[:, 0].tolist()]
+        assert mask[mask > 0].tolist() == pytest.approx([1 / len(spans)] * len(spans))
+        found.append((caption[spans[0][0] : spans[-1][1]], spans[0][0], ids.flatten()[region.nonzero()[0]].item()))
+    assert [(word, owner) for word, _, owner in found] == [
+        *((word, 2) for word in ("big", "red", "white", "striped", "cube")),
+        *((word, 3) for word in ("big", "white", "ball")),
+        *(("cone", 4), ("snow", 1)),
+    ]
+    assert [start for word, start, owner in found if word == "big" and owner == 3] == [caption.index("big white ball")]
+    assert rows.tolist() == [0] * len(found)
 
 
 def test_a_batch_without_captions_grounds_nothing(tokenizer) -> None:

@@ -92,6 +92,14 @@ def test_a_kind_in_two_colours_has_no_colour_but_counts_twice() -> None:
     assert label_of(_scene(("cube", "red"), ("cube", "red")), _ids(900, 900)).colors[0, 1] == COLORS.index("red")
 
 
+def test_a_color_without_a_name_is_not_asked_for_and_of_a_pattern_the_first_is() -> None:
+    striped = SceneObject(kind="cube", color="red", pattern="striped", second_color="blue")
+    scene = replace(_scene(("ball", "#123456")), objects=(SceneObject(kind="ball", color="#123456"), striped))
+    labels = label_of(scene, _ids(3000, 2000))
+    assert labels.present[0, 0] == 1 and labels.colors[0, 0] == IGNORED
+    assert labels.colors[0, 1] == COLORS.index("red")
+
+
 def test_labels_at_the_latent_grid_are_those_of_the_whole_picture() -> None:
     scene, ids = _scene(("ball", "red")), _ids(3000)
     whole, coarse = label_of(scene, ids), label_of(scene, ids[4::8, 4::8])

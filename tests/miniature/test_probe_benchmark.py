@@ -115,7 +115,7 @@ def test_word_iou_takes_only_objects_that_are_there() -> None:
 
 def test_held_out_scenes_are_in_no_training_set_and_move_with_the_seed() -> None:
     items = captions(0, 40)
-    assert not any(is_in_training(items, num_pictures=2000))
+    assert not any(is_in_training(items, num_pictures=400))
     assert captions(0, 10) == items[:10]
     assert not {item.description for item in captions(1, 40)} & {item.description for item in items}
     pairs = {(o.kind, o.color) for item in captions(0, 40, split="unseen") for o in item.description.objects}

@@ -19,7 +19,7 @@ from miniature.pictures import Pictures, make_pictures, picture_scene
 from miniature.probe_pictures import concatenate_labels, render_labeled
 from miniature.rendered_pairs import PAIR_KINDS, render_pairs, write_pictured_prompts
 from miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
-from restage.diffusion.backbone import load_backbone, load_vae, save_tokenizer
+from restage.diffusion.backbone import Backbone, load_backbone, load_vae, save_backbone, save_tokenizer
 from restage.diffusion.clip import load_clip
 from restage.diffusion.edit_models import load_edit_model
 from restage.diffusion.pair_sampler import SamplerConfig
@@ -31,13 +31,17 @@ from restage.pairs.generate import GenerateConfig
 from restage.prompts.store import read_prompts
 from restage.records import InputError, Progress
 from restage.run.models import models_in
-from restage.world.capture import CHANGE_THRESHOLD
-from restage.world.grammar import EDIT_KINDS, caption_of, sample_description
+from restage.world import grammar, second
+from restage.world.capture import CHANGE_THRESHOLD, camera_at
+from restage.world.description import COLORS, KINDS, PATTERNS
+from restage.world.grammar import EDIT_KINDS, object_phrase
+from restage.world.places import RELATIONS, carriers, places_of, read_place
+from tests.tiny_models import tokenizer_of_the_world
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer()
+    return tokenizer_of_the_world()
 
 
 @pytest.fixture
@@ -45,6 +49,18 @@ def folder(tokenizer, tmp_path: Path) -> Path:
     """A folder to train in that has its tokenizer, which takes longer to build than these trainings take."""
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def start(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained text-to-image model on the shipped autoencoder."""
+    torch.manual_seed(3)
+    vae = load_vae(models_in().text_to_image / "vae")
+    parts = text_to_image.build_text_encoder(tokenizer), text_to_image.build_unet(vae.config["latent_channels"])
+    schedule = Schedule.from_config(text_to_image.SCHEDULER_CONFIG)
+    folder = tmp_path_factory.mktemp("start") / "text_to_image"
+    save_backbone(Backbone(tokenizer, *parts, vae, schedule, text_to_image.SCHEDULER_CONFIG), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +78,27 @@ def small_set(training_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Picture
     return Pictures(training_folder / "pictures")
 
 
-def test_captions_of_three_objects_fit_the_tokenizer(tokenizer) -> None:
-    captions = [caption_of(sample_description(seed, num_objects=3), seed) for seed in range(300)]
-    assert max(len(ids) for ids in tokenizer(captions)["input_ids"]) <= MAX_TOKENS
+def test_captions_of_three_objects_with_places_fit_the_tokenizer(tokenizer) -> None:
+    captions = []
+    for seed in range(150):
+        scene = second.sample_description(seed, num_objects=3)
+        captions += [
+            grammar.caption_of(scene, seed, place) for place in places_of(scene, camera_at(float(seed), 0.3, 4.0, 32))
+        ]
+    assert len(captions) > 1000 and max(len(ids) for ids in tokenizer(captions)["input_ids"]) <= MAX_TOKENS
 
 
-def test_some_words_of_the_world_are_several_tokens(tokenizer) -> None:
-    lengths = {len(tokenizer(word)["input_ids"]) - 2 for word in ("photo", "red", "snowman", "evening", "cylinder")}
-    assert 1 in lengths and max(lengths) > 1
+def test_common_words_are_a_token_or_two_and_rarer_ones_several(tokenizer) -> None:
+    lengths = {word: len(tokenizer(word)["input_ids"]) - 2 for word in ("between", "next", "side", "evening", "golden")}
+    relations = {word for relation in RELATIONS.values() for form in relation.forms for word in form.split()} - {"{}"}
+    lengths |= {word: len(tokenizer(word)["input_ids"]) - 2 for word in (*relations, *KINDS, *COLORS, *PATTERNS)}
+    assert {word for word, length in lengths.items() if length > 2} == {"evening", "golden"}
+
+
+def test_a_folder_with_a_tokenizer_of_the_first_edition_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(models_in().text_to_image / "tokenizer", tmp_path / "tokenizer")
+    with pytest.raises(InputError, match="for 48 tokens"):
+        shared_tokenizer(tmp_path)
 
 
 def test_folder_keeps_its_tokenizer_when_the_world_changes(
@@ -93,6 +122,30 @@ def test_pictures_made_in_two_sessions_are_those_of_one(
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
 
+def test_pictures_of_another_edition_are_neither_read_nor_added_to(small_set: Pictures, tmp_path: Path) -> None:
+    (tmp_path / "shard-00000.json").write_text("[]")  # the first edition's was a list of scenes
+    np.save(tmp_path / "shard-00000.npy", small_set.shards[0])
+    np.save(tmp_path / "shard-00000.ids.npy", small_set.object_ids[:6])
+    for use in (lambda: Pictures(tmp_path), lambda: list(make_pictures(tmp_path, 12))):
+        with pytest.raises(InputError, match="another edition of the world"):
+            use()
+    assert not (tmp_path / "shard-00001.json").exists()
+
+
+def test_the_places_of_a_picture_hold_in_it_from_its_own_camera(training_folder: Path, small_set: Pictures) -> None:
+    said = set()
+    for index, places in enumerate(small_set.places):
+        scene = picture_scene(index)
+        assert places == places_of(scene.shown, scene.camera())
+        told = [small_set.place(index, seed) for seed in range(8)]
+        assert all(place in places for place in told if place is not None)
+        assert None in told
+        captions = [small_set.captions([index], seed)[0] for seed in range(8)]
+        assert [read_place(caption) is None for caption in captions] == [place is None for place in told]
+        said |= {place.relation for place in told if place is not None}
+    assert len(said) > 4
+
+
 def test_in_every_third_shard_one_object_is_gone_and_the_others_keep_their_places(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -102,18 +155,23 @@ def test_in_every_third_shard_one_object_is_gone_and_the_others_keep_their_place
         if index // 6 % 3 == 2:
             assert len(scene.shown.objects) == len(scene.laid_out.objects) - 1 >= 1
             assert set(scene.shown.objects) < set(scene.laid_out.objects)
+            assert sum(item.z > 0 for item in scene.shown.objects) == len(carriers(scene.shown))  # nothing floats
         else:
             assert scene.shown == scene.laid_out
-    alone = [picture_scene(i).shown.objects for i in range(12, 18) if len(picture_scene(i).shown.objects) == 1]
+    parted = [scene for scene in map(picture_scene, range(12, 18)) if not carriers(scene.laid_out)]
+    alone = [scene.shown.objects for scene in parted if len(scene.shown.objects) == 1]
     assert alone and all(math.hypot(item.x, item.y) > 0.1 for (item,) in alone)
 
 
 def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(
-    small_set: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer, small_set: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pairs = list(exact_pairs(MIN_PAIRS, seed=clip.RECIPE.seed))
     monkeypatch.setattr(clip, "NUM_EXACT_PAIRS", MIN_PAIRS)
+    monkeypatch.setattr(clip, "exact_pairs", lambda count, *, seed: pairs if (count, seed) == (MIN_PAIRS, 0) else [])
 
     def run(folder: Path, *, stop: bool) -> None:
+        save_tokenizer(tokenizer, folder / "tokenizer")
         for train, recipe in (
             (autoencoder.train_autoencoder, autoencoder.RECIPE),
             (text_to_image.train_text_to_image, text_to_image.RECIPE),
@@ -131,7 +189,6 @@ def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(
         assert len(whole) == num_steps and whole == stopped
     assert load_backbone(tmp_path / "whole" / "text_to_image").encode_text(["a cube"]).shape == (1, MAX_TOKENS, 192)
     rule = read_clip_rule(tmp_path / "whole" / "clip")
-    pairs = exact_pairs(MIN_PAIRS, seed=clip.RECIPE.seed)
     assert rule is not None and rule == calibrate(load_clip(tmp_path / "whole" / "clip"), pairs).rule
 
 
@@ -189,8 +246,7 @@ def test_a_step_on_another_device_mixes_no_devices(
         list(train(folder, small_set, replace(recipe, batch_size=8), device="meta"))
 
 
-def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures, tmp_path: Path) -> None:
-    start = models_in().text_to_image
+def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures, start: Path, tmp_path: Path) -> None:
     shutil.copytree(start / "tokenizer", tmp_path / "tokenizer")
     shutil.copytree(start / "vae", tmp_path / "text_to_image" / "vae")
     config = replace(text_to_image.RECIPE, num_steps=1, batch_size=2, learning_rate=1e-9, weight_decay=0.0)
@@ -204,7 +260,7 @@ def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures,
 
 @pytest.mark.parametrize(("has_start", "sizes"), [(False, [8, 8, 16, 16, 16, 16]), (True, [16] * 6)])
 def test_text_to_image_sees_latents_of_half_the_size_first(
-    small_set: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_start: bool, sizes: list[int]
+    small_set: Pictures, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_start: bool, sizes: list[int]
 ) -> None:
     seen: list[int] = []
 
@@ -216,7 +272,6 @@ def test_text_to_image_sees_latents_of_half_the_size_first(
         yield from ()
 
     monkeypatch.setattr(text_to_image, "train", watch)
-    start = models_in().text_to_image
     shutil.copytree(start / "tokenizer", tmp_path / "tokenizer")
     shutil.copytree(start / "vae", tmp_path / "text_to_image" / "vae")
     config = replace(text_to_image.RECIPE, num_steps=6, batch_size=2)
@@ -287,14 +342,11 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
         next(train_miniature("painter", MiniatureConfig(folder=tmp_path)))
 
 
-def test_a_start_with_another_tokenizer_is_refused(small_set: Pictures, tmp_path: Path) -> None:
+def test_a_start_with_another_tokenizer_is_refused(small_set: Pictures, folder: Path) -> None:
     start = models_in().text_to_image
-    shutil.copytree(start / "vae", tmp_path / "text_to_image" / "vae")
-    tokenizer = load_backbone(start).tokenizer
-    tokenizer.add_tokens(["another"])
-    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    shutil.copytree(start / "vae", folder / "text_to_image" / "vae")
     with pytest.raises(InputError, match="another tokenizer"):
-        list(text_to_image.train_text_to_image(tmp_path, small_set, start=start))
+        list(text_to_image.train_text_to_image(folder, small_set, start=start))
 
 
 def test_training_sets_show_several_objects_more_often_than_one(training_folder: Path, small_set: Pictures) -> None:
@@ -311,14 +363,34 @@ def test_pictures_are_drawn_in_the_shares_that_are_asked_for(small_set: Pictures
 
 def test_captions_from_the_left_name_objects_as_they_stand_in_the_picture(small_set: Pictures) -> None:
     several = [i for i, d in enumerate(small_set.descriptions) if len(d.objects) > 1]
-    captions = small_set.captions_from_the_left(several, 0)
-    for index, caption in zip(several, captions, strict=True):
+    plain, seeds = 0, range(4)
+    for index, seed in itertools.product(several, seeds):
+        (caption,), (unordered,) = small_set.captions_from_the_left([index], seed), small_set.captions([index], seed)
+        assert sorted(caption) == sorted(unordered)
+        place = small_set.place(index, seed)
+        # What a place tells stands at the end, and says the same in either order.
+        assert read_place(caption) == read_place(unordered)
         ids, objects = small_set.object_ids[index], small_set.descriptions[index].objects
         middles = {o.kind: np.nonzero(ids == 2 + number)[1].mean() for number, o in enumerate(objects)}
-        named = sorted(middles, key=caption.index)
-        assert [middles[kind] for kind in named] == sorted(middles.values())
-    assert captions != small_set.captions(several, 0)
-    assert [sorted(caption) for caption in captions] == [sorted(c) for c in small_set.captions(several, 0)]
+        told = {words.split()[-1] for words in (place.subject, *place.anchors)} if place else set()
+        named = sorted(middles.keys() - told, key=caption.index)
+        assert [middles[kind] for kind in named] == sorted(middles[kind] for kind in named)
+        plain += len(named) > 1
+    assert plain > 3
+    assert small_set.captions_from_the_left(several, 0) != small_set.captions(several, 0)
+
+
+def test_wrong_captions_are_those_of_other_scenes(small_set: Pictures) -> None:
+    indices, placed = list(range(len(small_set))), {True: 0, False: 0}
+    for seed in range(10):
+        for index, wrong in zip(indices, clip._wrong_captions(small_set, indices, seed), strict=True):
+            scene, place = small_set.descriptions[index], read_place(wrong)
+            is_of_scene = all(object_phrase(item) in wrong for item in scene.objects)
+            is_of_scene &= scene.ground in wrong.split() or f"{scene.ground}," in wrong.split()
+            if is_of_scene and place is not None and wrong.count(" a ") + wrong.count(" an ") >= len(scene.objects):
+                placed[place in small_set.places[index]] += 1
+            assert "#" not in wrong
+    assert placed[False] > 5
 
 
 def test_captions_of_no_picture_make_the_contrastive_loss_larger() -> None:
