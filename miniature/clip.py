@@ -17,12 +17,14 @@ from transformers import CLIPConfig, CLIPModel
 
 from miniature.pictures import Pictures
 from miniature.probe_pictures import NUM_CELLS, NUM_CLASSES, concatenate_labels, label_of
+from miniature.rendered_pairs import render_pairs
 from miniature.tokenizer import shared_tokenizer
 from restage.diffusion.backbone import save_half, save_tokenizer
 from restage.diffusion.clip import load_clip
 from restage.diffusion.loading import padded_ids
 from restage.diffusion.training import TrainingConfig, train
-from restage.pairs.clip_rule import calibrate_folder, exact_pairs
+from restage.pairs.clip_rule import calibrate_folder
+from restage.pairs.encoding import ImagePair
 from restage.records import Progress, derive_seed, write_json
 from restage.world import grammar, second
 from restage.world.description import COLORS, PATTERNS, Description, Place
@@ -36,7 +38,7 @@ TRAIN_SIZE = 96
 NUM_ALIKE = 4
 """Surroundings (ground and time of day) in a batch: few, so that it is objects that tell its pictures apart."""
 NUM_EXACT_PAIRS = 140
-"""Rendered pairs that say which thresholds suit it, as in `restage calibrate`."""
+"""Rendered pairs that say which thresholds suit it; `restage calibrate` takes those of the first edition."""
 FALSE_PLACES, REPAINTED = 0.4, 0.15
 """Shares of the wrong captions that say a false place, where the scene has places, and, of the others, a pattern."""
 CELLS_WEIGHT = 0.3
@@ -210,6 +212,7 @@ def train_clip(
     save_tokenizer(tokenizer, folder / "clip")
     preprocessor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": TRAIN_SIZE}}
     write_json(folder / "clip" / "preprocessor_config.json", preprocessor)
-    trained, pairs = load_clip(folder / "clip", device), exact_pairs(NUM_EXACT_PAIRS, seed=config.seed)
+    trained, exact = load_clip(folder / "clip", device), render_pairs(NUM_EXACT_PAIRS, seed=config.seed)
+    pairs = (ImagePair(id=pair.prompt.id, **pair._asdict(), facts={}) for pair in exact)
     made_from = f"{NUM_EXACT_PAIRS} rendered pairs of seed {config.seed}"
     calibrate_folder(folder / "clip", trained, pairs, made_from=made_from)

@@ -87,7 +87,7 @@ RECIPE = EditModelRecipe(
     made=PairSet(
         num_prompts=8400,
         pairs=replace(PAIRS, rule=NO_RULE, generate=replace(PAIRS.generate, guidance=PICTURE_GUIDANCE)),
-        seed=103,
+        seed=203,
     ),
     rule=RULE,
     num_pairs=7200,

@@ -28,7 +28,7 @@ from restage.records import InputError, PromptPair, content_id, derive_seed
 
 __all__ = ["GenerateConfig", "GeneratedPairs", "PairJob", "generate_pairs", "make_control", "make_jobs"]
 
-SHAPE_KINDS = frozenset({"reshape", "add", "remove", "resize"})
+SHAPE_KINDS = frozenset({"reshape", "add", "remove", "resize", "move"})
 """Kinds of edit that change the outlines of objects."""
 COMPILED_FROM = 2000
 """Number of pairs in a run at which compiling saves more time than it takes."""

@@ -39,7 +39,7 @@ TEXT_CHUNK_SIZE = 8 * TEXT_BATCH_SIZE
 LEAVE_ALONE = ("leave it as it is", "change nothing", "keep everything as it is", "do not change anything")
 """Instructions of examples that teach the model to change nothing."""
 FIRST_TEXTS = ("", *LEAVE_ALONE)
-SETTLED_KINDS = frozenset({"recolour", "reshape", "ground", "time", "remove"})
+SETTLED_KINDS = frozenset({"recolour", "reshape", "ground", "time", "remove", "move", "pattern"})
 """Kinds of edit that ask for a state, so that nothing is left to do if they are asked for again."""
 SETTLED_BACKWARDS = SETTLED_KINDS - {"remove"} | {"add"}
 """Kinds of edit whose way back asks for a state."""

@@ -248,17 +248,21 @@ def sample_edit(description: Description, seed: int, *, kind: str | None = None,
 def _edit_words(edit: Edit) -> tuple[str, ...]:
     """Return the words whose attention marks the region that changes; empty where that is the whole picture.
 
-    Of an object that is recoloured or removed also its colors: the word "house" looks at the roof, and it is the walls
-    that are painted.
+    Of an object that is painted or removed also its looks, unless another shares them: the word "house" looks at the
+    roof, and it is the walls that are painted.
     """
     if edit.kind == "ground":
         return edit.before.ground, edit.after.ground
     if edit.kind == "time":
         return ()
-    gone = [o.kind for o in edit.before.objects if o not in edit.after.objects]
-    come = [o.kind for o in edit.after.objects if o not in edit.before.objects]
-    colors = [o.color for o in (*edit.before.objects, *edit.after.objects) if o.kind in gone]
-    return tuple(dict.fromkeys(gone + come + (colors if edit.kind in ("recolour", "remove") else [])))
+    gone = [o for o in edit.before.objects if o not in edit.after.objects]
+    come = [o for o in edit.after.objects if o not in edit.before.objects]
+    kinds, looks = [o.kind for o in gone] + [o.kind for o in come], list[str]()
+    if edit.kind in ("recolour", "remove", "pattern", "look"):
+        others = {word for o in edit.before.objects if o not in gone for word in object_words(o)}
+        said = [word for o in gone + come for word in (o.color, o.second_color, o.pattern) if word in object_words(o)]
+        looks = [word for word in said if word not in others]
+    return tuple(dict.fromkeys(kinds + looks))
 
 
 def prompt_pair_of(
@@ -305,7 +309,10 @@ def background_of(description: Description, seed: int) -> str:
 
 
 def undo_of(edit: Edit, seed: int) -> str:
-    """Write the instruction that leads back; empty where none does, as to a size between small and big."""
+    """Write the instruction that leads back; empty where none does, as to a size between small and big.
+
+    What is painted gets its color back, if that was one and has a name.
+    """
     rng = np.random.default_rng(derive_seed("undo", seed))
     before, after = edit.before, edit.after
     if edit.kind == "ground":
@@ -315,13 +322,15 @@ def undo_of(edit: Edit, seed: int) -> str:
     gone = [i for i, item in enumerate(before.objects) if item not in after.objects]
     come = [i for i, item in enumerate(after.objects) if item not in before.objects]
     if edit.kind == "remove":
-        return _pick(rng, _ADD).format(phrase=object_phrase(before.objects[gone[0]]))
+        was = before.objects[gone[0]]
+        return _pick(rng, _ADD).format(phrase=object_phrase(was)) if was.color in COLORS else ""
     name = name_of(after, come[0])
     if edit.kind == "add":
         return _pick(rng, _REMOVE).format(kind=name)
     was = before.objects[gone[0]]
-    if edit.kind == "recolour":
-        return _pick(rng, _RECOLOUR).format(kind=name, color=was.color)
+    if edit.kind in ("recolour", "pattern", "look"):
+        is_plain = was.color in COLORS and not was.pattern
+        return _pick(rng, _RECOLOUR).format(kind=name, color=was.color) if is_plain else ""
     if edit.kind == "reshape":
         return _pick(rng, _RESHAPE).format(kind=name, new=was.kind)
     return _pick(rng, _RESIZE).format(kind=name, new=_SIZE_WORDS[was.size]) if was.size else ""

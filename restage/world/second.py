@@ -17,7 +17,17 @@ from restage.scenes.cameras import Cameras
 from restage.world import grammar
 from restage.world.description import COLORS, GROUNDS, KINDS, PATTERNS, TIMES, Description, Edit, Place, SceneObject
 from restage.world.looks import HELD_OUT_PATTERNS, MIN_CONTRAST, Look, color_distance, sample_look
-from restage.world.places import Spot, carriers, holds, name_of, object_words, phrase_of, places_of, possible_places
+from restage.world.places import (
+    Spot,
+    carriers,
+    find_objects,
+    holds,
+    name_of,
+    object_words,
+    phrase_of,
+    places_of,
+    possible_places,
+)
 
 __all__ = ["EDIT_KINDS", "caption_of", "choose_place", "possible_kinds", "prompt_pair_of", "reference_scene"]
 __all__ += ["sample_description", "sample_edit", "sample_place"]
@@ -281,6 +291,12 @@ def prompt_pair_of(edit: Edit, seed: int, camera: Cameras | None = None) -> Prom
     elif edit.kind == "move":
         was = [p for p in places_of(edit.before, camera) if p.subject == target.subject]
         source = was[seed % len(was)] if was else None
+    if target is not None and source is None:
+        # In the order in which the target names them, so that what the captions share stands in both alike.
+        anchors = [find_objects(edit.before, words)[0] for words in target.anchors]
+        first = [o for i, o in enumerate(edit.before.objects) if i not in anchors]
+        objects = (*first, *(edit.before.objects[i] for i in anchors))
+        edit = replace(edit, before=replace(edit.before, objects=objects))
     return grammar.prompt_pair_of(edit, seed, places=(source, target), undo=_undo_of(edit, seed, camera))
 
 
@@ -288,12 +304,9 @@ def _undo_of(edit: Edit, seed: int, camera: Cameras | None) -> str:
     """Write the instruction that leads back; empty where words cannot say what was there."""
     rng = np.random.default_rng(derive_seed("second undo", seed))
     gone = [i for i, item in enumerate(edit.before.objects) if item not in edit.after.objects]
-    if edit.kind in ("ground", "time", "add", "resize", "reshape"):
+    if edit.kind not in ("move", "remove"):
         return grammar.undo_of(edit, seed)
     was = edit.before.objects[gone[0]]
-    if edit.kind in ("recolour", "pattern", "look"):
-        is_plain = was.color in COLORS and not was.pattern
-        return grammar.undo_of(replace(edit, kind="recolour"), seed) if is_plain else ""
     rest = replace(edit.after, objects=tuple(o for o in edit.after.objects if o in edit.before.objects))
     back = [spot for spot in possible_places(rest, was, camera) if _distance(spot.item, was) < UNDO_REACH]
     if not back or (edit.kind == "remove" and was.color not in COLORS):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from miniature.command import MiniatureConfig, train_miniature
 from miniature.grounding import WordTargets
 from miniature.pictures import Pictures, make_pictures, picture_scene
 from miniature.probe_pictures import concatenate_labels, render_labeled
-from miniature.rendered_pairs import PAIR_KINDS, render_pairs, write_pictured_prompts
+from miniature.rendered_pairs import PAIR_KINDS, TURNED, render_pairs, write_pictured_prompts
 from miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.diffusion.backbone import Backbone, load_backbone, load_vae, save_backbone, save_tokenizer
 from restage.diffusion.clip import load_clip
@@ -26,15 +27,17 @@ from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import LossFunction, TrainingConfig, read_metrics
 from restage.edit.pictures import read_image
-from restage.pairs.clip_rule import MIN_PAIRS, calibrate, exact_pairs, read_clip_rule
+from restage.pairs.clip_rule import MIN_PAIRS, calibrate, read_clip_rule
+from restage.pairs.encoding import ImagePair
 from restage.pairs.generate import GenerateConfig
 from restage.prompts.store import read_prompts
 from restage.records import InputError, Progress
 from restage.run.models import models_in
+from restage.train.examples import can_be_mirrored
 from restage.world import grammar, second
 from restage.world.capture import CHANGE_THRESHOLD, camera_at
 from restage.world.description import COLORS, KINDS, PATTERNS
-from restage.world.grammar import EDIT_KINDS, object_phrase
+from restage.world.grammar import object_phrase
 from restage.world.places import RELATIONS, carriers, places_of, read_place
 from tests.tiny_models import tokenizer_of_the_world
 
@@ -166,9 +169,9 @@ def test_in_every_third_shard_one_object_is_gone_and_the_others_keep_their_place
 def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(
     tokenizer, small_set: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pairs = list(exact_pairs(MIN_PAIRS, seed=clip.RECIPE.seed))
+    exact = list(render_pairs(MIN_PAIRS, seed=clip.RECIPE.seed))
     monkeypatch.setattr(clip, "NUM_EXACT_PAIRS", MIN_PAIRS)
-    monkeypatch.setattr(clip, "exact_pairs", lambda count, *, seed: pairs if (count, seed) == (MIN_PAIRS, 0) else [])
+    monkeypatch.setattr(clip, "render_pairs", lambda count, *, seed: exact if (count, seed) == (MIN_PAIRS, 0) else [])
 
     def run(folder: Path, *, stop: bool) -> None:
         save_tokenizer(tokenizer, folder / "tokenizer")
@@ -189,6 +192,7 @@ def test_every_part_trains_and_when_stopped_ends_with_the_same_losses(
         assert len(whole) == num_steps and whole == stopped
     assert load_backbone(tmp_path / "whole" / "text_to_image").encode_text(["a cube"]).shape == (1, MAX_TOKENS, 192)
     rule = read_clip_rule(tmp_path / "whole" / "clip")
+    pairs = [ImagePair(id=pair.prompt.id, **pair._asdict(), facts={}) for pair in exact]
     assert rule is not None and rule == calibrate(load_clip(tmp_path / "whole" / "clip"), pairs).rule
 
 
@@ -403,34 +407,40 @@ def test_captions_of_no_picture_make_the_contrastive_loss_larger() -> None:
 
 
 def test_exact_pairs_come_of_every_kind_and_change_what_their_masks_say() -> None:
-    assert set(PAIR_KINDS) == set(EDIT_KINDS)
+    assert set(PAIR_KINDS) - {TURNED} == set(second.EDIT_KINDS) - {"look"}
     pairs = list(render_pairs(len(PAIR_KINDS), seed=3))
-    assert [pair.prompt.kind for pair in pairs] == list(PAIR_KINDS)
+    assert [pair.prompt.kind for pair in pairs] == ["remove" if kind == TURNED else kind for kind in PAIR_KINDS]
     for pair in pairs:
         change = (pair.edited - pair.source).abs().amax(0)
         assert bool(((change > CHANGE_THRESHOLD) == (pair.mask > 0)).all())
         assert float(pair.mask.mean()) > 0.002
         assert pair.prompt.source != pair.prompt.target
+        assert can_be_mirrored(pair.prompt) or re.search("left|right", str(pair.prompt))
+        named = {word for text in (pair.prompt.source, pair.prompt.target) for word in text.replace(",", "").split()}
+        assert set(pair.prompt.words) <= named
+    turned = [pair.prompt for pair, kind in zip(pairs, PAIR_KINDS, strict=True) if kind == TURNED]
+    for prompt in turned:  # undoing it adds at a place what the source says
+        place = read_place(prompt.undo)
+        assert place is not None and place.subject in prompt.source and place.subject not in prompt.target
+    additions = [pair.prompt for pair in pairs if pair.prompt.kind in ("add", "move")]
+    assert all(read_place(prompt.instruction) and read_place(prompt.target) for prompt in additions)
 
 
 def test_pictured_prompts_show_one_side_of_which_half_of_the_removals_show_the_other(tmp_path: Path) -> None:
-    count = 4 * len(PAIR_KINDS)
+    count = 2 * len(PAIR_KINDS)
     list(write_pictured_prompts(tmp_path, count, seed=3))
     pairs, exact = read_prompts(tmp_path / "prompts.jsonl"), list(render_pairs(count, seed=3))
     after = [pair for pair in pairs if pair.pictured == "target"]
-    removals = [pair for pair in pairs if pair.kind == "remove"]
-    assert {pair.kind for pair in after} == {"remove"}
-    assert 0.2 < len(after) / len(removals) < 0.8
-    assert all(pair.is_painted_behind for pair in removals if pair not in after)
+    removals = [pair for pair, kind in zip(pairs, 2 * PAIR_KINDS, strict=True) if kind == "remove"]
+    assert 0.15 < len(after) / len(removals) < 0.85 and all(pair in removals for pair in after)
+    assert all(pair.is_painted_behind for pair in pairs if pair.kind == "remove" and pair not in after)
     for pair, truth in zip(pairs, exact, strict=True):
-        assert (pair.source, pair.target) == (truth.prompt.source, truth.prompt.target)
+        assert replace(pair, picture="", pictured="source") == truth.prompt
         expected = truth.edited if pair.pictured == "target" else truth.source
-        found = read_image(tmp_path / pair.picture)
-        if pair.kind != "add":  # its camera looks at the scene after
-            torch.testing.assert_close(found, expected, rtol=0, atol=1 / 255)
+        torch.testing.assert_close(read_image(tmp_path / pair.picture), expected, rtol=0, atol=1 / 255)
     first = tmp_path / pairs[0].picture
     first.write_bytes((tmp_path / pairs[1].picture).read_bytes())  # what is there is kept
-    list(write_pictured_prompts(tmp_path, count, seed=3))
+    list(write_pictured_prompts(tmp_path, 2, seed=3))
     assert first.read_bytes() == (tmp_path / pairs[1].picture).read_bytes()
 
 
