@@ -14,17 +14,22 @@ from restage.prompts.orders import Answer, Order, Writer, WriterSettings
 from restage.prompts.store import open_lines
 from restage.records import InputError, PromptPair, content_id, derive_seed
 from restage.world import grammar as world
+from restage.world.description import PATTERNS, SIZES, Place
+from restage.world.places import find_objects, name_of, read_place
 
 __all__ = ["GrammarWriter", "ReadCaption", "features_of_captions", "features_of_edit", "parse_caption"]
 __all__ += ["read_captions", "sample_grammar_edit", "write_caption_pair", "write_form_pair", "write_grammar_pair"]
 
-_SIZES = "|".join(size for size in world.SIZES if size)
-_OBJECT = re.compile(rf"\ban? (?:({_SIZES}) )?({'|'.join(world.COLORS)}) ({'|'.join(world.KINDS)})\b")
+_SIZES, _COLORS, _PATTERNS = ("|".join(filter(None, words)) for words in (SIZES, world.COLORS, PATTERNS))
+_LOOK = rf"(?:({_COLORS}) )?(?:and ({_COLORS}) )?(?:({_PATTERNS}) )?"
+_OBJECT = re.compile(rf"\ban? (?:({_SIZES}) )?{_LOOK}({'|'.join(world.KINDS)})\b")
 _GROUND = re.compile(rf"\b({'|'.join(world.GROUNDS)})\b")
 _TIME_WORDS = {"noon": "noon", "sunny": "noon", "sunset": "sunset", "golden": "sunset", "night": "night", "fog": "fog"}
-_TIME = re.compile(rf"\b({'|'.join(_TIME_WORDS)}|foggy)\b")
+_TIME = re.compile(rf"\b({'|'.join(_TIME_WORDS)}|foggy)\b(?! side)")
 _WHOLE_SCENE = ("ground", "time")
 MAX_OBJECTS = 3
+NAMELESS = ("#808080", "#404040")
+"""Colors of what a caption gives none."""
 SPACING = 2.0
 """Distance in world units between the objects of a scene known by its caption alone: enough for any size."""
 
@@ -33,18 +38,23 @@ class ReadCaption(NamedTuple):
     """What a caption says, and how."""
 
     description: world.Description
-    """The scene; its objects stand in a row, since a caption names no places."""
+    """The scene; its objects stand in a row, whatever the caption says of their places."""
     wording_seed: int
-    """`caption_of(description, wording_seed)` is the caption."""
+    """`caption_of(description, wording_seed, place)` is the caption."""
+    place: Place | None = None
 
 
 @functools.cache
 def _wording_seeds() -> tuple[int, ...]:
-    """One caption seed for each of the grammar's wordings."""
-    probe = world.Description(objects=(world.SceneObject(kind="cube", color="red"),), ground="grass", time="noon")
+    """One caption seed for each of the grammar's wordings, of places as well."""
+    objects = tuple(world.SceneObject(kind=kind, color="red") for kind in ("cube", "ball"))
+    probe, place = (
+        world.Description(objects=objects, ground="grass", time="noon"),
+        Place(subject="cube", relation="near", anchors=("ball",)),
+    )
     seeds: dict[str, int] = {}
     for seed in range(3000):
-        seeds.setdefault(world.caption_of(probe, seed), seed)
+        seeds.setdefault(world.caption_of(probe, seed, place), seed)
     return tuple(seeds.values())
 
 
@@ -56,8 +66,15 @@ def _describe(text: str) -> world.Description | None:
         return None
     middle = (len(found) - 1) / 2
     objects = tuple(
-        world.SceneObject(kind=kind, color=color, size=size, x=SPACING * (index - middle))
-        for index, (size, color, kind) in enumerate(found)
+        world.SceneObject(
+            kind=kind,
+            color=color or NAMELESS[0],
+            size=size,
+            x=SPACING * (index - middle),
+            pattern=pattern,
+            second_color=second_color or (NAMELESS[1] if pattern else ""),
+        )
+        for index, (size, color, second_color, pattern, kind) in enumerate(found)
     )
     return world.Description(objects=objects, ground=ground[1], time=_TIME_WORDS.get(time[1], "fog"))
 
@@ -68,9 +85,16 @@ def parse_caption(caption: str) -> ReadCaption | None:
     description = _describe(text)
     if description is None:
         return None
+    place = read_place(text)
+    if place:
+        told = [find_objects(description, words) for words in (place.subject, *place.anchors)]
+        if any(len(indices) != 1 for indices in told):
+            return None
+        subject, *anchors = (name_of(description, index) for (index,) in told)
+        place = Place(subject=subject, relation=place.relation, anchors=tuple(anchors))
     for seed in _wording_seeds():
-        if world.caption_of(description, seed) == text:
-            return ReadCaption(description, seed)
+        if world.caption_of(description, seed, place) == text:
+            return ReadCaption(description, seed, place)
     return None
 
 
@@ -179,8 +203,10 @@ def write_caption_pair(caption: str, kind: str, seed: int) -> PromptPair | None:
     found = parse_caption(caption)
     if found is None or kind not in world.possible_kinds(found.description):
         return None
-    edit = world.sample_edit(found.description, seed, kind=kind, split="all")
-    return replace(world.prompt_pair_of(edit, found.wording_seed), parent=content_id("caption", caption))
+    edit, place = world.sample_edit(found.description, seed, kind=kind, split="all"), found.place
+    still = place and all(len(find_objects(edit.after, words)) == 1 for words in (place.subject, *place.anchors))
+    pair = world.prompt_pair_of(edit, found.wording_seed, places=(place, place if still else None))
+    return replace(pair, parent=content_id("caption", caption))
 
 
 class GrammarWriter(Writer):

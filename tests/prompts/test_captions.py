@@ -7,7 +7,10 @@ from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.prompts.store import read_prompts
 from restage.records import InputError
 from restage.run.folder import RunFolder
+from restage.world import second
+from restage.world.capture import camera_at
 from restage.world.grammar import caption_of, sample_description
+from restage.world.places import object_words
 
 
 def test_every_caption_of_the_grammar_is_read_back_in_its_wording():
@@ -19,6 +22,30 @@ def test_every_caption_of_the_grammar_is_read_back_in_its_wording():
         assert [(o.kind, o.color, o.size) for o in found.description.objects] == [
             (o.kind, o.color, o.size) for o in scene.objects
         ]
+
+
+def test_captions_of_the_second_edition_are_read_with_their_places_and_looks():
+    placed, patterned = 0, 0
+    for seed in range(80):
+        scene = second.sample_description(seed)
+        caption = second.caption_of(scene, 7 * seed, camera_at(float(seed), 0.3, 4.0, 32))
+        found = parse_caption(caption)
+        assert found is not None and caption_of(found.description, found.wording_seed, found.place) == caption
+        assert sorted(map(object_words, found.description.objects)) == sorted(map(object_words, scene.objects))
+        placed += found.place is not None
+        patterned += any(item.pattern for item in scene.objects)
+    assert placed > 15 and patterned > 15
+    assert parse_caption("a red cube next to a cube on sand at noon") is None  # of itself, or of another?
+
+
+def test_an_edit_of_a_placed_caption_keeps_its_place_where_it_names_what_is_left():
+    caption = "a striped cone on top of a cube on the grass, at noon"
+    pairs = [write_caption_pair(caption, kind, seed) for kind in ("recolour", "ground", "remove") for seed in range(4)]
+    for pair in pairs:
+        assert pair is not None and pair.source == caption
+        assert ("on top of a" in pair.target) == (pair.kind != "remove")
+        assert "#" not in f"{pair.target} {pair.instruction} {pair.undo} {pair.words}"
+    assert not any(pair.undo for pair in pairs if pair and pair.kind == "recolour")  # the colors had no names
 
 
 @pytest.mark.parametrize(
