@@ -28,8 +28,8 @@ from restage.run.progress import show_progress
 from restage.scenes.fit import FitConfig
 from restage.scores.rows import read_scores
 from restage.scores.statistics import clustered_estimate
-from restage.studies.run import run_study
 from restage.studies.study import MenuEditor, Study, StudyMethod
+from restage.studies.work import run_study
 from restage.work.task import EngineConfig
 from restage.world.stage import CaptureConfig, edit_name
 

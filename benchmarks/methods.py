@@ -29,10 +29,9 @@ from restage.records import Score
 from restage.run.progress import show_progress
 from restage.scores.rows import read_scores
 from restage.scores.statistics import clustered_estimate
-from restage.studies.run import run_study
 from restage.studies.scenes import WorldScene
 from restage.studies.study import MenuEditor, Study, StudyMethod, StudyScene
-from restage.studies.work import PerView
+from restage.studies.work import PerView, run_study
 from restage.work.task import EngineConfig
 from restage.world.grammar import EDIT_KINDS
 from restage.world.stage import CaptureConfig, WorldConfig, edit_name, sample_scene

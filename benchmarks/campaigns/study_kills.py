@@ -51,7 +51,7 @@ def kill_study() -> Any:
 def drive(folder: Path, address: str | None) -> None:
     """Run the study in a process that can be killed."""
     from restage.run.progress import stop_on_signals
-    from restage.studies.run import run_study
+    from restage.studies.work import run_study
     from restage.work.task import EngineConfig
 
     stop_on_signals()

@@ -1,7 +1,12 @@
-"""Checks a run against its own records: what each stage sealed when it ended, ids that follow from configs, inputs."""
+"""Checks a run against its own records and pictures; called by `verify`.
+
+Records: what each stage sealed when it ended, ids that follow from configs, inputs. Pictures: captures are those that
+were fitted, and each number of the table is what they give.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +18,7 @@ from restage.records import (
     EditCase,
     InputError,
     Progress,
+    Score,
     content_id,
     file_sha256,
     from_plain,
@@ -31,6 +37,7 @@ from restage.run.layout import (
     FITS,
     HELD_OUT,
     RUN_RECORD,
+    SCORES,
     SOURCE,
     SPLATS,
     STAGE_MARK,
@@ -41,7 +48,7 @@ from restage.run.layout import (
 )
 from restage.run.reading import EditRecord, FitRecord, RunRecord, StageMark
 
-__all__ = ["RECORDS", "RecordsResult", "check_records", "describe_records"]
+__all__ = ["RECORDS", "RecordsResult", "TOLERANCE", "check_pictures", "check_records", "describe_records"]
 
 RECORDS = (RUN_RECORD, STAGE_MARKS, FITS, EDIT_RECORDS)
 """Patterns of the records of a run, its own first."""
@@ -279,3 +286,84 @@ def describe_records(result: RecordsResult) -> Iterator[str]:
     if result.left_out:
         yield f"not in the bundle: {len(result.left_out)} files, such as {result.left_out[0]}"
     yield from (f"not checked: {note}" for note in result.notes)
+
+
+TOLERANCE = 2e-3
+"""Difference of a number that another machine's rounding of rendered 8-bit views may bring about, relative above 1."""
+
+
+def check_pictures(run: Path, result: RecordsResult) -> Generator[Progress, None, None]:
+    """Hash every capture anew and score every result anew; what does not agree is added to the findings."""
+    fits = sorted(run.glob(FITS))
+    for done, path in enumerate(fits, start=1):
+        _check_capture(run, path, result)
+        yield Progress(stage="captures", done=done, total=len(fits), note=path.parent.name)
+    if (run / SCORES).exists():
+        yield from _check_scores(run, result)
+
+
+def _check_capture(run: Path, fit_path: Path, result: RecordsResult) -> None:
+    from restage.scenes.io import read_capture
+    from restage.scenes.stage import capture_sha256
+
+    folder = fit_path.parent / CAPTURE
+    name = folder.relative_to(run).as_posix()
+    try:
+        expected = read_json(fit_path, FitRecord).capture_sha256
+        if not expected or not folder.is_dir():
+            result.notes.append(f"{name}: nothing says which views were fitted")
+            return
+        found = capture_sha256(read_capture(folder))
+    except InputError as error:
+        result.findings.append(FileFinding(reason="unreadable", file=name, detail=str(error)))
+        return
+    if found != expected:
+        detail = (
+            f"views, cameras or points are not those that were fitted: {found[:16]}, fit.json holds {expected[:16]}"
+        )
+        result.findings.append(FileFinding(reason="changed", file=name, detail=detail))
+
+
+def _check_scores(run: Path, result: RecordsResult) -> Generator[Progress, None, None]:
+    """Measure again, from stored pictures, what needs neither judging models nor renders of the edited splats."""
+    from restage.compare.judges import CompareConfig, Judges
+    from restage.compare.stage import Scorer, find_results
+    from restage.scores.definitions import COST_METRICS, METRICS
+    from restage.scores.rows import read_scores
+
+    again = {name for name, metric in METRICS.items() if metric.needs == ("truth",)} | set(COST_METRICS)
+    try:
+        told = {_key(score): score for score in read_scores(run / SCORES)}
+        results = find_results(run)
+        mark = run / "compare" / STAGE_MARK
+        judged_by = read_json(mark, StageMark).config if mark.exists() else {}
+        no_op_share = from_plain(judged_by.get("no_op_share", CompareConfig().no_op_share), float, where=mark)
+    except InputError as error:
+        result.findings.append(FileFinding(reason="unreadable", file=SCORES, detail=str(error)))
+        return
+    # Without judging models and orbits, whose numbers depend on weights and on the machine.
+    scorer = Scorer(run, CompareConfig(no_op_share=no_op_share, orbit_frames=0), Judges())
+    others = {finding.file for finding in result.findings}
+    scenes = {entry.scene for entry in results if f"scenes/{entry.scene}/{CAPTURE}" in others}
+    result.notes += [f"numbers of {scene}: its capture is not the one that was fitted" for scene in sorted(scenes)]
+    results = [entry for entry in results if entry.scene not in scenes]
+    for done, entry in enumerate(results, start=1):
+        try:
+            found = scorer.score(entry).scores
+        except InputError as error:
+            result.notes.append(f"numbers of {entry.folder.relative_to(run).as_posix()}: {error}")
+            found = []
+        for score in found:
+            row = told.get(_key(score))
+            if score.metric in again and row is not None and not math.isnan(row.value):
+                result.num_scores += 1
+                if math.isnan(score.value) or abs(row.value - score.value) > TOLERANCE * max(1.0, abs(score.value)):
+                    who = f"{row.scene} {row.edit} {row.method}-{row.editor} seed {row.seed}"
+                    what = "its record says" if row.is_cost else "the pictures give"
+                    detail = f"{row.metric} of {who} is {row.value:.6g}, {what} {score.value:.6g}"
+                    result.findings.append(FileFinding(reason="wrong score", file=SCORES, detail=detail))
+        yield Progress(stage="scores", done=done, total=len(results), note=f"{entry.scene} {entry.edit}")
+
+
+def _key(score: Score) -> tuple[str, str, str, str, int, str]:
+    return score.scene, score.edit, score.method, score.editor, score.seed, score.metric

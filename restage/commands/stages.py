@@ -155,8 +155,8 @@ def study(
     """
     from restage.scores.rows import read_scores
     from restage.scores.tables import markdown_table, method_table
-    from restage.studies.run import run_study
     from restage.studies.study import load_study
+    from restage.studies.work import run_study
 
     if out is not None and study.is_dir():
         raise InputError(f"{study} is the folder of a study already; omit --out")

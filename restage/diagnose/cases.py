@@ -22,7 +22,7 @@ from restage.records import InputError, file_sha256, read_json, to_plain
 from restage.run.layout import FIT_RECORD, SPLATS
 from restage.run.reading import FitRecord
 from restage.scenes.fit import FitConfig
-from restage.scenes.fitted import capture_sha256
+from restage.scenes.stage import capture_sha256
 from restage.world.grammar import Description
 
 __all__ = ["Case", "Difference", "SceneParts", "describe_part", "find_cases", "list_differences"]

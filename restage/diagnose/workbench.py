@@ -20,8 +20,8 @@ from restage.edit.methods import METHODS
 from restage.edit.stage import load_scene
 from restage.records import InputError, Progress, content_id, read_json, to_plain, write_json
 from restage.run.layout import CAPTURE, TRANSFORMS, TRUTH
-from restage.scenes.fitted import fit_capture
 from restage.scenes.io.nerfstudio import write_capture
+from restage.scenes.stage import fit_capture
 from restage.train.stage import load_start, train_edit_model
 
 __all__ = ["SCENE_PARTS", "Mix", "Setup", "Workbench"]

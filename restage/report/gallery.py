@@ -1,6 +1,6 @@
 """Prepares what the page shows of each edit: pictures of held-out views by method, difference and mask views, numbers.
 
-`restage.report.page` calls `edit_sections`; pictures go into the asset folder, the records hold relative paths.
+`restage.report.stage` calls `edit_sections`; pictures go into the asset folder, the records hold relative paths.
 """
 
 from __future__ import annotations

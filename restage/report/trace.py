@@ -1,6 +1,6 @@
 """Leads each number and picture of the page back: to its row, its result's record, and the command that makes it again.
 
-`restage.report.page` calls `trace_results` for the list of records and `rows_data` for the page's script.
+`restage.report.stage` calls `trace_results` for the list of records and `rows_data` for the page's script.
 """
 
 from __future__ import annotations

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from restage.audit.pictures import check_pictures
-from restage.audit.records import RecordsResult, check_records
+from restage.audit.records import RecordsResult, check_pictures, check_records
 from restage.compare.judges import CompareConfig
 from restage.records import read_json
 from restage.run.folder import RunFolder
 from restage.scores.rows import read_scores, write_scores
-from restage.studies.run import run_study
+from restage.studies.work import run_study
 from tests.audit.sealed_run import save_picture
 from tests.studies.tiny_study import tiny_study
 

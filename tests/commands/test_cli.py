@@ -320,7 +320,7 @@ def test_stop_that_compiled_code_turns_into_an_error_or_swallows_is_still_a_stop
 
 def test_unexpected_error_keeps_its_traceback_and_marks_the_run_failed(tmp_path: Path) -> None:
     program = (
-        "import sys, restage.scenes.fitted as fitted\n"
+        "import sys, restage.scenes.stage as fitted\n"
         "def broken(*_): raise RuntimeError('a bug')\n"
         "fitted.SplatFit = broken\n"
         "sys.argv = ['restage', 'fit', sys.argv[1], '--out', sys.argv[2]]\n"

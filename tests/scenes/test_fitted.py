@@ -13,8 +13,8 @@ import torch
 from restage.records import InputError, Progress, read_json
 from restage.scenes.capture import Capture
 from restage.scenes.fit import FitConfig
-from restage.scenes.fitted import capture_sha256, fit_capture
 from restage.scenes.io.ply import read_splats
+from restage.scenes.stage import capture_sha256, fit_capture
 from tests.scenes.ball import ball_capture, equal
 
 TIMED = {"seconds": 0, "seal": ""}
@@ -32,11 +32,11 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from restage.scenes import fitted
+from restage.scenes import stage
 from tests.scenes.ball import ball_capture
 from tests.scenes.test_fitted import EVERYTHING
 
-fitted.SAVE_EVERY_S = 0.0
+stage.SAVE_EVERY_S = 0.0
 whole_save, saves = torch.save, []
 
 def save(state, path):
@@ -47,7 +47,7 @@ def save(state, path):
     whole_save(state, path)
 
 torch.save = save
-list(fitted.fit_capture(ball_capture(), Path(sys.argv[1]), EVERYTHING))
+list(stage.fit_capture(ball_capture(), Path(sys.argv[1]), EVERYTHING))
 """
 
 
@@ -61,7 +61,7 @@ def run(steps):
 
 
 def test_a_stopped_fit_ends_like_an_undisturbed_one(capture, tmp_path, monkeypatch):
-    monkeypatch.setattr("restage.scenes.fitted.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("restage.scenes.stage.SAVE_EVERY_S", 0.0)
     run(fit_capture(capture, tmp_path / "whole", SMALL))
     steps = cast(Generator[Progress], fit_capture(capture, tmp_path / "stopped", SMALL))
     for _ in range(14):
@@ -118,7 +118,7 @@ def test_whatever_a_fit_depends_on_is_in_the_hash_of_its_capture(capture):
 
 
 def test_a_checkpoint_of_another_capture_is_not_used(capture, tmp_path, monkeypatch):
-    monkeypatch.setattr("restage.scenes.fitted.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("restage.scenes.stage.SAVE_EVERY_S", 0.0)
     steps = cast(Generator[Progress], fit_capture(capture, tmp_path, SMALL))
     for _ in range(3):
         next(steps)

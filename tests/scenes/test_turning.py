@@ -10,10 +10,10 @@ from scipy.spatial.transform import Rotation
 from restage.records import InputError
 from restage.scenes.capture import turn_upright
 from restage.scenes.fit import FitConfig, render_views
-from restage.scenes.fitted import fit_capture
 from restage.scenes.io import read_capture, write_capture
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import Splats
+from restage.scenes.stage import fit_capture
 from restage.scenes.turning import export_splats, move_splats
 from tests.scenes.test_capture import turned
 from tests.scenes.tiny_captures import small_capture

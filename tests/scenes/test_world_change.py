@@ -13,10 +13,9 @@ from scipy.spatial.transform import Rotation
 from restage.records import read_json
 from restage.scenes.capture import Capture
 from restage.scenes.fit import FitConfig, render_views
-from restage.scenes.fitted import fit_capture
 from restage.scenes.io import read_capture, read_splats, write_capture, write_points
 from restage.scenes.io.ply import read_vertices
-from restage.scenes.stage import fit_folder
+from restage.scenes.stage import fit_capture, fit_folder
 from restage.scenes.turning import export_splats
 from tests.scenes.ball import ball_capture
 from tests.scenes.tiny_captures import ColmapModel, change, save_images, small_capture

@@ -15,9 +15,9 @@ from restage.edit.methods import Nothing, ReplaceOnce
 from restage.records import EditRequest, InputError, Score, read_json, write_json
 from restage.scenes.fit import FitConfig
 from restage.scores.rows import read_scores, read_view_scores
-from restage.studies.run import run_study
 from restage.studies.scenes import FolderScene
 from restage.studies.study import MenuEditor, Study, StudyMethod, identity_of, list_units, load_study
+from restage.studies.work import run_study
 from restage.work.engine import TasksSetAside
 from restage.work.task import EngineConfig
 from tests.studies.tiny_study import Brighten, Dying, run_until, tiny_study

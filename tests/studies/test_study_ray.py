@@ -1,7 +1,7 @@
 import pytest
 
-from restage.studies.run import run_study
 from restage.studies.study import load_study
+from restage.studies.work import run_study
 from restage.work.task import EngineConfig
 from tests.studies.test_study import REPOSITORY, numbers_of
 from tests.work.local_cluster import local_cluster

@@ -15,10 +15,9 @@ from restage.compare.judges import CompareConfig
 from restage.edit.job import EditJob, EditStep
 from restage.edit.methods import Nothing, ReplaceOnce
 from restage.scenes.fit import FitConfig
-from restage.studies.run import run_study
 from restage.studies.scenes import sample_world_scenes
 from restage.studies.study import MenuEditor, Study, StudyMethod
-from restage.studies.work import PerView
+from restage.studies.work import PerView, run_study
 from restage.world.stage import CaptureConfig
 
 CAPTURE = CaptureConfig(num_views=6, held_out_every=3, size=32, num_points=200)
