@@ -34,7 +34,7 @@ from miniature.probe_pictures import (
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.training import TrainingConfig, train
 from restage.records import InputError, Progress, write_atomically
-from restage.world.grammar import COLORS, GROUNDS, KINDS, TIMES
+from restage.world.description import COLORS, GROUNDS, KINDS, PATTERNS, TIMES
 
 __all__ = [
     "NUM_PROBE_PICTURES",
@@ -51,6 +51,8 @@ __all__ = [
 ]
 
 RECIPE = TrainingConfig(num_steps=10000, batch_size=48, learning_rate=2e-3, num_warmup_steps=100, ema_decay=0.995)
+NUM_PATTERNS = 1 + len(PATTERNS)
+"""Patterns that are told apart, none among them."""
 NUM_PROBE_PICTURES = 24000
 """Free scenes that are rendered for it, each once as it is and once as the autoencoder gives it back."""
 SHARES = (0.1, 0.3, 0.6)
@@ -70,6 +72,8 @@ class ProbeOutput(NamedTuple):
     count: Float[Tensor, "b counts"]
     ground: Float[Tensor, "b grounds"]
     time: Float[Tensor, "b times"]
+    patterns: Float[Tensor, "b kinds patterns"] | None = None
+    """As the colors; None from a probe of the first edition, which knows none."""
 
 
 class _Block(nn.Module):
@@ -92,9 +96,9 @@ def _blocks(channels: int, count: int) -> list[_Block]:
 
 
 class Probe(nn.Module):
-    """Cells of 8x8 pixels say what they show and in which color; heads over all cells say the rest."""
+    """Cells of 8x8 pixels say what they show and how it is painted; heads over all cells say the rest."""
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 64, 128)) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (32, 64, 128), *, reads_patterns: bool = True) -> None:
         """Build it untrained; `widths` are the channels at 64x64, at 32x32 and at 16x16."""
         super().__init__()
         edges, fine, coarse = widths
@@ -103,7 +107,9 @@ class Probe(nn.Module):
         self.coarse = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * fine, coarse, 1), *_blocks(coarse, 4))
         self.context = nn.Sequential(nn.AvgPool2d(2), *_blocks(coarse, 2), nn.Upsample(scale_factor=2))
         self.last = nn.Sequential(_Block(coarse), nn.GroupNorm(8, coarse), nn.SiLU())
-        self.cells = nn.Conv2d(coarse, NUM_CLASSES + len(COLORS), 1)
+        self.reads_patterns = reads_patterns
+        self.parts = (NUM_CLASSES, len(COLORS), NUM_PATTERNS if reads_patterns else 0)
+        self.cells = nn.Conv2d(coarse, sum(self.parts), 1)
         self.sizes = (len(KINDS), MAX_COUNT + 1, len(GROUNDS), len(TIMES))
         self.heads = nn.Sequential(
             nn.Linear(2 * coarse + 2 * NUM_CLASSES, 96), nn.SiLU(), nn.Linear(96, sum(self.sizes))
@@ -114,13 +120,14 @@ class Probe(nn.Module):
         edges = self.edges((images * 2 - 1).contiguous(memory_format=torch.channels_last))
         coarse = self.coarse(self.fine(edges))
         features = self.last(coarse + self.context(coarse))
-        classes, colors = self.cells(features).float().split((NUM_CLASSES, len(COLORS)), dim=1)
+        classes, *paint = self.cells(features).float().split(self.parts, dim=1)
         shares = classes.softmax(1)
         weights = shares[:, FIRST_KIND_CLASS:]
         weights = weights / weights.sum((2, 3), keepdim=True).clamp(min=1e-6)
         summary = [features.mean((2, 3)), features.amax((2, 3)), shares.mean((2, 3)), shares.amax((2, 3))]
         heads = self.heads(torch.cat([part.float() for part in summary], dim=1)).float().split(self.sizes, dim=1)
-        return ProbeOutput(classes, torch.einsum("bkij,bcij->bkc", weights, colors), *heads)
+        colors, patterns = (torch.einsum("bkij,bcij->bkc", weights, part) for part in paint)
+        return ProbeOutput(classes, colors, *heads, patterns if self.reads_patterns else None)
 
 
 def _to_tensors(labels: Labels, device: torch.device) -> dict[str, Int64[Tensor, ...]]:
@@ -133,9 +140,17 @@ def probe_losses(output: ProbeOutput, labels: Labels) -> dict[str, Float[Tensor,
     present = functional.binary_cross_entropy_with_logits(
         output.present, truth["present"].clamp(min=0).float(), weight=(truth["present"] != IGNORED).float()
     )
+
+    def of_kinds(logits: Float[Tensor, "b kinds n"], name: str) -> Float[Tensor, ""]:
+        told = truth[name].flatten()
+        total = functional.cross_entropy(logits.flatten(0, 1), told, reduction="sum")
+        return total / (told != IGNORED).sum().clamp(min=1)  # a small batch may show unnamed colors alone
+
+    assert output.patterns is not None
     return {
         "classes": functional.cross_entropy(output.classes, truth["classes"]),
-        "colors": functional.cross_entropy(output.colors.flatten(0, 1), truth["colors"].flatten()),
+        "colors": of_kinds(output.colors, "colors"),
+        "patterns": 0.5 * of_kinds(output.patterns, "patterns"),
         "present": 2 * present,
         "count": 0.5 * functional.cross_entropy(output.count, truth["count"]),
         "ground": 0.3 * functional.cross_entropy(output.ground, truth["ground"]),
@@ -183,7 +198,7 @@ def train_probe(
 
     Half of each batch is from the training set of the models, a quarter are free scenes (any combination, any number
     of objects), a quarter such scenes as the autoencoder in `<folder>/text_to_image` gives them back. Free scenes
-    are rendered first, to `<folder>/state/probe_pictures`.
+    are rendered first, to `<folder>/state/free_pictures`.
     Command: `restage miniature train probe --num-pictures 36000`. 70 minutes on two cores with bfloat16, nine of them
     for the free scenes; kinds right in 99.3 to 99.9 % of 1,000 unseen renders of a world (mean of nine 99.6), all right
     in 99.1 to 99.5 % (docs/log/2026-11-29-sampling-and-probe.md).
@@ -196,11 +211,13 @@ def train_probe(
         device: Where to train, such as `cuda`.
 
     Raises:
-        InputError: there is no probe to start from.
+        InputError: there is no probe to start from, or it reads no patterns.
     """
     torch.manual_seed(config.seed)  # initial weights only
     probe = Probe() if start is None else load_probe(start / FILE_NAME).requires_grad_(True)
-    made = folder / "state" / "probe_pictures"
+    if not probe.reads_patterns:
+        raise InputError(f"{start} holds a probe of the world's first edition, which reads no patterns")
+    made = folder / "state" / "free_pictures"
     backbone = load_backbone(folder / "text_to_image", device)
     yield from make_probe_pictures(made, NUM_PROBE_PICTURES, backbone, seed=config.seed)
     free, chances = ProbePictures(made, NUM_PROBE_PICTURES), pictures.chances(SHARES)
@@ -236,9 +253,11 @@ def load_probe(path: Path) -> Probe:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a probe; run: restage miniature train probe")
-    probe = Probe()
     try:
-        probe.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        weights = {name: value.float() for name, value in load_file(path).items()}
+        # Probes of the first edition know no patterns.
+        probe = Probe(reads_patterns=len(weights.get("cells.bias", ())) > NUM_CLASSES + len(COLORS))
+        probe.load_state_dict(weights)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} holds no probe of this shape: {str(error).splitlines()[0]}") from None
     return probe.eval().requires_grad_(False)
@@ -255,6 +274,8 @@ class Readings(NamedTuple):
     ground: Int64[Tensor, " n"]
     time: Int64[Tensor, " n"]
     classes: Int64[Tensor, "n 16 16"]
+    patterns: Int64[Tensor, "n kinds"]
+    """-1 from a probe that knows no patterns."""
 
 
 def read_pictures(probe: Probe, images: Float[Tensor, "n 3 128 128"], *, batch_size: int = 64) -> Readings:
@@ -265,7 +286,9 @@ def read_pictures(probe: Probe, images: Float[Tensor, "n 3 128 128"], *, batch_s
             output = probe(part)
         present, count = likeliest_kinds(output.present, output.count)
         ground, time = output.ground.argmax(1), output.time.argmax(1)
-        parts.append(Readings(present, output.colors.argmax(2), count, ground, time, output.classes.argmax(1)))
+        colors, classes = output.colors.argmax(2), output.classes.argmax(1)
+        patterns = torch.full_like(colors, -1) if output.patterns is None else output.patterns.argmax(2)
+        parts.append(Readings(present, colors, count, ground, time, classes, patterns))
     return Readings(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

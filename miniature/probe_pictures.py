@@ -1,7 +1,7 @@
 """What the probe learns from: rendered pictures of any combination, also as the autoencoder gives them back, labeled.
 
-Unlike the training set of the models, these scenes hold every combination of kind and color, none to four objects and
-sometimes a kind twice, so that the probe can say what a bad picture shows. Called by the probe's training and tests.
+Unlike the training set of the models, these scenes hold every combination of kind, color and pattern, none to four
+objects and sometimes a kind twice, so that the probe can say what a bad picture shows. Called by training and tests.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor
 from restage.diffusion.backbone import Backbone
 from restage.records import Progress, derive_seed, write_atomically
 from restage.world.capture import sample_camera
-from restage.world.grammar import COLORS, GROUNDS, KINDS, TIMES, Description, sample_description
+from restage.world.description import COLORS, GROUNDS, KINDS, PATTERNS, TIMES, Description
 from restage.world.render import render_view
+from restage.world.second import sample_description
 
 __all__ = [
     "FIRST_KIND_CLASS",
@@ -72,6 +73,8 @@ class Labels(NamedTuple):
     time: Int64[Array, " n"]
     classes: Int64[Array, "n cells cells"]
     """What the middle of each cell shows: 0 sky, 1 ground, 2 and more the kinds."""
+    patterns: Int64[Array, "n kinds"]
+    """0 for no pattern, or 1 + its index; `IGNORED` where the kind is not there, or there in two looks."""
 
     def take(self, indices: Sequence[int]) -> Labels:
         """The labels of some pictures."""
@@ -82,12 +85,13 @@ def sample_free_description(seed: int) -> Description:
     """Sample a scene of 1 to 4 objects in which colors and kinds may come twice, as in a picture that went wrong."""
     rng = np.random.default_rng(derive_seed("free description", seed))
     count = (1, 1, 1, 2, 2, 2, 3, 3, 4)[int(rng.integers(9))]
-    scene = sample_description(seed, num_objects=count)
+    scene = sample_description(seed, num_objects=count, split="all", has_twins=bool(rng.uniform() < 0.5))
     colors = rng.integers(len(COLORS), size=count) if rng.uniform() < 0.4 else rng.permutation(len(COLORS))
-    objects = [replace(item, color=COLORS[colors[i]]) for i, item in enumerate(scene.objects)]
-    if count > 1 and rng.uniform() < 0.25:
-        objects[-1] = replace(objects[-1], kind=objects[0].kind)
-    return replace(scene, objects=tuple(objects))
+    painted = [
+        replace(item, color=COLORS[colors[i]]) if item.color in COLORS and not item.pattern else item
+        for i, item in enumerate(scene.objects)
+    ]
+    return replace(scene, objects=tuple(painted))
 
 
 def label_of(description: Description, object_ids: Integer[Array, "size size"]) -> Labels:
@@ -97,14 +101,17 @@ def label_of(description: Description, object_ids: Integer[Array, "size size"]) 
     visible = np.bincount(object_ids.ravel(), minlength=2 + len(description.objects))[2:]
     is_clear = visible >= MIN_VISIBLE_PX * size**2 / 128**2
     present = np.zeros(len(KINDS), np.int64)
-    colors = np.full(len(KINDS), IGNORED)
+    colors, patterns = np.full(len(KINDS), IGNORED), np.full(len(KINDS), IGNORED)
     kinds = [KINDS.index(item.kind) for item in description.objects]
     for kind in set(kinds):
         mine = [i for i, other in enumerate(kinds) if other == kind]
         present[kind] = 1 if any(is_clear[i] for i in mine) else IGNORED
-        found = {description.objects[i].color for i in mine}
-        if len(found) == 1 and present[kind] == 1 and found <= set(COLORS):
-            colors[kind] = COLORS.index(found.pop())
+        if present[kind] == 1:
+            told, drawn = ({getattr(description.objects[i], name) for i in mine} for name in ("color", "pattern"))
+            if len(told) == 1 and told <= set(COLORS):
+                colors[kind] = COLORS.index(told.pop())
+            if len(drawn) == 1:
+                patterns[kind] = ("", *PATTERNS).index(drawn.pop())
     count = len(kinds) if is_clear.all() else IGNORED
     class_of_id = np.array([0, 1, *(FIRST_KIND_CLASS + kind for kind in kinds)])
     middles = object_ids[step // 2 :: step, step // 2 :: step]
@@ -115,6 +122,7 @@ def label_of(description: Description, object_ids: Integer[Array, "size size"]) 
         np.array([GROUNDS.index(description.ground)]),
         np.array([TIMES.index(description.time)]),
         class_of_id[middles][None],
+        patterns[None],
     )
 
 

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.miniature.held_out import Case
+from benchmarks.miniature.held_out import CASE_KINDS, Case
 from restage.compare.metrics import mask_iou, progress, spill
 from restage.diffusion.editor import EditModel, edit_images
 from restage.records import derive_seed
-from restage.world.grammar import EDIT_KINDS, SceneObject, sample_edit
+from restage.world.description import SceneObject
+from restage.world.grammar import sample_edit
 from restage.world.render import render_view
 
 __all__ = ["APPEARANCE", "SHAPE", "EditedCase", "adding_elsewhere", "edit_figures", "edit_views", "run_edits"]
@@ -76,9 +77,9 @@ def edit_figures(edits: Sequence[EditedCase]) -> dict[str, float]:
     return {
         "edit_progress_appearance": mean(APPEARANCE, "progress"),
         "edit_progress_shape": mean(SHAPE, "progress"),
-        "edit_spill": mean(EDIT_KINDS, "spill"),
-        "edit_mask_iou": mean(EDIT_KINDS, "mask_iou"),
-        **{f"edit_{name}_{kind}": mean((kind,), name) for name in ("progress", "mask_iou") for kind in EDIT_KINDS},
+        "edit_spill": mean(CASE_KINDS, "spill"),
+        "edit_mask_iou": mean(CASE_KINDS, "mask_iou"),
+        **{f"edit_{name}_{kind}": mean((kind,), name) for name in ("progress", "mask_iou") for kind in CASE_KINDS},
     }
 
 
@@ -96,8 +97,7 @@ def _another_place(case: Case, index: int) -> SceneObject:
 def adding_elsewhere(cases: Sequence[Case]) -> dict[str, float]:
     """Progress and mask IoU of exact pictures in which the right object was added in another free place.
 
-    An instruction does not say where an object is to go, but truth has put it somewhere: this is what an editor that
-    adds perfectly, and cannot guess, is scored. NaN without such cases.
+    This is what an editor is scored that adds perfectly, but not where the instruction says. NaN without such cases.
     """
     scores = []
     for index, case in enumerate(cases):

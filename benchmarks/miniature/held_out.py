@@ -5,8 +5,7 @@ All of it comes from seeds of its own names, so no training sees it; `world_seed
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,20 +17,17 @@ from miniature.pictures import picture_scene
 from miniature.probe_pictures import Labels, concatenate_labels, label_of
 from restage.records import PromptPair, derive_seed
 from restage.scenes.cameras import Cameras
-from restage.world.capture import change_mask, sample_camera
-from restage.world.grammar import (
-    EDIT_KINDS,
-    Description,
-    Edit,
-    caption_of,
-    possible_kinds,
-    prompt_pair_of,
-    sample_description,
-    sample_edit,
-)
+from restage.world.capture import change_mask, sample_camera, sample_pictured_edit
+from restage.world.description import Description, Edit, Place
+from restage.world.grammar import caption_of
 from restage.world.render import render_view
+from restage.world.second import prompt_pair_of, sample_description, sample_place
 
-__all__ = ["Captioned", "Case", "Rendered", "captions", "edit_cases", "is_in_training", "render_captioned"]
+__all__ = ["CASE_KINDS", "Captioned", "Case", "Rendered", "captions", "edit_cases", "is_in_training"]
+__all__ += ["render_captioned"]
+
+CASE_KINDS = ("recolour", "ground", "time", "reshape", "remove", "add", "move", "pattern", "resize")
+"""Kinds of edit, in the order in which they come in turn."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,8 @@ class Captioned:
     caption: str
     seed: int
     """Of the noise, and of the camera where the scene is rendered."""
+    place: Place | None = None
+    """What the caption says about a place."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +63,28 @@ class Case:
     camera: Cameras
 
 
-def captions(world_seed: int, count: int, *, split: str = "train") -> list[Captioned]:
-    """Captions of new scenes; half of them with one object, a third with two, a sixth with three.
+def captions(
+    world_seed: int, count: int, *, split: str = "train", fits: Callable[[Captioned], bool] | None = None
+) -> list[Captioned]:
+    """Captions of new scenes: a third with one object, half with two, a sixth with three.
+
+    Left and right are true of the picture that `render_captioned` makes.
 
     Args:
         world_seed: Chooses other worlds for all of them.
         count: How many; a smaller number gives the first of a larger one.
         split: `train` has the combinations of kind and color that training shows, `unseen` only the others.
+        fits: Which captions to take; the others are passed over.
     """
-    found = []
-    for index in range(count):
+    found, index = [], 0
+    while len(found) < count:
         seed = derive_seed("miniature captions", world_seed, index)
-        description = sample_description(seed, split=split)
-        found.append(Captioned(description, caption_of(description, seed), seed))
+        scene = sample_description(seed, split=split)
+        place = sample_place(scene, seed, sample_camera(scene, seed))
+        item = Captioned(scene, caption_of(scene, seed, place), seed, place)
+        if fits is None or fits(item):
+            found.append(item)
+        index += 1
     return found
 
 
@@ -95,25 +102,12 @@ def is_in_training(items: list[Captioned], *, num_pictures: int) -> list[bool]:
     return [item.description in seen for item in items]
 
 
-def _scene_for(kind: str, world_seed: int, index: int) -> tuple[int, Description]:
-    """Return the first scene of a case that allows this edit (an object without room to grow cannot be resized)."""
-    for attempt in itertools.count():
-        names = (world_seed, index, attempt) if attempt else (world_seed, index)
-        seed = derive_seed("miniature benchmark", *names)
-        description = sample_description(seed, num_objects=2 if kind == "remove" else 1 + index // 7 % 2)
-        if kind in possible_kinds(description):
-            return seed, description
-    raise AssertionError("a count does not end")
-
-
 def edit_cases(world_seed: int, count: int) -> Iterator[Case]:
     """Edits of all kinds in turn, with exact pictures before and after."""
     for index in range(count):
-        kind = EDIT_KINDS[index % len(EDIT_KINDS)]
-        seed, description = _scene_for(kind, world_seed, index)
-        edit = sample_edit(description, seed, kind=kind)
-        camera = sample_camera(description, seed)
+        seed = derive_seed("miniature benchmark", world_seed, index)
+        edit, camera = sample_pictured_edit(CASE_KINDS[index % len(CASE_KINDS)], seed)
         before, after = render_view(edit.before, camera).image, render_view(edit.after, camera).image
         mask = torch.from_numpy(change_mask(before, after))
-        prompt = prompt_pair_of(edit, seed)
+        prompt = prompt_pair_of(edit, seed, camera)
         yield Case(edit, prompt, torch.from_numpy(before), torch.from_numpy(after), mask, camera)

@@ -22,7 +22,7 @@ from benchmarks.miniature.text_to_image import Sample
 from benchmarks.miniature.verdicts import Verdict
 from restage.records import write_atomically
 from restage.report.pictures import compose_grid
-from restage.world.grammar import Description
+from restage.world.description import Description
 
 __all__ = ["Card", "card_of", "draw_cards", "draw_edits", "draw_word_masks", "wrong_words", "write_page"]
 
@@ -58,13 +58,15 @@ def card_of(sample: Sample) -> Card:
     """The card of a sampled picture: its caption with what is wrong marked, and what the probe sees."""
     wrong = wrong_words(sample.verdict, sample.item.description)
     words = tuple((word, word.strip(",") in wrong) for word in sample.item.caption.split())
-    if sample.verdict.is_all_right:
-        return Card(to_pil(sample.image), words, "")
     objects = ", ".join(f"{color} {kind}" for kind, color in sample.seen.colors.items())
-    note = f"reads: {objects or 'no object'}; {sample.seen.ground}, {sample.seen.time}"
+    notes = []
+    if not sample.verdict.is_all_right:
+        notes.append(f"reads: {objects or 'no object'}; {sample.seen.ground}, {sample.seen.time}")
     if not sample.verdict.count:
-        note += f"; {sample.seen.count} objects"
-    return Card(to_pil(sample.image), words, note)
+        notes.append(f"{sample.seen.count} objects")
+    if sample.is_place_right is False:
+        notes.append("another place")
+    return Card(to_pil(sample.image), words, "; ".join(notes))
 
 
 def _lay_out(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +14,24 @@ from torch import Tensor
 
 from benchmarks.miniature.held_out import Captioned, Case, Rendered
 from benchmarks.miniature.text_to_image import Sampling, mask_iou_of
-from benchmarks.miniature.verdicts import accuracies, judge, seen_in
+from benchmarks.miniature.verdicts import accuracies, judge, place_is_right, seen_in
 from miniature.probe import Probe, read_pictures
 from miniature.probe_pictures import FIRST_KIND_CLASS
 from miniature.sampling import sample_images
 from restage.diffusion.backbone import Backbone
 from restage.diffusion.clip import Clip
 from restage.pairs.score import score_pairs
-from restage.records import derive_seed
-from restage.world.grammar import possible_kinds, prompt_pair_of, sample_edit
+from restage.records import PromptPair, derive_seed
+from restage.world.description import Place
+from restage.world.second import possible_kinds, prompt_pair_of, sample_edit
 
-__all__ = ["measure_autoencoder", "measure_clip", "measure_probe", "measure_sampling", "round_trip", "roc_auc"]
+__all__ = ["fits", "judge_places", "measure_autoencoder", "measure_clip", "measure_probe", "measure_sampling"]
+__all__ += ["round_trip", "roc_auc"]
+
+
+def fits(tokenizer: Any, *texts: str) -> bool:
+    """Return whether a tokenizer takes texts whole; that of the first edition is too short for some of the second."""
+    return max(len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]) <= tokenizer.model_max_length
 
 
 def round_trip(backbone: Backbone, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
@@ -50,12 +58,12 @@ def _directions(clip: Clip, cases: Sequence[Case], sources: Tensor, edited: Tens
     return [score.direction_similarity for score in scores]
 
 
-def _same_scene_other_edit(case: Case, index: int) -> Case:
-    """The captions of another kind of edit of the same scene, with the pictures of this one."""
-    seed = derive_seed("wrong edit", index)
-    kinds = [kind for kind in possible_kinds(case.edit.before) if kind != case.edit.kind]
-    other = sample_edit(case.edit.before, seed, kind=kinds[seed % len(kinds)])
-    return replace(case, prompt=prompt_pair_of(other, seed))
+def _other_edit(case: Case, index: int) -> PromptPair:
+    """The captions of another kind of edit of the same scene."""
+    scene, seed = case.edit.before, derive_seed("wrong edit", index)
+    kinds = [kind for kind in possible_kinds(scene, case.camera) if kind not in (case.edit.kind, "look")]
+    other = sample_edit(scene, seed, kind=kinds[seed % len(kinds)], camera=case.camera)
+    return prompt_pair_of(other, seed, case.camera)
 
 
 def measure_clip(clip: Clip, rendered: Rendered, cases: Sequence[Case], backbone: Backbone) -> dict[str, float]:
@@ -71,7 +79,9 @@ def measure_clip(clip: Clip, rendered: Rendered, cases: Sequence[Case], backbone
     befores, afters = torch.stack([c.before for c in cases]), torch.stack([c.after for c in cases])
     right = _directions(clip, cases, befores, afters)
     mismatched = _directions(clip, [*cases[1:], *cases[:1]], befores, afters)
-    same_scene = _directions(clip, [_same_scene_other_edit(case, i) for i, case in enumerate(cases)], befores, afters)
+    others = [replace(case, prompt=_other_edit(case, index)) for index, case in enumerate(cases)]
+    fitting = [i for i, other in enumerate(others) if fits(clip.tokenizer, other.prompt.source, other.prompt.target)]
+    same_scene = _directions(clip, [others[i] for i in fitting], befores[fitting], afters[fitting])
     nothing_done = _directions(clip, cases, befores, round_trip(backbone, befores))
     return {
         "clip_top1_of_256": float(found),
@@ -117,3 +127,14 @@ def measure_probe(probe: Probe, rendered: Rendered, images: Float[Tensor, "n 3 1
         if number >= FIRST_KIND_CLASS
     ]
     return {**accuracies(verdicts), "mask_iou": float(np.mean(ious))}
+
+
+def judge_places(probe: Probe, rendered: Rendered) -> list[tuple[Place, bool]]:
+    """Judge the places of captions in exact renders, where all are right: how far the judgement can be trusted."""
+    readings = read_pictures(probe, rendered.images)
+    judged = []
+    for item, classes in zip(rendered.items, readings.classes, strict=True):
+        is_right = place_is_right(item.place, classes) if item.place else None
+        if item.place and is_right is not None:
+            judged.append((item.place, is_right))
+    return judged

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from benchmarks.miniature.held_out import Captioned
-from benchmarks.miniature.verdicts import Seen, Verdict, judge, seen_in
+from benchmarks.miniature.verdicts import Seen, Verdict, judge, place_is_right, seen_in
 from miniature.grounding import watched
 from miniature.probe import Probe, read_pictures
 from miniature.probe_pictures import FIRST_KIND_CLASS
@@ -58,6 +58,8 @@ class Sample(NamedTuple):
     seen: Seen
     verdict: Verdict
     words: tuple[WordMask, ...]
+    is_place_right: bool | None = None
+    """Whether it shows the place that its caption says; None if it says none, or that cannot be told."""
 
 
 def _sample_batch(backbone: Backbone, items: Sequence[Captioned], sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -121,7 +123,8 @@ def sample(backbone: Backbone, items: Sequence[Captioned], probe: Probe, samplin
             words = _word_masks(backbone, item, attention[index], readings.classes[index])
             # A word's truth is asked for only where the probe says that its object is there at all.
             words = tuple(word if word.kind in seen.colors else word._replace(truth=None) for word in words)
-            samples.append(Sample(item, images[index], seen, judge(seen, item.description), words))
+            is_place_right = place_is_right(item.place, readings.classes[index]) if item.place else None
+            samples.append(Sample(item, images[index], seen, judge(seen, item.description), words, is_place_right))
     return samples
 
 

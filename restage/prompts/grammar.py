@@ -48,10 +48,8 @@ class ReadCaption(NamedTuple):
 def _wording_seeds() -> tuple[int, ...]:
     """One caption seed for each of the grammar's wordings, of places as well."""
     objects = tuple(world.SceneObject(kind=kind, color="red") for kind in ("cube", "ball"))
-    probe, place = (
-        world.Description(objects=objects, ground="grass", time="noon"),
-        Place(subject="cube", relation="near", anchors=("ball",)),
-    )
+    probe = world.Description(objects=objects, ground="grass", time="noon")
+    place = Place(subject="cube", relation="near", anchors=("ball",))
     seeds: dict[str, int] = {}
     for seed in range(3000):
         seeds.setdefault(world.caption_of(probe, seed, place), seed)

@@ -34,7 +34,9 @@ from miniature.probe_pictures import (
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.training import read_metrics
 from restage.records import InputError, derive_seed
-from restage.world.grammar import COLORS, HELD_OUT_COMBINATIONS, KINDS, Description, SceneObject
+from restage.world.description import COLORS, KINDS, PATTERNS, Description, SceneObject
+from restage.world.grammar import HELD_OUT_COMBINATIONS
+from restage.world.looks import HELD_OUT_PATTERNS
 from tests.tiny_models import write_tiny_models
 
 
@@ -98,6 +100,7 @@ def test_a_color_without_a_name_is_not_asked_for_and_of_a_pattern_the_first_is()
     labels = label_of(scene, _ids(3000, 2000))
     assert labels.present[0, 0] == 1 and labels.colors[0, 0] == IGNORED
     assert labels.colors[0, 1] == COLORS.index("red")
+    assert labels.patterns[0, :3].tolist() == [0, 1 + PATTERNS.index("striped"), IGNORED]
 
 
 def test_labels_at_the_latent_grid_are_those_of_the_whole_picture() -> None:
@@ -113,6 +116,7 @@ def test_free_scenes_hold_what_training_scenes_never_do() -> None:
     assert {len(scene.objects) for scene in scenes} == {1, 2, 3, 4}
     assert any(len({o.kind for o in scene.objects}) < len(scene.objects) for scene in scenes)
     assert any(len({o.color for o in scene.objects}) < len(scene.objects) for scene in scenes)
+    assert {(o.kind, o.pattern) for scene in scenes for o in scene.objects} & HELD_OUT_PATTERNS
 
 
 def test_a_mirrored_picture_has_mirrored_cells(rendered) -> None:
@@ -216,6 +220,16 @@ def test_a_probe_goes_on_from_the_weights_of_another(folder: Path, tmp_path: Pat
         torch.testing.assert_close(second[name], value, rtol=2e-3, atol=1e-5, msg=name)
     with pytest.raises(InputError, match="expected a probe"):
         next(train_probe(tmp_path, Pictures(folder / "pictures"), config, start=tmp_path / "none"))
+
+
+def test_a_probe_of_the_first_edition_reads_no_patterns_and_is_nothing_to_start_from(
+    folder: Path, tmp_path: Path
+) -> None:
+    save_probe(Probe(reads_patterns=False), tmp_path / "probe.safetensors")
+    readings = read_pictures(load_probe(tmp_path / "probe.safetensors"), torch.rand(2, 3, 128, 128))
+    assert (readings.patterns == -1).all()
+    with pytest.raises(InputError, match="reads no patterns"):
+        next(train_probe(tmp_path, Pictures(folder / "pictures"), start=tmp_path))
 
 
 def test_missing_or_other_weights_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,16 @@ import torch
 from PIL import Image
 
 from benchmarks.miniature.__main__ import WANTED, Figures
-from benchmarks.miniature.held_out import Captioned, captions, edit_cases, is_in_training, render_captioned
+from benchmarks.miniature.held_out import (
+    CASE_KINDS,
+    Captioned,
+    captions,
+    edit_cases,
+    is_in_training,
+    render_captioned,
+)
 from benchmarks.miniature.page import WRONG, Card, card_of, draw_cards, write_page, wrong_words
-from benchmarks.miniature.parts import measure_sampling, roc_auc
+from benchmarks.miniature.parts import fits, judge_places, measure_sampling, roc_auc
 from benchmarks.miniature.text_to_image import (
     Sample,
     Sampling,
@@ -22,12 +30,26 @@ from benchmarks.miniature.text_to_image import (
     sample,
     word_iou,
 )
-from benchmarks.miniature.verdicts import Seen, accuracies, accuracies_by_count, judge, seen_in, shares_by_word
+from benchmarks.miniature.verdicts import (
+    JUDGED_PLACES,
+    Seen,
+    accuracies,
+    accuracies_by_count,
+    judge,
+    place_accuracies,
+    place_is_right,
+    seen_in,
+    shares_by_word,
+)
 from miniature.probe import Probe, Readings
+from miniature.probe_pictures import FIRST_KIND_CLASS
 from miniature.sampling import sample_images
 from restage.diffusion.backbone import load_backbone
 from restage.records import InputError
-from restage.world.grammar import COLORS, EDIT_KINDS, HELD_OUT_COMBINATIONS, KINDS, Description, SceneObject
+from restage.world.capture import sample_camera
+from restage.world.description import COLORS, KINDS, PATTERNS, Description, Place, SceneObject
+from restage.world.grammar import HELD_OUT_COMBINATIONS
+from restage.world.places import holds, read_place
 from tests.tiny_models import write_tiny_models
 
 SCENE = Description(
@@ -81,8 +103,35 @@ def test_verdicts_are_told_apart_by_number_of_objects_and_by_word() -> None:
 def test_readings_are_named_in_the_words_of_the_world() -> None:
     present, colors = torch.zeros(1, len(KINDS)).long(), torch.zeros(1, len(KINDS)).long()
     present[0, KINDS.index("tree")], colors[0, KINDS.index("tree")] = 1, COLORS.index("pink")
-    one, classes = torch.tensor([1]), torch.zeros(1, 16, 16).long()
-    assert seen_in(Readings(present, colors, one, one, one, classes)) == [Seen({"tree": "pink"}, 1, "sand", "sunset")]
+    one, classes, patterns = torch.tensor([1]), torch.zeros(1, 16, 16).long(), torch.full_like(present, -1)
+    plain = Seen({"tree": "pink"}, 1, "sand", "sunset")
+    assert seen_in(Readings(present, colors, one, one, one, classes, patterns)) == [plain]
+    patterns[0, KINDS.index("tree")] = 1 + PATTERNS.index("dotted")
+    readings = Readings(present, colors, one, one, one, classes, patterns)
+    assert seen_in(readings) == [plain._replace(patterns={"tree": "dotted"})]
+
+
+def test_colors_without_a_name_are_not_judged_and_of_a_pattern_either_color_is_right() -> None:
+    striped = SceneObject(kind="ball", color="blue", pattern="striped", second_color="white", x=1.5)
+    scene = replace(SCENE, objects=(replace(SCENE.objects[0], color="#123456"), striped))
+    for color, is_right in (("blue", True), ("white", True), ("red", False)):
+        seen = RIGHT._replace(colors={"cube": "green", "ball": color}, patterns={"cube": "", "ball": "dotted"})
+        verdict = judge(seen, scene)
+        assert verdict.colors == {"ball": is_right} and verdict.is_all_right == is_right
+        assert verdict.patterns == {"cube": True, "ball": False}
+        assert accuracies([verdict])["pattern_accuracy"] == 0.5
+    assert np.isnan(accuracies([judge(RIGHT, SCENE)])["pattern_accuracy"])
+
+
+def test_a_place_is_read_off_cells() -> None:
+    cells = torch.ones(16, 16).long()
+    cells[6:10, 2:6], cells[6:10, 10:14] = (FIRST_KIND_CLASS + KINDS.index(kind) for kind in ("cube", "ball"))
+    for relation, is_right in (("left", True), ("right", False), ("on", False), ("lit", None)):
+        place = Place(subject="red cube", relation=relation, anchors=("ball",))
+        assert place_is_right(place, cells) == is_right
+    assert not place_is_right(Place(subject="cone", relation="left", anchors=("ball",)), cells)
+    found = place_accuracies([(Place(subject="a", relation=r, anchors=("b",)), r != "on") for r in ("on", "near")])
+    assert found == {"all": 0.5, "on": 0.0, "near": 1.0}
 
 
 def test_auc_is_the_share_of_pairs_in_the_right_order() -> None:
@@ -140,16 +189,41 @@ def test_renders_of_captions_have_the_labels_of_their_scenes() -> None:
 
 def test_edit_cases_go_through_the_kinds_and_their_masks_hold_the_change() -> None:
     cases = list(edit_cases(0, 7))
-    assert len({case.edit.kind for case in cases}) == 7
+    assert [case.edit.kind for case in cases] == list(CASE_KINDS[:7])
     for case in cases:
         difference = (case.after - case.before).abs().amax(0)
         assert bool(((difference > 3 / 255) == (case.mask == 1)).all()) and bool(case.mask.any())
 
 
-def test_edit_cases_of_another_world_seed_skip_scenes_that_cannot_be_edited_so() -> None:
-    # The scene that world seed 1 first draws for a resize has no room for one.
-    cases = list(edit_cases(1, 70))
-    assert [case.edit.kind for case in cases] == [EDIT_KINDS[i % len(EDIT_KINDS)] for i in range(70)]
+def test_edit_cases_are_those_of_their_world_seed_and_say_where_things_go() -> None:
+    cases = list(edit_cases(1, 2 * len(CASE_KINDS)))
+    assert [case.edit.kind for case in cases] == [*CASE_KINDS, *CASE_KINDS]
+    assert cases[0].edit != next(edit_cases(0, 1)).edit
+    placed = [case.edit.place for case in cases if case.edit.kind in ("add", "move")]
+    assert all(place is not None for place in placed)
+
+
+def test_places_of_captions_hold_in_their_renders() -> None:
+    items = captions(0, 60)
+    placed = [item for item in items if item.place is not None]
+    assert len(placed) > 10 and all(read_place(item.caption) for item in placed)
+    for item in placed:
+        assert item.place and holds(item.place, item.description, sample_camera(item.description, item.seed))
+    short = captions(0, 10, fits=lambda item: len(item.caption.split()) < 10)
+    assert all(len(item.caption.split()) < 10 for item in short) and len(short) == 10
+
+
+def test_texts_that_a_tokenizer_cannot_take_whole_do_not_fit(backbone) -> None:
+    assert fits(backbone.tokenizer, "a cube", "a ball")
+    assert not fits(backbone.tokenizer, "a cube", 60 * "a ball ")
+
+
+def test_places_of_renders_are_judged_where_cells_can_tell() -> None:
+    rendered = render_captioned(captions(0, 6, fits=lambda item: item.place is not None))
+    judged = judge_places(Probe().eval(), rendered)
+    assert [place for place, _ in judged] == [
+        item.place for item in rendered.items if item.place and item.place.relation in JUDGED_PLACES
+    ]
 
 
 def test_samples_are_those_of_the_plain_sampler(backbone) -> None:
@@ -228,6 +302,8 @@ def test_page_names_what_falls_short(tmp_path: Path) -> None:
 def test_wanted_figures_are_those_of_the_issue() -> None:
     assert list(WANTED) == [
         "vae_psnr_db", "color_accuracy", "kind_accuracy", "ground_accuracy", "time_accuracy", "count_accuracy",
-        "all_accuracy", "unseen_accuracy", "word_iou", "clip_top1_of_256", "clip_direction_auc",
-        "edit_progress_appearance", "edit_progress_shape", "edit_spill", "edit_mask_iou", "sample16_s", "assets_mb",
+        "all_accuracy", "unseen_accuracy", "place_accuracy", "word_iou", "clip_top1_of_256", "clip_direction_auc",
+        "edit_progress_appearance", "edit_progress_shape",
+        *(f"edit_progress_{kind}" for kind in ("recolour", "ground", "time", "reshape", "remove", "add", "move")),
+        "edit_spill", "edit_mask_iou", "train_step_ratio", "sample16_s", "assets_mb",
     ]  # fmt: skip
