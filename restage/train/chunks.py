@@ -6,6 +6,7 @@ Called by `restage.train.examples`, whose latents need not fit in memory.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -117,11 +118,13 @@ class StoredRows:
         return found
 
     def _read(self, index: int, row: int, target: np.ndarray) -> None:
-        path = self._paths[index]
+        path, offset = self._paths[index], self._starts[index] + row * target.nbytes
         try:
-            with path.open("rb", buffering=0) as file:
-                file.seek(self._starts[index] + row * target.nbytes)
-                count = file.readinto(target)
+            file = os.open(path, os.O_RDONLY)  # half the time of a file object
+            try:
+                count = os.preadv(file, [target], offset)
+            finally:
+                os.close(file)
         except OSError as error:
             raise InputError(f"{path} can no longer be read, which training needs; start again: {error}") from None
         if count != target.nbytes:
