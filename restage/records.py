@@ -78,11 +78,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def check_is_no_pipe(path: Path) -> None:
-    """Refuse what is no file and no folder: to open a pipe would wait for whoever writes into it, a device never ends.
-
-    Raises:
-        InputError: it is a pipe, a socket or a device.
-    """
+    """Refuse a pipe, a socket or a device: one would wait for whoever writes into it, another never ends."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise InputError(f"{path} is not a file, but a pipe or a device")
 
@@ -182,10 +178,7 @@ def read_json(path: Path, kind: type[Kind]) -> Kind: ...
 def read_json(path: Path, kind: Any = Any) -> Any:
     """Read a JSON file, as it is or as a record of a type: a frozen dataclass, or any that msgspec converts to.
 
-    Keys that the type does not know are ignored.
-
-    Raises:
-        InputError: the file is missing, is not JSON, or does not fit; names file, field, what is expected and found.
+    Keys that the type does not know are ignored. An InputError names file, field, what is expected and found.
     """
     check_is_no_pipe(path)
     try:

@@ -104,11 +104,7 @@ class Scorer:
 
 
 def run_compare(run: RunFolder, config: CompareConfig) -> Iterator[Progress]:
-    """Score all results of the run's edit stage; write `compare/scores.parquet` and `compare/views.parquet`.
-
-    Raises:
-        InputError: there are no results, a picture of a finished one is missing, or a model that is to judge.
-    """
+    """Score all results of the run's edit stage, if there are any; write both tables, `scores.parquet` last."""
     if run.is_done("compare", config):
         yield Progress(stage="compare", done=1, total=1, note="done before")
         return

@@ -221,11 +221,7 @@ class RunParts:
 
 
 def read_settings(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
-    """Turn a record's JSON values into settings; fields that are not there take their defaults.
-
-    Raises:
-        InputError: a value does not fit, or there is a field that the settings do not have.
-    """
+    """Turn JSON values of a record into settings; missing fields take their defaults, unknown ones are refused."""
     found = from_plain(plain, kind, where=kind.__name__)
     unknown = sorted(dict(flatten("", plain)).keys() - dict(flatten("", to_plain(found))).keys())
     if unknown:

@@ -72,11 +72,7 @@ def read_changes(path: Path) -> dict[str, Any]:
 
 
 def changed(config: SmallConfig, changes: Mapping[str, Any]) -> SmallConfig:
-    """The config with other values at some paths.
-
-    Raises:
-        InputError: there is no such path, or a value is refused by its stage.
-    """
+    """Return the config with other values at some paths; refuses unknown paths, and values that a stage refuses."""
     plain = to_plain(config)
     for path, value in changes.items():
         *parents, name = path.split(".")

@@ -334,9 +334,6 @@ def run_diagnose(
     The answer goes into `out` (default: `diagnose` in B's folder), trials into `cache` (default: in `out`), which
     diagnoses can share. `models` are the edit model that both trainings went on from, and a CLIP to look at pairs;
     `stores` are the URLs where the runs' pairs lie, if not in their folders.
-
-    Raises:
-        InputError: one of them is no run, they are the same, or there is nothing to try both on.
     """
     if a.resolve() == b.resolve():
         raise InputError(f"expected two runs, got {a} twice")

@@ -229,11 +229,7 @@ def _tokenizer_of(text_encoder: Any, folder: Path) -> Any:
 
 
 def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
-    """Load a diffusers text-to-image folder (`tokenizer`, `text_encoder`, `unet`, `vae`, `scheduler`).
-
-    Raises:
-        InputError: a part is missing, does not load, or does not fit the others.
-    """
+    """Load a diffusers folder of `tokenizer`, `text_encoder`, `unet`, `vae` and `scheduler` that fit each other."""
     unet = load_model(UNet2DConditionModel, folder / "unet")
     text_encoder = load_model(CLIPTextModel, folder / "text_encoder")
     has_second = (folder / "text_encoder_2").is_dir()

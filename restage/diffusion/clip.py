@@ -66,11 +66,7 @@ class Clip:
 
 
 def load_clip(folder: Path, device: str = "cpu") -> Clip:
-    """Load a CLIP folder of transformers (`config.json`, weights, tokenizer files, `preprocessor_config.json`).
-
-    Raises:
-        InputError: it is missing or does not load.
-    """
+    """Load a CLIP folder of transformers (`config.json`, weights, tokenizer files, `preprocessor_config.json`)."""
     model, tokenizer = load_model(CLIPModel, folder), load_tokenizer(folder)
     check_tokens(tokenizer, model.config.text_config, folder)
     preprocessor = folder / "preprocessor_config.json"

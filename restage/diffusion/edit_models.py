@@ -83,11 +83,7 @@ class _Record:
 
 
 def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
-    """Load an edit model saved by `save_edit_model`, or a whole InstructPix2Pix folder in diffusers layout.
-
-    Raises:
-        InputError: files are missing, or the UNet does not fit the other parts.
-    """
+    """Load an edit model that `save_edit_model` has written, or an InstructPix2Pix folder in diffusers layout."""
     if not (folder / "unet" / "config.json").is_file():
         raise InputError(f"{folder} holds no edit model: unet/config.json is missing")
     record_path = folder / "edit_model.json"

@@ -100,9 +100,7 @@ def open_edit(
 
     An instruction that the scene has a case for means that case, with its truth. From a starting point the renders of
     its splats stand for the photographs, and the result's name says so. `editors` keeps models open for the next edit.
-
-    Raises:
-        InputError: there is no fitted scene, or the method needs what this scene does not have.
+    A method that needs what this scene does not have is refused.
     """
     method = choice.resolved()
     known = find_case(scene_folder, request) if start is None else None

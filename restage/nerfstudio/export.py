@@ -68,11 +68,7 @@ class TrainedScene:
 
 
 def load_trained_scene(config_path: Path, *, checkpoint: Path | None = None, data: Path | None = None) -> TrainedScene:
-    """Load what ns-train wrote: its config, a checkpoint (the last one), and the capture (where it was then).
-
-    Raises:
-        InputError: config, checkpoint or capture are missing or broken.
-    """
+    """Load what ns-train wrote: its config, a checkpoint (the last one), and the capture (where it was then)."""
     config = read_config(config_path)
     datamanager = config.pipeline.datamanager
     folder = Path(data or datamanager.data or datamanager.dataparser.data)
@@ -119,11 +115,7 @@ class Exported(NamedTuple):
 
 
 def export_scene(scene: TrainedScene, folder: Path) -> Exported:
-    """Write `capture/` and, of a splatfacto, `splats.ply`; everything is in the frame of the original capture.
-
-    Raises:
-        InputError: the splats cannot be moved into that frame.
-    """
+    """Write `capture/` and, of a splatfacto, `splats.ply`, in the original capture's frame, if it can be moved."""
     splats = scene.splats() if hasattr(scene.pipeline.model, "gauss_params") else None
     capture = dataclasses.replace(scene.capture, images=scene.render(scene.capture.cameras))
     write_capture(capture, folder / CAPTURE)

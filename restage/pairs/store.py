@@ -285,9 +285,6 @@ def read_pairs(place: Place) -> Iterator[ImagePair]:
     """Read the accepted pairs of all finished shards, in order.
 
     Accepted are the pairs that the rule in `rule.json` accepts now, except those on the list of `left_out`.
-
-    Raises:
-        InputError: there is no finished shard, or one was changed since.
     """
     reader, marks = PairReader.open(place), done_shards(place)
     if not marks:

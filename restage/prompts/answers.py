@@ -152,11 +152,7 @@ class Budget:
         return usage.cost(self._limits.input_price, self._limits.output_price)
 
     def reserve(self, usage: Usage) -> None:
-        """Set aside what a request may cost at most; waits for requests under way if they may leave enough.
-
-        Raises:
-            WritingStopped: the request could exceed a limit.
-        """
+        """Set aside what a request may cost at most, waiting for others if need be; WritingStopped beyond a limit."""
         with self._settled:
             # Requests mostly cost less than was set aside, so only when none is left under way is a refusal final.
             while reason := self._reason_against(usage):

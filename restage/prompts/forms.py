@@ -304,11 +304,7 @@ class FormChooser:
         self._control_rng = np.random.default_rng(derive_seed(seed, "control"))
 
     def choose(self) -> Choice:
-        """Choose the form of the next pair.
-
-        Raises:
-            InputError: every form is exhausted.
-        """
+        """Choose the form of the next pair; refuses when every form is exhausted."""
         share, asked = self.config.control_share, self._num_asked
         self._num_asked += 1
         # Control pairs are spread evenly, so that a round that is cut short has its share of them, too.

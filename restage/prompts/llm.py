@@ -40,11 +40,7 @@ class Malformed(Exception):
 
 
 def parse_items(reply: Reply, num_items: int = 1) -> list[Any]:
-    """Return the items of an answer; a mended reading is tried where fewer are found than were asked for.
-
-    Raises:
-        Malformed: the model refused, or its answer holds no items.
-    """
+    """Return the items of an answer, mended if fewer are found than asked for; Malformed if it holds none."""
     if reply.refusal:
         raise Malformed("the model refused")
     if reply.finish_reason == "content_filter":
@@ -180,11 +176,7 @@ def _words(item: dict[str, Any], kind: str, source: str, target: str) -> tuple[s
 
 
 def pair_of_item(item: Any, order: Order, *, max_words: int, writer: str) -> PromptPair:
-    """Make a prompt pair of one item of an answer.
-
-    Raises:
-        Malformed: it is not one.
-    """
+    """Make a prompt pair of one item of an answer; raises Malformed if it is not one."""
     if not isinstance(item, dict):
         raise Malformed("an item is no object")
     source, target = _text(item, "source", max_words), _text(item, "target", max_words)

@@ -162,11 +162,7 @@ class Access:
 
 
 def find_access(config: LlmConfig) -> Access:
-    """Complete the config from the environment.
-
-    Raises:
-        InputError: no model is named, OpenAI itself is asked without a key, or the address is none.
-    """
+    """Complete the config from the environment; refuses one without a model, OpenAI's key, or a server's address."""
     url = config.base_url or os.environ.get("OPENAI_BASE_URL", "")
     model = config.model or os.environ.get("RESTAGE_LLM_MODEL", "")
     key = os.environ.get(config.key_variable, "")

@@ -69,11 +69,7 @@ def run_rounds(
     pairs_config: Any = None,
     limits: TokenLimits = TokenLimits(),  # noqa: B008
 ) -> Iterator[Progress]:
-    """Write prompts, make their pairs, learn from them, and again.
-
-    Raises:
-        InputError: a round was made with another config, or as either stage.
-    """
+    """Write prompts, make their pairs, learn from them, and again; refuses a round that has another config."""
     made: list[Path] = []
     for index, folder in enumerate(round_folders(run.path, config.num_rounds)):
         prompts = replace(config.prompts, learn_from=(*config.prompts.learn_from, *made))

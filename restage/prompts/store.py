@@ -42,11 +42,7 @@ MAX_LINE = 100_000
 
 
 def pair_of_record(record: Any, *, where: object = "the prompt pair") -> PromptPair:
-    """Make a prompt pair of what was read as JSON.
-
-    Raises:
-        InputError: a field is missing, unknown, of the wrong type, or no text that can be written; names `where`.
-    """
+    """Make a prompt pair of what was read as JSON; refuses missing, unknown and wrong fields, and says `where`."""
     if isinstance(record, dict) and (unknown := [name for name in record if name not in (*_FIELDS, "id")]):
         raise InputError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(_FIELDS)}")
     pair = from_plain(record, PromptPair, where=where)
@@ -76,11 +72,7 @@ def _read_line(line: str, where: str) -> PromptPair:
 
 
 def open_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file in UTF-8, or in what its byte-order mark says; the mark itself is no text.
-
-    Raises:
-        InputError: the file is missing, is not text, or has a line that no caption or record needs.
-    """
+    """Yield the lines of a text file in UTF-8, or in what its byte-order mark says; the mark itself is no text."""
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path} is not a file; expected a text file")
@@ -110,11 +102,7 @@ def iterate_prompts(path: Path) -> Iterator[PromptPair]:
 
 
 def read_prompts(path: Path) -> tuple[PromptPair, ...]:
-    """Read prompt pairs; blank lines are skipped, and of equal pairs the first one is kept.
-
-    Raises:
-        InputError: the file is missing, holds no pair, or has a line that is not one; the message names the line.
-    """
+    """Read prompt pairs, of equal ones the first; refuses a file without any, and one with a line that is none."""
     pairs: dict[str, PromptPair] = {}
     for pair in iterate_prompts(path):
         pairs.setdefault(pair.id, pair)

@@ -157,9 +157,6 @@ def compose_grid(
     Pictures of any size keep their shape and are scaled to fit a square cell; shorter rows and None leave cells empty.
     A row label is set over its row, since instructions are long; one that is wider than the grid is broken into lines.
     The background is any colour that PIL knows; the text is black or white, whichever stands out.
-
-    Raises:
-        InputError: no picture, or the number of labels is not that of rows or columns.
     """
     num_rows, num_columns = len(images), max((len(row) for row in images), default=0)
     if num_columns == 0:

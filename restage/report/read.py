@@ -202,11 +202,7 @@ class RunContents:
 
 
 def read_contents(path: Path) -> RunContents:
-    """Read what there is of a run.
-
-    Raises:
-        InputError: it is not a run folder, or a file in it cannot be read.
-    """
+    """Read what there is of a run."""
     layout.check_is_run(path)
     (record, plain), marks = _read_both(path / layout.RUN_RECORD, RunRecord), read_marks(path)
     of_scenes = (layout.CAPTURE, layout.TRUTH, layout.FIT_RECORD, layout.SPLATS)

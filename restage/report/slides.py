@@ -27,11 +27,7 @@ MAX_PICTURE_PX = 1600
 
 
 def write_slides(summary: Summary, path: Path) -> Path:
-    """Write the slides.
-
-    Raises:
-        MissingExtra: python-pptx is not installed.
-    """
+    """Write the slides, with python-pptx."""
     try:
         import pptx
     except ImportError:

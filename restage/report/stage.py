@@ -207,11 +207,7 @@ NAMES = {
 
 
 def write_supplement(runs: Sequence[Path], target: Path) -> Path:
-    """Write the zip.
-
-    Raises:
-        InputError: a run has no page, or two runs have one name.
-    """
+    """Write the zip of runs, which must have a page each and different names."""
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):
         raise InputError(f"two runs have the same name among {', '.join(names)}; give one of their folders another")
@@ -278,9 +274,6 @@ def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
     """Write the page of a run as its last stage, one step per edit; one that shows the same files is left alone.
 
     The page is a view of the run's other files: when these or its config have changed since, it is written anew.
-
-    Raises:
-        InputError: a file of the run cannot be read.
     """
     shown_files = files_id(run.path)
     mark = run.path / "report" / layout.STAGE_MARK
@@ -312,11 +305,7 @@ def _write_formats(contents: RunContents, config: ReportConfig) -> Iterator[str]
 
 
 def write_report(run_folder: Path, config: ReportConfig | None = None) -> Path:
-    """Write the page of any run folder, however far the run came, in place of an older page; returns its path.
-
-    Raises:
-        InputError: it is not a run folder, or a file in it cannot be read.
-    """
+    """Write the page of any run folder, however far the run came, in place of an older page; returns its path."""
     contents, config = read_contents(run_folder), config or ReportConfig()
     for _ in write_page(contents, config, None):
         pass

@@ -82,11 +82,7 @@ class Summary:
 
 
 def summarise(contents: RunContents, config: ReportConfig) -> Summary:
-    """Choose and prepare what is shown of a run.
-
-    Raises:
-        InputError: a picture cannot be read.
-    """
+    """Choose and prepare what is shown of a run."""
     rows = method_table(contents.scores, noop_progress=config.noop_progress)
     metrics = tuple(name for name in metrics_shown_in("paper") if any(row.estimates[name].num_scored for row in rows))
     shown = [entry for entry in contents.edits if any(result.held_out for result in entry.results)]

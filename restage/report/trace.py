@@ -67,11 +67,7 @@ def trace_results(contents: RunContents) -> dict[Key, Trace]:
 
 
 def describe_row(run: Path, row: int) -> list[str]:
-    """Where one number comes from, in lines: its row, its result's record, inputs, and commands.
-
-    Raises:
-        InputError: it is not a run, or its table has no such row.
-    """
+    """Where one number comes from, in lines: its row, its result's record, inputs, and commands."""
     contents = read_contents(run)
     if not 0 <= row < len(contents.scores):
         raise InputError(f"{run} has {len(contents.scores)} rows of scores, counted from 0, got {row}")

@@ -201,9 +201,6 @@ def working(run: RunFolder, *stages: str) -> Iterator[RunFolder]:
     """Work on stages of a run that nobody else works on, and record at the end what became of it.
 
     The session ends as done, stopped or failed. A new run that failed before it left anything is removed.
-
-    Raises:
-        InputError: another command works on one of the stages.
     """
     try:
         with hold_stages(run.path, *stages):

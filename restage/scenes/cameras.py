@@ -87,11 +87,7 @@ class Projected(NamedTuple):
 
 
 def look_at(eye: Float[Tensor, " 3"], target: Float[Tensor, " 3"]) -> Float[Tensor, "4 4"]:
-    """Return `camera_to_world` of a camera at `eye` that looks at `target`, its image upright along z.
-
-    Raises:
-        InputError: eye and target coincide, or the camera looks along z.
-    """
+    """Return `camera_to_world` of a camera at `eye`, upright along z, that looks at `target`, not along z."""
     up = torch.tensor([0.0, 0.0, 1.0]).to(eye)
     forward = target - eye
     right = torch.linalg.cross(forward, up)

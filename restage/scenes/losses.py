@@ -134,10 +134,7 @@ def ssim_map(image: Float[Tensor, "c h w"], target: Float[Tensor, "c h w"]) -> F
     """Structural similarity at each pixel whose window lies in the image; 1 where both are the same.
 
     Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity"
-    (2004), equation 13, for values in [0, 1]; differentiable in the image, not in the target.
-
-    Raises:
-        InputError: the image is smaller than the window.
+    (2004), equation 13, for values in [0, 1]; differentiable in the image, not in the target. The window must fit in.
     """
     _, height, width = image.shape
     if min(height, width) < WINDOW:

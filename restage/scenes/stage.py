@@ -77,14 +77,11 @@ def capture_sha256(capture: Capture) -> str:
 
 
 def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[Progress]:
-    """Fit splats to a capture's training views, unless that is done.
+    """Fit splats to a capture's training views, unless that is done; refuses a folder fitted otherwise.
 
     Writes `splats.ply`, `held_out/<file name>.png`, `held_out.png` (renders above, truth below), and `fit.json` last.
     A checkpoint, `fit_state.pt`, is written every ten seconds; after a stop or a kill, work goes on from there. Without
     a time budget the splats are then the same bit for bit as without the stop.
-
-    Raises:
-        InputError: the folder holds a finished fit with another config or of another capture, or a broken checkpoint.
     """
     identity = {"id": content_id("fit", config), "capture_sha256": capture_sha256(capture)}
     if (folder / FIT_RECORD).exists():
@@ -287,11 +284,7 @@ class ScenesConfig:
 
 
 def run_scenes(run: RunFolder, config: ScenesConfig) -> Iterator[Progress]:
-    """Fit every capture of the run that is not fitted yet.
-
-    Raises:
-        InputError: there are no captures, one cannot be read, or the stage was finished with another config.
-    """
+    """Fit every capture of the run that is not fitted yet; refuses a run without captures."""
     if run.is_done("scenes", config):
         yield Progress(stage="scenes", done=1, total=1, note="already done")
         return

@@ -39,11 +39,7 @@ class _Turn:
 
 
 def export_splats(folder: Path, out: Path, *, frame: Frame) -> int:
-    """Write the splats of a fitted or an edited scene as PLY, far from the origin as doubles; returns how many.
-
-    Raises:
-        InputError: there are no splats, or nothing says how the capture was moved.
-    """
+    """Write the splats of a fitted or an edited scene as PLY, far from the origin as doubles; returns how many."""
     if not (folder / SPLATS).is_file():
         raise InputError(f"{folder}: expected a folder with splats.ply, of a scene or an edit; fit a capture first")
     if out.suffix.lower() != ".ply":
@@ -69,11 +65,8 @@ def _own_to_world(folder: Path) -> Tensor | None:
 def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:
     """Return the same splats in a changed world: a point x is at `change` x then, and pictures stay as they are.
 
-    `change` is a similarity, float64: one scale, a rotation, a shift. Centers become float64 where float32 would lose
-    more than 1e-5 of their spread.
-
-    Raises:
-        InputError: it is not a similarity.
+    `change` is a similarity, float64: one scale, a rotation, a shift; others are refused. Centers become float64 where
+    float32 would lose more than 1e-5 of their spread.
     """
     scale = float(change[0, :3].norm())
     turn = change[:3, :3] / max(scale, 1e-300)

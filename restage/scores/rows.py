@@ -46,11 +46,7 @@ def write_view_scores(path: Path, scores: Sequence[ViewScore]) -> None:
 
 
 def read_scores(path: Path) -> list[Score]:
-    """Read the `compare/scores.parquet` of a run or a study.
-
-    Raises:
-        InputError: the file is missing, is not parquet, or lacks a column.
-    """
+    """Read the `compare/scores.parquet` of a run or a study; refuses a file that is not one."""
     return _read(path, Score)
 
 

@@ -88,9 +88,6 @@ def paired_difference(
     A contender that has no seeds of its own, such as `nothing`, which is run once, is compared with every seed of the
     other. The interval is Student's with (number of scenes - 1) degrees of freedom on the clustered standard error
     (Cameron and Miller 2015, "A practitioner's guide to cluster-robust inference", section VI).
-
-    Raises:
-        InputError: one of the two does not occur.
     """
     values = {who: _values(scores, metric, who) for who in (first, second)}
     for who, found in values.items():

@@ -242,9 +242,6 @@ def check_pairs(
     """Check the image pairs in a folder or at a URL; the generator returns the result. Nothing is changed.
 
     Memory is that of a few shards, and some 100 bytes for each pair. Without a CLIP captions are not judged.
-
-    Raises:
-        InputError: the folder does not exist, or its pairs lie in another store.
     """
     started_s = time.perf_counter()
     if not is_url(folder) and not Path(folder).is_dir():

@@ -70,11 +70,7 @@ def is_capture(path: Path) -> bool:
 
 
 def recognize_capture(path: Path) -> CaptureSource:
-    """Say what a path is, from the names of files alone: the first of `SCENE_FORMATS` that finds something there.
-
-    Raises:
-        InputError: it is none of them.
-    """
+    """Say what a path is, from names of files alone: the first of `SCENE_FORMATS` that finds something there."""
     if not path.exists():
         raise InputError(f"{path} is not a folder and not a file; give the folder of a capture, or a video")
     for form, scene_format in SCENE_FORMATS.items():

@@ -53,11 +53,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def path_inside(folder: Path, name: str, where: str) -> Path:
-    """The path of `name` below a folder.
-
-    Raises:
-        InputError: it leaves the folder, by `..`, as an absolute path or through a link; `where` opens the message.
-    """
+    """The path of `name` below a folder; refuses one that leaves it, also through a link. `where` opens the message."""
     try:
         path = folder / name
         is_inside = path.resolve().is_relative_to(folder.resolve())
@@ -72,12 +68,8 @@ def path_inside(folder: Path, name: str, where: str) -> Path:
 def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     """Open an image from a file or from bytes; its header is read, its pixels are not.
 
-    Only raster formats are tried, so that no file reaches a Pillow plugin that runs other programs. `name` opens error
-    messages; default: the path.
-
-    Raises:
-        InputError: there is no such file, it is no image of a known format, or it has too many pixels.
-        MissingExtra: it is HEIC, and pillow-heif is not installed.
+    Only raster formats are tried, so that no file reaches a Pillow plugin that runs other programs. Too many pixels are
+    refused, and HEIC without pillow-heif. `name` opens error messages; default: the path.
     """
     name = name or (str(source) if isinstance(source, Path) else "a picture")
     if isinstance(source, Path) and not source.is_file():

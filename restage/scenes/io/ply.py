@@ -59,10 +59,8 @@ def write_splats(splats: Splats, path: Path) -> None:
     """Write splats as binary PLY: x y z, normals (0), f_dc, f_rest by channel, opacity logit, log scales, wxyz.
 
     Every number keeps its bits; only a rotation of length 0, which viewers divide by, becomes (1, 0, 0, 0), which is
-    how it is drawn here. Centers in float64 are written as doubles.
-
-    Raises:
-        InputError: there are no splats, or a number is NaN or infinite; nothing is written.
+    how it is drawn here. Centers in float64 are written as doubles. NaN, infinity, or no splats at all are refused, and
+    nothing is written.
     """
     if not len(splats):
         raise InputError(f"{path}: expected at least one splat to write, got none")
@@ -89,11 +87,8 @@ def read_splats(path: Path) -> Splats:
 
     Splats with NaN or infinity are left out, with a warning that counts them; an infinite opacity is opaque. Spherical
     harmonics of a degree above 3 are cut off there, with a warning. Colors as red, green and blue in place of f_dc
-    (`ns-export --ply-color-mode rgb`) are taken too. The columns may stand in any order.
-
-    Raises:
-        InputError: no such file, not a PLY, not this layout, cut off, or without any splat; other formats of splats are
-            named.
+    (`ns-export --ply-color-mode rgb`) are taken too. The columns may stand in any order. Refused are other formats of
+    splats, by name, other layouts, and files that are cut off or without any splat.
     """
     if (form := splats_in(path)) not in ("", "PLY"):
         way = "" if "PLY" in form or "ply" in form else f"; {A_WAY}"
@@ -133,11 +128,7 @@ def read_splats(path: Path) -> Splats:
 
 
 def splats_in(path: Path) -> str:
-    """Name the format in which a file holds splats, by its first bytes or its name; empty for any other path.
-
-    Raises:
-        InputError: the file is empty, or a PLY without any splat.
-    """
+    """Name the format of a file's splats by its first bytes or its name, else nothing; refuses a file without any."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -182,11 +173,7 @@ def write_points(positions: Float[Tensor, "m 3"], path: Path, *, colors: Float[T
 
 
 def read_points(path: Path) -> Points:
-    """Read points with colors; gray where the file has none, and without those that are not finite, with a warning.
-
-    Raises:
-        InputError: no such file, not a PLY, or no positions.
-    """
+    """Read points with colors; gray where the file has none, and without those that are not finite, with a warning."""
     vertices = read_vertices(path)
     names = set(vertices.dtype.names or ())
     if not {"x", "y", "z"} <= names:
@@ -235,11 +222,7 @@ class _Element(NamedTuple):
 
 
 def read_vertices(path: Path) -> np.ndarray:
-    """Read the element `vertex`: one row a vertex, one named column a property.
-
-    Raises:
-        InputError: no such file, not a PLY, cut off, or without vertices of plain numbers.
-    """
+    """Read the element `vertex`, all plain numbers: one row a vertex, one named column a property."""
     if not path.is_file():  # to open a pipe would wait for whoever writes into it
         raise InputError(f"{path} does not exist or is not a file")
     try:

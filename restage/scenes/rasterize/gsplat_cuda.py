@@ -22,10 +22,8 @@ __all__ = ["rasterize_gsplat"]
 def rasterize_gsplat(splats: Splats, cameras: Cameras, *, features: Float[Tensor, "n c"] | None = None) -> Rendering:
     """Draw splats as one camera sees them; see `Rasterizer`. Differentiable in the camera's pose, too.
 
-    gsplat (Ye et al. 2024, arXiv 2409.06765). Its gradients are summed atomically: not the same bits every time.
-
-    Raises:
-        InputError: no CUDA device, gsplat is not installed, the splats are not on the GPU, or the camera has skew.
+    gsplat (Ye et al. 2024, arXiv 2409.06765), for splats on a CUDA device and cameras without skew. Its gradients are
+    summed atomically: not the same bits every time.
     """
     check_inputs(splats, cameras, features)
     device = splats.means.device
