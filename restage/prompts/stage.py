@@ -13,22 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restage.prompts import WRITERS
+from restage.prompts import WRITERS, orders
 from restage.prompts.forms import Arm, FormChooser, FormsConfig, make_arms
 from restage.prompts.grammar import read_captions
 from restage.prompts.llm_config import LlmConfig
-from restage.prompts.orders import (
-    Answer,
-    CaptionPlan,
-    FormPlan,
-    KindPlan,
-    NounQuota,
-    Plan,
-    Writer,
-    WriterSettings,
-    WritingStopped,
-    collect,
-)
 from restage.prompts.rejects import Duplicates, TokenLimits
 from restage.prompts.store import copy_pictures, prompt_line, read_prompts, write_prompts
 from restage.prompts.trials import MANIFEST, Learned, measure_yield, read_trials
@@ -114,32 +102,32 @@ def _sha256(path: Path) -> str:
 @dataclass(frozen=True)
 class _Job:
     config: PromptsConfig
-    writer: Writer
-    plan: Plan
+    writer: orders.Writer
+    plan: orders.Plan
     arms: tuple[Arm, ...] = ()
     learned: Learned = Learned((), {})
 
-    def answers(self, limits: TokenLimits) -> Iterator[Answer]:
+    def answers(self, limits: TokenLimits) -> Iterator[orders.Answer]:
         count, known = self.config.num_prompts, Duplicates(self.config.near_duplicates)
-        quota = None if self.config.captions else NounQuota(self.config.max_noun_share, count)
-        return collect(self.writer, self.plan, num_pairs=count, duplicates=known, quota=quota, limits=limits)
+        quota = None if self.config.captions else orders.NounQuota(self.config.max_noun_share, count)
+        return orders.collect(self.writer, self.plan, num_pairs=count, duplicates=known, quota=quota, limits=limits)
 
 
 def _prepare(config: PromptsConfig, seed: int, cache: Path) -> _Job:
     captions = read_captions(config.captions) if config.captions else ()
     learned = read_trials(config.learn_from)
-    settings = WriterSettings(llm=config.llm, cache=config.llm.cache or cache, examples=learned.examples)
+    settings = orders.WriterSettings(llm=config.llm, cache=config.llm.cache or cache, examples=learned.examples)
     writer = WRITERS[config.writer](settings)
     if captions:
-        return _Job(config, writer, CaptionPlan(captions, config.kinds, seed))
+        return _Job(config, writer, orders.CaptionPlan(captions, config.kinds, seed))
     if not config.is_learning:
-        return _Job(config, writer, KindPlan(config.kinds, config.writer, seed, is_strict=writer.is_endless))
+        return _Job(config, writer, orders.KindPlan(config.kinds, config.writer, seed, is_strict=writer.is_endless))
     assert writer.form_space is not None
     arms = make_arms(writer.form_space, config.kinds, learned.trials, config=config.forms, seed=seed)
-    return _Job(config, writer, FormPlan(FormChooser(arms, config.forms, seed), seed), arms, learned)
+    return _Job(config, writer, orders.FormPlan(FormChooser(arms, config.forms, seed), seed), arms, learned)
 
 
-def _reject_line(answer: Answer) -> str:
+def _reject_line(answer: orders.Answer) -> str:
     order, pair = answer.order, None if answer.pair is None else to_plain(answer.pair)
     row = {"reason": answer.reason, "kind": order.kind, "form": order.form_text, "caption": order.caption}
     row |= {"request": answer.request, "raw": answer.raw, "pair": pair}
@@ -160,7 +148,7 @@ class _Tally:
     def num_pairs(self) -> int:
         return self.kinds.total()
 
-    def count(self, answer: Answer) -> None:
+    def count(self, answer: orders.Answer) -> None:
         if answer.reason:
             self.reasons[answer.reason] += 1
         else:
@@ -168,7 +156,9 @@ class _Tally:
             self.forms[answer.order.form_text] += 1
 
 
-def _write_files(folder: Path, job: _Job, tally: _Tally, limits: TokenLimits) -> Iterator[Progress | WritingStopped]:
+def _write_files(
+    folder: Path, job: _Job, tally: _Tally, limits: TokenLimits
+) -> Iterator[Progress | orders.WritingStopped]:
     """Write pairs and rejects as they come; the files appear at the end, and without any pair that of rejects alone."""
     config, stopped = job.config, None
     every = max(20, config.num_prompts // 500)
@@ -186,7 +176,7 @@ def _write_files(folder: Path, job: _Job, tally: _Tally, limits: TokenLimits) ->
                         if number % every == 0:
                             note = answer.pair.instruction if answer.pair and not answer.reason else answer.reason
                             yield Progress(stage="prompts", done=tally.num_pairs, total=config.num_prompts, note=note)
-                except WritingStopped as error:
+                except orders.WritingStopped as error:
                     stopped = error
             if not tally.num_pairs:
                 raise _NothingKept
@@ -270,7 +260,7 @@ def run_prompts(
     if remark:
         yield Progress(stage="prompts", done=0, total=config.num_prompts, note=remark)
     for step in _write_files(folder, job, tally, limits):
-        if isinstance(step, WritingStopped):
+        if isinstance(step, orders.WritingStopped):
             note = f"stopped with {tally.num_pairs} of {config.num_prompts} pairs: {step}"
             yield Progress(stage="prompts", done=tally.num_pairs, total=config.num_prompts, note=note)
             return

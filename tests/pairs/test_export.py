@@ -11,7 +11,7 @@ from restage.pairs.encoding import encode_pair
 from restage.pairs.exchange import FORMATS
 from restage.pairs.exchange.bring_in import ImportConfig, import_folder
 from restage.pairs.exchange.export import export_pairs
-from restage.pairs.exchange.format import ForeignPair, PairFormat
+from restage.pairs.exchange.foreign import ForeignPair, PairFormat
 from restage.pairs.files import open_files
 from restage.pairs.score import add_left_out
 from restage.pairs.store import read_pairs, read_rows

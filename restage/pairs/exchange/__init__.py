@@ -6,7 +6,7 @@ folder holds and stores it as a run that `restage train` takes.
 
 from __future__ import annotations
 
-from restage.pairs.exchange.format import PairFormat
+from restage.pairs.exchange.foreign import PairFormat
 from restage.pairs.exchange.huggingface import HUGGINGFACE
 from restage.pairs.exchange.image_folder import IMAGE_FOLDER
 from restage.pairs.exchange.instruct_pix2pix import INSTRUCT_PIX2PIX

@@ -13,7 +13,7 @@ from typing import Any
 from restage.pairs.encoding import ImagePair
 from restage.pairs.exchange import FORMATS
 from restage.pairs.exchange.check import MULTIPLE_OF, BadPair, Checker, MaskIs, MaskVotes, refuse_useless, rejected_row
-from restage.pairs.exchange.format import ForeignPair
+from restage.pairs.exchange.foreign import ForeignPair
 from restage.pairs.files import open_files
 from restage.pairs.stage import write_views
 from restage.pairs.store import done_indices, done_shards, write_shard

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from restage.pairs.encoding import ImagePair, make_preview, pixel_sha256, upright_picture
-from restage.pairs.exchange.format import ForeignPair, json_or_none
+from restage.pairs.exchange.foreign import ForeignPair, json_or_none
 from restage.pairs.score import PairScores
 from restage.pairs.store import prompt_columns
 from restage.prompts.store import pair_of_record

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from restage.pairs.exchange import FORMATS
-from restage.pairs.exchange.format import PairFormat, PairSet, open_set
+from restage.pairs.exchange.foreign import PairFormat, PairSet, open_set
 from restage.pairs.files import is_url, open_files
 from restage.pairs.score import PairScores
 from restage.pairs.tasks import read_plan

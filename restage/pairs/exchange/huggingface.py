@@ -15,18 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from restage.pairs.encoding import MAX_FILE_BYTES
-from restage.pairs.exchange.format import (
-    ALIASES,
-    PICTURES,
-    ExportedPair,
-    ForeignPair,
-    PairFormat,
-    PairSet,
-    files_in,
-    find_names,
-    pair_of_row,
-    read_file,
-)
+from restage.pairs.exchange import foreign
 from restage.pairs.score import PairScores
 from restage.pairs.store import open_parquet
 from restage.records import InputError, Progress, canonical_json, write_atomically
@@ -61,7 +50,7 @@ def _schema() -> pa.Schema:
     return pa.schema([*fields, ("record", pa.string())], metadata=metadata)
 
 
-def _row(pair: ExportedPair) -> dict[str, Any]:
+def _row(pair: foreign.ExportedPair) -> dict[str, Any]:
     pictures = {
         column: {"bytes": pair.parts[name], "path": f"{pair.id}.{name}"} for column, name in PICTURE_COLUMNS.items()
     }
@@ -70,7 +59,7 @@ def _row(pair: ExportedPair) -> dict[str, Any]:
     return {**pictures, **texts, **scores, "record": canonical_json(pair.record)}
 
 
-def _groups(pair_set: PairSet) -> list[list[int]]:
+def _groups(pair_set: foreign.PairSet) -> list[list[int]]:
     """Groups the shards that go into one file."""
     groups, size = [[]], 0
     for index, mark in pair_set.marks.items():
@@ -83,7 +72,7 @@ def _groups(pair_set: PairSet) -> list[list[int]]:
     return groups
 
 
-def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
+def _export(pair_set: foreign.PairSet, folder: Path) -> Iterator[Progress]:
     """Write `data/train-<n>-of-<m>.parquet`; a shard's pairs are one row group."""
     groups, schema = _groups(pair_set), _schema()
     done = 0
@@ -102,10 +91,10 @@ def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    return files_in(folder, "**/*.parquet")
+    return foreign.files_in(folder, "**/*.parquet")
 
 
-def _read(folder: Path) -> Iterator[ForeignPair]:
+def _read(folder: Path) -> Iterator[foreign.ForeignPair]:
     """Read the pairs of a folder of parquet files with pictures, in order of their names."""
     paths = _parquet_files(folder)
     if not paths:
@@ -117,23 +106,23 @@ def _read(folder: Path) -> Iterator[ForeignPair]:
             raise InputError(f"{path} is not readable as parquet: {error}") from None
 
 
-def _read_file(path: Path, folder: Path) -> Iterator[ForeignPair]:
+def _read_file(path: Path, folder: Path) -> Iterator[foreign.ForeignPair]:
     file = open_parquet(path, str(path))
     schema = file.schema_arrow
     # A column without any value has no type, and its name alone tells what it would hold.
-    by_name = {alias for part in PICTURES for alias in ALIASES[part]}
+    by_name = {alias for part in foreign.PICTURES for alias in foreign.ALIASES[part]}
     pictures = [
         field.name
         for field in schema
         if _holds_pictures(field.type) or (pa.types.is_null(field.type) and field.name in by_name)
     ]
     texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
-    names = find_names(pictures, texts, str(path))
+    names = foreign.find_names(pictures, texts, str(path))
     number = 0
     for batch in file.iter_batches(batch_size=READ_ROWS):
         for row in batch.to_pylist():
-            found = (_bytes_of(row.get(names.by_part.get(part, "")), folder) for part in PICTURES)
-            yield pair_of_row(f"{path.name}, row {number}", row, names, found)
+            found = (_bytes_of(row.get(names.by_part.get(part, "")), folder) for part in foreign.PICTURES)
+            yield foreign.pair_of_row(f"{path.name}, row {number}", row, names, found)
             number += 1
 
 
@@ -147,11 +136,11 @@ def _bytes_of(value: Any, folder: Path) -> bytes | None:
     """The bytes of a picture, which a column holds as such, in a struct, or in a file that the struct names."""
     if isinstance(value, Mapping):
         content, name = value.get("bytes"), value.get("path")
-        value = content or (read_file(folder, name) if isinstance(name, str) else None)
+        value = content or (foreign.read_file(folder, name) if isinstance(name, str) else None)
     return value if isinstance(value, bytes) and len(value) <= MAX_FILE_BYTES else None
 
 
-HUGGINGFACE = PairFormat(
+HUGGINGFACE = foreign.PairFormat(
     description="Columns: original_image, edited_image, mask_image (pictures), original_prompt, edited_prompt, "
     "edit_prompt (the instruction), kind, id, prompt_id, scores, and record (JSON of everything stored of the pair).",
     read=_read,

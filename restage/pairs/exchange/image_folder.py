@@ -12,16 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from restage.pairs.exchange.format import (
-    PICTURES,
-    ForeignPair,
-    PairFormat,
-    files_in,
-    find_names,
-    json_or_none,
-    pair_of_row,
-    read_file,
-)
+from restage.pairs.exchange import foreign
 from restage.prompts.store import open_lines
 from restage.records import InputError
 from restage.scenes.io.images import IMAGE_SUFFIXES
@@ -35,7 +26,7 @@ NUM_LOOKED_AT = 20
 
 
 def _metadata(folder: Path) -> list[Path]:
-    return sorted(path for name in METADATA for path in files_in(folder, f"**/{name}"))
+    return sorted(path for name in METADATA for path in foreign.files_in(folder, f"**/{name}"))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -47,10 +38,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             raise InputError(f"{path} is not readable as CSV: {error}") from None
         return
     if path.suffix == ".json":
-        found = json_or_none(read_file(path.parent, path.name))
+        found = foreign.json_or_none(foreign.read_file(path.parent, path.name))
         rows: Iterable[Any] = found if isinstance(found, list) else ()
     else:
-        rows = (json_or_none(line) for line in open_lines(path) if line.strip())
+        rows = (foreign.json_or_none(line) for line in open_lines(path) if line.strip())
     for row in rows:
         yield row if isinstance(row, dict) else {}
 
@@ -72,17 +63,19 @@ def _read_picture(folder: Path, place: Path, name: Any) -> bytes | None:
         return None
     below = (f"{place.relative_to(folder).as_posix()}/{name}", name)
     magic_brush = f"{place.relative_to(folder).as_posix()}/images/{name.partition('-')[0]}/{name}"
-    return next((found for path in (*below, magic_brush) if (found := read_file(folder, path)) is not None), None)
+    return next(
+        (found for path in (*below, magic_brush) if (found := foreign.read_file(folder, path)) is not None), None
+    )
 
 
 def _captions(path: Path) -> Mapping[str, str]:
     """Captions by the name of the picture, which MagicBrush gives in a file of their own."""
-    found = json_or_none(read_file(path.parent, "global_descriptions.json"))
+    found = foreign.json_or_none(foreign.read_file(path.parent, "global_descriptions.json"))
     groups = found.values() if isinstance(found, dict) else ()
     return {name: text for group in groups if isinstance(group, dict) for name, text in group.items()}
 
 
-def _read(folder: Path) -> Iterator[ForeignPair]:
+def _read(folder: Path) -> Iterator[foreign.ForeignPair]:
     """Read the pairs that the metadata files of a folder name, in their order."""
     paths = _metadata(folder)
     if not paths:
@@ -93,17 +86,19 @@ def _read(folder: Path) -> Iterator[ForeignPair]:
         columns = dict.fromkeys(itertools.chain(*first))
         pictures = {_part_name(name): name for name in columns if any(_is_picture(row.get(name)) for row in first)}
         texts = [name for name in columns if any(isinstance(row.get(name), str) for row in first)]
-        names = find_names(pictures, [name for name in texts if name not in pictures.values()], str(path))
+        names = foreign.find_names(pictures, [name for name in texts if name not in pictures.values()], str(path))
         captions = _captions(path)
         for number, row in enumerate(itertools.chain(first, rows), start=1):
-            files = [row.get(pictures.get(names.by_part.get(part, ""), "")) for part in PICTURES]
+            files = [row.get(pictures.get(names.by_part.get(part, ""), "")) for part in foreign.PICTURES]
             found = (_read_picture(folder, path.parent, name) for name in files)
             given = zip(("source_caption", "target_caption"), (captions.get(str(name)) for name in files), strict=False)
             texts = {part: text for part, text in given if isinstance(text, str)}
-            yield pair_of_row(f"{path.relative_to(folder).as_posix()}, row {number}", row, names, found, **texts)
+            yield foreign.pair_of_row(
+                f"{path.relative_to(folder).as_posix()}, row {number}", row, names, found, **texts
+            )
 
 
-IMAGE_FOLDER = PairFormat(
+IMAGE_FOLDER = foreign.PairFormat(
     description="Pictures as files, and a row for each pair in metadata.jsonl.",
     read=_read,
     is_in=lambda folder: bool(_metadata(folder)),

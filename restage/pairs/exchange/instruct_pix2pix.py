@@ -15,15 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from restage.pairs.encoding import load_picture
-from restage.pairs.exchange.format import (
-    ExportedPair,
-    ForeignPair,
-    PairFormat,
-    PairSet,
-    json_or_none,
-    read_file,
-    texts_of,
-)
+from restage.pairs.exchange import foreign
 from restage.prompts.store import MAX_LINE
 from restage.records import InputError, Progress, write_atomically
 
@@ -49,19 +41,19 @@ def _write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _metadata(pair: ExportedPair) -> dict[str, Any]:
+def _metadata(pair: foreign.ExportedPair) -> dict[str, Any]:
     row = pair.row
     scores = {theirs: row.get(ours) for theirs, ours in SCORES.items()}
     return {"seed": _seed(pair), "p2p_threshold": row.get("self_share"), **scores, "pair": pair.id}
 
 
-def _seed(pair: ExportedPair) -> int:
+def _seed(pair: foreign.ExportedPair) -> int:
     """Return the seed of the noise, which names the pictures; for a foreign pair without a seed, a part of its id."""
     seed = pair.row.get("seed")
     return int(seed) if seed is not None else int(pair.id[-8:], 16)
 
 
-def _write_folder(folder: Path, pairs: Sequence[ExportedPair]) -> list[str]:
+def _write_folder(folder: Path, pairs: Sequence[foreign.ExportedPair]) -> list[str]:
     """Write the pairs of a prompt; `prompt.json` is written last, so that a folder that has it is whole."""
     seeds = [str(_seed(pair)) for pair in pairs]
     if not (folder / "prompt.json").exists():
@@ -77,11 +69,11 @@ def _write_folder(folder: Path, pairs: Sequence[ExportedPair]) -> list[str]:
     return seeds
 
 
-def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
+def _export(pair_set: foreign.PairSet, folder: Path) -> Iterator[Progress]:
     """Write the layout; samples of one prompt pair that follow each other share a folder."""
     done = 0
 
-    def pairs() -> Iterator[ExportedPair]:
+    def pairs() -> Iterator[foreign.ExportedPair]:
         nonlocal done
         for index in pair_set.marks:
             yield from pair_set.pairs(index)
@@ -97,9 +89,9 @@ def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
 
 def _folders(folder: Path) -> list[tuple[str, list[str]]]:
     """Return the folders with their seeds, from `seeds.json` or from what lies there."""
-    if (content := read_file(folder, "seeds.json")) is not None:
+    if (content := foreign.read_file(folder, "seeds.json")) is not None:
         try:
-            return [(str(name), [str(seed) for seed in seeds]) for name, seeds in json_or_none(content)]
+            return [(str(name), [str(seed) for seed in seeds]) for name, seeds in foreign.json_or_none(content)]
         except (TypeError, ValueError):
             raise InputError(f"{folder / 'seeds.json'} must be a list of [folder, [seeds]]") from None
     found = [(path, sorted(path.glob("*_0.jpg"))) for path in sorted(folder.iterdir()) if path.is_dir()]
@@ -110,46 +102,46 @@ def _scores_of(content: bytes | None) -> dict[str, Mapping[str, Any]]:
     """Read the scores of `metadata.jsonl` by seed, under our names."""
     rows = {}
     lines = (line for line in (content or b"").splitlines() if len(line) <= MAX_LINE)
-    for found in map(json_or_none, lines):
+    for found in map(foreign.json_or_none, lines):
         if isinstance(found, dict) and "seed" in found:
             rows[str(found["seed"])] = {SCORES.get(name, name): value for name, value in found.items()}
     return rows
 
 
 def _texts(content: bytes | None) -> dict[str, str]:
-    prompt = json_or_none(content)
+    prompt = foreign.json_or_none(content)
     names = {
         "source_caption": "input" if isinstance(prompt, dict) and "input" in prompt else "caption",
         "target_caption": "output",
         "instruction": "edit",
         "kind": "kind",
     }
-    return texts_of(prompt, names) if isinstance(prompt, dict) else {}
+    return foreign.texts_of(prompt, names) if isinstance(prompt, dict) else {}
 
 
-def _read_pairs(folder: Path) -> Iterator[ForeignPair]:
+def _read_pairs(folder: Path) -> Iterator[foreign.ForeignPair]:
     """Read the pairs of such a folder, in the order of `seeds.json`."""
     folders = _folders(folder)
     if not folders:
         raise InputError(f"{folder} holds no seeds.json and no folder with <seed>_0.jpg")
-    if "instruction" not in _texts(read_file(folder, f"{folders[0][0]}/prompt.json")):
+    if "instruction" not in _texts(foreign.read_file(folder, f"{folders[0][0]}/prompt.json")):
         raise InputError(f"{folder / folders[0][0] / 'prompt.json'} has no instruction; expected a text under 'edit'")
     for name, seeds in folders:
-        texts = _texts(read_file(folder, f"{name}/prompt.json"))
-        scores = _scores_of(read_file(folder, f"{name}/metadata.jsonl"))
+        texts = _texts(foreign.read_file(folder, f"{name}/prompt.json"))
+        scores = _scores_of(foreign.read_file(folder, f"{name}/metadata.jsonl"))
         for seed in seeds:
-            yield ForeignPair(
+            yield foreign.ForeignPair(
                 where=f"{name}/{seed}",
-                source=read_file(folder, f"{name}/{seed}_0.jpg"),
-                edited=read_file(folder, f"{name}/{seed}_1.jpg"),
-                mask=read_file(folder, f"{name}/{seed}_mask.png"),
+                source=foreign.read_file(folder, f"{name}/{seed}_0.jpg"),
+                edited=foreign.read_file(folder, f"{name}/{seed}_1.jpg"),
+                mask=foreign.read_file(folder, f"{name}/{seed}_mask.png"),
                 texts=texts,
                 row={"seed": seed, **scores.get(seed, {})},
                 mask_is="white",  # only our own exports have masks in this layout
             )
 
 
-INSTRUCT_PIX2PIX = PairFormat(
+INSTRUCT_PIX2PIX = foreign.PairFormat(
     description="Layout of InstructPix2Pix: a folder for each prompt pair, JPEG pictures (quality 100, not "
     "lossless), masks beside them as PNG.",
     read=_read_pairs,

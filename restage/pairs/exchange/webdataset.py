@@ -16,19 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from restage.pairs.encoding import MAX_FILE_BYTES, EncodedPair, check_member, write_tar
-from restage.pairs.exchange.format import (
-    ALIASES,
-    NEEDED,
-    PICTURES,
-    TEXTS,
-    ForeignPair,
-    PairFormat,
-    PairSet,
-    files_in,
-    find_names,
-    json_or_none,
-    pair_of_row,
-)
+from restage.pairs.exchange import foreign
 from restage.pairs.store import MAX_RATIO, shard_name
 from restage.records import InputError, Progress, write_atomically, write_json
 
@@ -36,15 +24,15 @@ __all__ = ["WEBDATASET"]
 
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "avif")
 ENDINGS = (
-    *(f"{name}.{suffix}" for part in PICTURES for name in ALIASES[part] for suffix in PICTURE_SUFFIXES),
-    *(f"{name}.txt" for part in TEXTS for name in ALIASES[part]),
+    *(f"{name}.{suffix}" for part in foreign.PICTURES for name in foreign.ALIASES[part] for suffix in PICTURE_SUFFIXES),
+    *(f"{name}.txt" for part in foreign.TEXTS for name in foreign.ALIASES[part]),
     *("json", "txt"),
 )
 """Known endings of a sample's files; what stands before one is the key, dots and all."""
 TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)$")
 
 
-def _export(pair_set: PairSet, folder: Path) -> Iterator[Progress]:
+def _export(pair_set: foreign.PairSet, folder: Path) -> Iterator[Progress]:
     """Write `shard-<n>.tar`, then `index.json` (the form of WebDataset's `wids`: url, nsamples, and our SHA-256)."""
     shards = []
     for number, index in enumerate(pair_set.marks, start=1):
@@ -125,36 +113,36 @@ def _split(name: str) -> tuple[str, str]:
     return f"{place}/{stem}".lstrip("/"), ending.lower()
 
 
-def _read(folder: Path) -> Iterator[ForeignPair]:
+def _read(folder: Path) -> Iterator[foreign.ForeignPair]:
     """Read the pairs of all tars of a folder, in order of their names.
 
-    A sample holds pictures such as `source.png` and `edited.jpg` (see `format.ALIASES`), and its texts in `json`,
+    A sample holds pictures such as `source.png` and `edited.jpg` (see `foreign.ALIASES`), and its texts in `json`,
     alone or under `prompt`, or in files such as `edit.txt`.
     """
     paths = _tars(folder)
     if not paths:
         raise InputError(f"{folder} holds no tar; expected shards of WebDataset")
-    needed = NEEDED
+    needed = foreign.NEEDED
     for path in paths:
         try:
             for key, parts in _samples(path):
                 where, row = f"{path.name}, {key}", _row(parts)
                 pictures = {n.rpartition(".")[0]: n for n in parts if n.rpartition(".")[2] in PICTURE_SUFFIXES}
                 texts = [name for name, value in row.items() if isinstance(value, str)]
-                names, needed = find_names(pictures, texts, where, needed=needed), ()
-                found = (parts.get(pictures.get(names.by_part.get(part, ""), "")) for part in PICTURES)
-                yield pair_of_row(where, row, names, found)
+                names, needed = foreign.find_names(pictures, texts, where, needed=needed), ()
+                found = (parts.get(pictures.get(names.by_part.get(part, ""), "")) for part in foreign.PICTURES)
+                yield foreign.pair_of_row(where, row, names, found)
         except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, MemoryError, OverflowError) as error:
             raise InputError(f"{path} is not readable as a tar: {error}") from None
 
 
 def _tars(folder: Path) -> list[Path]:
-    return [path for path in files_in(folder, "*") if TAR.search(path.name.lower())]
+    return [path for path in foreign.files_in(folder, "*") if TAR.search(path.name.lower())]
 
 
 def _row(parts: Mapping[str, bytes]) -> dict[str, Any]:
     """Return what a sample says of itself; a record of ours is brought into the form of others."""
-    record = json_or_none(parts.get("json"))
+    record = foreign.json_or_none(parts.get("json"))
     record = record if isinstance(record, dict) else {}
     texts = {ending.removesuffix(".txt"): content for ending, content in parts.items() if ending.endswith("txt")}
     record |= {name: content.decode("utf-8-sig", "replace") for name, content in texts.items() if name not in record}
@@ -169,7 +157,7 @@ def _row(parts: Mapping[str, bytes]) -> dict[str, Any]:
     return {**found, "record": parts["json"].decode("utf-8", "replace")}
 
 
-WEBDATASET = PairFormat(
+WEBDATASET = foreign.PairFormat(
     description="Samples: source.png, edited.png, mask.png (white: what may change), json (prompt, facts, scores).",
     read=_read,
     is_in=lambda folder: bool(_tars(folder)),
