@@ -24,13 +24,13 @@ from torch.nn import functional
 
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
-from restage.pairs.encoding import to_uint8
 from restage.pairs.generate import PairJob, generate_pairs
 from restage.pairs.score import ImageTextModel
 from restage.prompts.grammar import sample_grammar_edit
 from restage.recipes import PAIRS
 from restage.records import PromptPair, derive_seed
 from restage.run.models import models_in
+from restage.scenes.io.images import to_uint8
 from restage.world.capture import sample_camera
 from restage.world.grammar import COLORS, KINDS, SIZES, Description, Edit, prompt_pair_of
 from restage.world.render import render_view

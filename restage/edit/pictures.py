@@ -8,11 +8,10 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from restage.records import InputError, write_atomically
-from restage.scenes.io.images import UNREADABLE, open_picture
+from restage.scenes.io.images import UNREADABLE, open_picture, to_uint8, write_png
 
 __all__ = ["quantize", "read_image", "read_mask", "write_image", "write_mask", "write_video"]
 
@@ -42,29 +41,19 @@ def _open(path: Path, mode: str) -> np.ndarray:
         raise InputError(f"{path} is not readable as a picture: {error}") from None
 
 
-def _to_uint8(image: Float[Tensor, "*batch h w"]) -> np.ndarray:
-    return (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-
-
 def write_image(path: Path, image: Float[Tensor, "3 h w"]) -> None:
     """Write RGB in [0, 1] as PNG, atomically."""
-    _write_png(path, _to_uint8(image).transpose(1, 2, 0))
+    write_png(path, image.permute(1, 2, 0))
 
 
 def write_mask(path: Path, mask: Float[Tensor, "h w"]) -> None:
     """Write values in [0, 1] as a gray PNG, atomically."""
-    _write_png(path, _to_uint8(mask))
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    with write_atomically(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")
+    write_png(path, mask)
 
 
 def write_video(path: Path, frames: Float[Tensor, "n 3 h w"]) -> None:
     """Write RGB frames in [0, 1] as an H.264 clip that browsers play, atomically; odd sizes lose their last line."""
     height, width = (side - side % 2 for side in frames.shape[2:])
-    pixels = np.ascontiguousarray(_to_uint8(frames[:, :, :height, :width]).transpose(0, 2, 3, 1))
     with write_atomically(path) as temporary:
         writer = imageio_ffmpeg.write_frames(
             str(temporary),
@@ -77,6 +66,6 @@ def write_video(path: Path, frames: Float[Tensor, "n 3 h w"]) -> None:
             output_params=["-threads", "1", "-movflags", "+faststart"],
         )
         writer.send(None)
-        for frame in pixels:
-            writer.send(frame)
+        for frame in frames[:, :, :height, :width]:
+            writer.send(to_uint8(frame))
         writer.close()

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from restage.records import InputError, PromptPair, canonical_json, check_is_no_pipe, parse_json, write_atomically
-from restage.scenes.io.images import UNREADABLE, open_picture
+from restage.scenes.io.images import UNREADABLE, open_picture, to_uint8
 
 __all__ = ["EncodedPair", "ImagePair", "PairRecord", "decode_pair", "encode_pair", "make_preview", "read_tar"]
 
@@ -119,11 +119,6 @@ def _png(array: np.ndarray, mode: str | None = None) -> bytes:
     # Dithering would turn a gray level into a pattern of dots, which a mask must not have.
     (image.convert(mode, dither=Image.Dither.NONE) if mode else image).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def to_uint8(image: Float[Tensor, "3 height width"]) -> np.ndarray:
-    """Round a picture in [0, 1] to bytes, (height, width, 3)."""
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def pixel_sha256(

@@ -13,17 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from restage.records import Score, from_plain
-from restage.report.pictures import (
-    AssetFolder,
-    change_map,
-    colour_map,
-    first_frame,
-    mask_overlay,
-    read_mask,
-    read_picture,
-)
+from restage.report.pictures import AssetFolder, colour_map, first_frame, read_mask, read_picture
 from restage.report.read import EditEntry, ReportConfig, ResultEntry, RunContents
 from restage.report.trace import trace_results
+from restage.scores.overlays import change_map, mask_overlay
 from restage.scores.statistics import Estimate, clustered_estimate
 from restage.scores.tables import anchor_note, estimates_of
 
@@ -229,7 +222,7 @@ class _Pictures:
             should_change = read_mask(mask_path, max_px=self.max_px) if mask_path else None
             if should_change is not None and should_change.shape != change.shape:
                 should_change = None
-            made["mask"] = mask_overlay(before, change > CHANGED, should_change=should_change)
+            made["mask"] = mask_overlay(before, change > CHANGED, should_change)
         if truth is not None:
             made["error"] = colour_map(change_map(after, truth))
         return {kind: self.assets.add_picture(picture, f"{label}-{kind}") for kind, picture in made.items()}

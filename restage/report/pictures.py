@@ -1,4 +1,4 @@
-"""Pictures of a report: the page's assets (small copies, change maps, mask overlays), and labelled grids.
+"""Pictures of a report: the page's assets (small copies, maps of changes), and labelled grids.
 
 Assets are named by their content, so writing a report twice gives the same files, and none is ever half-new.
 """
@@ -19,16 +19,12 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from restage.records import InputError, write_atomically
 
-__all__ = ["AssetFolder", "change_map", "colour_map", "compose_grid", "first_frame", "load_images", "mask_overlay"]
-__all__ += ["read_mask", "read_picture"]
+__all__ = ["AssetFolder", "colour_map", "compose_grid", "first_frame", "load_images", "read_mask", "read_picture"]
 
 MAGMA_HEX = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
 """Nine even steps of the `magma` colour map (van der Walt and Smith, CC0), the same as in the page's legend."""
 
 MAGMA_UINT8 = np.array([tuple(bytes.fromhex(colour)) for colour in MAGMA_HEX.split()], dtype=np.uint8)
-
-FOUND_RGB, SPILLED_RGB, MISSED_RGB = (38, 166, 142), (240, 138, 36), (122, 92, 214)
-"""Colours of a mask overlay: changed as it should, changed though it should not, unchanged though it should."""
 
 LOSSLESS_PX = 256
 
@@ -65,13 +61,6 @@ def _open(path: Path, mode: str, max_px: int | None) -> Image.Image:
     return image
 
 
-def change_map(
-    first_uint8: UInt8[np.ndarray, "height width 3"], second_uint8: UInt8[np.ndarray, "height width 3"]
-) -> Float[np.ndarray, "height width"]:
-    """Absolute difference of two pictures, mean over channels, in [0, 1]."""
-    return np.abs(first_uint8.astype(np.float32) - second_uint8.astype(np.float32)).mean(axis=-1) / 255
-
-
 def colour_map(values: Float[np.ndarray, "height width"], *, top: float = 0.5) -> UInt8[np.ndarray, "height width 3"]:
     """Colour values in [0, top] from black to bright; values above are as bright as `top`."""
     position = np.clip(values / top, 0, 1) * (len(MAGMA_UINT8) - 1)
@@ -79,27 +68,6 @@ def colour_map(values: Float[np.ndarray, "height width"], *, top: float = 0.5) -
     share = (position - lower)[..., None]
     mixed = MAGMA_UINT8[lower] * (1 - share) + MAGMA_UINT8[lower + 1] * share
     return np.round(mixed).astype(np.uint8)
-
-
-def mask_overlay(
-    picture_uint8: UInt8[np.ndarray, "height width 3"],
-    changed: Bool[np.ndarray, "height width"],
-    *,
-    should_change: Bool[np.ndarray, "height width"] | None,
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Lay over a pale grey picture what changed: found, spilled and missed against the truth, or just changed."""
-    grey = picture_uint8.astype(np.float32).mean(axis=-1, keepdims=True)
-    canvas = np.repeat(40 + grey * 0.75, 3, axis=-1)
-    regions = [(changed, FOUND_RGB)]
-    if should_change is not None:
-        regions = [
-            (changed & should_change, FOUND_RGB),
-            (changed & ~should_change, SPILLED_RGB),
-            (~changed & should_change, MISSED_RGB),
-        ]
-    for region, colour in regions:
-        canvas[region] = 0.3 * canvas[region] + 0.7 * np.array(colour, np.float32)
-    return np.round(np.clip(canvas, 0, 255)).astype(np.uint8)
 
 
 class AssetFolder:

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, UInt8
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation, RotationSpline
-from torch import Tensor
 
 from restage.compare.metrics import CHANGE_THRESHOLD
 from restage.edit.pictures import FRAMES_PER_SECOND, read_image, read_mask, write_video
@@ -23,15 +22,15 @@ from restage.run.layout import TRUTH
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
+from restage.scenes.io.images import to_uint8
 from restage.scenes.splats import SH_C0, Splats, rotation_matrices
+from restage.scores.overlays import change_map, mask_overlay
 from restage.view.session import ViewScene
 
 __all__ = ["FRAMES_PER_SECOND", "MAX_FRAMES", "PATHS", "SplatArrays", "camera_at", "letterbox", "nearest_view"]
 __all__ += ["path_cameras", "render_clip", "render_difference", "render_mask", "splat_arrays", "standing_at"]
-__all__ += ["to_uint8", "vertical_fov_rad", "view_camera", "view_picture"]
+__all__ += ["vertical_fov_rad", "view_camera", "view_picture"]
 
-FOUND_RGB, SPILLED_RGB, MISSED_RGB = (38, 166, 142), (240, 138, 36), (122, 92, 214)
-"""Colors of a mask: changed as it should, changed though it should not, unchanged though it should."""
 BRIGHTEST_CHANGE = 0.5
 
 Picture = UInt8[np.ndarray, "height width 3"]
@@ -55,11 +54,6 @@ def splat_arrays(splats: Splats) -> SplatArrays:
         (0.5 + SH_C0 * splats.sh.detach()[:, 0]).clamp(0, 1).numpy(),
         splats.opacity_logits.detach().sigmoid()[:, None].numpy(),
     )
-
-
-def to_uint8(image: Float[Tensor, "3 h w"]) -> Picture:
-    """RGB in [0, 1] to bytes, channels last."""
-    return np.ascontiguousarray((image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def camera_at(
@@ -129,7 +123,7 @@ def render_difference(before: Splats, edited: Splats, camera: Cameras) -> Pictur
     """How much each pixel changes, from black (not at all) to bright (by half of the range or more)."""
     import matplotlib  # takes half a second, which only this layer should cost
 
-    change = _change(*_render_both(before, edited, camera))
+    change = change_map(*_render_both(before, edited, camera))
     return np.asarray(matplotlib.colormaps["magma"](change / BRIGHTEST_CHANGE, bytes=True)[..., :3])
 
 
@@ -144,23 +138,7 @@ def render_mask(scene: ViewScene, edited: Splats, camera: Cameras, *, case: str 
         index = standing_at(scene.capture.cameras, camera)
         if index is not None and (camera.width, camera.height) == scene.capture.images.shape[:1:-1]:
             should_change = (read_mask(_truth_path(scene, case, "masks", index)) > 0.5).numpy()
-    return _overlay(before_uint8, _change(before_uint8, edited_uint8) > CHANGE_THRESHOLD, should_change)
-
-
-def _change(first_uint8: np.ndarray, second_uint8: np.ndarray) -> np.ndarray:
-    """Absolute difference of two pictures, mean over channels, in [0, 1]."""
-    return np.abs(first_uint8.astype(np.float32) - second_uint8.astype(np.float32)).mean(axis=-1) / 255
-
-
-def _overlay(picture_uint8: np.ndarray, changed: np.ndarray, should_change: np.ndarray | None) -> np.ndarray:
-    """A pale grey picture with what changed in color; where truth is known, whether it should."""
-    grey = picture_uint8.astype(np.float32).mean(axis=-1, keepdims=True)
-    canvas = np.repeat(40 + 0.75 * grey, 3, axis=-1)
-    expected = changed if should_change is None else should_change
-    regions = ((changed & expected, FOUND_RGB), (changed & ~expected, SPILLED_RGB), (~changed & expected, MISSED_RGB))
-    for region, color in regions:
-        canvas[region] = 0.3 * canvas[region] + 0.7 * np.array(color, np.float32)
-    return np.round(canvas).astype(np.uint8)
+    return mask_overlay(before_uint8, change_map(before_uint8, edited_uint8) > CHANGE_THRESHOLD, should_change)
 
 
 def _render_both(before: Splats, edited: Splats, camera: Cameras) -> tuple[Picture, Picture]:

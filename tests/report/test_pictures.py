@@ -5,16 +5,8 @@ import pytest
 from PIL import Image
 
 from restage.records import InputError
-from restage.report.pictures import (
-    FOUND_RGB,
-    MISSED_RGB,
-    SPILLED_RGB,
-    AssetFolder,
-    change_map,
-    colour_map,
-    mask_overlay,
-    read_picture,
-)
+from restage.report.pictures import AssetFolder, colour_map, read_picture
+from restage.scores.overlays import FOUND_RGB, MISSED_RGB, SPILLED_RGB, change_map, mask_overlay
 
 
 def flat(value, side=4):
@@ -37,7 +29,7 @@ def test_colour_map_rises_from_black_and_stops_at_its_top():
 def test_overlay_tells_found_spilled_and_missed_apart():
     changed = np.array([[True, True], [False, False]])
     should = np.array([[True, False], [True, False]])
-    overlay = mask_overlay(flat(128, 2), changed, should_change=should).astype(int)
+    overlay = mask_overlay(flat(128, 2), changed, should).astype(int)
     plain = overlay[1, 1]
     for position, colour in (((0, 0), FOUND_RGB), ((0, 1), SPILLED_RGB), ((1, 0), MISSED_RGB)):
         assert overlay[position] == pytest.approx(0.3 * plain + 0.7 * np.array(colour), abs=1)
@@ -45,7 +37,7 @@ def test_overlay_tells_found_spilled_and_missed_apart():
 
 def test_overlay_without_truth_only_says_changed():
     changed = np.array([[True, False]])
-    overlay = mask_overlay(np.full((1, 2, 3), 128, np.uint8), changed, should_change=None)
+    overlay = mask_overlay(np.full((1, 2, 3), 128, np.uint8), changed, None)
     assert (overlay[0, 0] != overlay[0, 1]).any()
     assert len(set(overlay[0, 1].tolist())) == 1
 

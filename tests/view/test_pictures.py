@@ -9,9 +9,10 @@ from scipy.spatial.transform import Rotation
 from restage.edit.methods import Idu, Restage
 from restage.records import InputError
 from restage.scenes.fit import render_views
+from restage.scenes.io.images import to_uint8
+from restage.scores.overlays import FOUND_RGB
 from restage.view.controls import field_hints, parse_numbers
 from restage.view.pictures import (
-    FOUND_RGB,
     camera_at,
     letterbox,
     nearest_view,
@@ -21,7 +22,6 @@ from restage.view.pictures import (
     render_mask,
     splat_arrays,
     standing_at,
-    to_uint8,
     vertical_fov_rad,
     view_camera,
     view_picture,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image
 from torch import Tensor
 
@@ -23,8 +23,8 @@ from restage.records import InputError, MissingExtra, write_atomically
 from restage.scenes.cameras import MAX_SIDE
 
 __all__ = ["IMAGE_SUFFIXES", "Orientation", "PictureHead", "RASTER_FORMATS", "list_images", "open_picture"]
-__all__ += ["orientation_of", "path_inside", "read_head", "read_image", "read_mask", "turn_camera"]
-__all__ += ["turn_intrinsics", "unexif", "write_png"]
+__all__ += ["orientation_of", "path_inside", "read_head", "read_image", "read_mask", "to_uint8"]
+__all__ += ["turn_camera", "turn_intrinsics", "unexif", "write_png"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif")
 RASTER_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "AVIF")
@@ -125,10 +125,16 @@ def read_image(path: Path) -> Float[np.ndarray, "h w 3"]:
             raise InputError(f"{path} is not readable as an image: {error}") from None
 
 
+def to_uint8(image: Float[Tensor, "channels h w"]) -> UInt8[np.ndarray, "h w channels"]:
+    """Round values in [0, 1] to bytes, channels last."""
+    pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+
+
 def write_png(path: Path, pixels: Float[Tensor, "h w *channels"]) -> None:
     """Write values in [0, 1] as PNG, atomically."""
     with write_atomically(path) as temporary:
-        array = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        array = (pixels.detach().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
         Image.fromarray(np.ascontiguousarray(array)).save(temporary)
 
 
