@@ -18,8 +18,8 @@ from restage.scores.rows import read_scores
 from restage.scores.statistics import clustered_estimate
 from restage.scores.tables import markdown_table, method_table
 
-__all__ = ["Changed", "RunDifference", "ScoreGap", "compare_runs", "describe_difference", "describe_run"]
-__all__ += ["difference_to_plain", "find_runs", "list_runs"]
+__all__ = ["Changed", "RunDifference", "ScoreGap", "changed_values", "compare_runs", "describe_difference"]
+__all__ += ["describe_run", "difference_to_plain", "find_runs", "list_runs"]
 
 MAX_EDIT_LINES = 24
 """Edits that are listed one by one."""
@@ -169,10 +169,10 @@ class RunDifference:
 def compare_runs(first: Path, second: Path) -> RunDifference:
     """Compare two runs."""
     facts = [_facts(run) for run in (first, second)]
-    named = {name: _changed(facts[0][name], facts[1][name]) for name in facts[0]}
+    named = {name: changed_values(facts[0][name], facts[1][name]) for name in facts[0]}
     scores = [_scores(run) for run in (first, second)]
     counts = [_result_counts(rows) for rows in scores]
-    only_in_one = _changed(counts[0], counts[1])
+    only_in_one = changed_values(counts[0], counts[1])
     return RunDifference(first=first, second=second, **named, scores=tuple(_gaps(*scores)), only_in_one=only_in_one)
 
 
@@ -202,7 +202,8 @@ def _weights(run: Path, marks: Mapping[str, StageMark]) -> dict[str, str]:
     return found | ({"edit model of the results": ", ".join(sorted(used))} if used else {})
 
 
-def _changed(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[Changed, ...]:
+def changed_values(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[Changed, ...]:
+    """Return the named values that are not the same in both; one that is missing says so."""
     pairs = [(name, first.get(name, ABSENT), second.get(name, ABSENT)) for name in dict.fromkeys([*first, *second])]
     return tuple(Changed(name, one, other) for name, one, other in pairs if one != other)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from restage.pairs.score import ImageTextModel
 from restage.records import InputError, content_id, file_sha256
 from restage.run.models import models_in
 
-__all__ = ["CompareConfig", "Dino", "ImageModel", "Judges", "Lpips", "TextModel", "alexnet_features", "load_dino"]
+__all__ = ["CompareConfig", "Dino", "ImageModel", "Judges", "Lpips", "alexnet_features", "load_dino"]
 __all__ += ["load_lpips", "open_judges"]
 
 MEASURES_VERSION = 1
@@ -58,20 +58,11 @@ class ImageModel(Protocol):
         ...
 
 
-@runtime_checkable
-class TextModel(ImageModel, Protocol):
-    """Embeds pictures and texts in one space."""
-
-    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
-        """Embed texts as unit vectors."""
-        ...
-
-
 @dataclass(frozen=True)
 class Judges:
     """The models that judge; None where there is none."""
 
-    clip: TextModel | None = None
+    clip: ImageTextModel | None = None
     dino: ImageModel | None = None
     lpips: Lpips | None = None
     id: str = ""
@@ -112,7 +103,6 @@ def load_dino(folder: Path) -> Dino:
 
 def open_judges(config: CompareConfig) -> Judges:
     """Load the models that a config names; what it does not name is missing, with the reason."""
-    from restage.compare.judges import load_lpips
     from restage.diffusion.clip import load_clip
 
     clip_folder = config.clip or models_in().clip

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.audit.show import compare_runs
-from restage.diagnose.parts import RunParts, flatten, noise_settings, other_settings, read_settings
+from restage.audit.show import changed_values, compare_runs
+from restage.diagnose.parts import RunParts, noise_settings, other_settings, read_settings
 from restage.edit.stage import load_scene, read_case
 from restage.records import InputError, file_sha256, read_json, to_plain
 from restage.run.layout import FIT_RECORD, SPLATS
-from restage.run.reading import FitRecord
+from restage.run.reading import FitRecord, flat_items
 from restage.scenes.fit import FitConfig
 from restage.scenes.stage import capture_sha256
 from restage.world.grammar import Description
@@ -137,9 +137,6 @@ def _in_turn(cases: list[Case]) -> list[Case]:
     return [group[turn] for turn in range(longest) for group in turned if turn < len(group)]
 
 
-MISSING = "(not there)"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """One value that is not the same in both runs."""
@@ -217,7 +214,5 @@ def _pair_facts(run: RunParts, other: RunParts) -> dict[str, Any]:
 
 
 def _compare(where: str, a: Any, b: Any) -> list[Difference]:
-    flat = [dict(flatten(where, value)) for value in (a, b)]
-    names = list(dict.fromkeys([*flat[0], *flat[1]]))
-    values = [(name, *(one.get(name, MISSING) for one in flat)) for name in names]
-    return [Difference(where=name, a=first, b=second) for name, first, second in values if first != second]
+    found = changed_values(*(dict(flat_items(value, where)) for value in (a, b)))
+    return [Difference(where=one.where, a=one.first, b=one.second) for one in found]

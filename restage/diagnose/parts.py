@@ -6,7 +6,7 @@ and captions from different runs, and an edit model trained on it shows which of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +23,12 @@ from restage.pairs.store import done_indices, iter_rows, read_pairs
 from restage.records import InputError, canonical_json, derive_seed, from_plain, read_json, to_plain
 from restage.run.layout import STAGE_MARK, check_is_run
 from restage.run.models import edit_model_of
-from restage.run.reading import RunRecord, StageMark, read_run_record
+from restage.run.reading import RunRecord, StageMark, flat_items, read_run_record
 from restage.train.examples import ExactPair
 from restage.train.stage import TrainConfig
 
 __all__ = ["EDIT_MODEL_PARTS", "LABELS", "MixedPairs", "PairPool", "RunParts", "differing_parts", "differing_training"]
-__all__ += ["flatten", "mix_pairs", "noise_settings", "other_settings", "read_settings"]
+__all__ += ["mix_pairs", "noise_settings", "other_settings", "read_settings"]
 
 
 class MixedPairs(NamedTuple):
@@ -223,19 +223,10 @@ class RunParts:
 def read_settings(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
     """Turn JSON values of a record into settings; missing fields take their defaults, unknown ones are refused."""
     found = from_plain(plain, kind, where=kind.__name__)
-    unknown = sorted(dict(flatten("", plain)).keys() - dict(flatten("", to_plain(found))).keys())
+    unknown = sorted(dict(flat_items(plain)).keys() - dict(flat_items(to_plain(found))).keys())
     if unknown:
         raise InputError(f"{kind.__name__} has no {', '.join(unknown)}; was this run made with another version?")
     return found
-
-
-def flatten(where: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield the values in nested mappings as texts, each with its dotted path; None is passed over."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from flatten(f"{where}.{name}" if where else str(name), item)
-    elif value is not None:
-        yield where, value if isinstance(value, str) else canonical_json(value)
 
 
 def noise_settings(settings: Method) -> dict[str, Any]:

@@ -6,8 +6,7 @@ import torch
 
 from restage.diffusion.attention import attention_layers
 from restage.edit.editors import EditorSource, ViewBatch, open_editor
-from restage.edit.editors.edit_model import ModelEditor
-from restage.edit.joint_attention import best_matches, share_attention
+from restage.edit.editors.edit_model import ModelEditor, best_matches, share_attention
 from restage.edit.sharing import ViewSharing, fundamental_matrix, near_epipolar_lines
 from restage.records import EditRequest, InputError
 from restage.run.models import models_in
