@@ -18,8 +18,8 @@ from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
 from restage.pairs.verify.repair import describe_repair, describe_result, repair_pairs, result_to_plain, write_sheets
 from restage.records import InputError, Progress
 from restage.run.findings import FileFinding
+from restage.run.folder import hold_stages
 from restage.run.layout import RUN_RECORD
-from restage.run.locks import hold_stages
 from restage.run.models import models_in
 from restage.run.progress import say, show_progress
 from restage.run.reading import read_run_record

@@ -13,9 +13,8 @@ from tyro.conf import Positional, arg
 
 import restage
 from restage.records import InputError
-from restage.run.folder import open_run, working
+from restage.run.folder import hold_stages, open_run, working
 from restage.run.layout import SCORES, check_is_run
-from restage.run.locks import hold_stages
 from restage.run.models import models_in
 from restage.run.progress import say, show_progress
 from restage.work.task import EngineConfig

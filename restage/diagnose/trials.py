@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 import restage
-from restage.compare.metrics import mask_iou, progress, psnr_db, spill
-from restage.diagnose.agreement import disagreement
+from restage.compare.metrics import disagreement, mask_iou, progress, psnr_db, spill
 from restage.diagnose.cases import Case
 from restage.diagnose.workbench import Mix, Setup, Workbench
 from restage.diffusion.editor import EditSettings
@@ -51,7 +50,7 @@ Kind = Literal["whole", "exact masks", "exact", "single views", "scene"]
 """What is tried: the edit as it is; with the true masks; with true pictures and masks; the editor on held-out views
 alone; the unedited scene."""
 
-CODE = ("diffusion", "edit", "scenes", "world", "diagnose/trials.py", "diagnose/agreement.py", "compare/metrics.py")
+CODE = ("diffusion", "edit", "scenes", "world", "diagnose/trials.py", "compare/metrics.py")
 """Parts of the package that numbers of a trial come from."""
 MAX_REMEMBERED = 100
 """Batches of edited views that are kept in memory."""

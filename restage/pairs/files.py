@@ -175,11 +175,8 @@ def open_files(place: Place, *, store: str | tuple[str, ...] = "") -> Files:
     """Open a folder, a URL, or the store that a run's pairs folder points to.
 
     A run that somebody sent must not choose which folder is read or repaired, or which server is connected to: its
-    store is opened only if the caller names it. Every reader and writer of pairs goes through here.
-
-    Args:
-        place: What to open; opened files are returned as they are.
-        store: URL of the store that a run's pairs may lie in, or several to choose from.
+    store is opened only if the caller names its URL, among several if need be. Every reader and writer of pairs goes
+    through here; opened files are returned as they are.
 
     Raises:
         UnnamedStore: the folder points to another store.

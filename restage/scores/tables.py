@@ -93,10 +93,8 @@ def estimates_of(scores: Iterable[Score]) -> dict[str, Estimate]:
 def method_table(scores: Sequence[Score], *, noop_progress: float = 0.05) -> list[MethodRow]:
     """All methods with each editor: competitors by falling progress (unscored last), then the anchors likewise.
 
-    Args:
-        scores: All rows of the comparison.
-        noop_progress: Where the rows have no `no_op` and `wrong_way` of their own, a result whose progress is within
-            plus or minus this counts as `no-op`, one below it as `wrong way`.
+    Where the rows have no `no_op` and `wrong_way` of their own, a result whose progress is within plus or minus
+    `noop_progress` counts as `no-op`, one below it as `wrong way`.
     """
     groups: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for score in scores:

@@ -197,12 +197,9 @@ def serving(session: ViewSession, *, host: str = "127.0.0.1", port: int = 8080) 
 
 
 def serve(path: Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Show a path in the browser until Ctrl-C.
+    """Show a path (see `open_scenes`) in the browser until Ctrl-C; if the port is taken, at the next free one.
 
-    Args:
-        path: What to show; see `open_scenes`.
-        host: Address to listen on; with any but a loopback address other machines can reach it, and a line says so.
-        port: Port to listen on; the next free one if it is taken.
+    With any but a loopback address as `host` other machines can reach it, and a line says so.
     """
     session = ViewSession(path)
     if not is_loopback(host):

@@ -73,11 +73,7 @@ class ViewScene:
 
 
 def open_scenes(path: Path) -> dict[str, Path]:
-    """Find the scenes that a path stands for: the file or folder to load each from, by name.
-
-    Args:
-        path: A run folder, a fitted scene's folder, the folder of a capture that has a fit, or a 3DGS PLY.
-    """
+    """Find the scenes of a run, a fitted scene, a capture with a fit, or a PLY: what to load each from, by name."""
     if splats_in(path):
         return {path.stem: path}
     if not path.exists():

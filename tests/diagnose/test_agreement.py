@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from restage.diagnose.agreement import disagreement
+from restage.compare.metrics import disagreement
 from restage.diagnose.cases import camera_shift
 from restage.scenes.cameras import Cameras
 from restage.world.capture import ring_cameras

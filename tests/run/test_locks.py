@@ -16,9 +16,7 @@ import pytest
 
 from restage.cli import run as restage
 from restage.records import InputError, read_json, temporary_beside
-from restage.run import locks
-from restage.run.folder import RunFolder, open_run, working
-from restage.run.locks import hold_stages, is_abandoned
+from restage.run.folder import RunFolder, hold_stages, is_abandoned, open_run, working
 
 HOLD = """
 import sys, time
@@ -93,7 +91,7 @@ def test_the_number_of_a_dead_holder_that_another_process_got_is_no_holder(
         raise OSError(95, "Operation not supported")
 
     if not has_system_locks:
-        monkeypatch.setattr(locks.fcntl, "flock", refuse)
+        monkeypatch.setattr("restage.run.folder.fcntl.flock", refuse)
     with hold_stages(tmp_path, "pairs"):
         content = json.loads((tmp_path / ".pairs.lock").read_text())
         with pytest.raises(InputError, match=f"process {os.getpid()} on"), hold_stages(tmp_path, "pairs"):
@@ -125,7 +123,7 @@ def test_two_that_start_at_once_never_both_hold_a_stage(tmp_path: Path) -> None:
 import os, sys, time
 from pathlib import Path
 from restage.records import InputError
-from restage.run.locks import hold_stages
+from restage.run.folder import hold_stages
 folder, count = Path(sys.argv[1]), 0
 while count < 40:
     try:

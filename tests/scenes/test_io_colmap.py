@@ -10,7 +10,7 @@ from PIL import Image
 from restage.records import InputError
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture, write_capture
-from restage.scenes.io.colmap_files import read_cameras, read_images, read_points
+from restage.scenes.io.colmap import read_cameras, read_images, read_points
 from tests.scenes.tiny_captures import ColmapModel, change, save_images, small_capture
 
 

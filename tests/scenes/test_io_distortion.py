@@ -14,8 +14,7 @@ from PIL import Image
 
 from restage.records import InputError
 from restage.scenes.io import read_capture
-from restage.scenes.io.colmap import lens_of
-from restage.scenes.io.colmap_files import ModelCamera
+from restage.scenes.io.colmap import ModelCamera, lens_of
 from restage.scenes.io.distortion import Lens, undistortion_of
 
 WIDTH, HEIGHT = 150, 110

@@ -18,8 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from restage.records import InputError, MissingExtra
-from restage.scenes.io.colmap import ModelFiles, lens_of, pose_of, read_colmap_points
-from restage.scenes.io.colmap_files import read_cameras, read_images
+from restage.scenes.io.colmap import ModelFiles, lens_of, pose_of, read_cameras, read_colmap_points, read_images
 from restage.scenes.io.images import UNREADABLE, Orientation, list_images, open_picture, read_head
 from restage.scenes.io.posed import Photo, PosedPhotos, ReadOptions, SceneFormat, note
 
