@@ -25,16 +25,8 @@ from restage.diffusion.control import ANY_SIZE, INJECT, MUTUAL, NO_SELF, CrossCo
 from restage.diffusion.word_maps import BlendControl
 from restage.records import InputError, added_later
 
-__all__ = [
-    "BLEND_ONLY",
-    "IN_PLACE",
-    "INSTRUCT_PIX2PIX",
-    "MASACTRL",
-    "PROMPT_TO_PROMPT",
-    "ControlOptions",
-    "LocalBlend",
-    "build_control",
-]
+__all__ = ["BLEND_ONLY", "IN_PLACE", "INSTRUCT_PIX2PIX", "MASACTRL", "PROMPT_TO_PROMPT", "ControlOptions", "LocalBlend"]
+__all__ += ["build_control"]
 
 Window = tuple[float, float]
 """When something is on: [from, until), in shares of the steps."""

@@ -19,18 +19,8 @@ from restage.records import InputError, derive_seed
 if TYPE_CHECKING:
     from restage.diffusion.backbone import Backbone, TextCondition
 
-__all__ = [
-    "Edited",
-    "SOLVERS",
-    "SampleStep",
-    "Solver",
-    "denoise",
-    "guided",
-    "initial_noise",
-    "invert_latents",
-    "latent_shape",
-    "step_noise",
-]
+__all__ = ["Edited", "SOLVERS", "SampleStep", "Solver", "denoise", "guided", "initial_noise", "invert_latents"]
+__all__ += ["latent_shape", "step_noise"]
 
 
 class Edited(NamedTuple):

@@ -27,16 +27,8 @@ from transformers import PreTrainedModel
 from restage.diffusion.hardware import bfloat16_autocast
 from restage.records import InputError, content_id, derive_seed, parse_json, write_atomically
 
-__all__ = [
-    "LossFunction",
-    "TrainingConfig",
-    "TrainingStep",
-    "draw_losses",
-    "explicit_attention",
-    "read_metrics",
-    "running_mean",
-    "train",
-]
+__all__ = ["LossFunction", "TrainingConfig", "TrainingStep", "draw_losses", "explicit_attention", "read_metrics"]
+__all__ += ["running_mean", "train"]
 
 STATE_NAME, METRICS_NAME = "state.pt", "metrics.jsonl"
 

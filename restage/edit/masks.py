@@ -20,19 +20,8 @@ from restage.scenes.cameras import Cameras
 from restage.scenes.rasterize import rasterize_numba, splat_weights
 from restage.scenes.splats import Splats
 
-__all__ = [
-    "RegionScore",
-    "box_masks",
-    "grow_region",
-    "in_box",
-    "keep_largest",
-    "lift_boxes",
-    "lift_masks",
-    "mean_shown",
-    "measure_region",
-    "render_masks",
-    "shrink_region",
-]
+__all__ = ["RegionScore", "box_masks", "grow_region", "in_box", "keep_largest", "lift_boxes", "lift_masks"]
+__all__ += ["mean_shown", "measure_region", "render_masks", "shrink_region"]
 
 Masks = Float[Tensor, "n h w"]
 Region = Float[Tensor, " num_splats"]

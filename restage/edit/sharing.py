@@ -23,16 +23,8 @@ from restage.scenes.initial import surroundings_of
 from restage.scenes.rasterize import rasterize_numba
 from restage.scenes.splats import Splats
 
-__all__ = [
-    "AnchoredNoise",
-    "DepthMaps",
-    "ViewSharing",
-    "Warped",
-    "fundamental_matrix",
-    "near_epipolar_lines",
-    "render_depths",
-    "warp",
-]
+__all__ = ["AnchoredNoise", "DepthMaps", "ViewSharing", "Warped", "fundamental_matrix", "near_epipolar_lines"]
+__all__ += ["render_depths", "warp"]
 
 MIN_ALPHA = 0.5
 """Where a view shows less than this of any splat, it has no depth."""

@@ -38,17 +38,8 @@ from restage.scenes.splats import Splats
 from restage.work.engine import settings_for, work_through
 from restage.work.task import EngineConfig, Facts, SetAside, Task, TaskQueue
 
-__all__ = [
-    "EditConfig",
-    "EditUnit",
-    "EditWork",
-    "OpenEdits",
-    "editors_of",
-    "list_units",
-    "load_scene",
-    "read_case",
-    "run_edit",
-]
+__all__ = ["EditConfig", "EditUnit", "EditWork", "OpenEdits", "editors_of", "list_units", "load_scene", "read_case"]
+__all__ += ["run_edit"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,20 +20,8 @@ from restage.diffusion.schedule import Schedule
 from restage.edit.sharing import AnchoredNoise, ViewSharing
 from restage.records import EditRequest, InputError, derive_seed
 
-__all__ = [
-    "Branches",
-    "Edited",
-    "Editor",
-    "EditorFactory",
-    "EditorSource",
-    "KnownScores",
-    "NoiseKeys",
-    "PredictNoise",
-    "ScoreModel",
-    "ViewBatch",
-    "can_share_attention",
-    "score_model_of",
-]
+__all__ = ["Branches", "Edited", "Editor", "EditorFactory", "EditorSource", "KnownScores", "NoiseKeys", "PredictNoise"]
+__all__ += ["ScoreModel", "ViewBatch", "can_share_attention", "score_model_of"]
 
 
 NoiseKeys = tuple[int, ...] | AnchoredNoise | None
