@@ -126,8 +126,7 @@ class OpenedBundle:
     """A bundle that was unpacked into a folder."""
 
     run: Path
-    left_out: dict[str, str]
-    """Hash of each file that the bundle names and does not hold."""
+    left_out: dict[str, str]  # hash of each file that the bundle names and does not hold
     sha256: str
     findings: list[FileFinding] = field(default_factory=list)
 

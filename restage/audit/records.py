@@ -85,14 +85,12 @@ class RecordsResult:
     findings: list[FileFinding] = field(default_factory=list)
     num_records: int = 0
     num_files: int = 0
-    num_scores: int = 0
-    """Numbers of the table that were measured again."""
+    num_scores: int = 0  # numbers of the table that were measured again
     unsealed: list[str] = field(default_factory=list)
     """Finished records of a version that had no seals: of their files only what ids and inputs say is checked."""
     left_out: list[str] = field(default_factory=list)
     """Files that a bundle names and does not hold."""
-    notes: list[str] = field(default_factory=list)
-    """What was not checked, and why."""
+    notes: list[str] = field(default_factory=list)  # what was not checked, and why
 
 
 def check_records(run: Path, *, left_out: Mapping[str, str] | None = None) -> Generator[Progress, None, RecordsResult]:

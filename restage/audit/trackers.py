@@ -31,8 +31,7 @@ class RunFacts:
 
     id: str
     name: str
-    started_s: float
-    """Seconds since 1970."""
+    started_s: float  # seconds since 1970
     settings: Mapping[str, str]
     """Config, seed, versions and commit, flat, such as `config.train.training.num_steps`."""
     curve: Sequence[TrainingStep]

@@ -30,8 +30,7 @@ __all__ = ["Part", "VerifyConfig", "find_parts", "verify_folder"]
 class Part(NamedTuple):
     """A part of a run that can be checked."""
 
-    stage: str
-    """`records`, or a stage with checks of its own."""
+    stage: str  # `records`, or a stage with checks of its own
     folder: Path | str
     run: Path | None
 
@@ -104,8 +103,7 @@ class _Checks:
     sheets: Path | None
     store: str
     has_findings: bool = False
-    missed: set[Path] = field(default_factory=set)
-    """Files that records were found to miss."""
+    missed: set[Path] = field(default_factory=set)  # files that records were found to miss
     plain: dict[str, list[dict[str, Any]]] = field(
         default_factory=lambda: {"records": [], "stages": [], "not_checked": []}
     )

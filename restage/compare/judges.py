@@ -65,8 +65,7 @@ class Judges:
     clip: ImageTextModel | None = None
     dino: ImageModel | None = None
     lpips: Lpips | None = None
-    id: str = ""
-    """Content id of the settings and weights that numbers depend on."""
+    id: str = ""  # content id of the settings and weights that numbers depend on
     missing: dict[str, str] = field(default_factory=dict)
     """Why one is missing: by `clip`, `dino`, `lpips`."""
 
@@ -159,8 +158,7 @@ class Lpips:
     """The learned distance."""
 
     features: nn.Sequential
-    weights: tuple[Tensor, ...]
-    """Weights of the channels of each compared layer, none negative."""
+    weights: tuple[Tensor, ...]  # weights of the channels of each compared layer, none negative
 
     def distance(self, first: Float[Tensor, "b 3 h w"], second: Float[Tensor, "b 3 h w"]) -> list[float]:
         """Distance of each pair of pictures in [0, 1]; 0 for equal ones."""

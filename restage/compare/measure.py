@@ -35,16 +35,12 @@ NO_TRUTH = "no truth to measure against"
 class CaseViews:
     """The held-out views of one edit of one scene; all as 8-bit files hold them."""
 
-    names: tuple[str, ...]
-    """File name of each view's picture in result and truth folders."""
-    source: Float[Tensor, "n 3 h w"]
-    """S, views before the edit."""
-    unedited: Float[Tensor, "n 3 h w"]
-    """B, renders of the unedited splats."""
+    names: tuple[str, ...]  # file name of each view's picture in result and truth folders
+    source: Float[Tensor, "n 3 h w"]  # S, views before the edit
+    unedited: Float[Tensor, "n 3 h w"]  # B, renders of the unedited splats
     truth: Float[Tensor, "n 3 h w"] | None = None
     """T, true views after it; None where nobody knows."""
-    regions: Float[Tensor, "n h w"] | None = None
-    """R, 1 where truth changes."""
+    regions: Float[Tensor, "n h w"] | None = None  # R, 1 where truth changes
     truth_depth: Float[Tensor, "n h w"] | None = None
     """True z after the edit, camera frame; None where it was not kept."""
     anchors: Anchors | None = None
@@ -60,10 +56,8 @@ class CaseViews:
 class Before:
     """What models say of a case before any edit; the same for all of its results."""
 
-    clip: Float[Tensor, "n d"] | None = None
-    """C(B)."""
-    clip_orbit: Float[Tensor, "k d"] | None = None
-    """C(o)."""
+    clip: Float[Tensor, "n d"] | None = None  # C(B)
+    clip_orbit: Float[Tensor, "k d"] | None = None  # C(o)
     texts: Float[Tensor, "2 d"] | None = None
     dino: Float[Tensor, "n e"] | None = None
     dino_truth: Float[Tensor, "n e"] | None = None
@@ -73,13 +67,11 @@ class Before:
 class ResultViews:
     """What a result shows."""
 
-    edited: Float[Tensor, "n 3 h w"]
-    """E, renders of the edited splats in the held-out views."""
+    edited: Float[Tensor, "n 3 h w"]  # E, renders of the edited splats in the held-out views
     depth: Float[Tensor, "n h w"] | None = None
     """z of the edited splats there; None where the splats were not kept."""
     alpha: Float[Tensor, "n h w"] | None = None
-    orbit: Float[Tensor, "k 3 h w"] | None = None
-    """Renders of the edited splats from the orbit."""
+    orbit: Float[Tensor, "k 3 h w"] | None = None  # renders of the edited splats from the orbit
 
 
 def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig) -> CaseViews:

@@ -36,10 +36,8 @@ class Measured(NamedTuple):
 
     mean: float
     """Mean over the views that can be scored; NaN if none can."""
-    per_view: tuple[float, ...]
-    """NaN for a view that cannot be scored."""
-    reason: str
-    """Why views are left out of the mean; empty if none are."""
+    per_view: tuple[float, ...]  # NaN for a view that cannot be scored
+    reason: str  # why views are left out of the mean; empty if none are
 
 
 Views = Float[Tensor, "n 3 height width"]

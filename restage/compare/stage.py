@@ -39,8 +39,7 @@ class Result:
     edit: str
     kind: str
     contender: Contender
-    folder: Path
-    """Where the edit stage puts it; need not exist."""
+    folder: Path  # where the edit stage puts it; need not exist
     record: EditRecord | None
     """What its record says; None if the edit was never finished."""
 

@@ -37,8 +37,7 @@ Values = Mapping[str, float]
 class Interval:
     """A mean over cases with its uncertainty."""
 
-    mean: float
-    """NaN if there is no case."""
+    mean: float  # NaN if there is no case
     standard_error: float
     """Clustered by scene; by case where all cases are of one scene; NaN with fewer than two."""
     low: float
@@ -66,12 +65,9 @@ class Share:
     """The share of one part in the difference; positive where B's part is the worse one."""
 
     component: str
-    share: Interval
-    """Mean of `forward` and `reverse`."""
-    forward: Interval
-    """v({}) - v({part}): what A loses with B's part."""
-    reverse: Interval
-    """v(all but part) - v(all): what B gains with A's part."""
+    share: Interval  # mean of `forward` and `reverse`
+    forward: Interval  # v({}) - v({part}): what A loses with B's part
+    reverse: Interval  # v(all but part) - v(all): what B gains with A's part
 
     @property
     def interaction(self) -> float:
@@ -83,10 +79,8 @@ class Share:
 class Attribution:
     """A difference and its parts: total = sum of shares + remainder."""
 
-    total: Interval
-    """v({}) - v(all): what is lost from A to B."""
-    shares: tuple[Share, ...]
-    """Largest first."""
+    total: Interval  # v({}) - v(all): what is lost from A to B
+    shares: tuple[Share, ...]  # largest first
     remainder: Interval
     """What is left: interactions of three and more parts, and parts that could not be swapped."""
 
@@ -121,10 +115,8 @@ class Swap:
     """Values of both runs with one part exchanged."""
 
     component: str
-    a_with_b: Values
-    """v({part}): A with B's part."""
-    b_with_a: Values
-    """v(all but part): B with A's part."""
+    a_with_b: Values  # v({part}): A with B's part
+    b_with_a: Values  # v(all but part): B with A's part
 
 
 def share_of(swap: Swap, a: Values, b: Values, scenes: Mapping[str, str]) -> Share:
@@ -171,11 +163,9 @@ class StageRow:
 
     stage: str
     metric: str
-    a: float
-    """NaN where the run has none; `note` says why."""
+    a: float  # NaN where the run has none; `note` says why
     b: float
-    difference: Interval
-    """b - a."""
+    difference: Interval  # b - a
     is_parted: bool
     """Whether the difference is beyond its noise, and large enough to be seen in print."""
     note: str = ""

@@ -141,8 +141,7 @@ def _in_turn(cases: list[Case]) -> list[Case]:
 class Difference:
     """One value that is not the same in both runs."""
 
-    where: str
-    """Such as `edit.settings.restage.noise_levels` or `torch`."""
+    where: str  # such as `edit.settings.restage.noise_levels` or `torch`
     a: str
     b: str
 

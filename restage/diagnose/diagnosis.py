@@ -71,10 +71,8 @@ class PartResult:
     """One part that differs, and what it has to do with the difference."""
 
     share: Share
-    within: str
-    """The part that it is part of; empty for none."""
-    detail: str
-    """The way in which it differs, with numbers."""
+    within: str  # the part that it is part of; empty for none
+    detail: str  # the way in which it differs, with numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +82,15 @@ class Diagnosis:
     runs: dict[str, Path]
     cases: list[Case]
     config: DiagnoseConfig
-    measure: str
-    """The measure that is explained, one of `MEASURES`."""
-    means: dict[str, float]
-    """Mean of the measure in `A` and `B`."""
+    measure: str  # the measure that is explained, one of `MEASURES`
+    means: dict[str, float]  # mean of the measure in `A` and `B`
     attribution: Attribution
-    parts: list[PartResult]
-    """Parts and, after each that was looked into, what it is made of."""
+    parts: list[PartResult]  # parts and, after each that was looked into, what it is made of
     ladder: dict[str, Any]
     stages: list[StageRow]
     differences: list[Difference]
     limits: list[str]
-    seconds: float
-    """CPU time of all trials, trainings and fits that it stands on."""
+    seconds: float  # CPU time of all trials, trainings and fits that it stands on
 
 
 @dataclass

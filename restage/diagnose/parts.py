@@ -141,10 +141,8 @@ class RunParts:
     """A run, as far as its edits depend on it."""
 
     path: Path
-    method: str
-    """Name on the menu `METHODS`."""
-    stores: tuple[str, ...] = ()
-    """URLs that the run's pairs may lie at, if not in its folder."""
+    method: str  # name on the menu `METHODS`
+    stores: tuple[str, ...] = ()  # URLs that the run's pairs may lie at, if not in its folder
 
     @classmethod
     def open(cls, path: Path, method: str, *, stores: tuple[str, ...] = ()) -> RunParts:

@@ -61,8 +61,7 @@ class Trial:
     """Numbers of one trial, NaN where there is none; those of `restage.compare.metrics` under their names."""
 
     numbers: dict[str, float]
-    seconds: float
-    """CPU time."""
+    seconds: float  # CPU time
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,7 @@ class _Remembered:
     """An editor that is asked only once for the same: most swaps leave what the editor sees as it is."""
 
     editor: Editor
-    made_by: str
-    """Id of weights and guidance."""
+    made_by: str  # id of weights and guidance
     memory: OrderedDict[str, Edited]
 
     def __getattr__(self, name: str) -> Any:
@@ -206,8 +204,7 @@ class _Scene:
 
     capture: Capture
     splats: Splats
-    names: list[str]
-    """File names of the views' truth."""
+    names: list[str]  # file names of the views' truth
     truth_images: Tensor
     truth_masks: Tensor
     description: Description | None
@@ -297,8 +294,7 @@ class Attempt:
 
     case: Case
     kind: Kind
-    from_b: frozenset[str]
-    """Parts that come from B; see `Workbench.setup`."""
+    from_b: frozenset[str]  # parts that come from B; see `Workbench.setup`
 
     def __str__(self) -> str:
         return f"{self.case.name}, {self.kind}, {', '.join(sorted(self.from_b)) or 'nothing'} of B"

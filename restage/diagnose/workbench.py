@@ -33,11 +33,9 @@ SCENE_PARTS = ("cameras", "photographs", "fit")
 class Setup:
     """All that one edit of one scene depends on."""
 
-    scene: Path
-    """Folder with capture and splats."""
+    scene: Path  # folder with capture and splats
     scene_id: str
-    truth: Path
-    """Truth folder of the edit."""
+    truth: Path  # truth folder of the edit
     model: Path
     model_id: str
     guidance: Guidance
@@ -52,8 +50,7 @@ class Setup:
 class Mix:
     """An edit model or a fitted scene that no run has: parts of both."""
 
-    sides: tuple[tuple[str, str], ...]
-    """The run that each part comes from, `A` or `B`."""
+    sides: tuple[tuple[str, str], ...]  # the run that each part comes from, `A` or `B`
     case: Case | None = None
     """The edit that a scene is for; None for an edit model."""
 
@@ -76,14 +73,11 @@ class _Made:
 class Workbench:
     """Two runs, and what has been put together of them so far; sent elsewhere, it begins with nothing read."""
 
-    runs: Mapping[str, RunParts]
-    """`A` and `B`."""
+    runs: Mapping[str, RunParts]  # `A` and `B`
     differing: tuple[str, ...]
     """All parts that differ, those within edit model and scenes included."""
-    folder: Path
-    """Folder for what is trained and fitted here."""
-    start: Path
-    """Model that the runs' training went on from."""
+    folder: Path  # folder for what is trained and fitted here
+    start: Path  # model that the runs' training went on from
     _weights: dict[Path, str] = field(default_factory=dict)
     _scenes: dict[Path, SceneParts] = field(default_factory=dict)
 

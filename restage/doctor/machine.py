@@ -34,8 +34,7 @@ class Finding:
 
     name: str
     found: str
-    advice: str = ""
-    """What to do; empty if all is well."""
+    advice: str = ""  # what to do; empty if all is well
     is_problem: bool = False
     """Whether something that is needed is broken; else advice is a note on what is slow, missing or odd."""
     group: str = ""
@@ -117,12 +116,10 @@ class Processor(NamedTuple):
 
     model: str
     num_logical: int
-    num_allowed: int
-    """Logical cores that its affinity allows."""
+    num_allowed: int  # logical cores that its affinity allows
     quota: float | None
     """Cores that the container's share of processor time amounts to; None for no limit."""
-    flags: frozenset[str]
-    """Instruction sets as Linux names them; empty elsewhere."""
+    flags: frozenset[str]  # instruction sets as Linux names them; empty elsewhere
 
 
 def query_processor() -> Processor:

@@ -111,8 +111,7 @@ class Dialed:
     """Another method with a strength: every splat goes that share of its way."""
 
     settings: Method
-    strength: float
-    """From 0, the scene before, to 1, the method's own result."""
+    strength: float  # from 0, the scene before, to 1, the method's own result
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:

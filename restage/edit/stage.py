@@ -87,15 +87,12 @@ def load_scene(folder: Path) -> tuple[Capture, Splats]:
 class EditWork:
     """Edits of a run as a kind of work."""
 
-    folder: Path
-    """The run, by a path that all workers see."""
+    folder: Path  # the run, by a path that all workers see
     run_seed: int
     methods: Mapping[str, Method]
     """Methods with their settings, by the names that units have for them."""
-    editors: Mapping[str, SceneEditor]
-    """Editors by the names that units have for them."""
-    model: Path
-    """The run's edit model, for editors that name none."""
+    editors: Mapping[str, SceneEditor]  # editors by the names that units have for them
+    model: Path  # the run's edit model, for editors that name none
 
     def open(self, device: str) -> OpenEdits:
         """Get ready."""

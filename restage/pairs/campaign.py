@@ -44,8 +44,7 @@ def bytes_text(count: int) -> str:
 class Estimate:
     """What the rest of a campaign will take, from a measured probe."""
 
-    num_tasks: int
-    """Tasks still to be made."""
+    num_tasks: int  # tasks still to be made
     num_pairs: int
     num_workers: int
     seconds: float
@@ -89,23 +88,17 @@ class Tally:
     num_tasks: int
     num_pairs: int
     done_tasks: int = 0
-    done_pairs: int = 0
-    """Pairs that are done, those of earlier sessions included."""
-    made_pairs: int = 0
-    """Pairs that were made in this session."""
-    judged_pairs: int = 0
-    """Pairs whose verdicts were reported in this session."""
-    accepted_pairs: int = 0
-    """Those of them that were accepted."""
+    done_pairs: int = 0  # pairs that are done, those of earlier sessions included
+    made_pairs: int = 0  # pairs that were made in this session
+    judged_pairs: int = 0  # pairs whose verdicts were reported in this session
+    accepted_pairs: int = 0  # those of them that were accepted
     made_tasks: int = 0
     num_lost_workers: int = 0
     failures: collections.Counter[str] = field(default_factory=collections.Counter)
     by_device: dict[str, list[float]] = field(default_factory=dict)
     """Pairs and seconds by machine and device."""
-    resting: set[str] = field(default_factory=set)
-    """Workers whose device someone else uses."""
-    started_s: float = field(default_factory=time.monotonic)
-    """When the first task was begun."""
+    resting: set[str] = field(default_factory=set)  # workers whose device someone else uses
+    started_s: float = field(default_factory=time.monotonic)  # when the first task was begun
 
     def add(self, report: Report) -> None:
         """Count a report."""

@@ -54,8 +54,7 @@ class Calibration:
 
     rule: PairRule
     num_pairs: int
-    kept: float
-    """Share of the right pairs that the rule accepts."""
+    kept: float  # share of the right pairs that the rule accepts
     kept_of_wrong: float
     """Share of pairs that it accepts with the picture after the edit of another pair."""
 

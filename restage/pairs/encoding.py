@@ -87,11 +87,9 @@ class ImagePair:
     id: str
     source: Float[Tensor, "3 height width"]
     edited: Float[Tensor, "3 height width"]
-    mask: Float[Tensor, "height width"]
-    """1 where the pictures may differ, 0 elsewhere."""
+    mask: Float[Tensor, "height width"]  # 1 where the pictures may differ, 0 elsewhere
     prompt: PromptPair
-    facts: Mapping[str, Any]
-    """How the pair was made and scored, as JSON values."""
+    facts: Mapping[str, Any]  # how the pair was made and scored, as JSON values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,12 +88,10 @@ class PairJob:
     id: str
     """Content id of the prompt pair, the number of the sample, the run seed and the config."""
     prompt: PromptPair
-    sample: int
-    """Number of the sample among those of the prompt pair, from 0."""
+    sample: int  # number of the sample among those of the prompt pair, from 0
     seed: int
     """Seed of the noise, which both branches share; the same for all prompt pairs with this source caption."""
-    self_share: float
-    """Share of the steps with the source's self attention."""
+    self_share: float  # share of the steps with the source's self attention
     picture: bytes = dataclasses.field(default=b"", repr=False)
     """Content of the picture file that the pair is made from; empty if there is none."""
 
@@ -108,12 +106,10 @@ class GeneratedPairs(NamedTuple):
 
     sources: Float[Tensor, "pairs 3 height width"]
     edited: Float[Tensor, "pairs 3 height width"]
-    masks: Float[Tensor, "pairs height width"]
-    """1 where the pictures may differ, 0 elsewhere."""
+    masks: Float[Tensor, "pairs height width"]  # 1 where the pictures may differ, 0 elsewhere
     controls: tuple[str, ...]
     """How the cross attention of each pair was controlled: `replace` or `refine`."""
-    steps: tuple[int, ...]
-    """Number of steps that each pair was sampled for."""
+    steps: tuple[int, ...]  # number of steps that each pair was sampled for
 
 
 def make_jobs(

@@ -42,19 +42,14 @@ class ImageTextModel(Protocol):
 class PairScores(NamedTuple):
     """Scores of one pair; the first four are cosines in [-1, 1]."""
 
-    image_similarity: float
-    """Similarity of the two pictures."""
+    image_similarity: float  # similarity of the two pictures
     direction_similarity: float
     """Similarity of the step between the pictures and the step between the captions; NaN if either step is zero,
     negative if the edit went the wrong way."""
-    source_text: float
-    """Similarity of the source picture and its caption."""
-    target_text: float
-    """Similarity of the edited picture and its caption."""
-    change: float
-    """Mean absolute difference of the pictures, in [0, 1]."""
-    mask_share: float
-    """Share of the picture that was allowed to change, in [0, 1]."""
+    source_text: float  # similarity of the source picture and its caption
+    target_text: float  # similarity of the edited picture and its caption
+    change: float  # mean absolute difference of the pictures, in [0, 1]
+    mask_share: float  # share of the picture that was allowed to change, in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,10 +37,8 @@ class Rejudged:
     num_pairs: int = 0
     num_accepted: int = 0
     """Pairs that are accepted and have pictures, before any shard is made again."""
-    num_requeued: int = 0
-    """Pairs that are accepted now, whose pictures have to be made again."""
-    shards: list[int] = field(default_factory=list)
-    """Shards that are made again for these."""
+    num_requeued: int = 0  # pairs that are accepted now, whose pictures have to be made again
+    shards: list[int] = field(default_factory=list)  # shards that are made again for these
     pixels: dict[str, str] = field(default_factory=dict)
     """Pixel hashes of all pairs of these shards, by id, as they were judged."""
 

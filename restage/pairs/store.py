@@ -75,10 +75,8 @@ class Mark:
     num_accepted: int
     num_bytes: Mapping[str, int] = field(default_factory=dict)
     """Sizes of the shard's files; none in versions that did not keep them."""
-    content: str = ""
-    """Content id of what the shard was made from."""
-    rule: str = ""
-    """Id of the rule that chose what is stored; empty for imported pairs."""
+    content: str = ""  # content id of what the shard was made from
+    rule: str = ""  # id of the rule that chose what is stored; empty for imported pairs
 
 
 def _sidecar(pairs: Sequence[EncodedPair], rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -100,8 +100,7 @@ class ModelMaker:
     clip: str
     generate: GenerateConfig
     id: str
-    num_pairs: int = 0
-    """Number of pairs of the run, for what pays off only in long runs."""
+    num_pairs: int = 0  # number of pairs of the run, for what pays off only in long runs
 
     @classmethod
     def of(cls, text_to_image: Path, clip: Path, generate: GenerateConfig) -> ModelMaker:
@@ -167,8 +166,7 @@ class PlanRecord:
     id: str
     maker: str | None = None
     """Id of what makes the pairs; the content id in each mark is derived from it."""
-    num_tasks: int | None = None
-    """Number of shards."""
+    num_tasks: int | None = None  # number of shards
     generate: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -179,8 +177,7 @@ class TaskPlan(Sequence[PairTask]):
     prompts: Sequence[PromptPair]
     config: PairsConfig
     run_seed: int
-    maker_id: str
-    """Content id of what makes the pairs; empty if it is not known."""
+    maker_id: str  # content id of what makes the pairs; empty if it is not known
     folder: Path | None = None
     """Where the pictures of prompt pairs are; their file names hold their content."""
 
@@ -253,12 +250,10 @@ def read_plan(files: Files) -> PlanRecord | None:
 class ShardWork:
     """Shards as a kind of work: what every worker of a campaign is told."""
 
-    folder: str
-    """Where shards go: a path that all machines see, or a URL."""
+    folder: str  # where shards go: a path that all machines see, or a URL
     plan_id: str
     rule: PairRule
-    batch_size: int
-    """Pairs made at once; part of what the results depend on."""
+    batch_size: int  # pairs made at once; part of what the results depend on
     maker: Maker
 
     def open(self, device: str) -> OpenShards:

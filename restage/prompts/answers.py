@@ -42,10 +42,8 @@ class Reply:
     """What a model answered."""
 
     content: str
-    refusal: str = ""
-    """Why it would not answer, in its words."""
-    finish_reason: str = ""
-    """`stop`, `length`, `content_filter`, or whatever the server says."""
+    refusal: str = ""  # why it would not answer, in its words
+    finish_reason: str = ""  # `stop`, `length`, `content_filter`, or whatever the server says
     usage: Usage = Usage()
 
 

@@ -38,8 +38,7 @@ class HttpAnswer(NamedTuple):
     """What a server answered, whatever its status."""
 
     status: int
-    headers: Mapping[str, str]
-    """By name in lower case."""
+    headers: Mapping[str, str]  # values by name in lower case
     content: bytes
 
 

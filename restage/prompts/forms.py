@@ -85,10 +85,8 @@ def write_form(form: Form, *, is_control: bool) -> str:
 class FormSpace:
     """The forms that a writer can use: those it starts with, and the features that can be added to them."""
 
-    root_feature: str
-    """Name of the feature that every form fixes, beside the kind of edit."""
-    root_values: Mapping[str, tuple[str, ...]]
-    """Values of the root feature, by kind of edit."""
+    root_feature: str  # name of the feature that every form fixes, beside the kind of edit
+    root_values: Mapping[str, tuple[str, ...]]  # values of the root feature, by kind of edit
     refinements: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]]
     """Further features and their values, by kind of edit."""
 
@@ -199,8 +197,7 @@ class Arm:
     num_rejected: int
     alpha: float
     beta: float
-    lower: float
-    """Lower bound of the acceptance: a quantile of the posterior."""
+    lower: float  # lower bound of the acceptance: a quantile of the posterior
 
     @property
     def mean(self) -> float:

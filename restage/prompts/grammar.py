@@ -39,8 +39,7 @@ class ReadCaption(NamedTuple):
 
     description: world.Description
     """The scene; its objects stand in a row, whatever the caption says of their places."""
-    wording_seed: int
-    """`caption_of(description, wording_seed, place)` is the caption."""
+    wording_seed: int  # `caption_of(description, wording_seed, place)` is the caption
     place: Place | None = None
 
 

@@ -144,18 +144,15 @@ class LlmConfig:
 class Access:
     """Which model to ask, where, and with which key. Never recorded; its text form hides the secrets."""
 
-    base_url: str
-    """Address without user, password and query."""
+    base_url: str  # address without user, password and query
     model: str
     key: str
     query: str
     """Query of the address with its question mark, such as the version that some servers ask for; empty for none."""
     shown_url: str
     """The address as it may be shown: of one from the environment, which may hold secrets anywhere, the host alone."""
-    secrets: frozenset[str]
-    """The key, and what may be secret in the address."""
-    headers: Mapping[str, str]
-    """Headers in place of a user and password in the address."""
+    secrets: frozenset[str]  # the key, and what may be secret in the address
+    headers: Mapping[str, str]  # headers in place of a user and password in the address
 
     def __repr__(self) -> str:
         return f"Access({self.shown_url!r}, {self.model!r}, key hidden)"

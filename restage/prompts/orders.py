@@ -30,16 +30,12 @@ class WritingStopped(Exception):
 class Order:
     """One prompt pair to write."""
 
-    kind: str
-    """The kind of edit."""
-    seed: int
-    """Seed that chooses among all that can be written."""
+    kind: str  # the kind of edit
+    seed: int  # seed that chooses among all that can be written
     form: Form | None = None
     """The form to write with; None leaves it to the writer."""
-    is_control: bool = False
-    """Whether the form was drawn regardless of what was learned."""
-    caption: str = ""
-    """The source caption, if it is the user's."""
+    is_control: bool = False  # whether the form was drawn regardless of what was learned
+    caption: str = ""  # the source caption, if it is the user's
 
     @property
     def form_text(self) -> str:
@@ -54,10 +50,8 @@ class Answer(NamedTuple):
     pair: PromptPair | None = None
     reason: str = ""
     raw: str = ""
-    is_final: bool = False
-    """Whether ordering the same again is useless."""
-    request: str = ""
-    """Id of the request that it came from, if the writer makes requests."""
+    is_final: bool = False  # whether ordering the same again is useless
+    request: str = ""  # id of the request that it came from, if the writer makes requests
 
 
 class Example(NamedTuple):
@@ -82,12 +76,9 @@ class WriterSettings:
 class Writer(ABC):
     """Writes prompt pairs; each writer is a class in a file of its own, and a line in the menu `WRITERS`."""
 
-    chunk_size: int = 1
-    """Number of orders of one kind and form that it takes at once."""
-    num_parallel: int = 1
-    """Number of such chunks that it works on at the same time."""
-    max_draws: int = 200
-    """Number of times that a pair is ordered before the order is given up."""
+    chunk_size: int = 1  # number of orders of one kind and form that it takes at once
+    num_parallel: int = 1  # number of such chunks that it works on at the same time
+    max_draws: int = 200  # number of times that a pair is ordered before the order is given up
     form_space: FormSpace | None = None
     """The forms that it can write with; None if it cannot be asked for a form."""
     is_endless: bool = False
@@ -126,8 +117,7 @@ class _Slot:
 class Plan(ABC):
     """Decides what to order for each place."""
 
-    max_draws: int
-    """Number of times that a place is ordered for before it is given up."""
+    max_draws: int  # number of times that a place is ordered for before it is given up
 
     @abstractmethod
     def order(self, index: int, draw: int = 0, last: Order | None = None) -> Order:

@@ -39,10 +39,8 @@ class RoundsConfig:
 class RoundYield(NamedTuple):
     """The share of a round's pairs that was accepted."""
 
-    control: Yield
-    """Yield of the control slice: what the writer yields with nothing learned."""
-    learned: Yield
-    """Yield of the pairs whose forms were chosen."""
+    control: Yield  # yield of the control slice: what the writer yields with nothing learned
+    learned: Yield  # yield of the pairs whose forms were chosen
 
 
 def round_folders(run: Path, num_rounds: int) -> list[Path]:

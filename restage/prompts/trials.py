@@ -39,8 +39,7 @@ class Learned(NamedTuple):
     """What was learned from earlier runs."""
 
     trials: tuple[Trial, ...]
-    examples: dict[str, tuple[Example, ...]]
-    """Accepted pairs by form, best first."""
+    examples: dict[str, tuple[Example, ...]]  # accepted pairs by form, best first
 
 
 class Yield(NamedTuple):

@@ -35,16 +35,13 @@ class MethodEntry:
     method: str
     editor: str
     is_anchor: bool
-    seed: str
-    """Of the result whose pictures are shown."""
+    seed: str  # seed of the result whose pictures are shown
     num_seeds: int
-    problem: str
-    """Why there is nothing to show; empty when there is."""
+    problem: str  # why there is nothing to show; empty when there is
     estimates: Mapping[str, Estimate]
     pictures: Mapping[str, list[str | None]]
     """By kind of picture (`after`, `change`, `error`, `mask`), one path per shown view; None where there is none."""
-    record: int
-    """Number of that result's record on the page."""
+    record: int  # number of that result's record on the page
     orbit: str | None
     poster: str | None
     """First frame of the orbit, for where it does not play: on paper, or with less motion."""
@@ -68,8 +65,7 @@ class EditSection:
     before: list[str | None]
     truth: list[str | None]
     methods: Sequence[MethodEntry]
-    chosen: int
-    """Index of the method that is shown first."""
+    chosen: int  # index of the method that is shown first
     width: int
     height: int
 

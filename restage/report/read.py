@@ -56,15 +56,11 @@ class ResultEntry:
     """What one method with one editor and one seed made of one edit."""
 
     record: EditRecord
-    plain: Mapping[str, Any]
-    """The record as JSON values, with all that it says."""
-    folder: str
-    """Path of the result in the run."""
-    held_out: Mapping[str, Path]
-    """Renders of the edited scene, by view."""
+    plain: Mapping[str, Any]  # the record as JSON values, with all that it says
+    folder: str  # path of the result in the run
+    held_out: Mapping[str, Path]  # renders of the edited scene, by view
     orbit_path: Path | None
-    editor_views: Mapping[str, Path]
-    """What the 2D editor made of some training views, by view."""
+    editor_views: Mapping[str, Path]  # what the 2D editor made of some training views, by view
     editor_masks: Mapping[str, Path]
 
     @property
@@ -93,16 +89,13 @@ class EditEntry:
     """One edit of one scene with all its results."""
 
     scene: str
-    edit: str
-    """Name of its folder."""
+    edit: str  # name of its folder
     names: frozenset[str]
     """What rows of the scores may call it: the folder's name or the case's id."""
     kind: str
-    request: EditRequest
-    """What was asked for; the folder's name where nothing says."""
+    request: EditRequest  # what was asked for; the folder's name where nothing says
     results: Sequence[ResultEntry]
-    before: Mapping[str, Path]
-    """The scene before the edit, by view."""
+    before: Mapping[str, Path]  # the scene before the edit, by view
     is_before_rendered: bool
     """Whether `before` are renders of the unedited scene, not the pictures of the capture."""
     truth: Mapping[str, Path]
@@ -120,8 +113,7 @@ class SceneEntry:
 
     name: str
     fit: FitRecord | None
-    plain: Mapping[str, Any]
-    """The record of the fit as JSON values; empty without a fit."""
+    plain: Mapping[str, Any]  # the record of the fit as JSON values; empty without a fit
     pictures: Mapping[str, Path]
     renders: Mapping[str, Path]
     """Renders of the unedited scene at held-out views, by view; empty when none are stored."""
@@ -131,8 +123,7 @@ class PairsEntry(NamedTuple):
     """The image pairs: how many, and why some were rejected."""
 
     sheet_path: Path | None
-    num_accepted: int | None
-    """None without a manifest."""
+    num_accepted: int | None  # None without a manifest
     num_rejected: int | None
     reasons: Mapping[str, int]
     """How often each reason was given for a rejected pair, most frequent first."""
@@ -152,8 +143,7 @@ class DiagnosedPart:
     """How much of a difference a part of two runs is to blame for."""
 
     label: str
-    within: str = ""
-    """The part that it is a part of; empty for none."""
+    within: str = ""  # the part that it is a part of; empty for none
     detail: str = ""
     share: Interval
     forward: Interval
@@ -177,8 +167,7 @@ class RunContents:
 
     path: Path
     record: RunRecord
-    plain: Mapping[str, Any]
-    """The run's record as JSON values."""
+    plain: Mapping[str, Any]  # the run's record as JSON values
     stages: Mapping[str, StageMark]
     """The marks of finished stages by name, in the order data flows."""
     scenes: Sequence[SceneEntry]

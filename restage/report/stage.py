@@ -55,8 +55,7 @@ class FittedScene(NamedTuple):
     picture: str | None
     render: str | None
     view: str
-    record: Mapping[str, Any]
-    """All of its `fit.json`."""
+    record: Mapping[str, Any]  # all of its `fit.json`
 
 
 def write_page(contents: RunContents, config: ReportConfig, run: RunFolder | None) -> Iterator[EditSection]:

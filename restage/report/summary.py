@@ -39,8 +39,7 @@ class EditFigure:
     entry: EditEntry
     picture: Image.Image
     columns: tuple[str, ...]
-    records: tuple[str, ...]
-    """Content ids of the results that are shown."""
+    records: tuple[str, ...]  # content ids of the results that are shown
 
     @property
     def alt(self) -> str:
@@ -57,8 +56,7 @@ class Summary:
     title: str
     is_miniature: bool
     rows: Sequence[MethodRow]
-    metrics: tuple[str, ...]
-    """Columns of the table."""
+    metrics: tuple[str, ...]  # columns of the table
     gaps: Sequence[Gap]
     figures: Sequence[EditFigure]
     sheet: Path | None

@@ -28,14 +28,12 @@ Key = tuple[str, str, str, str, str]
 class Trace:
     """Where one result comes from."""
 
-    number: int
-    """Number of its place on the page, `#record-<number>`."""
+    number: int  # number of its place on the page, `#record-<number>`
     entry: EditEntry
     result: ResultEntry
     numbers: Sequence[tuple[int, Score]]
     """Its numbers, each with its row in `compare/scores.parquet`, from 0."""
-    again: str
-    """Shell commands that make it again, alone."""
+    again: str  # shell commands that make it again, alone
 
     @property
     def inputs(self) -> Mapping[str, str]:

@@ -16,10 +16,8 @@ class FileFinding:
     """One thing that is wrong with a file."""
 
     reason: str
-    file: str
-    """Path within the folder that was checked."""
-    detail: str
-    """What was expected and what was found."""
+    file: str  # path within the folder that was checked
+    detail: str  # what was expected and what was found
 
 
 def describe_findings(findings: Sequence[FileFinding], meanings: Mapping[str, str]) -> Iterator[str]:

@@ -22,12 +22,9 @@ of it is part of the run's config, and the same weights stay the same model."""
 class Models:
     """The models that a run starts from."""
 
-    text_to_image: Path
-    """A diffusers folder."""
-    clip: Path
-    """A transformers folder, which pairs are scored with."""
-    edit_model: Path
-    """Folder of the edit model that training goes on from."""
+    text_to_image: Path  # a diffusers folder
+    clip: Path  # a transformers folder, which pairs are scored with
+    edit_model: Path  # folder of the edit model that training goes on from
 
     def sha256(self) -> dict[str, str]:
         """Hash of each model's folder."""

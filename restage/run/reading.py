@@ -37,11 +37,9 @@ class RunRecord:
     git_commit: str = "unknown"
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
-    started_s: float = 0.0
-    """Seconds since 1970."""
+    started_s: float = 0.0  # seconds since 1970
     sessions: tuple[Session, ...] = ()
-    finished: tuple[str, ...] = ()
-    """Stages that have been finished; their marks are looked for."""
+    finished: tuple[str, ...] = ()  # stages that have been finished; their marks are looked for
 
     @property
     def wall_s(self) -> float:
@@ -73,8 +71,7 @@ class FitRecord:
     config: Mapping[str, Any] = field(default_factory=dict)
     own_to_world: tuple[tuple[float, ...], ...] | None = None
     """The transform from the capture's own frame to the run's; None where they are the same."""
-    held_out_psnr_db: float | None = None
-    """None without held-out views."""
+    held_out_psnr_db: float | None = None  # None without held-out views
     held_out_ssim: float | None = None
     """None without held-out views, or with views smaller than its window."""
     notes: tuple[str, ...] = ()
@@ -87,10 +84,8 @@ class Cost(TypedDict, total=False):
 
     seconds: float
     peak_memory_mb: float
-    peak_memory_of: str
-    """`process` where the mark is not that of the edit alone."""
-    is_capped: float
-    """1 if a time cap stopped the method."""
+    peak_memory_of: str  # `process` where the mark is not that of the edit alone
+    is_capped: float  # 1 if a time cap stopped the method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +100,8 @@ class EditRecord:
     status: str
     id: str = ""
     kind: str = ""
-    reason: str = ""
-    """Why it failed, or what is to be said about a result beside its scores."""
-    request: EditRequest | None = None
-    """What was asked for; a result that failed early has none."""
+    reason: str = ""  # why it failed, or what is to be said about a result beside its scores
+    request: EditRequest | None = None  # what was asked for; a result that failed early has none
     settings: Mapping[str, Any] = field(default_factory=dict)
     cost: Cost = field(default_factory=lambda: Cost())
     inputs: Mapping[str, Any] = field(default_factory=dict)

@@ -80,8 +80,7 @@ class Cameras:
 class Projected(NamedTuple):
     """World points as one camera sees them."""
 
-    pixels: Float[Tensor, "m 2"]
-    """(x, y) in pixels; meaningless where `depths` <= 0."""
+    pixels: Float[Tensor, "m 2"]  # (x, y) in pixels; meaningless where `depths` <= 0
     depths: Float[Tensor, " m"]
     """z in the camera frame, in world units; negative behind the camera."""
 

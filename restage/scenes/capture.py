@@ -30,16 +30,11 @@ class Capture:
 
     name: str
     cameras: Cameras
-    images: Float[Tensor, "n 3 h w"]
-    """RGB in [0, 1]."""
-    file_names: tuple[str, ...]
-    """File name of each view's image, without a folder; unique."""
-    points: Float[Tensor, "m 3"]
-    """Sparse points of the scene in world units; m may be 0."""
-    point_colors: Float[Tensor, "m 3"]
-    """RGB in [0, 1]."""
-    train_indices: tuple[int, ...]
-    """Views that fitting and editing may see."""
+    images: Float[Tensor, "n 3 h w"]  # RGB in [0, 1]
+    file_names: tuple[str, ...]  # file name of each view's image, without a folder; unique
+    points: Float[Tensor, "m 3"]  # sparse points of the scene in world units; m may be 0
+    point_colors: Float[Tensor, "m 3"]  # RGB in [0, 1]
+    train_indices: tuple[int, ...]  # views that fitting and editing may see
     held_out_indices: tuple[int, ...]
     """Views kept for measuring; shares no view with `train_indices`."""
     masks: Float[Tensor, "n h w"] | None = None

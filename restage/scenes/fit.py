@@ -42,14 +42,12 @@ class Schedule:
     num_views: int
     budget_s: float | None = None
     """Seconds of fitting, without the first step, which may compile kernels; None for as long as the steps take."""
-    patience: int = 3
-    """Passes through the views that are compared with those before them."""
+    patience: int = 3  # passes through the views that are compared with those before them
     min_gain: float = 0.0
     """The loss has levelled off if the last passes are not better than those before by this share; 0: never."""
     clock: Callable[[], float] = time.perf_counter
     step: int = 0
-    elapsed_s: float = 0.0
-    """Seconds since the first step of this and earlier sessions."""
+    elapsed_s: float = 0.0  # seconds since the first step of this and earlier sessions
     passes: list[float] = field(default_factory=list)
     """Mean training loss of each pass through all views."""
     pass_loss: float = 0.0
@@ -192,12 +190,10 @@ class RefineConfig:
 class FitStep(NamedTuple):
     """The state after a step."""
 
-    step: int
-    """Steps done, from 1 to num_steps."""
+    step: int  # steps done, from 1 to num_steps
     num_steps: int
     loss: float
-    splats: Splats
-    """The tensors of the loop, which later steps change: clone what you keep."""
+    splats: Splats  # the tensors of the loop, which later steps change: clone what you keep
 
 
 def view_at(seed: int, step: int, num_views: int) -> int:

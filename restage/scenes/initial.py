@@ -30,10 +30,8 @@ BARE_POWER = 2.0
 class Surroundings(NamedTuple):
     """Where the cameras look, and from how far."""
 
-    center: Float[Tensor, " 3"]
-    """The point nearest to all optical axes, in world units."""
-    size: float
-    """Median distance of the cameras from it, in world units; at least 1e-3."""
+    center: Float[Tensor, " 3"]  # the point nearest to all optical axes, in world units
+    size: float  # median distance of the cameras from it, in world units; at least 1e-3
 
 
 def surroundings_of(cameras: Cameras) -> Surroundings:

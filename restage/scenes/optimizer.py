@@ -50,8 +50,7 @@ class Exposures:
     num_views: int
     rate: float = 3e-2
     """Adam's step at the start of the fit; 0.01 in the 3D Gaussian splatting code, which sees a view more often."""
-    pull: float = 1e-2
-    """Weight of the squared distance from the identity in the loss."""
+    pull: float = 1e-2  # weight of the squared distance from the identity in the loss
 
     def __post_init__(self) -> None:
         self.transforms = torch.eye(3, 4).repeat(self.num_views, 1, 1)
@@ -153,8 +152,7 @@ class SplatOptimizer:
 
     splats: Splats
     rates: LearningRates
-    scene_size: float = 1.0
-    """World units that the learning rate of the means is given in."""
+    scene_size: float = 1.0  # world units that the learning rate of the means is given in
     center: Float[Tensor, " 3"] | None = None
     """Where given, a splat's center moves the faster the farther it is from here, in proportion within REACH scene
     sizes: on the images, near and far splats then move alike. None: all at one rate, as in 3D Gaussian splatting."""

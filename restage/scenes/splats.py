@@ -24,14 +24,12 @@ MAX_DEGREE = 3
 class Splats:
     """n Gaussian splats; tensors may require gradients."""
 
-    means: Float[Tensor, "n 3"]
-    """Centers in world units."""
+    means: Float[Tensor, "n 3"]  # centers in world units
     log_scales: Float[Tensor, "n 3"]
     """Natural logarithm of the standard deviations along the splat's own axes, in world units."""
     rotations: Float[Tensor, "n 4"]
     """Quaternions wxyz from splat axes to world axes; normalized when used."""
-    opacity_logits: Float[Tensor, " n"]
-    """Opacity is the sigmoid of it."""
+    opacity_logits: Float[Tensor, " n"]  # opacity is the sigmoid of it
     sh: Float[Tensor, "n k 3"]
     """Spherical harmonics of the color, k = (degree + 1)^2 with degree 0 to 3; rgb = 0.5 + C0 sh0 + ..."""
 

@@ -21,14 +21,12 @@ class Metric:
     """A metric as a reader has to know it."""
 
     label: str
-    unit: str
-    """`share` (a ratio; 1 is all), `cosine`, `dB`, `0 or 1`, `[0, 1]`, `s`, `MiB`."""
+    unit: str  # `share` (a ratio; 1 is all), `cosine`, `dB`, `0 or 1`, `[0, 1]`, `s`, `MiB`
     better: Literal["higher", "lower", "neither"]
     """`neither`: it describes, such as what an editor preserved, and ranks nothing."""
     definition: str
     _: KW_ONLY
-    source: str = ""
-    """Where it comes from; empty if from here."""
+    source: str = ""  # where it comes from; empty if from here
     needs: tuple[Need, ...] = ()
     """Without any of these it is NaN, and the row says which is missing."""
     digits: int = 3

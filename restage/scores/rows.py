@@ -27,8 +27,7 @@ class ViewScore:
     metric: str
     view: str
     """File name of the view; `orbit-007` for the pair of frames 7 and 8 of the orbit (consistency only)."""
-    value: float
-    """NaN where this view cannot be scored; `reason` says why."""
+    value: float  # NaN where this view cannot be scored; `reason` says why
     reason: str = ""
 
 

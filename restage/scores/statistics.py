@@ -19,15 +19,13 @@ __all__ = ["Estimate", "clustered_estimate", "estimate_scores", "paired_differen
 class Estimate:
     """Mean of a metric over results."""
 
-    mean: float
-    """NaN if nothing could be scored; then `reason` says why."""
+    mean: float  # NaN if nothing could be scored; then `reason` says why
     standard_error: float
     """Clustered by scene; NaN with fewer than two scenes, since one scene says nothing about others."""
     num_scored: int
     num_missing: int
     """Results whose value is NaN; they are not in the mean, and the table says how many they are."""
-    num_scenes: int
-    """Scenes among the scored results."""
+    num_scenes: int  # scenes among the scored results
     reason: str = ""
     """Why results are missing, each reason once; empty when none is, or when nobody said."""
 

@@ -41,8 +41,7 @@ class MethodRow:
     num_scenes: int
     flag: str
     """`no-op` or `wrong way`, with how many of how many results if not all; empty if none."""
-    estimates: Mapping[str, Estimate]
-    """An estimate for every metric there is."""
+    estimates: Mapping[str, Estimate]  # an estimate for every metric there is
 
     @property
     def anchor(self) -> str:
@@ -62,8 +61,7 @@ class Gap(NamedTuple):
     editor: str
     metric: str
     mean: float
-    low: float
-    """Lower end of the 95 % interval, clustered by scene."""
+    low: float  # lower end of the 95 % interval, clustered by scene
     high: float
     num_pairs: int
 
@@ -77,8 +75,7 @@ class Headline(NamedTuple):
     progress: float
     spill: float
     mask_iou: float
-    overall: Estimate
-    """Progress over all edits."""
+    overall: Estimate  # progress over all edits
     num_edits: int
 
 

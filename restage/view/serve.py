@@ -49,8 +49,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 class Access:
     """What a request to one server must bring along."""
 
-    host: str
-    """Address that the server listens on, as the user named it."""
+    host: str  # address that the server listens on, as the user named it
     port: int
     """Tells the cookies of several viewers on one machine apart, since cookies know no ports."""
     token: str = field(default_factory=lambda: secrets.token_urlsafe(16), repr=False)
@@ -167,8 +166,7 @@ def find_port(host: str, port: int) -> int:
 class Served(NamedTuple):
     """A page that is being served."""
 
-    address: str
-    """Where it is, with the token that lets a browser in."""
+    address: str  # where it is, with the token that lets a browser in
     page: ViewerPage
 
 

@@ -32,17 +32,14 @@ __all__ = ["EditStopped", "KeptEdit", "Version", "ViewScene", "ViewSession", "li
 class KeptEdit:
     """A finished edit that lies in a run folder."""
 
-    folder: Path
-    """Its result folder."""
-    edit: str
-    """Name of the edit case."""
+    folder: Path  # its result folder
+    edit: str  # name of the edit case
     instruction: str
     method: str
     editor: str
     seed: int
     record_id: str
-    is_done: bool = True
-    """Whether it came to its end; a failed edit has nothing to show."""
+    is_done: bool = True  # whether it came to its end; a failed edit has nothing to show
 
     @property
     def label(self) -> str:
@@ -58,13 +55,11 @@ class ViewScene:
 
     name: str
     splats: Splats
-    capture: Capture | None = None
-    """None for a PLY alone."""
+    capture: Capture | None = None  # None for a PLY alone
     folder: Path | None = None
     """`<run>/scenes/<scene>`; None for a scene that is in no run, which cannot be edited."""
     fit: FitRecord | None = None
-    cases: Mapping[str, EditCase] = field(default_factory=dict)
-    """Edit cases with truth by name."""
+    cases: Mapping[str, EditCase] = field(default_factory=dict)  # edit cases with truth by name
 
     @property
     def run_folder(self) -> Path | None:

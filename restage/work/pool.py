@@ -34,8 +34,7 @@ class WorkerHandle(Protocol):
     """A worker in another process."""
 
     name: str
-    place: str
-    """The device or slot of the cluster that it takes up, and that its successor gets."""
+    place: str  # the device or slot of the cluster that it takes up, and that its successor gets
 
     def send(self, tasks: Sequence[Task[Any]]) -> None:
         """Have it work through these tasks; only called when it has none."""
@@ -54,8 +53,7 @@ class Message:
     worker: WorkerHandle
     is_ready: bool = False
     reports: tuple[Report, ...] = ()
-    is_idle: bool = False
-    """Whether it will say nothing more of the tasks that it has."""
+    is_idle: bool = False  # whether it will say nothing more of the tasks that it has
     gone: str = ""
 
 

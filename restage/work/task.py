@@ -49,10 +49,8 @@ class Report:
     worker: str
     device: str = ""
     seconds: float = 0.0
-    facts: Facts = field(default_factory=dict)
-    """What the kind of work has to say of a result."""
-    reason: str = ""
-    """The error in one line; empty if there was none."""
+    facts: Facts = field(default_factory=dict)  # what the kind of work has to say of a result
+    reason: str = ""  # the error in one line; empty if there was none
     details: str = ""
 
     @property

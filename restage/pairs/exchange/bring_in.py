@@ -61,8 +61,7 @@ class _Source:
 
     config: ImportConfig
     name: str
-    files: str
-    """Hash of the names and sizes of its files."""
+    files: str  # hash of the names and sizes of its files
 
 
 def _fingerprint(folder: Path) -> str:

@@ -192,8 +192,7 @@ class Checker:
     """Checks pairs one after the other; the first good one decides the size of all."""
 
     size: int | None
-    mask_is: str
-    """What masks mean; `auto` goes by `meanings`."""
+    mask_is: str  # what masks mean; `auto` goes by `meanings`
     meanings: Mapping[str, str] = field(default_factory=dict)
     """What was recognized, of masks with and without transparency."""
     shares: list[float] = field(default_factory=list)

@@ -53,8 +53,7 @@ class SetFacts:
     made: Counter[str] = field(default_factory=Counter)
     """Number of pairs by kind of edit, accepted or not."""
     accepted: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Number of rejected pairs by reason."""
+    reasons: Counter[str] = field(default_factory=Counter)  # number of rejected pairs by reason
     histograms: dict[str, list[int]] = field(default_factory=dict)
     """Numbers of accepted pairs by score, in `NUM_BINS` bins each."""
     unscored: Counter[str] = field(default_factory=Counter)

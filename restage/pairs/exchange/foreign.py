@@ -50,28 +50,23 @@ NEEDED = ("source", "edited", "instruction")
 class ForeignPair(NamedTuple):
     """A pair that is not ours yet; nothing in it has been checked."""
 
-    where: str
-    """File and row, for people."""
+    where: str  # file and row, for people
     source: bytes | None
     """Content of a picture file; None if there is none."""
     edited: bytes | None
     mask: bytes | None
-    texts: Mapping[str, str]
-    """Those of `TEXTS` that there are."""
-    row: Mapping[str, Any]
-    """Everything that the data set says of the pair, such as scores."""
+    texts: Mapping[str, str]  # those of `TEXTS` that there are
+    row: Mapping[str, Any]  # everything that the data set says of the pair, such as scores
     mask_is: str = ""
     """What the layout says of the mask's edited region, such as `white`; empty if it says nothing."""
-    remark: str = ""
-    """How the parts were found, if that was guessed; for people."""
+    remark: str = ""  # how the parts were found, if that was guessed; for people
 
 
 class Names(NamedTuple):
     """The names that a data set uses."""
 
     by_part: dict[str, str]
-    remark: str
-    """What was guessed, for people; empty if all names are known ones."""
+    remark: str  # what was guessed, for people; empty if all names are known ones
 
 
 def _plain(name: str) -> str:
@@ -153,10 +148,8 @@ class ExportedPair(NamedTuple):
     """An accepted pair, with its files as they were stored."""
 
     id: str
-    parts: Mapping[str, bytes]
-    """`source.png`, `edited.png`, `mask.png`, `json`."""
-    row: Mapping[str, Any]
-    """Row of the sidecar, without preview."""
+    parts: Mapping[str, bytes]  # `source.png`, `edited.png`, `mask.png`, `json`
+    row: Mapping[str, Any]  # row of the sidecar, without preview
 
     @property
     def record(self) -> dict[str, Any]:
@@ -210,13 +203,11 @@ def open_set(place: Place) -> PairSet:
 class PairFormat:
     """A form of pair data sets; each is a file of its own, and a line in the menu `FORMATS`."""
 
-    description: str
-    """What lies where, in a sentence for the data card."""
+    description: str  # what lies where, in a sentence for the data card
     read: Callable[[Path], Iterator[ForeignPair]]
     """Yields the pairs of a folder as they are; `bring_in` checks them."""
     is_in: Callable[[Path], bool] | None = None
     """Tells whether a folder looks like this form; None if the form has to be named."""
     export: Callable[[PairSet, Path], Iterator[Progress]] | None = None
     """Writes a set into a folder, where a file that is there already is whole and stays; None if it is only read."""
-    card_header: tuple[str, ...] = ()
-    """Lines for the YAML header of the data card."""
+    card_header: tuple[str, ...] = ()  # lines for the YAML header of the data card

@@ -164,8 +164,7 @@ class VerifyResult:
     """Number of pairs that readers skip already; their pictures are not judged again."""
     num_bytes: int
     seconds: float
-    notes: tuple[str, ...] = ()
-    """What was not checked, and why."""
+    notes: tuple[str, ...] = ()  # what was not checked, and why
 
     @property
     def mb_per_s(self) -> float:

@@ -47,14 +47,10 @@ class Look(NamedTuple):
     source: UInt8[np.ndarray, "height width 3"]
     edited: UInt8[np.ndarray, "height width 3"]
     mask: UInt8[np.ndarray, "height width"]
-    pixels: int
-    """64 bits of a hash of the pixels of both pictures."""
-    pixel_sha256: str
-    """Hash of both pictures and the mask, as in the sidecar."""
-    shapes: tuple[int, int]
-    """Difference hashes of the two pictures."""
-    colours: UInt8[np.ndarray, " 24"]
-    """Mean colors of the quarters of both pictures."""
+    pixels: int  # 64 bits of a hash of the pixels of both pictures
+    pixel_sha256: str  # hash of both pictures and the mask, as in the sidecar
+    shapes: tuple[int, int]  # difference hashes of the two pictures
+    colours: UInt8[np.ndarray, " 24"]  # mean colors of the quarters of both pictures
 
 
 def difference_hash(grey: Image.Image) -> int:
@@ -178,8 +174,7 @@ def _deviations(fit: Tensor, own: Sequence[str], fits: Tensor, bank: CaptionBank
 class Judged(NamedTuple):
     """What a CLIP says of a pair."""
 
-    faults: Sequence[tuple[str, str]] = ()
-    """Reasons, each with a detail."""
+    faults: Sequence[tuple[str, str]] = ()  # reasons, each with a detail
     gap: float = math.nan
     """Largest absolute difference between stored scores and those computed again; NaN if there are none. Whether this
     is a fault depends on the whole set, which another CLIP may have scored."""
@@ -221,15 +216,13 @@ class Described(NamedTuple):
     """Short descriptions of the pairs of a shard whose pictures were looked at, some 80 bytes a pair."""
 
     shard: int
-    ids: np.ndarray
-    """Ids of the pairs, as ASCII."""
+    ids: np.ndarray  # ids of the pairs, as ASCII
     pixels: UInt64[np.ndarray, " n"]
     shapes: UInt64[np.ndarray, "n 2"]
     colours: UInt8[np.ndarray, "n 24"]
     score_gaps: Float32[np.ndarray, " n"]
     """Differences between stored scores and those computed again; NaN if not compared."""
-    num_too_long: int
-    """Number of pairs with a caption that is too long for the CLIP to judge."""
+    num_too_long: int  # number of pairs with a caption that is too long for the CLIP to judge
 
 
 class Seen(NamedTuple):
@@ -239,8 +232,7 @@ class Seen(NamedTuple):
     findings: list[Finding]
     ids: UInt64[np.ndarray, " pairs"]
     """The ids of all pairs as numbers, accepted or not; empty if the shard is bad as a whole."""
-    is_judged: bool
-    """Whether a rule has judged the pairs."""
+    is_judged: bool  # whether a rule has judged the pairs
     num_accepted: int
     num_bytes: int
     described: Described | None = None
@@ -278,14 +270,11 @@ class Examiner:
     """Examines shards; several threads may use the same examiner."""
 
     files: Files
-    left_out: Mapping[str, str]
-    """Pairs whose pictures are not judged again."""
+    left_out: Mapping[str, str]  # pairs whose pictures are not judged again
     bank: CaptionBank | None
     """Captions to compare with; None if captions are not judged."""
-    has_pictures: bool
-    """Whether pictures are decoded at all."""
-    plan: PlanRecord = PlanRecord(id="")
-    """Plan that the shards are made by."""
+    has_pictures: bool  # whether pictures are decoded at all
+    plan: PlanRecord = PlanRecord(id="")  # plan that the shards are made by
     rule: PairRule | None = None
     """Rule that holds now; None if verdicts stand as stored."""
 

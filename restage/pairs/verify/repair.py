@@ -37,14 +37,10 @@ class Repaired:
 
     shards: tuple[int, ...]
     """Numbers of the shards that were moved to quarantine; the stage makes them again."""
-    pairs: tuple[str, ...]
-    """Ids of the pairs that readers leave out from now on."""
-    moved: tuple[str, ...]
-    """Names of other files that were moved to quarantine."""
-    rebuilt: tuple[str, ...]
-    """Names of files that were written anew."""
-    quarantine: str
-    """Folder of what was moved; empty if nothing was."""
+    pairs: tuple[str, ...]  # ids of the pairs that readers leave out from now on
+    moved: tuple[str, ...]  # names of other files that were moved to quarantine
+    rebuilt: tuple[str, ...]  # names of files that were written anew
+    quarantine: str  # folder of what was moved; empty if nothing was
 
     @property
     def needs_stage(self) -> bool:

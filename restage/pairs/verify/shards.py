@@ -25,8 +25,7 @@ __all__ = ["REASONS", "BadFile", "Finding", "StoredPair", "StoredShard", "read_c
 class Reason(NamedTuple):
     """A way of being wrong."""
 
-    meaning: str
-    """What is wrong, in a sentence for people."""
+    meaning: str  # what is wrong, in a sentence for people
     remedy: Literal["remake", "leave out", "rebuild", "move away"]
     """What a repair does: have the shard made again, hide the pair from readers, write the file anew, or move it
     out of the way."""
@@ -58,10 +57,8 @@ REASONS: Mapping[str, Reason] = {
 class Finding(FileFinding):
     """One thing that is wrong with image pairs, by a reason of `REASONS`."""
 
-    shard: int | None = None
-    """Number of the shard, if the finding belongs to one."""
-    pair: str = ""
-    """Id of the pair, if the finding is about one."""
+    shard: int | None = None  # number of the shard, if the finding belongs to one
+    pair: str = ""  # id of the pair, if the finding is about one
 
     @property
     def remedy(self) -> str:
@@ -90,18 +87,15 @@ class StoredPair(NamedTuple):
     """An accepted pair as it lies in the shard."""
 
     id: str
-    parts: Mapping[str, bytes]
-    """The pair's files in the tar by name, such as `source.png`."""
-    row: Mapping[str, Any]
-    """The pair's row in the sidecar, without preview."""
+    parts: Mapping[str, bytes]  # the pair's files in the tar by name, such as `source.png`
+    row: Mapping[str, Any]  # the pair's row in the sidecar, without preview
 
 
 class StoredShard(NamedTuple):
     """A shard whose hashes are right."""
 
     mark: Mark
-    rows: list[dict[str, Any]]
-    """Rows of the sidecar, without previews."""
+    rows: list[dict[str, Any]]  # rows of the sidecar, without previews
     pairs: list[StoredPair]
     num_bytes: int
 

@@ -35,8 +35,7 @@ class Repeat(NamedTuple):
 
     row: int
     earlier: int
-    num_bits: int
-    """Number of bits in which the hashes differ; 0 for exact repeats."""
+    num_bits: int  # number of bits in which the hashes differ; 0 for exact repeats
 
 
 def find_repeated(keys: UInt64[np.ndarray, " n"]) -> Iterator[Repeat]:
@@ -104,12 +103,10 @@ class WholeSet:
 
     num_shards: int = 0
     last_shard: int = -1
-    num_judged: int = 0
-    """Number of shards that a rule has judged; imported ones are not."""
+    num_judged: int = 0  # number of shards that a rule has judged; imported ones are not
     num_accepted: int = 0
     num_bytes: int = 0
-    ids: list[np.ndarray] = field(default_factory=list)
-    """Ids of all pairs, as numbers."""
+    ids: list[np.ndarray] = field(default_factory=list)  # ids of all pairs, as numbers
     id_shards: list[np.ndarray] = field(default_factory=list)
     """Numbers of the shards that `ids` belong to."""
     described: list[Described] = field(default_factory=list)

@@ -41,10 +41,8 @@ PLACE_NAMES = ("capture", "images", "input", "sparse", "colmap", "keyframes", "0
 class CaptureSource(NamedTuple):
     """What a path turned out to be."""
 
-    form: str
-    """A key of `SCENE_FORMATS`."""
-    path: Path
-    """What the format's `find` has found."""
+    form: str  # a key of `SCENE_FORMATS`
+    path: Path  # what the format's `find` has found
     name: str
 
 

@@ -40,8 +40,7 @@ MAX_LINE = 65536
 class ModelCamera(NamedTuple):
     """A lens as COLMAP has it."""
 
-    model: str
-    """A key of `NUM_PARAMS`."""
+    model: str  # a key of `NUM_PARAMS`
     width: int
     height: int
     params: tuple[float, ...]
@@ -52,8 +51,7 @@ class ModelImage(NamedTuple):
 
     name: str
     camera_id: int
-    rotation_wxyz: tuple[float, ...]
-    """World to camera, OpenCV axes."""
+    rotation_wxyz: tuple[float, ...]  # world to camera, OpenCV axes
     translation: tuple[float, ...]
 
 

@@ -36,13 +36,11 @@ INTEGER_CENTERS = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
 class Lens:
     """How one camera maps directions to pixels, for pictures of one size."""
 
-    width: int
-    """Width in pixels of the picture that the numbers are for."""
+    width: int  # width in pixels of the picture that the numbers are for
     height: int
     focal_x_px: float
     focal_y_px: float
-    center_x_px: float
-    """Principal point; the center of the top left pixel is at (0.5, 0.5)."""
+    center_x_px: float  # principal point; the center of the top left pixel is at (0.5, 0.5)
     center_y_px: float
     coefficients: tuple[float, ...] = ()
     """brown: k1 k2 p1 p2 k3 k4 k5 k6 in OpenCV's order and meaning (k4 to k6 are the denominator); fisheye: k1 k2 k3 k4
@@ -89,8 +87,7 @@ class Lens:
 class Undistortion(NamedTuple):
     """Where each pixel of the straight picture is found in the distorted one."""
 
-    map_x: Float[np.ndarray, "h w"]
-    """float32, OpenCV's integer pixel centers."""
+    map_x: Float[np.ndarray, "h w"]  # float32, OpenCV's integer pixel centers
     map_y: Float[np.ndarray, "h w"]
     valid: Float[np.ndarray, "h w"]
     """1 where the lens saw something, 0 outside of the picture and where its model folds back."""

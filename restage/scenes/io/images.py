@@ -38,8 +38,7 @@ UNREADABLE += (Image.DecompressionBombError,)
 class PictureHead(NamedTuple):
     """What the header of an image file says."""
 
-    width: int
-    """In pixels, as the file stores them."""
+    width: int  # in pixels, as the file stores them
     height: int
     orientation: int
     """EXIF orientation, 1 to 8: how stored pixels are turned or mirrored to be shown."""
@@ -163,8 +162,7 @@ class Orientation(NamedTuple):
     """EXIF orientation to apply before the lens is taken out: the camera model is for the picture as it is shown."""
     quarters: int = 0
     """Clockwise quarter turns of the view and of its camera after that: the model is for pixels as they are stored."""
-    is_guess: bool = False
-    """Whether the shape of the picture did not tell which of the two it is."""
+    is_guess: bool = False  # whether the shape of the picture did not tell which of the two it is
 
 
 def orientation_of(head: PictureHead, width: int, height: int) -> Orientation:

@@ -49,10 +49,8 @@ A_WAY = "convert it to a plain PLY, for instance with: npx @playcanvas/splat-tra
 class Points(NamedTuple):
     """Colored points."""
 
-    positions: Float[Tensor, "m 3"]
-    """float64 where the file has such numbers."""
-    colors: Float[Tensor, "m 3"]
-    """RGB in [0, 1]."""
+    positions: Float[Tensor, "m 3"]  # float64 where the file has such numbers
+    colors: Float[Tensor, "m 3"]  # RGB in [0, 1]
 
 
 def write_splats(splats: Splats, path: Path) -> None:
@@ -217,8 +215,7 @@ MAX_LINES = 2048
 class _Element(NamedTuple):
     name: str
     count: int
-    properties: list[tuple[str, str]]
-    """Names and numpy types; the type of a list is empty."""
+    properties: list[tuple[str, str]]  # names and numpy types; the type of a list is empty
 
 
 def read_vertices(path: Path) -> np.ndarray:

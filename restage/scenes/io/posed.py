@@ -76,11 +76,9 @@ class ReadOptions:
 class Photo:
     """One posed photograph, not decoded yet."""
 
-    name: str
-    """Its path as the capture's files give it, with forward slashes."""
+    name: str  # its path as the capture's files give it, with forward slashes
     path: Path
-    lens: Lens
-    """For the pixels as `orientation.before` leaves them."""
+    lens: Lens  # for the pixels as `orientation.before` leaves them
     camera_to_world: Float[Tensor, "4 4"]
     """OpenCV axes, float64; of the picture that `lens` is for."""
     orientation: images.Orientation = images.Orientation()
@@ -97,8 +95,7 @@ class Photo:
 class PosedPhotos:
     """A capture before its pixels are decoded."""
 
-    photos: list[Photo]
-    """Sorted by name."""
+    photos: list[Photo]  # sorted by name
     points: Points
     """Sparse points in the frame of the cameras; float64 where the file has such numbers."""
     split: Split | None = None
@@ -117,8 +114,7 @@ class SceneFormat(NamedTuple):
     """Returns where in a file or folder a capture of this format lies, from names alone; None if there is none."""
     read: Callable[[Path, str, ReadOptions], PosedPhotos]
     """Reads what was found; the name opens error messages."""
-    expected: str
-    """What `find` looks for, to be listed where nothing is found."""
+    expected: str  # what `find` looks for, to be listed where nothing is found
     finds_cameras: bool = False
     """Whether `read` computes the cameras from pictures, which takes minutes."""
 

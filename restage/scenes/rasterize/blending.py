@@ -26,14 +26,11 @@ CULL_MARGIN = 0.25
 class Rendering(NamedTuple):
     """One rendered view."""
 
-    color: Float[Tensor, "3 h w"]
-    """RGB over black; not clamped."""
-    alpha: Float[Tensor, "h w"]
-    """Share of the pixel that splats cover, in [0, 1)."""
+    color: Float[Tensor, "3 h w"]  # RGB over black; not clamped
+    alpha: Float[Tensor, "h w"]  # share of the pixel that splats cover, in [0, 1)
     depth: Float[Tensor, "h w"]
     """Expected z of what covers the pixel, in world units; infinite where alpha is 0."""
-    features: Float[Tensor, "c h w"]
-    """Blended feature channels over 0; c may be 0."""
+    features: Float[Tensor, "c h w"]  # blended feature channels over 0; c may be 0
 
 
 @runtime_checkable

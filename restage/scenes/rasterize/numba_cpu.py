@@ -51,10 +51,8 @@ class _View(NamedTuple):
     width: int
     height: int
     world_to_camera: np.ndarray
-    lens: np.ndarray
-    """Focal length x, skew, center x, focal length y, center y in pixels."""
-    clamps: np.ndarray
-    """Least and greatest x/z and y/z in the Jacobian."""
+    lens: np.ndarray  # focal length x, skew, center x, focal length y, center y in pixels
+    clamps: np.ndarray  # least and greatest x/z and y/z in the Jacobian
     is_seen: np.ndarray
     order: np.ndarray
 
