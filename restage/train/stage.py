@@ -103,8 +103,8 @@ def train_edit_model(
 ) -> Generator[Progress, None, None]:
     """Train an edit model; a call on a folder where training was stopped goes on from there, to the same weights.
 
-    Writes into `folder`: `cache/` (encoded pairs), `state.pt`, `metrics.jsonl` (a line for each step: the weighted
-    loss, noise and mask), `loss.png`, and last the model with averaged weights.
+    Writes into `folder`: `cache/` (encoded pairs, which steps read), `state.pt`, `metrics.jsonl` (a line for each step:
+    the weighted loss, noise and mask), `loss.png`, and last the model with averaged weights.
 
     A text-to-image model is given new channels, an edit model is trained further; both stay as they are. With
     `text_to_image` the saved model names that folder instead of holding the shared parts again.
