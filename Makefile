@@ -26,7 +26,7 @@ demo: $(STAMP)  ## From prompts to the report page of an edited 3D scene, in 3 t
 	@$(BIN)/restage demo --out $(DEMO_FOLDER)
 
 test: $(STAMP)  ## Run all tests that this machine can
-	@$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
+	@$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## Check lint, format and types
 	@$(BIN)/ruff check .

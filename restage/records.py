@@ -13,6 +13,7 @@ import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -265,7 +266,7 @@ class PromptPair:
         if self.pictured not in ("source", "target"):
             raise InputError(f"a prompt pair's picture shows 'source' or 'target', got {self.pictured!r}")
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Content id."""
         plain = to_plain(self)

@@ -41,7 +41,22 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+LONGEST_FIRST = (
+    "test_study_ray", "test_study", "test_recipes", "test_campaign", "test_campaign_ray", "test_training",
+    "test_pair_sampler", "test_methods", "test_campaign_cli", "test_retraining", "test_borders",
+)  # fmt: skip
+"""Files that take longest, most of them since they wait for processes. A file stays with one worker: these come first,
+so that at the end no worker is left alone with one of them."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker more than cores, since tests that wait for other processes leave theirs idle."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
     reasons = {"nerfstudio": "needs .venv-nerfstudio"} if not (REPOSITORY / ".venv-nerfstudio").exists() else {}
     if not config.getoption("--run-slow"):
         reasons["slow"] = "slow; runs with --run-slow"

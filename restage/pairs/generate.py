@@ -24,7 +24,7 @@ from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pair
 from restage.diffusion.sampling import invert_latents, latent_shape
 from restage.diffusion.word_maps import blend_masks
 from restage.pairs.encoding import decode_picture, read_picture
-from restage.records import InputError, PromptPair, content_id, derive_seed
+from restage.records import InputError, PromptPair, content_id, derive_seed, to_plain
 
 __all__ = ["GenerateConfig", "GeneratedPairs", "PairJob", "generate_pairs", "make_control", "make_jobs"]
 
@@ -124,11 +124,11 @@ def make_jobs(
 
     Prompt pairs with the same source caption get the same noise, so that one sampled source serves them all.
     """
-    jobs = []
+    jobs, plain = [], to_plain(config)
     for prompt in prompts:
         picture = read_picture(folder or Path(), prompt.picture) if prompt.picture else b""
         for sample in range(samples_per_prompt):
-            pair_id = content_id("pair", {"prompt": prompt.id, "sample": sample, "seed": run_seed, "config": config})
+            pair_id = content_id("pair", {"prompt": prompt.id, "sample": sample, "seed": run_seed, "config": plain})
             seed = derive_seed(run_seed, prompt.source, sample)
             share = np.random.default_rng(derive_seed(seed, prompt.id, "self_share")).uniform(*config.self_share)
             share = round(share, 4)

@@ -291,9 +291,10 @@ def test_a_model_in_one_file_is_named_with_how_to_convert_it(tmp_path: Path) -> 
 def test_tokens_without_an_embedding_are_refused(models: Path) -> None:
     path = models / "clip" / "tokenizer.json"
     content = json.loads(path.read_text())
-    content["model"]["vocab"] |= {f"more{number}": 700 + number for number in range(9)}
+    known = len(content["model"]["vocab"])
+    content["model"]["vocab"] |= {f"more{number}": known + number for number in range(9)}
     path.write_text(json.dumps(content))
-    assert "the tokenizer has 627 tokens, the text encoder knows 618" in refusal(PARTS["clip"], models)
+    assert f"the tokenizer has {known + 9} tokens, the text encoder knows {known}" in refusal(PARTS["clip"], models)
 
 
 def test_a_broken_tokenizer_is_named_when_prompts_are_counted(models: Path) -> None:

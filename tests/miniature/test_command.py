@@ -22,13 +22,12 @@ def test_the_command_of_a_clone_is_found_from_any_folder(tmp_path: Path) -> None
         "spec.loader.exec_module(module)\n"
         "assert util.find_spec('miniature') is None\n"
         "from restage.cli import run\n"
-        "run(['miniature', 'train', 'pictures', '--num-pictures', '2'])\n"
+        "sys.exit(run(['miniature', 'train', 'clip']))\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-P", "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "training" / "pictures").is_dir()
+    assert done.returncode == 2 and "training/pictures does not exist" in done.stderr, done.stderr
 
 
 def test_an_installed_package_says_that_the_recipes_are_in_a_clone(
