@@ -13,9 +13,13 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import contextlib  # noqa: E402
 import socket  # noqa: E402
+import types  # noqa: E402
+import typing  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
@@ -29,6 +33,30 @@ with contextlib.suppress(ImportError):  # nerfstudio's environment has no hypoth
         "restage", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
     )
     settings.load_profile("restage")
+
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What the option --jaxtyping-packages decorates all that it imports with: jaxtyping where there are shapes.
+
+    Where a function has none, the type checker alone checks as much, and calls of small functions cost half as much.
+    """
+
+    def decorate(item: Any) -> Any:
+        if isinstance(item, types.FunctionType):
+            # Names that only type checkers import cannot be looked up here; jaxtyping knows how to leave them out.
+            with contextlib.suppress(Exception):
+                hints = typing.get_type_hints(item)
+                if not any("jaxtyping." in str(hint) for hint in hints.values()):
+                    return typechecker(item)
+        return _jaxtyped(typechecker=typechecker)(item)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = jaxtyped
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
