@@ -1,13 +1,12 @@
 """Pairs made of rendered pictures against the exact picture after the edit: how right is what Prompt-to-Prompt paints?
 
-    python -m benchmarks.pictured_pairs [--pairs 84] [--variants defaults,one_iteration] [--sheet pictured.png]
-    python -m benchmarks.pictured_pairs --pairs 70 --world-seed 0 --edit-model restage/assets/edit_model
+    python -m benchmarks.pictured_pairs [--pairs 88] [--variants defaults,one_iteration] [--sheet pictured.png]
+    python -m benchmarks.pictured_pairs --pairs 90 --world-seed 0 --edit-model restage/assets/edit_model
 
 Scenes of the training split, kinds of edit in turn, or the held-out edits of `benchmarks.miniature`. An edit model,
 which is given the instruction instead of the captions, edits the same renders: is it as good as its pairs?
 The picture shows the scene before the edit, also for removals (for half of which it shows the scene after in the edit
-model's recipe). Additions are left out: they have no single truth, since the instruction names no place. The
-last line is JSON.
+model's recipe). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.miniature.edits import edit_views
-from benchmarks.miniature.held_out import edit_cases
+from benchmarks.miniature.held_out import CASE_KINDS, edit_cases
 from miniature.edit_model import RECIPE
 from miniature.rendered_pairs import render_pairs
 from restage.compare.metrics import mask_iou, progress, spill
@@ -50,7 +49,6 @@ VARIANTS: Mapping[str, GenerateConfig] = {
     "guidance_1.5": replace(DEFAULTS, guidance=1.5),
     "guidance_5": replace(DEFAULTS, guidance=5.0),
 }
-KINDS = ("recolour", "reshape", "ground", "time", "resize", "remove")
 
 
 def job_of(pair: ExactPair, config: GenerateConfig) -> PairJob:
@@ -109,9 +107,9 @@ def write_sheet(path: Path, columns: Sequence[Tensor]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=None, help="folder of models; default: those of the package")
-    parser.add_argument("--pairs", type=int, default=84)
+    parser.add_argument("--pairs", type=int, default=88)
     parser.add_argument("--variants", default="defaults", help=f"of {', '.join(VARIANTS)}")
-    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--kinds", default=",".join(CASE_KINDS))
     parser.add_argument("--world-seed", type=int, default=None, help="edits of benchmarks.miniature in this world")
     parser.add_argument("--edit-model", type=Path, default=None, help="folder of an edit model to edit the same")
     parser.add_argument("--sheet", type=Path, default=None, help="draw source, truth and what each variant makes")

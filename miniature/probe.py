@@ -200,8 +200,8 @@ def train_probe(
     of objects), a quarter such scenes as the autoencoder in `<folder>/text_to_image` gives them back. Free scenes
     are rendered first, to `<folder>/state/free_pictures`.
     Command: `restage miniature train probe --num-pictures 36000`. 70 minutes on two cores with bfloat16, nine of them
-    for the free scenes; kinds right in 99.3 to 99.9 % of 1,000 unseen renders of a world (mean of nine 99.6), all right
-    in 99.1 to 99.5 % (docs/log/2026-11-29-sampling-and-probe.md).
+    for the free scenes; in the world's first edition kinds are right in 99.3 to 99.9 % of 1,000 unseen renders (mean of
+    nine worlds 99.6), all in 99.1 to 99.5 % (docs/log/2026-11-29-sampling-and-probe.md).
 
     Args:
         folder: Of the models; its `text_to_image` is there already.

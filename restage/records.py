@@ -237,7 +237,7 @@ class PromptPair:
     target: str
     instruction: str
     kind: str
-    """Kind of edit: recolour, reshape, add, remove, ground, time, resize."""
+    """Kind of edit: recolour, reshape, add, remove, ground, time, resize; of the second edition also move, pattern."""
     swaps: tuple[tuple[str, str], ...] = ()
     """Words of the source caption and what stands in their place in the target, in order; empty if not a word swap."""
     words: tuple[str, ...] = ()

@@ -25,6 +25,7 @@ from miniature.probe import load_probe
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.edit_models import load_edit_model
+from restage.records import parse_json
 
 __all__ = ["PARTS", "WANTED", "Figures", "main"]
 
@@ -116,6 +117,8 @@ class Settings:
     """Edits to score, kinds in turn."""
     probe_pictures: int = 1000
     """Unseen renders that the probe is measured on."""
+    train_step: Path | None = None
+    """Output of `python -m benchmarks.train_step`, whose ratio is reported; that takes too long to be done beside."""
     sampling: text_to_image.Sampling = field(default_factory=text_to_image.Sampling)
     """How pictures are sampled."""
     page: Path = Path("runs/benchmark-miniature")
@@ -234,8 +237,11 @@ class Benchmark:
         self.figures.pictures["edits"] = page.draw_edits(edited)
 
     def train_step(self) -> None:
-        """How many times faster a training step is than the public way; NaN until that was measured."""
-        self.figures.values["train_step_ratio"] = float("nan")
+        """How many times as fast as the public way a training step is; NaN where no measurement of it is named."""
+        path, ratio = self.settings.train_step, float("nan")
+        if path is not None:
+            ratio = float(parse_json(path.read_text().splitlines()[-1], where=path)["train_step_ratio"])
+        self.figures.values["train_step_ratio"] = ratio
 
     def assets(self) -> None:
         """Size of the models' folder."""

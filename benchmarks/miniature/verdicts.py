@@ -18,8 +18,9 @@ __all__ = ["JUDGED_PLACES", "Seen", "Verdict", "accuracies", "accuracies_by_coun
 __all__ += ["place_accuracies", "seen_in", "shares_by_word"]
 
 LOOKS = ("color", "pattern")
-JUDGED_PLACES = ("on", "between", "toward", "away", "left", "right", "near")
-"""Relations that a painted picture shows; fronts, the sunny side and the shadow cannot be told by cells."""
+JUDGED_PLACES = ("on", "between", "toward", "away", "left", "right")
+"""Relations that can be told by cells of exact renders. Fronts, the sunny side and the shadow cannot, and of renders in
+which a thing is merely next to another a fifth would be called wrong."""
 
 
 class Seen(NamedTuple):
@@ -95,6 +96,8 @@ def judge(seen: Seen, description: Description) -> Verdict:
 
 def place_is_right(place: Place, classes: Int64[Tensor, "16 16"]) -> bool | None:
     """Return whether a picture shows a place, by what its cells are read as; None if it is none of `JUDGED_PLACES`."""
+    if place.relation not in JUDGED_PLACES:
+        return None
     cells = classes.numpy()
     return holds_in_picture(place, {kind: cells == FIRST_KIND_CLASS + i for i, kind in enumerate(KINDS)})
 

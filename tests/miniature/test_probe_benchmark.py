@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.miniature.__main__ import WANTED, Figures
+from benchmarks.miniature.__main__ import WANTED, Benchmark, Figures, Settings, _rounded
 from benchmarks.miniature.held_out import (
     CASE_KINDS,
     Captioned,
@@ -61,8 +61,13 @@ RIGHT = Seen({"cube": "red", "ball": "blue"}, 2, "sand", "night")
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory):
-    return load_backbone(write_tiny_models(tmp_path_factory.mktemp("models")) / "text_to_image")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def backbone(models: Path):
+    return load_backbone(models / "text_to_image")
 
 
 def test_a_picture_that_follows_its_caption_is_all_right() -> None:
@@ -126,12 +131,12 @@ def test_colors_without_a_name_are_not_judged_and_of_a_pattern_either_color_is_r
 def test_a_place_is_read_off_cells() -> None:
     cells = torch.ones(16, 16).long()
     cells[6:10, 2:6], cells[6:10, 10:14] = (FIRST_KIND_CLASS + KINDS.index(kind) for kind in ("cube", "ball"))
-    for relation, is_right in (("left", True), ("right", False), ("on", False), ("lit", None)):
+    for relation, is_right in (("left", True), ("right", False), ("on", False), ("near", None)):
         place = Place(subject="red cube", relation=relation, anchors=("ball",))
         assert place_is_right(place, cells) == is_right
     assert not place_is_right(Place(subject="cone", relation="left", anchors=("ball",)), cells)
-    found = place_accuracies([(Place(subject="a", relation=r, anchors=("b",)), r != "on") for r in ("on", "near")])
-    assert found == {"all": 0.5, "on": 0.0, "near": 1.0}
+    found = place_accuracies([(Place(subject="a", relation=r, anchors=("b",)), r != "on") for r in ("on", "left")])
+    assert found == {"all": 0.5, "on": 0.0, "left": 1.0}
 
 
 def test_auc_is_the_share_of_pairs_in_the_right_order() -> None:
@@ -297,6 +302,13 @@ def test_page_names_what_falls_short(tmp_path: Path) -> None:
     text = (tmp_path / "index.html").read_text()
     assert text.count("class=short") == 1 and "a &lt;test&gt;" in text and "&gt;= 0.95" in text
     assert (tmp_path / "two_words.png").exists()
+
+
+def test_the_ratio_of_a_training_step_is_read_from_the_output_that_is_named(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "step.txt").write_text('compiling\n{"samples_per_s": {}, "train_step_ratio": 2.5}\n')
+    for path, expected in ((tmp_path / "step.txt", 2.5), (None, None)):
+        benchmark = Benchmark(Settings(train_step=path, parts=("train_step",), models=models))
+        assert _rounded(benchmark.run().values) == {"train_step_ratio": expected}
 
 
 def test_wanted_figures_are_those_of_the_issue() -> None:
