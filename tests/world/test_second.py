@@ -139,7 +139,31 @@ def test_pairs_say_places_that_hold_before_and_after() -> None:
                 place = read_place(caption)
                 assert place is None or holds(place, scene, camera)
             assert edit.place is None or read_place(pair.target) is not None
-            assert "#" not in f"{pair.source} {pair.target} {pair.instruction} {pair.undo}"
+            assert "#" not in f"{pair.source} {pair.target} {pair.instruction} {pair.undo} {pair.words}"
+
+
+def test_captions_of_an_addition_name_what_they_share_in_one_order() -> None:
+    seen = 0
+    for seed in SEEDS:
+        for edit, camera in edits_of(seed):
+            if edit.kind == "add":
+                pair, kinds = second.prompt_pair_of(edit, seed, camera), [item.kind for item in edit.before.objects]
+                assert sorted(kinds, key=pair.source.index) == sorted(kinds, key=pair.target.index)
+                seen += len(kinds) > 1
+    assert seen > 5
+
+
+def test_what_stands_on_another_becomes_only_what_can_stand_there() -> None:
+    small, tree = SceneObject(kind="cylinder", color="red", size="small"), SceneObject(kind="tree", color="green")
+    top = replace(tree, size="big", z=0.74)
+    ball = SceneObject(kind="ball", color="blue", x=1.5)
+    scene = Description(objects=(small, top, ball), ground="sand", time="noon")
+    assert carriers(scene) == {0}
+    # A mushroom is all that could stand there beside the ball, and a green one is never shown in training.
+    for seed in range(12):
+        assert top in second.sample_edit(scene, seed, kind="reshape").after.objects
+    alone = replace(scene, objects=(small, top))
+    assert second.sample_edit(alone, 0, kind="reshape").after.objects[1].kind in ("ball", "mushroom")
 
 
 def test_undo_leads_back_to_where_things_were() -> None:
