@@ -70,11 +70,11 @@ def _has_gpu() -> bool:
 
 
 LONGEST_FIRST = (
-    "test_study_ray", "test_study", "test_recipes", "test_campaign", "test_campaign_ray", "test_training",
-    "test_pair_sampler", "test_methods", "test_campaign_cli", "test_retraining", "test_borders",
+    "test_methods", "test_pair_sampler", "test_published", "test_ray", "test_study", "test_recipes", "test_campaign",
+    "test_attention", "test_training", "test_cli", "test_borders", "test_edit_model", "test_retraining",
 )  # fmt: skip
-"""Files that take longest, most of them since they wait for processes. A file stays with one worker: these come first,
-so that at the end no worker is left alone with one of them."""
+"""Files that take longest, so that at the end no worker is left alone with one: a file stays with one worker. The very
+first compiles the kernels, and the next two need none, or several workers would compile the same ones."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -1,3 +1,5 @@
+"""Campaigns and studies on nodes of Ray; one cluster serves all tests, since its nodes take long to start."""
+
 import contextlib
 import os
 import shutil
@@ -12,14 +14,19 @@ import pytest
 
 from restage.pairs.campaign import CampaignConfig
 from restage.pairs.stage import run_campaign
+from restage.studies.study import load_study
+from restage.studies.work import run_study
+from restage.work.task import EngineConfig
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config
 from tests.pairs.test_campaign import contents
+from tests.studies.test_study import REPOSITORY, numbers_of
 from tests.work.local_cluster import NODE, local_cluster
 
 ray = pytest.importorskip("ray", reason="needs restage[cluster]")
 
 PORT = 26379
 RAY = CampaignConfig(engine="ray", grace_s=1.0)
+STUDY_RAY = EngineConfig(engine="ray", grace_s=1.0)
 NUM_PAIRS = 160
 
 
@@ -32,7 +39,7 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def cluster():
-    with local_cluster(3) as found:
+    with local_cluster(2) as found:
         yield found
 
 
@@ -54,6 +61,37 @@ def test_actors_on_nodes_that_come_and_go_make_the_bytes_that_one_process_makes(
 def test_a_task_that_no_actor_can_make_is_set_aside(cluster, tmp_path):
     with pytest.raises(ValueError, match="1 of 10 tasks"):
         list(run_campaign(open_run(tmp_path), stand_in_config(), StandIn(fails_at="thing 17"), RAY))
+
+
+STUDY_FILE = """import sys
+
+sys.path.insert(0, {repository!r})
+from restage.studies.study import StudyMethod
+from tests.studies.tiny_study import Dying, tiny_study
+
+dying = StudyMethod(settings=Dying(die_once={died!r}), editors=())
+STUDY = tiny_study(methods={{**tiny_study().methods, "dying": dying}})
+"""
+
+
+def test_a_worker_killed_over_an_edit_and_a_driver_started_again_leave_no_trace_in_the_rows(cluster, tmp_path):
+    file, folder = tmp_path / "mine.py", tmp_path / "ray"
+    file.write_text(STUDY_FILE.format(repository=str(REPOSITORY), died=str(tmp_path / "died")))
+    study = load_study(file)
+    steps = run_study(study, folder, engine=STUDY_RAY, file=file)
+    stages = []
+    for step in steps:
+        file.unlink(missing_ok=True)  # workers read the copy in the study's folder
+        stages.append(step.stage)
+        if step.stage == "edit" and step.done >= 3:
+            break
+    steps.close()  # pyright: ignore[reportAttributeAccessIssue]
+    at_the_stop = len(list(folder.glob("edit/**/record.json")))
+    assert "scenes" in stages and 3 <= at_the_stop < 14
+    list(run_study(study, folder, engine=STUDY_RAY, file=folder / "study.py"))
+    assert (tmp_path / "died").exists()
+    list(run_study(study, tmp_path / "inline"))
+    assert numbers_of(folder) == numbers_of(tmp_path / "inline")
 
 
 DRIVER = """
