@@ -20,7 +20,6 @@ from torch.nn import functional
 from restage.world.description import Description
 from restage.world.grammar import object_phrase
 from restage.world.kernels import FIRST_OBJECT_ID, GROUND_ID
-from restage.world.places import object_words
 
 __all__ = ["AttentionShares", "WordTargets", "grounding_loss", "watched", "word_targets"]
 
@@ -89,19 +88,21 @@ class WordTargets(NamedTuple):
     """Its pixels, 0 or 1."""
 
 
-def _told_words(caption: str, description: Description) -> Iterator[tuple[tuple[int, int], int]]:
-    """Yield the words that name what is seen, as places in the caption, with the ids of what they name.
+def _told_words(caption: str, description: Description) -> Iterator[tuple[int, int, int]]:
+    """Yield where the words that name what is seen begin and end in the caption, with the id of what they name.
 
     Of an object these are its size, colors, pattern and kind. Words of places name nothing that can be pointed at.
     """
     for index, item in enumerate(description.objects):
         # Another object may have the same size or color, so words count within the phrase of their own alone.
-        if phrase := re.search(rf"\b{object_phrase(item)}\b", caption):
-            for word in object_words(item):
-                if word != "and" and (found := re.compile(rf"\b{word}\b").search(caption, *phrase.span())):
-                    yield found.span(), FIRST_OBJECT_ID + index
+        phrase = object_phrase(item)
+        start = caption.find(phrase)
+        for word in phrase.split() if start >= 0 else ():
+            if word not in ("a", "an", "and"):
+                yield start, start + len(word), FIRST_OBJECT_ID + index
+            start += len(word) + 1
     if ground := re.search(rf"\b{description.ground}\b", caption):
-        yield ground.span(), GROUND_ID
+        yield *ground.span(), GROUND_ID
 
 
 def word_targets(
@@ -111,22 +112,19 @@ def word_targets(
     object_ids: Integer[Tensor, "b size size"],
 ) -> WordTargets:
     """Find the words of each object and of the ground, and where they should look; an empty caption has none."""
-    rows, tokens, pixels = [], [], []
-    offsets = tokenizer(list(captions), return_offsets_mapping=True)["offset_mapping"]
-    for row, (caption, description) in enumerate(zip(captions, descriptions, strict=True)):
-        for (start, end), object_id in _told_words(caption, description):
-            mask = torch.zeros(tokenizer.model_max_length)
-            mask[[i for i, (left, right) in enumerate(offsets[row]) if left < end and right > start]] = 1
-            region = (object_ids[row] == object_id).flatten().float()
-            if region.sum() > 0:
-                rows.append(row)
-                tokens.append(mask / mask.sum())
-                pixels.append(region)
-    if not rows:  # a small batch whose captions were all left out
-        num_pixels = object_ids[0].numel()
-        no_tokens = torch.zeros(0, tokenizer.model_max_length)
-        return WordTargets(torch.zeros(0, dtype=torch.long), no_tokens, torch.zeros(0, num_pixels))
-    return WordTargets(torch.tensor(rows), torch.stack(tokens), torch.stack(pixels))
+    told = [
+        (row, *word)
+        for row, (caption, description) in enumerate(zip(captions, descriptions, strict=True))
+        for word in _told_words(caption, description)
+    ]
+    encoded, tokens = tokenizer(list(captions)), torch.zeros(len(told), tokenizer.model_max_length)
+    for number, (row, start, end, _) in enumerate(told):
+        first, last = encoded.char_to_token(row, start), encoded.char_to_token(row, end - 1)
+        tokens[number, first : last + 1] = 1 / (last + 1 - first)
+    rows, owners = (torch.tensor([word[i] for word in told], dtype=torch.long) for i in (0, 3))
+    pixels = (object_ids[rows].flatten(1) == owners[:, None]).float()
+    is_seen = pixels.sum(1) > 0
+    return WordTargets(rows[is_seen], tokens[is_seen], pixels[is_seen])
 
 
 def grounding_loss(
