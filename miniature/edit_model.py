@@ -21,6 +21,7 @@ from restage.pairs.score import PairRule, judge, score_pairs
 from restage.pairs.stage import PairsConfig, run_campaign
 from restage.pairs.store import read_pairs
 from restage.pairs.tasks import ModelMaker
+from restage.prompts.rejects import TokenLimits
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.recipes import PAIRS, RULE
 from restage.records import InputError, Progress
@@ -159,7 +160,8 @@ def _generate_pairs(
     if not (run.path / "prompts" / "stage.json").exists():  # whose config names a path: the folder may be moved
         prompts = folder / "state" / "edit_model_prompts"
         yield from write_pictured_prompts(prompts, recipe.made.num_prompts, seed=recipe.made.seed)
-        yield from run_prompts(run, PromptsConfig(path=prompts / "prompts.jsonl"))
+        limits = TokenLimits((folder / "text_to_image", folder / "clip"))
+        yield from run_prompts(run, PromptsConfig(path=prompts / "prompts.jsonl"), limits=limits)
     config = recipe.made.pairs
     maker = ModelMaker.of(folder / "text_to_image", folder / "clip", config.generate)
     maker = replace(maker, num_pairs=recipe.made.num_prompts)
