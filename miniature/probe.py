@@ -125,9 +125,11 @@ class Probe(nn.Module):
         weights = shares[:, FIRST_KIND_CLASS:]
         weights = weights / weights.sum((2, 3), keepdim=True).clamp(min=1e-6)
         summary = [features.mean((2, 3)), features.amax((2, 3)), shares.mean((2, 3)), shares.amax((2, 3))]
-        heads = self.heads(torch.cat([part.float() for part in summary], dim=1)).float().split(self.sizes, dim=1)
+        heads = self.heads(torch.cat([part.float() for part in summary], dim=1)).float()
+        present, count, ground, time = heads.split(self.sizes, dim=1)
         colors, patterns = (torch.einsum("bkij,bcij->bkc", weights, part) for part in paint)
-        return ProbeOutput(classes, colors, *heads, patterns if self.reads_patterns else None)
+        patterns = patterns if self.reads_patterns else None
+        return ProbeOutput(classes, colors, present, count, ground, time, patterns)
 
 
 def _to_tensors(labels: Labels, device: torch.device) -> dict[str, Int64[Tensor, ...]]:

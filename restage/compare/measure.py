@@ -80,7 +80,8 @@ def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig) -> C
     capture = read_capture(folder / CAPTURE)
     held_out = list(capture.held_out_indices)
     if not held_out:
-        return CaseViews((), *[torch.zeros(0, 3, capture.cameras.height, capture.cameras.width)] * 2)
+        nothing = torch.zeros(0, 3, capture.cameras.height, capture.cameras.width)
+        return CaseViews((), nothing, nothing)
     names = tuple(Path(capture.file_names[index]).with_suffix(".png").name for index in held_out)
     splats = read_splats(folder / SPLATS)
     truth = folder / TRUTH / edit

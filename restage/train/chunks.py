@@ -122,7 +122,7 @@ class StoredRows:
         try:
             file = os.open(path, os.O_RDONLY)  # half the time of a file object
             try:
-                count = os.preadv(file, [target], offset)
+                count = os.preadv(file, [target.data], offset)
             finally:
                 os.close(file)
         except OSError as error:
