@@ -28,14 +28,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.env
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-MAX_DELAY_S = 3.0
+MAX_DELAY_S = 2.0
 """Longest wait for a kill after something new was made: an edit of this study takes about as long."""
 KINDS = ("worker", "worker", "driver", "worker", "node")
 """Kinds of kills in turn; which worker, which node and when is drawn."""
 
 
 def kill_study() -> Any:
-    """A study of three scenes with seven results each, which takes seconds."""
+    """A study of six scenes with seven results each: enough that ten kills fall into it, on a quiet machine as well."""
     from restage.edit.methods import ReplaceOnce
     from restage.studies.scenes import sample_world_scenes
     from restage.studies.study import StudyMethod
@@ -44,7 +44,7 @@ def kill_study() -> Any:
     study = tiny_study()
     fit = replace(study.scenes[0].fit, steps=150)
     slow = StudyMethod(settings=ReplaceOnce(num_steps=150), seeds=(0, 1, 2))
-    scenes = sample_world_scenes(3, ("recolour",), capture=CAPTURE, fit=fit)
+    scenes = sample_world_scenes(6, ("recolour",), capture=CAPTURE, fit=fit)
     return replace(study, name="kills", scenes=scenes, methods={**study.methods, "replace_once": slow})
 
 
