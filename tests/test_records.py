@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import math
 import os
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restage.records import (
+    GRADED,
     EditCase,
     EditRequest,
     InputError,
@@ -34,8 +36,11 @@ from restage.records import (
     from_plain,
     has_right_seal,
     hash_files,
+    is_disk_full,
+    parse_json,
     read_json,
     seal,
+    system_error,
     to_plain,
     write_atomically,
     write_json,
@@ -357,3 +362,51 @@ def test_a_field_that_was_added_later_is_part_of_an_id_only_where_it_is_set():
     assert content_id("toy", GrownConfig()) == content_id("toy", ToyConfig())
     assert to_plain({"inner": GrownConfig(mode="new")})["inner"]["mode"] == "new"
     assert content_id("toy", GrownConfig(mode="new")) != content_id("toy", ToyConfig())
+
+
+def test_the_system_error_behind_what_libraries_raise_is_found() -> None:
+    full = OSError(errno.ENOSPC, "full")
+    for error, number in (
+        (full, errno.ENOSPC),
+        (RuntimeError("write failed: (os error 122)"), errno.EDQUOT),
+        (RuntimeError("inline_container.cc:1 unexpected pos 64 vs 0"), errno.ENOSPC),
+    ):
+        found = system_error(error)
+        assert found is not None and found.errno == number and is_disk_full(error)
+    assert not is_disk_full(RuntimeError("(os error 13)"))
+    assert not is_disk_full(ValueError("something else"))
+
+
+def test_an_error_of_another_file_is_told_as_it_is_and_one_without_a_name_of_the_target(tmp_path: Path) -> None:
+    other = OSError(errno.EIO, "broken", str(tmp_path / "other"))
+    for error, named in ((other, "other"), (OSError(errno.ENOSPC, "full"), "mine")):
+        with pytest.raises(OSError, match=named) as caught, write_atomically(tmp_path / "mine"):
+            raise error
+        assert str(caught.value.filename).endswith(named)
+
+
+def test_json_that_cannot_be_opened_or_written_again_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_json(tmp_path)
+    with pytest.raises(InputError, match="not readable as JSON"):
+        parse_json(b'"\\ud800"', where="here")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    folder: Path
+    number: complex = 0
+
+
+def test_paths_come_back_and_what_json_cannot_hold_is_refused_by_its_name() -> None:
+    assert from_plain({"folder": "a/b"}, Kept, where="here") == Kept(folder=Path("a/b"))
+    with pytest.raises(InputError, match="here: folder: expected .*Path, got int"):
+        from_plain({"folder": 3}, Kept, where="here")
+    with pytest.raises(InputError, match="here: number: "):
+        from_plain({"folder": "a", "number": "3"}, Kept, where="here")
+
+
+def test_only_an_edit_by_grading_is_graded() -> None:
+    request = EditRequest(instruction="make it warm", source_caption="", target_caption="")
+    cases = {kind: EditCase(scene="s", kind=kind, request=request, has_truth=True) for kind in (GRADED, "recolour")}
+    assert cases[GRADED].is_graded and not cases["recolour"].is_graded
