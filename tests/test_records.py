@@ -373,6 +373,7 @@ def test_the_system_error_behind_what_libraries_raise_is_found() -> None:
     ):
         found = system_error(error)
         assert found is not None and found.errno == number and is_disk_full(error)
+        assert found.strerror in ("full", os.strerror(number))
     assert not is_disk_full(RuntimeError("(os error 13)"))
     assert not is_disk_full(ValueError("something else"))
 
@@ -402,8 +403,16 @@ def test_paths_come_back_and_what_json_cannot_hold_is_refused_by_its_name() -> N
     assert from_plain({"folder": "a/b"}, Kept, where="here") == Kept(folder=Path("a/b"))
     with pytest.raises(InputError, match="here: folder: expected .*Path, got int"):
         from_plain({"folder": 3}, Kept, where="here")
-    with pytest.raises(InputError, match="here: number: "):
+    with pytest.raises(InputError, match="here: number: expected complex, got str"):
         from_plain({"folder": "a", "number": "3"}, Kept, where="here")
+    with pytest.raises(InputError, match="^here: expected"):
+        from_plain(3, Kept, where="here")
+
+
+def test_only_pairs_of_foreign_data_sets_may_lack_captions() -> None:
+    assert PromptPair(source="", target="", instruction="make it blue", kind="edit", writer="foreign").source == ""
+    with pytest.raises(InputError, match="needs a source"):
+        PromptPair(source="", target="", instruction="make it blue", kind="edit")
 
 
 def test_only_an_edit_by_grading_is_graded() -> None:
