@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from restage.pairs.encoding import to_uint8
 from restage.prompts.store import write_prompts
 from restage.records import Progress, PromptPair, derive_seed, write_atomically
 from restage.scenes.cameras import Cameras
+from restage.scenes.io.images import to_uint8
 from restage.train.examples import ExactPair
 from restage.world.capture import change_mask, sample_pictured_edit
 from restage.world.description import Edit

@@ -77,6 +77,7 @@ LONGEST_FIRST = (
 first compiles the kernels, and the next two need none, or several workers would compile the same ones."""
 
 
+@pytest.hookimpl(optionalhook=True)  # nerfstudio's environment has no xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One worker more than cores, since tests that wait for other processes leave theirs idle."""
     return (os.cpu_count() or 1) + 1
