@@ -22,7 +22,7 @@ from restage.scenes.cameras import Cameras
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
 from restage.scenes.io.ply import read_splats
-from restage.scenes.rasterize import rasterize_numba
+from restage.scenes.rasterize import rasterize
 from restage.scores.definitions import COST_METRICS, METRICS
 
 __all__ = ["Before", "CaseViews", "MEASURED", "ResultViews", "embed_before", "load_case", "load_result"]
@@ -131,7 +131,7 @@ def load_result(folder: Path, case: CaseViews) -> ResultViews:
     depth = alpha = None
     if case.truth_depth is not None and cameras is not None:
         with torch.no_grad():
-            views = [rasterize_numba(splats, cameras[view]) for view in range(len(cameras))]
+            views = [rasterize(splats, cameras[view]) for view in range(len(cameras))]
         depth, alpha = torch.stack([view.depth for view in views]), torch.stack([view.alpha for view in views])
     orbit = None if case.orbit is None else quantize(render_views(splats, case.orbit))
     return ResultViews(edited, depth, alpha, orbit)

@@ -38,7 +38,7 @@ from restage.edit.stage import load_scene, read_case
 from restage.records import EditRequest, Progress, content_id, derive_seed, read_json, to_plain, write_json
 from restage.scenes.capture import Capture
 from restage.scenes.fit import psnr, render_views
-from restage.scenes.rasterize import rasterize_numba
+from restage.scenes.rasterize import rasterize
 from restage.scenes.splats import Splats
 from restage.work.task import Facts, Task
 from restage.world.grammar import Description
@@ -231,7 +231,7 @@ class _Scene:
             return torch.stack(
                 [torch.from_numpy(render_view(self.description, cameras[index]).depth) for index in indices]
             )
-        return torch.stack([rasterize_numba(self.splats.detach(), cameras[index]).depth for index in indices])
+        return torch.stack([rasterize(self.splats.detach(), cameras[index]).depth for index in indices])
 
     def measure_unedited(self) -> dict[str, float]:
         held_out, train = list(self.capture.held_out_indices), list(self.capture.train_indices)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
-from restage.scenes.rasterize import rasterize_numba, splat_weights
+from restage.scenes.rasterize import rasterize, splat_weights
 from restage.scenes.splats import Splats
 
 __all__ = ["RegionScore", "box_masks", "grow_region", "in_box", "keep_largest", "lift_boxes", "lift_masks"]
@@ -51,7 +51,7 @@ def lift_masks(splats: Splats, cameras: Cameras, masks: Masks) -> Region:
 @torch.no_grad()
 def render_masks(splats: Splats, cameras: Cameras, values: Region) -> Masks:
     """How much of what each pixel shows, in [0, 1], comes from splats of value 1: values are blended like colors."""
-    views = [rasterize_numba(splats.detach(), cameras[i], features=values[:, None]) for i in range(len(cameras))]
+    views = [rasterize(splats.detach(), cameras[i], features=values[:, None]) for i in range(len(cameras))]
     return torch.stack([view.features[0] for view in views]).clamp(0, 1)
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras, project_points, unproject_depth
 from restage.scenes.initial import surroundings_of
-from restage.scenes.rasterize import rasterize_numba
+from restage.scenes.rasterize import rasterize
 from restage.scenes.splats import Splats
 
 __all__ = ["AnchoredNoise", "DepthMaps", "ViewSharing", "Warped", "fundamental_matrix", "near_epipolar_lines"]
@@ -50,7 +50,7 @@ def render_depths(splats: Splats, cameras: Cameras) -> DepthMaps:
     """Render the expected depth of every view."""
     maps = []
     for view in range(len(cameras)):
-        rendering = rasterize_numba(splats.detach(), cameras[view])
+        rendering = rasterize(splats.detach(), cameras[view])
         maps.append(torch.where(rendering.alpha > MIN_ALPHA, rendering.depth, torch.inf))
     return DepthMaps(cameras, torch.stack(maps))
 

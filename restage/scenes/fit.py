@@ -22,7 +22,7 @@ from restage.scenes.capture import Capture
 from restage.scenes.initial import Surroundings, initial_splats, surroundings_of
 from restage.scenes.losses import PhotometricLoss
 from restage.scenes.optimizer import Exposures, LearningRates, SplatOptimizer, Targets
-from restage.scenes.rasterize import rasterize_numba
+from restage.scenes.rasterize import rasterize
 from restage.scenes.splats import MAX_DEGREE, Splats
 
 __all__ = ["FitConfig", "FitStep", "PHOTOGRAPHS", "RefineConfig", "Schedule", "SplatFit", "Targets", "fit_splats"]
@@ -312,7 +312,7 @@ def refine_splats(
 @torch.no_grad()
 def render_views(splats: Splats, cameras: Cameras) -> Float[Tensor, "n 3 h w"]:
     """Render every camera over black, clamped to [0, 1]."""
-    images = [rasterize_numba(splats.detach(), cameras[view]).color.clamp(0, 1) for view in range(len(cameras))]
+    images = [rasterize(splats.detach(), cameras[view]).color.clamp(0, 1) for view in range(len(cameras))]
     return torch.stack(images) if images else torch.zeros(0, 3, cameras.height, cameras.width)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.scenes.losses import PhotometricLoss
-from restage.scenes.rasterize import Rasterizer, rasterize_numba
+from restage.scenes.rasterize import Rasterizer, rasterize
 from restage.scenes.splats import Splats
 
 __all__ = ["Exposures", "LearningRates", "SplatOptimizer", "Targets"]
@@ -159,7 +159,7 @@ class SplatOptimizer:
     loss: PhotometricLoss = field(default_factory=PhotometricLoss)
     trainable: Float[Tensor, " n"] | None = None
     """Factor on each splat's step in [0, 1]; where it is 0 a splat stays bit for bit the same."""
-    rasterizer: Rasterizer = rasterize_numba
+    rasterizer: Rasterizer = rasterize
     exposures: Exposures | None = None
     """Color transforms of the targets' views, moved along with the splats; None leaves renders as they are."""
     num_updates: int = 0

@@ -11,7 +11,7 @@ from tests.scenes.test_rasterize import one_camera, random_splats
 
 
 def test_splats_on_the_cpu_are_refused_with_what_to_do():
-    with pytest.raises(InputError, match="use rasterize_numba"):
+    with pytest.raises(InputError, match="got splats on cpu; move them"):
         rasterize_gsplat(random_splats(3), one_camera())
 
 

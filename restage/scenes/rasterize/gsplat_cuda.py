@@ -28,9 +28,7 @@ def rasterize_gsplat(splats: Splats, cameras: Cameras, *, features: Float[Tensor
     check_inputs(splats, cameras, features)
     device = splats.means.device
     if device.type != "cuda":
-        raise InputError(
-            f"gsplat draws splats on a CUDA device, got splats on {device}; move them or use rasterize_numba"
-        )
+        raise InputError(f"gsplat draws splats on a CUDA device, got splats on {device}; move them, or use `rasterize`")
     try:
         from gsplat import rasterization  # pyright: ignore[reportMissingImports]
     except ImportError as error:
