@@ -15,13 +15,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from restage.prompts.answers import Reply, Usage
+from restage.prompts.answers import Reply
 from restage.prompts.endpoint import Asked, Endpoint
 from restage.prompts.forms import OPEN_SPACE
 from restage.prompts.llm_config import find_access
 from restage.prompts.llm_messages import SCHEMA, write_messages
 from restage.prompts.orders import Answer, Order, Writer, WriterSettings
 from restage.records import MissingExtra, PromptPair, content_id, derive_seed
+from restage.run.paid import Usage
 
 __all__ = ["LlmWriter", "Malformed", "pair_of_item", "parse_items"]
 
@@ -228,7 +229,7 @@ class LlmWriter(Writer):
             lost = f"; {cache.num_lost} were under way when it was killed and may be paid" if cache.num_lost else ""
             kept = cache.past.num_requests - cache.num_lost
             parts = [f"{kept} answers are kept from before and cost nothing again{lost}"]
-        return "; ".join([*parts, *self.endpoint.said])
+        return "; ".join([*parts, *self.endpoint.client.said])
 
     def facts(self) -> dict[str, Any]:
         """Requests, tokens and cost of the answers that were used, whenever they were paid."""
@@ -252,14 +253,14 @@ class LlmWriter(Writer):
                 self._used += asked.reply.usage
                 yield from self._answers(chunk, asked)
         except BaseException:
-            self.endpoint.close()
+            self.endpoint.client.close()
             raise
         finally:
             # Requests under way are waited for: they are paid, so their answers are to be kept.
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _answers(self, chunk: Sequence[Order], asked: Asked) -> Iterator[Answer]:
-        reply, request, blotter = asked.reply, asked.request_id, self.endpoint.blotter
+        reply, request, blotter = asked.reply, asked.request_id, self.endpoint.client.blotter
         is_cut = reply.finish_reason == "length"
         hint = "; raise --llm.max-output-tokens, or lower --llm.pairs-per-request" if is_cut else ""
         try:

@@ -1,70 +1,17 @@
-"""Settings of the writer that asks a language model: where it is, how it is asked, and what it may cost.
-
-Its keys are blotted out of whatever is kept or said (`Blotter`).
-"""
+"""Settings of the writer that asks a language model: where it is, how it is asked, and what it may cost."""
 
 from __future__ import annotations
 
-import base64
 import os
-import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from restage.records import InputError
+from restage.run.access import Access, check_recordable, resolve_access
+from restage.run.paid import Usage
 
-__all__ = ["Access", "Blotter", "LlmConfig", "LlmLimits", "find_access", "secrets_of_url"]
-
-MIN_LENGTH = 4
-"""Shorter keys are no secrets, but placeholders, and stand in many words."""
-BLOT = "(key)"
-
-
-def _any_spelling(character: str) -> str:
-    """Return a pattern for a character: plain, or escaped as JSON, URLs and pages do."""
-    code = ord(character)
-    hexed = "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in f"{code:02x}")
-    escaped = rf"\\+(?:u00{hexed}|x{hexed})|%{hexed}|&#(?:0*{code}|[xX]0*{hexed});?"
-    return rf"(?:\\*{re.escape(character)}|{escaped})"
-
-
-class Blotter:
-    """Knows the secrets of an endpoint."""
-
-    def __init__(self, secrets: Iterable[str]) -> None:
-        """Learn the secrets; the longest are blotted out first, since one may be a part of another."""
-        known = sorted({secret for secret in secrets if len(secret) >= MIN_LENGTH}, key=len, reverse=True)
-        patterns = ["".join(map(_any_spelling, secret)) for secret in known]
-        self._pattern = re.compile("|".join(patterns)) if patterns else None
-
-    def text(self, text: str) -> str:
-        """Return a text without the secrets, and without halves of characters, which cannot be written."""
-        return self._sub(text.encode("utf-8", "replace").decode())
-
-    def _sub(self, text: str) -> str:
-        return self._pattern.sub(BLOT, text) if self._pattern else text
-
-    def value(self, value: Any) -> Any:
-        """Return JSON values without the secrets in any text, names included."""
-        if isinstance(value, str):
-            return self._sub(value)
-        if isinstance(value, dict):
-            return {self._sub(name): self.value(item) for name, item in value.items()}
-        return [self.value(item) for item in value] if isinstance(value, list) else value
-
-
-def secrets_of_url(url: str) -> set[str]:
-    """Return what may be secret in a URL: user, password, the values of the query, and long parts of the path."""
-    parts = urlsplit(url)
-    found = {parts.username or "", parts.password or "", parts.fragment, *dict(parse_qsl(parts.query)).values()}
-    found |= {part for part in parts.path.split("/") if len(part) >= 16}
-    return {spelling for secret in found for spelling in (secret, unquote(secret))} - {""}
-
-
-DEFAULT_URL = "https://api.openai.com/v1"
+__all__ = ["LlmConfig", "LlmLimits", "find_access"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +45,25 @@ class LlmLimits:
         if self.max_cost is not None and not (self.input_price or self.output_price):
             raise InputError("max_cost needs prices; add --llm.limits.input-price and --llm.limits.output-price")
 
+    def cost(self, usage: Usage) -> float:
+        """Return the cost of some usage, in the currency of the prices."""
+        return (usage.num_input * self.input_price + usage.num_output * self.output_price) / 1e6
+
+    def refusal(self, spent: Usage, total: Usage, needed: Usage) -> str:
+        """Return why a request is not sent that may need so much and lead to this total; empty if it may go."""
+        if self.max_cost is not None and self.cost(total) > self.max_cost:
+            return (
+                f"the cost limit of {self.max_cost:g} is reached: {self.cost(spent):.4g} is spent and the "
+                f"next request may cost {self.cost(needed):.4g}; raise --llm.limits.max-cost to go on"
+            )
+        if self.max_tokens is not None and total.num_input + total.num_output > self.max_tokens:
+            used = spent.num_input + spent.num_output
+            return (
+                f"the limit of {self.max_tokens} tokens is reached: {used} are used; "
+                "raise --llm.limits.max-tokens to go on"
+            )
+        return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlmConfig:
@@ -125,9 +91,7 @@ class LlmConfig:
     def __post_init__(self) -> None:
         if self.pairs_per_request < 1 or self.max_output_tokens < 1 or self.max_words < 3:
             raise InputError("pairs_per_request and max_output_tokens must be at least 1, max_words at least 3")
-        parts = _split(self.base_url, "base_url") if self.base_url else None
-        if parts is not None and (parts.username or parts.password or parts.query):
-            raise InputError("base_url must hold no user, password or query, since it is recorded; use key_variable")
+        check_recordable(self.base_url)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides what is written; with anything else changed, the same work goes on."""
@@ -140,58 +104,9 @@ class LlmConfig:
         }
 
 
-@dataclass(frozen=True)
-class Access:
-    """Which model to ask, where, and with which key. Never recorded; its text form hides the secrets."""
-
-    base_url: str  # address without user, password and query
-    model: str
-    key: str
-    query: str
-    """Query of the address with its question mark, such as the version that some servers ask for; empty for none."""
-    shown_url: str
-    """The address as it may be shown: of one from the environment, which may hold secrets anywhere, the host alone."""
-    secrets: frozenset[str]  # the key, and what may be secret in the address
-    headers: Mapping[str, str]  # headers in place of a user and password in the address
-
-    def __repr__(self) -> str:
-        return f"Access({self.shown_url!r}, {self.model!r}, key hidden)"
-
-
 def find_access(config: LlmConfig) -> Access:
     """Complete the config from the environment; refuses one without a model, OpenAI's key, or a server's address."""
-    url = config.base_url or os.environ.get("OPENAI_BASE_URL", "")
     model = config.model or os.environ.get("RESTAGE_LLM_MODEL", "")
-    key = os.environ.get(config.key_variable, "")
     if not model:
         raise InputError("no model is named; set RESTAGE_LLM_MODEL or --llm.model")
-    if not key and not url:
-        raise InputError(
-            f"{config.key_variable} is not set; set it, or name a server that needs no key by --llm.base-url"
-        )
-    if not key.isprintable() or not key.isascii():
-        raise InputError(f"{config.key_variable} holds characters that no key has, such as a line end; set it again")
-    name = "--llm.base-url" if config.base_url or not url else "OPENAI_BASE_URL"
-    parts = _split(url or DEFAULT_URL, name)
-    host = parts.netloc.rpartition("@")[2]
-    path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    headers = {}
-    if parts.username or parts.password:
-        login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-        headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
-    shown = f"{parts.scheme}://{host}" + (path if name != "OPENAI_BASE_URL" else "")
-    secrets = frozenset({key, *(secrets_of_url(url) if name == "OPENAI_BASE_URL" else ()), *headers.values()} - {""})
-    query = f"?{parts.query}" if parts.query else ""
-    return Access(f"{parts.scheme}://{host}{path}", model, key, query, shown, secrets, headers)
-
-
-def _split(url: str, name: str) -> SplitResult:
-    """Split an address that can be asked."""
-    try:
-        parts = urlsplit(url)
-        is_right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        is_right, parts = False, None
-    if parts is None or not is_right or not url.isascii() or not url.isprintable() or " " in url:
-        raise InputError(f"{name} is no address of a server; expected one such as http://127.0.0.1:8000/v1")
-    return parts
+    return resolve_access(config, model=model, pages=("/chat/completions",), flags="--llm.")

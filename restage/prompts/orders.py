@@ -19,11 +19,7 @@ from restage.prompts.rejects import Duplicates, TokenLimits
 from restage.records import InputError, PromptPair, derive_seed
 
 __all__ = ["Answer", "CaptionPlan", "Example", "FormPlan", "KindPlan", "NounQuota", "Order", "Plan", "Writer"]
-__all__ += ["WriterSettings", "WritingStopped", "collect"]
-
-
-class WritingStopped(Exception):
-    """A limit of the user's was reached; what was written before remains. The message names the limit."""
+__all__ += ["WriterSettings", "collect"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +246,7 @@ def collect(
     """Order pairs until every place is filled or given up; yields each answer, with a reason if it is not kept.
 
     Raises:
-        WritingStopped: the writer reached a limit.
+        AskingStopped: the writer reached a limit.
         InputError: the writer or the plan cannot go on.
     """
 

@@ -22,6 +22,7 @@ from restage.prompts.store import copy_pictures, prompt_line, read_prompts, writ
 from restage.prompts.trials import MANIFEST, Learned, measure_yield, read_trials
 from restage.records import InputError, Progress, canonical_json, file_sha256, to_plain, write_atomically
 from restage.run.folder import RunFolder
+from restage.run.paid import AskingStopped
 from restage.world.grammar import EDIT_KINDS
 
 __all__ = ["PromptsConfig", "run_prompts"]
@@ -156,9 +157,7 @@ class _Tally:
             self.forms[answer.order.form_text] += 1
 
 
-def _write_files(
-    folder: Path, job: _Job, tally: _Tally, limits: TokenLimits
-) -> Iterator[Progress | orders.WritingStopped]:
+def _write_files(folder: Path, job: _Job, tally: _Tally, limits: TokenLimits) -> Iterator[Progress | AskingStopped]:
     """Write pairs and rejects as they come; the files appear at the end, and without any pair that of rejects alone."""
     config, stopped = job.config, None
     every = max(20, config.num_prompts // 500)
@@ -176,7 +175,7 @@ def _write_files(
                         if number % every == 0:
                             note = answer.pair.instruction if answer.pair and not answer.reason else answer.reason
                             yield Progress(stage="prompts", done=tally.num_pairs, total=config.num_prompts, note=note)
-                except orders.WritingStopped as error:
+                except AskingStopped as error:
                     stopped = error
             if not tally.num_pairs:
                 raise _NothingKept
@@ -260,7 +259,7 @@ def run_prompts(
     if remark:
         yield Progress(stage="prompts", done=0, total=config.num_prompts, note=remark)
     for step in _write_files(folder, job, tally, limits):
-        if isinstance(step, orders.WritingStopped):
+        if isinstance(step, AskingStopped):
             note = f"stopped with {tally.num_pairs} of {config.num_prompts} pairs: {step}"
             yield Progress(stage="prompts", done=tally.num_pairs, total=config.num_prompts, note=note)
             return

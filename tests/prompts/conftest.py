@@ -1,6 +1,6 @@
 import pytest
 
-from restage.prompts import endpoint
+from restage.run import http
 from tests.prompts.fake_llm import KEY, serve
 
 
@@ -9,6 +9,6 @@ def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.delenv("RESTAGE_LLM_MODEL", raising=False)
-    monkeypatch.setattr(endpoint, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(http, "FIRST_PAUSE_S", 0.01)
     with serve() as fake:
         yield fake

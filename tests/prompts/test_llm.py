@@ -8,13 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from restage.prompts.answers import Budget, RateLimit, Usage
 from restage.prompts.forms import OPEN_SPACE, read_form
 from restage.prompts.llm_config import LlmConfig, LlmLimits
-from restage.prompts.orders import WritingStopped
 from restage.prompts.stage import PromptsConfig
 from restage.records import InputError
 from restage.run.folder import RunFolder
+from restage.run.paid import AskingStopped, Budget, RateLimit, Usage
 from tests.prompts.fake_llm import KEY, Plain, answer_well, asked_number, fail, good_items, message
 from tests.prompts.llm_runs import config_of, rejects_of, run_all
 
@@ -231,7 +230,7 @@ def test_a_request_waits_for_others_under_way_before_the_budget_refuses_it():
     waiting.join(10)
     assert not waiting.is_alive()
     budget.settle(one, one)
-    with pytest.raises(WritingStopped, match="0.9 is spent"):
+    with pytest.raises(AskingStopped, match="0.9 is spent"):
         budget.reserve(one)
 
 
@@ -247,7 +246,7 @@ def test_what_requests_under_way_may_cost_counts_until_they_have_answered(limits
             second.result(0.2)
         budget.settle(one, Usage(1, used, 0))
         if used == 600_000:
-            with pytest.raises(WritingStopped, match="600000 are used|0.6 is spent"):
+            with pytest.raises(AskingStopped, match="600000 are used|0.6 is spent"):
                 second.result(10)
         else:
             second.result(10)
