@@ -181,7 +181,7 @@ class _Remembered:
             while len(self.memory) > MAX_REMEMBERED:
                 self.memory.popitem(last=False)
         found = self.memory[key]
-        return Edited(found.images.clone(), found.masks.clone())
+        return found._replace(images=found.images.clone(), masks=found.masks.clone())
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class _MasksOf:
         return getattr(self.editor, name)
 
     def edit(self, batch: ViewBatch) -> Edited:
-        return Edited(self.editor.edit(batch).images, self.masks_from.edit(batch).masks)
+        return self.editor.edit(batch)._replace(masks=self.masks_from.edit(batch).masks)
 
 
 @dataclass(frozen=True)

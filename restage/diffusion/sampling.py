@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -29,6 +30,14 @@ class Edited(NamedTuple):
     images: Float[Tensor, "batch 3 height width"]  # RGB in [0, 1]
     masks: Float[Tensor, "batch height width"]
     """In [0, 1], soft: 1 where the editor says that the picture is to change."""
+    left_out: Mapping[int, str] = MappingProxyType({})
+    """Reasons why pictures could not be edited, by their places in the batch; there the picture is as it was, the mask
+    0, and nothing may be fitted to it."""
+
+    @property
+    def answered(self) -> list[int]:
+        """Places in the batch of the pictures that were edited."""
+        return [place for place in range(len(self.images)) if place not in self.left_out]
 
 
 def initial_noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch channels height width"]:

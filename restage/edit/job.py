@@ -53,6 +53,7 @@ class EditJob:
         seed: int,
         noise_keys: NoiseKeys = None,
         sharing: ViewSharing | None = None,
+        may_leave_out: bool = False,
     ) -> ViewBatch:
         """Training views for the editor to edit; see `ViewBatch`.
 
@@ -69,6 +70,7 @@ class EditJob:
             seed=seed,
             noise_keys=noise_keys,
             sharing=sharing if can_share_attention(self.editor) else None,
+            may_leave_out=may_leave_out,
         )
 
     @classmethod

@@ -87,8 +87,9 @@ class KeptEdits:
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
         edited = self.editor.edit(batch)
-        for index, image, mask in zip(batch.view_indices, edited.images, edited.masks, strict=True):
-            self.images[index], self.masks[index] = image, mask
+        for place in edited.answered:
+            index = batch.view_indices[place]
+            self.images[index], self.masks[index] = edited.images[place], edited.masks[place]
         return edited
 
     def scores(self) -> ScoreModel:

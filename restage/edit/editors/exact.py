@@ -94,9 +94,12 @@ class NoisyEditor:
         edited = self.editor.edit(batch)
         disturbed = [
             self._disturb(image, mask, original, seed=derive_seed(batch.seed, "disturbed view", index))
-            for image, mask, original, index in zip(*edited, batch.originals, batch.view_indices, strict=True)
+            for image, mask, original, index in zip(
+                edited.images, edited.masks, batch.originals, batch.view_indices, strict=True
+            )
         ]
-        return Edited(torch.stack([image for image, _ in disturbed]), torch.stack([mask for _, mask in disturbed]))
+        images, masks = (torch.stack(parts) for parts in zip(*disturbed, strict=True))
+        return edited._replace(images=images, masks=masks)
 
     def _disturb(self, image: Tensor, mask: Tensor, original: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)

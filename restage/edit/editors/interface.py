@@ -21,10 +21,17 @@ from restage.edit.sharing import AnchoredNoise, ViewSharing
 from restage.records import EditRequest, InputError, derive_seed
 
 __all__ = ["Branches", "Edited", "Editor", "EditorFactory", "EditorSource", "KnownScores", "NoiseKeys", "PredictNoise"]
-__all__ += ["ScoreModel", "ViewBatch", "can_share_attention", "score_model_of"]
+__all__ += ["ScoreModel", "SeededNoise", "ViewBatch", "can_share_attention", "score_model_of"]
 
 
-NoiseKeys = tuple[int, ...] | AnchoredNoise | None
+@dataclass(frozen=True)
+class SeededNoise:
+    """Noise of each view from a seed of its own, as a server is told it."""
+
+    seeds: tuple[int, ...]
+
+
+NoiseKeys = tuple[int, ...] | AnchoredNoise | SeededNoise | None
 """Says, together with a seed, which noise each view of a batch starts from; see `ViewBatch.noise_keys`."""
 
 
@@ -46,6 +53,9 @@ class ViewBatch:
     sharing: ViewSharing | None = None
     """How the views attend to each other; None to edit each by itself, as an editor does that cannot share attention
     (`can_share_attention`)."""
+    may_leave_out: bool = False
+    """Whether the method can do without some views (`Edited.left_out`); otherwise an editor that cannot edit one
+    raises."""
 
     def __post_init__(self) -> None:
         keys = len(self.noise_keys) if isinstance(self.noise_keys, tuple) else len(self.view_indices)
@@ -62,8 +72,16 @@ class ViewBatch:
         """Unit noise for each view, on latents of this shape (channels, rows, columns)."""
         if isinstance(self.noise_keys, AnchoredNoise):
             return self.noise_keys.draw(shape, self.seed)
+        return initial_noise(shape, self.noise_seeds())
+
+    def noise_seeds(self) -> tuple[int, ...]:
+        """The seed that the noise of each view is drawn from, unless it is anchored, which is an InputError."""
+        if isinstance(self.noise_keys, SeededNoise):
+            return self.noise_keys.seeds
+        if isinstance(self.noise_keys, AnchoredNoise):
+            raise InputError("noise that belongs to the surfaces of a scene is drawn from no seed of a single view")
         keys = self.view_indices if self.noise_keys is None else self.noise_keys
-        return initial_noise(shape, [derive_seed(self.seed, "view noise", key) for key in keys])
+        return tuple(derive_seed(self.seed, "view noise", key) for key in keys)
 
 
 @runtime_checkable

@@ -56,7 +56,8 @@ class Joint:
             yield EditStep(done, total, 0.0, splats, f"round {number + 1}: editing {len(chosen)} views, {how}")
             edited = self._edit(job, chosen, number, originals if number == 0 else render_views(splats, cameras))
             config = RefineConfig(steps=self.steps_per_round, seed=derive_seed(job.seed, "fit", number))
-            for step in refine_splats(splats, Targets(cameras, edited.images), config=config):
+            targets = Targets(cameras[edited.answered], edited.images[edited.answered])
+            for step in refine_splats(splats, targets, config=config):
                 done, fitted = done + 1, step.splats.clone()
                 yield EditStep(done, total, step.loss, fitted, f"round {number + 1}: fitting, noise was {noise_level}")
                 splats = fitted
@@ -66,4 +67,5 @@ class Joint:
         # Its own seed for each round, so that other views become key views.
         sharing = ViewSharing(job.capture.cameras[chosen], self.group_size, seed)
         level = self.noise_levels[number]
-        return job.editor.edit(job.batch(chosen, views, noise_level=level, seed=seed, sharing=sharing))
+        batch = job.batch(chosen, views, noise_level=level, seed=seed, sharing=sharing, may_leave_out=True)
+        return job.editor.edit(batch)

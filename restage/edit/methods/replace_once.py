@@ -46,12 +46,14 @@ class ReplaceOnce:
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Edit, then fit."""
-        targets = Targets(job.capture.cameras, job.capture.images)
+        images, answered = job.capture.images.clone(), []
         yield EditStep(0, self.num_steps, 0.0, job.splats.clone(), "editing every view")
         for start in range(0, len(job.view_indices), self.batch_size):
             part = range(len(job.view_indices))[start : start + self.batch_size]
-            batch = job.batch(part, noise_level=self.noise_level, seed=job.seed)
-            targets.images[start : start + self.batch_size] = job.editor.edit(batch).images
+            edited = job.editor.edit(job.batch(part, noise_level=self.noise_level, seed=job.seed, may_leave_out=True))
+            images[start : start + self.batch_size] = edited.images
+            answered += [start + place for place in edited.answered]
+        targets = Targets(job.capture.cameras[answered], images[answered])
         config = RefineConfig(steps=self.num_steps, seed=job.seed)
         for step in refine_splats(job.splats, targets, config=config):
             yield EditStep(step.step, self.num_steps, step.loss, step.splats.clone(), "fitting to the edited views")

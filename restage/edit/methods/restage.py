@@ -128,6 +128,10 @@ class Restage:
             note = "editing the key views" if number == 0 else f"refresh {number}: editing the key views again"
             yield EditStep(done, self.num_steps, 0.0, splats, note)
             edited = self._edit(job, keys, splats, number)
+            if edited.left_out:
+                answered = edited.answered
+                keys, cameras, unedited = [keys[place] for place in answered], cameras[answered], unedited[answered]
+                edited = Edited(edited.images[answered], edited.masks[answered])
             # A mask that is nowhere quite 0 would let the whole scene move a little.
             masks = sharpen(edited.masks, self.mask_low, self.mask_high)
             # By the unedited splats: in the painted ones, what is gone would show what lies behind it.
@@ -170,7 +174,8 @@ class Restage:
             noise = AnchoredNoise(render_depths(job.splats, cameras))
         sharing = ViewSharing(cameras, self.group_size, seed) if self.group_size else None
         level = self.noise_levels[number]
-        return job.editor.edit(job.batch(keys, views, noise_level=level, seed=seed, noise_keys=noise, sharing=sharing))
+        how = {"noise_level": level, "seed": seed, "noise_keys": noise, "sharing": sharing}
+        return job.editor.edit(job.batch(keys, views, **how, may_leave_out=True))
 
     def _renew(self, painted: Splats, views: KeyViews, *, lifted: Tensor, trainable: Tensor) -> tuple[Splats, Tensor]:
         """Once colors are fitted: let go of the splats that are gone, seed those that are missing, free what moves."""
