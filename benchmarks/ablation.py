@@ -25,7 +25,7 @@ from restage.compare.judges import CompareConfig
 from restage.edit.methods import Nothing, Restage
 from restage.records import Score
 from restage.run.progress import show_progress
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 from restage.scores.rows import read_scores
 from restage.scores.statistics import clustered_estimate
 from restage.studies.study import MenuEditor, Study, StudyMethod

@@ -44,9 +44,9 @@ from restage.records import Progress, derive_seed, read_json, write_json
 from restage.run.folder import RunFolder, open_run
 from restage.run.models import models_in
 from restage.run.progress import show_progress
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig, ScenesConfig
 from restage.scenes.io import read_capture, write_capture
-from restage.scenes.stage import ScenesConfig, run_scenes
+from restage.scenes.stage import run_scenes
 from restage.train.batches import LossWeights
 from restage.train.stage import TrainConfig, run_train
 from restage.world.stage import CaptureConfig, WorldConfig, run_world

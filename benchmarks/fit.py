@@ -30,9 +30,9 @@ from PIL import Image
 from torch import Tensor
 
 from restage.scenes.capture import Capture
-from restage.scenes.fit import PHOTOGRAPHS, FitConfig, fit_splats, psnr, render_views
+from restage.scenes.config import PHOTOGRAPHS, FitConfig, PhotometricLoss
+from restage.scenes.fit import fit_splats, psnr, render_views
 from restage.scenes.io import read_capture
-from restage.scenes.losses import PhotometricLoss
 from restage.scenes.splats import Splats
 from restage.world.capture import make_capture
 from restage.world.grammar import sample_description

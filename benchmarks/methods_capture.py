@@ -20,7 +20,7 @@ from restage.edit.single import EditChoice, open_edit
 from restage.records import EditRequest, Progress, read_json
 from restage.run.folder import open_run, working
 from restage.run.progress import show_progress
-from restage.scenes.fit import PHOTOGRAPHS
+from restage.scenes.config import PHOTOGRAPHS
 from restage.scenes.io import capture_name, read_capture
 from restage.scenes.io.ply import read_splats
 from restage.scenes.stage import fit_folder

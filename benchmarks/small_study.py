@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from restage.compare.judges import CompareConfig
 from restage.edit.methods import Idu, Nothing, ReplaceOnce, Restage
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 from restage.studies.scenes import sample_world_scenes
 from restage.studies.study import MenuEditor, Study, StudyMethod
 from restage.world.stage import CaptureConfig

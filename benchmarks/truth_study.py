@@ -19,7 +19,7 @@ from restage.compare.judges import CompareConfig
 from restage.edit.editors import Edited, Editor, EditorSource, ViewBatch
 from restage.edit.methods import Nothing, ReplaceOnce, Restage
 from restage.records import derive_seed
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 from restage.studies.scenes import sample_world_scenes
 from restage.studies.study import MenuEditor, Study, StudyMethod
 from restage.world.stage import CaptureConfig

@@ -28,7 +28,8 @@ from restage.run.folder import RunFolder, open_run, working
 from restage.run.layout import CAPTURE, EDIT_RECORD, TRANSFORMS
 from restage.run.models import Models, models_in
 from restage.run.reading import EditRecord
-from restage.scenes.stage import FIT_FIRST, ScenesConfig, find_scene, run_scenes
+from restage.scenes.config import ScenesConfig
+from restage.scenes.stage import FIT_FIRST, find_scene, run_scenes
 from restage.train.stage import TrainConfig, run_train
 from restage.world.stage import WorldConfig, run_world
 

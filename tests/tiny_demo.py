@@ -19,8 +19,7 @@ from restage.recipes import DemoConfig, demo
 from restage.records import Progress
 from restage.report.stage import ReportConfig
 from restage.run.models import Models, models_in
-from restage.scenes.fit import FitConfig
-from restage.scenes.stage import ScenesConfig
+from restage.scenes.config import FitConfig, ScenesConfig
 from restage.train.stage import TrainConfig
 from restage.world.stage import CaptureConfig, WorldConfig
 

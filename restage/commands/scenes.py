@@ -31,7 +31,7 @@ InstructionArgument = Annotated[str, arg(metavar="INSTRUCTION")]
 
 def build_fit() -> Callable[..., None]:
     """Build `restage fit`."""
-    from restage.scenes.fit import PHOTOGRAPHS, FitConfig
+    from restage.scenes.config import PHOTOGRAPHS, FitConfig
 
     def fit(
         capture: Positional[CaptureArgument],
@@ -106,7 +106,7 @@ def edit(
         seed: Seed for the edit's noise.
     """
     from restage.recipes import EditChoice, edit_folder
-    from restage.scenes.fit import PHOTOGRAPHS
+    from restage.scenes.config import PHOTOGRAPHS
     from restage.scenes.io import capture_name, is_capture
     from restage.scenes.stage import fit_folder
 

@@ -21,7 +21,7 @@ from restage.edit.stage import load_scene, read_case
 from restage.records import InputError, file_sha256, read_json, to_plain
 from restage.run.layout import FIT_RECORD, SPLATS
 from restage.run.reading import FitRecord, flat_items
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 from restage.scenes.stage import capture_sha256
 from restage.world.grammar import Description
 

@@ -22,8 +22,7 @@ from restage.recipes import RULE, STAGES
 from restage.records import InputError, Progress, read_json, to_plain
 from restage.run.folder import RunFolder, working
 from restage.run.models import Models
-from restage.scenes.fit import FitConfig
-from restage.scenes.stage import ScenesConfig
+from restage.scenes.config import FitConfig, ScenesConfig
 from restage.train.batches import LossWeights
 from restage.train.stage import TrainConfig
 from restage.world.stage import CaptureConfig, WorldConfig

@@ -20,7 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from restage.edit.masks import lift_masks, render_masks
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
-from restage.scenes.splats import MAX_DEGREE, Splats
+from restage.scenes.config import MAX_DEGREE
+from restage.scenes.splats import Splats
 
 __all__ = ["Similarity", "SplatHolder", "from_nerfstudio_cameras", "similarity_between", "splats_of"]
 __all__ += ["to_nerfstudio_cameras"]

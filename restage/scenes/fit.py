@@ -9,23 +9,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tyro.conf import arg
 
-from restage.records import InputError, derive_seed
+from restage.records import derive_seed
 from restage.scenes.cameras import Cameras, project_points
 from restage.scenes.capture import Capture
+from restage.scenes.config import FitConfig, RefineConfig
 from restage.scenes.initial import Surroundings, initial_splats, surroundings_of
-from restage.scenes.losses import PhotometricLoss
-from restage.scenes.optimizer import Exposures, LearningRates, SplatOptimizer, Targets
+from restage.scenes.optimizer import Exposures, SplatOptimizer, Targets
 from restage.scenes.rasterize import rasterize
-from restage.scenes.splats import MAX_DEGREE, Splats
+from restage.scenes.splats import Splats
 
-__all__ = ["FitConfig", "FitStep", "PHOTOGRAPHS", "RefineConfig", "Schedule", "SplatFit", "Targets", "fit_splats"]
+__all__ = ["FitStep", "Schedule", "SplatFit", "Targets", "fit_splats"]
 __all__ += ["psnr", "refine_splats", "render_views", "view_at"]
 
 
@@ -93,98 +92,6 @@ class Schedule:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; the time in between does not count."""
         vars(self).update(state, last_s=math.nan)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """How splats are fitted to a capture."""
-
-    steps: int = 1500
-    """One view a step."""
-    num_splats: int = 6000
-    """Upper bound; unseen and floating splats are dropped on the way."""
-    sh_degree: int = 0
-    """Degree of the spherical harmonics, 0 to 3; 0 gives colors that do not depend on the direction."""
-    loss: PhotometricLoss = field(default_factory=lambda: PhotometricLoss(ssim_share=0.2))
-    """What a render is compared by."""
-    rates: LearningRates = field(default_factory=LearningRates)
-    """Learning rates at the start."""
-    has_rates_by_distance: bool = False
-    """Whether the learning rate of the means is in units of a splat's distance from the scene's center, rather than of
-    the scene's size: for captures that show what is far away, too."""
-    means_decay: float = 0.01
-    """Share of the means' learning rate that is left at the end, in (0, 1]; as in 3D Gaussian splatting."""
-    other_decay: float = 1.0
-    """Share of all other learning rates that is left at the end, in (0, 1]."""
-    coarse_share: float = 0.0
-    """Share of the fit, its beginning, that is done at half the size, where a step costs less; in [0, 1]."""
-    shell_share: float = 0.15
-    """Share of splats put on a far shell, for sky and background."""
-    shell_radius: float = 4.0
-    """Radius of the far shell, in scene sizes, above 1."""
-    scale_share: float = 1.0
-    """Standard deviation of a splat at the start, as a share of the distance to its neighbors."""
-    near_share: float = 0.25
-    """Splats in front of a training camera and nearer to it than this share of the scene's size are dropped."""
-    cull_every: int = 100
-    """Steps between looks for splats to drop."""
-    fits_exposure: bool = False
-    """Whether each training view gets a color transform of its own, for captures whose brightness changes; held-out
-    views are rendered at the mean exposure."""
-    stop_gain: float = 0.0
-    """Stop early when three passes through the training views are not better than the three before by this share of
-    the training loss; 0 for never."""
-    time_budget_s: Annotated[float | None, arg(name="time-budget")] = None
-    """Seconds that fitting may take at most; learning rates have fallen by then. Such a fit does not repeat bit for
-    bit."""
-    seed: int = 0
-    """Seed for the initial splats and the order of the views."""
-
-    def __post_init__(self) -> None:
-        if not (1 <= self.steps <= 1_000_000 and 1 <= self.num_splats <= 5_000_000 and self.cull_every >= 1):
-            raise InputError(f"expected positive steps, splats and cull_every, got {self}")
-        if not 0 <= self.sh_degree <= MAX_DEGREE:
-            raise InputError(f"expected sh_degree from 0 to {MAX_DEGREE}, got {self.sh_degree}")
-        for name in ("coarse_share", "shell_share", "near_share", "stop_gain"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"expected {name} in [0, 1], got {getattr(self, name)}")
-        for name in ("means_decay", "other_decay", "scale_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InputError(f"expected {name} above 0 and at most 1, got {getattr(self, name)}")
-        if not 1 < self.shell_radius < 1e6:
-            raise InputError(f"expected shell_radius above 1, got {self.shell_radius}")
-        if self.time_budget_s is not None and not 0 < self.time_budget_s < math.inf:
-            raise InputError(f"expected a time budget above 0 s, got {self.time_budget_s}")
-
-
-PHOTOGRAPHS = FitConfig(
-    steps=1200,
-    num_splats=45_000,
-    rates=LearningRates(means=3e-3, log_scales=2e-2),
-    has_rates_by_distance=True,
-    means_decay=0.05,
-    shell_radius=10.0,
-    scale_share=0.5,
-)
-"""For captures of photographs, which show more than the miniature world; found on the bear, see
-docs/log/2026-11-22-scenes.md."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefineConfig:
-    """How given splats are moved towards other targets."""
-
-    steps: int = 500
-    rates: LearningRates = field(default_factory=lambda: LearningRates(means=5e-4, log_scales=5e-3))
-    loss: PhotometricLoss = field(default_factory=PhotometricLoss)
-    cooldown_share: float = 0.0
-    """Share of the steps, at the end, over which all learning rates fall linearly to zero. Each step sees one view;
-    without it the splats end where the last few views pushed them."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.cooldown_share <= 1:
-            raise InputError(f"expected cooldown_share in [0, 1], got {self.cooldown_share}")
 
 
 class FitStep(NamedTuple):

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
-from restage.scenes.losses import PhotometricLoss
+from restage.scenes.config import LearningRates, PhotometricLoss
 from restage.scenes.rasterize import Rasterizer, rasterize
 from restage.scenes.splats import Splats
 
-__all__ = ["Exposures", "LearningRates", "SplatOptimizer", "Targets"]
+__all__ = ["Exposures", "SplatOptimizer", "Targets"]
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-15
@@ -87,24 +87,6 @@ class Exposures:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         vars(self).update(state)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningRates:
-    """Adam's step for each group of parameters; 0 freezes the group. Found by trial (docs/log/2026-11-22-scenes.md)."""
-
-    means: float = 2e-3
-    """In units of the scene's size, or of a splat's distance from its center: see `SplatOptimizer.center`."""
-    log_scales: float = 1e-2
-    rotations: float = 5e-3
-    opacity_logits: float = 5e-2
-    sh: float = 1e-2
-    """Rate of degree 0; the higher degrees move at a twentieth of it."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < 10:
-                raise InputError(f"expected the learning rate of {name} in [0, 10), got {value}")
 
 
 class Targets:

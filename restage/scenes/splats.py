@@ -10,14 +10,12 @@ from torch import Tensor
 
 from restage.records import InputError
 
-__all__ = ["MAX_DEGREE", "SH_C0", "Splats", "evaluate_sh", "rotation_matrices"]
+__all__ = ["SH_C0", "Splats", "evaluate_sh", "rotation_matrices"]
 
 SH_C0 = 0.28209479177387814
 SH_C1 = 0.4886025119029199
 SH_C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
 SH_C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277)
-MAX_DEGREE = 3
-"""Highest degree of spherical harmonics, the default of 3D Gaussian splatting."""
 
 
 @dataclass

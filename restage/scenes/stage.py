@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,8 @@ from restage.run.folder import RunFolder, open_run, working
 from restage.run.layout import CAPTURE, FIT_RECORD, FIT_STATE, HELD_OUT, SOURCE, SPLATS, TRANSFORMS
 from restage.run.reading import FitRecord
 from restage.scenes.capture import Capture, turn_upright
-from restage.scenes.fit import FitConfig, FitStep, SplatFit, psnr, render_views
+from restage.scenes.config import FitConfig, ScenesConfig
+from restage.scenes.fit import FitStep, SplatFit, psnr, render_views
 from restage.scenes.io import SCENE_FORMATS, capture_name, read_capture, recognize_capture, write_capture
 from restage.scenes.io.images import list_images, write_png
 from restage.scenes.io.ply import read_splats, splats_in, write_splats
@@ -44,7 +45,7 @@ from restage.scenes.io.views import make_capture
 from restage.scenes.losses import MARGIN, WINDOW, ssim_map
 from restage.scenes.splats import Splats
 
-__all__ = ["FIT_FIRST", "ScenesConfig", "SourceCheck", "capture_sha256", "find_scene", "fingerprint", "fit_capture"]
+__all__ = ["FIT_FIRST", "SourceCheck", "capture_sha256", "find_scene", "fingerprint", "fit_capture"]
 __all__ += ["fit_folder", "run_scenes"]
 
 SAVE_EVERY_S = 10.0
@@ -273,14 +274,6 @@ def fingerprint(path: Path, posed: PosedPhotos | None, options: ReadOptions) -> 
         found.update(tensor.contiguous().numpy().tobytes())
     found.update(canonical_json([posed.split]).encode())
     return found.hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScenesConfig:
-    """How the captures of a run are fitted."""
-
-    fit: FitConfig = field(default_factory=FitConfig)
-    """How every scene is fitted."""
 
 
 def run_scenes(run: RunFolder, config: ScenesConfig) -> Iterator[Progress]:

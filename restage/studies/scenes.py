@@ -14,7 +14,7 @@ from restage.edit.stage import read_case
 from restage.records import EditCase, EditRequest, InputError, write_atomically, write_json
 from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, IMAGES, MASKS, TRANSFORMS, TRUTH
 from restage.scenes.capture import turn_upright
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 from restage.scenes.io import read_capture, write_capture
 from restage.world.grammar import Description, Edit
 from restage.world.render import render_view

@@ -20,7 +20,7 @@ from restage.edit.editors import NO_EDITOR, MenuEditor, SceneEditor
 from restage.edit.job import Method
 from restage.edit.stage import EditUnit, editors_of
 from restage.records import InputError, content_id, to_plain
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 
 __all__ = ["MenuEditor", "SceneEditor", "Study", "StudyMethod", "StudyScene", "identity_of", "list_units", "load_study"]
 

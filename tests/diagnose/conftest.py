@@ -7,8 +7,8 @@ from restage.edit.methods import ReplaceOnce
 from restage.edit.stage import EditConfig
 from restage.records import write_json
 from restage.run.folder import open_run
-from restage.scenes.fit import FitConfig
-from restage.scenes.stage import ScenesConfig, run_scenes
+from restage.scenes.config import FitConfig, ScenesConfig
+from restage.scenes.stage import run_scenes
 from restage.train.stage import TrainConfig
 from restage.world.stage import CaptureConfig, WorldConfig, run_world
 

@@ -23,9 +23,9 @@ from restage.pairs.store import write_shard
 from restage.records import PromptPair, read_json
 from restage.run.folder import open_run
 from restage.run.models import models_in
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig, ScenesConfig
 from restage.scenes.io import read_capture, write_capture
-from restage.scenes.stage import ScenesConfig, run_scenes
+from restage.scenes.stage import run_scenes
 from restage.train.stage import TrainConfig, run_train
 from restage.work.engine import settings_for, work_through
 from restage.work.task import EngineConfig, Task, TaskQueue

@@ -6,7 +6,7 @@ from restage.diagnose.parts import RunParts, read_settings
 from restage.diagnose.small import SmallConfig, changed, read_changes
 from restage.edit.methods import Restage
 from restage.records import InputError, to_plain, write_json
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 from restage.train.stage import TrainConfig
 
 

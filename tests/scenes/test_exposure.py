@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from restage.scenes.fit import FitConfig, SplatFit, fit_splats, psnr, render_views
+from restage.scenes.config import FitConfig
+from restage.scenes.fit import SplatFit, fit_splats, psnr, render_views
 from restage.scenes.optimizer import Exposures
 from tests.scenes.ball import ball_capture
 

@@ -11,21 +11,10 @@ import tyro
 from restage.records import InputError
 from restage.scenes.cameras import project_points
 from restage.scenes.capture import Capture
-from restage.scenes.fit import (
-    FitConfig,
-    RefineConfig,
-    SplatFit,
-    Targets,
-    fit_splats,
-    is_floating,
-    psnr,
-    refine_splats,
-    render_views,
-    view_at,
-)
+from restage.scenes.config import FitConfig, LearningRates, PhotometricLoss, RefineConfig
+from restage.scenes.fit import SplatFit, Targets, fit_splats, is_floating, psnr, refine_splats, render_views, view_at
 from restage.scenes.initial import initial_splats, surroundings_of
-from restage.scenes.losses import PhotometricLoss
-from restage.scenes.optimizer import LearningRates, SplatOptimizer
+from restage.scenes.optimizer import SplatOptimizer
 from restage.scenes.splats import SH_C0, Splats
 from tests.scenes.ball import SIZE, ball_capture, ball_of_splats, equal, ring
 

@@ -12,7 +12,7 @@ import torch
 
 from restage.records import InputError, Progress, read_json
 from restage.scenes.capture import Capture
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 from restage.scenes.io.ply import read_splats
 from restage.scenes.stage import capture_sha256, fit_capture
 from tests.scenes.ball import ball_capture, equal

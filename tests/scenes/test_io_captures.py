@@ -12,7 +12,7 @@ from PIL import Image
 
 from restage.cli import run
 from restage.records import InputError, MissingExtra
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 from restage.scenes.io import (
     capture_name,
     is_capture,

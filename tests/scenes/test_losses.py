@@ -5,7 +5,8 @@ import torch
 from skimage.metrics import structural_similarity
 
 from restage.records import InputError
-from restage.scenes.losses import PhotometricLoss, ssim_map
+from restage.scenes.config import PhotometricLoss
+from restage.scenes.losses import ssim_map
 
 
 def pictures(height: int = 19, width: int = 26) -> tuple[torch.Tensor, torch.Tensor]:

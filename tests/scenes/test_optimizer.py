@@ -11,8 +11,8 @@ import torch
 
 from restage.records import InputError
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
-from restage.scenes.losses import PhotometricLoss
-from restage.scenes.optimizer import Exposures, LearningRates, SplatOptimizer, Targets
+from restage.scenes.config import LearningRates, PhotometricLoss
+from restage.scenes.optimizer import Exposures, SplatOptimizer, Targets
 from restage.scenes.splats import Splats
 from tests.scenes.ball import equal
 

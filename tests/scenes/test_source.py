@@ -8,7 +8,7 @@ import torch
 
 from restage.cli import run
 from restage.records import InputError, read_json
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 from restage.scenes.io import write_capture
 from restage.scenes.stage import fit_folder
 from tests.scenes.tiny_captures import ColmapModel, change, save_images, small_capture

@@ -9,7 +9,8 @@ from scipy.spatial.transform import Rotation
 
 from restage.records import InputError
 from restage.scenes.capture import turn_upright
-from restage.scenes.fit import FitConfig, render_views
+from restage.scenes.config import FitConfig
+from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture, write_capture
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import Splats

@@ -12,7 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from restage.records import read_json
 from restage.scenes.capture import Capture
-from restage.scenes.fit import FitConfig, render_views
+from restage.scenes.config import FitConfig
+from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture, read_splats, write_capture, write_points
 from restage.scenes.io.ply import read_vertices
 from restage.scenes.stage import fit_capture, fit_folder

@@ -13,7 +13,7 @@ from restage.cli import run as run_command
 from restage.edit.job import EditStep
 from restage.edit.methods import Nothing, ReplaceOnce
 from restage.records import EditRequest, InputError, Score, read_json, write_json
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 from restage.scores.rows import read_scores, read_view_scores
 from restage.studies.scenes import FolderScene
 from restage.studies.study import MenuEditor, Study, StudyMethod, identity_of, list_units, load_study

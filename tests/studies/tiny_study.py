@@ -14,7 +14,7 @@ import torch
 from restage.compare.judges import CompareConfig
 from restage.edit.job import EditJob, EditStep
 from restage.edit.methods import Nothing, ReplaceOnce
-from restage.scenes.fit import FitConfig
+from restage.scenes.config import FitConfig
 from restage.studies.scenes import sample_world_scenes
 from restage.studies.study import MenuEditor, Study, StudyMethod
 from restage.studies.work import PerView, run_study

@@ -14,7 +14,8 @@ from restage.edit.job import EditJob, EditStep
 from restage.edit.sharing import DepthMaps, render_depths, warp
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras
-from restage.scenes.fit import RefineConfig, Targets, refine_splats
+from restage.scenes.config import RefineConfig
+from restage.scenes.fit import Targets, refine_splats
 
 __all__ = ["DepthFusion", "agreement", "blend_views", "nearest_views"]
 

@@ -19,9 +19,10 @@ from restage.edit.editors.interface import Branches, score_model_of
 from restage.edit.job import EditJob, EditStep
 from restage.edit.methods.idu import check_noise_range
 from restage.records import InputError, derive_seed
+from restage.scenes.config import LearningRates
 from restage.scenes.fit import view_at
 from restage.scenes.initial import surroundings_of
-from restage.scenes.optimizer import LearningRates, SplatOptimizer
+from restage.scenes.optimizer import SplatOptimizer
 
 __all__ = ["DISTILL_RATES", "Dds", "Distillation", "Draw", "Sds", "dds_gradient", "draw_timestep", "sds_gradient"]
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from restage.edit.job import EditJob, EditStep
 from restage.records import InputError, derive_seed
-from restage.scenes.fit import RefineConfig, Targets, refine_splats, render_views
+from restage.scenes.config import RefineConfig
+from restage.scenes.fit import Targets, refine_splats, render_views
 from restage.scenes.splats import Splats
 
 __all__ = ["Idu", "Igs2gs", "Turn", "check_noise_range", "edit_turn", "turns"]

@@ -12,7 +12,8 @@ from restage.edit.job import EditJob, EditStep
 from restage.edit.methods.restage import choose_key_views
 from restage.edit.sharing import ViewSharing
 from restage.records import InputError, derive_seed
-from restage.scenes.fit import RefineConfig, Targets, refine_splats, render_views
+from restage.scenes.config import RefineConfig
+from restage.scenes.fit import Targets, refine_splats, render_views
 
 __all__ = ["Joint"]
 

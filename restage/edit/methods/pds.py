@@ -11,7 +11,7 @@ from torch import Tensor
 from restage.diffusion.schedule import Schedule
 from restage.edit.methods.distill import Distillation, Draw, Latents, draw_timestep
 from restage.records import InputError
-from restage.scenes.optimizer import LearningRates
+from restage.scenes.config import LearningRates
 
 __all__ = ["DreamCatalyst", "Pds", "PdsWeights", "dreamcatalyst_weights", "pds_gradient", "pds_weights", "rest_share"]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from restage.edit.job import EditJob, EditStep
-from restage.scenes.fit import RefineConfig, Targets, refine_splats
+from restage.scenes.config import RefineConfig
+from restage.scenes.fit import Targets, refine_splats
 
 __all__ = ["Nothing", "ReplaceOnce"]
 

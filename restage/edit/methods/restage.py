@@ -17,8 +17,8 @@ from restage.edit.methods.renewal import Births, Deaths, KeyViews, fade, find_go
 from restage.edit.sharing import AnchoredNoise, ViewSharing, render_depths
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras
-from restage.scenes.fit import RefineConfig, Targets, refine_splats, render_views
-from restage.scenes.optimizer import LearningRates
+from restage.scenes.config import LearningRates, RefineConfig
+from restage.scenes.fit import Targets, refine_splats, render_views
 from restage.scenes.splats import Splats
 
 __all__ = ["Restage", "choose_key_views", "composite", "robust_weights", "sharpen", "trust"]

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import InputError, write_atomically
-from restage.scenes.splats import MAX_DEGREE, SH_C0, Splats
+from restage.scenes.config import MAX_DEGREE
+from restage.scenes.splats import SH_C0, Splats
 
 __all__ = ["Points", "read_points", "read_splats", "read_vertices", "splats_in", "write_points", "write_splats"]
 __all__ += ["write_vertices"]
