@@ -15,7 +15,7 @@ import contextlib  # noqa: E402
 import socket  # noqa: E402
 import types  # noqa: E402
 import typing  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -109,3 +109,12 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """The name of a device that is not the CPU, on which gsplat draws; see tests/other_device.py."""
+    from tests.scenes.fake_gsplat import gsplat_elsewhere
+
+    with gsplat_elsewhere() as device:
+        yield device

@@ -286,6 +286,7 @@ def edit_images(
             f"{tuple(views.shape)}, originals {tuple(originals.shape)}, {len(instructions)} instructions, "
             f"{num_seeds} seeds"
         )
+    views, originals = views.to(model.backbone.device), originals.to(model.backbone.device)
     parts, noise, (height, width) = [], None, views.shape[-2:]
     for start in range(0, len(views), settings.batch_size):
         part = slice(start, start + settings.batch_size)

@@ -39,6 +39,10 @@ class Edited(NamedTuple):
         """Places in the batch of the pictures that were edited."""
         return [place for place in range(len(self.images)) if place not in self.left_out]
 
+    def to(self, device: str | torch.device) -> Edited:
+        """The same on a device."""
+        return Edited(self.images.to(device), self.masks.to(device))
+
 
 def initial_noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch channels height width"]:
     """Unit noise of one item's `shape` (c, h, w) for each seed; an item's noise depends on its seed only."""

@@ -58,4 +58,4 @@ def attention_masks(
     backbone.predict_noise(torch.cat([noisy, noisy]), torch.cat([t, t]), text, control=step)
     found = maps.mean()[: len(images), 0]
     found = functional.interpolate(found[:, None], images.shape[-2:], mode="bilinear")[:, 0]
-    return (found / found.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)).clamp(0, 1).cpu()
+    return (found / found.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)).clamp(0, 1).to(images.device)

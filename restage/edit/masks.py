@@ -32,7 +32,7 @@ MIN_TOTAL_WEIGHT = 1e-3
 
 def mean_shown(splats: Splats, cameras: Cameras, maps: Masks) -> Region:
     """Mean of maps, of any values, over all that a splat shows, weighted by its blending weight; 0 if unseen."""
-    sums, total = torch.zeros(len(splats)), torch.zeros(len(splats))
+    sums, total = torch.zeros(2, len(splats), device=maps.device)
     for view in range(len(cameras)):
         weighted, seen = splat_weights(splats, cameras[view], maps[view][None])
         sums, total = sums + weighted[:, 0], total + seen
@@ -63,7 +63,7 @@ def box_masks(boxes: Float[Tensor, "n 4"], width: int, height: int) -> Masks:
     """Masks of boxes drawn on views (left, top, right, bottom, in pixels): 1 for pixels whose center lies inside."""
     if not bool(((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).all()):
         raise InputError(f"expected boxes as left, top, right, bottom in pixels, got {boxes.tolist()}")
-    x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+    x, y = (torch.arange(side, device=boxes.device) + 0.5 for side in (width, height))
     across = (x >= boxes[:, :1]) & (x < boxes[:, 2:3])
     down = (y >= boxes[:, 1:2]) & (y < boxes[:, 3:])
     return (down[:, :, None] & across[:, None, :]).float()
@@ -74,11 +74,13 @@ def lift_boxes(splats: Splats, cameras: Cameras, boxes: Float[Tensor, "n 4"], *,
 
     What one box takes along, another leaves out.
     """
-    return (lift_masks(splats, cameras, box_masks(boxes, cameras.width, cameras.height)) >= agree).float()
+    masks = box_masks(boxes.to(splats.means.device), cameras.width, cameras.height)
+    return (lift_masks(splats, cameras, masks) >= agree).float()
 
 
 def in_box(splats: Splats, low: Float[Tensor, " 3"], high: Float[Tensor, " 3"]) -> Region:
     """1 for splats whose center lies in a box along the world's axes, in world units; 0 for others."""
+    low, high = low.to(splats.means.device), high.to(splats.means.device)
     return ((splats.means >= low) & (splats.means <= high)).all(dim=1).float()
 
 
@@ -95,11 +97,11 @@ def shrink_region(splats: Splats, region: Region, distance: float) -> Region:
 def _near(splats: Splats, chosen: Tensor, distance: float) -> Tensor:
     if not distance >= 0:
         raise InputError(f"expected a distance of at least 0, got {distance}")
-    points = splats.means.double().numpy()
     if not bool(chosen.any()):
-        return torch.zeros(len(splats), dtype=torch.bool)
-    found, _ = KDTree(points[chosen.numpy()]).query(points)
-    return torch.from_numpy(found <= distance)
+        return torch.zeros_like(chosen)
+    points = splats.means.double().cpu().numpy()
+    found, _ = KDTree(points[chosen.cpu().numpy()]).query(points)
+    return torch.from_numpy(found <= distance).to(chosen.device)
 
 
 def keep_largest(splats: Splats, region: Region, *, reach: float = 3.0) -> Region:
@@ -110,15 +112,15 @@ def keep_largest(splats: Splats, region: Region, *, reach: float = 3.0) -> Regio
     inside = (region >= INSIDE).nonzero()[:, 0]
     if len(inside) < 2:
         return (region >= INSIDE).float()
-    points = splats.means[inside].double().numpy()
+    points = splats.means[inside].double().cpu().numpy()
     tree = KDTree(points)
     spacing = float(np.median(tree.query(points, k=2)[0][:, 1]))
     pairs = tree.query_pairs(reach * spacing, output_type="ndarray")
     graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(inside), len(inside)))
     _, pieces = connected_components(graph, directed=False)
     largest = np.bincount(pieces).argmax()
-    kept = torch.zeros(len(splats))
-    kept[inside[torch.from_numpy(pieces == largest)]] = 1.0
+    kept = torch.zeros(len(splats), device=region.device)
+    kept[inside[torch.from_numpy(pieces == largest).to(region.device)]] = 1.0
     return kept
 
 

@@ -67,7 +67,7 @@ def warp(
     points = unproject_depth(maps.depths[target], maps.cameras[target]).reshape(-1, 3)
     is_known = torch.isfinite(points).all(dim=1)
     projected = project_points(torch.where(is_known[:, None], points, 0.0), maps.cameras[source])
-    grid = projected.pixels / torch.tensor([width, height]) * 2 - 1
+    grid = projected.pixels / torch.tensor([width, height], device=image.device) * 2 - 1
     is_inside = is_known & (projected.depths > 0) & (grid.abs() <= 1).all(dim=1)
     # Outside of [-1, 1], so that nothing behind the camera is looked up by accident.
     grid = torch.where(is_inside[:, None], grid, 2.0).reshape(1, height, width, 2)
@@ -116,7 +116,8 @@ def _cells_of(maps: DepthMaps, grid_height: int) -> np.ndarray:
     """
     cameras, surroundings = maps.cameras, surroundings_of(maps.cameras)
     pixel = cameras.height / grid_height * surroundings.size / float(cameras.intrinsics[0, 1, 1])
-    depths = torch.where(torch.isfinite(maps.depths), maps.depths, SKY_DISTANCE * surroundings.size)
+    depths = maps.depths.cpu()
+    depths = torch.where(torch.isfinite(depths), depths, SKY_DISTANCE * surroundings.size)
     points = torch.stack([unproject_depth(depth, cameras[view]) for view, depth in enumerate(depths)]).double()
     offsets = points - surroundings.center
     level = torch.log2((offsets.norm(dim=-1, keepdim=True) / surroundings.size).clamp_min(1.0)).floor()

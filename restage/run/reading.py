@@ -69,6 +69,8 @@ class FitRecord:
     capture_sha256: str = ""
     """Hash of the views that were fitted; empty in versions that did not keep it."""
     config: Mapping[str, Any] = field(default_factory=dict)
+    device: str = ""
+    """Where it was fitted, such as `cuda, NVIDIA H200`, or several in turn; empty for the CPU."""
     own_to_world: tuple[tuple[float, ...], ...] | None = None
     """The transform from the capture's own frame to the run's; None where they are the same."""
     held_out_psnr_db: float | None = None  # None without held-out views
@@ -106,6 +108,8 @@ class EditRecord:
     cost: Cost = field(default_factory=lambda: Cost())
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """Content ids and hashes of what it was made from."""
+    device: str = ""
+    """Where it was made, such as `cuda, NVIDIA H200`; empty for the CPU."""
     files: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -26,7 +26,10 @@ MAX_SIDE = 20_000
 
 @dataclass(frozen=True)
 class Cameras:
-    """Pinhole cameras of one image size; intrinsics and sizes are in pixels."""
+    """Pinhole cameras of one image size; intrinsics and sizes are in pixels.
+
+    They lie on the CPU, whatever device the scene is on: their few numbers are read one by one.
+    """
 
     camera_to_world: Float[Tensor, "n 4 4"]
     """Rigid transforms, float32; columns are the camera's right, down, forward and its position."""
@@ -123,12 +126,13 @@ def intrinsics_from_fov(fov_rad: float, width: int, height: int) -> Float[Tensor
 
 
 def project_points(points: Float[Tensor, "m 3"], cameras: Cameras) -> Projected:
-    """Project world points into one camera (n = 1)."""
-    world_to_camera = cameras.world_to_camera[0]
+    """Project world points into one camera (n = 1), on the points' device."""
+    device = points.device
+    world_to_camera, intrinsics = cameras.world_to_camera[0].to(device), cameras.intrinsics[0].to(device)
     in_camera = points @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
     depths = in_camera[:, 2]
     safe = torch.where(depths.abs() > 1e-9, depths, torch.full_like(depths, 1e-9))
-    return Projected((in_camera @ cameras.intrinsics[0].T)[:, :2] / safe[:, None], depths)
+    return Projected((in_camera @ intrinsics.T)[:, :2] / safe[:, None], depths)
 
 
 def unproject_depth(depth: Float[Tensor, "h w"], cameras: Cameras) -> Float[Tensor, "h w 3"]:
@@ -137,6 +141,6 @@ def unproject_depth(depth: Float[Tensor, "h w"], cameras: Cameras) -> Float[Tens
     columns = torch.arange(cameras.width).to(depth) + 0.5
     grid_y, grid_x = torch.meshgrid(rows, columns, indexing="ij")
     pixels = torch.stack([grid_x, grid_y, torch.ones_like(grid_x)], dim=-1)
-    in_camera = pixels @ torch.linalg.inv(cameras.intrinsics[0]).T * depth[..., None]
-    camera_to_world = cameras.camera_to_world[0]
+    in_camera = pixels @ torch.linalg.inv(cameras.intrinsics[0]).T.to(depth.device) * depth[..., None]
+    camera_to_world = cameras.camera_to_world[0].to(depth.device)
     return in_camera @ camera_to_world[:3, :3].T + camera_to_world[:3, 3]

@@ -69,6 +69,10 @@ class Capture:
             if not torch.allclose(turn @ turn.T, torch.eye(3, dtype=turn.dtype), atol=1e-5):
                 raise InputError(f"{self.name}: expected own_to_world to be a similarity, got {turn.tolist()}")
 
+    def to(self, device: str | torch.device) -> Capture:
+        """The same capture with images and masks on a device; cameras and points stay on the CPU."""
+        return replace(self, images=self.images.to(device), masks=None if self.masks is None else self.masks.to(device))
+
     def select(self, indices: Sequence[int]) -> Capture:
         """Only these views, in this order, all of them training views; the points stay."""
         chosen = list(indices)

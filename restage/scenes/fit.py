@@ -112,23 +112,29 @@ def view_at(seed: int, step: int, num_views: int) -> int:
 class SplatFit:
     """A fit that can be stepped, saved and resumed; `fit_splats` is the plain loop over it."""
 
-    def __init__(self, capture: Capture, config: FitConfig, *, initial: Splats | None = None) -> None:
-        """Prepare a fit to the training views of a capture, from sparse points unless `initial` is given."""
+    def __init__(
+        self, capture: Capture, config: FitConfig, *, initial: Splats | None = None, device: str = "cpu"
+    ) -> None:
+        """Prepare a fit to the training views of a capture, from sparse points unless `initial` is given.
+
+        All that is fitted lies on the device, wherever the capture does.
+        """
         if initial is None:
             names = ("sh_degree", "shell_share", "shell_radius", "scale_share", "seed")
-            initial = initial_splats(capture, config.num_splats, **{name: getattr(config, name) for name in names})
-        train = capture.select(capture.train_indices)
+            settings = {name: getattr(config, name) for name in names}
+            initial = initial_splats(capture.to("cpu"), config.num_splats, **settings)
+        train = capture.select(capture.train_indices).to(device)
         self.config = config
         self.targets = Targets(train.cameras, train.images, train.masks)
         self.coarse_targets = self.targets.halved() if config.coarse_share else None
         self.surroundings = surroundings_of(train.cameras)
         self.optimizer = SplatOptimizer(
-            initial,
+            initial.to(device),
             config.rates,
             scene_size=self.surroundings.size,
             center=self.surroundings.center if config.has_rates_by_distance else None,
             loss=config.loss,
-            exposures=Exposures(len(train.cameras)) if config.fits_exposure else None,
+            exposures=Exposures(len(train.cameras), device=device) if config.fits_exposure else None,
         )
         budget_s, num_views = config.time_budget_s, len(train.cameras)
         self.schedule = Schedule(config.steps, num_views, budget_s=budget_s, min_gain=config.stop_gain)
@@ -172,7 +178,7 @@ def is_floating(splats: Splats, cameras: Cameras, surroundings: Surroundings, ne
     Such splats explain one view alone and cover others.
     """
     floats = splats.opacity_logits < -6.0
-    side = torch.tensor([cameras.width, cameras.height])
+    side = torch.tensor([cameras.width, cameras.height], device=floats.device)
     for view in range(len(cameras)):
         pixels, depths = project_points(splats.means, cameras[view])
         is_near = (depths > 0) & (depths < near_share * surroundings.size)
@@ -218,9 +224,10 @@ def refine_splats(
 
 @torch.no_grad()
 def render_views(splats: Splats, cameras: Cameras) -> Float[Tensor, "n 3 h w"]:
-    """Render every camera over black, clamped to [0, 1]."""
+    """Render every camera over black, clamped to [0, 1], on the device of the splats."""
     images = [rasterize(splats.detach(), cameras[view]).color.clamp(0, 1) for view in range(len(cameras))]
-    return torch.stack(images) if images else torch.zeros(0, 3, cameras.height, cameras.width)
+    size, device = (cameras.height, cameras.width), splats.means.device
+    return torch.stack(images) if images else torch.zeros(0, 3, *size, device=device)
 
 
 def psnr(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from restage.records import InputError
 
@@ -117,6 +118,8 @@ def _spread_back(image, target, found, by_similarity):
 
 
 class _Similarity(torch.autograd.Function):
+    """By compiled loops, on the CPU."""
+
     @staticmethod
     def forward(ctx: Any, image: Tensor, target: Tensor) -> Tensor:
         arrays = [tensor.detach().contiguous().numpy() for tensor in (image, target)]
@@ -141,7 +144,21 @@ def ssim_map(image: Float[Tensor, "c h w"], target: Float[Tensor, "c h w"]) -> F
             f"expected images of at least {WINDOW} x {WINDOW} pixels for structural similarity, got {width} x {height};"
             " choose a greater --size, or an ssim_share of 0"
         )
-    return _Similarity.apply(image, target)
+    return _Similarity.apply(image, target) if image.device.type == "cpu" else _similarity(image, target.detach())
+
+
+def _similarity(image: Float[Tensor, "c h w"], target: Float[Tensor, "c h w"]) -> Float[Tensor, "c h-10 w-10"]:
+    """The same by PyTorch's convolutions, for any device."""
+    # GPUs may round the factors of float32 convolutions to ten bits, and variances are small differences of squares.
+    first, second = image.double(), target.double()
+    planes = torch.stack([first, second, first.square(), second.square(), first * second])
+    taps = planes.new_tensor([float(tap) for tap in TAPS])
+    rows = functional.conv2d(planes.flatten(0, 1)[:, None], taps.view(1, 1, -1, 1))
+    x, y, xx, yy, xy = functional.conv2d(rows, taps.view(1, 1, 1, -1)).unflatten(0, (5, -1))[:, :, 0]
+    c1, c2 = float(C1), float(C2)
+    similarity = (2 * x * y + c1) * (2 * (xy - x * y) + c2)
+    similarity = similarity / ((x.square() + y.square() + c1) * (xx - x.square() + yy - y.square() + c2))
+    return similarity.to(image.dtype)
 
 
 def photometric_loss(

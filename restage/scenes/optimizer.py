@@ -51,9 +51,11 @@ class Exposures:
     rate: float = 3e-2
     """Adam's step at the start of the fit; 0.01 in the 3D Gaussian splatting code, which sees a view more often."""
     pull: float = 1e-2  # weight of the squared distance from the identity in the loss
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
-        self.transforms = torch.eye(3, 4).repeat(self.num_views, 1, 1)
+        self.identity = torch.eye(3, 4, device=self.device)
+        self.transforms = self.identity.repeat(self.num_views, 1, 1)
         self.moments = (torch.zeros_like(self.transforms), torch.zeros_like(self.transforms))
         self.num_updates = torch.zeros(self.num_views)
 
@@ -69,7 +71,7 @@ class Exposures:
 
     def penalty(self, transform: Float[Tensor, "3 4"]) -> Float[Tensor, ""]:
         """What the loss takes for being away from the identity."""
-        return self.pull * (transform - torch.eye(3, 4)).square().sum()
+        return self.pull * (transform - self.identity).square().sum()
 
     @torch.no_grad()
     def update(self, view: int, gradient: Float[Tensor, "3 4"], *, decay: float = 1.0) -> None:
@@ -78,19 +80,24 @@ class Exposures:
         moments = (self.moments[0][view], self.moments[1][view])
         self.transforms[view] += _adam_step(moments, gradient, self.rate * decay, int(self.num_updates[view]))
         # Otherwise all views could darken together while the splats brighten.
-        self.transforms -= self.transforms.mean(0) - torch.eye(3, 4)
+        self.transforms -= self.transforms.mean(0) - self.identity
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, for `torch.save`."""
         return {name: getattr(self, name) for name in ("transforms", "moments", "num_updates")}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        vars(self).update(state)
+        """Go on from a saved state, which may come from another device."""
+        first, second = state["moments"]
+        self.moments = (first.to(self.device), second.to(self.device))
+        self.transforms, self.num_updates = state["transforms"].to(self.device), state["num_updates"].to(self.device)
 
 
 class Targets:
-    """What each view should look like, and how much each of its pixels counts; may change while a loop runs."""
+    """What each view should look like, and how much each of its pixels counts; may change while a loop runs.
+
+    Images and weights lie on the device of the splats that follow them.
+    """
 
     def __init__(
         self, cameras: Cameras, images: Float[Tensor, "n 3 h w"], weights: Float[Tensor, "n h w"] | None = None
@@ -151,6 +158,8 @@ class SplatOptimizer:
         if self.trainable is not None and tuple(self.trainable.shape) != (len(self.splats),):
             raise InputError(f"expected {len(self.splats)} values in trainable, got {tuple(self.trainable.shape)}")
         self.splats = self.splats.clone()
+        if self.center is not None:
+            self.center = self.center.to(self.splats.means.device)
         if not self.moments:
             parameters = self.splats.parameters().items()
             self.moments = {name: (torch.zeros_like(tensor), torch.zeros_like(tensor)) for name, tensor in parameters}
@@ -232,10 +241,12 @@ class SplatOptimizer:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.splats = Splats(**state["splats"])
-        self.moments = dict(state["moments"])
-        self.trainable = state["trainable"]
+        """Go on from a saved state, which may come from another device."""
+        device = self.splats.means.device
+        self.splats = Splats(**state["splats"]).to(device)
+        moments = state["moments"].items()
+        self.moments = {name: (first.to(device), second.to(device)) for name, (first, second) in moments}
+        self.trainable = None if state["trainable"] is None else state["trainable"].to(device)
         self.num_updates = state["num_updates"]
         if self.exposures is not None:
             self.exposures.load_state(state["exposures"])

@@ -57,6 +57,10 @@ class Splats:
         """A copy in memory of its own, without gradients."""
         return Splats(**{name: tensor.detach().clone() for name, tensor in self.parameters().items()})
 
+    def to(self, device: str | torch.device) -> Splats:
+        """The splats on a device; the same tensors if they lie there."""
+        return Splats(**{name: tensor.to(device) for name, tensor in self.parameters().items()})
+
     @property
     def degree(self) -> int:
         """Degree of the spherical harmonics, 0 to 3."""

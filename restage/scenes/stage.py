@@ -36,6 +36,7 @@ from restage.run.layout import CAPTURE, FIT_RECORD, FIT_STATE, HELD_OUT, SOURCE,
 from restage.run.reading import FitRecord
 from restage.scenes.capture import Capture, turn_upright
 from restage.scenes.config import FitConfig, ScenesConfig
+from restage.scenes.device import describe_device
 from restage.scenes.fit import FitStep, SplatFit, psnr, render_views
 from restage.scenes.io import SCENE_FORMATS, capture_name, read_capture, recognize_capture, write_capture
 from restage.scenes.io.images import list_images, write_png
@@ -58,10 +59,16 @@ STATE_VERSION = 2
 
 
 class _Spent(NamedTuple):
-    """What a fit has cost and come to, over all sessions."""
+    """What a fit has cost and come to, over all sessions, and the devices of these."""
 
-    seconds: float
-    loss: float
+    seconds: float = 0.0
+    loss: float = 0.0
+    devices: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """What the fit's record says; nothing of devices where all was done on the CPU."""
+        record: dict[str, Any] = {"seconds": self.seconds, "loss": self.loss}
+        return record if self.devices == ("cpu",) else {**record, "device": ", then ".join(self.devices)}
 
 
 def capture_sha256(capture: Capture) -> str:
@@ -77,12 +84,13 @@ def capture_sha256(capture: Capture) -> str:
     return found.hexdigest()
 
 
-def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[Progress]:
+def fit_capture(capture: Capture, folder: Path, config: FitConfig, *, device: str = "cpu") -> Iterator[Progress]:
     """Fit splats to a capture's training views, unless that is done; refuses a folder fitted otherwise.
 
     Writes `splats.ply`, `held_out/<file name>.png`, `held_out.png` (renders above, truth below), and `fit.json` last.
     A checkpoint, `fit_state.pt`, is written every ten seconds; after a stop or a kill, work goes on from there. Without
-    a time budget the splats are then the same bit for bit as without the stop.
+    a time budget the splats are then the same bit for bit as without the stop, on the CPU. A fit may go on on another
+    device than it began on: its id is that of what was asked for, and its record names the devices.
     """
     identity = {"id": content_id("fit", config), "capture_sha256": capture_sha256(capture)}
     if (folder / FIT_RECORD).exists():
@@ -93,16 +101,19 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
             raise InputError(f"{folder} was fitted to other views, points or cameras than it holds now; {way}")
         yield Progress(stage="scenes", done=config.steps, total=config.steps, note="fitted before")
         return
-    fit = SplatFit(capture, config)
+    fit = SplatFit(capture, config, device=device)
     state_path = folder / FIT_STATE
     spent = _load_state(state_path, fit, identity)
+    here = describe_device(device)
+    if here not in spent.devices:
+        spent = spent._replace(devices=(*spent.devices, here))
     started_s = saved_s = time.perf_counter()
     peek = ""
     while not fit.is_done:
         step = fit.step()
         now_s = time.perf_counter()
         if now_s - saved_s > SAVE_EVERY_S or fit.is_done:
-            now = _Spent(spent.seconds + now_s - started_s, step.loss)
+            now = spent._replace(seconds=spent.seconds + now_s - started_s, loss=step.loss)
             with write_atomically(state_path) as temporary:
                 torch.save({"version": STATE_VERSION, **identity, **now._asdict(), "fit": fit.state()}, temporary)
             saved_s = now_s
@@ -112,9 +123,9 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig) -> Iterator[P
     spent = spent._replace(seconds=spent.seconds + time.perf_counter() - started_s)
     write_splats(fit.optimizer.splats, folder / SPLATS)
     # Measured on what was written, so that the numbers are those of the file.
-    record = _measure(capture, folder, read_splats(folder / SPLATS))
+    record = _measure(capture, folder, read_splats(folder / SPLATS).to(device))
     schedule = {"steps": fit.schedule.step, "levelled_off": fit.schedule.has_levelled_off}
-    record = {**identity, "config": to_plain(config), **schedule, **spent._asdict(), **record}
+    record = {**identity, "config": to_plain(config), **schedule, **spent.record(), **record}
     files = [folder / SPLATS, *folder.glob("held_out*.png"), *folder.glob("held_out/*.png")]
     write_record(folder / FIT_RECORD, record, files=files)
     # Last: a kill in between costs nothing, since fit.json says that the fit is done.
@@ -126,7 +137,7 @@ def _peek(capture: Capture, step: FitStep) -> str:
     views = list(capture.held_out_indices[:PEEK_VIEWS])
     if not views or step.step % max(1, step.num_steps // PEEKS):
         return ""
-    value = float(_psnr_of(capture, views, render_views(step.splats, capture.cameras[views])).mean())
+    value = float(_psnr_of(capture, views, render_views(step.splats, capture.cameras[views]).cpu()).mean())
     return f", held-out views {value:.1f} dB"
 
 
@@ -157,21 +168,22 @@ def _load_state(path: Path, fit: SplatFit, identity: dict[str, str]) -> _Spent:
     The state of a fit with another config or capture is not of use and gets overwritten; it was never finished.
     """
     if not path.exists():
-        return _Spent(0.0, 0.0)
+        return _Spent()
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         if state["version"] != STATE_VERSION or any(state[name] != value for name, value in identity.items()):
-            return _Spent(0.0, 0.0)
+            return _Spent()
         fit.load_state(state["fit"])
     except Exception as error:  # noqa: BLE001 - torch.load raises whatever the broken file brings about
         raise InputError(f"{path} is not readable as the state of a fit; delete it: {error}") from None
-    return _Spent(float(state["seconds"]), float(state["loss"]))
+    # Versions that knew the CPU alone did not name it.
+    return _Spent(float(state["seconds"]), float(state["loss"]), tuple(state.get("devices", ("cpu",))))
 
 
 def _measure(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
     """Render and score the splats that were written; NaN does not occur: without held-out views the keys are None."""
     train, held_out = list(capture.train_indices), list(capture.held_out_indices)
-    train_renders = render_views(splats, capture.cameras[train])
+    train_renders = render_views(splats, capture.cameras[train]).cpu()
     record: dict[str, Any] = {
         "num_views": len(capture.cameras),
         "num_held_out": len(held_out),
@@ -186,7 +198,7 @@ def _measure(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
         "held_out_psnr_db_by_view": {},
     }
     if held_out:
-        renders, truth = render_views(splats, capture.cameras[held_out]), capture.images[held_out]
+        renders, truth = render_views(splats, capture.cameras[held_out]).cpu(), capture.images[held_out]
         values = _psnr_of(capture, held_out, renders).clamp_max(100.0).tolist()
         names = [Path(capture.file_names[index]).with_suffix(".png").name for index in held_out]
         for name, image in zip(names, renders, strict=True):
@@ -276,7 +288,7 @@ def fingerprint(path: Path, posed: PosedPhotos | None, options: ReadOptions) -> 
     return found.hexdigest()
 
 
-def run_scenes(run: RunFolder, config: ScenesConfig) -> Iterator[Progress]:
+def run_scenes(run: RunFolder, config: ScenesConfig, *, device: str = "cpu") -> Iterator[Progress]:
     """Fit every capture of the run that is not fitted yet; refuses a run without captures."""
     if run.is_done("scenes", config):
         yield Progress(stage="scenes", done=1, total=1, note="already done")
@@ -286,7 +298,7 @@ def run_scenes(run: RunFolder, config: ScenesConfig) -> Iterator[Progress]:
         raise InputError(f"{run.path / 'scenes'} holds no captures (<scene>/capture/transforms.json)")
     total = len(folders) * config.fit.steps
     for index, folder in enumerate(folders):
-        for step in fit_capture(read_capture(folder / CAPTURE), folder, config.fit):
+        for step in fit_capture(read_capture(folder / CAPTURE), folder, config.fit, device=device):
             done = index * config.fit.steps + step.done
             yield Progress(stage="scenes", done=done, total=total, note=f"{folder.name}: {step.note}")
     facts = {folder.name: file_sha256(folder / SPLATS) for folder in folders}
@@ -307,6 +319,7 @@ def fit_folder(
     size: int | None = None,
     follow_paths: bool = False,
     again: bool = False,
+    device: str = "cpu",
 ) -> Iterator[Progress]:
     """Fit a user's capture as the only scene of a run, which is made if it does not exist, its world turned upright.
 
@@ -317,13 +330,14 @@ def fit_folder(
         size: Longer side of the views in pixels; None leaves them as they are.
         follow_paths: Whether pictures outside of the capture's folder are used.
         again: Whether a finished fit of another capture, another size or with another config is thrown away.
+        device: Where to fit.
     """
     scene_folder = folder / "scenes" / capture_name(capture_folder)
     # Before the run's folder is made, so that a capture that cannot be read leaves nothing behind.
     source = SourceCheck(capture_folder, scene_folder, ReadOptions(size=size, follow_paths=follow_paths), again=again)
     with working(open_run(folder), "scenes"):
         source.write()
-        yield from fit_capture(read_capture(scene_folder / CAPTURE), scene_folder, config)
+        yield from fit_capture(read_capture(scene_folder / CAPTURE), scene_folder, config, device=device)
 
 
 def find_scene(folder: Path) -> Path:

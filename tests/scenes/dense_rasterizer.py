@@ -32,9 +32,9 @@ def rasterize_dense(
     order = visible[torch.argsort(in_camera.detach()[visible, 2], stable=True)]
     in_camera = in_camera[order]
 
-    centers, covariances = _project(splats, cameras, in_camera, order)
-    alphas = _alphas(centers, covariances, torch.sigmoid(splats.opacity_logits[order]), cameras)
-    weights, alpha = _blend(alphas)
+    centers, covariances = project(splats, cameras, in_camera, order)
+    alphas = coverage(centers, covariances, torch.sigmoid(splats.opacity_logits[order]), cameras)
+    weights, alpha = blend(alphas)
 
     directions = torch.nn.functional.normalize(splats.means[order] - cameras.positions[0].to(in_camera), dim=1)
     values = [evaluate_sh(splats.sh[order], directions), in_camera[:, 2:]]
@@ -44,7 +44,7 @@ def rasterize_dense(
     return blending.assemble(blended, alpha)
 
 
-def _project(
+def project(
     splats: Splats, cameras: Cameras, in_camera: Float[Tensor, "v 3"], order: Tensor
 ) -> tuple[Float[Tensor, "v 2"], Float[Tensor, "v 2 2"]]:
     """Centers in pixels and covariances J R S S^T R^T J^T + dilation, in square pixels."""
@@ -65,11 +65,13 @@ def _project(
     return centers, covariances
 
 
-def _alphas(
+def coverage(
     centers: Float[Tensor, "v 2"],
     covariances: Float[Tensor, "v 2 2"],
     opacities: Float[Tensor, " v"],
     cameras: Cameras,
+    *,
+    max_alpha: float = kernels.MAX_ALPHA,
 ) -> Float[Tensor, "v h w"]:
     """Opacity of each splat at each pixel, 0 where it is below the least that is drawn."""
     rows = torch.arange(cameras.height).to(centers) + 0.5
@@ -79,11 +81,11 @@ def _alphas(
     conics = torch.linalg.inv(covariances)[..., None, None]
     power = -0.5 * (conics[:, 0, 0] * offset_x**2 + conics[:, 1, 1] * offset_y**2)
     power = power - conics[:, 0, 1] * offset_x * offset_y
-    alphas = (opacities[:, None, None] * power.exp()).clamp_max(kernels.MAX_ALPHA)
+    alphas = (opacities[:, None, None] * power.exp()).clamp_max(max_alpha)
     return torch.where(alphas.detach() >= kernels.MIN_ALPHA, alphas, 0.0)
 
 
-def _blend(alphas: Float[Tensor, "v h w"]) -> tuple[Float[Tensor, "v h w"], Float[Tensor, "h w"]]:
+def blend(alphas: Float[Tensor, "v h w"]) -> tuple[Float[Tensor, "v h w"], Float[Tensor, "h w"]]:
     """Front-to-back weights, and the covered share; a pixel stops before it would become opaque."""
     with torch.no_grad():
         is_drawn = torch.cumprod(1 - alphas, dim=0) >= kernels.MIN_TRANSMITTANCE

@@ -50,13 +50,14 @@ def splat_ahead(distance: float, *, side: float = 0.0, logit: float = 2.0, log_s
 def rendering_and_gradients(rasterizer, splats, camera):
     splats = splats.clone()
     parameters = list(splats.parameters().values())
-    features = torch.rand(len(splats), 2, generator=torch.Generator().manual_seed(7))
+    device = splats.means.device
+    features = torch.rand(len(splats), 2, generator=torch.Generator().manual_seed(7)).to(device)
     inputs = [tensor.requires_grad_() for tensor in (*parameters, features)]
     rendering = rasterizer(splats, camera, features=features)
     generator = torch.Generator().manual_seed(5)
-    loss = torch.zeros(())
+    loss = torch.zeros((), device=device)
     for part in rendering:
-        weights = torch.rand(part.shape, generator=generator)
+        weights = torch.rand(part.shape, generator=generator).to(device)
         loss = loss + (torch.where(torch.isfinite(part), part, 0.0) * weights).sum()
     return rendering, torch.autograd.grad(loss, inputs)
 

@@ -57,7 +57,7 @@ class ModelEditor:
                 seeds=batch.draw_noise,
                 settings=settings,
             )
-        return Edited(edited.images.cpu(), edited.masks.cpu())
+        return edited.to(batch.views.device)
 
     def scores(self) -> ModelScores:
         """The edit model as distillation uses it."""

@@ -43,7 +43,7 @@ class ExactEditor:
                 f"{self.truth}: expected truth of shape {tuple(batch.originals.shape)}, got {tuple(images.shape)}; "
                 "make truth and capture at the same size"
             )
-        return Edited(images, masks)
+        return Edited(images, masks).to(batch.originals.device)
 
     def scores(self) -> KnownScores:
         """A model that knows the true views."""
@@ -109,10 +109,10 @@ class NoisyEditor:
         shift = 2 * self.shift_share * torch.randn(2, generator=generator)  # grids run from -1 to 1
         if is_missed:
             return original, torch.zeros_like(mask)
-        layers = torch.cat([(image + color).clamp(0, 1), mask[None]])[None]
+        layers = torch.cat([(image + color.to(image)).clamp(0, 1), mask[None]])[None]
         if self.shift_share:
             moved = torch.cat([torch.eye(2), shift[:, None]], dim=1)[None]
-            grid = functional.affine_grid(moved, list(layers.shape), align_corners=False)
+            grid = functional.affine_grid(moved, list(layers.shape), align_corners=False).to(layers)
             layers = functional.grid_sample(layers, grid, padding_mode="border", align_corners=False)
         mask = layers[0, 3].clamp(0, 1)
         return torch.lerp(original, layers[0, :3], mask), mask

@@ -41,8 +41,8 @@ class Grade:
 
     def __call__(self, images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
         """Grade pictures in [0, 1]."""
-        graded = torch.einsum("ij,...jhw->...ihw", torch.tensor(self.matrix), images)
-        return (graded + torch.tensor(self.offset)[:, None, None]).clamp(0, 1)
+        matrix, offset = (torch.tensor(values, device=images.device) for values in (self.matrix, self.offset))
+        return (torch.einsum("ij,...jhw->...ihw", matrix, images) + offset[:, None, None]).clamp(0, 1)
 
 
 def _scaled(red: float, green: float, blue: float) -> Grade:
@@ -162,7 +162,8 @@ class GradeEditor:
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Grade a batch of views; see `Editor.edit`."""
-        regions = None if self.regions is None else self.regions[list(batch.view_indices)]
+        chosen, device = list(batch.view_indices), batch.originals.device
+        regions = None if self.regions is None else self.regions[chosen].to(device)
         return grade_views(batch.originals, batch.request.instruction, regions)
 
     def scores(self) -> KnownScores:

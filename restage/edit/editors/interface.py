@@ -86,7 +86,7 @@ class ViewBatch:
 
 @runtime_checkable
 class Editor(Protocol):
-    """Edits views by text."""
+    """Edits views by text; what it returns lies on the device of the views."""
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views of one scene."""
@@ -186,7 +186,7 @@ class EditorSource:
     file_names: tuple[str, ...] = ()  # of every view of the whole capture, in order
     truth: Path | None = None  # truth folder of the edit, where it exists
     model: Path | None = None  # folder of the model
-    device: str = "cpu"  # where the model computes, such as `cuda`; views go in and come out on the CPU
+    device: str = "cpu"  # where the scene lies and the model computes, such as `cuda`
 
 
 EditorFactory = Callable[[EditorSource], Editor]

@@ -93,7 +93,7 @@ class KontextEditor:
             output_type="pt",
             _auto_resize=False,
         )
-        return called.images.float().cpu()
+        return called.images.float().to(view.device)
 
     def _start(self, noise_level: float, num_tokens: int) -> _Start:
         """The last part of the table of sigmas, and what its first one becomes in the scheduler (in a copy of it)."""

@@ -64,7 +64,7 @@ class TextToImageEditor:
         height, width = views.shape[-2:]
         images = backbone.decode_latents(latents)
         masks = functional.interpolate(masks[:, None], images.shape[-2:], mode="bilinear")[:, 0].clamp(0, 1)
-        return Edited(images[..., :height, :width].cpu(), masks[..., :height, :width].cpu())
+        return Edited(images[..., :height, :width], masks[..., :height, :width]).to(views.device)
 
     def scores(self) -> TextToImageScores:
         """The model as distillation uses it."""

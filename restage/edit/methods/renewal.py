@@ -92,8 +92,8 @@ def find_gone(
 def color_spreads(splats: Splats, cameras: Cameras, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " num_splats"]:
     """Standard deviation, over the views, of the color that each splat is asked to show; 0 for an unseen splat."""
     # Variance as E[x^2] - E[x]^2, over views: the sums need no memory for each view.
-    total = torch.zeros(len(splats))
-    first, second = torch.zeros(len(splats), 3), torch.zeros(len(splats), 3)
+    total = torch.zeros(len(splats), device=images.device)
+    first, second = torch.zeros(2, len(splats), 3, device=images.device)
     for view in range(len(cameras)):
         weighted, seen = splat_weights(splats, cameras[view], images[view])
         total += seen
@@ -200,10 +200,10 @@ def seed_splats(births: Births, splats: Splats, key_views: KeyViews, *, max_coun
     # Colors are confirmed about as well behind a surface as on it, so the nearest of the good points is taken.
     chosen = (errors <= best[:, None] + COLOR_SLACK).int().argmax(dim=1)
     is_found = best < births.color_limit
-    points = rays.points[torch.arange(len(chosen)), chosen][is_found]
+    points = rays.points[torch.arange(len(chosen), device=chosen.device), chosen][is_found]
     colors, views = rays.colors[is_found], rays.views[is_found]
-    depths = (points - cameras.positions[views]).norm(dim=1)
-    sizes = births.spacing_px * depths / cameras.intrinsics[views, 0, 0]
+    depths = (points - cameras.positions.to(points)[views]).norm(dim=1)
+    sizes = births.spacing_px * depths / cameras.intrinsics.to(points)[views, 0, 0]
     kept = _thin_out(points, sizes, max_count)
     fresh = _round_splats(points[kept], colors[kept], sizes[kept], births.opacity, splats.sh.shape[1])
     return fresh[_are_of_use(births, splats, fresh, key_views, residuals)]
@@ -233,16 +233,16 @@ def _cast_rays(births: Births, key_views: KeyViews, residuals: Float[Tensor, "n 
     chosen = wanted.flatten().nonzero()[:, 0]
     # Evenly thinned, so that no view and no part of one is preferred, and the memory has a bound.
     if len(chosen) > births.max_rays:
-        chosen = chosen[torch.linspace(0, len(chosen) - 1, births.max_rays).long()]
+        chosen = chosen[torch.linspace(0, len(chosen) - 1, births.max_rays).long().to(chosen.device)]
     views, pixels = chosen // depths.shape[1], chosen % depths.shape[1]
     is_known = torch.isfinite(depths)
     # The sky has no depth to end a ray at, and points that far off would be too far apart to find anything.
     limit = MAX_DEPTH * float(depths[is_known].median()) if bool(is_known.any()) else 1.0
-    unit_depth = torch.ones(cameras.height, cameras.width)
+    unit_depth = torch.ones(cameras.height, cameras.width, device=depths.device)
     ends = torch.stack([unproject_depth(unit_depth, cameras[view]).reshape(-1, 3) for view in range(len(cameras))])
-    starts = cameras.positions[views]
+    starts = cameras.positions.to(depths.device)[views]
     along = (ends[views, pixels] - starts) * depths[views, pixels].clamp_max(limit)[:, None]
-    shares = torch.linspace(FIRST_SHARE, 1.0, births.num_depths)
+    shares = torch.linspace(FIRST_SHARE, 1.0, births.num_depths, device=depths.device)
     points = starts[:, None] + along[:, None] * shares[:, None]
     return _Rays(views, points, key_views.edited.flatten(2)[views, :, pixels])
 
@@ -251,8 +251,8 @@ def _test_points(births: Births, rays: _Rays, key_views: KeyViews, maps: DepthMa
     cameras, shape = maps.cameras, rays.points.shape[:2]
     points, owners = rays.points.reshape(-1, 3), rays.views.repeat_interleave(shape[1])
     own_colors = rays.colors.repeat_interleave(shape[1], dim=0)
-    is_neighbour = _neighbours(cameras, births.num_neighbours)
-    seen, shown, error, compared = (torch.zeros(len(points)) for _ in range(4))
+    is_neighbour = _neighbours(cameras, births.num_neighbours).to(points.device)
+    seen, shown, error, compared = torch.zeros(4, len(points), device=points.device)
     for view in range(len(cameras)):
         pixels, depths = project_points(points, cameras[view])
         column, row = pixels.floor().long().unbind(1)
@@ -284,26 +284,25 @@ def _neighbours(cameras: Cameras, count: int) -> Bool[Tensor, "n n"]:
 def _thin_out(points: Float[Tensor, "m 3"], sizes: Float[Tensor, " m"], max_count: int) -> Int[Tensor, " kept"]:
     """Indices of one point in each cell of a grid as wide as the sizes, wider if they would be too many."""
     if not len(points) or max_count < 1:
-        return torch.zeros(0, dtype=torch.long)
+        return torch.zeros(0, dtype=torch.long, device=points.device)
     size = float(sizes.median())
     # Many rays end on the same surface: one point a cell is a surface, all of them are a heap.
     while True:
         _, cells = torch.unique(torch.floor((points - points.amin(dim=0)) / size), dim=0, return_inverse=True)
-        first = torch.full((int(cells.max()) + 1,), len(points)).scatter_reduce(
-            0, cells, torch.arange(len(points)), "amin"
-        )
+        first = cells.new_full((int(cells.max()) + 1,), len(points))
+        first.scatter_reduce_(0, cells, torch.arange(len(points), device=cells.device), "amin")
         if len(first) <= max_count:
             return first
         size *= 1.2
 
 
 def _round_splats(points: Tensor, colors: Tensor, sizes: Tensor, opacity: float, num_harmonics: int) -> Splats:
-    sh = torch.zeros(len(points), num_harmonics, 3)
+    sh = torch.zeros(len(points), num_harmonics, 3, device=points.device)
     sh[:, 0] = (colors - 0.5) / SH_C0
     return Splats(
         means=points.clone(),
         log_scales=(SCALE_SHARE * sizes).log()[:, None].repeat(1, 3),
-        rotations=torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(points), 1),
-        opacity_logits=torch.full((len(points),), opacity).logit(),
+        rotations=sh.new_tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(points), 1),
+        opacity_logits=sh.new_full((len(points),), opacity).logit(),
         sh=sh,
     )

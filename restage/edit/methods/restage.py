@@ -141,7 +141,7 @@ class Restage:
                 masks = torch.maximum(masks, render_masks(job.splats, cameras, (trainable > 0).float()))
             targets = composite(cameras, edited.images, unedited=unedited, masks=masks)
             # Splats born in an earlier round have no lifted mask, and are part of the edit.
-            trainable = torch.cat([trainable, torch.ones(len(splats) - len(job.splats))])
+            trainable = torch.cat([trainable, trainable.new_ones(len(splats) - len(job.splats))])
             for rates, num_steps in ((COLOR_RATES, self.color_steps), (SHAPE_RATES, self.shape_steps)):
                 if rates is SHAPE_RATES:
                     if number == 0:
@@ -193,7 +193,7 @@ class Restage:
             limit = round(self.births.max_share * len(splats))
             fresh = seed_splats(self.births, splats, views, max_count=limit)
             splats = join_splats(splats, fresh)
-            trainable = torch.cat([trainable, torch.ones(len(fresh))])
+            trainable = torch.cat([trainable, trainable.new_ones(len(fresh))])
         return splats, trainable
 
 

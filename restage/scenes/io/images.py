@@ -127,13 +127,13 @@ def read_image(path: Path) -> Float[np.ndarray, "h w 3"]:
 def to_uint8(image: Float[Tensor, "channels h w"]) -> UInt8[np.ndarray, "h w channels"]:
     """Round values in [0, 1] to bytes, channels last."""
     pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def write_png(path: Path, pixels: Float[Tensor, "h w *channels"]) -> None:
     """Write values in [0, 1] as PNG, atomically."""
     with write_atomically(path) as temporary:
-        array = (pixels.detach().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        array = (pixels.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         Image.fromarray(np.ascontiguousarray(array)).save(temporary)
 
 

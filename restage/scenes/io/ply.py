@@ -67,7 +67,7 @@ def write_splats(splats: Splats, path: Path) -> None:
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: expected finite values, got NaN or infinity in {name}")
     rotations = splats.rotations.detach().clone()
-    rotations[(rotations == 0).all(dim=1)] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    rotations[(rotations == 0).all(dim=1)] = rotations.new_tensor([1.0, 0.0, 0.0, 0.0])
     rest = splats.sh.detach()[:, 1:].transpose(1, 2).flatten(1)
     columns = {
         **_columns("{}", ("x", "y", "z"), splats.means),

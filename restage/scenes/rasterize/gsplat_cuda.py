@@ -1,7 +1,7 @@
 """The rasterizer for NVIDIA GPUs: gsplat's CUDA kernels behind the interface of the others.
 
 Needs `restage[cuda]` and a CUDA device; splats and features lie on it. gsplat caps alpha at 0.999 where the others cap
-it at 0.99, so that very opaque splats differ slightly.
+it at 0.99, so that behind very opaque splats colors differ by up to 0.01; all else is the same (docs/scenes.md).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from restage.records import InputError, MissingExtra
 from restage.scenes.cameras import Cameras
-from restage.scenes.rasterize.blending import NEAR, Rendering, assemble, check_inputs
+from restage.scenes.rasterize.blending import NEAR, Rendering, assemble, check_inputs, is_in_view
 from restage.scenes.rasterize.projection import DILATION
 from restage.scenes.splats import Splats, evaluate_sh
 
@@ -27,29 +27,30 @@ def rasterize_gsplat(splats: Splats, cameras: Cameras, *, features: Float[Tensor
     """
     check_inputs(splats, cameras, features)
     device = splats.means.device
-    if device.type != "cuda":
+    if device.type == "cpu":
         raise InputError(f"gsplat draws splats on a CUDA device, got splats on {device}; move them, or use `rasterize`")
     try:
         from gsplat import rasterization  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtra("gsplat", "cuda") from error
-    intrinsics = cameras.intrinsics.to(device)
-    if bool(intrinsics[0, 0, 1] != 0):
-        raise InputError(f"gsplat draws cameras without skew, got {float(intrinsics[0, 0, 1])} px")
+    if skew_px := float(cameras.intrinsics[0, 0, 1]):
+        raise InputError(f"gsplat draws cameras without skew, got {skew_px} px; choose --device cpu")
     world_to_camera = cameras.world_to_camera.to(device)
+    means = splats.means.float()
+    in_camera = means @ world_to_camera[0, :3, :3].T + world_to_camera[0, :3, 3]
     directions = None
     if splats.degree:
-        directions = torch.nn.functional.normalize(splats.means - cameras.positions[0].to(device), dim=1)
-    depths = splats.means @ world_to_camera[0, 2, :3] + world_to_camera[0, 2, 3]
-    values = [evaluate_sh(splats.sh, directions), depths[:, None], *([] if features is None else [features])]
+        directions = torch.nn.functional.normalize(means - cameras.positions[0].to(device), dim=1)
+    values = [evaluate_sh(splats.sh, directions), in_camera[:, 2:], *([] if features is None else [features])]
     blended, alpha, _ = rasterization(
-        means=splats.means,
+        means=means,
         quats=splats.rotations,
         scales=splats.log_scales.exp(),
-        opacities=torch.sigmoid(splats.opacity_logits),
+        # gsplat draws whatever reaches into the picture; of what lies far beside it that is an artifact of projecting.
+        opacities=torch.where(is_in_view(in_camera, cameras), torch.sigmoid(splats.opacity_logits), 0.0),
         colors=torch.cat(values, dim=1),
         viewmats=world_to_camera,
-        Ks=intrinsics,
+        Ks=cameras.intrinsics.to(device),
         width=cameras.width,
         height=cameras.height,
         near_plane=NEAR,
