@@ -24,7 +24,7 @@ from restage.world.description import Edit
 from restage.world.render import render_view
 from restage.world.second import prompt_pair_of
 
-__all__ = ["PAIR_KINDS", "TURNED", "render_pairs", "write_pictured_prompts"]
+__all__ = ["PAIR_KINDS", "TURNED", "render_pair", "render_pairs", "write_pictured_prompts"]
 
 TURNED = "add, turned"
 """Removals of what an addition has put at a place in words, so that undoing them adds it there: in a pair made of a
@@ -61,11 +61,15 @@ def _sample(index: int, seed: int) -> _Sample:
 
 def render_pairs(count: int, *, seed: int) -> Iterator[ExactPair]:
     """Render exact pairs, kinds of edit in turn, each seen by one camera that shows both scenes well."""
-    for index in range(count):
-        edit, camera, prompt, _ = _sample(index, seed)
-        before, after = render_view(edit.before, camera).image, render_view(edit.after, camera).image
-        mask = torch.from_numpy(change_mask(before, after))
-        yield ExactPair(torch.from_numpy(before), torch.from_numpy(after), mask, prompt)
+    return (render_pair(index, seed) for index in range(count))
+
+
+def render_pair(index: int, seed: int) -> ExactPair:
+    """Render the exact pair whose scenes are those of the prompt pair of this index; see `write_pictured_prompts`."""
+    edit, camera, prompt, _ = _sample(index, seed)
+    before, after = render_view(edit.before, camera).image, render_view(edit.after, camera).image
+    mask = torch.from_numpy(change_mask(before, after))
+    return ExactPair(torch.from_numpy(before), torch.from_numpy(after), mask, prompt)
 
 
 def write_pictured_prompts(folder: Path, count: int, *, seed: int) -> Iterator[Progress]:
