@@ -41,7 +41,7 @@ class Edited(NamedTuple):
 
     def to(self, device: str | torch.device) -> Edited:
         """The same on a device."""
-        return Edited(self.images.to(device), self.masks.to(device))
+        return self._replace(images=self.images.to(device), masks=self.masks.to(device))
 
 
 def initial_noise(shape: Sequence[int], seeds: Sequence[int]) -> Float[Tensor, "batch channels height width"]:

@@ -86,3 +86,8 @@ def test_seeds_of_single_views_give_the_noise_of_the_batch(tiny_scene, exact):
                 noise_keys=SeededNoise((seed,)),
             )
             assert torch.equal(one.draw_noise((4, 2, 2))[0], batch.draw_noise((4, 2, 2))[place])
+
+
+def test_what_was_left_out_stays_so_on_another_device() -> None:
+    edited = Edited(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4), {1: "refused"})
+    assert edited.to("meta").left_out == {1: "refused"}
