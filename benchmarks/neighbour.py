@@ -8,9 +8,11 @@ else, without OMP_NUM_THREADS: the load that strangers put on it meanwhile is sh
 line is JSON, for each part:
 
 - quiet_speedup: wall time alone with one thread over that with as many as it takes.
-- k2, k6: wall time beside 2 and 6 busy processes over what a fair share, cores / (k + 1) but no more than the part can
-  use, would take for the CPU seconds of the quiet run with one thread.
+- k2, k6: wall time beside 2 and 6 busy processes over what a fair share of the cores, cores / (k + 1), would take for
+  the CPU seconds of the quiet run with one thread.
 - stranger_cores: the most that others used during one of these runs.
+
+Each figure is the median of the rounds (--repeats).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import argparse
 import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-BUSY = "while True: pass"
+BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(10**6): pass"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 VIEW_SIZE = 128
 
@@ -119,6 +122,7 @@ class Worker:
 
     def __init__(self, part: str, *, threads: int | None) -> None:
         """Start it with so many threads; None for what it takes by itself."""
+        self.threads = threads
         environment = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
         if threads is not None:
             environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
@@ -183,26 +187,31 @@ def _used_s(pid: int | None = None) -> float:
 
 
 def measure(part: str, *, num_busy: tuple[int, ...], repeats: int) -> dict[str, float]:
-    """Measure one part; of several repeats the fastest counts."""
+    """Measure one part; runs that are compared follow each other, since the speed of a shared machine wavers."""
     cores = len(os.sched_getaffinity(0))
+    found: dict[str, list[float]] = {}
+    with contextlib.closing(Worker(part, threads=1)) as single, contextlib.closing(Worker(part, threads=None)) as own:
+        for _ in range(repeats):
+            alone, quiet = (_run(worker, part, 0) for worker in (single, own))
+            found.setdefault("quiet_speedup", []).append(alone.wall_s / quiet.wall_s)
+            strangers = [alone.stranger_cores, quiet.stranger_cores]
+            for count in num_busy:
+                took = _run(own, part, count)
+                found.setdefault(f"k{count}", []).append(took.wall_s * cores / (count + 1) / alone.cpu_s)
+                strangers.append(took.stranger_cores)
+            found.setdefault("stranger_cores", []).append(max(strangers))
+    return {name: round(statistics.median(values), 3) for name, values in found.items()}
 
-    def best(worker: Worker, count: int, label: str) -> Took:
-        runs = [worker.run(count) for _ in range(repeats)]
-        for run in runs:
-            print(f"{part}, {label}, {count} busy: wall {run.wall_s:.1f} s, CPU {run.cpu_s:.1f} s, "
-                  f"strangers {run.stranger_cores:.2f} cores", flush=True)  # fmt: skip
-        return min(runs)
 
-    with contextlib.closing(Worker(part, threads=1)) as worker:
-        alone = best(worker, 0, "one thread")
-    with contextlib.closing(Worker(part, threads=None)) as worker:
-        quiet = best(worker, 0, "its own choice")
-        beside = {count: best(worker, count, "its own choice") for count in num_busy}
-    found = {"quiet_speedup": alone.wall_s / quiet.wall_s}
-    for count, took in beside.items():
-        found[f"k{count}"] = took.wall_s * min(cores, cores / (count + 1)) / alone.cpu_s
-    found["stranger_cores"] = max(took.stranger_cores for took in (alone, quiet, *beside.values()))
-    return {name: round(value, 3) for name, value in found.items()}
+def _run(worker: Worker, part: str, num_busy: int) -> Took:
+    took = worker.run(num_busy)
+    threads = "its own choice" if worker.threads is None else f"{worker.threads} thread"
+    print(
+        f"{part}, {threads}, {num_busy} busy: wall {took.wall_s:.1f} s, CPU {took.cpu_s:.1f} s, "
+        f"strangers {took.stranger_cores:.2f} cores",
+        flush=True,
+    )
+    return took
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import psutil
 import restage
 from restage.records import InputError
 from restage.run.environment import BFLOAT16_FLAGS, processor_name
+from restage.run.limits import allowed_cores, cpu_quota, free_memory_bytes
 
 __all__ = ["Finding", "Gpu", "check_disk", "check_ffmpeg", "check_gpus", "check_hub", "check_memory", "check_models"]
 __all__ += ["check_nerfstudio", "check_processor", "check_threads", "is_healthy", "query_gpus", "show_table", "to_json"]
@@ -124,15 +126,14 @@ class Processor(NamedTuple):
 
 def query_processor() -> Processor:
     """Ask the system about the processor."""
-    info, quota_path = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup/cpu.max")
+    info, quota = Path("/proc/cpuinfo"), cpu_quota()
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)", info.read_text() if info.is_file() else "", re.MULTILINE)
-    quota = re.match(r"(\d+) (\d+)", quota_path.read_text() if quota_path.is_file() else "")
     num_logical = os.cpu_count() or 1
     return Processor(
         processor_name(),
         num_logical,
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_logical,
-        int(quota.group(1)) / int(quota.group(2)) if quota else None,
+        len(allowed_cores()),
+        quota if quota < math.inf else None,
         frozenset(flags.group(1).split() if flags else ()),
     )
 
@@ -188,7 +189,7 @@ def check_processor() -> Iterator[Finding]:
 def check_memory() -> Iterator[Finding]:
     """Report how much memory there is and how much is free."""
     memory = psutil.virtual_memory()
-    free_gib = memory.available / 2**30
+    free_gib = free_memory_bytes() / 2**30
     advice = f"The demo needs about {ENOUGH_MEMORY_GIB:.0f} GiB; close other programs first."
     found = f"{free_gib:.1f} of {memory.total / 2**30:.1f} GiB are free"
     yield Finding("memory", found, "" if free_gib >= ENOUGH_MEMORY_GIB else advice)

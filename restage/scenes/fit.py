@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import derive_seed
+from restage.run.threads import small_tensors
 from restage.scenes.cameras import Cameras, project_points
 from restage.scenes.capture import Capture
 from restage.scenes.config import FitConfig, RefineConfig
@@ -223,6 +224,7 @@ def refine_splats(
 
 
 @torch.no_grad()
+@small_tensors()
 def render_views(splats: Splats, cameras: Cameras) -> Float[Tensor, "n 3 h w"]:
     """Render every camera over black, clamped to [0, 1], on the device of the splats."""
     images = [rasterize(splats.detach(), cameras[view]).color.clamp(0, 1) for view in range(len(cameras))]

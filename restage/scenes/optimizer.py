@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import InputError
+from restage.run.threads import small_tensors
 from restage.scenes.cameras import Cameras
 from restage.scenes.config import LearningRates, PhotometricLoss
 from restage.scenes.rasterize import Rasterizer, rasterize
@@ -164,6 +165,7 @@ class SplatOptimizer:
             parameters = self.splats.parameters().items()
             self.moments = {name: (torch.zeros_like(tensor), torch.zeros_like(tensor)) for name, tensor in parameters}
 
+    @small_tensors()
     def step(self, targets: Targets, view: int, *, decay: float = 1.0, other_decay: float = 1.0) -> float:
         """Render a view, compare it with its target, move the splats once; returns how far the view was off.
 

@@ -43,6 +43,7 @@ from restage.run.folder import RunFolder, working
 from restage.run.layout import CAPTURE, EDIT_RECORD, FIT_RECORD, HELD_OUT, RUN_RECORD
 from restage.run.models import edit_model_of
 from restage.run.reading import Cost, EditRecord, read_run_record
+from restage.run.threads import limited_threads
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
@@ -53,7 +54,7 @@ from restage.studies.held_out import GuardedEditor, GuardedMethod
 from restage.studies.study import Study, identity_of, list_units, load_study
 from restage.work.engine import TasksSetAside, explain, work_through
 from restage.work.task import EngineConfig, Facts, SetAside, Task, TaskQueue
-from restage.work.worker import WorkerSettings, restored_threads
+from restage.work.worker import WorkerSettings
 
 __all__ = ["OpenStudy", "PerView", "StudyTask", "StudyWork", "edit_views", "list_tasks", "run_study", "scores_of"]
 
@@ -292,7 +293,7 @@ def run_study(
         tasks = list_tasks(study)
         _check_found(study, run, tasks)
         yield from _make_missing(study, run, tasks, engine, file)
-        with restored_threads(engine.threads or 1):
+        with limited_threads(engine.threads or 1):
             yield from _score(study, run, [task.item for task in tasks if isinstance(task.item, EditUnit)])
 
 

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 
 from restage.records import InputError, Progress
+from restage.run.threads import limited_threads
 from restage.work.pool import run_local
 from restage.work.ray_cluster import run_ray
 from restage.work.task import EngineConfig, Event, Report, SetAside, Stepped, TaskQueue, Tick, Work, WorkerLost
-from restage.work.worker import Worker, WorkerSettings, devices, restored_threads
+from restage.work.worker import Worker, WorkerSettings, devices
 
 __all__ = ["ENGINES", "TasksSetAside", "WorkStopped", "explain", "run_tasks", "settings_for", "work_through"]
 
@@ -19,7 +20,7 @@ __all__ = ["ENGINES", "TasksSetAside", "WorkStopped", "explain", "run_tasks", "s
 def _run_inline(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
     """Do all tasks of the queue one after the other in this process; an error of a task is raised as it is."""
     worker = Worker(settings, devices(uses_gpu=settings.uses_gpu)[0])
-    with restored_threads(settings.threads):
+    with limited_threads(settings.threads):
         while not queue.is_finished:
             for task in queue.take(num_workers=1):
                 for step in worker.steps(task):

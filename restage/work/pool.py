@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, runtime_checkable
 
 from restage.records import InputError
+from restage.run.limits import num_usable_cores
 from restage.work.task import EngineConfig, Event, Report, Task, TaskQueue, Tick, WorkerLost
 from restage.work.worker import Worker, WorkerSettings, devices
 
@@ -313,7 +314,7 @@ class _Processes:
 def run_local(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
     """Do all tasks of the queue in processes of this machine."""
     found = devices(uses_gpu=settings.uses_gpu)
-    cores = max(1, (os.cpu_count() or 1) // (config.threads or 1))
+    cores = max(1, num_usable_cores() // (config.threads or 1))
     count = config.workers or (cores if found == ["cpu"] else len(found))
     # Numbered, since a device may have several workers.
     places = [f"{found[number % len(found)]}#{number}" for number in range(count)]

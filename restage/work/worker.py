@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,9 +14,11 @@ from typing import Any
 
 from restage.records import InputError, Progress, is_disk_full
 from restage.run.environment import versions
+from restage.run.limits import num_usable_cores
+from restage.run.threads import set_thread_limit
 from restage.work.task import OpenWork, Report, Status, Task, Work
 
-__all__ = ["DeviceWatch", "Worker", "WorkerSettings", "devices", "restored_threads"]
+__all__ = ["DeviceWatch", "Worker", "WorkerSettings", "devices"]
 
 MAX_UTILISATION = 20
 """Percent at which a GPU counts as used when its processes cannot be seen, and ours is not on it."""
@@ -76,7 +76,7 @@ class DeviceWatch:
         if not self.device.startswith("cuda"):
             own = self.num_own_threads if self.is_loaded else 0
             others = os.getloadavg()[0] - own
-            return others + self.num_own_threads <= (os.cpu_count() or 1) + LOAD_SLACK
+            return others + self.num_own_threads <= num_usable_cores() + LOAD_SLACK
         if self._processes() - self.own:
             return False
         usage = _nvidia_smi(f"--id={_gpu_name(self.device)}", "--query-gpu=utilization.gpu")
@@ -119,33 +119,6 @@ class WorkerSettings:
     versions: dict[str, str] = field(default_factory=_versions)
 
 
-def _limit_threads(count: int) -> None:
-    import torch
-
-    torch.set_num_threads(count)
-    # Compiled loops have threads of their own, which only exist if somebody has imported numba.
-    if numba := sys.modules.get("numba"):
-        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-
-
-@contextlib.contextmanager
-def restored_threads(count: int | None) -> Iterator[None]:
-    """Compute with so many threads within it, and with as many as before afterwards; None changes nothing."""
-    if count is None:
-        yield
-        return
-    import numba
-    import torch
-
-    before = torch.get_num_threads(), numba.get_num_threads()
-    _limit_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        numba.set_num_threads(before[1])
-
-
 class Worker:
     """Works through tasks on one device; loads what is heavy at the first task that it is free for."""
 
@@ -167,7 +140,7 @@ class Worker:
             if os.path.isdir(self.settings.folder):
                 os.chdir(self.settings.folder)  # an actor begins wherever its node was started
             if self.settings.threads is not None:
-                _limit_threads(self.settings.threads)
+                set_thread_limit(self.settings.threads)
             if self.device.startswith("cuda"):
                 import torch
 

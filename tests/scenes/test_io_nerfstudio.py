@@ -368,7 +368,7 @@ def test_more_than_memory_holds_is_refused_before_anything_is_decoded(folder, mo
     class NoMemory:
         available = 1000
 
-    monkeypatch.setattr("restage.scenes.io.views.psutil.virtual_memory", NoMemory)
+    monkeypatch.setattr("psutil.virtual_memory", NoMemory)
     monkeypatch.setattr("restage.scenes.io.views.read_image", lambda path: pytest.fail("an image was decoded"))
     with pytest.raises(InputError, match="memory.*smaller size"):
         read_capture(folder)

@@ -43,7 +43,7 @@ def test_a_gpu_whose_processes_cannot_be_seen_is_judged_by_its_use(nvidia_smi):
 
 
 def test_a_cpu_is_left_to_others_by_its_load(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr("restage.work.worker.num_usable_cores", lambda: 4)
     for load, is_free in ((0.0, True), (3.4, True), (3.6, False), (9.0, False)):
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
         assert DeviceWatch("cpu").is_free() == is_free

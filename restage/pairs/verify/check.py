@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import tempfile
 import time
@@ -37,6 +36,7 @@ from restage.pairs.verify.examine import MIN_BANK_SIZE, CaptionBank, Examiner, S
 from restage.pairs.verify.shards import BadFile, Finding, read_canonical_json
 from restage.pairs.verify.whole import WholeSet
 from restage.records import InputError, Progress, content_id, file_sha256
+from restage.run.limits import num_usable_cores
 from restage.run.reading import StageMark
 from restage.scenes.io.images import UNREADABLE, open_picture
 
@@ -144,7 +144,7 @@ class VerifyConfig:
 
     fast: bool = False
     """Check only hashes and what the files say of each other; no picture is decoded."""
-    num_threads: int = min(os.cpu_count() or 1, MAX_THREADS)
+    num_threads: int = min(num_usable_cores(), MAX_THREADS)
     """Number of shards that are read at the same time; each takes the memory of a shard."""
 
     def __post_init__(self) -> None:

@@ -6,7 +6,6 @@ photographs. The world is moved and scaled here, once, if its coordinates are to
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
@@ -14,12 +13,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import InputError
+from restage.run.limits import free_memory_bytes, num_usable_cores
 from restage.scenes.cameras import Cameras
 from restage.scenes.capture import Capture
 from restage.scenes.io.distortion import undistortion_of
@@ -199,9 +198,9 @@ def _scaled(side: int, factor: float) -> int:
 def _num_workers(name: str, photos: Sequence[Photo], layout: Layout) -> int:
     """How many photographs are decoded at a time; refuses what memory does not hold."""
     largest = max(photo.lens.width * photo.lens.height for photo in photos)
-    num_workers = 1 if largest > LARGE_PIXELS else min(MAX_WORKERS, os.cpu_count() or 1)
+    num_workers = 1 if largest > LARGE_PIXELS else min(MAX_WORKERS, num_usable_cores())
     needed = 4 * 4 * len(photos) * layout.width * layout.height + num_workers * WORKING_BYTES * largest
-    available = psutil.virtual_memory().available
+    available = free_memory_bytes()
     if needed > available:
         raise InputError(
             f"{name}: {len(photos)} images of {layout.width}x{layout.height} need {needed / 1e9:.1f} GB of memory, "

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from restage.run.threads import follow_load
 from restage.scenes.cameras import Cameras
 from restage.scenes.rasterize import blending, kernels
 from restage.scenes.rasterize.binning import bin_splats, order_by_depth
@@ -30,6 +31,7 @@ def rasterize_numba(
     float32 whatever comes in.
     """
     blending.check_inputs(splats, cameras, features)
+    follow_load()
     world_to_camera = cameras.world_to_camera[0]
     in_camera = splats.means @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
     opacities = torch.sigmoid(splats.opacity_logits)
