@@ -12,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from restage.edit.editors.interface import Editor, NoiseKeys, ViewBatch, can_share_attention
+from restage.edit.editors.interface import AskedPictures, Editor, NoiseKeys, ViewBatch, can_share_attention
 from restage.edit.sharing import ViewSharing
 from restage.records import EditRequest, InputError
 from restage.scenes.capture import Capture
 from restage.scenes.splats import Splats
 
-__all__ = ["Dialed", "EditJob", "EditStep", "Method", "TimeLimited", "blend_splats", "needs_editor"]
+__all__ = ["Dialed", "EditJob", "EditStep", "Method", "TimeLimited", "asked_pictures", "blend_splats"]
+__all__ += ["needs_editor"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,14 @@ class Method(Protocol):
 def needs_editor(method: Method | type[Method]) -> bool:
     """Whether a method asks an editor; all do but those whose class says `needs_editor: ClassVar[bool] = False`."""
     return getattr(method, "needs_editor", True)
+
+
+def asked_pictures(method: Method, num_views: int) -> AskedPictures | None:
+    """What a method asks its editor for on so many training views, by its `asks`; None if it does not say."""
+    if isinstance(method, Dialed | TimeLimited):
+        return asked_pictures(method.settings, num_views)
+    asks = getattr(method, "asks", None)
+    return None if asks is None else asks(num_views)
 
 
 GONE_LOGIT = -8.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from restage.edit.editors.interface import Edited, Editor, ScoreModel, ViewBatch, can_share_attention, score_model_of
-from restage.edit.job import EditJob, EditStep, Method
+from restage.edit.job import EditJob, EditStep, Method, asked_pictures
 from restage.edit.pictures import write_image, write_mask, write_video
 from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
 from restage.run.environment import PeakMemory, process_peak_mb
@@ -124,6 +124,9 @@ def edit_scene(
     """
     kept = KeptEdits(editor)
     job = EditJob.of(splats, capture, request, kept, seed)
+    prepare = getattr(editor, "prepare", None)
+    if prepare is not None:
+        prepare(asked_pictures(method, len(job.view_indices)))
     preview = Preview(splats, capture, folder)
     peak = PeakMemory()
     started_s, last, is_stopped = time.perf_counter(), None, False
@@ -146,6 +149,7 @@ def edit_scene(
     preview.path.unlink(missing_ok=True)
     is_no_op = changed_share(splats, last.splats, job.capture) <= NO_OP_SHARE
     notes = [] if last.step >= last.num_steps else [f"stopped after step {last.step} of {last.num_steps}"]
+    notes += getattr(editor, "remarks", [])
     record = {
         "id": content_id("edited", {"seed": seed, **(facts or {}), "settings": method, "request": request}),
         "seed": seed,

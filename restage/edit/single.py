@@ -17,8 +17,9 @@ from restage.edit.methods import METHODS
 from restage.edit.results import edit_scene
 from restage.edit.stage import EditUnit, load_scene, read_case
 from restage.records import EditCase, EditRequest, InputError, content_id, derive_seed, read_json, write_json
+from restage.run.endpoint_config import EndpointConfig
 from restage.run.folder import RunFolder
-from restage.run.layout import EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
+from restage.run.layout import ANSWERS, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
 from restage.run.models import edit_model_of
 from restage.run.reading import EditRecord
 from restage.scenes.fit import render_views
@@ -47,6 +48,8 @@ class EditChoice:
     """Share of its way that every splat goes, in [0, 1]."""
     time_budget_s: float | None = None
     """Seconds after which the method ends at its next step; None for its own end."""
+    endpoint: EndpointConfig = EndpointConfig()
+    """Where the editor `endpoint` asks, and what that may cost."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -112,8 +115,10 @@ def open_edit(
     capture, fitted = load_scene(scene_folder)
     splats = fitted if start is None else start.splats
     truth = scene_folder / TRUTH / known if known else None
-    source = EditorSource(file_names=capture.file_names, truth=truth, model=edit_model_of(run.path))
-    menu_editor = MenuEditor(name=choice.editor, model=choice.model, device=choice.device)
+    source = EditorSource(
+        file_names=capture.file_names, truth=truth, model=edit_model_of(run.path), answers=run.path / ANSWERS
+    )
+    menu_editor = MenuEditor(name=choice.editor, model=choice.model, device=choice.device, endpoint=choice.endpoint)
     editor = (editors or OpenEditors()).open(menu_editor, source)
     case_file = scene_folder / TRUTH / name / EDIT_CASE
     if not case_file.exists():  # written once the models are open, so that a refused edit leaves nothing behind

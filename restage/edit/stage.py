@@ -27,7 +27,7 @@ from restage.edit.methods import METHODS
 from restage.edit.results import edit_scene, write_failure
 from restage.records import EditCase, InputError, Progress, derive_seed, file_sha256, is_disk_full, read_json
 from restage.run.folder import RunFolder
-from restage.run.layout import CAPTURE, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
+from restage.run.layout import ANSWERS, CAPTURE, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
 from restage.run.models import edit_model_of
 from restage.run.progress import is_stop_requested
 from restage.run.reading import EditRecord
@@ -143,7 +143,9 @@ class OpenEdits:
         facts = self.facts_of(unit, case)
         capture, splats = load_scene(unit.scene_folder(run))
         truth = unit.truth_folder(run) if case.has_truth else None
-        source = EditorSource(file_names=capture.file_names, truth=truth, model=self.settings.model)
+        source = EditorSource(
+            file_names=capture.file_names, truth=truth, model=self.settings.model, answers=run / ANSWERS
+        )
         how = {"request": case.request, "seed": derive_seed(self.settings.run_seed, case.id, unit.seed)}
         try:
             yield from self.steps_of(unit, splats, capture, source, **how, folder=folder, facts=facts)

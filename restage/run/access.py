@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from restage.records import InputError
@@ -67,6 +67,7 @@ def secrets_of_url(url: str) -> set[str]:
 DEFAULT_URL = "https://api.openai.com/v1"
 
 
+@runtime_checkable
 class Place(Protocol):
     """The settings that say where a model is; each may be completed from the environment."""
 

@@ -17,14 +17,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from restage.records import InputError, derive_seed
 from restage.run.access import Access, Blotter
 from restage.run.paid import AskingStopped
 
-__all__ = ["Client", "HttpAnswer", "MAX_ANSWER_BYTES", "Patience", "Refused", "ServerError", "parse"]
-__all__ += ["send_request"]
+__all__ = ["Client", "HttpAnswer", "MAX_ANSWER_BYTES", "Patience", "Refused", "Rejected", "ServerError", "Unanswered"]
+__all__ += ["parse", "send_request"]
 
 Found = TypeVar("Found")
 
@@ -143,6 +143,19 @@ class ServerError(Exception):
         self.status, self.headers, self.code = answer.status, answer.headers, code
 
 
+class Rejected(InputError):
+    """The server refuses a request for what is in it; another one may be taken."""
+
+    def __init__(self, message: str, error: ServerError) -> None:
+        super().__init__(message)
+        self.status, self.code = error.status, error.code
+
+
+class Unanswered(InputError):
+    """The server gave no answer to a request, however often it was asked."""
+
+
+@runtime_checkable
 class Patience(Protocol):
     """How long a server is waited for, and how often it is asked."""
 
@@ -184,7 +197,14 @@ class Client:
         """Return a text without the secrets."""
         return self.blotter.text(text)
 
-    def send(self, page: str, content: bytes | None = None, *, headers: Mapping[str, str] | None = None) -> HttpAnswer:
+    def send(
+        self,
+        page: str,
+        content: bytes | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = math.inf,
+    ) -> HttpAnswer:
         """Ask for a page of the protocol once, and return the answer if its status is that of a success.
 
         Raises:
@@ -198,7 +218,7 @@ class Client:
             f"{base_url}{page}{self.access.query}",
             content,
             headers=sent,
-            timeout_s=self._patience.timeout_s,
+            timeout_s=min(timeout_s, self._patience.timeout_s),
             max_bytes=self._max_bytes,
         )
         if answer.status >= 300:
@@ -247,7 +267,9 @@ class Client:
 
         Raises:
             AskingStopped: the server asks for a very long wait, or the account is empty.
-            InputError: the server refuses the request, or does not answer.
+            Rejected: the server refuses the request.
+            Unanswered: it does not answer.
+            InputError: it does not accept the key, or sends us elsewhere.
         """
         pauses = random.Random(derive_seed("pause", name))
         last, tries, max_tries = "", 0, self._patience.max_tries
@@ -273,19 +295,21 @@ class Client:
             tries += 1
             if tries < max_tries:
                 self.wait(pause_s)
-        raise InputError(
+        raise Unanswered(
             f"{self.access.shown_url} gave no answer in {tries} tries ({last}); "
             "what was answered is kept: the same command goes on from there"
         )
 
     def _check_hopeless(self, error: ServerError, message: str) -> None:
         """Stop at once if trying again cannot help."""
+        if 300 <= error.status < 400:
+            raise InputError(f"the endpoint sends requests to another address, which is not followed: {message}")
         if error.status in (401, 403):
             raise InputError(f"the endpoint does not accept the key of {self._key_variable}: {message}") from None
         if error.status == 429 and error.code == "insufficient_quota":
             raise AskingStopped(f"the account has no quota left: {message}") from None
         if error.status not in (408, 409, 429) and error.status < 500:
-            raise InputError(f"the endpoint refuses the request: {message}") from None
+            raise Rejected(f"the endpoint refuses the request: {message}", error) from None
 
 
 def parse(answer: HttpAnswer) -> Any:

@@ -14,7 +14,7 @@ __all__ = ["CAPTURE", "CONTACT_SHEET", "DEPTH", "DIAGNOSIS", "EDITOR_VIEWS", "ED
 __all__ += ["EDIT_RECORDS", "FITS", "FIT_RECORD", "FIT_STATE", "HELD_OUT", "IMAGES", "MANIFEST", "MASKS", "ORBIT"]
 __all__ += ["PAGE", "PROMPTS", "RUN_RECORD", "SCORES", "SOURCE", "SPLATS", "STAGES", "STAGE_MARK", "STAGE_MARKS"]
 __all__ += ["TRANSFORMS", "TRUTH", "VIEW_SCORES", "check_is_run", "counting_order", "folders_in", "is_stage_done"]
-__all__ += ["STUDY_FILES", "result_folder"]
+__all__ += ["ANSWERS", "STUDY_FILES", "result_folder"]
 
 STAGES = ("prompts", "pairs", "train", "world", "scenes", "edit", "compare", "report")
 """Stages in the order data flows; each has a folder of its name."""
@@ -26,6 +26,8 @@ MANIFEST = "pairs/manifest.parquet"
 CONTACT_SHEET = "pairs/contact_sheet.png"
 SCORES = "compare/scores.parquet"
 VIEW_SCORES = "compare/views.parquet"
+ANSWERS = "endpoint"
+"""Answers of an image endpoint, a file each."""
 DIAGNOSIS = "diagnose/diagnosis.json"
 PAGE = "report/index.html"
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from restage.records import InputError, read_json, write_json
 
@@ -72,6 +72,12 @@ class PaidAnswers:
         """Leave a mark before a request is sent."""
         write_json(self.path(request_id, ".asked"), reserved)
 
+    def lose(self, request_id: str) -> None:
+        """Count a request as paid whose answer is of no use."""
+        path = self.path(request_id, ".lost")
+        write_json(path, _usage_of(path) + _usage_of(path.with_suffix(".asked")))
+        self.unmark(request_id)
+
     def unmark(self, request_id: str) -> None:
         """Take the mark away: the request certainly cost nothing, or its answer is kept."""
         self.path(request_id, ".asked").unlink(missing_ok=True)
@@ -109,6 +115,7 @@ class RateLimit:
             return max(0.0, -self._level / self._per_second)
 
 
+@runtime_checkable
 class Limits(Protocol):
     """What a user is ready to spend."""
 

@@ -15,7 +15,8 @@ from typing import Protocol, runtime_checkable
 from restage.edit.editors.exact import ExactEditor, NoisyEditor
 from restage.edit.editors.grade import GradeEditor
 from restage.edit.editors.interface import Edited, Editor, EditorFactory, EditorSource, ViewBatch
-from restage.records import InputError, content_id
+from restage.records import InputError, added_later, content_id
+from restage.run.endpoint_config import EndpointConfig
 from restage.run.models import models_in
 
 __all__ = ["EDITORS", "NO_EDITOR", "MenuEditor", "NoEditor", "OpenEditors", "check_editor", "open_editor"]
@@ -32,6 +33,7 @@ def _lazily(module: str, function: str) -> EditorFactory:
 
 EDITORS: dict[str, EditorFactory] = {
     "edit_model": _lazily("edit_model", "open_edit_model"),
+    "endpoint": _lazily("endpoint", "open_endpoint"),
     "exact": ExactEditor.open,
     "grade": GradeEditor.open,
     "instruct_pix2pix": _lazily("edit_model", "open_instruct_pix2pix"),
@@ -92,6 +94,8 @@ class MenuEditor:
     """Folder of its model; None with edit_model for the run's own, or else the one that comes with the package."""
     device: str = "cpu"
     """Where the model computes."""
+    endpoint: EndpointConfig = added_later(EndpointConfig())
+    """Where `endpoint` asks, and what that may cost."""
 
     def __post_init__(self) -> None:
         check_editor(self.name)
@@ -109,7 +113,8 @@ class MenuEditor:
 
     def open(self, source: EditorSource) -> Editor:
         """Open it; see `SceneEditor.open`."""
-        return open_editor(self.name, replace(source, model=self.model_folder(source.model), device=self.device))
+        model = self.model_folder(source.model)
+        return open_editor(self.name, replace(source, model=model, device=self.device, endpoint=self.endpoint))
 
 
 class NoEditor:

@@ -19,9 +19,11 @@ from restage.diffusion.sampling import Edited, initial_noise
 from restage.diffusion.schedule import Schedule
 from restage.edit.sharing import AnchoredNoise, ViewSharing
 from restage.records import EditRequest, InputError, derive_seed
+from restage.run.endpoint_config import EndpointConfig
 
-__all__ = ["Branches", "Edited", "Editor", "EditorFactory", "EditorSource", "KnownScores", "NoiseKeys", "PredictNoise"]
-__all__ += ["ScoreModel", "SeededNoise", "ViewBatch", "can_share_attention", "score_model_of"]
+__all__ = ["AskedPictures", "Branches", "Edited", "Editor", "EditorFactory", "EditorSource", "KnownScores", "NoiseKeys"]
+__all__ += ["PredictNoise", "ScoreModel", "SeededNoise", "ViewBatch", "can_share_attention", "score_model_of"]
+__all__ += ["score_model_of"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class ViewBatch:
     sharing: ViewSharing | None = None
     """How the views attend to each other; None to edit each by itself, as an editor does that cannot share attention
     (`can_share_attention`)."""
+    references: tuple[Float[Tensor, "3 _ _"], ...] = ()
+    """Pictures that the instruction may name, for editors that take several."""
+    regions: Float[Tensor, "batch height width"] | None = None
+    """Where each view may change, 1 inside, for editors that take masks; None for everywhere."""
     may_leave_out: bool = False
     """Whether the method can do without some views (`Edited.left_out`); otherwise an editor that cannot edit one
     raises."""
@@ -82,6 +88,13 @@ class ViewBatch:
             raise InputError("noise that belongs to the surfaces of a scene is drawn from no seed of a single view")
         keys = self.view_indices if self.noise_keys is None else self.noise_keys
         return tuple(derive_seed(self.seed, "view noise", key) for key in keys)
+
+
+class AskedPictures(NamedTuple):
+    """What a method asks its editor for, as far as that is known beforehand."""
+
+    count: int  # views that it has edited
+    from_renders: bool  # whether some edits start from renders, with less than full noise
 
 
 @runtime_checkable
@@ -187,6 +200,9 @@ class EditorSource:
     truth: Path | None = None  # truth folder of the edit, where it exists
     model: Path | None = None  # folder of the model
     device: str = "cpu"  # where the scene lies and the model computes, such as `cuda`
+    options: tuple[str, ...] = ()  # `key=value`, for editors that have options
+    endpoint: EndpointConfig = EndpointConfig()  # where the editor `endpoint` asks, and what that may cost
+    answers: Path | None = None  # folder for answers that cost something
 
 
 EditorFactory = Callable[[EditorSource], Editor]

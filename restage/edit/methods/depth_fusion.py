@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited
+from restage.edit.editors.interface import AskedPictures, Edited
 from restage.edit.job import EditJob, EditStep
 from restage.edit.sharing import DepthMaps, render_depths, warp
 from restage.records import InputError, derive_seed
@@ -50,6 +50,10 @@ class DepthFusion:
     def __post_init__(self) -> None:
         if not (0 < self.kept_share <= 1 and self.num_sources >= 1 and self.num_steps >= 1):
             raise InputError(f"expected kept_share in (0, 1], num_sources and num_steps of at least 1, got {self}")
+
+    def asks(self, num_views: int) -> AskedPictures:
+        """See `restage.edit.job.asked_pictures`."""
+        return AskedPictures(2 * num_views, min(self.noise_level, self.refine_noise) < 1)
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Edit, fuse, edit, fit."""

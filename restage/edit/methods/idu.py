@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from restage.edit.editors.interface import AskedPictures
 from restage.edit.job import EditJob, EditStep
 from restage.records import InputError, derive_seed
 from restage.scenes.config import RefineConfig
@@ -40,6 +41,10 @@ class Idu:
 
     def __post_init__(self) -> None:
         check_noise_range(self.lowest_noise, self.highest_noise, edit_every=self.edit_every)
+
+    def asks(self, num_views: int) -> AskedPictures:
+        """See `restage.edit.job.asked_pictures`."""
+        return AskedPictures(-(-self.num_steps // self.edit_every), True)
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Take turns; views come in a shuffled order, each once before any comes again."""
@@ -116,6 +121,10 @@ class Igs2gs:
 
     def __post_init__(self) -> None:
         check_noise_range(self.lowest_noise, self.highest_noise, edit_every=self.edit_every)
+
+    def asks(self, num_views: int) -> AskedPictures:
+        """See `restage.edit.job.asked_pictures`."""
+        return AskedPictures(-(-self.num_steps // self.edit_every) * num_views, True)
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Edit all, fit, and again."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, can_share_attention
+from restage.edit.editors.interface import AskedPictures, Edited, can_share_attention
 from restage.edit.job import EditJob, EditStep
 from restage.edit.methods.restage import choose_key_views
 from restage.edit.sharing import ViewSharing
@@ -46,6 +46,10 @@ class Joint:
             raise InputError(f"expected at least one noise level, all in (0, 1], got {self.noise_levels}")
         if self.num_views < 1 or self.group_size < 1 or self.steps_per_round < 1:
             raise InputError(f"expected num_views, group_size and steps_per_round of at least 1, got {self}")
+
+    def asks(self, num_views: int) -> AskedPictures:
+        """See `restage.edit.job.asked_pictures`."""
+        return AskedPictures(len(self.noise_levels) * min(self.num_views, num_views), min(self.noise_levels) < 1)
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Edit together, fit, and again."""

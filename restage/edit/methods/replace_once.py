@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from restage.edit.editors.interface import AskedPictures
 from restage.edit.job import EditJob, EditStep
 from restage.scenes.config import RefineConfig
 from restage.scenes.fit import Targets, refine_splats
@@ -44,6 +45,10 @@ class ReplaceOnce:
     """Share of the schedule that the edit of each view starts at."""
     batch_size: int = 32
     """Views per call of the editor."""
+
+    def asks(self, num_views: int) -> AskedPictures:
+        """See `restage.edit.job.asked_pictures`."""
+        return AskedPictures(num_views, self.noise_level < 1)
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Edit, then fit."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, NoiseKeys
+from restage.edit.editors.interface import AskedPictures, Edited, NoiseKeys
 from restage.edit.job import EditJob, EditStep
 from restage.edit.masks import lift_masks, render_masks
 from restage.edit.methods.renewal import Births, Deaths, KeyViews, fade, find_gone, join_splats, seed_splats
@@ -117,6 +117,10 @@ class Restage:
     def num_steps(self) -> int:
         """Fit steps over all rounds."""
         return len(self.noise_levels) * (self.color_steps + self.shape_steps)
+
+    def asks(self, num_views: int) -> AskedPictures:
+        """See `restage.edit.job.asked_pictures`."""
+        return AskedPictures(len(self.noise_levels) * min(self.num_key_views, num_views), min(self.noise_levels) < 1)
 
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Edit, lift, fit; then refresh."""

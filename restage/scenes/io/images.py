@@ -105,9 +105,10 @@ def read_head(path: Path) -> PictureHead:
         return PictureHead(*image.size, orientation if orientation in range(1, 9) else 1)
 
 
-def read_image(path: Path) -> Float[np.ndarray, "h w 3"]:
+def read_image(source: Path | bytes, name: str = "") -> Float[np.ndarray, "h w 3"]:
     """RGB, float32 in [0, 1], as stored; gray images get three equal channels, and what is transparent is black."""
-    with open_picture(path) as image:
+    path = name or source
+    with open_picture(source, name) as image:
         try:
             if image.mode.startswith("I;16"):
                 gray = np.asarray(image, dtype=np.float32) / 65535
