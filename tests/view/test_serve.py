@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restage.records import InputError
+from restage.run.doors import Door, find_port, is_loopback
 from restage.view import ViewSession
 from restage.view.controls import escape_markdown
-from restage.view.serve import Access, find_port, guarding, is_loopback, serving
+from restage.view.serve import Access, guarding, serving
 
 viser = pytest.importorskip("viser", reason="needs restage[view]")
 from websockets.datastructures import Headers  # noqa: E402
@@ -111,21 +112,21 @@ def test_the_socket_is_for_the_servers_own_page_with_its_cookie(address):
 
 
 def refuses(access: Access, host: str) -> bool:
-    return bool(access.refusal(Headers({"Host": host}), f"/?token={access.token}"))
+    return bool(access.refusal(Headers({"Host": host}), f"/?token={access.door.token}"))
 
 
 def test_a_server_for_other_machines_answers_to_its_host_or_on_all_interfaces_to_addresses_in_numbers():
-    named, everywhere = Access("studio.example", 8080), Access("0.0.0.0", 8080)
+    named, everywhere = Access(Door("studio.example"), 8080), Access(Door("0.0.0.0"), 8080)
     assert not refuses(named, "studio.example:8080") and not refuses(named, "localhost:8080")
     assert refuses(named, "192.168.0.7:8080") and refuses(named, "evil.example:8080")
     for host in ("192.168.0.7:8080", "[fe80::1]:8080", f"{socket.gethostname()}:8080"):
         assert not refuses(everywhere, host)
     assert refuses(everywhere, "evil.example:8080")
-    assert named.token != everywhere.token and named.token not in repr(named)
+    assert named.door.token != everywhere.door.token and named.door.token not in repr(named)
 
 
 def test_a_viser_that_starts_its_server_in_another_way_is_noticed():
-    with pytest.raises(RuntimeError, match="cannot be checked"), guarding(Access("127.0.0.1", 8080)):
+    with pytest.raises(RuntimeError, match="cannot be checked"), guarding(Access(Door("127.0.0.1"), 8080)):
         pass
 
 
