@@ -47,6 +47,7 @@ SUMMARIES = {
     "report": "write the page of a run, and the same as LaTeX, slides or a supplementary zip",
     "miniature": "train the models of the miniature world (in a clone)",
     "view": "look at scenes in the browser and edit them there",
+    "serve": "let other machines edit with an editor of this one, over HTTP",
     "show": "print what a run holds: its stages, edits and scores",
     "ls": "list runs",
     "diagnose": "say which part makes one run worse than another, by exchanging one part at a time",
@@ -57,7 +58,7 @@ SUMMARIES = {
     "doctor": "say what this machine can do, and what to install for the rest",
 }
 
-SWITCHES = ("clip", "diff", "doctor", "fit", "import", "miniature", "pairs", "verify")
+SWITCHES = ("clip", "diff", "doctor", "edit", "fit", "import", "miniature", "pairs", "verify")
 """Commands whose Boolean options are switches, such as --json; elsewhere they take a value: --is-bf16 False."""
 
 

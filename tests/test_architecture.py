@@ -32,6 +32,7 @@ ROOMS = (
     "recipes",
     "diagnose",
     "view",
+    "serve",
     "nerfstudio",
     "doctor",
     "commands",

@@ -38,6 +38,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "report": runs.build_report,
     "miniature": stages.build_miniature,
     "view": lambda: scenes.view,
+    "serve": scenes.build_serve,
     "diagnose": lambda: stages.diagnose,
     "show": lambda: runs.show,
     "ls": lambda: runs.ls,

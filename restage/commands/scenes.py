@@ -12,11 +12,12 @@ from tyro.conf import Positional, arg
 from restage.audit.show import describe_run
 from restage.commands.stages import RunArgument, StoreArgument
 from restage.records import EditRequest, InputError
+from restage.run.endpoint_config import EndpointConfig
 from restage.run.environment import check_device
 from restage.run.folder import open_run, working
 from restage.run.progress import say, show_progress
 
-__all__ = ["clip", "edit", "build_edits", "export", "build_fit", "view"]
+__all__ = ["clip", "edit", "build_edits", "export", "build_fit", "build_serve", "view"]
 
 SceneArgument = Annotated[Path, arg(metavar="SCENE")]
 CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
@@ -78,9 +79,12 @@ def edit(
     source_caption: str = "",
     target_caption: str = "",
     model: Path | None = None,
+    region: Path | None = None,
     device: str = "cpu",
     size: int | None = None,
     seed: int = 0,
+    estimate_only: bool = False,
+    endpoint: Annotated[EndpointConfig, arg(name="")] = EndpointConfig(),  # noqa: B008
 ) -> None:
     """Edit a scene by an instruction, or by several one after another.
 
@@ -100,15 +104,21 @@ def edit(
         time_budget: Seconds after which each edit stops with what it has.
         source_caption: What the scene shows before the edit; some editors use it.
         target_caption: What the scene shows after the edit.
-        model: Folder of the editor's model; default: the edit model that comes with the package.
+        model: Folder of the editor's model, or its name at an endpoint; default: the edit model that comes with the
+            package.
+        region: Where the scene may change: a folder with a mask for each view, white inside, by its name; or a JSON
+            file of boxes on some views, {"name.png": [left, top, right, bottom]} as shares of width and height.
         device: Where the editor's model computes, such as `cuda`.
         size: Longer side of the views in pixels, if a capture is fitted first.
         seed: Seed for the edit's noise.
+        estimate_only: Say how many pictures the editor will be asked for, and what they cost, and edit nothing.
+        endpoint: Where the editor `endpoint` asks, and what that may cost.
     """
+    from restage.edit.single import estimate_edit
     from restage.recipes import EditChoice, edit_folder
     from restage.scenes.config import PHOTOGRAPHS
     from restage.scenes.io import capture_name, is_capture
-    from restage.scenes.stage import fit_folder
+    from restage.scenes.stage import find_scene, fit_folder
 
     check_device(device)
     if then and (source_caption or target_caption):
@@ -125,11 +135,17 @@ def edit(
         seed=seed,
         strength=strength,
         time_budget_s=time_budget,
+        endpoint=endpoint,
+        region=region,
     )
     if is_capture(scene):
         out = Path("runs") / capture_name(scene)
         show_progress(fit_folder(scene, out, PHOTOGRAPHS, size=size))
         scene = out
+    if estimate_only or editor == "endpoint":
+        say(f"estimate: {estimate_edit(find_scene(scene), choice, num_edits=len(requests))}")
+    if estimate_only:
+        return
     last = show_progress(edit_folder(scene, requests, choice, start=start))
     say(f"edited: {last.note if last else scene}")
 
@@ -259,3 +275,28 @@ def view(path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int 
     from restage.view.serve import serve
 
     serve(path, host=host, port=port)
+
+
+def build_serve() -> Callable[..., None]:
+    """Build `restage serve`."""
+    from restage.serve.config import ServeConfig
+
+    def serve(*, config: Annotated[ServeConfig, arg(name="")] = ServeConfig()) -> None:  # noqa: B008
+        """Serve an editor over HTTP, as /v1/images/edits, so that other machines edit with this one. Ctrl-C ends it.
+
+        Example: restage serve --editor grade; then elsewhere: OPENAI_BASE_URL=http://127.0.0.1:8000/v1 restage edit
+        runs/mine "make it golden" --editor endpoint
+
+        Other machines reach it with --host 0.0.0.0, and then need the token that is printed, or that
+        RESTAGE_SERVE_TOKEN holds. vLLM-Omni and SGLang serve big models faster, and the editor `endpoint` asks
+        them as well.
+
+        Args:
+            config: What is served, and to whom.
+        """
+        from restage.serve.app import serve
+
+        check_device(config.device)
+        serve(config)
+
+    return serve

@@ -20,7 +20,8 @@ from restage.run.environment import git_commit
 __all__ = ["check_extras", "check_packages", "check_python", "check_restage", "check_traps"]
 
 REPOSITORY = Path(restage.__file__).parents[1]
-EXTRA_USES = {"colmap": "cameras of plain photographs", "dev": "tests and checks", "view": "restage view"}
+EXTRA_USES = {"colmap": "cameras of plain photographs", "dev": "tests and checks", "serve": "restage serve"}
+EXTRA_USES |= {"view": "restage view"}
 """What some extras are for."""
 
 

@@ -32,6 +32,8 @@ class EditJob:
     request: EditRequest
     editor: Editor
     seed: int
+    regions: Float[Tensor, "views height width"] | None = None
+    """Where each of the training views may change, 1 inside; None for everywhere."""
 
     def __post_init__(self) -> None:
         if self.capture.held_out_indices:
@@ -72,13 +74,23 @@ class EditJob:
             noise_keys=noise_keys,
             sharing=sharing if can_share_attention(self.editor) else None,
             may_leave_out=may_leave_out,
+            regions=None if self.regions is None else self.regions[list(chosen)],
         )
 
     @classmethod
-    def of(cls, splats: Splats, capture: Capture, request: EditRequest, editor: Editor, seed: int) -> EditJob:
-        """Returns a job on the training views of a whole capture."""
+    def of(
+        cls,
+        splats: Splats,
+        capture: Capture,
+        request: EditRequest,
+        editor: Editor,
+        seed: int,
+        regions: Float[Tensor, "n height width"] | None = None,
+    ) -> EditJob:
+        """Returns a job on the training views of a whole capture, whose regions may be given."""
         views = tuple(capture.train_indices)
-        return cls(splats, capture.select(views), views, request, editor, seed)
+        chosen = None if regions is None else regions[list(views)]
+        return cls(splats, capture.select(views), views, request, editor, seed, chosen)
 
 
 class EditStep(NamedTuple):

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from restage.edit.editors.interface import Edited, Editor, ScoreModel, ViewBatch, can_share_attention, score_model_of
+from restage.edit.editors.interface import (
+    Edited,
+    Editor,
+    ScoreModel,
+    ViewBatch,
+    can_share_attention,
+    hold_outside,
+    score_model_of,
+)
 from restage.edit.job import EditJob, EditStep, Method, asked_pictures
 from restage.edit.pictures import write_image, write_mask, write_video
 from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
@@ -86,7 +95,7 @@ class KeptEdits:
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
-        edited = self.editor.edit(batch)
+        edited = hold_outside(batch, self.editor.edit(batch))
         for place in edited.answered:
             index = batch.view_indices[place]
             self.images[index], self.masks[index] = edited.images[place], edited.masks[place]
@@ -107,11 +116,13 @@ def edit_scene(
     seed: int,
     folder: Path,
     facts: Mapping[str, Any] | None = None,
+    regions: Float[Tensor, "n h w"] | None = None,
 ) -> Iterator[EditStep]:
     """Edit a scene, with or without truth, and write the result folder of docs/conventions.md when it is done.
 
     The fitted scene is left as it is. Of the capture the method gets the training views only; held-out cameras are
     rendered at the end. The record, written last, says the `facts` as well, such as the names of scene and method.
+    Outside of the `regions`, one for each view of the capture, edited views stay as they were.
 
     Yields:
         The steps of the method, their notes with how far held-out views have changed; the last one holds the result.
@@ -123,7 +134,7 @@ def edit_scene(
             place of the record, so that the scene can be used and the edit counts as not done.
     """
     kept = KeptEdits(editor)
-    job = EditJob.of(splats, capture, request, kept, seed)
+    job = EditJob.of(splats, capture, request, kept, seed, regions)
     prepare = getattr(editor, "prepare", None)
     if prepare is not None:
         prepare(asked_pictures(method, len(job.view_indices)))

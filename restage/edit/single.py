@@ -12,21 +12,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.edit.editors import EditorSource, MenuEditor, OpenEditors, check_editor
-from restage.edit.job import Dialed, EditStep, Method, TimeLimited
+from restage.edit.job import Dialed, EditStep, Method, TimeLimited, asked_pictures
 from restage.edit.methods import METHODS
+from restage.edit.regions import read_regions
 from restage.edit.results import edit_scene
 from restage.edit.stage import EditUnit, load_scene, read_case
 from restage.records import EditCase, EditRequest, InputError, content_id, derive_seed, read_json, write_json
 from restage.run.endpoint_config import EndpointConfig
 from restage.run.folder import RunFolder
-from restage.run.layout import ANSWERS, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
+from restage.run.layout import ANSWERS, CAPTURE, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
 from restage.run.models import edit_model_of
 from restage.run.reading import EditRecord
 from restage.scenes.fit import render_views
+from restage.scenes.io import read_capture
 from restage.scenes.io.ply import read_splats
 from restage.scenes.splats import Splats
 
-__all__ = ["EditChoice", "OpenedEdit", "StartingPoint", "find_case", "open_edit"]
+__all__ = ["EditChoice", "OpenedEdit", "StartingPoint", "estimate_edit", "find_case", "open_edit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class EditChoice:
     """Seconds after which the method ends at its next step; None for its own end."""
     endpoint: EndpointConfig = EndpointConfig()
     """Where the editor `endpoint` asks, and what that may cost."""
+    region: Path | None = None
+    """Where the scene may change: masks or boxes of `read_regions`; None for everywhere."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -118,6 +122,7 @@ def open_edit(
     source = EditorSource(
         file_names=capture.file_names, truth=truth, model=edit_model_of(run.path), answers=run.path / ANSWERS
     )
+    regions = None if choice.region is None else read_regions(choice.region, capture, fitted)
     menu_editor = MenuEditor(name=choice.editor, model=choice.model, device=choice.device, endpoint=choice.endpoint)
     editor = (editors or OpenEditors()).open(menu_editor, source)
     case_file = scene_folder / TRUTH / name / EDIT_CASE
@@ -133,8 +138,20 @@ def open_edit(
         seed=derive_seed(run.seed, case.id, choice.seed),
         folder=folder,
         facts={**asdict(unit), "kind": case.kind, "inputs": inputs},
+        regions=regions,
     )
     return OpenedEdit(folder, steps)
+
+
+def estimate_edit(scene_folder: Path, choice: EditChoice, *, num_edits: int = 1) -> str:
+    """Says how many views edits of a scene will have edited at most, and what that costs at an endpoint."""
+    num_views = len(read_capture(scene_folder / CAPTURE).train_indices)
+    asked = asked_pictures(choice.resolved(), num_views)
+    if asked is None:
+        raise InputError(f"the method {choice.method} does not say how many views it has edited; choose another one")
+    count, price = num_edits * asked.count, choice.endpoint.price_per_picture
+    cost = f", {count * price:.4g} at {price:g} each" if price else "; --price-per-picture tells what they cost"
+    return f"{count} pictures at most{cost}"
 
 
 def find_case(scene_folder: Path, request: EditRequest) -> str | None:
@@ -156,6 +173,8 @@ def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str
     marks = []
     if method != METHODS[choice.method]():
         marks.append(content_id("settings", method)[-8:])
+    if choice.region is not None:
+        marks.append(f"in-{choice.region.stem}")
     if start is not None:
         marks.append(f"on-{start.record_id[-8:]}")
     return "".join(f"-{mark}" for mark in marks)

@@ -162,8 +162,9 @@ class GradeEditor:
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Grade a batch of views; see `Editor.edit`."""
-        chosen, device = list(batch.view_indices), batch.originals.device
-        regions = None if self.regions is None else self.regions[chosen].to(device)
+        regions = batch.regions
+        if regions is None and self.regions is not None:
+            regions = self.regions[list(batch.view_indices)].to(batch.originals.device)
         return grade_views(batch.originals, batch.request.instruction, regions)
 
     def scores(self) -> KnownScores:

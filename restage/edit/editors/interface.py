@@ -22,7 +22,8 @@ from restage.records import EditRequest, InputError, derive_seed
 from restage.run.endpoint_config import EndpointConfig
 
 __all__ = ["AskedPictures", "Branches", "Edited", "Editor", "EditorFactory", "EditorSource", "KnownScores", "NoiseKeys"]
-__all__ += ["PredictNoise", "ScoreModel", "SeededNoise", "ViewBatch", "can_share_attention", "score_model_of"]
+__all__ += ["PredictNoise", "ScoreModel", "SeededNoise", "ViewBatch", "can_share_attention"]
+__all__ += ["hold_outside", "score_model_of"]
 __all__ += ["score_model_of"]
 
 
@@ -104,6 +105,16 @@ class Editor(Protocol):
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views of one scene."""
         ...
+
+
+def hold_outside(batch: ViewBatch, edited: Edited) -> Edited:
+    """Undo what an editor changed outside of the regions of a batch, which few editors look at."""
+    if batch.regions is None:
+        return edited
+    inside = batch.regions > 0
+    return edited._replace(
+        images=torch.where(inside[:, None], edited.images, batch.originals), masks=edited.masks * inside
+    )
 
 
 PredictNoise = Callable[[Tensor, int, float | None], Tensor]

@@ -7,6 +7,7 @@ model. It needs the captions of the request.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone, TextCondition, load_backbone
-from restage.diffusion.sampling import denoise, guided
+from restage.diffusion.sampling import denoise, guided, initial_noise, latent_shape
 from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ViewBatch
 from restage.records import EditRequest, InputError
@@ -65,6 +66,16 @@ class TextToImageEditor:
         images = backbone.decode_latents(latents)
         masks = functional.interpolate(masks[:, None], images.shape[-2:], mode="bilinear")[:, 0].clamp(0, 1)
         return Edited(images[..., :height, :width], masks[..., :height, :width]).to(views.device)
+
+    def paint(self, captions: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
+        """Make a picture from each caption, each from noise of its own seed."""
+        backbone = self.backbone
+        noise = initial_noise(latent_shape(backbone), seeds).to(backbone.device)
+        scales = torch.full((len(captions),), self.guidance)
+        towards = guided(backbone, backbone.encode_prompts(captions), backbone.encode_prompts([""]), scales)
+        table = backbone.schedule.timesteps(self.steps)
+        *_, last = denoise(backbone.schedule, noise, predict=towards, timesteps=table)
+        return backbone.decode_latents(last.latents).cpu()
 
     def scores(self) -> TextToImageScores:
         """The model as distillation uses it."""
