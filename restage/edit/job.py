@@ -74,7 +74,7 @@ class EditJob:
             noise_keys=noise_keys,
             sharing=sharing if can_share_attention(self.editor) else None,
             may_leave_out=may_leave_out,
-            regions=None if self.regions is None else self.regions[list(chosen)],
+            regions=None if self.regions is None else self.regions[list(chosen)].to(originals.device),
         )
 
     @classmethod

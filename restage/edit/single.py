@@ -5,6 +5,7 @@ The request becomes an edit case of the scene, so that `compare` and `report` se
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -129,6 +130,8 @@ def open_edit(
     if not case_file.exists():  # written once the models are open, so that a refused edit leaves nothing behind
         write_json(case_file, case)
     inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
+    if regions is not None:
+        inputs["regions_sha256"] = hashlib.sha256(regions.numpy().tobytes()).hexdigest()
     steps = edit_scene(
         splats,
         capture if start is None else replace(capture, images=render_views(splats, capture.cameras)),

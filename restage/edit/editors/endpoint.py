@@ -108,10 +108,11 @@ class EndpointEditor:
         requests = [self._request(batch, place, frame) for place in range(len(batch.views))]
         needed = min(self.config.min_views, len(requests)) if batch.may_leave_out else len(requests)
         painted, left_out = self._ask_all(requests, batch, frame, needed)
-        images, masks = batch.originals.clone(), torch.zeros_like(batch.originals[:, 0])
+        images = batch.originals.cpu().clone()
+        masks = torch.zeros_like(images[:, 0])
         for place, (image, mask) in painted.items():
             images[place], masks[place] = image, 1.0 if mask is None else mask
-        return Edited(images, masks, left_out)
+        return Edited(images, masks, left_out).to(batch.originals.device)
 
     def prepare(self, asked: AskedPictures | None) -> None:
         """Refuse a method before anything is paid that the endpoint cannot be told about."""
@@ -143,7 +144,7 @@ class EndpointEditor:
 
     def _request(self, batch: ViewBatch, place: int, frame: Frame | None) -> PictureRequest:
         takes = self.asker.model.takes
-        original, view = batch.originals[place], batch.views[place]
+        original, view = batch.originals[place].cpu(), batch.views[place].cpu()
         height, width = original.shape[1:]
         seed = batch.noise_seeds()[place]
         fields = {"n": "1", "seed": str(seed if "seed" in takes else seed % 2**31), **dict(self.fields)}
@@ -159,10 +160,10 @@ class EndpointEditor:
         if "captions" in takes and batch.request.source_caption and batch.request.target_caption:
             fields["source_caption"] = batch.request.source_caption
             fields["target_caption"] = batch.request.target_caption
-        region = None if batch.regions is None else batch.regions[place]
-        pictures = (original, *batch.references)
+        region = None if batch.regions is None else batch.regions[place].cpu()
+        pictures = (original, *(reference.cpu() for reference in batch.references))
         if frame is not None:
-            pictures = (frame.put(original), *batch.references)
+            pictures = (frame.put(original), *pictures[1:])
             region = None if region is None else frame.put(region[None])[0]
             start = None if start is None else frame.put(start)
         return PictureRequest(batch.request.instruction, pictures, region, start, fields)
