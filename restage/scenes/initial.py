@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras, project_points
 from restage.scenes.capture import Capture
 from restage.scenes.splats import SH_C0, Splats
+from restage.scenes.sweep import swept_points
 
 __all__ = ["Surroundings", "initial_splats", "surroundings_of"]
 
@@ -62,7 +65,8 @@ def initial_splats(
     """Round splats, colored like the points or the pixels before them; for the shares and the radius see `FitConfig`.
 
     Only the capture's training views and sparse points are used. Where there are too few points, the rest lies between
-    neighboring points; with hardly any, it is spread over the space that the cameras see.
+    neighboring points. With hardly any, points are found first by a sweep through the depths of the views; where that
+    finds none either, splats are spread over the space that the cameras see, and a warning says so.
     """
     if not capture.train_indices:
         raise InputError(f"{capture.name}: expected training views to fit, got none")
@@ -70,9 +74,18 @@ def initial_splats(
     train = capture.select(capture.train_indices)
     surroundings = surroundings_of(train.cameras)
     num_shell = round(shell_share * num_splats)
+    min_points = MIN_POINTS_SHARE * num_splats
+    if len(capture.points) < min_points:
+        capture = _with_swept_points(capture, train, surroundings)
+        if len(capture.points) < min_points:
+            warnings.warn(
+                f"{capture.name}: it has {len(capture.points)} points and its views agree on no more, so that splats "
+                "start at random depths and come out worse; give it points, or more views that overlap",
+                stacklevel=2,
+            )
     num_sparse = min(len(capture.points), num_splats - num_shell)
     chosen = torch.randperm(len(capture.points), generator=generator)[:num_sparse]
-    num_between = num_splats - num_shell - num_sparse if len(capture.points) >= MIN_POINTS_SHARE * num_splats else 0
+    num_between = num_splats - num_shell - num_sparse if len(capture.points) >= min_points else 0
     groups = [
         (capture.points[chosen], capture.point_colors[chosen]),
         _points_between(capture, train.cameras, num_between, generator=generator),
@@ -85,6 +98,13 @@ def initial_splats(
         if len(points)
     ]
     return Splats(*(torch.cat(parts) for parts in zip(*(part.parameters().values() for part in splats), strict=True)))
+
+
+def _with_swept_points(capture: Capture, train: Capture, surroundings: Surroundings) -> Capture:
+    """The capture with the points, in addition to its own, that its training views agree on."""
+    swept = swept_points(train, surroundings.center, surroundings.size)
+    points = torch.cat([capture.points, swept.positions])
+    return replace(capture, points=points, point_colors=torch.cat([capture.point_colors, swept.colors]))
 
 
 def _random_rays(train: Capture, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
