@@ -4,6 +4,7 @@ Annotations are evaluated when a command is built: hence no `from __future__ imp
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,13 +55,16 @@ def build_fit() -> Callable[..., None]:
             out: Folder of the run; default: `runs/` and the capture's name.
             again: Throw away the fit that the run holds, and fit anew.
             follow_paths: Use pictures outside of the capture's folder where its files name them.
-            config: How to fit.
+            config: How to fit. Steps, splats, rates and shares that are left as they are follow the size: above 200
+                pixels there are more splats, and the first steps see smaller views.
         """
+        from restage.scenes.config import for_size
         from restage.scenes.io import capture_name
         from restage.scenes.stage import fit_folder
 
         out = out or Path("runs") / capture_name(capture)
-        show_progress(fit_folder(capture, out, config, size=size, follow_paths=follow_paths, again=again))
+        suited = partial(for_size, config)
+        show_progress(fit_folder(capture, out, suited, size=size, follow_paths=follow_paths, again=again))
         say("\n".join(describe_run(out)))
 
     return fit
@@ -116,7 +120,7 @@ def edit(
     """
     from restage.edit.single import estimate_edit
     from restage.recipes import EditChoice, edit_folder
-    from restage.scenes.config import PHOTOGRAPHS
+    from restage.scenes.config import PHOTOGRAPHS, for_size
     from restage.scenes.io import capture_name, is_capture
     from restage.scenes.stage import find_scene, fit_folder
 
@@ -140,7 +144,7 @@ def edit(
     )
     if is_capture(scene):
         out = Path("runs") / capture_name(scene)
-        show_progress(fit_folder(scene, out, PHOTOGRAPHS, size=size))
+        show_progress(fit_folder(scene, out, partial(for_size, PHOTOGRAPHS), size=size))
         scene = out
     if estimate_only or editor == "endpoint":
         say(f"estimate: {estimate_edit(find_scene(scene), choice, num_edits=len(requests))}")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from restage.records import InputError
+from restage.records import InputError, added_later
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["FitConfig", "LearningRates", "MAX_DEGREE", "PHOTOGRAPHS", "PhotometricLoss", "RefineConfig", "ScenesConfig"]
+__all__ += ["SMALL_SIDE", "for_size"]
 
 
 MAX_DEGREE = 3
@@ -85,6 +86,10 @@ class FitConfig:
     """Share of all other learning rates that is left at the end, in (0, 1]."""
     coarse_share: float = 0.0
     """Share of the fit, its beginning, that is done at half the size, where a step costs less; in [0, 1]."""
+    quarter_share: float = added_later(0.0)
+    """Share of the fit, its very beginning, that is done at a quarter of the size; in [0, 1]."""
+    cooldown_share: float = added_later(0.0)
+    """Share of the fit, its end, over which all learning rates fall linearly to zero as well; in [0, 1]."""
     shell_share: float = 0.15
     """Share of splats put on a far shell, for sky and background."""
     shell_radius: float = 4.0
@@ -112,7 +117,7 @@ class FitConfig:
             raise InputError(f"expected positive steps, splats and cull_every, got {self}")
         if not 0 <= self.sh_degree <= MAX_DEGREE:
             raise InputError(f"expected sh_degree from 0 to {MAX_DEGREE}, got {self.sh_degree}")
-        for name in ("coarse_share", "shell_share", "near_share", "stop_gain"):
+        for name in ("coarse_share", "quarter_share", "cooldown_share", "shell_share", "near_share", "stop_gain"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"expected {name} in [0, 1], got {getattr(self, name)}")
         for name in ("means_decay", "other_decay", "scale_share"):
@@ -134,7 +139,33 @@ PHOTOGRAPHS = FitConfig(
     scale_share=0.5,
 )
 """For captures of photographs, which show more than the miniature world; found on the bear, see
-docs/log/2026-11-22-scenes.md."""
+docs/log/2026-11-22-scenes.md. For views of up to SMALL_SIDE pixels; see `for_size`."""
+SMALL_SIDE = 200
+BOLD_RATES = LearningRates(means=3e-3, log_scales=4e-2, rotations=1e-2, opacity_logits=0.1, sh=2e-2)
+"""For fits whose rates fall to zero at the end; otherwise splats are left where the last views pushed them."""
+
+
+def for_size(config: FitConfig, side: int) -> FitConfig:
+    """Return settings for photographs whose longer side has `side` pixels.
+
+    What is as in PHOTOGRAPHS follows the size, all else stays: more pixels get more splats, and more steps to place
+    them, the first of them at a quarter and at half the size, where a step costs less. Found on the bear, see
+    docs/log/2026-11-30-sizes.md.
+    """
+    if side <= SMALL_SIDE:
+        return config
+    coarse_share = round(min(max(0.4 + 0.2 * math.log2(side / 512), 0.2), 0.7), 2)
+    suited = replace(
+        PHOTOGRAPHS,
+        steps=1600,
+        num_splats=1000 * round(45 * (side / 160) ** 0.7),
+        rates=BOLD_RATES,
+        coarse_share=coarse_share,
+        quarter_share=coarse_share / 4,
+        cooldown_share=0.4,
+    )
+    values = {name: (getattr(config, name), getattr(PHOTOGRAPHS, name)) for name in vars(PHOTOGRAPHS)}
+    return replace(suited, **{name: own for name, (own, usual) in values.items() if own != usual})
 
 
 @dataclass(frozen=True, kw_only=True)

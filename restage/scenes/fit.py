@@ -127,7 +127,9 @@ class SplatFit:
         train = capture.select(capture.train_indices).to(device)
         self.config = config
         self.targets = Targets(train.cameras, train.images, train.masks)
-        self.coarse_targets = self.targets.halved() if config.coarse_share else None
+        halved = self.targets.halved() if config.coarse_share or config.quarter_share else None
+        quartered = halved.halved() if halved and config.quarter_share else None
+        self.pyramid = ((config.quarter_share, quartered), (config.coarse_share, halved), (math.inf, self.targets))
         self.surroundings = surroundings_of(train.cameras)
         self.optimizer = SplatOptimizer(
             initial.to(device),
@@ -144,13 +146,21 @@ class SplatFit:
     def step(self) -> FitStep:
         """Do one step."""
         config, share, done = self.config, self.schedule.share, self.schedule.step
-        targets = self.coarse_targets if self.coarse_targets and share < config.coarse_share else self.targets
-        view, decays = view_at(config.seed, done, len(targets)), (config.means_decay**share, config.other_decay**share)
+        targets = self.current_targets
+        left = min(1.0, (1 - share) / config.cooldown_share) if config.cooldown_share else 1.0
+        decays = (left * config.means_decay**share, left * config.other_decay**share)
+        view = view_at(config.seed, done, len(targets))
         loss = self.optimizer.step(targets, view, decay=decays[0], other_decay=decays[1])
         self.schedule.advance(loss)
         if (done + 1) % config.cull_every == 0:
             self._drop_floaters()
         return FitStep(done + 1, config.steps, loss, self.optimizer.splats)
+
+    @property
+    def current_targets(self) -> Targets:
+        """What the next step compares a render with: the training views at the size that is due."""
+        share = self.schedule.share
+        return next(targets for until, targets in self.pyramid if targets is not None and share < until)
 
     @property
     def is_done(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,8 +51,10 @@ __all__ += ["fit_folder", "run_scenes"]
 
 SAVE_EVERY_S = 10.0
 """Seconds of work that a stop may cost."""
-PEEKS = 5
-"""How often in a fit held-out views are measured, to be shown; nothing depends on it."""
+PEEK_EVERY_S = 5.0
+"""Seconds between looks at held-out views, to be shown; nothing depends on them."""
+PEEK_SHARE = 0.05
+"""Share of the time that these looks may take."""
 PEEK_VIEWS = 4
 MAX_STRIP_VIEWS = 8
 STATE_VERSION = 2
@@ -88,6 +90,7 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig, *, device: st
     """Fit splats to a capture's training views, unless that is done; refuses a folder fitted otherwise.
 
     Writes `splats.ply`, `held_out/<file name>.png`, `held_out.png` (renders above, truth below), and `fit.json` last.
+    While it works, `preview.png` shows a few held-out views as they are then, from the first seconds on.
     A checkpoint, `fit_state.pt`, is written every ten seconds; after a stop or a kill, work goes on from there. Without
     a time budget the splats are then the same bit for bit as without the stop, on the CPU. A fit may go on on another
     device than it began on: its id is that of what was asked for, and its record names the devices.
@@ -108,7 +111,7 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig, *, device: st
     if here not in spent.devices:
         spent = spent._replace(devices=(*spent.devices, here))
     started_s = saved_s = time.perf_counter()
-    peek = ""
+    peeks = _Peeks(capture, folder / PREVIEW)
     while not fit.is_done:
         step = fit.step()
         now_s = time.perf_counter()
@@ -117,8 +120,8 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig, *, device: st
             with write_atomically(state_path) as temporary:
                 torch.save({"version": STATE_VERSION, **identity, **now._asdict(), "fit": fit.state()}, temporary)
             saved_s = now_s
-        peek = _peek(capture, step) or peek
-        yield Progress(stage="scenes", done=step.step, total=step.num_steps, note=f"fit, loss {step.loss:.4f}{peek}")
+        note = f"fit, loss {step.loss:.4f}{peeks.look(step)}"
+        yield Progress(stage="scenes", done=step.step, total=step.num_steps, note=note)
         spent = spent._replace(loss=step.loss)
     spent = spent._replace(seconds=spent.seconds + time.perf_counter() - started_s)
     write_splats(fit.optimizer.splats, folder / SPLATS)
@@ -129,16 +132,35 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig, *, device: st
     files = [folder / SPLATS, *folder.glob("held_out*.png"), *folder.glob("held_out/*.png")]
     write_record(folder / FIT_RECORD, record, files=files)
     # Last: a kill in between costs nothing, since fit.json says that the fit is done.
-    state_path.unlink(missing_ok=True)
+    for path in (state_path, folder / PREVIEW):
+        path.unlink(missing_ok=True)
 
 
-def _peek(capture: Capture, step: FitStep) -> str:
-    """Held-out PSNR of a few views now and then, for whoever watches; otherwise nothing."""
-    views = list(capture.held_out_indices[:PEEK_VIEWS])
-    if not views or step.step % max(1, step.num_steps // PEEKS):
-        return ""
-    value = float(_psnr_of(capture, views, render_views(step.splats, capture.cameras[views]).cpu()).mean())
-    return f", held-out views {value:.1f} dB"
+class _Peeks:
+    """Shows a fit while it goes on: a few held-out views, their renders above the truth, and how well they come out."""
+
+    def __init__(self, capture: Capture, path: Path) -> None:
+        self.capture, self.path = capture, path
+        self.views = list(capture.held_out_indices[:PEEK_VIEWS])
+        self.due_s = time.perf_counter() + PEEK_EVERY_S
+        self.note = ""
+
+    def look(self, step: FitStep) -> str:
+        """Return what the last look has found; look again, and write the picture, if it is time."""
+        now_s = time.perf_counter()
+        if not self.views or now_s < self.due_s:
+            return self.note
+        renders = render_views(step.splats, self.capture.cameras[self.views]).cpu()
+        write_png(self.path, _strip(renders, self.capture.images[self.views]))
+        value = float(_psnr_of(self.capture, self.views, renders).mean())
+        self.note = f", held-out views {value:.1f} dB ({self.path.name})"
+        self.due_s = time.perf_counter() + max(PEEK_EVERY_S, (time.perf_counter() - now_s) / PEEK_SHARE)
+        return self.note
+
+
+def _strip(renders: Float[Tensor, "n 3 h w"], truth: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "h2 w2 3"]:
+    """One picture of several views, renders above the truth."""
+    return torch.cat([torch.cat(list(row), dim=2) for row in (renders, truth)], dim=1).permute(1, 2, 0)
 
 
 def _psnr_of(capture: Capture, views: list[int], renders: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
@@ -204,15 +226,15 @@ def _measure(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
         for name, image in zip(names, renders, strict=True):
             write_png(folder / HELD_OUT / name, image.permute(1, 2, 0))
         shown = slice(0, MAX_STRIP_VIEWS)
-        strip = torch.cat([torch.cat(list(rows[shown]), dim=2) for rows in (renders, truth)], dim=1)
-        write_png(folder / "held_out.png", strip.permute(1, 2, 0))
+        write_png(folder / "held_out.png", _strip(renders[shown], truth[shown]))
         record["held_out_psnr_db"] = sum(values) / len(values)
         record["held_out_ssim"] = _ssim_of(capture, held_out, renders)
         record["held_out_psnr_db_by_view"] = dict(zip(names, values, strict=True))
     return record
 
 
-OF_A_FIT = (FIT_RECORD, SPLATS, FIT_STATE, "held_out.png", HELD_OUT, "capture")
+PREVIEW = "preview.png"
+OF_A_FIT = (FIT_RECORD, SPLATS, FIT_STATE, PREVIEW, "held_out.png", HELD_OUT, "capture")
 """What a fit has made; `fit.json` goes first, since it says that all the rest is there."""
 
 
@@ -264,6 +286,7 @@ class SourceCheck:
         self.scene.mkdir(parents=True, exist_ok=True)
         write_json(self.scene / SOURCE, self.record)
         write_capture(self.capture, self.scene / CAPTURE)
+        self.capture = None  # a fit reads what was written; two copies of large pictures need gigabytes
 
 
 def fingerprint(path: Path, posed: PosedPhotos | None, options: ReadOptions) -> str:
@@ -314,7 +337,7 @@ FIT_FIRST = (
 def fit_folder(
     capture_folder: Path,
     folder: Path,
-    config: FitConfig,
+    config: FitConfig | Callable[[int], FitConfig],
     *,
     size: int | None = None,
     follow_paths: bool = False,
@@ -326,7 +349,7 @@ def fit_folder(
     Args:
         capture_folder: A capture of any form that `restage.scenes.io.read_capture` reads.
         folder: Folder of the run.
-        config: How to fit.
+        config: How to fit; or a function that returns it, given the longer side of the views in pixels.
         size: Longer side of the views in pixels; None leaves them as they are.
         follow_paths: Whether pictures outside of the capture's folder are used.
         again: Whether a finished fit of another capture, another size or with another config is thrown away.
@@ -337,7 +360,10 @@ def fit_folder(
     source = SourceCheck(capture_folder, scene_folder, ReadOptions(size=size, follow_paths=follow_paths), again=again)
     with working(open_run(folder), "scenes"):
         source.write()
-        yield from fit_capture(read_capture(scene_folder / CAPTURE), scene_folder, config, device=device)
+        capture = read_capture(scene_folder / CAPTURE)
+        if not isinstance(config, FitConfig):
+            config = config(max(capture.cameras.width, capture.cameras.height))
+        yield from fit_capture(capture, scene_folder, config, device=device)
 
 
 def find_scene(folder: Path) -> Path:

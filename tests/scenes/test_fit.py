@@ -8,10 +8,10 @@ import pytest
 import torch
 import tyro
 
-from restage.records import InputError
+from restage.records import InputError, content_id
 from restage.scenes.cameras import project_points
 from restage.scenes.capture import Capture
-from restage.scenes.config import FitConfig, LearningRates, PhotometricLoss, RefineConfig
+from restage.scenes.config import PHOTOGRAPHS, FitConfig, LearningRates, PhotometricLoss, RefineConfig, for_size
 from restage.scenes.fit import SplatFit, Targets, fit_splats, is_floating, psnr, refine_splats, render_views, view_at
 from restage.scenes.initial import initial_splats, surroundings_of
 from restage.scenes.optimizer import SplatOptimizer
@@ -266,6 +266,60 @@ def test_a_fit_that_starts_at_half_the_size_gets_as_close(capture):
     assert float(coarse.mean()) > float(plain.mean()) - 3
 
 
+def test_the_first_steps_of_a_fit_see_a_quarter_then_half_of_the_size(capture):
+    fit = SplatFit(
+        capture, FitConfig(steps=10, num_splats=50, quarter_share=0.2, coarse_share=0.5, loss=PhotometricLoss())
+    )
+    widths = []
+    step = fit.optimizer.step
+
+    def counted(targets, view, **options):
+        widths.append(targets.cameras.width)
+        return step(targets, view, **options)
+
+    fit.optimizer.step = counted
+    while not fit.is_done:
+        fit.step()
+    assert widths == [SIZE // 4] * 2 + [SIZE // 2] * 3 + [SIZE] * 5
+
+
+def test_all_rates_fall_to_zero_over_the_cooldown(capture):
+    config = FitConfig(steps=10, num_splats=50, means_decay=1.0)
+    factors = {}
+    for share in (0.0, 0.4):
+        fit = SplatFit(capture, replace(config, cooldown_share=share))
+        step, found = fit.optimizer.step, factors.setdefault(share, [])
+
+        def noted(targets, view, step=step, found=found, **options):
+            found.append((options["decay"], options["other_decay"]))
+            return step(targets, view, **options)
+
+        fit.optimizer.step = noted
+        while not fit.is_done:
+            fit.step()
+    assert factors[0.0] == [(1.0, 1.0)] * 10
+    assert factors[0.4] == [pytest.approx((left, left)) for left in [1.0] * 7 + [0.75, 0.5, 0.25]]
+
+
+def test_settings_follow_the_size_of_photographs_where_they_are_not_given():
+    assert for_size(PHOTOGRAPHS, 160) == PHOTOGRAPHS
+    sides = (256, 512, 1000, 4000)
+    found = [for_size(PHOTOGRAPHS, side) for side in sides]
+    counts = [config.num_splats for config in found]
+    assert counts == sorted(counts) and counts[0] > PHOTOGRAPHS.num_splats
+    assert all(config.steps > PHOTOGRAPHS.steps and config.cooldown_share for config in found)
+    assert all(0 < config.quarter_share < config.coarse_share < 0.8 for config in found)
+    given = for_size(replace(PHOTOGRAPHS, steps=300, sh_degree=1, coarse_share=0.1), 512)
+    assert (given.steps, given.sh_degree, given.coarse_share) == (300, 1, 0.1)
+    assert given.num_splats == found[1].num_splats
+
+
+def test_ids_of_fits_from_before_these_settings_stay():
+    assert content_id("fit", FitConfig()) == "fit-ff976795541369ad"
+    assert content_id("fit", PHOTOGRAPHS) == "fit-47d3f2ca9401a1cc"
+    assert content_id("fit", FitConfig(cooldown_share=0.1)) != content_id("fit", FitConfig())
+
+
 def test_a_fit_whose_loss_has_levelled_off_ends_early(capture):
     still = LearningRates(means=0.0, log_scales=0.0, rotations=0.0, opacity_logits=0.0, sh=0.0)
     steps = list(fit_splats(capture, FitConfig(steps=200, num_splats=50, rates=still, stop_gain=0.01)))
@@ -304,6 +358,8 @@ def test_every_choice_of_a_fit_is_a_flag_of_the_command_line():
         {"num_splats": -1},
         {"time_budget_s": 0.0},
         {"other_decay": 0.0},
+        {"quarter_share": 1.5},
+        {"cooldown_share": -0.1},
     ],
 )
 def test_impossible_settings_are_refused(settings):

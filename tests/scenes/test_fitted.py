@@ -1,5 +1,7 @@
 """A fit as files: what is written, what is recognised, and that a stop or a kill costs nothing but time."""
 
+import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Generator
@@ -9,6 +11,7 @@ from typing import cast
 
 import pytest
 import torch
+from PIL import Image
 
 from restage.records import InputError, Progress, read_json
 from restage.scenes.capture import Capture
@@ -80,6 +83,19 @@ def test_a_stopped_fit_ends_like_an_undisturbed_one(capture, tmp_path, monkeypat
     assert [step.note for step in fit_capture(capture, tmp_path / "whole", SMALL)] == ["fitted before"]
 
 
+def test_a_preview_shows_held_out_views_while_a_fit_works(capture, tmp_path, monkeypatch):
+    monkeypatch.setattr("restage.scenes.stage.PEEK_EVERY_S", 0.0)
+    run(fit_capture(capture, tmp_path / "whole", SMALL))
+    steps = fit_capture(capture, tmp_path / "watched", SMALL)
+    note = next(itertools.islice(steps, 20, None)).note
+    assert re.search(r"held-out views \d+\.\d dB \(preview\.png\)", note)
+    with Image.open(tmp_path / "watched" / "preview.png") as preview:
+        assert preview.size == (2 * capture.cameras.width, 2 * capture.cameras.height)
+    run(steps)
+    assert not (tmp_path / "watched" / "preview.png").exists()
+    assert equal(read_splats(tmp_path / "whole" / "splats.ply"), read_splats(tmp_path / "watched" / "splats.ply"))
+
+
 def test_a_fit_killed_while_it_wrote_a_checkpoint_ends_like_an_undisturbed_one(capture, tmp_path):
     child = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "killed")], cwd=Path(__file__).parents[2], timeout=300
@@ -127,10 +143,15 @@ def test_a_checkpoint_of_another_capture_is_not_used(capture, tmp_path, monkeypa
     assert next(iter(fit_capture(other, tmp_path, SMALL))).done == 1
 
 
-def test_held_out_views_are_shown_now_and_then(capture, tmp_path):
+@pytest.mark.parametrize(("every_s", "num_looks"), [(1e9, 0), (0.0, SMALL.steps)])
+def test_held_out_views_are_shown_now_and_then(capture, tmp_path, monkeypatch, every_s, num_looks):
+    monkeypatch.setattr("restage.scenes.stage.PEEK_EVERY_S", every_s)
+    monkeypatch.setattr("restage.scenes.stage.PEEK_SHARE", 1e9)
+    shown = []
+    monkeypatch.setattr("restage.scenes.stage._strip", lambda *views: shown.append(views) or torch.zeros(4, 4, 3))
     notes = [step.note for step in fit_capture(capture, tmp_path, SMALL)]
-    assert "held-out" not in notes[0]
-    assert len({note.split("held-out")[1] for note in notes if "held-out" in note}) == 5
+    assert len(shown) == num_looks + 1  # and the one that stays
+    assert ["held-out" in note for note in notes] == [bool(num_looks)] * SMALL.steps
 
 
 def test_a_broken_state_is_named(capture, tmp_path):

@@ -35,6 +35,11 @@ def test_the_same_capture_is_not_fitted_twice(folder, tmp_path):
     assert splats.stat().st_mtime_ns == written
 
 
+def test_settings_may_depend_on_the_size_of_the_views(folder, tmp_path):
+    found = fit(folder, tmp_path / "run", config=lambda side: FitConfig(steps=side // 10, num_splats=40))
+    assert found["steps"] == max(found["width"], found["height"]) // 10
+
+
 def repaint(folder: Path) -> None:
     save_images(1 - small_capture().images[:1], folder / "images", ["view_00.png"])
 

@@ -53,7 +53,7 @@ def sweep(capture: Capture):
 
 def test_points_of_a_patterned_ground_lie_on_it_with_its_colors():
     found = sweep(make_capture())
-    assert len(found.positions) > 0.5 * NUM_VIEWS * SIDE**2
+    assert 0.5 * SIDE**2 < len(found.positions) < 2 * SIDE**2  # each place once, not once a view
     heights = found.positions[:, 2].abs()
     assert float(heights.median()) < 0.05
     assert float(heights.quantile(0.95)) < 0.3
