@@ -1,21 +1,27 @@
 """Fits splats to captures and measures held-out views; the last line is JSON.
 
     python benchmarks/fit.py                             # the bear at 160 and 256, an unseen miniature world
+    python benchmarks/fit.py --sizes 160 256 512 1000    # the bear at these sizes alone
     python benchmarks/fit.py --picture docs/pictures/bear_fit.png
     python benchmarks/fit.py --capture FOLDER --size 160 --time-budget 60
     python benchmarks/fit.py --capture FOLDER --size 160 --table
     python benchmarks/fit.py --miniature --table
 
 Without --capture: bear160_psnr_db, bear160_s, bear256_psnr_db, bear256_s, miniature_psnr_db, miniature_s, peak_mb.
-With it: psnr_db, s, peak_mb. Seconds are wall time of fitting, after a step that compiles the kernels; cpu_s is what
-the process used of it. With --table, every setting of ABLATIONS is fitted one after the other: compare cpu_s, which
-depends less on what else the machine does.
+With --sizes: bear<size>_psnr_db, bear<size>_s, bear<size>_cpu_s, peak_gb, and of the fit at 512 pixels, or at the
+largest size, first_22db_s and first_22db_full_s: seconds, preparation included, until held-out views reach 22 dB at the
+size at which the fit then works, and at the full size. The bear's photographs have 512 pixels; above, they are
+enlarged, which measures time and memory, but no finer detail. Settings are those of `restage fit` at that size.
+With --capture: psnr_db, s, peak_mb. Seconds are wall time of fitting, after a step that compiles the kernels; cpu_s is
+what the process used of it. With --table, every setting of ABLATIONS is fitted one after the other: compare cpu_s,
+which depends less on what else the machine does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import resource
 import time
@@ -30,20 +36,20 @@ from PIL import Image
 from torch import Tensor
 
 from restage.scenes.capture import Capture
-from restage.scenes.config import PHOTOGRAPHS, FitConfig, PhotometricLoss
-from restage.scenes.fit import fit_splats, psnr, render_views
+from restage.scenes.config import PHOTOGRAPHS, FitConfig, PhotometricLoss, for_size
+from restage.scenes.fit import SplatFit, Targets, fit_splats, psnr, render_views
 from restage.scenes.io import read_capture
 from restage.scenes.splats import Splats
 from restage.world.capture import make_capture
 from restage.world.grammar import sample_description
 
 BEAR = Path(__file__).parents[2] / "shared" / "data" / "captures" / "bear"
-BEAR_CONFIGS = {
-    160: PHOTOGRAPHS,
-    256: replace(PHOTOGRAPHS, steps=1600, num_splats=70_000, coarse_share=0.4),
-}
-"""By the longer side in pixels: more pixels take more splats, and more steps to place them, the first of them at half
-the size."""
+BEAR_SIZES = (160, 256)
+BEAR_SIDE = 512
+"""Longer side of the bear's photographs in pixels."""
+SOUGHT_DB = 22.0
+LOOK_EVERY = 50
+"""Steps between looks at held-out views, until they are as good as sought."""
 MINIATURE = FitConfig()
 MINIATURE_SEEDS = (101, 102, 103, 901)
 """Three worlds that were measured before, and a hard one; no model was trained on them."""
@@ -74,16 +80,31 @@ class Measured(NamedTuple):
     steps: int
     num_splats: int
     peak_mb: float
+    first_s: float = math.nan
+    first_full_s: float = math.nan
 
 
-def fit_and_measure(capture: Capture, config: FitConfig) -> tuple[Measured, Splats]:
-    """Fit, then render training and held-out views; only fitting is timed."""
+def fit_and_measure(capture: Capture, config: FitConfig, sought_db: float = math.inf) -> tuple[Measured, Splats]:
+    """Fit, then render training and held-out views; only fitting is timed.
+
+    With `sought_db`, held-out views are looked at in between as well, until they are as good at the full size.
+    """
     list(fit_splats(capture, replace(config, steps=1, num_splats=100)))  # compiles the kernels
     started_s, started_cpu_s = time.perf_counter(), time.process_time()
-    last = None
-    for last in fit_splats(capture, config):
+    first = {"first_s": math.nan, "first_full_s": math.nan}
+    fit, last = SplatFit(capture, config), None
+    while not fit.is_done:
+        last = fit.step()
         if last.step % 200 == 0:
             print(f"step {last.step} of {last.num_steps}, loss {last.loss:.4f}", flush=True)
+        if last.step % LOOK_EVERY == 0 and math.isnan(first["first_full_s"]) and sought_db < math.inf:
+            paused_s, paused_cpu_s = time.perf_counter(), time.process_time()
+            sides = {"first_s": fit.current_targets.cameras.width, "first_full_s": capture.cameras.width}
+            for name, side in sides.items():
+                if math.isnan(first[name]) and _held_out_psnr_at(capture, side, last.splats) >= sought_db:
+                    first[name] = paused_s - started_s
+            started_s += time.perf_counter() - paused_s
+            started_cpu_s += time.process_time() - paused_cpu_s
     assert last is not None
     seconds, cpu_seconds = time.perf_counter() - started_s, time.process_time() - started_cpu_s
     measured = Measured(
@@ -94,8 +115,17 @@ def fit_and_measure(capture: Capture, config: FitConfig) -> tuple[Measured, Spla
         steps=last.step,
         num_splats=len(last.splats),
         peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **first,
     )
     return measured, last.splats
+
+
+def _held_out_psnr_at(capture: Capture, width: int, splats: Splats) -> float:
+    held_out = capture.select(capture.held_out_indices)
+    targets = Targets(held_out.cameras, held_out.images, held_out.masks)
+    while targets.cameras.width > width:
+        targets = targets.halved()
+    return float(psnr(render_views(splats, targets.cameras), targets.images, targets.weights).mean())
 
 
 def _psnr(capture: Capture, indices: tuple[int, ...], splats: Splats) -> float:
@@ -149,13 +179,13 @@ def measure_table(captures: list[Capture], config: FitConfig) -> dict[str, float
 def measure_all(bear: Path, picture: Path | None) -> dict[str, float]:
     """The figures that the project promises; NaN with a line that says so where there is no bear."""
     result: dict[str, float] = {}
-    for size, config in BEAR_CONFIGS.items():
+    for size in BEAR_SIZES:
         if not bear.exists():
             print(f"{bear} does not exist: the bear is not measured; name it with --bear")
             result |= {f"bear{size}_psnr_db": float("nan"), f"bear{size}_s": float("nan")}
             continue
         capture = read_capture(bear, size)
-        measured, splats = fit_and_measure(capture, config)
+        measured, splats = fit_and_measure(capture, for_size(PHOTOGRAPHS, size))
         print(f"bear at {size}: {measured}", flush=True)
         result |= {f"bear{size}_psnr_db": measured.psnr_db, f"bear{size}_s": measured.s}
         if size == 256 and picture is not None:
@@ -169,10 +199,42 @@ def measure_all(bear: Path, picture: Path | None) -> dict[str, float]:
     return result
 
 
+def measure_sizes(bear: Path, sizes: list[int]) -> dict[str, float]:
+    """Fit the bear at each size with the settings that `restage fit` takes there."""
+    result: dict[str, float] = {}
+    timed = BEAR_SIDE if BEAR_SIDE in sizes else max(sizes)
+    for size in sizes:
+        capture = _enlarged(read_capture(bear, min(size, BEAR_SIDE)), size)
+        sought_db = SOUGHT_DB if size == timed else math.inf
+        measured, _ = fit_and_measure(capture, for_size(PHOTOGRAPHS, size), sought_db)
+        print(f"bear at {size}: {measured}", flush=True)
+        result |= {f"bear{size}_{name}": getattr(measured, name) for name in ("psnr_db", "s", "cpu_s")}
+        if size == timed:
+            result |= {"first_22db_s": measured.first_s, "first_22db_full_s": measured.first_full_s}
+    return result | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2}
+
+
+def _enlarged(capture: Capture, side: int) -> Capture:
+    """The capture with the longer side of its views brought to `side` pixels, if that is more."""
+    scale = side / max(capture.cameras.width, capture.cameras.height)
+    if scale <= 1:
+        return capture
+    width, height = round(scale * capture.cameras.width), round(scale * capture.cameras.height)
+    images = torch.empty(len(capture.cameras), 3, height, width)
+    for index, image in enumerate(capture.images):  # one by one: all at once would be what takes most memory
+        larger = torch.nn.functional.interpolate(image[None], size=(height, width), mode="bicubic", antialias=True)
+        images[index] = larger[0].clamp(0, 1)
+    masks = capture.masks
+    if masks is not None:
+        masks = torch.nn.functional.interpolate(masks[:, None], size=(height, width), mode="nearest")[:, 0]
+    return replace(capture, cameras=capture.cameras.to_size(width=width, height=height), images=images, masks=masks)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bear", type=Path, default=BEAR, help="folder of the bear capture")
     parser.add_argument("--capture", type=Path, help="any capture, instead of the bear and the miniature")
+    parser.add_argument("--sizes", type=int, nargs="+", help="fit the bear at these sizes alone")
     parser.add_argument("--size", type=int, help="longer side in pixels; default: as the images are")
     parser.add_argument("--time-budget", type=float, help="seconds that fitting may take")
     parser.add_argument("--steps", type=int, default=PHOTOGRAPHS.steps)
@@ -182,6 +244,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="fit with every setting of ABLATIONS")
     parser.add_argument("--miniature", action="store_true", help="with --table: of the miniature worlds")
     options = parser.parse_args()
+    if options.sizes:
+        print(json.dumps(measure_sizes(options.bear, options.sizes)))
+        return
     if options.capture is None and not options.table:
         print(json.dumps(measure_all(options.bear, options.picture)))
         return
