@@ -21,7 +21,7 @@ from pathlib import Path
 
 from methods import KINDS, by_kind, choose_names, world, write_rows
 
-from restage.compare.judges import CompareConfig
+from restage.compare.config import CompareConfig
 from restage.edit.methods import Nothing, Restage
 from restage.records import Score
 from restage.run.progress import show_progress
@@ -31,7 +31,8 @@ from restage.scores.statistics import clustered_estimate
 from restage.studies.study import MenuEditor, Study, StudyMethod
 from restage.studies.work import run_study
 from restage.work.task import EngineConfig
-from restage.world.stage import CaptureConfig, edit_name
+from restage.world.config import CaptureConfig
+from restage.world.stage import edit_name
 
 EDITORS = ("exact", "noisy-0.3-exact", "edit_model")
 FULL = Restage()

@@ -37,22 +37,24 @@ from miniature.probe import Probe, load_probe, read_pictures
 from miniature.probe_pictures import FIRST_KIND_CLASS
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.clip import load_clip
-from restage.diffusion.control import PairControl
-from restage.diffusion.control_options import (
+from restage.diffusion.config import (
     BLEND_ONLY,
     INSTRUCT_PIX2PIX,
     MASACTRL,
     PROMPT_TO_PROMPT,
     ControlOptions,
     LocalBlend,
-    build_control,
+    SamplerConfig,
 )
+from restage.diffusion.control import PairControl
+from restage.diffusion.control_options import build_control
 from restage.diffusion.hardware import keep_freed_memory
-from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pairs
+from restage.diffusion.pair_sampler import PairBatch, sample_pairs
 from restage.diffusion.word_maps import blend_masks
+from restage.pairs.config import PAIRS
 from restage.pairs.generate import reversed_prompt
 from restage.pairs.score import PairScores, judge, score_pairs
-from restage.recipes import PAIRS, RULE
+from restage.recipes import RULE
 from restage.records import InputError, PromptPair, derive_seed, read_json, write_atomically
 from restage.world.grammar import (
     EDIT_KINDS,

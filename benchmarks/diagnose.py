@@ -29,14 +29,12 @@ import tyro
 from miniature.edit_model import NO_RULE
 from restage.diagnose import DiagnoseConfig, run_diagnose
 from restage.diffusion.clip import load_clip
-from restage.diffusion.pair_sampler import SamplerConfig
-from restage.diffusion.training import TrainingConfig
+from restage.diffusion.config import SamplerConfig, TrainingConfig
+from restage.edit.config import EditConfig
 from restage.edit.methods import Restage
-from restage.edit.stage import EditConfig
+from restage.pairs.config import GenerateConfig, PairsConfig
 from restage.pairs.encoding import ImagePair
-from restage.pairs.generate import GenerateConfig
 from restage.pairs.score import score_pairs
-from restage.pairs.stage import PairsConfig
 from restage.pairs.store import done_shards, read_pairs, read_rows, write_shard
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.recipes import RULE, make_pairs
@@ -47,9 +45,10 @@ from restage.run.progress import show_progress
 from restage.scenes.config import FitConfig, ScenesConfig
 from restage.scenes.io import read_capture, write_capture
 from restage.scenes.stage import run_scenes
-from restage.train.batches import LossWeights
-from restage.train.stage import TrainConfig, run_train
-from restage.world.stage import CaptureConfig, WorldConfig, run_world
+from restage.train.config import LossWeights, TrainConfig
+from restage.train.stage import run_train
+from restage.world.config import CaptureConfig, WorldConfig
+from restage.world.stage import run_world
 
 NUM_SCENES = 8
 KINDS = ("ground", "time")

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from restage.diffusion.clip import load_clip
-from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
+from restage.pairs.config import VerifyConfig
+from restage.pairs.verify.check import VerifyResult, check_pairs
 from restage.pairs.verify.shards import Finding
 from restage.records import derive_seed
 from restage.run.models import models_in

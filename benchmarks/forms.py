@@ -24,13 +24,12 @@ import numpy as np
 
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
-from restage.pairs.campaign import CampaignConfig
-from restage.pairs.stage import PairsConfig, run_campaign
+from restage.pairs.config import PAIRS, CampaignConfig, PairsConfig
+from restage.pairs.stage import run_campaign
 from restage.pairs.tasks import LoadedMaker
 from restage.prompts.rounds import RoundsConfig, round_folders, run_rounds
 from restage.prompts.stage import PromptsConfig
 from restage.prompts.trials import Trial, measure_yield, read_trials
-from restage.recipes import PAIRS
 from restage.run.folder import open_run, working
 from restage.run.models import models_in
 from restage.run.progress import show_progress

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from restage.compare.judges import CompareConfig
+from restage.compare.config import CompareConfig
 from restage.edit.methods import METHODS
 from restage.edit.methods.idu import Idu
 from restage.records import Score
@@ -33,8 +33,9 @@ from restage.studies.scenes import WorldScene
 from restage.studies.study import MenuEditor, Study, StudyMethod, StudyScene
 from restage.studies.work import PerView, run_study
 from restage.work.task import EngineConfig
+from restage.world.config import CaptureConfig, WorldConfig
 from restage.world.grammar import EDIT_KINDS
-from restage.world.stage import CaptureConfig, WorldConfig, edit_name, sample_scene
+from restage.world.stage import edit_name, sample_scene
 
 KINDS = ("recolour", "reshape", "ground", "time", "add", "remove")
 SEVERAL_SEEDS = (0, 1, 2)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from restage.compare.judges import CompareConfig
+from restage.compare.config import CompareConfig
 from restage.compare.stage import run_compare
 from restage.edit.editors.grade import write_grade_truth
 from restage.edit.masks import keep_largest, lift_boxes, render_masks

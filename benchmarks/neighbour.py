@@ -67,7 +67,8 @@ def prepare_edit() -> Callable[[], object]:
 def prepare_pairs() -> Callable[[], object]:
     """A batch of sixteen pairs of the shipped text-to-image model."""
     from restage.diffusion.backbone import load_backbone
-    from restage.pairs.generate import GenerateConfig, generate_pairs, make_jobs
+    from restage.pairs.config import GenerateConfig
+    from restage.pairs.generate import generate_pairs, make_jobs
     from restage.run.models import models_in
     from restage.world.grammar import prompt_pair_of, sample_description, sample_edit
 
@@ -81,9 +82,10 @@ def prepare_pairs() -> Callable[[], object]:
 def prepare_train() -> Callable[[], object]:
     """Steps of training the edit model on rendered pairs, which are encoded first."""
     from miniature.rendered_pairs import render_pairs
-    from restage.diffusion.training import TrainingConfig
+    from restage.diffusion.config import TrainingConfig
     from restage.run.models import models_in
-    from restage.train.stage import TrainConfig, load_start, train_edit_model
+    from restage.train.config import TrainConfig
+    from restage.train.stage import load_start, train_edit_model
 
     pairs, start = list(render_pairs(16, seed=7)), load_start(models_in().edit_model)
     config = TrainConfig(training=TrainingConfig(num_steps=6, batch_size=32, learning_rate=2e-4))

@@ -24,10 +24,10 @@ from torch.nn import functional
 
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
+from restage.pairs.config import PAIRS
 from restage.pairs.generate import PairJob, generate_pairs
 from restage.pairs.score import ImageTextModel
 from restage.prompts.grammar import sample_grammar_edit
-from restage.recipes import PAIRS
 from restage.records import PromptPair, derive_seed
 from restage.run.models import models_in
 from restage.scenes.io.images import to_uint8

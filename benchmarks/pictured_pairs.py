@@ -32,7 +32,8 @@ from restage.compare.metrics import mask_iou, progress, spill
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.edit_models import load_edit_model
 from restage.edit.pictures import quantize
-from restage.pairs.generate import GenerateConfig, PairJob, generate_pairs, make_jobs
+from restage.pairs.config import GenerateConfig
+from restage.pairs.generate import PairJob, generate_pairs, make_jobs
 from restage.run.models import models_in
 from restage.scenes.io.images import to_uint8
 from restage.train.examples import ExactPair

@@ -34,7 +34,8 @@ from miniature.probe import Probe, load_probe
 from miniature.probe_pictures import FIRST_KIND_CLASS, MIN_VISIBLE_PX
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.segment import SegmentConfig, coarse_segments, cut_masks, segment_images, sharpen_masks
-from restage.pairs.generate import GenerateConfig, generate_pairs, make_jobs
+from restage.pairs.config import GenerateConfig
+from restage.pairs.generate import generate_pairs, make_jobs
 from restage.records import PromptPair, derive_seed, write_atomically
 from restage.report.pictures import compose_grid
 from restage.run.models import models_in

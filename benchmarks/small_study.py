@@ -9,12 +9,12 @@ methods that are close.
 
 from __future__ import annotations
 
-from restage.compare.judges import CompareConfig
+from restage.compare.config import CompareConfig
 from restage.edit.methods import Idu, Nothing, ReplaceOnce, Restage
 from restage.scenes.config import FitConfig
 from restage.studies.scenes import sample_world_scenes
 from restage.studies.study import MenuEditor, Study, StudyMethod
-from restage.world.stage import CaptureConfig
+from restage.world.config import CaptureConfig
 
 STUDY = Study(
     name="small_study",

@@ -49,8 +49,9 @@ from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.edit_models import widen_unet
 from restage.diffusion.hardware import bfloat16_autocast, keep_freed_memory
 from restage.diffusion.training import explicit_attention
-from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
+from restage.train.batches import edit_loss, sample_edit_batch
 from restage.train.chunks import FileRows, StoredRows, check_or_make
+from restage.train.config import ExampleMix, LossWeights
 from restage.train.examples import CHUNK_SIZE, LEAVE_ALONE, ExactPair, Examples, encode_examples
 
 ASSETS = Path(__file__).parents[1] / "restage" / "assets"

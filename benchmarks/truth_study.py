@@ -15,14 +15,14 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from restage.compare.judges import CompareConfig
+from restage.compare.config import CompareConfig
 from restage.edit.editors import Edited, Editor, EditorSource, ViewBatch
 from restage.edit.methods import Nothing, ReplaceOnce, Restage
 from restage.records import derive_seed
 from restage.scenes.config import FitConfig
 from restage.studies.scenes import sample_world_scenes
 from restage.studies.study import MenuEditor, Study, StudyMethod
-from restage.world.stage import CaptureConfig
+from restage.world.config import CaptureConfig
 
 KINDS = ("recolour", "reshape", "add", "remove", "ground", "time")
 """What each world allows."""

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from miniature.pictures import Pictures
 from restage.diffusion.backbone import load_vae
-from restage.diffusion.training import TrainingConfig, train
+from restage.diffusion.config import TrainingConfig
+from restage.diffusion.training import train
 from restage.records import InputError, Progress
 
 __all__ = ["RECIPE", "build_autoencoder", "random_crops", "train_autoencoder"]

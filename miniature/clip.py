@@ -21,8 +21,9 @@ from miniature.rendered_pairs import render_pairs
 from miniature.tokenizer import shared_tokenizer
 from restage.diffusion.backbone import save_half, save_tokenizer
 from restage.diffusion.clip import load_clip
+from restage.diffusion.config import TrainingConfig
 from restage.diffusion.loading import padded_ids
-from restage.diffusion.training import TrainingConfig, train
+from restage.diffusion.training import train
 from restage.pairs.clip_rule import calibrate_folder
 from restage.pairs.encoding import ImagePair
 from restage.records import Progress, derive_seed, write_json

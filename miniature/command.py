@@ -97,8 +97,8 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
         InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
     """
     from miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
-    from restage.diffusion.training import TrainingConfig
-    from restage.pairs.campaign import CampaignConfig
+    from restage.diffusion.config import TrainingConfig
+    from restage.pairs.config import CampaignConfig
 
     recipes = {
         "autoencoder": (autoencoder.train_autoencoder, autoencoder.RECIPE),

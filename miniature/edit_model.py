@@ -13,22 +13,22 @@ import torch
 from miniature.rendered_pairs import render_pairs, write_pictured_prompts
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
+from restage.diffusion.config import TrainingConfig
 from restage.diffusion.edit_models import load_edit_model, save_edit_model
 from restage.diffusion.editor import Guidance
-from restage.diffusion.training import TrainingConfig
-from restage.pairs.campaign import CampaignConfig
-from restage.pairs.score import PairRule, judge, score_pairs
-from restage.pairs.stage import PairsConfig, run_campaign
+from restage.pairs.config import PAIRS, CampaignConfig, PairRule, PairsConfig
+from restage.pairs.score import judge, score_pairs
+from restage.pairs.stage import run_campaign
 from restage.pairs.store import read_pairs
 from restage.pairs.tasks import ModelMaker
 from restage.prompts.rejects import TokenLimits
 from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.recipes import PAIRS, RULE
+from restage.recipes import RULE
 from restage.records import InputError, Progress
 from restage.run.folder import RunFolder
-from restage.train.batches import LossWeights
+from restage.train.config import LossWeights, TrainConfig
 from restage.train.examples import TrainingPair
-from restage.train.stage import TrainConfig, load_start, train_edit_model
+from restage.train.stage import load_start, train_edit_model
 
 __all__ = [
     "NO_RULE",

@@ -32,7 +32,8 @@ from miniature.probe_pictures import (
     to_unit,
 )
 from restage.diffusion.backbone import load_backbone
-from restage.diffusion.training import TrainingConfig, train
+from restage.diffusion.config import TrainingConfig
+from restage.diffusion.training import train
 from restage.records import InputError, Progress, write_atomically
 from restage.world.description import COLORS, GROUNDS, KINDS, PATTERNS, TIMES
 

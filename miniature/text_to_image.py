@@ -18,9 +18,10 @@ from miniature.grounding import AttentionShares, WordTargets, grounding_loss, wa
 from miniature.pictures import Pictures
 from miniature.tokenizer import shared_tokenizer
 from restage.diffusion.backbone import Backbone, load_backbone, load_vae, save_backbone
+from restage.diffusion.config import TrainingConfig
 from restage.diffusion.loading import padded_ids
 from restage.diffusion.schedule import Schedule
-from restage.diffusion.training import TrainingConfig, train
+from restage.diffusion.training import train
 from restage.records import InputError, Progress, derive_seed, write_atomically
 
 __all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "train_text_to_image"]

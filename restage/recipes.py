@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from restage.compare.stage import CompareConfig, run_compare
-from restage.diffusion.pair_sampler import SamplerConfig
-from restage.diffusion.training import TrainingConfig
+from restage.compare.config import CompareConfig
+from restage.compare.stage import run_compare
+from restage.diffusion.config import TrainingConfig
+from restage.edit.config import EditConfig
 from restage.edit.editors import OpenEditors
 from restage.edit.single import EditChoice, StartingPoint, open_edit
-from restage.edit.stage import EditConfig, run_edit
-from restage.pairs.campaign import CampaignConfig
+from restage.edit.stage import run_edit
 from restage.pairs.clip_rule import rule_for
-from restage.pairs.generate import GenerateConfig
-from restage.pairs.score import PairRule
-from restage.pairs.stage import PairsConfig, make_plan, rejudge_pairs, run_campaign
+from restage.pairs.config import PAIRS, CampaignConfig, PairRule, PairsConfig
+from restage.pairs.stage import make_plan, rejudge_pairs, run_campaign
 from restage.pairs.tasks import ModelMaker
 from restage.prompts.rejects import TokenLimits
 from restage.prompts.rounds import RoundsConfig, run_rounds
@@ -30,10 +29,12 @@ from restage.run.models import Models, models_in
 from restage.run.reading import EditRecord
 from restage.scenes.config import ScenesConfig
 from restage.scenes.stage import FIT_FIRST, find_scene, run_scenes
-from restage.train.stage import TrainConfig, run_train
-from restage.world.stage import WorldConfig, run_world
+from restage.train.config import TrainConfig
+from restage.train.stage import run_train
+from restage.world.config import WorldConfig
+from restage.world.stage import run_world
 
-__all__ = ["DemoConfig", "EditChoice", "PAIRS", "RULE", "STAGES", "Stage", "demo", "demo_config", "edit_folder"]
+__all__ = ["DemoConfig", "EditChoice", "RULE", "STAGES", "Stage", "demo", "demo_config", "edit_folder"]
 __all__ += ["learn_forms"]
 
 
@@ -88,9 +89,6 @@ RULE = rule_for(PairRule(), models_in().clip)
 """Which pairs the miniature keeps: the thresholds in the folder of its CLIP. They were set from what that says of 140
 exact rendered pairs: pictures at least 0.35 alike, texts at least 0.72, 0.86 in 19 of 20, directions above 0.35 in 19
 of 20 (reshape 0.07)."""
-
-PAIRS = PairsConfig(generate=GenerateConfig(sampler=SamplerConfig(num_steps=14), guidance=3.0), pairs_per_shard=32)
-"""How the miniature's pairs are made, in the demo and for its edit model; more guidance makes colors too strong."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from restage.pairs.campaign import CampaignConfig
+from restage.pairs.config import CampaignConfig
 from restage.pairs.stage import run_campaign
 from restage.studies.study import load_study
 from restage.studies.work import run_study

@@ -6,22 +6,19 @@ import os
 import signal
 from pathlib import Path
 
-from restage.compare.stage import CompareConfig
-from restage.diffusion.pair_sampler import SamplerConfig
-from restage.diffusion.training import TrainingConfig
+from restage.compare.config import CompareConfig
+from restage.diffusion.config import SamplerConfig, TrainingConfig
+from restage.edit.config import EditConfig
 from restage.edit.methods import Idu, ReplaceOnce, Restage
-from restage.edit.stage import EditConfig
-from restage.pairs.generate import GenerateConfig
-from restage.pairs.score import PairRule
-from restage.pairs.stage import PairsConfig
+from restage.pairs.config import GenerateConfig, PairRule, PairsConfig
 from restage.prompts.stage import PromptsConfig
 from restage.recipes import DemoConfig, demo
 from restage.records import Progress
 from restage.report.stage import ReportConfig
 from restage.run.models import Models, models_in
 from restage.scenes.config import FitConfig, ScenesConfig
-from restage.train.stage import TrainConfig
-from restage.world.stage import CaptureConfig, WorldConfig
+from restage.train.config import TrainConfig
+from restage.world.config import CaptureConfig, WorldConfig
 
 # Random models make pictures that no rule would accept.
 ACCEPT_ALL = PairRule(

@@ -20,10 +20,10 @@ from scipy.spatial.transform import Rotation
 
 import restage
 from restage import cli
-from restage.edit.stage import EditConfig
+from restage.edit.config import EditConfig
 from restage.recipes import demo
 from restage.run.models import models_in
-from restage.world.stage import CaptureConfig, WorldConfig
+from restage.world.config import CaptureConfig, WorldConfig
 from tests.scenes.tiny_captures import HEIGHT, WIDTH, ColmapModel, save_images, small_capture
 from tests.tiny_demo import tiny_demo_config
 from tests.tiny_models import write_tiny_models

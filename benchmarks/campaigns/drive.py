@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from restage.pairs.campaign import CampaignConfig
+from restage.pairs.config import CampaignConfig
 from restage.pairs.stage import run_campaign
 from restage.run.progress import stop_on_signals
 from tests.pairs.stand_in import StandIn, open_run, stand_in_config

@@ -14,12 +14,11 @@ import numpy as np
 import psutil
 
 from benchmarks.campaigns.faults import actors
-from restage.pairs.campaign import CampaignConfig
+from restage.pairs.config import PAIRS, CampaignConfig, PairsConfig
 from restage.pairs.stage import make_plan, run_campaign
 from restage.pairs.store import done_shards, read_rows
-from restage.pairs.tasks import Maker, ModelMaker, PairsConfig, ShardWork
+from restage.pairs.tasks import Maker, ModelMaker, ShardWork
 from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.recipes import PAIRS
 from restage.records import read_json
 from restage.run.folder import RunFolder, open_run
 from restage.run.models import models_in

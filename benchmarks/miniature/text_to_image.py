@@ -19,7 +19,7 @@ from miniature.probe import Probe, read_pictures
 from miniature.probe_pictures import FIRST_KIND_CLASS
 from restage.diffusion.alignment import token_mask
 from restage.diffusion.backbone import Backbone
-from restage.diffusion.control_options import LocalBlend
+from restage.diffusion.config import LocalBlend
 from restage.diffusion.sampling import denoise, initial_noise, latent_shape
 from restage.diffusion.word_maps import BlendControl, blend_masks
 from restage.records import InputError

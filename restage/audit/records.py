@@ -324,7 +324,8 @@ def _check_capture(run: Path, fit_path: Path, result: RecordsResult) -> None:
 
 def _check_scores(run: Path, result: RecordsResult) -> Generator[Progress, None, None]:
     """Measure again, from stored pictures, what needs neither judging models nor renders of the edited splats."""
-    from restage.compare.judges import CompareConfig, Judges
+    from restage.compare.config import CompareConfig
+    from restage.compare.judges import Judges
     from restage.compare.stage import Scorer, find_results
     from restage.scores.definitions import COST_METRICS, METRICS
     from restage.scores.rows import read_scores

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from restage.audit.bundle import is_bundle, open_bundle
 from restage.audit.records import RECORDS, RecordsResult, check_pictures, check_records, describe_records
+from restage.pairs.config import VerifyConfig
 from restage.pairs.files import UnnamedStore, is_url, open_files
-from restage.pairs.verify.check import VerifyConfig, VerifyResult, check_pairs
+from restage.pairs.verify.check import VerifyResult, check_pairs
 from restage.pairs.verify.repair import describe_repair, describe_result, repair_pairs, result_to_plain, write_sheets
 from restage.records import InputError, Progress
 from restage.run.findings import FileFinding

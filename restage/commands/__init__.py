@@ -12,12 +12,13 @@ __all__ = ["COMMANDS"]
 
 COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "demo": lambda: stages.demo,
-    "prompts": stages.build_stage("prompts", pairs.PROMPTS_HELP),
+    "prompts": stages.build_stage("prompts", "restage.prompts.stage", pairs.PROMPTS_HELP),
     "rounds": pairs.build_rounds,
     "pairs": pairs.build_pairs,
     "calibrate": pairs.build_calibrate,
     "world": stages.build_stage(
         "world",
+        "restage.world.config",
         "Make scenes of the miniature world: captures, and the exact truth of their edits.\n\n"
         "Example: restage world runs/mine --edit-kinds recolour time",
     ),
@@ -29,10 +30,14 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "export": lambda: scenes.export,
     "import": pairs.build_import,
     "scenes": stages.build_stage(
-        "scenes", "Fit splats to every capture of the run.\n\nExample: restage scenes runs/mine"
+        "scenes",
+        "restage.scenes.config",
+        "Fit splats to every capture of the run.\n\nExample: restage scenes runs/mine",
     ),
     "compare": stages.build_stage(
-        "compare", "Score every edit of the run on views that no method saw.\n\nExample: restage compare runs/mine"
+        "compare",
+        "restage.compare.config",
+        "Score every edit of the run on views that no method saw.\n\nExample: restage compare runs/mine",
     ),
     "study": lambda: stages.study,
     "report": runs.build_report,

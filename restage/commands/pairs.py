@@ -45,9 +45,8 @@ Files: prompts.jsonl, rejects.jsonl (what was not kept, and why), forms.jsonl (w
 
 def build_rounds() -> Callable[..., None]:
     """Build `restage rounds`."""
-    from restage.pairs.stage import PairsConfig
+    from restage.pairs.config import PAIRS, PairsConfig
     from restage.prompts.rounds import RoundsConfig
-    from restage.recipes import PAIRS
 
     def rounds(
         run: Positional[RunArgument],
@@ -79,8 +78,7 @@ def build_rounds() -> Callable[..., None]:
 
 def build_pairs() -> Callable[..., None]:
     """Build `restage pairs`."""
-    from restage.pairs.campaign import CampaignConfig
-    from restage.pairs.stage import PairsConfig
+    from restage.pairs.config import CampaignConfig, PairsConfig
 
     def pairs(
         run: Positional[RunArgument],
@@ -166,7 +164,7 @@ def build_calibrate() -> Callable[..., None]:
 
 def build_import() -> Callable[..., None]:
     """Build `restage import`."""
-    from restage.pairs.exchange.bring_in import ImportConfig
+    from restage.pairs.config import ImportConfig
 
     def import_(
         folder: Positional[DataSetArgument],

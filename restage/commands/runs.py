@@ -54,7 +54,7 @@ def ls(folder: Positional[Path] = Path("runs")) -> None:
 
 def build_verify() -> Callable[..., None]:
     """Build `restage verify`."""
-    from restage.audit.verify import VerifyConfig, verify_folder
+    from restage.pairs.config import VerifyConfig
 
     def verify(
         path: Positional[VerifiedArgument],
@@ -87,6 +87,8 @@ def build_verify() -> Callable[..., None]:
             store: Where the run's pairs lie, if not in its folder; what the run itself says of it is not trusted.
             models: Folder of the models whose CLIP judges captions; default: the ones that come with the package.
         """
+        from restage.audit.verify import verify_folder
+
         if verify_folder(path, config, models=models, repairs=repair, is_json=json, sheets=sheets, store=store):
             raise SystemExit(1)
 

@@ -156,19 +156,17 @@ def edit(
 
 def build_edits() -> Callable[..., None]:
     """Build `restage edits`."""
-    from restage.edit.stage import EditConfig
+    from restage.edit.config import EditConfig
     from restage.work.task import EngineConfig
-
-    default = EditConfig()
 
     def edits(
         run: Positional[RunArgument],
         *,
-        methods: tuple[str, ...] = default.methods,
-        editors: tuple[str, ...] = default.editors,
-        scenes: tuple[str, ...] = default.scenes,
-        edits: tuple[str, ...] = default.edits,
-        seeds: tuple[int, ...] = default.seeds,
+        methods: tuple[str, ...] = EditConfig.methods,
+        editors: tuple[str, ...] = EditConfig.editors,
+        scenes: tuple[str, ...] = EditConfig.scenes,
+        edits: tuple[str, ...] = EditConfig.edits,
+        seeds: tuple[int, ...] = EditConfig.seeds,
         engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
     ) -> None:
         """Edit every scene of a run by several methods, for `restage compare`.

@@ -50,13 +50,11 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 0, models: Path | None = 
     say(f"page: {out / 'report' / 'index.html'}")
 
 
-def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None]]:
-    """Return the builder of a sub-command that runs one stage of a run, with the stage's config as its flags."""
+def build_stage(stage: str, module: str, description: str) -> Callable[[], Callable[..., None]]:
+    """Return the builder of a sub-command that runs one stage; its flags are the config in a module without torch."""
 
     def build() -> Callable[..., None]:
-        from restage.recipes import STAGES
-
-        config_type, run_stage = STAGES[stage]
+        config_type = getattr(importlib.import_module(module), f"{stage.capitalize()}Config")
         writes = ("world", "scenes") if stage == "world" else (stage,)
         default = config_type()
 
@@ -67,8 +65,10 @@ def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None
             models: ModelsArgument = None,
             run_seed: RunSeedArgument = 0,
         ) -> None:
+            from restage.recipes import STAGES
+
             with working(open_run(run, seed=run_seed), *writes) as opened:
-                last = show_progress(run_stage(opened, config, models_in(models)))
+                last = show_progress(STAGES[stage].run(opened, config, models_in(models)))
             say(f"{stage}: {run / stage}" + (f", {last.note}" if last and last.done < last.total else ""))
 
         command.__doc__ = description
@@ -79,7 +79,7 @@ def build_stage(stage: str, description: str) -> Callable[[], Callable[..., None
 
 def build_train() -> Callable[..., None]:
     """Build `restage train`."""
-    from restage.train.stage import TrainConfig
+    from restage.train.config import TrainConfig
 
     def train(
         run: Positional[RunArgument],

@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from restage.compare.config import CompareConfig
 from restage.pairs.score import ImageTextModel
 from restage.records import InputError, content_id, file_sha256
 from restage.run.models import models_in
 
-__all__ = ["CompareConfig", "Dino", "ImageModel", "Judges", "Lpips", "alexnet_features", "load_dino"]
+__all__ = ["Dino", "ImageModel", "Judges", "Lpips", "alexnet_features", "load_dino"]
 __all__ += ["load_lpips", "open_judges"]
 
 MEASURES_VERSION = 1
@@ -24,29 +25,6 @@ MEASURES_VERSION = 1
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINO_SIZE = 224
 """Side, in pixels, that DINOv2's own preprocessing crops to."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """How results are judged."""
-
-    no_op_share: float = 0.1
-    """An edit whose mean change inside the region is below this share of what truth changes there is a no-op."""
-    orbit_frames: int = 36
-    """Frames of the orbit that consistency is measured on, before and after the edit; 0 to leave it out."""
-    clip: Path | None = None
-    """Folder of a CLIP in the form of transformers, such as a copy of openai/clip-vit-large-patch14; None for the
-    miniature's own, which knows the miniature world and nothing else."""
-    dino: Path | None = None
-    """Folder of a DINO or DINOv2 in the form of transformers, such as a copy of facebook/dinov2-base."""
-    lpips: Path | None = None
-    """Folder with `alexnet.pth` (torchvision's weights) and `lpips_alex.pth` (the linear layers, version 0.1)."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.no_op_share < 1:
-            raise InputError(f"expected no_op_share in [0, 1), got {self.no_op_share}")
-        if self.orbit_frames == 1 or self.orbit_frames < 0:
-            raise InputError(f"expected 0 or at least 2 orbit frames, got {self.orbit_frames}")
 
 
 @runtime_checkable

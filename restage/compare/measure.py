@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.compare import metrics
-from restage.compare.judges import CompareConfig, Judges
+from restage.compare.config import CompareConfig
+from restage.compare.judges import Judges
 from restage.compare.metrics import Measured, unscored
 from restage.edit.editors.grade import Anchors, anchors_of
 from restage.edit.pictures import quantize, read_image, read_mask

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from restage.compare.judges import CompareConfig, Judges, open_judges
+from restage.compare.config import CompareConfig
+from restage.compare.judges import Judges, open_judges
 from restage.compare.measure import Before, CaseViews, embed_before, load_case, load_result, measure_result, unmeasured
 from restage.compare.metrics import Measured
 from restage.records import InputError, Progress, Score

@@ -16,16 +16,17 @@ from restage.diffusion.edit_models import edit_weights_sha256
 from restage.diffusion.editor import Guidance
 from restage.edit.job import Method
 from restage.edit.methods import METHODS
+from restage.pairs.config import PUBLISHED, PairRule
 from restage.pairs.encoding import ImagePair
 from restage.pairs.files import Files, UnnamedStore, open_files
-from restage.pairs.score import PUBLISHED, PairRule, current_rule, verdict_of
+from restage.pairs.score import current_rule, verdict_of
 from restage.pairs.store import done_indices, iter_rows, read_pairs
 from restage.records import InputError, canonical_json, derive_seed, from_plain, read_json, to_plain
 from restage.run.layout import STAGE_MARK, check_is_run
 from restage.run.models import edit_model_of
 from restage.run.reading import RunRecord, StageMark, flat_items, read_run_record
+from restage.train.config import TrainConfig
 from restage.train.examples import ExactPair
-from restage.train.stage import TrainConfig
 
 __all__ = ["EDIT_MODEL_PARTS", "LABELS", "MixedPairs", "PairPool", "RunParts", "differing_parts", "differing_training"]
 __all__ += ["mix_pairs", "noise_settings", "other_settings", "read_settings"]

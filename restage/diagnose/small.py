@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from restage.diagnose.parts import read_settings
-from restage.diffusion.pair_sampler import SamplerConfig
-from restage.diffusion.training import TrainingConfig
+from restage.diffusion.config import SamplerConfig, TrainingConfig
+from restage.edit.config import EditConfig
 from restage.edit.methods import METHODS, Restage
-from restage.edit.stage import EditConfig
-from restage.pairs.generate import GenerateConfig
-from restage.pairs.stage import PairsConfig
+from restage.pairs.config import GenerateConfig, PairsConfig
 from restage.prompts.stage import PromptsConfig
 from restage.recipes import RULE, STAGES
 from restage.records import InputError, Progress, read_json, to_plain
 from restage.run.folder import RunFolder, working
 from restage.run.models import Models
 from restage.scenes.config import FitConfig, ScenesConfig
-from restage.train.batches import LossWeights
-from restage.train.stage import TrainConfig
-from restage.world.stage import CaptureConfig, WorldConfig
+from restage.train.config import LossWeights, TrainConfig
+from restage.world.config import CaptureConfig, WorldConfig
 
 __all__ = ["SmallConfig", "changed", "make_run", "read_changes"]
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from restage.diffusion.config import Padding
 from restage.records import InputError
 
-__all__ = ["Alignment", "CaptionsDiffer", "Padding", "align_phrases", "align_swaps", "find_tokens", "token_mask"]
+__all__ = ["Alignment", "CaptionsDiffer", "align_phrases", "align_swaps", "find_tokens", "token_mask"]
 
 Span = tuple[int, int]
-Padding = Literal["own", "public"]
-"""How the tokens after the words are connected, if the two captions have different numbers of tokens. `own`: end token
-to end token and padding to padding. `public`: by position, as in the public code of Prompt-to-Prompt."""
 
 _ARTICLES = {"a", "an"}
 _WORD = re.compile(r"\w+|[^\w\s]")

@@ -8,9 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import os
-import shutil
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,18 +29,11 @@ from restage.diffusion.loading import check_tokens, load_model, load_tokenizer, 
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError, write_json
 
-__all__ = ["Backbone", "TextCondition", "can_compile", "load_backbone", "save_backbone"]
+__all__ = ["Backbone", "TextCondition", "load_backbone", "save_backbone"]
 
 MAX_COMPILED = 64
 """Number of combinations of batch size and kinds of attention control that a UNet may be compiled for."""
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
-
-
-def can_compile() -> bool:
-    """Return whether `torch.compile` finds what it needs for this CPU: a C++ compiler and Python's headers."""
-    names = (os.environ.get("CXX"), "g++", "clang++")
-    has_compiler = any(name and shutil.which(name) for name in names)
-    return has_compiler and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 @dataclass(frozen=True, eq=False)

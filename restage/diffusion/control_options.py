@@ -1,119 +1,21 @@
-"""From two captions, and options in words, to the control of a pair: what people set, turned into tensors once.
-
-The defaults are those of `restage pairs`; `PROMPT_TO_PROMPT`, `INSTRUCT_PIX2PIX` and `MASACTRL` are the settings that
-were published.
-"""
+"""From two captions, and options in words, to the control of a pair: what people set, turned into tensors once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from restage.diffusion.alignment import (
-    Alignment,
-    CaptionsDiffer,
-    Padding,
-    align_phrases,
-    align_swaps,
-    find_tokens,
-    token_mask,
-)
+from restage.diffusion.alignment import Alignment, CaptionsDiffer, align_phrases, align_swaps, find_tokens, token_mask
+from restage.diffusion.config import ControlOptions, Padding
 from restage.diffusion.control import ANY_SIZE, INJECT, MUTUAL, NO_SELF, CrossControl, PairControl, SelfControl
 from restage.diffusion.word_maps import BlendControl
-from restage.records import InputError, added_later
+from restage.records import InputError
 
-__all__ = ["BLEND_ONLY", "IN_PLACE", "INSTRUCT_PIX2PIX", "MASACTRL", "PROMPT_TO_PROMPT", "ControlOptions", "LocalBlend"]
-__all__ += ["build_control"]
+__all__ = ["build_control"]
 
-Window = tuple[float, float]
-"""When something is on: [from, until), in shares of the steps."""
 SELF_KINDS = {"none": NO_SELF, "inject": INJECT, "mutual": MUTUAL}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalBlend:
-    """Settings of local blend: what no chosen word attends to is kept as in the source (Prompt-to-Prompt)."""
-
-    threshold: float = 0.3
-    """Share of its maximum above which a word map counts, in (0, 1)."""
-    start: float = 0.2
-    """Share of the steps after which blending begins, in [0, 1]; 1 = never."""
-    kept_threshold: float = 0.3
-    """The same as `threshold` for words whose place is never to change."""
-
-    def __post_init__(self) -> None:
-        for name in ("threshold", "kept_threshold"):
-            if not 0 < getattr(self, name) < 1:
-                raise InputError(f"{name} of local blend must be in (0, 1), got {getattr(self, name)}")
-        if not 0 <= self.start <= 1:
-            raise InputError(f"start of local blend must be in [0, 1], got {self.start}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControlOptions:
-    """How the edit branch of a pair is held to its source branch."""
-
-    cross_window: Window = (0.0, 0.8)
-    """When edit tokens with a counterpart in the source take its cross attention."""
-    swapped_window: Window | None = None
-    """The same for words that were swapped in for others; None = `cross_window`. With a short window, or none, the new
-    thing takes a shape of its own while everything else stays in its place."""
-    word_windows: Mapping[str, Window] = field(default_factory=dict)
-    """The same for single words of the edit caption."""
-    word_strengths: Mapping[str, float] = field(default_factory=dict)
-    """Factor on the attention that words of the edit caption get (Prompt-to-Prompt's reweighting); 1 = as it is."""
-    self_attention: Literal["inject", "mutual", "none"] = "inject"
-    """`inject`: the source's self attention, which keeps its layout; `mutual`: its keys and values (MasaCtrl), which
-    keeps its look and lets the layout move."""
-    self_window: Window = (0.0, 0.5)
-    """When self attention is controlled."""
-    self_max_size: int | None = None
-    """Control self attention at layers of at most this many pixels a side; None = all layers."""
-    self_first_layer: float = 0.0
-    """Share of the self-attention layers, in the order of their calls, from which on they are controlled."""
-    self_unconditional: bool = True
-    """Whether the unconditional half of guidance is controlled, too."""
-    region_threshold: float = 0.0
-    """`mutual` only: above 0, what the pair's words attend to and the rest are kept apart (MasaCtrl's masks)."""
-    blend: LocalBlend = LocalBlend()
-    """For pairs that name words."""
-    padding: Padding = added_later("own")
-    """What end and padding tokens are connected to if the captions have different numbers of tokens. `own`: to end and
-    padding tokens of the source. `public`: to the tokens at the same position, as in Prompt-to-Prompt's public code."""
-
-    def __post_init__(self) -> None:
-        windows = {name: getattr(self, name) for name in ("cross_window", "self_window", "swapped_window")}
-        windows |= {f"word_windows[{word!r}]": window for word, window in self.word_windows.items()}
-        for name, window in windows.items():
-            if window is not None and not 0 <= window[0] <= window[1] <= 1:
-                raise InputError(f"{name} must be two shares of the steps in [0, 1], low before high; got {window}")
-        if self.self_max_size is not None and self.self_max_size < 1:
-            raise InputError(f"self_max_size must be at least 1 pixel or None, got {self.self_max_size}")
-        if not (0 <= self.self_first_layer <= 1 and 0 <= self.region_threshold < 1):
-            found = f"{self.self_first_layer} and {self.region_threshold}"
-            raise InputError(f"self_first_layer and region_threshold must be shares in [0, 1], got {found}")
-
-
-PROMPT_TO_PROMPT = ControlOptions(self_window=(0.0, 0.4), self_max_size=16, self_unconditional=False)
-"""Hertz et al. 2022 (arXiv 2208.01626), settings of the public notebook."""
-INSTRUCT_PIX2PIX = ControlOptions(cross_window=(0.0, 0.0), blend=LocalBlend(start=1.0))
-"""The pair maker of Brooks et al. 2022 (arXiv 2211.09800): self attention at all layers; the end of its window is drawn
-anew for each pair (`GenerateConfig.self_share`; there 0.1 to 0.9). Words only make the mask."""
-BLEND_ONLY = ControlOptions(cross_window=(0.0, 0.0), self_attention="none")
-"""Only local blend holds the edit to its source: nothing changes outside its region, and inside any shape may form."""
-IN_PLACE = ControlOptions(cross_window=(0.0, 0.8), swapped_window=(0.0, 0.2), self_attention="none")
-"""What is swapped keeps its place but not its shape; everything else keeps both."""
-MASACTRL = ControlOptions(
-    cross_window=(0.0, 0.0),
-    self_attention="mutual",
-    self_window=(0.08, 1.0),
-    self_first_layer=0.625,
-    blend=LocalBlend(start=1.0),
-)
-"""Cao et al. 2023 (arXiv 2304.08465): from step 4 of 50 and self-attention layer 10 of 16 on."""
 
 
 def _align(

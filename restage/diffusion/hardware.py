@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
 from restage.run.environment import BFLOAT16_FLAGS
 
-__all__ = ["bfloat16_autocast", "has_fast_bfloat16", "keep_freed_memory"]
+__all__ = ["bfloat16_autocast", "can_compile", "has_fast_bfloat16", "keep_freed_memory"]
 
 CUDA_CAPABILITY = (8, 0)
 """NVIDIA's Ampere: the first with bfloat16; those before it emulate it."""
@@ -31,6 +35,13 @@ def bfloat16_autocast(device: torch.device, *, is_wanted: bool | None = None) ->
     """Autocast to bfloat16; by default where the device computes in it natively."""
     is_enabled = has_fast_bfloat16(device) if is_wanted is None else is_wanted
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_enabled)
+
+
+def can_compile() -> bool:
+    """Return whether `torch.compile` finds what it needs for this CPU: a C++ compiler and Python's headers."""
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    has_compiler = any(name and shutil.which(name) for name in names)
+    return has_compiler and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from restage.diffusion.attention import num_self_layers
+from restage.diffusion.config import SamplerConfig
 from restage.diffusion.control import PairControl
 from restage.diffusion.sampling import Solver, initial_noise, latent_shape, step_noise
 from restage.diffusion.word_maps import WordMaps, blend_masks
@@ -22,33 +22,7 @@ from restage.records import InputError
 if TYPE_CHECKING:
     from restage.diffusion.backbone import Backbone, TextCondition
 
-__all__ = ["PairBatch", "PairStep", "SamplerConfig", "map_size_of", "sample_pairs"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """How trajectories are sampled."""
-
-    num_steps: int = 18
-    """UNet calls of a trajectory."""
-    solver: str = "dpmpp_2m"
-    """One of `sampling.SOLVERS`."""
-    guidance_window: tuple[float, float] = (0.0, 1.0)
-    """When guidance is on, in shares of the steps; a step without it costs half (limited interval guidance,
-    Kynkaanniemi et al. 2024, arXiv 2404.07724)."""
-    map_size: int | None = None
-    """Record word maps at cross-attention layers of this many pixels a side; None = the size nearest to 16 from above
-    that the UNet has."""
-    pad_to: int = 1
-    """Fill the rows of sources, and those of edits, with copies up to multiples of this, so that a compiled UNet meets
-    few sizes of batches and is seldom compiled anew."""
-
-    def __post_init__(self) -> None:
-        low, high = self.guidance_window
-        if self.num_steps < 1 or self.pad_to < 1:
-            raise InputError(f"num_steps and pad_to must be at least 1, got {self.num_steps} and {self.pad_to}")
-        if not 0 <= low <= high <= 1:
-            raise InputError(f"guidance_window must be two shares in [0, 1], low before high; got {(low, high)}")
+__all__ = ["PairBatch", "PairStep", "map_size_of", "sample_pairs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +96,8 @@ class _Trajectory:
         self.timesteps = backbone.schedule.timesteps(config.num_steps)
         self.solver = Solver(backbone.schedule, self.timesteps, config.solver, step_noise=self._step_noise)
         self.empty = backbone.encode_prompts([""])
+        from restage.diffusion.attention import num_self_layers  # loads diffusers, as the backbone has
+
         self.num_layers = num_self_layers(backbone.unet)
         self.maps: WordMaps | None = None
         regions = batch.control.self_attention.region_threshold > 0

@@ -10,10 +10,8 @@ import contextlib
 import copy
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,51 +22,14 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from restage.diffusion.config import TrainingConfig
 from restage.diffusion.hardware import bfloat16_autocast
 from restage.records import InputError, content_id, derive_seed, parse_json, write_atomically
 
-__all__ = ["LossFunction", "TrainingConfig", "TrainingStep", "draw_losses", "explicit_attention", "read_metrics"]
+__all__ = ["LossFunction", "TrainingStep", "draw_losses", "explicit_attention", "read_metrics"]
 __all__ += ["running_mean", "train"]
 
 STATE_NAME, METRICS_NAME = "state.pt", "metrics.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long and how fast to train."""
-
-    num_steps: int
-    """Steps in all; may be raised between two sessions as long as the cooldown has not begun."""
-    batch_size: int = 32
-    learning_rate: float = 4e-4
-    """AdamW's learning rate after the warm-up and before the cooldown."""
-    num_warmup_steps: int = 50
-    """Steps over which the learning rate rises linearly from zero."""
-    cooldown_share: float = 0.25
-    """Share of all steps, at the end, over which the learning rate falls linearly to zero (warm-up, stable, decay)."""
-    weight_decay: float = 0.01
-    ema_decay: float = 0.998
-    """Decay of the moving average of the weights that is kept in the end; less in the first steps."""
-    gradient_clip: float = 1.0
-    """Largest norm of the gradient."""
-    is_bf16: bool | None = None
-    """Whether losses are computed under bfloat16 autocast; None for where the device computes in it by itself."""
-    is_compiled: bool = False
-    """Whether the model goes through `torch.compile` (needs a C++ compiler): minutes at first, then faster steps."""
-    checkpoint_every_s: float = 120.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1 or self.batch_size < 1:
-            raise InputError(f"training needs steps and a batch, got {self.num_steps} steps of {self.batch_size}")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"expected a learning rate above 0, got {self.learning_rate}")
-
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of a step, 0 to num_steps - 1."""
-        warm = min(1.0, (step + 1) / max(1, self.num_warmup_steps))
-        cool = min(1.0, (self.num_steps - step) / max(1.0, self.cooldown_share * self.num_steps))
-        return self.learning_rate * warm * cool
 
 
 class TrainingStep(NamedTuple):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from restage.edit.config import EditConfig
 from restage.edit.editors import (
     NO_EDITOR,
     Editor,
@@ -20,7 +21,6 @@ from restage.edit.editors import (
     NoEditor,
     OpenEditors,
     SceneEditor,
-    check_editor,
 )
 from restage.edit.job import EditStep, Method, needs_editor
 from restage.edit.methods import METHODS
@@ -38,7 +38,7 @@ from restage.scenes.splats import Splats
 from restage.work.engine import settings_for, work_through
 from restage.work.task import EngineConfig, Facts, SetAside, Task, TaskQueue
 
-__all__ = ["EditConfig", "EditUnit", "EditWork", "OpenEdits", "editors_of", "list_units", "load_scene", "read_case"]
+__all__ = ["EditUnit", "EditWork", "OpenEdits", "editors_of", "list_units", "load_scene", "read_case"]
 __all__ += ["run_edit"]
 
 
@@ -178,38 +178,6 @@ class OpenEdits:
         """Returns ids of what else a result was made from."""
         is_trained = unit.editor == "edit_model"
         return {"model_sha256": self.editors.weights_id(self.settings.model) if is_trained else ""}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditConfig:
-    """The edits to make; the resolved settings of every method are part of it, and so of its id."""
-
-    methods: tuple[str, ...] = ("nothing", "replace_once", "idu", "restage")
-    """Names on the menu `METHODS`."""
-    editors: tuple[str, ...] = ("edit_model", "exact")
-    """Names that `check_editor` knows; every method that needs an editor runs with each."""
-    scenes: tuple[str, ...] = ()
-    """Names of scenes; empty for all that have edits."""
-    edits: tuple[str, ...] = ()
-    """Names of edits; empty for all."""
-    seeds: tuple[int, ...] = (0,)
-    """Each edit is made once with each."""
-    settings: Mapping[str, Method] = field(default_factory=dict)
-    """Settings of a method by its name, where they are not the defaults."""
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.methods) - set(METHODS))
-        if unknown:
-            raise InputError(f"unknown method {', '.join(unknown)}; choose from {', '.join(METHODS)}")
-        for editor in self.editors:
-            check_editor(editor)
-        if not self.methods or not self.editors or not self.seeds:
-            raise InputError("expected at least one method, one editor and one seed")
-        unused = sorted(set(self.settings) - set(self.methods))
-        if unused:
-            raise InputError(f"there are settings for {', '.join(unused)}, which is not among the methods to run")
-        resolved = {name: self.settings.get(name, METHODS[name]()) for name in self.methods}
-        object.__setattr__(self, "settings", resolved)
 
 
 def list_units(run_path: Path, config: EditConfig) -> list[EditUnit]:

@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from restage.pairs.config import CampaignConfig
 from restage.pairs.files import Files, LocalFiles
 from restage.pairs.store import done_indices
 from restage.pairs.tasks import Maker, OpenMaker, ShardWork, TaskPlan
 from restage.records import InputError, Progress, canonical_json, to_plain, write_json
 from restage.work.engine import TasksSetAside, WorkStopped, run_tasks, settings_for
-from restage.work.task import MAX_BUNDLE, EngineConfig, Event, Report, SetAside, Stepped, TaskQueue, Tick, WorkerLost
+from restage.work.task import MAX_BUNDLE, Event, Report, SetAside, Stepped, TaskQueue, Tick, WorkerLost
 from restage.work.worker import WorkerSettings
 
-__all__ = ["CampaignConfig", "Estimate", "Tally", "check_prompts", "make_missing"]
+__all__ = ["Estimate", "Tally", "check_prompts", "make_missing"]
 
 
 def seconds_text(seconds: float) -> str:
@@ -175,21 +176,6 @@ STATUS_S = 5.0
 """Seconds between two states of `campaign.json`, and between looks at the disk."""
 MIN_FREE_BYTES = 50_000_000
 """Free room below which nothing is begun."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CampaignConfig(EngineConfig):
-    """Where pairs are made, and what is to be said of it beforehand."""
-
-    cost_per_hour: float = 0.0
-    """Cost of one worker in any currency, from which the estimate says what an accepted pair costs."""
-    estimate_only: bool = False
-    """Stop after the estimate; the probe it is made from stays."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cost_per_hour < 0:
-            raise InputError(f"cost_per_hour must be at least 0, got {self.cost_per_hour}")
 
 
 def check_prompts(plan: TaskPlan, maker: OpenMaker) -> None:

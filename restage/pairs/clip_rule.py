@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from restage.pairs.config import CLIP_THRESHOLDS, PUBLISHED, PairRule
 from restage.pairs.encoding import ImagePair
-from restage.pairs.score import CLIP_THRESHOLDS, PUBLISHED, ImageTextModel, PairRule, PairScores, judge, score_pairs
+from restage.pairs.score import ImageTextModel, PairScores, judge, score_pairs
 from restage.prompts.grammar import sample_grammar_edit
 from restage.records import InputError, derive_seed, read_json, write_json
 from restage.run.models import CLIP_RULE

@@ -10,75 +10,31 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.diffusion.backbone import Backbone, can_compile
 from restage.diffusion.control import PairControl
-from restage.diffusion.control_options import BLEND_ONLY, IN_PLACE, ControlOptions, build_control
-from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pairs
+from restage.diffusion.control_options import build_control
+from restage.diffusion.pair_sampler import PairBatch, sample_pairs
 from restage.diffusion.sampling import invert_latents, latent_shape
 from restage.diffusion.word_maps import blend_masks
+from restage.pairs.config import GenerateConfig
 from restage.pairs.encoding import decode_picture, read_picture
-from restage.records import InputError, PromptPair, content_id, derive_seed, to_plain
+from restage.records import PromptPair, content_id, derive_seed, to_plain
 
-__all__ = ["GenerateConfig", "GeneratedPairs", "PairJob", "generate_pairs", "make_control", "make_jobs"]
+if TYPE_CHECKING:
+    from restage.diffusion.backbone import Backbone
+
+__all__ = ["GeneratedPairs", "PairJob", "generate_pairs", "make_control", "make_jobs"]
 
 SHAPE_KINDS = frozenset({"reshape", "add", "remove", "resize", "move"})
 """Kinds of edit that change the outlines of objects."""
-COMPILED_FROM = 2000
-"""Number of pairs in a run at which compiling saves more time than it takes."""
 PAD_COMPILED = 8
 """The number of rows in a batch for a compiled UNet is a multiple of this."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
-    """How pairs are sampled."""
-
-    sampler: SamplerConfig = SamplerConfig()
-    """Solver, number of steps, and the steps with guidance."""
-    guidance: float = 4.0
-    """Strength of classifier-free guidance; 1 = none."""
-    control: ControlOptions = ControlOptions()
-    """How edits are held to their sources; the end of `self_window` is drawn for each pair (see `self_share`)."""
-    shape_control: ControlOptions | None = BLEND_ONLY
-    """The same for pairs of the `SHAPE_KINDS` that name words: the source's attention, which `control` keeps, would
-    hold an object to its old outline. None = `control` for all."""
-    reshape_control_of_pictures: ControlOptions | None = IN_PLACE
-    """The same for reshapes of a given picture, whose layout the model would not have chosen, so that everything else
-    is held in place. None = `shape_control`."""
-    inversion_iterations: int = 2
-    """Number of UNet evaluations for each step back from a given picture to noise."""
-    is_removal_reversed: bool = True
-    """Whether removals without a picture are made as additions whose pictures change places: a thing removed by
-    attention control leaves its outline in the attention of all other words, and something else grows there."""
-    self_share: tuple[float, float] = (0.3, 0.7)
-    """Lowest and highest share of the steps with the source's self attention; each pair draws its own share in between,
-    as the pair maker of InstructPix2Pix does (there from 0.1 to 0.9)."""
-    batch_size: int = 16
-    """Number of pairs in a UNet call; pairs of one source caption and sample share their source."""
-    is_compiled: bool | None = None
-    """Whether to compile the UNet, which takes some minutes in each process and is faster afterwards. None: in runs of
-    at least 2000 pairs, on machines that can."""
-
-    def __post_init__(self) -> None:
-        low, high = self.self_share
-        if not 0 <= low <= high <= 1:
-            raise InputError(f"shares of steps must lie in [0, 1], low before high; got {self.self_share}")
-        if self.batch_size < 1 or self.inversion_iterations < 1:
-            counts = f"{self.batch_size} and {self.inversion_iterations}"
-            raise InputError(f"batch_size and inversion_iterations must be at least 1, got {counts}")
-
-    def for_run(self, num_pairs: int) -> GenerateConfig:
-        """Decide what depends on the length of the run and on this machine."""
-        if self.is_compiled is not None:
-            return self
-        return dataclasses.replace(self, is_compiled=num_pairs >= COMPILED_FROM and can_compile())
 
 
 @dataclass(frozen=True, kw_only=True)

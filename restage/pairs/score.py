@@ -8,7 +8,6 @@ what the one before held; readers follow the last version.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -20,10 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from restage.pairs.config import CLIP_THRESHOLDS, PairRule
 from restage.pairs.files import Files
 from restage.records import InputError, PromptPair, canonical_json, content_id, parse_json, seal, to_plain
 
-__all__ = ["PUBLISHED", "ImageTextModel", "PairRule", "PairScores", "judge", "score_pairs"]
+__all__ = ["ImageTextModel", "PairScores", "judge", "score_pairs"]
 
 
 @runtime_checkable
@@ -50,48 +50,6 @@ class PairScores(NamedTuple):
     target_text: float  # similarity of the edited picture and its caption
     change: float  # mean absolute difference of the pictures, in [0, 1]
     mask_share: float  # share of the picture that was allowed to change, in [0, 1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairRule:
-    """Which pairs are accepted."""
-
-    version: int = 1
-    """Raised whenever the same settings come to mean something else."""
-    min_image_similarity: float | None = None
-    """Similarity of the two pictures below which they are too different. None: what suits the CLIP (`clip_rule`)."""
-    min_direction_similarity: float | None = None
-    """Similarity of the steps between pictures and captions below which the edit is not the one asked for. None: what
-    suits the CLIP."""
-    min_text_similarity: float | None = None
-    """Similarity of each picture and its caption below which the picture does not show it. None: what suits the
-    CLIP."""
-    min_change: float = 0.004
-    """Mean absolute difference below which nothing was edited."""
-    min_mask_share: float = 0.002
-    """Share of the picture below which the mask is empty."""
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.min_change <= 1 and 0 <= self.min_mask_share <= 1):
-            raise InputError(f"min_change and min_mask_share must be in [0, 1], got {self}")
-        if not all(math.isfinite(getattr(self, name) or 0) for name in CLIP_THRESHOLDS):
-            raise InputError(f"thresholds must be numbers, got {self}")
-
-    @property
-    def has_thresholds(self) -> bool:
-        """Whether all thresholds on CLIP are named."""
-        return None not in (self.min_image_similarity, self.min_direction_similarity, self.min_text_similarity)
-
-    def filled(self, other: PairRule) -> PairRule:
-        """Return the rule with the thresholds of another one where it names none."""
-        open_ = [name for name in CLIP_THRESHOLDS if getattr(self, name) is None]
-        return dataclasses.replace(self, **{name: getattr(other, name) for name in open_})
-
-
-CLIP_THRESHOLDS = ("min_image_similarity", "min_direction_similarity", "min_text_similarity")
-"""Settings of a rule that depend on the CLIP."""
-PUBLISHED = PairRule(min_image_similarity=0.7, min_direction_similarity=0.2, min_text_similarity=0.2)
-"""The thresholds of InstructPix2Pix's public code, which are for OpenAI's CLIPs."""
 
 
 def _direction_similarity(image_step: Tensor, text_step: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from restage.pairs.campaign import CampaignConfig, check_prompts, make_missing
+from restage.pairs.campaign import check_prompts, make_missing
+from restage.pairs.config import CampaignConfig, PairRule, PairsConfig
 from restage.pairs.encoding import MAX_CELLS, write_sheet
 from restage.pairs.files import Files, LocalFiles, open_files, point_to_store
-from restage.pairs.score import NOT_STORED, PairRule, current_rule, rule_id, set_rule
+from restage.pairs.score import NOT_STORED, current_rule, rule_id, set_rule
 from restage.pairs.store import PairReader, done_shards, read_rows_at, shard_name, write_manifest
-from restage.pairs.tasks import Maker, PairsConfig, TaskPlan, read_plan
+from restage.pairs.tasks import Maker, TaskPlan, read_plan
 from restage.prompts.store import read_prompts
 from restage.records import InputError, Progress, content_id, read_json
 from restage.run.folder import RunFolder

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from restage.pairs.config import PairRule
 from restage.pairs.encoding import (
     MAX_FILE_BYTES,
     PREVIEW,
@@ -31,7 +32,7 @@ from restage.pairs.encoding import (
     write_tar,
 )
 from restage.pairs.files import Files, LocalFiles, Place, open_files
-from restage.pairs.score import PairRule, PairScores, current_rule, mark_left_out, read_left_out, rule_id, verdict_of
+from restage.pairs.score import PairScores, current_rule, mark_left_out, read_left_out, rule_id, verdict_of
 from restage.records import InputError, from_plain, parse_json, seal, write_atomically
 
 __all__ = ["Mark", "PairReader", "done_shards", "iter_rows", "read_pairs", "read_rows", "write_manifest", "write_shard"]

@@ -11,20 +11,23 @@ import socket
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from restage.diffusion.backbone import Backbone
 from restage.diffusion.hardware import keep_freed_memory
+from restage.pairs.config import GenerateConfig, PairRule, PairsConfig
 from restage.pairs.encoding import PREVIEW, EncodedPair, ImagePair, encode_pair, make_preview, pixel_sha256
 from restage.pairs.files import Files, open_files
-from restage.pairs.generate import GenerateConfig, GeneratedPairs, PairJob, generate_pairs, make_control, make_jobs
-from restage.pairs.score import ImageTextModel, PairRule, PairScores, judge, rule_id, score_pairs
+from restage.pairs.generate import GeneratedPairs, PairJob, generate_pairs, make_control, make_jobs
+from restage.pairs.score import ImageTextModel, PairScores, judge, rule_id, score_pairs
 from restage.pairs.store import prompt_columns, read_mark, write_shard
 from restage.records import InputError, Progress, PromptPair, canonical_json, content_id, parse_json, seal, to_plain
 from restage.run.models import ASSETS, folder_sha256
 from restage.work.task import Facts, Task
 
-__all__ = ["LoadedMaker", "Maker", "ModelMaker", "PairTask", "PairsConfig", "ShardWork", "TaskPlan", "read_plan"]
+if TYPE_CHECKING:
+    from restage.diffusion.backbone import Backbone
+
+__all__ = ["LoadedMaker", "Maker", "ModelMaker", "PairTask", "ShardWork", "TaskPlan", "read_plan"]
 
 PACKAGE = "package:"
 """Prefix of a path within `restage/assets`, wherever that lies on a machine."""
@@ -133,25 +136,6 @@ def _here(folder: str) -> Path:
 
 
 PLAN_FILE = "plan.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairsConfig:
-    """How a run makes its image pairs."""
-
-    generate: GenerateConfig = GenerateConfig()
-    """How they are sampled."""
-    rule: PairRule = PairRule()
-    """Which are accepted."""
-    samples_per_prompt: int = 1
-    """Pairs that are made of each prompt pair, each from its own noise."""
-    pairs_per_shard: int = 16
-    """Pairs in a shard, accepted or not: what a kill costs at most. In a campaign: a few minutes' worth."""
-
-    def __post_init__(self) -> None:
-        if self.samples_per_prompt < 1 or self.pairs_per_shard < 1:
-            counts = f"{self.samples_per_prompt}, {self.pairs_per_shard}"
-            raise InputError(f"samples_per_prompt and pairs_per_shard must be at least 1, got {counts}")
 
 
 PairTask = Task[tuple[PairJob, ...]]

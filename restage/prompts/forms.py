@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import beta as beta_distribution
 
 from restage.records import InputError, derive_seed
 from restage.world.grammar import EDIT_KINDS, KINDS, SIZES, TIMES
@@ -235,6 +234,8 @@ def _arm(form: Form, evidence: _Evidence, config: FormsConfig, originals: frozen
         parent = _arm(form.parent, evidence, config, originals)
         prior_mean, strength = parent.mean, config.prior_strength
     accepted, rejected = _count(form, evidence)
+    from scipy.stats import beta as beta_distribution  # a second of import, which only learning needs
+
     alpha, beta = strength * prior_mean + accepted, strength * (1 - prior_mean) + rejected
     lower = float(beta_distribution.ppf(config.lower_quantile, alpha, beta))
     return Arm(form, form in originals, accepted, rejected, alpha, beta, lower)

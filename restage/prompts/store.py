@@ -23,7 +23,6 @@ from restage.records import (
     to_plain,
     write_atomically,
 )
-from restage.scenes.io.images import path_inside, read_image
 
 __all__ = ["PICTURES", "copy_pictures", "iterate_prompts", "open_lines", "pair_of_record", "prompt_line"]
 __all__ += ["read_prompts", "write_prompts"]
@@ -130,6 +129,8 @@ def copy_pictures(
     pairs: Sequence[PromptPair], folder: Path, *, to: Path
 ) -> Iterator[Progress | tuple[PromptPair, ...]]:
     """Copy the pictures, which lie in or below `folder`; yields progress, and last the pairs with the copies' names."""
+    from restage.scenes.io.images import path_inside, read_image  # loads torch, which prompts alone do not need
+
     names: dict[str, str] = {"": ""}
     asked = sorted({pair.picture for pair in pairs} - {""})
     for done, name in enumerate(asked, start=1):

@@ -16,9 +16,10 @@ from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, IMAGES, MASKS, TRANSFO
 from restage.scenes.capture import turn_upright
 from restage.scenes.config import FitConfig
 from restage.scenes.io import read_capture, write_capture
+from restage.world.config import CaptureConfig, WorldConfig
 from restage.world.grammar import Description, Edit
 from restage.world.render import render_view
-from restage.world.stage import CaptureConfig, WorldConfig, edit_name, make_scene, sample_scene
+from restage.world.stage import edit_name, make_scene, sample_scene
 
 __all__ = ["FolderScene", "WorldScene", "sample_world_scenes"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
-from restage.compare.judges import CompareConfig
+from restage.compare.config import CompareConfig
 from restage.edit.editors import NO_EDITOR, MenuEditor, SceneEditor
 from restage.edit.job import Method
 from restage.edit.stage import EditUnit, editors_of

@@ -5,7 +5,6 @@ A batch is a function of (seed, step) alone, so that training can go on anywhere
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,49 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from restage.diffusion.schedule import Schedule
-from restage.records import InputError, derive_seed
+from restage.records import derive_seed
+from restage.train.config import ExampleMix, LossWeights
 from restage.train.examples import Examples
 
-__all__ = ["EditBatch", "ExampleMix", "LossWeights", "edit_loss", "sample_edit_batch"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExampleMix:
-    """The forms in which examples are shown."""
-
-    drop_text: float = 0.05
-    """Share of examples without instruction (InstructPix2Pix: 0.05)."""
-    drop_image: float = 0.05
-    """Share of examples without original (InstructPix2Pix: 0.05)."""
-    drop_both: float = 0.05
-    """Share of examples with neither (InstructPix2Pix: 0.05)."""
-    mirror_share: float = 0.5
-    """Share shown mirrored, among pairs whose texts name no side; at 0 no mirror images are encoded."""
-    backwards_share: float = 0.5
-    """Share shown in reverse, from the edited picture back, among pairs that say how to undo the edit."""
-    identity_share: float = 0.05
-    """Share in which nothing is to change: the edit is asked for again, or 'change nothing'; the mask is empty."""
-
-    def __post_init__(self) -> None:
-        dropped = (self.drop_text, self.drop_image, self.drop_both)
-        shares = (*dropped, self.mirror_share, self.backwards_share, self.identity_share)
-        if not all(0 <= share <= 1 for share in shares) or sum(dropped) > 1:
-            raise InputError(f"shares of examples must lie in [0, 1] and those dropped add up to at most 1; got {self}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossWeights:
-    """The weights of the parts of the loss."""
-
-    mask: float = 0.1
-    """Weight of the mask's binary cross-entropy (in nats, mean over pixels); the noise loss has weight 1."""
-    changed: float = 0.0
-    """Extra weight of the noise loss on changed pixels: a pixel weighs 1 + changed * mask, divided by the batch's
-    mean."""
-
-    def __post_init__(self) -> None:
-        if self.mask < 0 or self.changed < 0:
-            raise InputError(f"weights of the loss must not be negative, got {self}")
+__all__ = ["EditBatch", "edit_loss", "sample_edit_batch"]
 
 
 class EditBatch(NamedTuple):

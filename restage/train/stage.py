@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +19,15 @@ from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.edit_models import add_mask_output, load_edit_model, save_edit_model, widen_unet
 from restage.diffusion.editor import EditModel
 from restage.diffusion.loading import read_config
-from restage.diffusion.training import TrainingConfig, draw_losses, train
+from restage.diffusion.training import draw_losses, train
 from restage.records import InputError, Progress, content_id, derive_seed
 from restage.run.folder import RunFolder
-from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
+from restage.train.batches import edit_loss, sample_edit_batch
 from restage.train.chunks import hash_tensors
+from restage.train.config import TrainConfig, default_training
 from restage.train.examples import TrainingPair, encode_examples
 
-__all__ = [
-    "TrainConfig",
-    "load_start",
-    "run_train",
-    "train_edit_model",
-]
-
-
-def _default_training() -> TrainingConfig:
-    return TrainingConfig(num_steps=600, batch_size=32, learning_rate=2e-4)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train an edit model."""
-
-    training: TrainingConfig = field(default_factory=_default_training)
-    """Length, learning rates and precision."""
-    mix: ExampleMix = field(default_factory=ExampleMix)
-    """The forms in which examples are shown."""
-    weights: LossWeights = field(default_factory=LossWeights)
-    """The weights of the parts of the loss."""
-    noise_shift: float = 1.0
-    """Shift s of the noise levels in training, which are higher above 1: t = s u / (1 + (s - 1) u) for uniform u (Esser
-    et al. 2024, arXiv 2403.03206, equation 23). 1 is InstructPix2Pix's uniform draw."""
-    train_text_encoder: bool = False
-    """Whether the text encoder is trained, too, and saved with the model. InstructPix2Pix keeps it as it is, since CLIP
-    has read all of English; an encoder that has only read captions does not know the words of instructions."""
-
-    def __post_init__(self) -> None:
-        if not self.noise_shift > 0:
-            raise InputError(f"the shift of noise levels must be above 0, got {self.noise_shift}")
+__all__ = ["load_start", "run_train", "train_edit_model"]
 
 
 def load_start(folder: Path, device: str = "cpu") -> Backbone | EditModel:
@@ -124,7 +93,7 @@ def train_edit_model(
         model = dataclasses.replace(model, backbone=backbone, has_own_text_encoder=True)
         trained = _UnetAndText(model.unet, text_encoder)
     trained.requires_grad_(True)
-    same = dataclasses.replace(config, training=_default_training())  # the loop compares that part itself
+    same = dataclasses.replace(config, training=default_training())  # the loop compares that part itself
     made_from = content_id("train", [same, model.condition_scale, hash_tensors(trained.state_dict()), examples.id])
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:

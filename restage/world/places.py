@@ -12,14 +12,16 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray as Array
 
-from restage.scenes.cameras import Cameras
 from restage.world.description import COLORS, KINDS, PATTERNS, SIZES, TOWARD_SUN, Description, Place, SceneObject
+
+if TYPE_CHECKING:
+    from restage.scenes.cameras import Cameras
 
 __all__ = ["RELATIONS", "can_carry", "carriers", "find_objects", "gap_between", "holds", "holds_in_picture", "name_of"]
 __all__ += ["object_words", "phrase_of", "places_of", "possible_places", "read_place"]

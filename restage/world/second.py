@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from restage.records import InputError, PromptPair, derive_seed
-from restage.scenes.cameras import Cameras
 from restage.world import grammar
 from restage.world.description import COLORS, GROUNDS, KINDS, PATTERNS, TIMES, Description, Edit, Place, SceneObject
 from restage.world.looks import HELD_OUT_PATTERNS, MIN_CONTRAST, Look, color_distance, sample_look
@@ -28,6 +28,9 @@ from restage.world.places import (
     places_of,
     possible_places,
 )
+
+if TYPE_CHECKING:
+    from restage.scenes.cameras import Cameras
 
 __all__ = ["EDIT_KINDS", "caption_of", "choose_place", "possible_kinds", "prompt_pair_of", "reference_scene"]
 __all__ += ["sample_description", "sample_edit", "sample_place"]

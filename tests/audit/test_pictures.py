@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from restage.audit.records import RecordsResult, check_pictures, check_records
-from restage.compare.judges import CompareConfig
+from restage.compare.config import CompareConfig
 from restage.records import read_json
 from restage.run.folder import RunFolder
 from restage.scores.rows import read_scores, write_scores

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
-from restage.compare.judges import WIDTHS, CompareConfig, Judges, alexnet_features, load_dino, load_lpips, open_judges
+from restage.compare.config import CompareConfig
+from restage.compare.judges import WIDTHS, Judges, alexnet_features, load_dino, load_lpips, open_judges
 from restage.compare.measure import MEASURED, CaseViews, ResultViews, embed_before, measure_result
 from restage.records import InputError
 from restage.scores.definitions import COST_METRICS, METRICS

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from restage.compare.config import CompareConfig
 from restage.compare.metrics import progress
-from restage.compare.stage import CompareConfig, find_results, run_compare
+from restage.compare.stage import find_results, run_compare
 from restage.edit.editors.grade import grade_views, write_grade_truth
 from restage.edit.pictures import quantize, read_image, read_mask, write_image, write_mask
 from restage.records import EditCase, EditRequest, InputError, Score, write_json

@@ -3,14 +3,15 @@ from pathlib import Path
 
 import pytest
 
+from restage.edit.config import EditConfig
 from restage.edit.methods import ReplaceOnce
-from restage.edit.stage import EditConfig
 from restage.records import write_json
 from restage.run.folder import open_run
 from restage.scenes.config import FitConfig, ScenesConfig
 from restage.scenes.stage import run_scenes
-from restage.train.stage import TrainConfig
-from restage.world.stage import CaptureConfig, WorldConfig, run_world
+from restage.train.config import TrainConfig
+from restage.world.config import CaptureConfig, WorldConfig
+from restage.world.stage import run_world
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from restage.diagnose.parts import PairPool, mix_pairs
+from restage.pairs.config import PUBLISHED
 from restage.pairs.encoding import ImagePair, pixel_sha256
 from restage.pairs.files import open_files
-from restage.pairs.score import PUBLISHED, set_rule
+from restage.pairs.score import set_rule
 from restage.pairs.store import write_shard
 from restage.records import PromptPair
 

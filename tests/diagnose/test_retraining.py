@@ -15,10 +15,11 @@ from restage.diagnose.cases import find_cases
 from restage.diagnose.parts import RunParts, differing_training
 from restage.diagnose.trials import Attempt, DiagnosisWork, Trials
 from restage.diagnose.workbench import Mix, Workbench
-from restage.diffusion.training import TrainingConfig
+from restage.diffusion.config import TrainingConfig
+from restage.pairs.config import PUBLISHED
 from restage.pairs.encoding import ImagePair, pixel_sha256
 from restage.pairs.files import open_files, point_to_store
-from restage.pairs.score import PUBLISHED, set_rule
+from restage.pairs.score import set_rule
 from restage.pairs.store import write_shard
 from restage.records import PromptPair, read_json
 from restage.run.folder import open_run
@@ -26,7 +27,8 @@ from restage.run.models import models_in
 from restage.scenes.config import FitConfig, ScenesConfig
 from restage.scenes.io import read_capture, write_capture
 from restage.scenes.stage import run_scenes
-from restage.train.stage import TrainConfig, run_train
+from restage.train.config import TrainConfig
+from restage.train.stage import run_train
 from restage.work.engine import settings_for, work_through
 from restage.work.task import EngineConfig, Task, TaskQueue
 from tests.tiny_models import write_tiny_models

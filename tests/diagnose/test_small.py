@@ -7,7 +7,7 @@ from restage.diagnose.small import SmallConfig, changed, read_changes
 from restage.edit.methods import Restage
 from restage.records import InputError, to_plain, write_json
 from restage.scenes.config import FitConfig
-from restage.train.stage import TrainConfig
+from restage.train.config import TrainConfig
 
 
 @pytest.mark.parametrize("config", [FitConfig(steps=7, time_budget_s=3.0), SmallConfig().train, SmallConfig().pairs])

@@ -5,15 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from restage.diffusion.config import INSTRUCT_PIX2PIX, MASACTRL, PROMPT_TO_PROMPT, ControlOptions, LocalBlend
 from restage.diffusion.control import PairControl
-from restage.diffusion.control_options import (
-    INSTRUCT_PIX2PIX,
-    MASACTRL,
-    PROMPT_TO_PROMPT,
-    ControlOptions,
-    LocalBlend,
-    build_control,
-)
+from restage.diffusion.control_options import build_control
 from tests.diffusion.explicit import Controller
 from tests.diffusion.tiny import tiny_tokenizer
 

@@ -20,7 +20,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from restage.diffusion.alignment import CaptionsDiffer, align_phrases, align_swaps, find_tokens
-from restage.diffusion.control_options import ControlOptions
+from restage.diffusion.config import ControlOptions
 from restage.diffusion.sampling import initial_noise, step_noise
 
 STORED_SIZE = 32

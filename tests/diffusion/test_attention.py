@@ -8,8 +8,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
 from restage.diffusion.attention import controlled, num_self_layers
+from restage.diffusion.config import ControlOptions
 from restage.diffusion.control import PairControl
-from restage.diffusion.control_options import ControlOptions
 from restage.diffusion.word_maps import WordMaps
 from restage.records import InputError
 from tests.diffusion.cases import CASES, GRASS, Case

@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 import torch
 
+from restage.diffusion.config import MASACTRL, ControlOptions, LocalBlend
 from restage.diffusion.control import INJECT, MUTUAL, NO_SELF
-from restage.diffusion.control_options import MASACTRL, ControlOptions, LocalBlend, _self, build_control
+from restage.diffusion.control_options import _self, build_control
 from restage.records import InputError, content_id, to_plain
 from tests.diffusion.tiny import tiny_tokenizer
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from miniature.sampling import sample_latents
+from restage.diffusion.config import ControlOptions, LocalBlend, SamplerConfig
 from restage.diffusion.control import PairControl
-from restage.diffusion.control_options import ControlOptions, LocalBlend
-from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, map_size_of, sample_pairs
+from restage.diffusion.pair_sampler import PairBatch, map_size_of, sample_pairs
 from restage.diffusion.word_maps import blend_masks
 from restage.records import InputError
 from tests.diffusion.cases import CASES, Case

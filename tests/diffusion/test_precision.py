@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from miniature import autoencoder, pictures
 from miniature.command import MiniatureConfig, train_miniature, without_denormals
 from restage.diffusion import hardware
+from restage.diffusion.config import TrainingConfig
 from restage.diffusion.edit_models import widen_unet
 from restage.diffusion.editor import EditModel, EditSettings, edit_images
-from restage.diffusion.training import TrainingConfig, train
+from restage.diffusion.training import train
 from restage.records import Progress
 from tests.train.tiny import tiny_backbone
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from restage.diffusion.control_options import MASACTRL, PROMPT_TO_PROMPT, ControlOptions, LocalBlend
-from restage.diffusion.pair_sampler import SamplerConfig, sample_pairs
+from restage.diffusion.config import MASACTRL, PROMPT_TO_PROMPT, ControlOptions, LocalBlend, SamplerConfig
+from restage.diffusion.pair_sampler import sample_pairs
 from restage.diffusion.word_maps import blend_masks
 from tests.diffusion.cases import BALL, BALL_SWAPS, BLEND, CASES, Case
 from tests.diffusion.explicit import explicit_steps, is_cross_on, is_self_on

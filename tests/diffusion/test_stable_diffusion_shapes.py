@@ -15,9 +15,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from restage.diffusion.attention import attention_layers
 from restage.diffusion.backbone import load_backbone
+from restage.diffusion.config import ControlOptions, LocalBlend, SamplerConfig
 from restage.diffusion.control import PairControl
-from restage.diffusion.control_options import ControlOptions, LocalBlend
-from restage.diffusion.pair_sampler import PairBatch, SamplerConfig, sample_pairs
+from restage.diffusion.pair_sampler import PairBatch, sample_pairs
 from tests.diffusion.cases import CASES
 from tests.diffusion.explicit import explicit_steps
 from tests.diffusion.tiny import tiny_tokenizer

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from miniature.text_to_image import build_unet
-from restage.diffusion.training import TrainingConfig, explicit_attention, read_metrics, train
+from restage.diffusion.config import TrainingConfig
+from restage.diffusion.training import explicit_attention, read_metrics, train
 from restage.records import InputError
 
 

@@ -4,10 +4,11 @@ import json
 import pytest
 import torch
 
+from restage.edit.config import EditConfig
 from restage.edit.editors import Edited
 from restage.edit.methods import Nothing, ReplaceOnce, Restage
 from restage.edit.results import edit_scene, orbit_cameras
-from restage.edit.stage import EditConfig, list_units, run_edit
+from restage.edit.stage import list_units, run_edit
 from restage.records import EditCase, InputError, write_json
 from restage.run.folder import RunFolder
 from restage.scenes.cameras import project_points

@@ -21,7 +21,7 @@ from miniature.probe import Probe
 from miniature.probe_pictures import FIRST_KIND_CLASS
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.clip import Clip, load_clip
-from restage.diffusion.pair_sampler import SamplerConfig
+from restage.diffusion.config import SamplerConfig
 from restage.records import InputError
 from restage.world.grammar import KINDS, Description, Edit, SceneObject
 from tests.tiny_models import write_tiny_models

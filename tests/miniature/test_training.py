@@ -22,14 +22,14 @@ from miniature.rendered_pairs import PAIR_KINDS, TURNED, render_pairs, write_pic
 from miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.diffusion.backbone import Backbone, load_backbone, load_vae, save_backbone, save_tokenizer
 from restage.diffusion.clip import load_clip
+from restage.diffusion.config import SamplerConfig, TrainingConfig
 from restage.diffusion.edit_models import load_edit_model
-from restage.diffusion.pair_sampler import SamplerConfig
 from restage.diffusion.schedule import Schedule
-from restage.diffusion.training import LossFunction, TrainingConfig, read_metrics
+from restage.diffusion.training import LossFunction, read_metrics
 from restage.edit.pictures import read_image
 from restage.pairs.clip_rule import MIN_PAIRS, calibrate, read_clip_rule
+from restage.pairs.config import GenerateConfig
 from restage.pairs.encoding import ImagePair
-from restage.pairs.generate import GenerateConfig
 from restage.prompts.store import read_prompts
 from restage.records import InputError, Progress
 from restage.run.models import models_in

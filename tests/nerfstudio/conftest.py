@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from restage.records import EditCase, read_json
-from restage.world.stage import CaptureConfig, WorldConfig, make_scene, sample_scene
+from restage.world.config import CaptureConfig, WorldConfig
+from restage.world.stage import make_scene, sample_scene
 
 if importlib.util.find_spec("nerfstudio"):  # elsewhere other tests do compile
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nerfstudio compiles a 4x4 inverse, which takes a minute

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from restage.pairs.config import VerifyConfig
 from restage.pairs.encoding import ImagePair, make_preview
 from restage.pairs.score import PairScores, score_pairs
 from restage.pairs.store import write_manifest, write_shard
-from restage.pairs.verify.check import VerifyConfig, check_pairs
+from restage.pairs.verify.check import check_pairs
 from restage.pairs.verify.shards import Finding
 from restage.records import PromptPair, derive_seed
 from restage.run.folder import RunFolder

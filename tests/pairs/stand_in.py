@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from restage.pairs.generate import GenerateConfig, GeneratedPairs, PairJob
-from restage.pairs.score import PairRule, PairScores
-from restage.pairs.stage import PairsConfig
+from restage.pairs.config import GenerateConfig, PairRule, PairsConfig
+from restage.pairs.generate import GeneratedPairs, PairJob
+from restage.pairs.score import PairScores
 from restage.pairs.tasks import Made
 from restage.prompts.store import write_prompts
 from restage.records import InputError, PromptPair

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from restage.pairs import campaign, stage
-from restage.pairs.campaign import CampaignConfig
+from restage.pairs.config import CampaignConfig
 from restage.pairs.files import LocalFiles
 from restage.pairs.stage import run_campaign
 from restage.pairs.store import done_indices, drop_shard, read_rows

@@ -9,10 +9,10 @@ import torch
 from restage.commands.pairs import build_calibrate
 from restage.diffusion.clip import load_clip
 from restage.pairs.clip_rule import calibrate, exact_pairs, read_clip_rule, rule_for
+from restage.pairs.config import PAIRS, PUBLISHED, PairRule, PairsConfig
 from restage.pairs.encoding import ImagePair
-from restage.pairs.score import PUBLISHED, PairRule, PairScores, judge
-from restage.pairs.tasks import PairsConfig
-from restage.recipes import PAIRS, RULE, demo_config
+from restage.pairs.score import PairScores, judge
+from restage.recipes import RULE, demo_config
 from restage.records import InputError, PromptPair, content_id
 from restage.run.models import ASSETS, folder_sha256, models_in
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from restage.pairs.config import ImportConfig
 from restage.pairs.encoding import encode_pair
 from restage.pairs.exchange import FORMATS
-from restage.pairs.exchange.bring_in import ImportConfig, import_folder
+from restage.pairs.exchange.bring_in import import_folder
 from restage.pairs.exchange.export import export_pairs
 from restage.pairs.exchange.foreign import ForeignPair, PairFormat
 from restage.pairs.files import open_files

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from restage.pairs.exchange.bring_in import ImportConfig, import_folder
+from restage.pairs.config import ImportConfig
+from restage.pairs.exchange.bring_in import import_folder
 from restage.pairs.store import done_shards, read_pairs, read_rows
 from restage.records import InputError
 from restage.run.folder import open_run

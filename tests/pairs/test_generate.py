@@ -6,16 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from restage.diffusion.pair_sampler import SamplerConfig
+from restage.diffusion.config import SamplerConfig
+from restage.pairs.config import COMPILED_FROM, GenerateConfig
 from restage.pairs.encoding import decode_picture
-from restage.pairs.generate import (
-    COMPILED_FROM,
-    GenerateConfig,
-    generate_pairs,
-    make_control,
-    make_jobs,
-    reversed_prompt,
-)
+from restage.pairs.generate import generate_pairs, make_control, make_jobs, reversed_prompt
 from restage.records import InputError, PromptPair
 from tests.pairs.tiny import PROMPTS, tiny_model
 
@@ -109,10 +103,10 @@ def test_only_long_runs_on_machines_that_can_are_compiled(monkeypatch):
     def decided(num_pairs, **changes):
         return dataclasses.replace(CONFIG, **changes).for_run(num_pairs).is_compiled
 
-    monkeypatch.setattr("restage.pairs.generate.can_compile", lambda: True)
+    monkeypatch.setattr("restage.diffusion.hardware.can_compile", lambda: True)
     assert decided(COMPILED_FROM) and not decided(COMPILED_FROM - 1)
     assert decided(1, is_compiled=True) and not decided(COMPILED_FROM, is_compiled=False)
-    monkeypatch.setattr("restage.pairs.generate.can_compile", lambda: False)
+    monkeypatch.setattr("restage.diffusion.hardware.can_compile", lambda: False)
     assert not decided(COMPILED_FROM)
 
 

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from restage.pairs.config import PUBLISHED
 from restage.pairs.encoding import encode_pair
 from restage.pairs.exchange.export import export_pairs
 from restage.pairs.files import open_files
-from restage.pairs.score import PUBLISHED, current_rule, read_left_out, set_rule
+from restage.pairs.score import current_rule, read_left_out, set_rule
 from restage.pairs.store import done_indices, done_shards, read_pairs, read_rows
 from restage.pairs.tasks import read_plan
 from restage.records import InputError, seal
@@ -203,7 +204,7 @@ def test_names_that_only_look_like_marks_are_no_shards(folder):
 
 @pytest.mark.parametrize("name", ["plan.json", "rule.json"])
 def test_a_deleted_record_of_a_campaign_is_named(tmp_path, name):
-    from restage.pairs.campaign import CampaignConfig
+    from restage.pairs.config import CampaignConfig
     from restage.pairs.stage import run_campaign
 
     list(run_campaign(open_run(tmp_path), stand_in_config(), StandIn(), CampaignConfig()))

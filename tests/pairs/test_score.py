@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from restage.pairs.score import PUBLISHED, PairRule, PairScores, judge, score_pairs
+from restage.pairs.config import PUBLISHED, PairRule
+from restage.pairs.score import PairScores, judge, score_pairs
 from restage.records import InputError
 from tests.pairs.tiny import PROMPTS
 

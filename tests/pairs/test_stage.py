@@ -4,8 +4,7 @@ import itertools
 import pytest
 from PIL import Image
 
-from restage.pairs.score import PUBLISHED
-from restage.pairs.stage import PairsConfig
+from restage.pairs.config import PUBLISHED, PairsConfig
 from restage.pairs.store import done_shards, read_pairs, read_rows
 from restage.records import InputError
 from tests.pairs.tiny import LENIENT, PROMPTS, WordlessClip, open_run, run_pairs, tiny_config, tiny_model

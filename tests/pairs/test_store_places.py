@@ -7,11 +7,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from restage.cli import run
-from restage.pairs.campaign import CampaignConfig
+from restage.pairs.config import PUBLISHED, CampaignConfig, PairRule
 from restage.pairs.encoding import encode_pair, pixel_sha256
 from restage.pairs.exchange.export import export_pairs
 from restage.pairs.files import LocalFiles, RemoteFiles, UnnamedStore, open_files, point_to_store
-from restage.pairs.score import PUBLISHED, PairRule
 from restage.pairs.stage import rejudge_pairs, run_campaign
 from restage.pairs.store import done_indices, done_shards, has_shard, read_pairs, read_rows, write_shard
 from restage.pairs.verify.repair import repair_pairs

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from restage.pairs.config import PUBLISHED
 from restage.pairs.files import open_files
-from restage.pairs.score import PUBLISHED, read_left_out, set_rule
+from restage.pairs.score import read_left_out, set_rule
 from restage.pairs.store import drop_shard, read_pairs, read_rows, write_manifest, write_shard
 from restage.pairs.verify.check import check_pairs
 from restage.pairs.verify.shards import REASONS, BadFile, Finding, read_shard

@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restage.diffusion.backbone import Backbone
-from restage.diffusion.pair_sampler import SamplerConfig
-from restage.pairs.campaign import CampaignConfig
-from restage.pairs.generate import GenerateConfig
-from restage.pairs.score import PairRule
-from restage.pairs.stage import PairsConfig, run_campaign
+from restage.diffusion.config import SamplerConfig
+from restage.pairs.config import CampaignConfig, GenerateConfig, PairRule, PairsConfig
+from restage.pairs.stage import run_campaign
 from restage.pairs.tasks import LoadedMaker
 from restage.prompts.store import write_prompts
 from restage.records import Progress, PromptPair

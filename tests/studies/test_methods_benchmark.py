@@ -24,7 +24,7 @@ from benchmarks.methods import (
 from restage.edit.methods.idu import Idu
 from restage.records import Score
 from restage.studies.study import list_units
-from restage.world.stage import CaptureConfig
+from restage.world.config import CaptureConfig
 
 ALL = {
     "world_seeds": [11, 12, 13],

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from restage.compare.judges import CompareConfig
+from restage.compare.config import CompareConfig
 from restage.edit.job import EditJob, EditStep
 from restage.edit.methods import Nothing, ReplaceOnce
 from restage.scenes.config import FitConfig
 from restage.studies.scenes import sample_world_scenes
 from restage.studies.study import MenuEditor, Study, StudyMethod
 from restage.studies.work import PerView, run_study
-from restage.world.stage import CaptureConfig
+from restage.world.config import CaptureConfig
 
 CAPTURE = CaptureConfig(num_views=6, held_out_every=3, size=32, num_points=200)
 

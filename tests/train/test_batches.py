@@ -10,9 +10,9 @@ from torch.nn import functional
 from restage.diffusion.edit_models import START_MASK_PROBABILITY, widen_unet
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError
-from restage.train.batches import ExampleMix, LossWeights, edit_loss, sample_edit_batch
+from restage.train.batches import edit_loss, sample_edit_batch
+from restage.train.config import ExampleMix, LossWeights, TrainConfig
 from restage.train.examples import Examples
-from restage.train.stage import TrainConfig
 from tests.train.tiny import CHANNELS, WIDTH, tiny_unet
 
 PLAIN = ExampleMix(

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from benchmarks.clocks import peak_of_child
 from restage.records import InputError, content_id
 from restage.train import examples as module
-from restage.train.batches import ExampleMix, sample_edit_batch
+from restage.train.batches import sample_edit_batch
 from restage.train.chunks import FileRows, StoredRows, check_or_make
+from restage.train.config import ExampleMix
 from restage.train.examples import Examples, encode_examples
 from tests.train.tiny import tiny_backbone, tiny_pair
 

@@ -10,14 +10,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from restage.diffusion.backbone import save_backbone
+from restage.diffusion.config import TrainingConfig
 from restage.diffusion.edit_models import load_edit_model
 from restage.diffusion.editor import EditModel, EditSettings, Guidance, edit_images
-from restage.diffusion.training import TrainingConfig
 from restage.records import InputError
 from restage.run.folder import RunFolder
-from restage.train.batches import ExampleMix, LossWeights
+from restage.train.config import ExampleMix, LossWeights, TrainConfig
 from restage.train.examples import TrainingPair
-from restage.train.stage import TrainConfig, load_start, run_train, train_edit_model
+from restage.train.stage import load_start, run_train, train_edit_model
 from tests.train.tiny import CHANNELS, tiny_backbone, tiny_pair, tiny_unet
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from restage.records import canonical_json, content_id
 from restage.world.capture import ring_cameras, sample_camera
+from restage.world.config import WorldConfig
 from restage.world.grammar import (
     caption_of,
     possible_kinds,
@@ -18,7 +19,7 @@ from restage.world.grammar import (
     sample_edit,
 )
 from restage.world.render import render_view
-from restage.world.stage import WorldConfig, edit_name, sample_scene
+from restage.world.stage import edit_name, sample_scene
 
 WORDS = {"train": "9b016006fac44f0f", "unseen": "1718023fda67810b"}
 PICTURES = {0: "71b36d367d024de4", 3: "c06c2d70bda882e6", 4: "e1f233a8df70581e", 7: "21f34181b8be32ed"}

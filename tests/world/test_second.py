@@ -13,10 +13,11 @@ from restage.records import InputError, PromptPair, canonical_json, from_plain, 
 from restage.scenes.cameras import Cameras
 from restage.world import grammar, second
 from restage.world.capture import clearness_of, sample_camera, sample_pictured_edit
+from restage.world.config import CaptureConfig, WorldConfig
 from restage.world.description import COLORS, KINDS, PATTERNS, Description, Edit, SceneObject
 from restage.world.looks import HELD_OUT_PATTERNS, color_distance
 from restage.world.places import carriers, find_objects, gap_between, holds, name_of, read_place
-from restage.world.stage import CaptureConfig, WorldConfig, sample_scene
+from restage.world.stage import sample_scene
 
 SEEDS = range(120)
 

@@ -9,9 +9,10 @@ from PIL import Image
 from restage.records import EditCase, InputError, read_json
 from restage.run.folder import RunFolder
 from restage.scenes.io import read_capture
+from restage.world.config import CaptureConfig, WorldConfig
 from restage.world.grammar import HELD_OUT_COMBINATIONS, Description, sample_description, sample_edit
 from restage.world.render import render_view
-from restage.world.stage import CaptureConfig, WorldConfig, edit_name, make_scene, run_world, sample_scene
+from restage.world.stage import edit_name, make_scene, run_world, sample_scene
 
 TINY = CaptureConfig(num_views=4, held_out_every=2, size=24, num_points=40)
 CONFIG = WorldConfig(num_scenes=2, edit_kinds=("recolour", "time"), capture=TINY)

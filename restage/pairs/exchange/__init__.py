@@ -6,6 +6,7 @@ folder holds and stores it as a run that `restage train` takes.
 
 from __future__ import annotations
 
+from restage.pairs.config import FORMAT_NAMES
 from restage.pairs.exchange.foreign import PairFormat
 from restage.pairs.exchange.huggingface import HUGGINGFACE
 from restage.pairs.exchange.image_folder import IMAGE_FOLDER
@@ -14,10 +15,7 @@ from restage.pairs.exchange.webdataset import WEBDATASET
 
 __all__ = ["FORMATS"]
 
-FORMATS: dict[str, PairFormat] = {
-    "hf": HUGGINGFACE,
-    "webdataset": WEBDATASET,
-    "instruct-pix2pix": INSTRUCT_PIX2PIX,
-    "imagefolder": IMAGE_FOLDER,
-}
-"""Forms of data sets by name; a folder is taken for the first one that it looks like."""
+FORMATS: dict[str, PairFormat] = dict(
+    zip(FORMAT_NAMES, (HUGGINGFACE, WEBDATASET, INSTRUCT_PIX2PIX, IMAGE_FOLDER), strict=True)
+)
+"""Forms of data sets by name."""

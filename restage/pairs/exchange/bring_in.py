@@ -10,9 +10,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from restage.pairs.config import ImportConfig
 from restage.pairs.encoding import ImagePair
 from restage.pairs.exchange import FORMATS
-from restage.pairs.exchange.check import MULTIPLE_OF, BadPair, Checker, MaskIs, MaskVotes, refuse_useless, rejected_row
+from restage.pairs.exchange.check import BadPair, Checker, MaskVotes, refuse_useless, rejected_row
 from restage.pairs.exchange.foreign import ForeignPair
 from restage.pairs.files import open_files
 from restage.pairs.stage import write_views
@@ -20,39 +21,12 @@ from restage.pairs.store import done_indices, done_shards, write_shard
 from restage.records import InputError, Progress, content_id
 from restage.run.folder import RunFolder
 
-__all__ = ["ImportConfig", "import_folder"]
+__all__ = ["import_folder"]
 
 NUM_VOTES = 64
 """Number of pairs by whose pictures the meaning of masks is recognized."""
 MAX_BAD = 10_000
 """Number of pairs at the start of a set after which it is given up if none of them is good."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportConfig:
-    """How foreign pairs are imported."""
-
-    format: str = "auto"
-    """Form of the data set: `hf` (parquet files with pictures), `webdataset` (tars), `instruct-pix2pix` (its folders),
-    `imagefolder` (pictures as files, named in metadata.jsonl), or `auto` for what the folder looks like."""
-    size: int | None = None
-    """Number of pixels a side: pictures are cropped to a square in the middle and scaled to it. None leaves them as
-    they are; they must then have one size, whose sides are multiples of 8."""
-    mask_is: MaskIs = "auto"
-    """What marks the edited region in masks: white, black, transparent or opaque pixels. `auto` recognizes it by where
-    the pictures differ; `none` goes without the masks."""
-    pairs_per_shard: int = 64
-    """Number of pairs in a shard."""
-    strict: bool = False
-    """Refuse a data set with any bad pair, instead of listing that pair as rejected."""
-
-    def __post_init__(self) -> None:
-        if self.format not in ("auto", *FORMATS):
-            raise InputError(f"unknown format {self.format!r}; known: auto, {', '.join(FORMATS)}")
-        if self.size is not None and not (MULTIPLE_OF <= self.size <= 8192 and self.size % MULTIPLE_OF == 0):
-            raise InputError(f"size must be a multiple of {MULTIPLE_OF} pixels, at most 8192, got {self.size}")
-        if self.pairs_per_shard < 1:
-            raise InputError(f"pairs_per_shard must be at least 1, got {self.pairs_per_shard}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from restage.pairs.config import MULTIPLE_OF
 from restage.pairs.encoding import ImagePair, make_preview, pixel_sha256, upright_picture
 from restage.pairs.exchange.foreign import ForeignPair, json_or_none
 from restage.pairs.score import PairScores
@@ -26,9 +27,8 @@ from restage.pairs.store import prompt_columns
 from restage.prompts.store import pair_of_record
 from restage.records import InputError, PromptPair, canonical_json, content_id, to_plain
 
-__all__ = ["BadPair", "Checker", "MaskIs", "MaskLayers", "MaskVotes", "decode_mask", "rejected_row"]
+__all__ = ["BadPair", "Checker", "MaskLayers", "MaskVotes", "decode_mask", "rejected_row"]
 
-MaskIs = Literal["auto", "white", "black", "transparent", "opaque", "none"]
 OPPOSITES = {"white": "black", "transparent": "opaque"}
 MIN_CONTRAST = 0.1
 """Contrast, in [-1, 1], of the change inside and outside of the regions below which no meaning is recognized."""
@@ -103,8 +103,6 @@ def refuse_useless(shares: Iterable[float], mask_is: str) -> None:
             )
 
 
-MULTIPLE_OF = 8
-"""The sides of pictures must be multiples of this, since autoencoders work on cells of 8 pixels."""
 UNSCORED = "not scored by the data set that it comes from"
 OUR_ID = re.compile(r"pair-[0-9a-f]{16}")
 MAX_TEXT = 10_000

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from restage.pairs.config import VerifyConfig
 from restage.pairs.files import Files, LocalFiles, is_url, open_files
 from restage.pairs.score import (
     RULE_FILE,
@@ -36,11 +37,10 @@ from restage.pairs.verify.examine import MIN_BANK_SIZE, CaptionBank, Examiner, S
 from restage.pairs.verify.shards import BadFile, Finding, read_canonical_json
 from restage.pairs.verify.whole import WholeSet
 from restage.records import InputError, Progress, content_id, file_sha256
-from restage.run.limits import num_usable_cores
 from restage.run.reading import StageMark
 from restage.scenes.io.images import UNREADABLE, open_picture
 
-__all__ = ["VerifyConfig", "VerifyResult", "check_pairs"]
+__all__ = ["VerifyResult", "check_pairs"]
 
 QUARANTINE = "quarantine"
 """Folder beside the shards where a repair moves what is bad."""
@@ -133,23 +133,8 @@ def _is_equal(found: pq.ParquetFile, again: pq.ParquetFile) -> bool:
 
 BANK_SHARDS = 64
 """Number of shards whose captions serve for comparison with all others."""
-MAX_THREADS = 8
 READ_AHEAD = 2
 """Number of shards that are in work for each thread."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
-    """What is checked, and with how many threads."""
-
-    fast: bool = False
-    """Check only hashes and what the files say of each other; no picture is decoded."""
-    num_threads: int = min(num_usable_cores(), MAX_THREADS)
-    """Number of shards that are read at the same time; each takes the memory of a shard."""
-
-    def __post_init__(self) -> None:
-        if self.num_threads < 1:
-            raise InputError(f"num_threads must be at least 1, got {self.num_threads}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +221,11 @@ def _notes(whole: WholeSet, bank: CaptionBank | None, *, is_fast: bool) -> Itera
 
 
 def check_pairs(
-    folder: Path | str, config: VerifyConfig = VerifyConfig(), *, clip: ImageTextModel | None = None, store: str = ""
+    folder: Path | str,
+    config: VerifyConfig = VerifyConfig(),  # noqa: B008
+    *,
+    clip: ImageTextModel | None = None,
+    store: str = "",
 ) -> Generator[Progress, None, VerifyResult]:
     """Check the image pairs in a folder or at a URL; the generator returns the result. Nothing is changed.
 

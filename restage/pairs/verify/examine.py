@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from restage.pairs.config import PairRule
 from restage.pairs.encoding import MEMBERS, array_sha256, load_picture
 from restage.pairs.files import Files
-from restage.pairs.score import ImageTextModel, PairRule, PairScores, rule_id, verdict_of
+from restage.pairs.score import ImageTextModel, PairScores, rule_id, verdict_of
 from restage.pairs.store import shard_name
 from restage.pairs.tasks import PlanRecord
 from restage.pairs.verify.shards import BadFile, Finding, StoredPair, about_pair, read_shard
