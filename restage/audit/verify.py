@@ -15,8 +15,6 @@ from restage.audit.bundle import is_bundle, open_bundle
 from restage.audit.records import RECORDS, RecordsResult, check_pictures, check_records, describe_records
 from restage.pairs.config import VerifyConfig
 from restage.pairs.files import UnnamedStore, is_url, open_files
-from restage.pairs.verify.check import VerifyResult, check_pairs
-from restage.pairs.verify.repair import describe_repair, describe_result, repair_pairs, result_to_plain, write_sheets
 from restage.records import InputError, Progress
 from restage.run.findings import FileFinding
 from restage.run.folder import hold_stages
@@ -25,7 +23,7 @@ from restage.run.models import models_in
 from restage.run.progress import say, show_progress
 from restage.run.reading import read_run_record
 
-__all__ = ["Part", "VerifyConfig", "find_parts", "verify_folder"]
+__all__ = ["Part", "find_parts", "verify_folder"]
 
 
 class Part(NamedTuple):
@@ -145,22 +143,28 @@ class _Checks:
             self.plain["not_checked"].append({"folder": str(part.folder), "reason": str(unnamed)})
             self.say(f"not checked: {unnamed}")
             return
-        from restage.diffusion.clip import load_clip
+        # All of this loads torch, which refusals and runs without pairs do not need.
+        from restage.pairs.verify import repair
+        from restage.pairs.verify.check import VerifyResult, check_pairs
 
-        clip = None if self.config.fast else load_clip(models_in(self.models).clip)
+        clip = None
+        if not self.config.fast:
+            from restage.diffusion.clip import load_clip
+
+            clip = load_clip(models_in(self.models).clip)
         result: VerifyResult = self.work(check_pairs(part.folder, self.config, clip=clip, store=self.store))
         self.has_findings = self.has_findings or bool(result.findings)
         folder = self.sheets or (part.run / "verify" if part.run else None)
-        written = write_sheets(files, result.findings, folder) if folder else []
+        written = repair.write_sheets(files, result.findings, folder) if folder else []
         is_new = [one.shard is not None or Path(part.folder, one.file) not in self.missed for one in result.findings]
         told = replace(result, findings=tuple(compress(result.findings, is_new)))
-        self.say(*describe_result(told), *(f"sheet: {sheet}" for sheet in written))
+        self.say(*repair.describe_result(told), *(f"sheet: {sheet}" for sheet in written))
         is_bad = self.repairs and bool(result.findings)
-        repaired = repair_pairs(part.folder, result.findings, store=self.store) if is_bad else None
+        repaired = repair.repair_pairs(part.folder, result.findings, store=self.store) if is_bad else None
         if repaired is not None:
             run = part.run if part.run is not None and (part.run / RUN_RECORD).exists() else None
-            self.say(*describe_repair(repaired, [] if run is None else list(read_run_record(run).command)))
-        self.plain["stages"].append(result_to_plain(part.folder, told, repaired))
+            self.say(*repair.describe_repair(repaired, [] if run is None else list(read_run_record(run).command)))
+        self.plain["stages"].append(repair.result_to_plain(part.folder, told, repaired))
 
     def finish(self) -> None:
         if self.is_json:

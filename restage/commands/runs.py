@@ -14,7 +14,6 @@ from restage.audit.show import describe_run, list_runs
 from restage.commands.stages import ModelsArgument, RunArgument, StoreArgument
 from restage.records import InputError
 from restage.run.folder import open_run, working
-from restage.run.models import models_in
 from restage.run.progress import say, show_progress
 
 __all__ = ["bundle", "diff", "doctor", "ls", "build_report", "show", "track", "build_verify"]
@@ -116,17 +115,17 @@ def build_report() -> Callable[..., None]:
             config: How it is made.
             out: With several runs and --formats zip, the zip of all of them; default: supplement.zip beside them.
         """
-        from restage.recipes import STAGES
-        from restage.report.stage import write_supplement
         from restage.run.layout import PAGE, check_is_run
 
         if not runs:
             raise InputError("name at least one run, such as: restage report runs/demo")
         for run in runs:
             check_is_run(run)
+        from restage.report.stage import run_report, write_supplement
+
         for run in runs:
             with working(open_run(run), "report") as opened:
-                show_progress(STAGES["report"].run(opened, config, models_in()))
+                show_progress(run_report(opened, config))
             say(f"report: {run / PAGE}")
         if len(runs) > 1 and "zip" in config.formats:
             say(f"all of them: {write_supplement(runs, out or runs[0].parent / 'supplement.zip')}")
@@ -200,7 +199,7 @@ def diff(first: Positional[Path], second: Positional[Path], *, json: bool = Fals
     say(difference_to_plain(found) if json else "\n".join(describe_difference(found)))
 
 
-def doctor(*, runs: Path = Path("runs"), online: bool = False, json: bool = False) -> None:
+def doctor(*, runs: Path = Path("runs"), online: bool = False, start: bool = False, json: bool = False) -> None:
     """Say what this machine can do, what is missing, and what to do about it. It changes nothing.
 
     Example: restage doctor
@@ -209,12 +208,13 @@ def doctor(*, runs: Path = Path("runs"), online: bool = False, json: bool = Fals
 
     Args:
         runs: Folder that runs go to.
+        start: Also start torch and numba, which takes some seconds and shows whether they do.
         online: Also ask whether the model hub answers; otherwise the network is not used.
         json: Print JSON instead of a table.
     """
     from restage import doctor as checks
 
-    findings = list(checks.examine(runs=runs, is_online=online))
+    findings = list(checks.examine(runs=runs, is_online=online, starts=start))
     if json:
         say(checks.to_json(findings))
     else:

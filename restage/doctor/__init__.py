@@ -15,14 +15,14 @@ __all__ = ["Finding", "examine", "is_healthy", "show_table", "to_json"]
 Checks = dict[str, Callable[[], Iterable[Finding]]]
 
 
-def list_checks(*, runs: Path, is_online: bool) -> dict[str, Checks]:
+def list_checks(*, runs: Path, is_online: bool, starts: bool) -> dict[str, Checks]:
     """Return all checks by section and name, in the order of the report."""
     return {
         "Python": {"interpreter": packages.check_python, "restage": packages.check_restage},
         "Packages": {"dependencies": packages.check_packages, "known traps": packages.check_traps},
         "Extras": {"extras": packages.check_extras},
         "Machine": {"processor": machine.check_processor, "memory": machine.check_memory, "GPU": machine.check_gpus},
-        "Threads": {"threads": machine.check_threads},
+        "Threads": {"threads": partial(machine.check_threads, starts=starts)},
         "Places": {
             "shipped models": machine.check_models,
             "disk": partial(machine.check_disk, runs),
@@ -33,9 +33,12 @@ def list_checks(*, runs: Path, is_online: bool) -> dict[str, Checks]:
     }
 
 
-def examine(*, runs: Path = Path("runs"), is_online: bool = False) -> Iterator[Finding]:
-    """Run every check; a check that breaks is a finding itself. Without `is_online` the network is not used."""
-    for group, checks in list_checks(runs=runs, is_online=is_online).items():
+def examine(*, runs: Path = Path("runs"), is_online: bool = False, starts: bool = False) -> Iterator[Finding]:
+    """Run every check; a check that breaks is a finding itself.
+
+    The network is used only with `is_online`; torch and numba are started, which takes seconds, only with `starts`.
+    """
+    for group, checks in list_checks(runs=runs, is_online=is_online, starts=starts).items():
         for name, check in checks.items():
             try:
                 found = list(check())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -14,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -99,6 +99,24 @@ maps = open("/proc/self/maps").read() if os.path.isfile("/proc/self/maps") else 
 pools = {os.path.realpath(path) for path in re.findall(r"/\S*/lib(?:gomp|omp|iomp5)[^/\s]*\.so\S*", maps)}
 print(json.dumps([sorted(pools), numba.threading_layer()]))
 """
+"""Loads torch and numba, and starts their threads."""
+LOADS_THREADS = r"""
+import ctypes, glob, json, os, re, sys
+torch, numba = sys.argv[1:]
+ctypes.CDLL(f"{torch}/lib/libtorch_global_deps.so")
+for layer in ("tbb", "omp", "workqueue"):
+    try:
+        if layer == "tbb" and ctypes.CDLL("libtbb.so.12").TBB_runtime_interface_version() < 12060:
+            continue
+        ctypes.CDLL(glob.glob(f"{numba}/np/ufunc/{layer}*.so")[0])
+        break
+    except (OSError, IndexError):
+        pass
+maps = open("/proc/self/maps").read()
+pools = {os.path.realpath(path) for path in re.findall(r"/\S*/lib(?:gomp|omp|iomp5)[^/\s]*\.so\S*", maps)}
+print(json.dumps([sorted(pools), layer]))
+"""
+"""Loads only the libraries that torch and numba take threads from, in the order in which they do by default."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -153,18 +171,20 @@ def query_gpus() -> list[Gpu]:
 
 def query_torch_cuda() -> str:
     """Return the CUDA version that torch was built for, which it says in a file; nothing if it was built without."""
-    spec = importlib.util.find_spec("torch")
+    spec = find_spec("torch")
     version = Path(spec.origin).with_name("version.py") if spec and spec.origin else Path()
     found = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", version.read_text() if version.is_file() else "", re.MULTILINE)
     return found.group(1) if found else ""
 
 
-def query_threads() -> tuple[list[str], str]:
-    """Return the OpenMP runtimes that torch and numba load, and numba's threading layer."""
+def query_threads(*, starts: bool = False) -> tuple[list[str], str]:
+    """Return the OpenMP runtimes that torch and numba load, and numba's threading layer; `starts` both to see that."""
+    folders = [Path(spec.origin).parent for name in ("torch", "numba") if (spec := find_spec(name)) and spec.origin]
+    is_default = not {"NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY"} & set(os.environ)
+    is_known = len(folders) == 2 and (folders[0] / "lib/libtorch_global_deps.so").exists() and is_default
+    program = ["-c", STARTS_THREADS] if starts or not is_known else ["-S", "-c", LOADS_THREADS, *map(str, folders)]
     # In another process, so that a torch that takes its process with it is a finding, too.
-    done = subprocess.run(
-        [sys.executable, "-c", STARTS_THREADS], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run([sys.executable, *program], capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise RuntimeError(f"torch or numba does not start: {last[0]}")
@@ -212,7 +232,7 @@ def check_gpus() -> Iterator[Finding]:
         yield Finding("torch and GPU", "this torch was built without CUDA, so the GPU is not used", advice)
 
 
-def check_threads(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+def check_threads(environment: Mapping[str, str] = os.environ, *, starts: bool = False) -> Iterator[Finding]:
     """Check thread counts against the cores, the OpenMP runtimes, and numba's threading layer."""
     allowed = query_processor().num_allowed
     settings = {name: environment[name] for name in THREAD_VARIABLES if name in environment}
@@ -220,7 +240,7 @@ def check_threads(environment: Mapping[str, str] = os.environ) -> Iterator[Findi
     found = ", ".join(f"{name}={value}" for name, value in settings.items()) or f"none set; {allowed} threads each"
     advice = f"There are only {allowed} cores: unset {' '.join(too_many)}" if too_many else ""
     yield Finding("settings", found, advice)
-    pools, layer = query_threads()
+    pools, layer = query_threads(starts=starts)
     waits = environment.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
     is_single = "1" in (environment.get("OMP_NUM_THREADS"), str(allowed))
     found = ", ".join(Path(pool).name for pool in pools) or "no runtime found"

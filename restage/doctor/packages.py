@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import struct
 import sys
 import tomllib
@@ -27,10 +28,14 @@ EXTRA_USES |= {"view": "restage view"}
 
 def installed_versions() -> dict[str, str]:
     """Return the version of every installed distribution by its normalized name."""
-    found = [
-        (distribution.metadata["Name"], distribution.version) for distribution in importlib.metadata.distributions()
-    ]
-    return {canonicalize_name(name): version for name, version in found if name}
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        # `distribution.metadata` parses all of it, descriptions too, which takes ten times as long.
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        name, version = (re.search(rf"^{field}: *(\S+)", text, re.MULTILINE) for field in ("Name", "Version"))
+        if name and version:
+            found[canonicalize_name(name[1])] = version[1]
+    return found
 
 
 def restage_requirements() -> dict[str, list[Requirement]]:

@@ -240,6 +240,11 @@ class ShardWork:
     batch_size: int  # pairs made at once; part of what the results depend on
     maker: Maker
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What loads models, if they are to be loaded: seconds that no worker is to spend again."""
+        return ("restage.diffusion.backbone", "restage.diffusion.clip") if isinstance(self.maker, ModelMaker) else ()
+
     def open(self, device: str) -> OpenShards:
         """Load the models."""
         plan = read_plan(open_files(self.folder))

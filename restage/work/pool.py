@@ -191,7 +191,9 @@ class _Loop:
             raise InputError(f"no worker is left that can do the work; the last: {places[-1].reason}")
         tries = [place.num_early_losses for place in places]
         if not any(slot.is_ready for slot in self.slots.values()) and tries and min(tries) >= MAX_BAD_TASKS:
-            raise InputError("workers die before they have begun; `restage doctor` says what this machine can do")
+            raise InputError(
+                "workers die before they have begun; `restage doctor --start` says why, if it is this machine"
+            )
 
     def close(self) -> None:
         deadline_s = time.monotonic() + self.config.grace_s
@@ -257,7 +259,8 @@ class _Process:
     def __init__(self, settings: WorkerSettings, place: str) -> None:
         # Forked from a small server that has imported everything and used no device: a new worker is there at once.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([type(settings.work).__module__])
+        work = settings.work
+        context.set_forkserver_preload([type(work).__module__, *getattr(work, "modules", ())])
         self.place = place
         self.connection, theirs = context.Pipe()
         device = place.rpartition("#")[0]

@@ -73,7 +73,10 @@ class OpenWork(Protocol):
 
 @runtime_checkable
 class Work(Protocol):
-    """A kind of work: small and picklable; it is sent to every worker."""
+    """A kind of work: small and picklable; it is sent to every worker.
+
+    It may have `modules`, names of modules that its tasks load later: local workers are forked with them loaded.
+    """
 
     def open(self, device: str) -> OpenWork:
         """Load whatever is heavy on a device; refuses a machine that lacks what it needs."""

@@ -89,7 +89,7 @@ HEAVY = ("torch", "numba", "diffusers", "transformers", "scipy", "matplotlib")
         (["show", "RUN"], HEAVY),
         (["show", "--help"], HEAVY),
         (["doctor"], HEAVY),
-        (["doctor", "--help"], HEAVY),
+        (["verify", "RUN", "--fast"], HEAVY),
         (["fit", "CAPTURE", "--out", "RUN", "--steps", "10", "--num-splats", "200"], ("diffusers", "transformers")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -111,6 +111,24 @@ def test_commands_import_nothing_heavy_that_they_do_not_need(
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) >= 1
+
+
+def test_no_help_and_no_refusal_imports_anything_heavy(tmp_path: Path) -> None:
+    refused = [["verify", "none"], ["report", "none"], ["show", "none"], ["bundle", "none", "--out", "b.zip"]]
+    program = (
+        "import sys\n"
+        "from restage.cli import SUMMARIES, run\n"
+        f"for words in [*([name, '--help'] for name in SUMMARIES), *{refused}, ['pairs', 'run', '--workers', '0']]:\n"
+        "    try:\n"
+        "        code = run(words)\n"
+        "    except SystemExit as ended:\n"
+        "        code = ended.code\n"
+        "    assert (code == 0) == ('--help' in words), (words, code)\n"
+        f"    heavy = set({HEAVY}) & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture(scope="session")

@@ -142,14 +142,14 @@ def test_the_drivers_answer_is_read_also_where_it_says_not_available(monkeypatch
 def test_two_openmp_pools_that_spin_are_noted(
     pools: list[str], environment: dict[str, str], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "query_threads", lambda: (pools, "omp"))
+    monkeypatch.setattr(machine, "query_threads", lambda *, starts: (pools, "omp"))
     monkeypatch.setattr(machine, "query_processor", lambda: machine.Processor("", 8, 8, None, frozenset()))
     assert by_name(machine.check_threads(environment))["OpenMP"].status == status
 
 
 def test_more_threads_than_cores_and_a_lonely_work_queue_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "query_processor", lambda: machine.Processor("", 64, 2, None, frozenset()))
-    monkeypatch.setattr(machine, "query_threads", lambda: ([], "workqueue"))
+    monkeypatch.setattr(machine, "query_threads", lambda *, starts: ([], "workqueue"))
     found = by_name(machine.check_threads({"OMP_NUM_THREADS": "32", "NUMBA_NUM_THREADS": "2"}))
     assert found["settings"].advice == "There are only 2 cores: unset OMP_NUM_THREADS"
     assert found["numba"].status == "note"
@@ -159,6 +159,17 @@ def test_threads_that_do_not_start_are_said_with_the_reason(monkeypatch: pytest.
     program = "raise ImportError('libc10.so: cannot open shared object file')"
     monkeypatch.setattr(machine, "STARTS_THREADS", program)
     with pytest.raises(RuntimeError, match="does not start: ImportError: libc10.so"):
+        machine.query_threads(starts=True)
+
+
+def test_threads_are_known_without_starting_torch_and_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY"):
+        monkeypatch.delenv(name, raising=False)
+    started = machine.query_threads(starts=True)
+    monkeypatch.setattr(machine, "STARTS_THREADS", "raise RuntimeError('started')")
+    assert machine.query_threads() == started
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", "workqueue")  # how this chooses is numba's business
+    with pytest.raises(RuntimeError, match="started"):
         machine.query_threads()
 
 
@@ -168,9 +179,7 @@ def test_the_cuda_version_of_torch_is_read_without_importing_it(
     import torch
 
     assert machine.query_torch_cuda() == (torch.version.cuda or "")
-    monkeypatch.setattr(
-        machine.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py"))
-    )
+    monkeypatch.setattr(machine, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
     (tmp_path / "version.py").write_text("from typing import Optional\ncuda: Optional[str] = '12.8'\nhip = None\n")
     assert machine.query_torch_cuda() == "12.8"
 

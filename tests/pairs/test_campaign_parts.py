@@ -1,9 +1,12 @@
+import subprocess
+import sys
+
 import pytest
 
 from restage.pairs.campaign import Estimate, Tally, bytes_text, seconds_text
 from restage.pairs.generate import make_jobs
-from restage.pairs.tasks import TaskPlan
-from tests.pairs.stand_in import make_prompts, stand_in_config
+from restage.pairs.tasks import ModelMaker, ShardWork, TaskPlan
+from tests.pairs.stand_in import StandIn, make_prompts, stand_in_config
 from tests.work.tiny_tasks import report
 
 
@@ -26,6 +29,17 @@ def test_tasks_cut_the_list_of_jobs_into_equal_parts(samples, size):
 def test_a_plan_depends_on_all_but_the_rule():
     ids = {make_plan(7).id, make_plan(8).id, make_plan(7, samples_per_prompt=2).id, make_plan(7, pairs_per_shard=5).id}
     assert len(ids) == 4 and make_plan(7, rule=type(make_plan().config.rule)()).id == make_plan(7).id
+
+
+def test_pairs_load_diffusers_with_models_alone_and_local_workers_are_forked_with_it():
+    program = "import sys, restage.pairs.tasks; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    config = stand_in_config()
+    models = ModelMaker(text_to_image="t", clip="c", generate=config.generate, id="m")
+    works = [
+        ShardWork(folder="f", plan_id="p", rule=config.rule, batch_size=1, maker=maker) for maker in (models, StandIn())
+    ]
+    assert [work.modules for work in works] == [("restage.diffusion.backbone", "restage.diffusion.clip"), ()]
 
 
 def test_an_estimate_says_tasks_time_room_and_cost():
