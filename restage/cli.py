@@ -58,7 +58,7 @@ SUMMARIES = {
     "doctor": "say what this machine can do, and what to install for the rest",
 }
 
-SWITCHES = ("clip", "diff", "doctor", "edit", "fit", "import", "miniature", "pairs", "verify")
+SWITCHES = ("clip", "diff", "doctor", "edit", "fit", "import", "miniature", "pairs", "show", "verify")
 """Commands whose Boolean options are switches, such as --json; elsewhere they take a value: --is-bf16 False."""
 
 

@@ -23,6 +23,7 @@ from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
 from restage.records import EditRequest, InputError, Progress, read_json
 from restage.report.stage import ReportConfig, run_report
+from restage.run import profile
 from restage.run.folder import RunFolder, open_run, working
 from restage.run.layout import CAPTURE, EDIT_RECORD, TRANSFORMS
 from restage.run.models import Models, models_in
@@ -130,7 +131,8 @@ def demo(folder: Path, config: DemoConfig, models: Models, *, seed: int = 0) -> 
     """Go through every stage, from prompts to the page, in a new folder or one that holds a part of this run."""
     with working(RunFolder.open(folder, config, seed=seed), *STAGES) as run:
         for name, stage in STAGES.items():
-            yield from stage.run(run, getattr(config, name), models)
+            with profile.stage(name):
+                yield from stage.run(run, getattr(config, name), models)
 
 
 def learn_forms(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from restage.records import InputError, Score, file_sha256, read_json, to_plain
 from restage.run.layout import EDIT_CASES, PAGE, PROMPTS, RUN_RECORD, SCORES, SPLATS, STAGES, is_stage_done
+from restage.run.profile import add_up
 from restage.run.reading import RunRecord, StageMark, flat_items, read_fits, read_marks, read_results, read_run_record
 from restage.scores.definitions import metrics_shown_in
 from restage.scores.rows import read_scores
@@ -19,7 +20,7 @@ from restage.scores.statistics import clustered_estimate
 from restage.scores.tables import markdown_table, method_table
 
 __all__ = ["Changed", "RunDifference", "ScoreGap", "changed_values", "compare_runs", "describe_difference"]
-__all__ += ["describe_run", "difference_to_plain", "find_runs", "list_runs"]
+__all__ += ["describe_profile", "describe_run", "difference_to_plain", "find_runs", "list_runs"]
 
 MAX_EDIT_LINES = 24
 """Edits that are listed one by one."""
@@ -115,6 +116,23 @@ def describe_run(run: Path) -> list[str]:
     lines += [*_campaign_lines(run), *_scene_lines(run), *_edit_lines(run), *_score_lines(run)]
     if (run / PAGE).exists():
         lines.append(f"page: {run / PAGE}")
+    return lines
+
+
+def describe_profile(run: Path) -> list[str]:
+    """Where the time of a run went in all its sessions: each stage with its parts, in seconds."""
+    stages = add_up(*(session.profile for session in read_run_record(run).sessions))
+    if not stages:
+        raise InputError(f"{run} does not say where its time went: it was made by an earlier version, or is at work")
+    lines = [f"{'stage':<10} {'part':<22} {'wall s':>9} {'share':>6} {'CPU s':>9} {'times':>8}"]
+    for name in sorted(stages, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES)):
+        found = stages[name]
+        for part, took in found.all_parts.items():
+            share = took.wall_s / max(found.wall_s, 1e-9)
+            times = took.times or ""
+            lines.append(f"{name:<10} {part:<22} {took.wall_s:>9.2f} {share:>6.0%} {took.cpu_s:>9.2f} {times:>8}")
+        waited = f"{found.queued_s:.2f} s of waiting for a core, threads: {found.num_threads}"
+        lines.append(f"{name:<10} {'all':<22} {found.wall_s:>9.2f} {1:>6.0%} {found.cpu_s:>9.2f}  {waited}")
     return lines
 
 

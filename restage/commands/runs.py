@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from restage.audit.bundle import BundleConfig, pack_bundle
-from restage.audit.show import describe_run, list_runs
+from restage.audit.show import describe_profile, describe_run, list_runs
 from restage.commands.stages import ModelsArgument, RunArgument, StoreArgument
 from restage.records import InputError
 from restage.run.folder import open_run, working
@@ -23,16 +23,20 @@ VerifiedArgument = Annotated[
 ]
 
 
-def show(run: Positional[RunArgument], *, row: int | None = None) -> None:
+def show(run: Positional[RunArgument], *, row: int | None = None, profile: bool = False) -> None:
     """Print what a run holds: its stages with their facts, its edits, its table of methods, its page.
 
-    Example: restage show runs/demo; restage show runs/demo --row 40
+    Example: restage show runs/demo; restage show runs/demo --row 40; restage show runs/demo --profile
 
     Args:
         run: The run.
+        profile: Print instead where the time went: seconds of each stage and of its parts, and how long threads waited
+            for a free core. What worker processes did is not among them.
         row: Print instead where this number comes from: a row of compare/scores.parquet, as named on the page.
     """
-    if row is None:
+    if profile:
+        say("\n".join(describe_profile(run)))
+    elif row is None:
         say("\n".join(describe_run(run)))
     else:
         from restage.report.trace import describe_row

@@ -28,6 +28,7 @@ from restage.diffusion.hardware import bfloat16_autocast
 from restage.diffusion.loading import check_tokens, load_model, load_tokenizer, padded_ids, read_config
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError, write_json
+from restage.run.profile import timed
 
 __all__ = ["Backbone", "TextCondition", "load_backbone", "save_backbone"]
 
@@ -155,7 +156,7 @@ class Backbone:
         missing = [-side % self.pixels_per_latent for side in images.shape[-2:]]
         if any(missing):
             images = functional.pad(images, (0, missing[1], 0, missing[0]), mode="replicate")
-        with self.precision():
+        with timed("encode"), self.precision():
             encoded: Any = self.vae.encode((images.to(self.device) * 2 - 1).to(memory_format=torch.channels_last))
         latents = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
         return latents.float() * self.vae.config["scaling_factor"]
@@ -163,7 +164,7 @@ class Backbone:
     def decode_latents(self, latents: Float[Tensor, "b c h8 w8"]) -> Float[Tensor, "b 3 h w"]:
         """Decode latents to pictures in [0, 1]."""
         scaled = (latents / self.vae.config["scaling_factor"]).to(memory_format=torch.channels_last)
-        with torch.no_grad(), self.precision():
+        with timed("decode"), torch.no_grad(), self.precision():
             decoded: Any = self.vae.decode(scaled)
         return (decoded.sample.float() / 2 + 0.5).clamp(0, 1)
 
@@ -193,7 +194,8 @@ class Backbone:
         options: dict[str, Any] = {"added_cond_kwargs": self._added_conditions(text, inputs)}
         if control is not None:
             options["cross_attention_kwargs"] = {"control": control}
-        with torch.no_grad(), self.precision(), controlled(self.unet) if control else contextlib.nullcontext():
+        is_controlled = controlled(self.unet) if control else contextlib.nullcontext()
+        with timed("model"), torch.no_grad(), self.precision(), is_controlled:
             prediction = self.unet(inputs, timesteps, encoder_hidden_states=text.tokens.to(dtype), **options).sample
         return self.schedule.to_epsilon(prediction.float(), latents, timesteps)
 

@@ -16,6 +16,7 @@ from transformers import CLIPModel
 
 from restage.diffusion.loading import check_tokens, load_model, load_tokenizer, padded_ids
 from restage.records import read_json
+from restage.run.profile import timed
 
 __all__ = ["Clip", "load_clip"]
 
@@ -51,7 +52,7 @@ class Clip:
     def encode_images(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Embed pictures in [0, 1] as unit vectors."""
         device = next(self.model.parameters()).device
-        with torch.no_grad():
+        with timed("CLIP"), torch.no_grad():
             hidden = self.model.vision_model(pixel_values=self.normalise(images.cpu()).to(device)).pooler_output
             return functional.normalize(self.model.visual_projection(hidden).float(), dim=-1)
 

@@ -25,6 +25,7 @@ from restage.diffusion.hardware import bfloat16_autocast
 from restage.diffusion.sampling import Edited, denoise, initial_noise
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError
+from restage.run.profile import timed
 
 __all__ = ["EditCondition", "EditModel", "EditSettings", "Edited", "Guidance", "edit_images"]
 
@@ -163,7 +164,8 @@ class EditModel:
         """Predict the noise in `latents` and the mask of the edit, without guidance; no original is all zeros."""
         inputs = torch.cat([latents, original_latents * self.condition_scale], dim=1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        output = self.unet(inputs, timesteps, encoder_hidden_states=text).sample.float()
+        with timed("model"):
+            output = self.unet(inputs, timesteps, encoder_hidden_states=text).sample.float()
         prediction = output[:, : self.latent_channels]
         mask_logits = output[:, self.latent_channels] if self.has_mask_output else None
         return EditPrediction(self.schedule.to_epsilon(prediction, latents, timesteps), mask_logits)

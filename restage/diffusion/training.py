@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from restage.diffusion.config import TrainingConfig
 from restage.diffusion.hardware import bfloat16_autocast
 from restage.records import InputError, content_id, derive_seed, parse_json, write_atomically
+from restage.run.profile import timed
 
 __all__ = ["LossFunction", "TrainingStep", "draw_losses", "explicit_attention", "read_metrics"]
 __all__ += ["running_mean", "train"]
@@ -173,16 +174,19 @@ def train(
             # A generator for each step, on the CPU: a resumed step draws what it would have drawn, on any device.
             generator = torch.Generator().manual_seed(derive_seed(config.seed, "step", step))
             with bfloat16_autocast(device, is_wanted=config.is_bf16):
-                terms = dict(loss_of(step, generator))
+                with timed("loss"):
+                    terms = dict(loss_of(step, generator))
             loss = torch.stack(list(terms.values())).sum()
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, config.gradient_clip)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            # Early weights are worth nothing; a short memory at first keeps them out of the average.
-            _update_average(average, model, min(config.ema_decay, (1 + step) / (10 + step)))
+            with timed("backward"):
+                loss.backward()
+            with timed("optimizer"):
+                nn.utils.clip_grad_norm_(trained, config.gradient_clip)
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate_at(step)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                # Early weights are worth nothing; a short memory at first keeps them out of the average.
+                _update_average(average, model, min(config.ema_decay, (1 + step) / (10 + step)))
             losses = {"loss": float(loss.detach()), **{name: float(term.detach()) for name, term in terms.items()}}
             metrics.write(json.dumps({"step": step + 1, **losses}) + "\n")
             is_last = step + 1 == config.num_steps
@@ -190,7 +194,7 @@ def train(
                 metrics.flush()  # before the state, which must never be ahead of its metrics
                 state = {"step": step + 1, "seed": config.seed, "training": _identity(config, made_from)}
                 parts = {"model": model, "average": average, "optimizer": optimizer}
-                with write_atomically(folder / STATE_NAME) as temporary:
+                with timed("save"), write_atomically(folder / STATE_NAME) as temporary:
                     torch.save({**state, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
                 saved_s = time.monotonic()
             yield TrainingStep(step + 1, config.num_steps, losses)

@@ -26,6 +26,7 @@ from restage.edit.pictures import write_image, write_mask, write_video
 from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
 from restage.run.environment import PeakMemory, process_peak_mb
 from restage.run.layout import EDIT_RECORD, HELD_OUT, ORBIT, SPLATS
+from restage.run.profile import timed
 from restage.run.progress import is_stop_requested
 from restage.scenes.cameras import Cameras, orbit
 from restage.scenes.capture import Capture
@@ -95,7 +96,8 @@ class KeptEdits:
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
-        edited = hold_outside(batch, self.editor.edit(batch))
+        with timed("editor"):
+            edited = hold_outside(batch, self.editor.edit(batch))
         for place in edited.answered:
             index = batch.view_indices[place]
             self.images[index], self.masks[index] = edited.images[place], edited.masks[place]
@@ -155,8 +157,9 @@ def edit_scene(
         raise RuntimeError("the method ended without a result")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in last.splats.parameters().values()):
         raise InputError("the edited splats are not finite; check the editor's model, or try another --seed")
-    _write_pictures(folder, last.splats, capture, kept)
-    write_splats(last.splats, folder / SPLATS)
+    with timed("save"):
+        _write_pictures(folder, last.splats, capture, kept)
+        write_splats(last.splats, folder / SPLATS)
     preview.path.unlink(missing_ok=True)
     is_no_op = changed_share(splats, last.splats, job.capture) <= NO_OP_SHARE
     notes = [] if last.step >= last.num_steps else [f"stopped after step {last.step} of {last.num_steps}"]

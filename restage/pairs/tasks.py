@@ -22,6 +22,7 @@ from restage.pairs.score import ImageTextModel, PairScores, judge, rule_id, scor
 from restage.pairs.store import prompt_columns, read_mark, write_shard
 from restage.records import InputError, Progress, PromptPair, canonical_json, content_id, parse_json, seal, to_plain
 from restage.run.models import ASSETS, folder_sha256
+from restage.run.profile import timed
 from restage.work.task import Facts, Task
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class LoadedMaker:
         """Make one batch."""
         made = generate_pairs(self.backbone, jobs, self.generate)
         prompts = [job.prompt for job in jobs]
-        scores = score_pairs(self.clip, prompts, sources=made.sources, edited=made.edited, masks=made.masks)
+        with timed("score"):
+            scores = score_pairs(self.clip, prompts, sources=made.sources, edited=made.edited, masks=made.masks)
         return Made(made, scores)
 
 
@@ -278,11 +280,13 @@ class OpenShards:
             for pair, row in _judged(batch, self.maker.make(batch), settings.rule):
                 rows.append(row)
                 if row["accepted"]:
-                    pairs.append(encode_pair(pair))  # at once: files take a tenth of the memory
+                    with timed("save"):
+                        pairs.append(encode_pair(pair))  # at once: files take a tenth of the memory
             if len(rows) < len(jobs):
                 yield Progress(stage="pairs", done=len(rows), total=len(jobs))
         facts = {"content": task.content, "rule": rule_id(settings.rule)}
-        return _counts(write_shard(settings.folder, task.index, pairs=pairs, rows=rows, facts=facts))
+        with timed("save"):
+            return _counts(write_shard(settings.folder, task.index, pairs=pairs, rows=rows, facts=facts))
 
 
 def _judged(jobs: tuple[PairJob, ...], made: Made, rule: PairRule) -> Iterator[tuple[ImagePair, dict[str, Any]]]:

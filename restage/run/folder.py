@@ -17,7 +17,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +39,7 @@ from restage.records import (
 )
 from restage.run.environment import git_commit, machine, process_peak_mb, versions
 from restage.run.layout import EDIT_RECORD, FIT_RECORD, FIT_STATE, RUN_RECORD, STAGE_MARK, STAGE_MARKS, STUDY_FILES
+from restage.run.profile import StageTime, listening
 from restage.run.progress import is_stop_requested
 from restage.run.reading import RunRecord, StageMark, read_run_record
 
@@ -251,13 +252,14 @@ class RunFolder:
             "started_s": self.started_s,
         }
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, profile: Mapping[str, StageTime] | None = None) -> None:
         """Write the end of this session into `run.json`: `done`, `stopped` (by the user) or `failed`, time, memory."""
         session = {
             "status": status,
             "wall_s": time.monotonic() - self._began_s,
             "peak_memory_mb": process_peak_mb(),
             "git_commit": git_commit(),
+            "profile": to_plain(profile or {}),
         }
         with self._changed_record() as record:
             record.update(status=status, sessions=[*record.get("sessions", []), session])
@@ -350,8 +352,10 @@ def working(run: RunFolder, *stages: str) -> Iterator[RunFolder]:
     try:
         with hold_stages(run.path, *stages):
             before, status = read_run_record(run.path).status, "failed"
+            profile: Mapping[str, StageTime] = {}
             try:
-                yield run
+                with listening(stages[0]) as profile:
+                    yield run
                 status = "done"
             except (KeyboardInterrupt, GeneratorExit):
                 status = "stopped"
@@ -364,7 +368,7 @@ def working(run: RunFolder, *stages: str) -> Iterator[RunFolder]:
                 status = "stopped" if is_stop_requested() else "failed"
                 raise
             finally:
-                run.close(status)
+                run.close(status, profile)
     except Exception:
         run.forget()
         raise

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from restage.records import EditRequest, InputError, check_is_no_pipe, parse_json, read_json, to_plain
 from restage.run.layout import EDIT_RECORDS, FITS, RUN_RECORD, STAGE_MARKS, check_is_run
+from restage.run.profile import StageTime
 
 __all__ = ["EditRecord", "FitRecord", "RunRecord", "Session", "StageMark", "TrainingStep", "flat_items", "read_fits"]
 __all__ += ["read_marks", "read_metrics", "read_results", "read_run_record"]
@@ -23,6 +24,8 @@ class Session:
     wall_s: float = 0.0
     peak_memory_mb: float = 0.0
     git_commit: str = ""
+    profile: Mapping[str, StageTime] = field(default_factory=dict)
+    """Where the time went, by stage; none in versions that did not keep it. Sealed with the record, as all times."""
 
 
 @dataclass(frozen=True, kw_only=True)

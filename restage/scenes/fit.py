@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import derive_seed
+from restage.run.profile import timed
 from restage.run.threads import small_tensors
 from restage.scenes.cameras import Cameras, project_points
 from restage.scenes.capture import Capture
@@ -237,7 +238,8 @@ def refine_splats(
 @small_tensors()
 def render_views(splats: Splats, cameras: Cameras) -> Float[Tensor, "n 3 h w"]:
     """Render every camera over black, clamped to [0, 1], on the device of the splats."""
-    images = [rasterize(splats.detach(), cameras[view]).color.clamp(0, 1) for view in range(len(cameras))]
+    with timed("render"):
+        images = [rasterize(splats.detach(), cameras[view]).color.clamp(0, 1) for view in range(len(cameras))]
     size, device = (cameras.height, cameras.width), splats.means.device
     return torch.stack(images) if images else torch.zeros(0, 3, *size, device=device)
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import InputError
+from restage.run.profile import timed
 from restage.run.threads import small_tensors
 from restage.scenes.cameras import Cameras
 from restage.scenes.config import LearningRates, PhotometricLoss
@@ -174,20 +175,24 @@ class SplatOptimizer:
         splats = self._leaves()
         inputs = list(splats.parameters().values())
         with torch.enable_grad():
-            color = self.rasterizer(splats, targets.cameras[view]).color
+            with timed("render"):
+                color = self.rasterizer(splats, targets.cameras[view]).color
             transform = None
             if self.exposures is not None:
                 transform = self.exposures.transform_of(view)
                 color = self.exposures.apply(transform, color)
                 inputs.append(transform)
             weights = None if targets.weights is None else targets.weights[view]
-            loss = total = self.loss(color, targets.images[view], weights)
-            if self.exposures is not None and transform is not None:
-                total = total + self.exposures.penalty(transform)
-            gradients = torch.autograd.grad(total, inputs, allow_unused=True)
+            with timed("loss"):
+                loss = total = self.loss(color, targets.images[view], weights)
+                if self.exposures is not None and transform is not None:
+                    total = total + self.exposures.penalty(transform)
+            with timed("backward"):
+                gradients = torch.autograd.grad(total, inputs, allow_unused=True)
         if self.exposures is not None:
             self.exposures.update(view, gradients[-1], decay=other_decay)
-        self._update(dict(zip(splats.parameters(), gradients, strict=False)), decay, other_decay)
+        with timed("optimizer"):
+            self._update(dict(zip(splats.parameters(), gradients, strict=False)), decay, other_decay)
         return float(loss.detach())
 
     def descend(self, cameras: Cameras, objective: Callable[[Tensor], Tensor]) -> float:

@@ -33,6 +33,7 @@ from restage.records import (
 )
 from restage.run.folder import RunFolder, open_run, working
 from restage.run.layout import CAPTURE, FIT_RECORD, FIT_STATE, HELD_OUT, SOURCE, SPLATS, TRANSFORMS
+from restage.run.profile import timed
 from restage.run.reading import FitRecord
 from restage.scenes.capture import Capture, turn_upright
 from restage.scenes.config import FitConfig, ScenesConfig
@@ -117,16 +118,18 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig, *, device: st
         now_s = time.perf_counter()
         if now_s - saved_s > SAVE_EVERY_S or fit.is_done:
             now = spent._replace(seconds=spent.seconds + now_s - started_s, loss=step.loss)
-            with write_atomically(state_path) as temporary:
+            with timed("save"), write_atomically(state_path) as temporary:
                 torch.save({"version": STATE_VERSION, **identity, **now._asdict(), "fit": fit.state()}, temporary)
             saved_s = now_s
-        note = f"fit, loss {step.loss:.4f}{peeks.look(step)}"
+        with timed("look at held-out views"):
+            note = f"fit, loss {step.loss:.4f}{peeks.look(step)}"
         yield Progress(stage="scenes", done=step.step, total=step.num_steps, note=note)
         spent = spent._replace(loss=step.loss)
     spent = spent._replace(seconds=spent.seconds + time.perf_counter() - started_s)
     write_splats(fit.optimizer.splats, folder / SPLATS)
     # Measured on what was written, so that the numbers are those of the file.
-    record = _measure(capture, folder, read_splats(folder / SPLATS).to(device))
+    with timed("measure"):
+        record = _measure(capture, folder, read_splats(folder / SPLATS).to(device))
     schedule = {"steps": fit.schedule.step, "levelled_off": fit.schedule.has_levelled_off}
     record = {**identity, "config": to_plain(config), **schedule, **spent.record(), **record}
     files = [folder / SPLATS, *folder.glob("held_out*.png"), *folder.glob("held_out/*.png")]

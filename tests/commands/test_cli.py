@@ -90,6 +90,7 @@ HEAVY = ("torch", "numba", "diffusers", "transformers", "scipy", "matplotlib")
         (["show", "--help"], HEAVY),
         (["doctor"], HEAVY),
         (["verify", "RUN", "--fast"], HEAVY),
+        (["show", "RUN", "--profile"], HEAVY),
         (["fit", "CAPTURE", "--out", "RUN", "--steps", "10", "--num-splats", "200"], ("diffusers", "transformers")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
