@@ -104,7 +104,7 @@ LOADS_THREADS = r"""
 import ctypes, glob, json, os, re, sys
 torch, numba = sys.argv[1:]
 ctypes.CDLL(f"{torch}/lib/libtorch_global_deps.so")
-for layer in ("tbb", "omp", "workqueue"):
+for layer in os.environ.get("NUMBA_THREADING_LAYER_PRIORITY", "tbb omp workqueue").split():
     try:
         if layer == "tbb" and ctypes.CDLL("libtbb.so.12").TBB_runtime_interface_version() < 12060:
             continue
@@ -116,7 +116,7 @@ maps = open("/proc/self/maps").read()
 pools = {os.path.realpath(path) for path in re.findall(r"/\S*/lib(?:gomp|omp|iomp5)[^/\s]*\.so\S*", maps)}
 print(json.dumps([sorted(pools), layer]))
 """
-"""Loads only the libraries that torch and numba take threads from, in the order in which they do by default."""
+"""Loads only the libraries that torch and numba take threads from, in the order in which they do."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -180,8 +180,8 @@ def query_torch_cuda() -> str:
 def query_threads(*, starts: bool = False) -> tuple[list[str], str]:
     """Return the OpenMP runtimes that torch and numba load, and numba's threading layer; `starts` both to see that."""
     folders = [Path(spec.origin).parent for name in ("torch", "numba") if (spec := find_spec(name)) and spec.origin]
-    is_default = not {"NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY"} & set(os.environ)
-    is_known = len(folders) == 2 and (folders[0] / "lib/libtorch_global_deps.so").exists() and is_default
+    is_known = len(folders) == 2 and (folders[0] / "lib/libtorch_global_deps.so").exists()
+    is_known &= "NUMBA_THREADING_LAYER" not in os.environ  # what its values stand for is numba's business
     program = ["-c", STARTS_THREADS] if starts or not is_known else ["-S", "-c", LOADS_THREADS, *map(str, folders)]
     # In another process, so that a torch that takes its process with it is a finding, too.
     done = subprocess.run([sys.executable, *program], capture_output=True, text=True, timeout=300, check=False)

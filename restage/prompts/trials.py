@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from restage.prompts.forms import Form, Trial, read_form
 from restage.prompts.grammar import features_of_captions
@@ -64,6 +62,9 @@ def measure_yield(trials: Sequence[Trial]) -> Yield:
 
 
 def _rows(run: Path) -> Iterator[_Row]:
+    import pyarrow as pa  # a fifth of what `restage prompts --help` would take
+    import pyarrow.parquet as pq
+
     path = run / MANIFEST
     if not path.is_file():
         raise InputError(f"{path} does not exist; learn_from takes runs whose pairs are made: restage pairs {run}")

@@ -163,12 +163,11 @@ def test_threads_that_do_not_start_are_said_with_the_reason(monkeypatch: pytest.
 
 
 def test_threads_are_known_without_starting_torch_and_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("NUMBA_THREADING_LAYER", raising=False)
     started = machine.query_threads(starts=True)
     monkeypatch.setattr(machine, "STARTS_THREADS", "raise RuntimeError('started')")
     assert machine.query_threads() == started
-    monkeypatch.setenv("NUMBA_THREADING_LAYER", "workqueue")  # how this chooses is numba's business
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", "workqueue")
     with pytest.raises(RuntimeError, match="started"):
         machine.query_threads()
 
