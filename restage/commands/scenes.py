@@ -199,22 +199,25 @@ def export(
     path: Positional[ExportedArgument],
     target: Positional[TargetArgument] = None,
     *,
-    format: str = "ply",
+    format: str = "",
     out: Path | None = None,
     frame: Literal["own", "upright"] = "own",
     store: StoreArgument = "",
 ) -> None:
-    """Write a scene's splats as PLY, or a run's accepted image pairs in a format that others read.
+    """Write a scene's splats, or a run's accepted image pairs, in a format that others read.
 
-    Example: restage export runs/mine mine.ply; restage export runs/mine --format hf --out mine_pairs
+    Example: restage export runs/mine mine.spz; restage export runs/mine --format hf --out mine_pairs
+
+    Splats go out as .ply, .compressed.ply, .spz, .splat, .sog or .glb, by the ending of OUT (docs/formats.md).
 
     Pairs come with a data card. The folder appears once it is complete; an export that was stopped goes on.
 
     Args:
-        path: A run with one fitted scene, `<run>/scenes/<scene>`, or the folder of an edit; for pairs, a run.
-        target: What to write: a PLY, or a folder.
-        format: `ply` for splats; or, for pairs, `hf` (for Hugging Face's load_dataset), `webdataset`, or
-            `instruct-pix2pix` (for its loader).
+        path: A run with one fitted scene, `<run>/scenes/<scene>`, the folder of an edit, or a file of splats, which is
+            converted; for pairs, a run.
+        target: What to write: a file of splats, or a folder.
+        format: For pairs: `hf` (for Hugging Face's load_dataset), `webdataset`, or `instruct-pix2pix` (for its loader).
+            For splats it may be named too: `ply`, `compressed-ply`, `spz`, `splat`, `sog` or `gltf`.
         out: The same as OUT.
         frame: Coordinates of the splats: the capture's own, which its cameras fit, or the run's, upright with z up.
         store: Where the run's pairs lie, if not in its folder.
@@ -222,11 +225,14 @@ def export(
     place = target or out
     if place is None or (target and out):
         raise InputError("name what to write, once: restage export PATH OUT, or --out OUT")
-    if format == "ply":
+    from restage.scenes.io.splat_files import is_splat_format
+
+    if not format or is_splat_format(format, place):
         from restage.scenes.stage import find_scene
         from restage.scenes.turning import export_splats
 
-        say(f"{export_splats(find_scene(Path(path)), place, frame=frame)} splats: {place}")
+        source = Path(path) if Path(path).is_file() else find_scene(Path(path))
+        say(f"{export_splats(source, place, frame=frame)} splats: {place}")
     else:
         from restage.pairs.exchange.export import export_pairs
 

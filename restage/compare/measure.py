@@ -22,7 +22,7 @@ from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, HELD_OUT, IMAGES, MASK
 from restage.scenes.cameras import Cameras
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
-from restage.scenes.io.ply import read_splats
+from restage.scenes.io.splat_files import read_splats
 from restage.scenes.rasterize import rasterize
 from restage.scores.definitions import COST_METRICS, METRICS
 

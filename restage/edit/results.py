@@ -31,7 +31,7 @@ from restage.run.progress import is_stop_requested
 from restage.scenes.cameras import Cameras, orbit
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
-from restage.scenes.io.ply import write_splats
+from restage.scenes.io.splat_files import write_splats
 from restage.scenes.splats import Splats
 
 __all__ = ["KeptEdits", "NO_OP_SHARE", "Preview", "changed_share", "edit_scene", "orbit_cameras", "write_failure"]

@@ -26,7 +26,7 @@ from restage.run.models import edit_model_of
 from restage.run.reading import EditRecord
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
-from restage.scenes.io.ply import read_splats
+from restage.scenes.io.splat_files import read_splats
 from restage.scenes.splats import Splats
 
 __all__ = ["EditChoice", "OpenedEdit", "StartingPoint", "estimate_edit", "find_case", "open_edit"]

@@ -33,7 +33,7 @@ from restage.run.progress import is_stop_requested
 from restage.run.reading import EditRecord
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture
-from restage.scenes.io.ply import read_splats
+from restage.scenes.io.splat_files import read_splats
 from restage.scenes.splats import Splats
 from restage.work.engine import settings_for, work_through
 from restage.work.task import EngineConfig, Facts, SetAside, Task, TaskQueue

@@ -35,7 +35,7 @@ from restage.scenes.cameras import Cameras
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture
 from restage.scenes.io.nerfstudio import write_capture
-from restage.scenes.io.ply import write_splats
+from restage.scenes.io.splat_files import write_splats
 from restage.scenes.splats import Splats
 
 __all__ = ["Exported", "TrainedScene", "export_scene", "load_trained_scene", "main"]

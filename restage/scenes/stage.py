@@ -41,8 +41,8 @@ from restage.scenes.device import describe_device
 from restage.scenes.fit import FitStep, SplatFit, psnr, render_views
 from restage.scenes.io import SCENE_FORMATS, capture_name, read_capture, recognize_capture, write_capture
 from restage.scenes.io.images import list_images, write_png
-from restage.scenes.io.ply import read_splats, splats_in, write_splats
 from restage.scenes.io.posed import PosedPhotos, ReadOptions
+from restage.scenes.io.splat_files import read_splats, splats_in, write_splats
 from restage.scenes.io.views import make_capture
 from restage.scenes.losses import MARGIN, WINDOW, ssim_map
 from restage.scenes.splats import Splats

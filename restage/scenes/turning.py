@@ -18,8 +18,8 @@ from torch import Tensor
 
 from restage.records import InputError, read_json
 from restage.run.layout import FIT_RECORD, SPLATS
-from restage.scenes.io.ply import read_splats, write_splats
 from restage.scenes.io.posed import read_similarity
+from restage.scenes.io.splat_files import read_splats, splat_format_of, write_splats
 from restage.scenes.splats import Splats, evaluate_sh
 
 __all__ = ["Frame", "export_splats", "move_splats"]
@@ -39,13 +39,15 @@ class _Turn:
 
 
 def export_splats(folder: Path, out: Path, *, frame: Frame) -> int:
-    """Write the splats of a fitted or an edited scene as PLY, far from the origin as doubles; returns how many."""
-    if not (folder / SPLATS).is_file():
+    """Write the splats of a fitted or an edited scene, or of a file, in the format of `out`'s name; returns how many.
+
+    Splats of a file stay in its frame. Far from the origin positions are doubles, which only PLY keeps.
+    """
+    splat_format_of(out)
+    if not folder.is_file() and not (folder / SPLATS).is_file():
         raise InputError(f"{folder}: expected a folder with splats.ply, of a scene or an edit; fit a capture first")
-    if out.suffix.lower() != ".ply":
-        raise InputError(f"expected a file name that ends with .ply, got {out}; other formats are made from a PLY")
-    splats = read_splats(folder / SPLATS)
-    change = _own_to_world(folder) if frame == "own" else None
+    splats = read_splats(folder if folder.is_file() else folder / SPLATS)
+    change = _own_to_world(folder) if frame == "own" and folder.is_dir() else None
     write_splats(splats if change is None else move_splats(splats, torch.linalg.inv(change)), out)
     return len(splats)
 

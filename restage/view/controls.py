@@ -18,7 +18,7 @@ from restage.edit.job import EditStep, Method, needs_editor
 from restage.edit.methods import METHODS
 from restage.edit.single import EditChoice
 from restage.records import EditRequest, InputError
-from restage.run.layout import SPLATS
+from restage.scenes.io.splat_files import SPLAT_FORMATS
 from restage.view.layers import PICTURE_LAYERS, SPLAT_LAYERS
 from restage.view.pictures import FRAMES_PER_SECOND, MAX_FRAMES, PATHS, path_cameras, render_clip, view_picture
 from restage.view.session import KeptEdit
@@ -169,8 +169,11 @@ class Controls:
         self.open.on_click(self._handler(lambda _: self._open_kept()))
 
     def _add_save(self, gui: Any) -> None:
-        save = gui.add_button("Save splats (PLY)", icon="download")
-        save.on_click(self._handler(self._save_ply))
+        self.splat_format = gui.add_dropdown(
+            "Format", tuple(form.suffix for form in SPLAT_FORMATS.values()), initial_value=".ply"
+        )
+        save = gui.add_button("Save splats", icon="download")
+        save.on_click(self._handler(self._save_splats))
         self.path = gui.add_dropdown("Path", tuple(PATHS))
         self.seconds = gui.add_number("Seconds", 4.0, min=1, max=MAX_FRAMES // FRAMES_PER_SECOND, step=0.5)
         self.clip = gui.add_button("Save clip (mp4)", icon="movie")
@@ -310,11 +313,11 @@ class Controls:
         kept = self.page.session.shown.kept
         return f"{self.page.session.scene.name}-{kept.edit if kept else 'before'}{suffix}"
 
-    def _save_ply(self, event: Any) -> None:
+    def _save_splats(self, event: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / SPLATS
-            self.page.session.save_ply(path)
-            event.client.send_file_download(self._file_name(".ply"), path.read_bytes(), save_immediately=True)
+            path = Path(folder) / self._file_name(self.splat_format.value)
+            self.page.session.save_splats(path)
+            event.client.send_file_download(path.name, path.read_bytes(), save_immediately=True)
 
     def _save_clip(self, event: Any) -> None:
         session = self.page.session

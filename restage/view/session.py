@@ -22,7 +22,7 @@ from restage.run.layout import CAPTURE, EDIT_RECORD, FIT_RECORD, RUN_RECORD, SPL
 from restage.run.reading import EditRecord, FitRecord
 from restage.scenes.capture import Capture
 from restage.scenes.io import capture_name, is_capture, read_capture
-from restage.scenes.io.ply import read_splats, splats_in, write_splats
+from restage.scenes.io.splat_files import read_splats, splats_in, write_splats
 from restage.scenes.splats import Splats
 
 __all__ = ["EditStopped", "KeptEdit", "Version", "ViewScene", "ViewSession", "list_kept", "open_scenes"]
@@ -55,7 +55,7 @@ class ViewScene:
 
     name: str
     splats: Splats
-    capture: Capture | None = None  # None for a PLY alone
+    capture: Capture | None = None  # None for splats alone
     folder: Path | None = None
     """`<run>/scenes/<scene>`; None for a scene that is in no run, which cannot be edited."""
     fit: FitRecord | None = None
@@ -68,11 +68,11 @@ class ViewScene:
 
 
 def open_scenes(path: Path) -> dict[str, Path]:
-    """Find the scenes of a run, a fitted scene, a capture with a fit, or a PLY: what to load each from, by name."""
+    """Return what to load each scene from, by name, of a run, a fitted scene, a fitted capture or a file of splats."""
     if splats_in(path):
         return {path.stem: path}
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a run folder, a fitted scene, a capture with a fit, or a PLY")
+        raise InputError(f"{path} does not exist; give a run folder, a fitted scene, a capture with a fit, or splats")
     if (path / SPLATS).is_file():
         return {path.resolve().name: path}
     if (path / "clip.json").is_file():
@@ -81,7 +81,9 @@ def open_scenes(path: Path) -> dict[str, Path]:
     if not scenes and is_capture(path):
         return _scenes_of_capture(path)
     if not scenes:
-        what = "a run without a fitted scene" if (path / RUN_RECORD).exists() else "neither a run nor a scene nor a PLY"
+        what = (
+            "a run without a fitted scene" if (path / RUN_RECORD).exists() else "neither a run nor a scene nor splats"
+        )
         raise InputError(f"{path} is {what}; run: restage fit CAPTURE, then: restage view RUN")
     return scenes
 
@@ -294,8 +296,8 @@ class ViewSession:
         """Ask the running edit to stop; it does so at its next step, or between two layers of its model."""
         self._stop.set()
 
-    def save_ply(self, path: Path) -> None:
-        """Write the version that is shown as a PLY in the 3DGS layout."""
+    def save_splats(self, path: Path) -> None:
+        """Write the version that is shown in the format of the file's name, in the frame that is shown."""
         write_splats(self.shown.splats, path)
 
     def _add(self, version: Version) -> Version:

@@ -18,7 +18,7 @@ from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
 from restage.scenes.io.nerfstudio import write_capture
-from restage.scenes.io.ply import write_splats
+from restage.scenes.io.splat_files import write_splats
 from restage.scenes.splats import Splats
 from restage.scores.definitions import COST_METRICS, METRICS
 from restage.scores.rows import read_scores, read_view_scores, write_scores

@@ -11,7 +11,7 @@ from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.capture import Capture
 from restage.scenes.fit import render_views
 from restage.scenes.io.nerfstudio import write_capture
-from restage.scenes.io.ply import write_splats
+from restage.scenes.io.splat_files import write_splats
 from restage.scenes.splats import SH_C0, Splats
 
 SIZE = 32

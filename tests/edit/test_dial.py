@@ -14,7 +14,7 @@ from restage.recipes import edit_folder
 from restage.records import EditRequest, InputError
 from restage.run.folder import RunFolder
 from restage.scenes.fit import render_views
-from restage.scenes.io.ply import read_splats
+from restage.scenes.io.splat_files import read_splats
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from restage.edit.stage import list_units, run_edit
 from restage.records import EditCase, InputError, write_json
 from restage.run.folder import RunFolder
 from restage.scenes.cameras import project_points
-from restage.scenes.io.ply import read_splats
+from restage.scenes.io.splat_files import read_splats
 from restage.work.task import EngineConfig
 
 CONFIG = EditConfig(

@@ -16,7 +16,7 @@ from PIL import Image
 from restage.records import InputError, Progress, read_json
 from restage.scenes.capture import Capture
 from restage.scenes.config import FitConfig
-from restage.scenes.io.ply import read_splats
+from restage.scenes.io.splat_files import read_splats
 from restage.scenes.stage import capture_sha256, fit_capture
 from tests.scenes.ball import ball_capture, equal
 

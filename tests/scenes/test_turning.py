@@ -12,7 +12,7 @@ from restage.scenes.capture import turn_upright
 from restage.scenes.config import FitConfig
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture, write_capture
-from restage.scenes.io.ply import read_splats
+from restage.scenes.io.splat_files import read_splats
 from restage.scenes.splats import Splats
 from restage.scenes.stage import fit_capture
 from restage.scenes.turning import export_splats, move_splats
@@ -87,7 +87,7 @@ def test_splats_of_unknown_origin_are_exported_as_they_are_or_not_at_all(tmp_pat
     with pytest.raises(InputError, match="--frame upright"):
         export_splats(tmp_path / "scene", tmp_path / "own.ply", frame="own")
     assert export_splats(tmp_path / "scene", tmp_path / "own.ply", frame="upright") > 0
-    with pytest.raises(InputError, match="ends with .ply"):
-        export_splats(tmp_path / "scene", tmp_path / "own.splat", frame="upright")
+    with pytest.raises(InputError, match=r"ends with one of .*\.ply"):
+        export_splats(tmp_path / "scene", tmp_path / "own.obj", frame="upright")
     with pytest.raises(InputError, match="fit a capture first"):
         export_splats(tmp_path, tmp_path / "own.ply", frame="upright")

@@ -21,7 +21,7 @@ from restage.edit.methods import METHODS
 from restage.records import read_json
 from restage.run.folder import RunFolder, StepByStep
 from restage.scenes.cameras import project_points
-from restage.scenes.io.ply import read_splats
+from restage.scenes.io.splat_files import read_splats
 from restage.scenes.splats import SH_C0
 from restage.view import ViewSession
 from restage.view.pictures import camera_at
@@ -262,7 +262,7 @@ def test_a_click_at_a_camera_jumps_there_and_shows_its_photograph(shown: Shown) 
 def test_splats_and_clips_are_saved_as_downloads(shown: Shown) -> None:
     shown.open_tab("Save")
     with shown.page.expect_download() as download:
-        shown.press("Save splats (PLY)")
+        shown.press("Save splats")
     assert len(read_splats(Path(download.value.path()).rename(shown.pictures / "saved.ply"))) == 200
     with shown.page.expect_download() as download:
         shown.press("Save clip (mp4)")

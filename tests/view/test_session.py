@@ -12,7 +12,7 @@ from restage.edit.methods import ReplaceOnce
 from restage.edit.single import EditChoice
 from restage.recipes import edit_folder
 from restage.records import EditRequest, InputError, read_json
-from restage.scenes.io.ply import read_splats
+from restage.scenes.io.splat_files import read_splats
 from restage.view import EditStopped, ViewSession, open_scenes
 from restage.view.session import list_kept, stop_between_layers
 from restage.world.clips import sample_clip, write_clip
@@ -220,7 +220,7 @@ def test_other_settings_make_another_result(session):
 
 def test_what_is_saved_is_what_is_shown(session, tmp_path):
     list(session.edit(BLUE, QUICK))
-    session.save_ply(tmp_path / "out.ply")
+    session.save_splats(tmp_path / "out.ply")
     assert torch.equal(read_splats(tmp_path / "out.ply").sh, session.shown.splats.sh)
 
 

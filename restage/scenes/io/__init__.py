@@ -1,4 +1,4 @@
-"""Captures and splats as files: many forms in, nerfstudio's out; splats as PLY both ways.
+"""Captures and splats as files: captures of many forms in, nerfstudio's out; splats in six formats.
 
 A scene format is a `SceneFormat` and its line of `SCENE_FORMATS`; `read_capture` asks them in turn.
 """
@@ -15,12 +15,21 @@ from restage.scenes.io.colmap import COLMAP
 from restage.scenes.io.nerfstudio import BLENDER, NERFSTUDIO, write_capture
 from restage.scenes.io.photographs import PHOTOGRAPHS, VIDEO
 from restage.scenes.io.pinholes import LLFF, POLYCAM, RECORD3D
-from restage.scenes.io.ply import read_points, read_splats, splats_in, write_points, write_splats
+from restage.scenes.io.ply import read_points, write_points
 from restage.scenes.io.posed import HOLD_OUT_EVERY, ReadOptions, SceneFormat
+from restage.scenes.io.splat_files import SPLAT_FORMATS, read_splats, splats_in, write_splats
 from restage.scenes.io.views import make_capture
 
-__all__ = ["CaptureSource", "SCENE_FORMATS", "capture_name", "is_capture", "read_capture", "read_points"]
-__all__ += ["read_splats", "recognize_capture", "write_capture", "write_points", "write_splats"]
+__all__ = [
+    "CaptureSource",
+    "SCENE_FORMATS",
+    "SPLAT_FORMATS",
+    "capture_name",
+    "is_capture",
+    "read_capture",
+    "read_points",
+]
+__all__ += ["read_points", "read_splats", "recognize_capture", "write_capture", "write_points", "write_splats"]
 
 SCENE_FORMATS: dict[str, SceneFormat] = {
     "nerfstudio": NERFSTUDIO,

@@ -7,7 +7,6 @@ allocated.
 from __future__ import annotations
 
 import itertools
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,29 +21,13 @@ from restage.records import InputError, write_atomically
 from restage.scenes.config import MAX_DEGREE
 from restage.scenes.splats import SH_C0, Splats
 
-__all__ = ["Points", "read_points", "read_splats", "read_vertices", "splats_in", "write_points", "write_splats"]
-__all__ += ["write_vertices"]
+__all__ = ["Points", "columns_in", "read_ply", "read_points", "read_vertices", "save_elements", "write_ply"]
+__all__ += ["write_points", "write_vertices"]
 
 NUM_REST = (0, 9, 24, 45, 72)
 """Columns f_rest_* of degree 0 to 4."""
 OPAQUE_LOGIT = 16.0
 """Stands for an infinite opacity; its sigmoid is 1 within float32's precision."""
-OTHER_FORMATS = (
-    (b"NGSP", "SPZ (Niantic)"),
-    (b"PK\x03\x04", "SOG (PlayCanvas) or another archive"),
-    (b"\x1f\x8b", "SPZ (Niantic), compressed"),
-    (b"glTF", "binary glTF"),
-)
-"""First bytes of formats that hold splats but are not PLY."""
-SUFFIXES = {
-    ".splat": "the .splat format of antimatter15's viewer",
-    ".ksplat": "the .ksplat format of mkkellogg's viewer",
-    ".spz": "SPZ (Niantic)",
-    ".sog": "SOG (PlayCanvas)",
-    ".ckpt": "a checkpoint of nerfstudio; write a PLY with: ns-export gaussian-splat",
-    ".pth": "a checkpoint of 3D Gaussian splatting; its point_cloud/iteration_*/point_cloud.ply is read",
-}
-A_WAY = "convert it to a plain PLY, for instance with: npx @playcanvas/splat-transform IN OUT.ply"
 
 
 class Points(NamedTuple):
@@ -54,21 +37,15 @@ class Points(NamedTuple):
     colors: Float[Tensor, "m 3"]  # RGB in [0, 1]
 
 
-def write_splats(splats: Splats, path: Path) -> None:
+def write_ply(splats: Splats, path: Path) -> None:
     """Write splats as binary PLY: x y z, normals (0), f_dc, f_rest by channel, opacity logit, log scales, wxyz.
 
     Every number keeps its bits; only a rotation of length 0, which viewers divide by, becomes (1, 0, 0, 0), which is
-    how it is drawn here. Centers in float64 are written as doubles. NaN, infinity, or no splats at all are refused, and
-    nothing is written.
+    how it is drawn here. Centers in float64 are written as doubles.
     """
-    if not len(splats):
-        raise InputError(f"{path}: expected at least one splat to write, got none")
-    for name, tensor in splats.parameters().items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"{path}: expected finite values, got NaN or infinity in {name}")
-    rotations = splats.rotations.detach().clone()
-    rotations[(rotations == 0).all(dim=1)] = rotations.new_tensor([1.0, 0.0, 0.0, 0.0])
-    rest = splats.sh.detach()[:, 1:].transpose(1, 2).flatten(1)
+    rotations = splats.rotations.clone()
+    rotations[(rotations == 0).all(dim=1)] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    rest = splats.sh[:, 1:].transpose(1, 2).flatten(1)
     columns = {
         **_columns("{}", ("x", "y", "z"), splats.means),
         **_columns("n{}", ("x", "y", "z"), torch.zeros_like(splats.log_scales)),
@@ -78,24 +55,18 @@ def write_splats(splats: Splats, path: Path) -> None:
         **_columns("scale_{}", range(3), splats.log_scales),
         **_columns("rot_{}", range(4), rotations),
     }
-    write_vertices(columns, path)
+    save_elements({"vertex": columns}, path)
 
 
-def read_splats(path: Path) -> Splats:
+def read_ply(path: Path) -> Splats:
     """Read splats from a PLY in the 3DGS layout, such as of the original code, gsplat or `ns-export gaussian-splat`.
 
-    Splats with NaN or infinity are left out, with a warning that counts them; an infinite opacity is opaque. Spherical
-    harmonics of a degree above 3 are cut off there, with a warning. Colors as red, green and blue in place of f_dc
-    (`ns-export --ply-color-mode rgb`) are taken too. The columns may stand in any order. Refused are other formats of
-    splats, by name, other layouts, and files that are cut off or without any splat.
+    An infinite opacity is opaque; other numbers are as they stand. Spherical harmonics of a degree above 3 are cut off
+    there, with a warning. Colors as red, green and blue in place of f_dc (`ns-export --ply-color-mode rgb`) are taken
+    too. The columns may stand in any order. Refused are other layouts, and files that are cut off or without any splat.
     """
-    if (form := splats_in(path)) not in ("", "PLY"):
-        way = "" if "PLY" in form or "ply" in form else f"; {A_WAY}"
-        raise InputError(f"{path}: expected splats as PLY, got {form}{way}")
     vertices = read_vertices(path)
     names = set(vertices.dtype.names or ())
-    if "packed_position" in names:
-        raise InputError(f"{path}: expected a plain PLY, got the compressed PLY of PlayCanvas and SuperSplat; {A_WAY}")
     if {"opacity", "scale_0", "scale_1"} <= names and "scale_2" not in names:
         raise InputError(
             f"{path}: expected splats with three scales, got the flat ones of 2D Gaussian splatting (two scales, no "
@@ -108,41 +79,29 @@ def read_splats(path: Path) -> Splats:
     if missing:
         raise InputError(f"{path}: expected splats in the 3DGS layout, got a PLY without {', '.join(missing)}")
     logits = _matrix(vertices, ["opacity"])[:, 0]
-    splats = Splats(
+    return Splats(
         means=_matrix(vertices, ["x", "y", "z"]),
         log_scales=_matrix(vertices, [f"scale_{i}" for i in range(3)]),
         rotations=_matrix(vertices, [f"rot_{i}" for i in range(4)]),
         opacity_logits=torch.where(logits.isinf(), logits.sign() * OPAQUE_LOGIT, logits).contiguous(),
         sh=((_read_rgb(vertices) - 0.5) / SH_C0)[:, None] if has_rgb else _read_sh(vertices, path),
     )
-    whole = [t.isfinite().reshape(len(t), math.prod(t.shape[1:])).all(dim=1) for t in splats.parameters().values()]
-    is_finite = torch.stack(whole).all(dim=0)
-    num_broken = int((~is_finite).sum())
-    if not num_broken:
-        return splats
-    if num_broken == len(splats):
-        raise InputError(f"{path} holds no usable splat: all {num_broken} have NaN or infinity")
-    warnings.warn(f"{path}: {num_broken} of {len(splats)} splats have NaN or infinity and are left out", stacklevel=2)
-    return splats[is_finite]
 
 
-def splats_in(path: Path) -> str:
-    """Name the format of a file's splats by its first bytes or its name, else nothing; refuses a file without any."""
-    if not path.is_file():
-        return ""
+def columns_in(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the columns of each element by its name; nothing for a header that `read_vertices` refuses.
+
+    Raises:
+        InputError: the header says that there is no vertex.
+    """
     with path.open("rb") as file:
-        first = file.read(4)
-        file.seek(0)
         try:
-            elements = _read_header(file)[1] if first[:3] == b"ply" else []
-        except ValueError:  # `read_vertices` says what is wrong with it
-            elements = []
-    if not first:
-        raise InputError(f"{path} is an empty file")
+            elements = _read_header(file)[1]
+        except ValueError:
+            return {}
     if any(element.name == "vertex" and not element.count for element in elements):
         raise InputError(f"{path} is a PLY without any splat: its header says 'element vertex 0'")
-    named = "PLY" if first[:3] == b"ply" else SUFFIXES.get(path.suffix.lower(), "")
-    return next((form for magic, form in OTHER_FORMATS if first.startswith(magic)), named)
+    return {element.name: tuple(name for name, _ in element.properties) for element in elements}
 
 
 def _read_sh(vertices: np.ndarray, path: Path) -> Tensor:
@@ -205,7 +164,7 @@ TYPES = {
     **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
     **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
 }
-NAMES = {"f4": "float", "f8": "double", "u1": "uchar"}
+NAMES = {"f4": "float", "f8": "double", "u1": "uchar", "u4": "uint"}
 BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 MAX_LINE = 65536
 """Bytes of a line of text."""
@@ -219,16 +178,16 @@ class _Element(NamedTuple):
     properties: list[tuple[str, str]]  # names and numpy types; the type of a list is empty
 
 
-def read_vertices(path: Path) -> np.ndarray:
-    """Read the element `vertex`, all plain numbers: one row a vertex, one named column a property."""
+def read_vertices(path: Path, name: str = "vertex") -> np.ndarray:
+    """Read the element of a name, all plain numbers: one row a vertex, one named column a property."""
     if not path.is_file():  # to open a pipe would wait for whoever writes into it
         raise InputError(f"{path} does not exist or is not a file")
     try:
         with path.open("rb") as file:
             form, elements = _read_header(file)
-            at = next((index for index, element in enumerate(elements) if element.name == "vertex"), None)
+            at = next((index for index, element in enumerate(elements) if element.name == name), None)
             if at is None:
-                raise ValueError("it has no element vertex")
+                raise ValueError(f"it has no element {name}")
             if not elements[at].properties:
                 raise ValueError("its vertices have no properties")
             if any(not kind for element in elements[: at + 1] for _, kind in element.properties):
@@ -299,15 +258,23 @@ def _read_text(file: BinaryIO, elements: list[_Element], order: str) -> np.ndarr
 
 
 def write_vertices(columns: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write named columns of float32, float64 or uint8 as binary PLY, little endian."""
-    count = len(next(iter(columns.values())))
-    kinds = {name: column.dtype.str[1:] for name, column in columns.items()}
-    vertices = np.empty(count, dtype=[(name, f"<{kind}") for name, kind in kinds.items()])
-    for name, column in columns.items():
-        vertices[name] = column
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
-    header += [f"property {NAMES[kind]} {name}" for name, kind in kinds.items()]
+    """Write named columns as the only element of a binary PLY, atomically."""
     with write_atomically(path) as temporary:
-        with temporary.open("wb") as file:
-            file.write("\n".join([*header, "end_header\n"]).encode())
-            file.write(vertices.tobytes())
+        save_elements({"vertex": columns}, temporary)
+
+
+def save_elements(elements: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
+    """Write elements of named columns (float32, float64, uint8 or uint32) as binary PLY, little endian."""
+    header, tables = ["ply", "format binary_little_endian 1.0"], []
+    for element, columns in elements.items():
+        kinds = {name: column.dtype.str[1:] for name, column in columns.items()}
+        table = np.empty(len(next(iter(columns.values()))), dtype=[(name, f"<{kind}") for name, kind in kinds.items()])
+        for name, column in columns.items():
+            table[name] = column
+        header.append(f"element {element} {len(table)}")
+        header += [f"property {NAMES[kind]} {name}" for name, kind in kinds.items()]
+        tables.append(table)
+    with path.open("wb") as file:
+        file.write("\n".join([*header, "end_header\n"]).encode())
+        for table in tables:
+            file.write(table.tobytes())
