@@ -31,7 +31,7 @@ import torch
 from restage.edit.editors import MenuEditor
 from restage.edit.editors.interface import Edited, Editor, EditorSource, ViewBatch
 from restage.edit.job import EditJob
-from restage.edit.methods import METHODS
+from restage.edit.methods.restage import Restage
 from restage.edit.pictures import quantize
 from restage.records import EditRequest
 from restage.run.endpoint_config import EndpointConfig
@@ -94,7 +94,7 @@ def compare(capture: Capture, request: EditRequest, address: str, folder: Path) 
         job = EditJob.of(splats, capture, request, editor, 5)
         batch = job.batch(range(len(job.view_indices)), noise_level=1.0, seed=3, noise_keys=None)
         views.append(editor.edit(batch))
-        method = METHODS["restage"](num_key_views=8, color_steps=30, shape_steps=10)
+        method = Restage(num_key_views=8, color_steps=30, shape_steps=10)
         *_, last = method.run(job)
         scenes.append(last.splats)
     difference = (read_levels(views[0].images) - read_levels(views[1].images)).abs().amax(dim=(1, 2, 3))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -89,12 +89,17 @@ class ServedEditor:
         """Whether it makes pictures from captions."""
         return hasattr(self.editor, "paint")
 
-    def work(self, items: Sequence[EditItem] | Sequence[PaintItem]) -> list[Painting]:
-        """Make the pictures of one batch; see `EditItem.kind`."""
-        first = items[0]
-        if isinstance(first, PaintItem):
-            captions, seeds = [item.caption for item in items], [item.seed for item in items]
-            return [Painting(image) for image in self.editor.paint(captions, seeds)]  # pyright: ignore
+    def work(self, items: Sequence[Any]) -> list[Painting]:
+        """Make the pictures of one batch, whose items are of one kind; see `EditItem.kind`."""
+        return self._paint(items) if isinstance(items[0], PaintItem) else self._edit(items)
+
+    def _paint(self, items: Sequence[PaintItem]) -> list[Painting]:
+        editor: Any = self.editor
+        images = editor.paint([item.caption for item in items], [item.seed for item in items])
+        return [Painting(image) for image in images]
+
+    def _edit(self, items: Sequence[EditItem]) -> list[Painting]:
+        first, regions = items[0], [item.region for item in items if item.region is not None]
         batch = ViewBatch(
             torch.stack([item.picture if item.start is None else item.start for item in items]),
             torch.stack([item.picture for item in items]),
@@ -104,7 +109,7 @@ class ServedEditor:
             seed=0,
             noise_keys=SeededNoise(tuple(item.seed for item in items)),
             references=first.references,
-            regions=None if first.region is None else torch.stack([item.region for item in items]),
+            regions=torch.stack(regions) if regions else None,
         )
         edited = hold_outside(batch, self.editor.edit(batch))
         return [Painting(image, mask) for image, mask in zip(edited.images, edited.masks, strict=True)]

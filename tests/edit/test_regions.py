@@ -7,7 +7,7 @@ import torch
 
 from restage.edit.editors.interface import Edited, hold_outside
 from restage.edit.job import EditJob
-from restage.edit.methods import METHODS
+from restage.edit.methods.restage import Restage
 from restage.edit.pictures import write_mask
 from restage.edit.regions import read_regions
 from restage.edit.results import edit_scene
@@ -68,7 +68,7 @@ class Painter:
 def test_an_edit_holds_inside_its_region_whatever_the_editor_does(tiny_scene, tmp_path):
     scene, painter = tiny_scene, Painter()
     regions = scene.truth_masks
-    method = METHODS["restage"](num_key_views=4, color_steps=40, shape_steps=5)
+    method = Restage(num_key_views=4, color_steps=40, shape_steps=5)
     how = {"request": scene.request, "method": method, "editor": painter, "seed": 0, "folder": tmp_path / "result"}
     *_, last = edit_scene(scene.splats, scene.capture, **how, regions=regions)
     (told,) = painter.regions

@@ -124,7 +124,7 @@ class EndpointEditor:
         """What is to be said of an edit: what was found out about the server, and what was paid."""
         asker, config = self.asker, self.config
         new = asker.budget.spent.num_requests - asker.answers.past.num_requests
-        cost = f" for {config.cost(Usage(new)):.4g}" if config.price_per_picture else ""
+        cost = f" at a cost of {config.cost(Usage(new)):.4g}" if config.price_per_picture else ""
         lost = f"; {asker.answers.num_lost} earlier ones were lost on the way" if asker.answers.num_lost else ""
         return [*asker.client.said, f"{new} pictures were asked for{cost}, {asker.num_kept} were kept before{lost}"]
 

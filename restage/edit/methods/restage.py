@@ -178,8 +178,9 @@ class Restage:
             noise = AnchoredNoise(render_depths(job.splats, cameras))
         sharing = ViewSharing(cameras, self.group_size, seed) if self.group_size else None
         level = self.noise_levels[number]
-        how = {"noise_level": level, "seed": seed, "noise_keys": noise, "sharing": sharing}
-        return job.editor.edit(job.batch(keys, views, **how, may_leave_out=True))
+        return job.editor.edit(
+            job.batch(keys, views, noise_level=level, seed=seed, noise_keys=noise, sharing=sharing, may_leave_out=True)
+        )
 
     def _renew(self, painted: Splats, views: KeyViews, *, lifted: Tensor, trainable: Tensor) -> tuple[Splats, Tensor]:
         """Once colors are fitted: let go of the splats that are gone, seed those that are missing, free what moves."""

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,15 @@ from restage.edit.editors.endpoint import Frame, open_endpoint
 from restage.edit.editors.interface import AskedPictures, EditorSource
 from restage.edit.job import Dialed, asked_pictures
 from restage.edit.methods import METHODS
+from restage.edit.methods.restage import Restage
 from restage.edit.pictures import quantize
 from restage.edit.sharing import AnchoredNoise
-from restage.records import InputError, derive_seed
+from restage.edit.single import EditChoice, estimate_edit, open_edit
+from restage.records import EditRequest, InputError, derive_seed, read_json
 from restage.run.endpoint_config import EndpointConfig
+from restage.run.folder import RunFolder
 from restage.run.paid import PaidAnswers
+from restage.run.reading import EditRecord
 from tests.edit.endpoint.fake_images import Plain, answer_bytes, answer_with, encode, fail, invert, pixels_of
 
 
@@ -253,7 +258,7 @@ def test_answers_of_no_use_count_as_paid(server, batch, open_editor):
 
 
 def test_a_price_is_needed_for_a_limit_and_odd_settings_are_refused():
-    for settings, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"max_cost": 1.0}, "needs a price"),
         ({"price_per_picture": -1.0}, "must not be negative"),
         ({"min_views": 0}, "at least 1"),
@@ -261,7 +266,8 @@ def test_a_price_is_needed_for_a_limit_and_odd_settings_are_refused():
         ({"picture_size": "9999x9999"}, "picture_size like 1024x1024"),
         ({"base_url": "https://me:pass@host/v1"}, "it is recorded"),
         ({"base_url": "ftp://host"}, "no address of a server"),
-    ):
+    ]
+    for settings, message in cases:
         with pytest.raises(InputError, match=message):
             EndpointConfig(**settings)
 
@@ -292,6 +298,41 @@ def test_methods_say_how_many_pictures_they_ask_for(method, count, from_renders)
     assert asked_pictures(chosen, 40) == AskedPictures(count, from_renders)
     assert asked_pictures(Dialed(settings=chosen, strength=0.5), 40) == AskedPictures(count, from_renders)
     assert asked_pictures(METHODS["sds"](), 40) is None
+
+
+def test_an_estimate_counts_views_and_money_and_asks_nothing(server, tiny_scene, tmp_path):
+    tiny_scene.write(tmp_path / "scene")
+    endpoint = EndpointConfig(base_url=server.url, price_per_picture=0.04)
+    text = estimate_edit(tmp_path / "scene", EditChoice(editor="endpoint", endpoint=endpoint), num_edits=2)
+    assert text == "12 pictures at most, 0.48 at 0.04 each"  # of six training views, twice
+    assert "--price-per-picture" in estimate_edit(tmp_path / "scene", EditChoice(editor="endpoint"))
+    with pytest.raises(InputError, match="does not say how many"):
+        estimate_edit(tmp_path / "scene", EditChoice(editor="endpoint", method="sds"))
+    assert not server.asked and not server.fetched
+
+
+def test_a_result_says_what_was_asked_for_and_left_out(server, tiny_scene, tmp_path, monkeypatch):
+    run = RunFolder.open(tmp_path / "run", {}, seed=1)
+    tiny_scene.write(run.path / "scenes" / "tiny")
+    monkeypatch.setattr("restage.edit.methods.restage.choose_key_views", lambda cameras, count: [0, 1, 2, 3])
+    refused = []
+
+    def refuse_one(asked):
+        with server.lock:
+            refused.extend([] if refused else [asked.fields["seed"]])
+        return fail(400, "flagged") if asked.fields["seed"] in refused else invert(asked)
+
+    server.answer = refuse_one
+    endpoint = EndpointConfig(base_url=server.url, picture_size="own", min_views=3, num_parallel=1)
+    method = Restage(num_key_views=4, num_noises=4, color_steps=3, shape_steps=2)
+    choice = EditChoice(editor="endpoint", model=Path("fake"), endpoint=endpoint, settings=method)
+    request = EditRequest(instruction="make it negative", source_caption="", target_caption="")
+    opened = open_edit(run, run.path / "scenes" / "tiny", request=request, choice=choice)
+    list(opened.steps)
+    record = read_json(opened.folder / "record.json", EditRecord)
+    assert record.status == "done" and "view 0 was left out: the endpoint refuses" in record.reason
+    assert "3 pictures were asked for, 0 were kept before" in record.reason
+    assert len(list((run.path / "endpoint").glob("*/*.png"))) == 3
 
 
 def test_kills_at_any_moment_cost_at_most_what_was_under_way(server, batch, open_editor, tmp_path):
