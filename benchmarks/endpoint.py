@@ -127,7 +127,7 @@ def kill_often(capture: Capture, request: EditRequest, address: str, folder: Pat
                     editor.edit(job.batch(range(num_views), noise_level=1.0, seed=3))
                     os._exit(0)
                 os._exit(1)
-            deadline_s = time.monotonic() + moments.uniform(0.2, 3.0)
+            deadline_s = time.monotonic() + moments.uniform(0.2, 1.5)
             done = (0, 0)
             while not done[0] and (kills >= num_kills or time.monotonic() < deadline_s):
                 done = os.waitpid(child, os.WNOHANG)
