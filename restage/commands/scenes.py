@@ -55,8 +55,8 @@ def build_fit() -> Callable[..., None]:
             out: Folder of the run; default: `runs/` and the capture's name.
             again: Throw away the fit that the run holds, and fit anew.
             follow_paths: Use pictures outside of the capture's folder where its files name them.
-            config: How to fit. Steps, splats, rates and shares that are left as they are follow the size: above 200
-                pixels there are more splats, and the first steps see smaller views.
+            config: How to fit. Steps, splats and shares that are left as they are follow the size: above 200 pixels
+                there are more of them, and the first steps see smaller views.
         """
         from restage.scenes.config import for_size
         from restage.scenes.io import capture_name

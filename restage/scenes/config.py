@@ -141,8 +141,6 @@ PHOTOGRAPHS = FitConfig(
 """For captures of photographs, which show more than the miniature world; found on the bear, see
 docs/log/2026-11-22-scenes.md. For views of up to SMALL_SIDE pixels; see `for_size`."""
 SMALL_SIDE = 200
-BOLD_RATES = LearningRates(means=3e-3, log_scales=4e-2, rotations=1e-2, opacity_logits=0.1, sh=2e-2)
-"""For fits whose rates fall to zero at the end; otherwise splats are left where the last views pushed them."""
 
 
 def for_size(config: FitConfig, side: int) -> FitConfig:
@@ -159,7 +157,6 @@ def for_size(config: FitConfig, side: int) -> FitConfig:
         PHOTOGRAPHS,
         steps=1600,
         num_splats=1000 * round(45 * (side / 160) ** 0.7),
-        rates=BOLD_RATES,
         coarse_share=coarse_share,
         quarter_share=coarse_share / 4,
         cooldown_share=0.4,

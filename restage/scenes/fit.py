@@ -125,22 +125,21 @@ class SplatFit:
             names = ("sh_degree", "shell_share", "shell_radius", "scale_share", "seed")
             settings = {name: getattr(config, name) for name in names}
             initial = initial_splats(capture.to("cpu"), config.num_splats, **settings)
-        train = capture.select(capture.train_indices).to(device)
         self.config = config
-        self.targets = Targets(train.cameras, train.images, train.masks)
+        self.targets = _training_targets(capture, device)
         halved = self.targets.halved() if config.coarse_share or config.quarter_share else None
         quartered = halved.halved() if halved and config.quarter_share else None
         self.pyramid = ((config.quarter_share, quartered), (config.coarse_share, halved), (math.inf, self.targets))
-        self.surroundings = surroundings_of(train.cameras)
+        self.surroundings = surroundings_of(self.targets.cameras)
         self.optimizer = SplatOptimizer(
             initial.to(device),
             config.rates,
             scene_size=self.surroundings.size,
             center=self.surroundings.center if config.has_rates_by_distance else None,
             loss=config.loss,
-            exposures=Exposures(len(train.cameras), device=device) if config.fits_exposure else None,
+            exposures=Exposures(len(self.targets), device=device) if config.fits_exposure else None,
         )
-        budget_s, num_views = config.time_budget_s, len(train.cameras)
+        budget_s, num_views = config.time_budget_s, len(self.targets)
         self.schedule = Schedule(config.steps, num_views, budget_s=budget_s, min_gain=config.stop_gain)
         self._drop_floaters()
 
@@ -182,6 +181,12 @@ class SplatFit:
         # All of them gone would leave nothing to fit.
         if floats.any() and not floats.all():
             self.optimizer.keep(~floats)
+
+
+def _training_targets(capture: Capture, device: str) -> Targets:
+    """The training views; what is copied on the way is gone on return, for large views take gigabytes."""
+    train = capture.select(capture.train_indices).to(device)
+    return Targets(train.cameras, train.images, train.masks)
 
 
 def is_floating(splats: Splats, cameras: Cameras, surroundings: Surroundings, near_share: float) -> Tensor:
