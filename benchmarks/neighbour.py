@@ -42,11 +42,11 @@ def prepare_fit() -> Callable[[], object]:
     from restage.world.grammar import sample_description
 
     capture = make_capture(sample_description(101), name="world", seed=101, size=VIEW_SIZE)
-    return lambda: list(fit_splats(capture, FitConfig(steps=400)))
+    return lambda: list(fit_splats(capture, FitConfig(steps=300)))
 
 
 def prepare_edit() -> Callable[[], object]:
-    """A third of what the method restage does by default with the shipped edit model."""
+    """A fifth of what the method restage does by default with the shipped edit model."""
     from restage.edit.editors import MenuEditor
     from restage.edit.editors.interface import EditorSource
     from restage.edit.job import EditJob
@@ -61,18 +61,18 @@ def prepare_edit() -> Callable[[], object]:
     editor = MenuEditor(name="edit_model").open(EditorSource(file_names=(), truth=None, model=None))
     request = request_of(sample_edit(description, 0, kind="recolour"), 0)
     job = EditJob.of(fitted.splats, capture, request, editor, 0)
-    return lambda: list(Restage(num_key_views=8, color_steps=40, shape_steps=127).run(job))
+    return lambda: list(Restage(num_key_views=5, color_steps=24, shape_steps=76).run(job))
 
 
 def prepare_pairs() -> Callable[[], object]:
-    """A batch of sixteen pairs of the shipped text-to-image model."""
+    """A batch of eight pairs of the shipped text-to-image model."""
     from restage.diffusion.backbone import load_backbone
     from restage.pairs.config import GenerateConfig
     from restage.pairs.generate import generate_pairs, make_jobs
     from restage.run.models import models_in
     from restage.world.grammar import prompt_pair_of, sample_description, sample_edit
 
-    edits = [sample_edit(sample_description(seed), seed) for seed in range(16)]
+    edits = [sample_edit(sample_description(seed), seed) for seed in range(8)]
     config, backbone = GenerateConfig(), load_backbone(models_in().text_to_image)
     prompts = [prompt_pair_of(edit, seed) for seed, edit in enumerate(edits)]
     jobs = make_jobs(prompts, config, samples_per_prompt=1, run_seed=0)
@@ -88,7 +88,7 @@ def prepare_train() -> Callable[[], object]:
     from restage.train.stage import load_start, train_edit_model
 
     pairs, start = list(render_pairs(16, seed=7)), load_start(models_in().edit_model)
-    config = TrainConfig(training=TrainingConfig(num_steps=6, batch_size=32, learning_rate=2e-4))
+    config = TrainConfig(training=TrainingConfig(num_steps=4, batch_size=32, learning_rate=2e-4))
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
