@@ -9,9 +9,9 @@ import torch
 
 from restage.records import InputError, read_json
 from restage.scenes.cameras import project_points, unproject_depth
-from restage.scenes.config import PhotometricLoss
+from restage.scenes.config import FitConfig, PhotometricLoss, RefineConfig
 from restage.scenes.device import choose_device, made_on
-from restage.scenes.fit import FitConfig, RefineConfig, SplatFit, Targets, psnr, refine_splats, render_views
+from restage.scenes.fit import SplatFit, Targets, psnr, refine_splats, render_views
 from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.scenes.losses import ssim_map
 from restage.scenes.stage import fit_capture
