@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from restage.compare.config import CompareConfig
 from restage.compare.stage import run_compare
@@ -43,7 +43,8 @@ class Stage(NamedTuple):
     """A stage, loaded."""
 
     config_type: type
-    run: Callable[[RunFolder, Any, Models], Iterator[Progress]]
+    run: Callable[..., Iterator[Progress]]
+    """Runs it, given the run's folder, a config and the models; those that draw scenes also take a `device`."""
 
 
 def make_pairs(
@@ -78,9 +79,9 @@ STAGES: dict[str, Stage] = {
     "pairs": Stage(PairsConfig, make_pairs),
     "train": Stage(TrainConfig, lambda run, config, models: run_train(run, config, start=models.edit_model)),
     "world": Stage(WorldConfig, lambda run, config, models: run_world(run, config)),
-    "scenes": Stage(ScenesConfig, lambda run, config, models: run_scenes(run, config)),
+    "scenes": Stage(ScenesConfig, lambda run, config, models, device="cpu": run_scenes(run, config, device=device)),
     "edit": Stage(EditConfig, lambda run, config, models: run_edit(run, config)),
-    "compare": Stage(CompareConfig, lambda run, config, models: run_compare(run, config)),
+    "compare": Stage(CompareConfig, lambda run, config, models, device="cpu": run_compare(run, config, device=device)),
     "report": Stage(ReportConfig, lambda run, config, models: run_report(run, config)),
 }
 """The stages in the order data flows."""

@@ -63,12 +63,14 @@ def verify_folder(
     is_json: bool = False,
     sheets: Path | None = None,
     store: str = "",
+    device: str = "cpu",
 ) -> bool:
     """Check, say what was found, and repair it if asked to; returns whether anything was found.
 
     The arguments are those of `restage verify`, which is what calls it; progress goes to stderr where JSON is printed.
     """
-    checks = _Checks(config=config, models=models, repairs=repairs, is_json=is_json, sheets=sheets, store=store)
+    how: dict[str, Any] = {"models": models, "repairs": repairs, "is_json": is_json, "sheets": sheets}
+    checks = _Checks(config=config, store=store, device=device, **how)
     if is_bundle(path):
         if repairs:
             raise InputError(f"{path} is a bundle, which is not repaired; unpack it first, or repair the run")
@@ -101,6 +103,7 @@ class _Checks:
     is_json: bool
     sheets: Path | None
     store: str
+    device: str
     has_findings: bool = False
     missed: set[Path] = field(default_factory=set)  # files that records were found to miss
     plain: dict[str, list[dict[str, Any]]] = field(
@@ -128,7 +131,7 @@ class _Checks:
         result.findings[:0] = first
         result.findings[len(first) :] = [found for found in result.findings[len(first) :] if found.file not in known]
         if not self.config.fast:
-            self.work(check_pictures(run, result))
+            self.work(check_pictures(run, result, device=self.device))
         self.has_findings = self.has_findings or bool(result.findings)
         self.missed |= {run / finding.file for finding in result.findings if finding.reason == "missing"}
         self.plain["records"].append({"run": shown, **asdict(result)})
@@ -151,7 +154,7 @@ class _Checks:
         if not self.config.fast:
             from restage.diffusion.clip import load_clip
 
-            clip = load_clip(models_in(self.models).clip)
+            clip = load_clip(models_in(self.models).clip, self.device)
         result: VerifyResult = self.work(check_pairs(part.folder, self.config, clip=clip, store=self.store))
         self.has_findings = self.has_findings or bool(result.findings)
         folder = self.sheets or (part.run / "verify" if part.run else None)

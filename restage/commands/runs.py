@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from restage.audit.bundle import BundleConfig, pack_bundle
 from restage.audit.show import describe_profile, describe_run, list_runs
-from restage.commands.stages import ModelsArgument, RunArgument, StoreArgument
+from restage.commands.stages import DeviceArgument, ModelsArgument, RunArgument, StoreArgument
 from restage.records import InputError
 from restage.run.folder import open_run, working
 from restage.run.progress import say, show_progress
@@ -68,6 +68,7 @@ def build_verify() -> Callable[..., None]:
         sheets: Path | None = None,
         store: StoreArgument = "",
         models: ModelsArgument = None,
+        device: DeviceArgument = "cpu",
     ) -> None:
         """Check that a run is as it was written, and that its numbers and pictures are what it says they are.
 
@@ -89,10 +90,13 @@ def build_verify() -> Callable[..., None]:
             sheets: Folder for a contact sheet of each reason; default: `verify` in the run's folder.
             store: Where the run's pairs lie, if not in its folder; what the run itself says of it is not trusted.
             models: Folder of the models whose CLIP judges captions; default: the ones that come with the package.
+            device: Where the unedited scene is drawn again: cuda for a table that was measured there.
         """
         from restage.audit.verify import verify_folder
+        from restage.scenes.device import choose_device
 
-        if verify_folder(path, config, models=models, repairs=repair, is_json=json, sheets=sheets, store=store):
+        how = {"models": models, "repairs": repair, "is_json": json, "sheets": sheets}
+        if verify_folder(path, config, store=store, device=choose_device(device), **how):
             raise SystemExit(1)
 
     return verify

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from restage.audit.show import describe_run
-from restage.commands.stages import RunArgument, StoreArgument
+from restage.commands.stages import DeviceArgument, RunArgument, StoreArgument
 from restage.records import EditRequest, InputError
 from restage.run.endpoint_config import EndpointConfig
 from restage.run.environment import check_device
@@ -42,6 +42,7 @@ def build_fit() -> Callable[..., None]:
         out: Path | None = None,
         again: bool = False,
         follow_paths: bool = False,
+        device: DeviceArgument = "auto",
         config: Annotated[FitConfig, arg(name="")] = PHOTOGRAPHS,
     ) -> None:
         """Fit Gaussian splats to a capture and say how well they render held-out views.
@@ -55,16 +56,19 @@ def build_fit() -> Callable[..., None]:
             out: Folder of the run; default: `runs/` and the capture's name.
             again: Throw away the fit that the run holds, and fit anew.
             follow_paths: Use pictures outside of the capture's folder where its files name them.
+            device: Where to fit.
             config: How to fit. Steps, splats and shares that are left as they are follow the size: above 200 pixels
                 there are more of them, and the first steps see smaller views.
         """
         from restage.scenes.config import for_size
+        from restage.scenes.device import choose_device
         from restage.scenes.io import capture_name
         from restage.scenes.stage import fit_folder
 
+        device = choose_device(device)
         out = out or Path("runs") / capture_name(capture)
-        suited = partial(for_size, config)
-        show_progress(fit_folder(capture, out, suited, size=size, follow_paths=follow_paths, again=again))
+        how = {"size": size, "follow_paths": follow_paths, "again": again, "device": device}
+        show_progress(fit_folder(capture, out, partial(for_size, config), **how))
         say("\n".join(describe_run(out)))
 
     return fit
@@ -84,7 +88,7 @@ def edit(
     target_caption: str = "",
     model: Path | None = None,
     region: Path | None = None,
-    device: str = "cpu",
+    device: DeviceArgument = "auto",
     size: int | None = None,
     seed: int = 0,
     estimate_only: bool = False,
@@ -112,7 +116,7 @@ def edit(
             package.
         region: Where the scene may change: a folder with a mask for each view, white inside, by its name; or a JSON
             file of boxes on some views, {"name.png": [left, top, right, bottom]} as shares of width and height.
-        device: Where the editor's model computes, such as `cuda`.
+        device: Where the scene is drawn and the editor's model computes.
         size: Longer side of the views in pixels, if a capture is fitted first.
         seed: Seed for the edit's noise.
         estimate_only: Say how many pictures the editor will be asked for, and what they cost, and edit nothing.
@@ -121,10 +125,11 @@ def edit(
     from restage.edit.single import estimate_edit
     from restage.recipes import EditChoice, edit_folder
     from restage.scenes.config import PHOTOGRAPHS, for_size
+    from restage.scenes.device import choose_device
     from restage.scenes.io import capture_name, is_capture
     from restage.scenes.stage import find_scene, fit_folder
 
-    check_device(device)
+    device = choose_device(device)
     if then and (source_caption or target_caption):
         raise InputError("captions belong to one instruction; give them with --start instead of --then")
     requests = [
@@ -144,7 +149,7 @@ def edit(
     )
     if is_capture(scene):
         out = Path("runs") / capture_name(scene)
-        show_progress(fit_folder(scene, out, partial(for_size, PHOTOGRAPHS), size=size))
+        show_progress(fit_folder(scene, out, partial(for_size, PHOTOGRAPHS), size=size, device=device))
         scene = out
     if estimate_only or editor == "endpoint":
         say(f"estimate: {estimate_edit(find_scene(scene), choice, num_edits=len(requests))}")
@@ -167,6 +172,7 @@ def build_edits() -> Callable[..., None]:
         scenes: tuple[str, ...] = EditConfig.scenes,
         edits: tuple[str, ...] = EditConfig.edits,
         seeds: tuple[int, ...] = EditConfig.seeds,
+        device: DeviceArgument = "auto",
         engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
     ) -> None:
         """Edit every scene of a run by several methods, for `restage compare`.
@@ -183,13 +189,16 @@ def build_edits() -> Callable[..., None]:
             scenes: Names of scenes; default: all that have edits.
             edits: Names of edits; default: all.
             seeds: Each edit is made once with each of these.
+            device: Where scenes are drawn and models compute; with cuda each GPU of a machine has a worker of its own.
             engine: Where edits are made; with --engine ray all machines have to see the run's folder under one path.
         """
         from restage.edit.stage import run_edit
+        from restage.scenes.device import choose_device
 
+        device = choose_device(device)
         config = EditConfig(methods=methods, editors=editors, scenes=scenes, edits=edits, seeds=seeds)
         with working(open_run(run), "edit") as opened:
-            show_progress(run_edit(opened, config, engine=engine))
+            show_progress(run_edit(opened, config, engine=engine, device=device))
         say(f"edits: {run / 'edit'}")
 
     return edits
@@ -270,7 +279,9 @@ def clip(
     say(f"clip: {folder}; look at {folder / 'clip.webp'} or {folder / 'sheet.png'}")
 
 
-def view(path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int = 8080) -> None:
+def view(
+    path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int = 8080, device: DeviceArgument = "auto"
+) -> None:
     """Show scenes in the browser, where you can type edits and watch them happen. Ctrl-C ends it.
 
     Example: restage view runs/demo
@@ -279,10 +290,12 @@ def view(path: Positional[ShownArgument], *, host: str = "127.0.0.1", port: int 
         path: What to show.
         host: Address to listen on. Anything but this machine's own lets others see and edit.
         port: Port to listen on; the next free one if it is taken.
+        device: Where scenes are drawn and edited.
     """
+    from restage.scenes.device import choose_device
     from restage.view.serve import serve
 
-    serve(path, host=host, port=port)
+    serve(path, host=host, port=port, device=choose_device(device))
 
 
 def build_serve() -> Callable[..., None]:

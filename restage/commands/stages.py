@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -19,7 +19,15 @@ from restage.run.models import models_in
 from restage.run.progress import say, show_progress
 from restage.work.task import EngineConfig
 
-__all__ = ["ModelsArgument", "RunArgument", "RunSeedArgument", "StoreArgument", "build_miniature", "build_stage"]
+__all__ = [
+    "DeviceArgument",
+    "ModelsArgument",
+    "RunArgument",
+    "RunSeedArgument",
+    "StoreArgument",
+    "build_miniature",
+    "build_stage",
+]
 __all__ += ["build_train", "demo", "diagnose", "study"]
 
 RunArgument = Annotated[Path, arg(metavar="RUN", help="Folder of the run; it is made if it does not exist.")]
@@ -27,6 +35,14 @@ ModelsArgument = Annotated[
     Path | None, arg(metavar="FOLDER", help="Folder of the models to start from; default: the package's own.")
 ]
 StoreArgument = Annotated[str, arg(metavar="URL")]
+DeviceArgument = Annotated[
+    str,
+    arg(
+        metavar="DEVICE",
+        help="Where scenes are drawn and models compute: auto (a GPU if torch sees one and gsplat is installed), cpu, "
+        "cuda, or cuda:N for GPU number N.",
+    ),
+]
 RunSeedArgument = Annotated[int, arg(help="Seed for a new run; ignored if the run exists.")]
 
 
@@ -58,6 +74,13 @@ def build_stage(stage: str, module: str, description: str) -> Callable[[], Calla
         writes = ("world", "scenes") if stage == "world" else (stage,)
         default = config_type()
 
+        def work(run: Path, config: Any, models: Path | None, run_seed: int, **how: Any) -> None:
+            from restage.recipes import STAGES
+
+            with working(open_run(run, seed=run_seed), *writes) as opened:
+                last = show_progress(STAGES[stage].run(opened, config, models_in(models), **how))
+            say(f"{stage}: {run / stage}" + (f", {last.note}" if last and last.done < last.total else ""))
+
         def command(
             run: Positional[RunArgument],
             *,
@@ -65,14 +88,23 @@ def build_stage(stage: str, module: str, description: str) -> Callable[[], Calla
             models: ModelsArgument = None,
             run_seed: RunSeedArgument = 0,
         ) -> None:
-            from restage.recipes import STAGES
+            work(run, config, models, run_seed)
 
-            with working(open_run(run, seed=run_seed), *writes) as opened:
-                last = show_progress(STAGES[stage].run(opened, config, models_in(models)))
-            say(f"{stage}: {run / stage}" + (f", {last.note}" if last and last.done < last.total else ""))
+        def command_that_draws(
+            run: Positional[RunArgument],
+            *,
+            config: Annotated[config_type, arg(name="")] = default,  # pyright: ignore
+            device: DeviceArgument = "auto",
+            models: ModelsArgument = None,
+            run_seed: RunSeedArgument = 0,
+        ) -> None:
+            from restage.scenes.device import choose_device
 
-        command.__doc__ = description
-        return command
+            work(run, config, models, run_seed, device=choose_device(device))
+
+        chosen = command_that_draws if stage in ("scenes", "compare") else command
+        chosen.__doc__ = description
+        return chosen
 
     return build
 
@@ -137,6 +169,7 @@ def study(
     study: Positional[StudyArgument],
     *,
     out: Path | None = None,
+    device: DeviceArgument = "auto",
     engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
 ) -> None:
     """Compare methods on scenes, edits, editors and seeds that a Python file names; only what is missing runs.
@@ -150,8 +183,10 @@ def study(
     Args:
         study: What to compare.
         out: Folder of the study; default: runs/ and the file's name.
+        device: Where scenes are fitted and edited; with cuda each GPU of a machine has a worker of its own.
         engine: Where the study runs; each worker computes with one thread unless --threads says otherwise.
     """
+    from restage.scenes.device import choose_device
     from restage.scores.rows import read_scores
     from restage.scores.tables import markdown_table, method_table
     from restage.studies.study import load_study
@@ -161,7 +196,8 @@ def study(
         raise InputError(f"{study} is the folder of a study already; omit --out")
     folder = study if study.is_dir() else out or Path("runs") / study.stem
     file = study / "study.py" if study.is_dir() else study
-    show_progress(run_study(load_study(file), folder, engine=engine, file=file))
+    steps = run_study(load_study(file), folder, engine=engine, file=file, device=choose_device(device))
+    show_progress(steps)
     say(markdown_table(method_table(read_scores(folder / SCORES))), end="")
 
 
@@ -177,6 +213,7 @@ def diagnose(
     store: Annotated[tuple[str, ...], arg(metavar="URL...")] = (),
     models: ModelsArgument = None,
     seed: int = 0,
+    device: DeviceArgument = "auto",
     engine: Annotated[EngineConfig, arg(name="")] = EngineConfig(),  # noqa: B008
 ) -> None:
     """Say why run B does worse (or better) than run A: which part costs how much, in a sentence, table and figure.
@@ -200,12 +237,15 @@ def diagnose(
         store: Where the pairs of A and of B lie, if not in the runs' folders; without it they are not looked at.
         models: Folder with the models that the runs' training started from; default: those of the package.
         seed: Seed of the edits' noise, the same for both runs.
+        device: Where scenes are fitted and edited.
         engine: Where trials, trainings and fits are made.
     """
     from restage.diagnose.diagnosis import DiagnoseConfig
     from restage.diagnose.small import SmallConfig, changed, make_run, read_changes
     from restage.diagnose.stage import run_diagnose
+    from restage.scenes.device import choose_device
 
+    device = choose_device(device)
     config = DiagnoseConfig(method=method, max_cases=cases, time_budget_s=time_budget, min_effect=min_effect, seed=seed)
     found = models_in(models)
     runs = []
@@ -217,6 +257,7 @@ def diagnose(
         runs.append(path)
     check_is_run(runs[1])
     with hold_stages(runs[1], *(() if out else ("diagnose",))):
-        steps = run_diagnose(runs[0], runs[1], config, models=found, out=out, engine=engine, stores=store)
+        where = {"out": out, "engine": engine, "device": device}
+        steps = run_diagnose(runs[0], runs[1], config, models=found, stores=store, **where)
         last = show_progress(steps)
     say(f"{last.note if last else ''}\ntables and figure: {(out or runs[1] / 'diagnose') / 'diagnosis.md'}")

@@ -60,11 +60,11 @@ class Dino:
         shape = (1, 3, 1, 1)
         pixels = (resized - torch.tensor(IMAGENET_MEAN).view(shape)) / torch.tensor(IMAGENET_STD).view(shape)
         with torch.no_grad():
-            hidden = self.model(pixel_values=pixels).last_hidden_state
+            hidden = self.model(pixel_values=pixels.to(next(self.model.parameters()).device)).last_hidden_state
         return functional.normalize(hidden[:, 0].float(), dim=-1)
 
 
-def load_dino(folder: Path) -> Dino:
+def load_dino(folder: Path, device: str = "cpu") -> Dino:
     """Load a folder of transformers: DINOv2 (`Dinov2Model`) or DINO (`ViTModel`)."""
     from transformers import AutoModel
 
@@ -75,11 +75,11 @@ def load_dino(folder: Path) -> Dino:
         raise InputError(f"{folder}: expected a DINO or DINOv2 (model_type dinov2 or vit), got {kind}")
     # What pools a ViT's tokens was never trained in a DINO, is in no folder of one, and is not used here.
     model = load_model(AutoModel, folder, may_lack=("pooler.",))
-    return Dino(model.eval().requires_grad_(False))
+    return Dino(model.to(device).eval().requires_grad_(False))
 
 
-def open_judges(config: CompareConfig) -> Judges:
-    """Load the models that a config names; what it does not name is missing, with the reason."""
+def open_judges(config: CompareConfig, device: str = "cpu") -> Judges:
+    """Load the models that a config names, CLIP and DINO to a device; what it does not name is missing, with why."""
     from restage.diffusion.clip import load_clip
 
     clip_folder = config.clip or models_in().clip
@@ -96,8 +96,8 @@ def open_judges(config: CompareConfig) -> Judges:
             facts[name] = {path.name: file_sha256(path) for path in files}
     settings = [MEASURES_VERSION, config.no_op_share, config.orbit_frames]
     return Judges(
-        clip=load_clip(clip_folder),
-        dino=None if config.dino is None else load_dino(config.dino),
+        clip=load_clip(clip_folder, device),
+        dino=None if config.dino is None else load_dino(config.dino, device),
         lpips=None if config.lpips is None else load_lpips(config.lpips),
         id=content_id("judges", {"settings": settings, **facts}),
         missing=missing,

@@ -75,8 +75,11 @@ class ResultViews:
     orbit: Float[Tensor, "k 3 h w"] | None = None  # renders of the edited splats from the orbit
 
 
-def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig) -> CaseViews:
-    """Read and render what the results of an edit are measured against; nothing without held-out views."""
+def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig, device: str = "cpu") -> CaseViews:
+    """Read and render what the results of an edit are measured against; nothing without held-out views.
+
+    It is drawn on the device and, like all that is measured, comes to the CPU.
+    """
     folder = run_path / "scenes" / scene
     capture = read_capture(folder / CAPTURE)
     held_out = list(capture.held_out_indices)
@@ -84,13 +87,13 @@ def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig) -> C
         nothing = torch.zeros(0, 3, capture.cameras.height, capture.cameras.width)
         return CaseViews((), nothing, nothing)
     names = tuple(Path(capture.file_names[index]).with_suffix(".png").name for index in held_out)
-    splats = read_splats(folder / SPLATS)
+    splats = read_splats(folder / SPLATS).to(device)
     truth = folder / TRUTH / edit
     case = read_json(truth / EDIT_CASE, EditCase) if (truth / EDIT_CASE).exists() else None
     has_truth = case is not None and case.has_truth
     orbit = orbit_cameras(capture, config.orbit_frames) if config.orbit_frames else None
     source = quantize(capture.images[held_out])
-    unedited = quantize(render_views(splats, capture.cameras[held_out]))
+    unedited = quantize(render_views(splats, capture.cameras[held_out]).cpu())
     edited = torch.stack([read_image(truth / IMAGES / name) for name in names]) if has_truth else None
     anchors = None
     if case is not None and edited is not None:
@@ -106,7 +109,7 @@ def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig) -> C
         captions=(case.request.source_caption, case.request.target_caption) if case else ("", ""),
         cameras=capture.cameras[held_out],
         orbit=orbit,
-        orbit_unedited=None if orbit is None else quantize(render_views(splats, orbit)),
+        orbit_unedited=None if orbit is None else quantize(render_views(splats, orbit).cpu()),
     )
 
 
@@ -120,7 +123,7 @@ def _read_depth(path: Path, names: tuple[str, ...]) -> Tensor | None:
         return torch.from_numpy(np.stack([maps[name].astype(np.float32) for name in names]))
 
 
-def load_result(folder: Path, case: CaseViews) -> ResultViews:
+def load_result(folder: Path, case: CaseViews, device: str = "cpu") -> ResultViews:
     """Read a result's renders of the held-out views, and render its orbit and depth where it kept its splats."""
     edited = torch.stack([read_image(folder / HELD_OUT / name) for name in case.names])
     if edited.shape != case.source.shape:
@@ -128,13 +131,13 @@ def load_result(folder: Path, case: CaseViews) -> ResultViews:
         raise InputError(f"{folder}: expected held-out renders of shape {expected}, got {got}")
     if not (folder / SPLATS).exists():
         return ResultViews(edited)
-    splats, cameras = read_splats(folder / SPLATS).detach(), case.cameras
+    splats, cameras = read_splats(folder / SPLATS).detach().to(device), case.cameras
     depth = alpha = None
     if case.truth_depth is not None and cameras is not None:
         with torch.no_grad():
             views = [rasterize(splats, cameras[view]) for view in range(len(cameras))]
-        depth, alpha = torch.stack([view.depth for view in views]), torch.stack([view.alpha for view in views])
-    orbit = None if case.orbit is None else quantize(render_views(splats, case.orbit))
+        depth, alpha = (torch.stack([getattr(view, name).cpu() for view in views]) for name in ("depth", "alpha"))
+    orbit = None if case.orbit is None else quantize(render_views(splats, case.orbit).cpu())
     return ResultViews(edited, depth, alpha, orbit)
 
 

@@ -16,6 +16,7 @@ from restage.records import InputError, Progress, Score
 from restage.run.folder import RunFolder
 from restage.run.layout import CAPTURE, SCORES, STUDY_FILES, TRUTH, VIEW_SCORES, result_folder
 from restage.run.reading import EditRecord, read_results
+from restage.scenes.device import made_on
 from restage.scores.definitions import COST_METRICS, METRICS
 from restage.scores.rows import ViewScore, write_scores, write_view_scores
 
@@ -85,6 +86,8 @@ class Scorer:
     run_path: Path
     config: CompareConfig
     judges: Judges
+    device: str = "cpu"
+    """Where scenes are drawn."""
     _case: tuple[tuple[str, str], CaseViews, Before] | None = None
 
     def score(self, result: Result) -> Scores:
@@ -93,23 +96,26 @@ class Scorer:
             return _rows(result, unmeasured(result.problem), ())
         key = result.scene, result.edit
         if self._case is None or self._case[0] != key:
-            case = load_case(self.run_path, *key, self.config)
+            case = load_case(self.run_path, *key, self.config, self.device)
             self._case = key, case, embed_before(case, self.judges) if case.names else Before()
         _, case, before = self._case
         if not case.names:
             return _rows(result, unmeasured("the scene has no held-out views to measure on"), ())
-        shown = load_result(result.folder, case)
+        shown = load_result(result.folder, case, self.device)
         measured = measure_result(shown, case, before=before, judges=self.judges, config=self.config)
         return _rows(result, measured, case.names)
 
 
-def run_compare(run: RunFolder, config: CompareConfig) -> Iterator[Progress]:
-    """Score all results of the run's edit stage, if there are any; write both tables, `scores.parquet` last."""
+def run_compare(run: RunFolder, config: CompareConfig, *, device: str = "cpu") -> Iterator[Progress]:
+    """Score all results of the run's edit stage, if there are any; write both tables, `scores.parquet` last.
+
+    Scenes are drawn and judging models compute on the device.
+    """
     if run.is_done("compare", config):
         yield Progress(stage="compare", done=1, total=1, note="done before")
         return
     results = find_results(run.path)
-    scorer = Scorer(run.path, config, open_judges(config))
+    scorer = Scorer(run.path, config, open_judges(config, device), device)
     rows = Scores([], [])
     for done, result in enumerate(results):
         found = scorer.score(result)
@@ -118,7 +124,8 @@ def run_compare(run: RunFolder, config: CompareConfig) -> Iterator[Progress]:
         note = f"{result.scene} {result.edit} {result.contender.method}-{result.contender.editor}"
         yield Progress(stage="compare", done=done + 1, total=len(results), note=note)
     write_tables(run, rows)
-    run.mark_done("compare", config, also=JUDGED_BY, num_results=len(results), num_scores=len(rows.scores))
+    counts = {"num_results": len(results), "num_scores": len(rows.scores)}
+    run.mark_done("compare", config, also=JUDGED_BY, **counts, **made_on(device))
 
 
 def write_tables(run: RunFolder, rows: Scores) -> None:

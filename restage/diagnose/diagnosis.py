@@ -149,7 +149,8 @@ class _Search:
 
         todo = {name: found & set(missing) for name, found in members.items()}
         leave()
-        for step in work_through(queue, settings_for(self.work, self.engine, uses_gpu=False), self.engine):
+        settings = settings_for(self.work, self.engine, device=self.work.trials.device)
+        for step in work_through(queue, settings, self.engine):
             yield step
             leave()
         return [name for name, found in todo.items() if not found & queue.dropped]
@@ -171,11 +172,12 @@ def diagnose(
     config: DiagnoseConfig,
     cache: Path | None = None,
     engine: EngineConfig | None = None,
+    device: str = "cpu",
 ) -> Generator[Progress, None, Diagnosis]:
-    """Compare two runs; the generator returns the diagnosis."""
+    """Compare two runs, scenes being fitted and edited on a device; the generator returns the diagnosis."""
     cases = find_cases(a.path.resolve(), b.path.resolve(), config.max_cases)
     bench, top = _prepare(a, b, cases, folder, models.edit_model)
-    work = DiagnosisWork(bench, Trials(cache or folder / "trials", config.seed, config.editor_steps))
+    work = DiagnosisWork(bench, Trials(cache or folder / "trials", config.seed, config.editor_steps, device))
     search = _Search(work, config, engine or EngineConfig(), cases)
     search.limits += [f"not looked at: {run.unread}" for run in (a, b) if run.unread]
     trials = yield from _try_as_they_are(search, frozenset(top))

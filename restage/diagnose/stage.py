@@ -328,17 +328,19 @@ def run_diagnose(
     cache: Path | None = None,
     engine: EngineConfig | None = None,
     stores: tuple[str, ...] = (),
+    device: str = "cpu",
 ) -> Iterator[Progress]:
     """Explain why run B does worse, or better, than run A; what was tried before is not tried again.
 
     The answer goes into `out` (default: `diagnose` in B's folder), trials into `cache` (default: in `out`), which
     diagnoses can share. `models` are the edit model that both trainings went on from, and a CLIP to look at pairs;
-    `stores` are the URLs where the runs' pairs lie, if not in their folders.
+    `stores` are the URLs where the runs' pairs lie, if not in their folders. Scenes are fitted and edited on `device`.
     """
     if a.resolve() == b.resolve():
         raise InputError(f"expected two runs, got {a} twice")
     runs = [RunParts.open(run, config.method, stores=stores) for run in (a, b)]
     folder = out or b / "diagnose"
-    diagnosis = yield from diagnose(*runs, folder=folder, models=models, config=config, cache=cache, engine=engine)
+    where = {"folder": folder, "cache": cache, "engine": engine, "device": device}
+    diagnosis = yield from diagnose(*runs, models=models, config=config, **where)
     write_diagnosis(diagnosis, folder)
     yield Progress(stage="diagnose", done=1, total=1, note=sentence(diagnosis))

@@ -73,15 +73,15 @@ class _Kept:
 class Trials:
     """Makes trials, or reads them back; sent to another process, it begins there with nothing loaded."""
 
-    def __init__(self, folder: Path, seed: int = 0, editor_steps: int = 10) -> None:
-        self.folder, self.seed, self.editor_steps = folder, seed, editor_steps
+    def __init__(self, folder: Path, seed: int = 0, editor_steps: int = 10, device: str = "cpu") -> None:
+        self.folder, self.seed, self.editor_steps, self.device = folder, seed, editor_steps, device
         self.editors = OpenEditors()
         self.used_s: dict[str, float] = {}
         """CPU seconds of each trial that was asked for, made now or before."""
         self._edits = OrderedDict[str, Edited]()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Trials, (self.folder.resolve(), self.seed, self.editor_steps)
+        return Trials, (self.folder.resolve(), self.seed, self.editor_steps, self.device)
 
     def run(self, setup: Setup, kind: Kind, seed: int) -> Trial:
         """Try a setup; what was tried before is read."""
@@ -112,10 +112,12 @@ class Trials:
             "whole": tuple(plain),
         }[kind]
         how = {"kind": kind, "seeds": [self.seed, seed], "steps": self.editor_steps, "code": code_sha256()}
+        if self.device != "cpu":
+            how["device"] = self.device.partition(":")[0]
         return content_id("trial", {**how, **{name: plain[name] for name in needed}})
 
     def _measure(self, setup: Setup, kind: Kind, seed: int) -> dict[str, float]:
-        scene = _Scene.read(setup)
+        scene = _Scene.read(setup, self.device)
         if kind == "scene":
             return scene.measure_unedited()
         request = read_case(setup.truth).request
@@ -131,7 +133,7 @@ class Trials:
         return scene.measure_edit(setup, editor, request, seed)
 
     def _open(self, model: Path, setup: Setup) -> Editor:
-        opened = self.editors.open(MenuEditor(name="edit_model", model=model), EditorSource())
+        opened = self.editors.open(MenuEditor(name="edit_model", model=model), EditorSource(device=self.device))
         assert isinstance(opened, ModelEditor)
         editor = replace(opened, settings=EditSettings(steps=self.editor_steps, guidance=setup.guidance))
         return _Remembered(editor, content_id("editor", [self.editors.weights_id(model), setup.guidance]), self._edits)
@@ -173,7 +175,8 @@ class _Remembered:
     def edit(self, batch: ViewBatch) -> Edited:
         if batch.sharing is not None or isinstance(batch.noise_keys, AnchoredNoise):
             return self.editor.edit(batch)  # both hold whole tensors, which cost more to name than is ever saved
-        pixels = [hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest() for x in (batch.views, batch.originals)]
+        views = (batch.views.cpu(), batch.originals.cpu())
+        pixels = [hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest() for x in views]
         asked = [batch.request, batch.view_indices, batch.noise_level, batch.seed, batch.noise_keys]
         key = content_id("edits", [self.made_by, pixels, asked])
         if key not in self.memory:
@@ -200,7 +203,7 @@ class _MasksOf:
 
 @dataclass(frozen=True)
 class _Scene:
-    """A fitted scene with the truth of one edit."""
+    """A fitted scene with the truth of one edit; splats lie where they are drawn, all that is compared on the CPU."""
 
     capture: Capture
     splats: Splats
@@ -211,13 +214,13 @@ class _Scene:
     """Description of a scene of the miniature world, whose depth is known exactly; None for others."""
 
     @classmethod
-    def read(cls, setup: Setup) -> _Scene:
+    def read(cls, setup: Setup, device: str) -> _Scene:
         capture, splats = load_scene(setup.scene)
         names = [Path(name).with_suffix(".png").name for name in capture.file_names]
         description = setup.truth.parents[1] / "description.json"
         return cls(
             capture=capture,
-            splats=splats,
+            splats=splats.to(device),
             names=names,
             truth_images=torch.stack([read_image(setup.truth / "images" / name) for name in names]),
             truth_masks=torch.stack([read_mask(setup.truth / "masks" / name) for name in names]),
@@ -231,11 +234,11 @@ class _Scene:
             return torch.stack(
                 [torch.from_numpy(render_view(self.description, cameras[index]).depth) for index in indices]
             )
-        return torch.stack([rasterize(self.splats.detach(), cameras[index]).depth for index in indices])
+        return torch.stack([rasterize(self.splats.detach(), cameras[index]).depth.cpu() for index in indices])
 
     def measure_unedited(self) -> dict[str, float]:
         held_out, train = list(self.capture.held_out_indices), list(self.capture.train_indices)
-        renders = render_views(self.splats, self.capture.cameras[held_out])
+        renders = render_views(self.splats, self.capture.cameras[held_out]).cpu()
         return {
             "psnr_db": float(psnr(renders, self.capture.images[held_out]).clamp_max(100.0).mean()),
             "disagreement": disagreement(self.capture.images[train], self._depths(train), self.capture.cameras[train]),
@@ -244,8 +247,9 @@ class _Scene:
     def measure_single_views(self, editor: Editor, request: EditRequest, seed: int) -> dict[str, float]:
         views = list(self.capture.held_out_indices)
         originals, truth, regions = self.capture.images[views], self.truth_images[views], self.truth_masks[views]
-        batch = ViewBatch(originals, originals, request=request, view_indices=tuple(views), noise_level=1.0, seed=seed)
-        edited = editor.edit(batch)
+        shown = originals.to(self.splats.means.device)
+        batch = ViewBatch(shown, shown, request=request, view_indices=tuple(views), noise_level=1.0, seed=seed)
+        edited = editor.edit(batch).to("cpu")
         inside, outside = edited.masks > 0.5, regions > 0.5
         union = (inside | outside).sum()
         return {
@@ -257,10 +261,10 @@ class _Scene:
     def measure_edit(self, setup: Setup, editor: Editor, request: EditRequest, seed: int) -> dict[str, float]:
         held_out = list(self.capture.held_out_indices)
         kept = KeptEdits(editor)
-        job = EditJob.of(self.splats, self.capture, request, kept, seed)
+        job = EditJob.of(self.splats, self.capture.to(self.splats.means.device), request, kept, seed)
         (last,) = deque(setup.method.run(job), maxlen=1)
         cameras = self.capture.cameras[held_out]
-        edited, unedited = (quantize(render_views(splats, cameras)) for splats in (last.splats, self.splats))
+        edited, unedited = (quantize(render_views(splats, cameras).cpu()) for splats in (last.splats, self.splats))
         truth, regions = self.truth_images[held_out], self.truth_masks[held_out]
         source, names = quantize(self.capture.images[held_out]), [self.names[index] for index in held_out]
         case = read_case(setup.truth)
@@ -278,7 +282,7 @@ class _Scene:
         asked = sorted(kept.images)
         if not asked:
             return {"views_progress": math.nan, "views_disagreement": math.nan}
-        images = torch.stack([kept.images[index] for index in asked])
+        images = torch.stack([kept.images[index] for index in asked]).cpu()
         truth, regions = self.truth_images[asked], self.truth_masks[asked]
         cameras, depths = self.capture.cameras[asked], self._depths(asked)
         found, true = (disagreement(pictures, depths, cameras, regions=regions) for pictures in (images, truth))
@@ -308,7 +312,8 @@ class DiagnosisWork:
     trials: Trials
 
     def open(self, device: str) -> DiagnosisWork:
-        """Returns itself: whatever is heavy is loaded when a task needs it."""
+        """Returns itself, for this device: whatever is heavy is loaded when a task needs it."""
+        self.bench.device = self.trials.device = device
         return self
 
     def found(self, task: Task[Any]) -> Facts | None:

@@ -78,11 +78,12 @@ class Workbench:
     """All parts that differ, those within edit model and scenes included."""
     folder: Path  # folder for what is trained and fitted here
     start: Path  # model that the runs' training went on from
+    device: str = "cpu"  # where scenes are fitted
     _weights: dict[Path, str] = field(default_factory=dict)
     _scenes: dict[Path, SceneParts] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Workbench, (self.runs, self.differing, self.folder.resolve(), self.start.resolve())
+        return Workbench, (self.runs, self.differing, self.folder.resolve(), self.start.resolve(), self.device)
 
     def scene_parts(self, folder: Path) -> SceneParts:
         """A scene, read once."""
@@ -201,7 +202,7 @@ class Workbench:
         if not (folder / CAPTURE / TRANSFORMS).exists():
             write_capture(capture, folder / CAPTURE)
         config = self.scene_parts(case.folders[sides["fit"]]).fit_config
-        for step in fit_capture(capture, folder, config):
+        for step in fit_capture(capture, folder, config, device=self.device):
             yield Progress(stage="refit", done=step.done, total=step.total, note=step.note)
         return {"case": case.name}
 

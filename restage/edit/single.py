@@ -24,6 +24,7 @@ from restage.run.folder import RunFolder
 from restage.run.layout import ANSWERS, CAPTURE, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
 from restage.run.models import edit_model_of
 from restage.run.reading import EditRecord
+from restage.scenes.device import made_on
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
 from restage.scenes.io.splat_files import read_splats
@@ -43,7 +44,7 @@ class EditChoice:
     model: Path | None = None
     """Folder of the editor's model; None with edit_model for the run's own, or else the one of the package."""
     device: str = "cpu"
-    """Where the editor's model computes."""
+    """Where the scene is drawn and the editor's model computes; see `restage.scenes.device.choose_device`."""
     seed: int = 0
     settings: Method | None = None
     """Settings of the method; None for its defaults."""
@@ -117,14 +118,13 @@ def open_edit(
     folder = unit.folder(run.path)
     if (folder / EDIT_RECORD).exists() and read_json(folder / EDIT_RECORD, EditRecord).status != "failed":
         return OpenedEdit(folder, iter(()))
-    capture, fitted = load_scene(scene_folder)
-    splats = fitted if start is None else start.splats
+    capture, fitted = load_scene(scene_folder, choice.device)
+    splats = fitted if start is None else start.splats.to(choice.device)
     truth = scene_folder / TRUTH / known if known else None
-    source = EditorSource(
-        file_names=capture.file_names, truth=truth, model=edit_model_of(run.path), answers=run.path / ANSWERS
-    )
+    given = {"truth": truth, "model": edit_model_of(run.path), "device": choice.device, "answers": run.path / ANSWERS}
+    source = EditorSource(file_names=capture.file_names, **given)
     regions = None if choice.region is None else read_regions(choice.region, capture, fitted)
-    menu_editor = MenuEditor(name=choice.editor, model=choice.model, device=choice.device, endpoint=choice.endpoint)
+    menu_editor = MenuEditor(name=choice.editor, model=choice.model, endpoint=choice.endpoint)
     editor = (editors or OpenEditors()).open(menu_editor, source)
     case_file = scene_folder / TRUTH / name / EDIT_CASE
     if not case_file.exists():  # written once the models are open, so that a refused edit leaves nothing behind
@@ -140,7 +140,7 @@ def open_edit(
         editor=editor,
         seed=derive_seed(run.seed, case.id, choice.seed),
         folder=folder,
-        facts={**asdict(unit), "kind": case.kind, "inputs": inputs},
+        facts={**asdict(unit), "kind": case.kind, "inputs": inputs, **made_on(choice.device)},
         regions=regions,
     )
     return OpenedEdit(folder, steps)

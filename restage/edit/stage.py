@@ -32,6 +32,7 @@ from restage.run.models import edit_model_of
 from restage.run.progress import is_stop_requested
 from restage.run.reading import EditRecord
 from restage.scenes.capture import Capture
+from restage.scenes.device import made_on
 from restage.scenes.io import read_capture
 from restage.scenes.io.splat_files import read_splats
 from restage.scenes.splats import Splats
@@ -78,9 +79,9 @@ def editors_of(method: Method | type[Method], editors: tuple[str, ...]) -> tuple
     return editors if needs_editor(method) else (NO_EDITOR,)
 
 
-def load_scene(folder: Path) -> tuple[Capture, Splats]:
-    """Read a fitted scene."""
-    return read_capture(folder / CAPTURE), read_splats(folder / SPLATS)
+def load_scene(folder: Path, device: str = "cpu") -> tuple[Capture, Splats]:
+    """Read a fitted scene to a device."""
+    return read_capture(folder / CAPTURE).to(device), read_splats(folder / SPLATS).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +103,14 @@ class EditWork:
                     f"{folder} does not exist on {socket.gethostname()}; expected the folder of a {what}, under the "
                     "same path on every machine"
                 )
-        return OpenEdits(self)
+        return OpenEdits(self, device)
 
 
 class OpenEdits:
-    """Makes edits one at a time; keeps the models that it has opened."""
+    """Makes edits one at a time, on one device; keeps the models that it has opened."""
 
-    def __init__(self, work: EditWork) -> None:
-        self.settings, self.editors = work, OpenEditors()
+    def __init__(self, work: EditWork, device: str = "cpu") -> None:
+        self.settings, self.device, self.editors = work, device, OpenEditors()
 
     def found(self, task: Task[Any]) -> Facts | None:
         """Facts of a result that is there; see `result`."""
@@ -141,11 +142,10 @@ class OpenEdits:
         run, folder = self.settings.folder, unit.folder(self.settings.folder)
         case = read_case(unit.truth_folder(run))
         facts = self.facts_of(unit, case)
-        capture, splats = load_scene(unit.scene_folder(run))
+        capture, splats = load_scene(unit.scene_folder(run), self.device)
         truth = unit.truth_folder(run) if case.has_truth else None
-        source = EditorSource(
-            file_names=capture.file_names, truth=truth, model=self.settings.model, answers=run / ANSWERS
-        )
+        given = {"truth": truth, "model": self.settings.model, "device": self.device, "answers": run / ANSWERS}
+        source = EditorSource(file_names=capture.file_names, **given)
         how = {"request": case.request, "seed": derive_seed(self.settings.run_seed, case.id, unit.seed)}
         try:
             yield from self.steps_of(unit, splats, capture, source, **how, folder=folder, facts=facts)
@@ -172,7 +172,7 @@ class OpenEdits:
         """Returns what a record says of its unit beside the result."""
         splats_sha256 = file_sha256(unit.scene_folder(self.settings.folder) / SPLATS)
         inputs = {"edit_id": case.id, "splats_sha256": splats_sha256, **self.inputs_of(unit)}
-        return {**asdict(unit), "kind": case.kind, "inputs": inputs}
+        return {**asdict(unit), "kind": case.kind, "inputs": inputs, **made_on(self.device)}
 
     def inputs_of(self, unit: EditUnit) -> dict[str, str]:
         """Returns ids of what else a result was made from."""
@@ -208,12 +208,18 @@ def list_units(run_path: Path, config: EditConfig) -> list[EditUnit]:
 
 
 def run_edit(
-    run: RunFolder, config: EditConfig, *, model: Path | None = None, engine: EngineConfig | None = None
+    run: RunFolder,
+    config: EditConfig,
+    *,
+    model: Path | None = None,
+    engine: EngineConfig | None = None,
+    device: str = "cpu",
 ) -> Iterator[Progress]:
     """Make every edit that is not there yet.
 
     Scenes have to be fitted. `model` is the folder of the edit model; by default that of the run's own `train` stage if
-    it is done, else the one that comes with the package.
+    it is done, else the one that comes with the package. Edits are made on `device`: `cuda` is every GPU, one for each
+    worker.
 
     Raises:
         InputError: the config asks for what is not there. What goes wrong within one edit becomes its record instead.
@@ -232,7 +238,7 @@ def run_edit(
         editors={name: MenuEditor(name=name, model=model) for name in config.editors},
         model=(model or edit_model_of(run.path)).resolve(),
     )
-    opened = work.open("cpu")  # what is missing is missing here, too: say so before any work
+    opened = work.open(device)  # what is missing is missing here, too: say so before any work
 
     def give_up(failure: SetAside) -> None:
         opened.give_up(units[failure.index], failure)
@@ -240,7 +246,7 @@ def run_edit(
     tasks = [Task(index=index, kind="edit", item=unit) for index, unit in enumerate(units)]
     while missing := [task.index for task in tasks if opened.found(task) is None]:
         queue = TaskQueue(tasks, missing, max_attempts=engine.max_attempts)
-        settings = settings_for(work, engine, uses_gpu=False)
+        settings = settings_for(work, engine, device=device)
         yield from work_through(queue, settings, engine, give_up=give_up)
     outcomes = [opened.found(task) or {} for task in tasks]
     num_failed = sum(outcome["status"] == "failed" for outcome in outcomes)

@@ -45,6 +45,7 @@ from restage.run.models import edit_model_of
 from restage.run.reading import Cost, EditRecord, read_run_record
 from restage.run.threads import limited_threads
 from restage.scenes.capture import Capture
+from restage.scenes.device import made_on
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
 from restage.scenes.splats import Splats
@@ -126,6 +127,8 @@ class StudyWork:
     study: Study | None
     """The study itself; None if it is to be read from a file, whose classes cannot be sent."""
     file: Path | None = None
+    device: str = "cpu"
+    """Where scenes lie: on the CPU, or on the worker's device."""
 
     def open(self, device: str) -> OpenStudy:
         """Read the study; refuses a machine that does not see its folder or its file."""
@@ -135,25 +138,23 @@ class StudyWork:
         if study is None:
             assert self.file is not None
             study = load_study(self.file)
-        return OpenStudy(study, self.folder)
+        return OpenStudy(study, self.folder, "cpu" if self.device == "cpu" else device)
 
 
 class OpenStudy(OpenEdits):
     """Makes scenes and results of a study one at a time; keeps what it has opened."""
 
-    def __init__(self, study: Study, folder: Path) -> None:
+    def __init__(self, study: Study, folder: Path, device: str = "cpu") -> None:
         self.study = study
         methods = {name: method.settings for name, method in study.methods.items()}
-        super().__init__(
-            EditWork(
-                folder=folder, run_seed=study.seed, methods=methods, editors=study.editors, model=edit_model_of(folder)
-            )
-        )
+        how: dict[str, Any] = {"methods": methods, "editors": study.editors, "model": edit_model_of(folder)}
+        super().__init__(EditWork(folder=folder, run_seed=study.seed, **how), device)
 
     @cached_property
     def scorer(self) -> Scorer:
         """Scores results; its judges are loaded when the first one is there."""
-        return Scorer(self.settings.folder, self.study.compare, open_judges(self.study.compare))
+        judges = open_judges(self.study.compare, self.device)
+        return Scorer(self.settings.folder, self.study.compare, judges, self.device)
 
     def found(self, task: StudyTask) -> Facts | None:
         """Facts of a result that is there with its scores; scenes are looked at each time, since edits may be new."""
@@ -179,14 +180,14 @@ class OpenStudy(OpenEdits):
         for note in scene.write(folder):
             yield Progress(stage="scenes", done=0, total=1, note=note)
         step = None
-        for step in fit_capture(read_capture(folder / CAPTURE), folder, scene.fit):
+        for step in fit_capture(read_capture(folder / CAPTURE), folder, scene.fit, device=self.device):
             yield step
         return {"note": step.note if step else ""}
 
     def facts_of(self, unit: EditUnit, case: EditCase) -> dict[str, Any]:
         """Returns what a record says of its unit; costs depend on the editor's device."""
         editor = None if unit.editor == NO_EDITOR else self.study.editors[unit.editor]
-        return {**super().facts_of(unit, case), "device": getattr(editor, "device", "cpu")}
+        return {"device": getattr(editor, "device", "cpu"), **super().facts_of(unit, case)}
 
     def inputs_of(self, unit: EditUnit) -> dict[str, str]:
         """Returns the id of all that the study lets a result depend on."""
@@ -272,13 +273,19 @@ def _to_plain(rows: Scores) -> dict[str, Any]:
 
 
 def run_study(
-    study: Study, folder: Path, *, engine: EngineConfig | None = None, file: Path | None = None
+    study: Study,
+    folder: Path,
+    *,
+    engine: EngineConfig | None = None,
+    file: Path | None = None,
+    device: str = "cpu",
 ) -> Iterator[Progress]:
     """Run what is missing of a study in its folder, and write its tables.
 
     Each worker computes with one thread unless the engine's config says otherwise, in this process as well, so that
     rows do not depend on where they are made. A `file` that the study was read from is copied into the folder, and read
-    again by workers (on a cluster the copy); a study whose classes can be imported needs none.
+    again by workers (on a cluster the copy); a study whose classes can be imported needs none. Scenes are fitted,
+    edited and drawn on `device`: `cuda` is every GPU, one for each worker.
 
     Raises:
         InputError: the folder holds something else, or results of this study under another setting.
@@ -292,24 +299,26 @@ def run_study(
         _describe(study, folder, file)
         tasks = list_tasks(study)
         _check_found(study, run, tasks)
-        yield from _make_missing(study, run, tasks, engine, file)
+        yield from _make_missing(study, run, tasks, engine, file=file, device=device)
         with limited_threads(engine.threads or 1):
-            yield from _score(study, run, [task.item for task in tasks if isinstance(task.item, EditUnit)])
+            yield from _score(study, run, [task.item for task in tasks if isinstance(task.item, EditUnit)], device)
 
 
 def _make_missing(
-    study: Study, run: RunFolder, tasks: Sequence[StudyTask], engine: EngineConfig, file: Path | None
+    study: Study, run: RunFolder, tasks: Sequence[StudyTask], engine: EngineConfig, *, file: Path | None, device: str
 ) -> Iterator[Progress]:
     folder = run.path.resolve()
-    opened, unmade = OpenStudy(study, folder), list[SetAside]()
+    opened, unmade = OpenStudy(study, folder, device), list[SetAside]()
     if engine.engine == "ray" and file is not None:
         file = folder / "study.py"  # the one place of it that all machines see
-    work = StudyWork(folder=folder, study=study if file is None or engine.engine == "inline" else None, file=file)
+    is_sent = file is None or engine.engine == "inline"
+    work = StudyWork(folder=folder, study=study if is_sent else None, file=file, device=device)
+    has_models_elsewhere = any(getattr(editor, "device", "cpu") != "cpu" for editor in study.editors.values())
     settings = WorkerSettings(
         work=work,
         threads=engine.threads or 1,
         is_polite=engine.when_idle,
-        uses_gpu=any(getattr(editor, "device", "cpu") != "cpu" for editor in study.editors.values()),
+        device="cuda" if device == "cpu" and has_models_elsewhere else device,
     )
     scenes = {task.item: task.index for task in tasks if isinstance(task.item, str)}
     needs = {task.index: [scenes[task.item.scene]] for task in tasks if isinstance(task.item, EditUnit)}
@@ -353,13 +362,14 @@ def _check_found(study: Study, run: RunFolder, tasks: Sequence[StudyTask]) -> No
             )
 
 
-def _score(study: Study, run: RunFolder, units: Sequence[EditUnit]) -> Iterator[Progress]:
-    judges = open_judges(study.compare)
-    scorer, rows = Scorer(run.path, study.compare, judges), Scores([], [])
+def _score(study: Study, run: RunFolder, units: Sequence[EditUnit], device: str) -> Iterator[Progress]:
+    judges = open_judges(study.compare, device)
+    scorer, rows = Scorer(run.path, study.compare, judges, device), Scores([], [])
     for done, unit in enumerate(units):
         found = scores_of(scorer, run.path, unit)
         rows.scores.extend(found.scores)
         rows.views.extend(found.views)
         yield Progress(stage="compare", done=done + 1, total=len(units), note=str(unit))
     write_tables(run, rows)
-    run.mark_done("compare", study.compare, also=JUDGED_BY, num_results=len(units), num_scores=len(rows.scores))
+    counts = {"num_results": len(units), "num_scores": len(rows.scores)}
+    run.mark_done("compare", study.compare, also=JUDGED_BY, **counts, **made_on(device))

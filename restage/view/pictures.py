@@ -47,12 +47,13 @@ class SplatArrays(NamedTuple):
 
 def splat_arrays(splats: Splats) -> SplatArrays:
     """Turn splats into what the browser draws: colors in [0, 1], those of the harmonics' degree 0."""
-    axes = rotation_matrices(splats.rotations.detach()) * splats.log_scales.detach().exp()[:, None]
+    splats = splats.detach().to("cpu")
+    axes = rotation_matrices(splats.rotations) * splats.log_scales.exp()[:, None]
     return SplatArrays(
-        splats.means.detach().numpy(),
+        splats.means.numpy(),
         (axes @ axes.transpose(1, 2)).numpy(),
-        (0.5 + SH_C0 * splats.sh.detach()[:, 0]).clamp(0, 1).numpy(),
-        splats.opacity_logits.detach().sigmoid()[:, None].numpy(),
+        (0.5 + SH_C0 * splats.sh[:, 0]).clamp(0, 1).numpy(),
+        splats.opacity_logits.sigmoid()[:, None].numpy(),
     )
 
 
@@ -214,8 +215,9 @@ PATHS: dict[str, Callable[[Capture, int], Cameras]] = {
 
 def _plain_orbit(splats: Splats, num_frames: int) -> Cameras:
     """A circle around splats that come without cameras, wide enough for nine tenths of them."""
-    target = splats.means.detach().median(dim=0).values
-    reach = float((splats.means.detach() - target).norm(dim=1).quantile(0.9)) if len(splats) else 1.0
+    means = splats.means.detach().cpu()
+    target = means.median(dim=0).values
+    reach = float((means - target).norm(dim=1).quantile(0.9)) if len(splats) else 1.0
     poses = orbit(num_frames, 2.2 * reach + 1e-3, height=float(target[2]) + 0.8 * reach, target=target)
     intrinsics = intrinsics_from_fov(PLAIN_FOV_RAD, PLAIN_SIDE_PX, PLAIN_SIDE_PX)
     return Cameras(poses, intrinsics.expand(num_frames, 3, 3).contiguous(), PLAIN_SIDE_PX, PLAIN_SIDE_PX)

@@ -130,12 +130,13 @@ def serving(session: ViewSession, *, host: str = "127.0.0.1", port: int = 8080) 
             server.stop()
 
 
-def serve(path: Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
+def serve(path: Path, *, host: str = "127.0.0.1", port: int = 8080, device: str = "cpu") -> None:
     """Show a path (see `open_scenes`) in the browser until Ctrl-C; if the port is taken, at the next free one.
 
-    With any but a loopback address as `host` other machines can reach it, and a line says so.
+    Pictures are drawn and edits made on the device. With any but a loopback address as `host` other machines can reach
+    the page, and a line says so.
     """
-    session = ViewSession(path)
+    session = ViewSession(path, device)
     if not is_loopback(host):
         say(
             f"view: whoever reaches {host} and has the address below, with its token, can edit this scene",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -97,12 +97,12 @@ def _scenes_of_capture(path: Path) -> dict[str, Path]:
     raise InputError(f"{path} is a capture without a fit; run: restage fit {path}")
 
 
-def load_scene(name: str, path: Path) -> ViewScene:
-    """Load one of the scenes that `open_scenes` found."""
+def load_scene(name: str, path: Path, device: str = "cpu") -> ViewScene:
+    """Load one of the scenes that `open_scenes` found to a device."""
     if path.is_file():
-        return ViewScene(name, read_splats(path))
-    splats = read_splats(path / SPLATS)
-    capture = read_capture(path / CAPTURE) if (path / CAPTURE / TRANSFORMS).is_file() else None
+        return ViewScene(name, read_splats(path).to(device))
+    splats = read_splats(path / SPLATS).to(device)
+    capture = read_capture(path / CAPTURE).to(device) if (path / CAPTURE / TRANSFORMS).is_file() else None
     fit = read_json(path / FIT_RECORD, FitRecord) if (path / FIT_RECORD).is_file() else None
     folder = path.resolve()
     is_in_run = capture is not None and folder.parent.name == "scenes" and (folder.parents[1] / RUN_RECORD).is_file()
@@ -164,9 +164,9 @@ class ViewSession:
     runs, so that two threads never share its pool.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open a path; see `open_scenes`."""
-        self.scenes = open_scenes(path)
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        """Open a path (see `open_scenes`), to be shown and edited on a device."""
+        self.scenes, self.device = open_scenes(path), device
         self.computing = threading.RLock()
         self._editors = OpenEditors(max_open=1)
         self._running = threading.Lock()
@@ -178,7 +178,7 @@ class ViewSession:
         self._refuse_while_running("choose a scene")
         if name not in self.scenes:
             raise InputError(f"no scene {name!r}; there are: {', '.join(self.scenes)}")
-        self.scene: ViewScene = load_scene(name, self.scenes[name])
+        self.scene: ViewScene = load_scene(name, self.scenes[name], self.device)
         self.versions = [Version(BEFORE, self.scene.splats)]
         self.position = 0
         self._asked_case: str | None = None
@@ -249,10 +249,12 @@ class ViewSession:
         """Show a finished edit of the run folder; it becomes the next version."""
         self._refuse_while_running("open another edit")
         kept = read_kept(folder)
-        return self._add(Version(kept.label, read_splats(folder / SPLATS), kept))
+        return self._add(Version(kept.label, read_splats(folder / SPLATS).to(self.device), kept))
 
     def edit(self, request: EditRequest, choice: EditChoice, *, is_chained: bool = False) -> Iterator[EditStep]:
         """Edit the scene and keep the result in the run folder, as `restage edit` does; it becomes the next version.
+
+        It is made on the session's device, whatever the choice says of one.
 
         An edit that was made before is opened instead, without a step.
 
@@ -269,7 +271,7 @@ class ViewSession:
             self._stop.clear()
             start = self.shown.start if is_chained else None
             kept = read_kept((yield from self._run(request, choice, start)))
-            self._add(Version(kept.label, read_splats(kept.folder / SPLATS), kept))
+            self._add(Version(kept.label, read_splats(kept.folder / SPLATS).to(self.device), kept))
         finally:
             self._running.release()
 
@@ -278,6 +280,7 @@ class ViewSession:
     ) -> Generator[EditStep, None, Path]:
         assert self.scene.folder is not None and self.scene.run_folder is not None
         self._asked_case = find_case(self.scene.folder, request)
+        choice = replace(choice, device=self.device)
         with working(open_run(self.scene.run_folder), "edit") as run, stop_between_layers(self._stop):
             with self.computing:
                 opened = open_edit(

@@ -19,7 +19,7 @@ __all__ = ["ENGINES", "TasksSetAside", "WorkStopped", "explain", "run_tasks", "s
 
 def _run_inline(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
     """Do all tasks of the queue one after the other in this process; an error of a task is raised as it is."""
-    worker = Worker(settings, devices(uses_gpu=settings.uses_gpu)[0])
+    worker = Worker(settings, devices(settings.device)[0])
     with limited_threads(settings.threads):
         while not queue.is_finished:
             for task in queue.take(num_workers=1):
@@ -68,10 +68,10 @@ def run_tasks(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) 
         events.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def settings_for(work: Work, config: EngineConfig, *, uses_gpu: bool = True) -> WorkerSettings:
+def settings_for(work: Work, config: EngineConfig, *, device: str = "cuda") -> WorkerSettings:
     """Returns what workers are told; in processes each computes with one thread unless --threads says otherwise."""
     threads = config.threads if config.engine == "inline" else config.threads or 1
-    return WorkerSettings(work=work, threads=threads, is_polite=config.when_idle, uses_gpu=uses_gpu)
+    return WorkerSettings(work=work, threads=threads, is_polite=config.when_idle, device=device)
 
 
 def work_through(

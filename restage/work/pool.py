@@ -316,7 +316,7 @@ class _Processes:
 
 def run_local(queue: TaskQueue, settings: WorkerSettings, config: EngineConfig) -> Iterator[Event]:
     """Do all tasks of the queue in processes of this machine."""
-    found = devices(uses_gpu=settings.uses_gpu)
+    found = devices(settings.device)
     cores = max(1, num_usable_cores() // (config.threads or 1))
     count = config.workers or (cores if found == ["cpu"] else len(found))
     # Numbered, since a device may have several workers.

@@ -93,7 +93,7 @@ class _Cluster:
         if now - self.looked_s >= LOOK_S:
             self.looked_s = now
             nodes = [node for node in self.ray.nodes() if node["Alive"]]
-            has_gpus = self.settings.uses_gpu and any(node["Resources"].get("GPU", 0) >= 1 for node in nodes)
+            has_gpus = self.settings.device != "cpu" and any(node["Resources"].get("GPU", 0) >= 1 for node in nodes)
             kind, amount = ("GPU", 1) if has_gpus else ("CPU", self.settings.threads or 1)
             self.found_places = [
                 f"{node['NodeID']}/{kind}#{number}"

@@ -89,10 +89,10 @@ LOOK_S = 1.0
 """Seconds between looks at who else uses the device: steps may be much shorter than the call of nvidia-smi."""
 
 
-def devices(*, uses_gpu: bool = True) -> list[str]:
-    """The GPUs of this machine, if they are of use; else its CPU."""
-    if not uses_gpu:
-        return ["cpu"]
+def devices(wanted: str) -> list[str]:
+    """The devices of this machine that workers take up; see `WorkerSettings.device`."""
+    if wanted != "cuda":
+        return [wanted]
     import torch
 
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
@@ -112,8 +112,9 @@ class WorkerSettings:
     """CPU threads of the worker; None leaves the libraries' own choice."""
     is_polite: bool = False
     """Whether to leave a device that someone else uses."""
-    uses_gpu: bool = True
-    """Whether the work gains from a GPU; if not, workers are placed by cores."""
+    device: str = "cuda"
+    """`cpu`, where workers are placed by cores; `cuda` for every GPU of a machine, and its CPU where there is none; or
+    one GPU, such as `cuda:1`."""
     folder: str = field(default_factory=os.getcwd)
     """The driver's working folder, for paths that are relative to it."""
     versions: dict[str, str] = field(default_factory=_versions)

@@ -144,7 +144,7 @@ def test_processes_make_the_scenes_and_trials_that_one_process_makes(make_run, t
         tasks = [Task(index=index, kind="swaps", item=item) for index, item in enumerate(items)]
         assert len(tasks) == 3 and all(work.found(task) is None for task in tasks)
         queue = TaskQueue(tasks, range(3), max_attempts=1, needs={1: [0], 2: [0]})
-        list(work_through(queue, settings_for(work, config, uses_gpu=False), config))
+        list(work_through(queue, settings_for(work, config, device="cpu"), config))
         assert all(work.found(task) is not None for task in tasks)
         found.append([work.trial(attempt).numbers for attempt in attempts])
     assert repr(found[0]) == repr(found[1]) and found[0][1]["psnr_db"] > 0

@@ -93,7 +93,7 @@ class MenuEditor:
     model: Path | None = None
     """Folder of its model; None with edit_model for the run's own, or else the one that comes with the package."""
     device: str = "cpu"
-    """Where the model computes."""
+    """Where the model computes; for `cpu` it does so where the scene lies."""
     endpoint: EndpointConfig = added_later(EndpointConfig())
     """Where `endpoint` asks, and what that may cost."""
 
@@ -114,7 +114,8 @@ class MenuEditor:
     def open(self, source: EditorSource) -> Editor:
         """Open it; see `SceneEditor.open`."""
         model = self.model_folder(source.model)
-        return open_editor(self.name, replace(source, model=model, device=self.device, endpoint=self.endpoint))
+        device = source.device if self.device == "cpu" else self.device
+        return open_editor(self.name, replace(source, model=model, device=device, endpoint=self.endpoint))
 
 
 class NoEditor:
@@ -137,11 +138,11 @@ class OpenEditors:
         """Open an editor, or take the one that is open."""
         if not editor.is_shared:
             return editor.open(source)
-        key = content_id("editor", [type(editor).__qualname__, editor, source.model])
+        key = content_id("editor", [type(editor).__qualname__, editor, source.model, source.device])
         if key not in self._open:
             while len(self._open) >= self.max_open:
                 self._open.popitem(last=False)  # before the next is loaded, which may need its room
-            self._open[key] = editor.open(EditorSource(model=source.model))
+            self._open[key] = editor.open(EditorSource(model=source.model, device=source.device))
         self._open.move_to_end(key)
         return self._open[key]
 
