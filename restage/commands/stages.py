@@ -19,16 +19,8 @@ from restage.run.models import models_in
 from restage.run.progress import say, show_progress
 from restage.work.task import EngineConfig
 
-__all__ = [
-    "DeviceArgument",
-    "ModelsArgument",
-    "RunArgument",
-    "RunSeedArgument",
-    "StoreArgument",
-    "build_miniature",
-    "build_stage",
-]
-__all__ += ["build_train", "demo", "diagnose", "study"]
+__all__ = ["DeviceArgument", "ModelsArgument", "RunArgument", "RunSeedArgument", "StoreArgument", "build_miniature"]
+__all__ += ["build_stage", "build_train", "demo", "diagnose", "study"]
 
 RunArgument = Annotated[Path, arg(metavar="RUN", help="Folder of the run; it is made if it does not exist.")]
 ModelsArgument = Annotated[
