@@ -131,7 +131,7 @@ def open_edit(
         write_json(case_file, case)
     inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
     if regions is not None:
-        inputs["regions_sha256"] = hashlib.sha256(regions.numpy().tobytes()).hexdigest()
+        inputs["regions_sha256"] = hashlib.sha256(regions.cpu().numpy().tobytes()).hexdigest()
     steps = edit_scene(
         splats,
         capture if start is None else replace(capture, images=render_views(splats, capture.cameras)),
