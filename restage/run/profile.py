@@ -93,10 +93,9 @@ class _Used(NamedTuple):
 
 
 class _Clock:
-    """The times of one session of work, taken in the thread that began it."""
+    """The times of one session of work."""
 
     def __init__(self) -> None:
-        self.thread = threading.get_ident()
         self.stages: dict[str, StageTime] = {}
         self.parts: dict[str, list[float]] = {}  # wall and CPU seconds, and times, of the present stage's parts
         self.inner: _Part | None = None
@@ -131,20 +130,24 @@ class _Part:
         sums[2] += 1
 
 
-_clock: _Clock | None = None
+class _Listening(threading.local):
+    clock: _Clock | None = None  # of this thread: the viewer works on several runs at once
+
+
+_listening = _Listening()
 _UNTIMED = contextlib.nullcontext()
 
 
 def timed(name: str) -> contextlib.AbstractContextManager[None]:
     """Count a block as a part of the present stage; nothing may be yielded within it."""
-    clock = _clock
-    return _UNTIMED if clock is None or clock.thread != threading.get_ident() else _Part(clock, name)
+    clock = _listening.clock
+    return _UNTIMED if clock is None else _Part(clock, name)
 
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
     """Count a block as (a piece of) a stage, without the stages within it; steps may be yielded in it."""
-    clock = _clock
+    clock = _listening.clock
     if clock is None:
         yield
         return
@@ -176,12 +179,11 @@ def _num_threads() -> int:
 @contextlib.contextmanager
 def listening(name: str) -> Iterator[dict[str, StageTime]]:
     """Take the times of a stage, and of stages within it; the dict that it gives is filled at the end."""
-    global _clock
-    before, clock, found = _clock, _Clock(), {}
-    _clock = clock
+    before, clock, found = _listening.clock, _Clock(), {}
+    _listening.clock = clock
     try:
         with stage(name):
             yield found
     finally:
-        _clock = before
+        _listening.clock = before
         found.update(clock.stages)
