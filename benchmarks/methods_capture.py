@@ -22,7 +22,7 @@ from restage.run.folder import open_run, working
 from restage.run.progress import show_progress
 from restage.scenes.config import PHOTOGRAPHS
 from restage.scenes.io import capture_name, read_capture
-from restage.scenes.io.ply import read_splats
+from restage.scenes.io.splat_files import read_splats
 from restage.scenes.stage import fit_folder
 from restage.scores.rows import read_scores
 

@@ -34,7 +34,7 @@ from restage.scenes.capture import Capture
 from restage.scenes.config import PHOTOGRAPHS, for_size
 from restage.scenes.fit import SplatFit, fit_splats, psnr, render_views
 from restage.scenes.io import read_capture, write_capture
-from restage.scenes.io.ply import read_splats
+from restage.scenes.io.splat_files import read_splats
 from restage.scenes.splats import Splats
 
 LOOK_EVERY_S = 3.0
