@@ -110,7 +110,7 @@ def fit_theirs(binary: Path, capture: Capture, *, steps: int, save_every: int) -
         command += ["-s", str(save_every), "--num-downscales", "0"]
         environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-        watched, times, peak_mb = psutil.Process(child.pid), {}, 0.0
+        watched, times, peak_mb, line = psutil.Process(child.pid), {}, 0.0, ""
         assert child.stdout is not None
         cpu_s = 0.0
         for line in child.stdout:
