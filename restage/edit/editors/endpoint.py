@@ -114,6 +114,11 @@ class EndpointEditor:
             images[place], masks[place] = image, 1.0 if mask is None else mask
         return Edited(images, masks, left_out).to(batch.originals.device)
 
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether views may come back shifted, and without masks: from all servers but our own."""
+        return not self.asker.model.is_ours
+
     def prepare(self, asked: AskedPictures | None) -> None:
         """Refuse a method before anything is paid that the endpoint cannot be told about."""
         if asked is not None and asked.from_renders and "noise_level" not in self.asker.model.takes:

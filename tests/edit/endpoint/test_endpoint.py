@@ -283,6 +283,7 @@ def test_what_the_environment_lacks_is_said(server, tmp_path, monkeypatch):
 
 
 def test_the_menu_opens_it_with_its_settings(server, tmp_path, batch):
+    server.models = lambda: models("fake", **OURS)  # what it sends is taken as it is
     config = EndpointConfig(base_url=server.url, picture_size="own")
     menu_editor = MenuEditor(name="endpoint", model=Path("fake"), endpoint=config)
     editor = menu_editor.open(EditorSource(answers=tmp_path))
@@ -322,7 +323,7 @@ def test_a_result_says_what_was_asked_for_and_left_out(server, tiny_scene, tmp_p
             refused.extend([] if refused else [asked.fields["seed"]])
         return fail(400, "flagged") if asked.fields["seed"] in refused else invert(asked)
 
-    server.answer = refuse_one
+    server.answer, server.models = refuse_one, lambda: models("fake", **OURS)
     endpoint = EndpointConfig(base_url=server.url, picture_size="own", min_views=3, num_parallel=1)
     method = Restage(num_key_views=4, num_noises=4, color_steps=3, shape_steps=2)
     choice = EditChoice(editor="endpoint", model=Path("fake"), endpoint=endpoint, settings=method)
