@@ -79,7 +79,7 @@ def edit(
     instruction: Positional[InstructionArgument],
     *,
     method: str = "restage",
-    editor: str = "edit_model",
+    editor: str = "auto",
     then: tuple[str, ...] = (),
     start: Path | None = None,
     strength: float = 1.0,
@@ -88,6 +88,8 @@ def edit(
     target_caption: str = "",
     model: Path | None = None,
     region: Path | None = None,
+    model_options: tuple[str, ...] = (),
+    max_drift: float = 0.1,
     device: DeviceArgument = "auto",
     size: int | None = None,
     seed: int = 0,
@@ -105,17 +107,21 @@ def edit(
         scene: The run folder of a fitted scene, or a capture, which is then fitted first.
         instruction: What to change.
         method: One of the menu in `restage/edit`.
-        editor: One of the menu in `restage/edit/editors`, or `noisy-<0 to 1>-<one of them>`.
+        editor: One of the menu in `restage/edit/editors`, or `noisy-<0 to 1>-<one of them>`; by default one
+            that suits the scene, the instruction and this machine, which is said.
         then: More instructions; each starts from the result of the one before.
         start: Folder of a finished edit to start from, in place of the fitted scene.
         strength: How far every splat goes toward its edited state, from 0 to 1.
         time_budget: Seconds after which each edit stops with what it has.
         source_caption: What the scene shows before the edit; some editors use it.
         target_caption: What the scene shows after the edit.
-        model: Folder of the editor's model, or its name at an endpoint; default: the edit model that comes with the
-            package.
+        model: Folder of the editor's model, a pipeline's name in the hub's cache, such as owner/model, or a model's
+            name at an endpoint; default for `edit_model`: the one that comes with the package.
         region: Where the scene may change: a folder with a mask for each view, white inside, by its name; or a JSON
             file of boxes on some views, {"name.png": [left, top, right, bottom]} as shares of width and height.
+        model_options: Options of the editor, as key=value. `pipeline` has steps, guidance, image_guidance, size,
+            batch_size, dtype, weights and offload; `endpoint` sends all as fields of its own.
+        max_drift: Views that the editor moves farther than this share of their width are left out; others are put back.
         device: Where the scene is drawn and the editor's model computes.
         size: Longer side of the views in pixels, if a capture is fitted first.
         seed: Seed for the edit's noise.
@@ -140,6 +146,8 @@ def edit(
         method=method,
         editor=editor,
         model=model,
+        model_options=model_options,
+        max_drift=max_drift,
         device=device,
         seed=seed,
         strength=strength,

@@ -7,7 +7,8 @@ Every command that opens a model of either library opens its parts here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +20,12 @@ from jaxtyping import Int
 from msgspec import Meta
 from safetensors import safe_open
 from torch import Tensor
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, ProcessorMixin
 
 from restage.records import InputError, from_plain, read_json
 
-__all__ = ["check_tokens", "load_model", "load_pipeline", "load_tokenizer", "padded_ids", "read_config"]
+__all__ = ["check_tokens", "load_model", "load_pipeline", "load_tokenizer", "padded_ids", "pictures_only"]
+__all__ += ["read_config"]
 
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
@@ -120,7 +122,8 @@ def _one_line(folder: Path) -> Iterator[None]:
     """Turn whatever a library raises into one line, and keep its own lines and bars out of ours."""
     logs = (diffusers.utils.logging, transformers.utils.logging)
     before = [log.get_verbosity() for log in logs]
-    transformers.utils.logging.disable_progress_bar()
+    for log in logs:
+        log.disable_progress_bar()
     for log in logs:
         log.set_verbosity(log.CRITICAL)
     try:
@@ -133,11 +136,18 @@ def _one_line(folder: Path) -> Iterator[None]:
             log.set_verbosity(verbosity)
 
 
-def load_model(cls: Any, folder: Path, *, dtype: torch.dtype = torch.float32, may_lack: tuple[str, ...] = ()) -> Any:
+def load_model(
+    cls: Any,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    may_lack: tuple[str, ...] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Any:
     """Load a part by its class of diffusers or transformers, from safetensors alone.
 
     Weights are stored in half precision and computed with in full, which is exact. `may_lack` holds beginnings of the
-    names of weights that the caller can do without.
+    names of weights that the caller can do without; `options` go on to the library, such as how to quantize.
 
     Raises:
         InputError: it is missing, pickled, cut short, of another class, or weights are missing or have wrong shapes.
@@ -150,11 +160,10 @@ def load_model(cls: Any, folder: Path, *, dtype: torch.dtype = torch.float32, ma
     found, expected = (config.get("_class_name"), cls.__name__) if is_diffusers else (config.get("model_type"), kind)
     if expected is not None and found != expected:
         raise InputError(f"{folder / 'config.json'} is of a {found!r}, expected a {expected!r}")
-    options = {} if is_diffusers else {"ignore_mismatched_sizes": True}  # told below, in place of a table in the log
+    told = {} if is_diffusers else {"ignore_mismatched_sizes": True}  # told below, in place of a table in the log
+    told |= {"local_files_only": True, "use_safetensors": True, "output_loading_info": True, **(options or {})}
     with _one_line(folder):
-        model, info = cls.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-        )
+        model, info = cls.from_pretrained(folder, torch_dtype=dtype, **told)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(may_lack or ("\0",)))
     if missing:
         raise InputError(f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}")
@@ -176,9 +185,27 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
+@contextlib.contextmanager
+def pictures_only() -> Iterator[None]:
+    """Within it, processors of pictures and clips open without torchvision, which only their clips need."""
+    if importlib.util.find_spec("torchvision") is not None:
+        yield
+        return
+    before = ProcessorMixin.__dict__["get_attributes"]
+
+    def without_video(cls: Any) -> list[str]:
+        return [name for name in before.__func__(cls) if name != "video_processor"]
+
+    ProcessorMixin.get_attributes = classmethod(without_video)
+    try:
+        yield
+    finally:
+        ProcessorMixin.get_attributes = before
+
+
 def load_pipeline(cls: Any, folder: Path, parts: dict[str, Any]) -> Any:
-    """Put a pipeline together from loaded parts, and the tokenizers and scheduler of its folder."""
-    with _one_line(folder):
+    """Put a pipeline together from loaded parts, and the tokenizers, processors and scheduler of its folder."""
+    with _one_line(folder), pictures_only():
         return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True, **parts)
 
 

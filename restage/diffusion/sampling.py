@@ -33,6 +33,8 @@ class Edited(NamedTuple):
     left_out: Mapping[int, str] = MappingProxyType({})
     """Reasons why pictures could not be edited, by their places in the batch; there the picture is as it was, the mask
     0, and nothing may be fitted to it."""
+    drifts: Mapping[int, float] = MappingProxyType({})
+    """How far the editor had moved pictures that were then put back, as shares of their width, by their places."""
 
     @property
     def answered(self) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.edit.editors.interface import AskedPictures, Editor, NoiseKeys, ViewBatch, can_share_attention
+from restage.edit.masks import join_masks
 from restage.edit.sharing import ViewSharing
 from restage.records import EditRequest, InputError
 from restage.scenes.capture import Capture
@@ -74,6 +76,7 @@ class EditJob:
             noise_keys=noise_keys,
             sharing=sharing if can_share_attention(self.editor) else None,
             may_leave_out=may_leave_out,
+            join_masks=partial(join_masks, self.splats, self.capture.cameras[list(chosen)]),
             regions=None if self.regions is None else self.regions[list(chosen)].to(originals.device),
         )
 

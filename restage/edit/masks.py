@@ -20,7 +20,16 @@ from restage.scenes.cameras import Cameras
 from restage.scenes.rasterize import rasterize, splat_weights
 from restage.scenes.splats import Splats
 
-__all__ = ["RegionScore", "box_masks", "grow_region", "in_box", "keep_largest", "lift_boxes", "lift_masks"]
+__all__ = [
+    "RegionScore",
+    "box_masks",
+    "grow_region",
+    "in_box",
+    "join_masks",
+    "keep_largest",
+    "lift_boxes",
+    "lift_masks",
+]
 __all__ += ["mean_shown", "measure_region", "render_masks", "shrink_region"]
 
 Masks = Float[Tensor, "n h w"]
@@ -53,6 +62,18 @@ def render_masks(splats: Splats, cameras: Cameras, values: Region) -> Masks:
     """How much of what each pixel shows, in [0, 1], comes from splats of value 1: values are blended like colors."""
     views = [rasterize(splats.detach(), cameras[i], features=values[:, None]) for i in range(len(cameras))]
     return torch.stack([view.features[0] for view in views]).clamp(0, 1)
+
+
+JOIN_LOW, JOIN_HIGH = 0.3, 0.6
+"""Splats up to the first lifted value are outside of what views agree on, from the second on inside."""
+
+
+def join_masks(splats: Splats, cameras: Cameras, masks: Masks) -> Masks:
+    """Masks of views as the splats show what most of them agree on; those of a single view stay as they are."""
+    if len(masks) < 2:
+        return masks
+    agreed = (lift_masks(splats, cameras, masks) - JOIN_LOW) / (JOIN_HIGH - JOIN_LOW)
+    return render_masks(splats, cameras, agreed.clamp(0, 1))
 
 
 INSIDE = 0.5

@@ -23,7 +23,7 @@ from restage.edit.editors.interface import (
 )
 from restage.edit.job import EditJob, EditStep, Method, asked_pictures
 from restage.edit.pictures import write_image, write_mask, write_video
-from restage.records import EditRequest, InputError, content_id, to_plain, write_json, write_record
+from restage.records import EditRequest, InputError, content_id, read_json, to_plain, write_json, write_record
 from restage.run.environment import PeakMemory, process_peak_mb
 from restage.run.layout import EDIT_RECORD, HELD_OUT, ORBIT, SPLATS
 from restage.run.profile import timed
@@ -34,7 +34,8 @@ from restage.scenes.fit import render_views
 from restage.scenes.io.splat_files import write_splats
 from restage.scenes.splats import Splats
 
-__all__ = ["KeptEdits", "NO_OP_SHARE", "Preview", "changed_share", "edit_scene", "orbit_cameras", "write_failure"]
+__all__ = ["KeptEdits", "NO_OP_SHARE", "Preview", "changed_share", "describe_change", "edit_scene", "orbit_cameras"]
+__all__ += ["write_failure"]
 
 NUM_PREVIEW_VIEWS = 3
 NUM_PEEKS = 10
@@ -88,6 +89,8 @@ class KeptEdits:
     editor: Editor
     images: dict[int, Tensor] = field(default_factory=dict)  # edited views by their index
     masks: dict[int, Tensor] = field(default_factory=dict)
+    drifts: dict[int, float] = field(default_factory=dict)  # see `Edited.drifts`
+    left_out: dict[int, str] = field(default_factory=dict)  # reasons why views were not edited
 
     @property
     def shares_attention(self) -> bool:
@@ -101,6 +104,8 @@ class KeptEdits:
         for place in edited.answered:
             index = batch.view_indices[place]
             self.images[index], self.masks[index] = edited.images[place], edited.masks[place]
+        self.drifts.update({batch.view_indices[place]: drift for place, drift in edited.drifts.items()})
+        self.left_out.update({batch.view_indices[place]: reason for place, reason in edited.left_out.items()})
         return edited
 
     def scores(self) -> ScoreModel:
@@ -161,7 +166,8 @@ def edit_scene(
         _write_pictures(folder, last.splats, capture, kept)
         write_splats(last.splats, folder / SPLATS)
     preview.path.unlink(missing_ok=True)
-    is_no_op = changed_share(splats, last.splats, job.capture) <= NO_OP_SHARE
+    changed = changed_share(splats, last.splats, job.capture)
+    is_no_op = changed <= NO_OP_SHARE
     notes = [] if last.step >= last.num_steps else [f"stopped after step {last.step} of {last.num_steps}"]
     notes += getattr(editor, "remarks", [])
     record = {
@@ -173,10 +179,16 @@ def edit_scene(
         "num_steps": last.step,
         "loss": last.loss,
         "is_no_op": is_no_op,
+        "changed_share": changed,
         "status": "stopped" if is_stopped else "done",
         "reason": "; ".join([*notes, "the scene did not change"] if is_no_op else notes),
         "cost": cost,
     }
+    # Only where there is something to say: most editors keep every pixel in its place.
+    if kept.drifts:
+        record["drifts"] = {str(index): round(kept.drifts[index], 6) for index in sorted(kept.drifts)}
+    if kept.left_out:
+        record["left_out"] = {str(index): kept.left_out[index] for index in sorted(kept.left_out)}
     if is_stopped:
         write_json(folder / "stopped.json", record)
         raise KeyboardInterrupt
@@ -185,6 +197,17 @@ def edit_scene(
     unsealed = (EDIT_RECORD, "preview.png")
     made = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path.name not in unsealed]
     write_record(folder / EDIT_RECORD, record, files=made)
+
+
+def describe_change(folder: Path) -> str:
+    """Say how much an edit changed, from its record; loudly if that is nothing."""
+    record = read_json(folder / EDIT_RECORD, dict[str, Any])
+    parts = [str(record["reason"])] if record.get("reason") else []
+    if record.get("is_no_op"):
+        parts = ["NOTHING CHANGED: try other words, another --editor or another --seed"]
+    elif isinstance(share := record.get("changed_share"), float):
+        parts.append(f"changed {share:.0%} of the view that changed most")
+    return "; ".join(parts)
 
 
 def write_failure(folder: Path, error: Exception, facts: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.edit.editors import EditorSource, MenuEditor, OpenEditors, check_editor
+from restage.edit.editors.interface import MAX_DRIFT
 from restage.edit.job import Dialed, EditStep, Method, TimeLimited, asked_pictures
 from restage.edit.methods import METHODS
 from restage.edit.regions import read_regions
@@ -30,7 +31,11 @@ from restage.scenes.io import read_capture
 from restage.scenes.io.splat_files import read_splats
 from restage.scenes.splats import Splats
 
-__all__ = ["EditChoice", "OpenedEdit", "StartingPoint", "estimate_edit", "find_case", "open_edit"]
+__all__ = ["AUTO", "EditChoice", "OpenedEdit", "StartingPoint", "estimate_edit", "find_case", "open_edit"]
+
+
+AUTO = "auto"
+"""Stands for the editor that suits the scene, the instruction and the machine; `restage.edit.choosing` chooses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +45,15 @@ class EditChoice:
     method: str = "restage"
     """Name of a method on the menu `METHODS`."""
     editor: str = "edit_model"
-    """A name on the menu `EDITORS`, or `noisy-<strength>-<one of them>`."""
+    """A name on the menu `EDITORS`, `noisy-<strength>-<one of them>`, or `AUTO`, which is to be replaced before."""
     model: Path | None = None
     """Folder of the editor's model; None with edit_model for the run's own, or else the one of the package."""
     device: str = "cpu"
     """Where the scene is drawn and the editor's model computes; see `restage.scenes.device.choose_device`."""
+    model_options: tuple[str, ...] = ()
+    """Options of the editor, as `key=value`; see `restage.edit.editors.pipeline.PipelineOptions`."""
+    max_drift: float = MAX_DRIFT
+    """Views that the editor moves farther than this share of their width are left out."""
     seed: int = 0
     settings: Method | None = None
     """Settings of the method; None for its defaults."""
@@ -60,7 +69,8 @@ class EditChoice:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"unknown method {self.method!r}; choose from {', '.join(METHODS)}")
-        check_editor(self.editor)
+        if self.editor != AUTO:
+            check_editor(self.editor)
         if self.settings is not None and not isinstance(self.settings, METHODS[self.method]):
             raise InputError(f"expected settings of {self.method}, got {type(self.settings).__name__}")
         self.resolved()
@@ -124,7 +134,13 @@ def open_edit(
     given = {"truth": truth, "model": edit_model_of(run.path), "device": choice.device, "answers": run.path / ANSWERS}
     source = EditorSource(file_names=capture.file_names, **given)
     regions = None if choice.region is None else read_regions(choice.region, capture, fitted)
-    menu_editor = MenuEditor(name=choice.editor, model=choice.model, endpoint=choice.endpoint)
+    menu_editor = MenuEditor(
+        name=choice.editor,
+        model=choice.model,
+        endpoint=choice.endpoint,
+        options=choice.model_options,
+        max_drift=choice.max_drift,
+    )
     editor = (editors or OpenEditors()).open(menu_editor, source)
     case_file = scene_folder / TRUTH / name / EDIT_CASE
     if not case_file.exists():  # written once the models are open, so that a refused edit leaves nothing behind
@@ -178,6 +194,12 @@ def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str
         marks.append(content_id("settings", method)[-8:])
     if choice.region is not None:
         marks.append(f"in-{choice.region.stem}")
+    if choice.model is not None:
+        marks.append(content_id("model", str(choice.model))[-8:])
+    if choice.model_options:
+        marks.append(content_id("options", sorted(choice.model_options))[-8:])
+    if choice.max_drift != MAX_DRIFT:
+        marks.append(f"drift-{choice.max_drift:g}")
     if start is not None:
         marks.append(f"on-{start.record_id[-8:]}")
     return "".join(f"-{mark}" for mark in marks)

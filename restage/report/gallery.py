@@ -38,6 +38,7 @@ class MethodEntry:
     seed: str  # seed of the result whose pictures are shown
     num_seeds: int
     problem: str  # why there is nothing to show; empty when there is
+    drift_note: str  # what is to be said about views that the editor moved; empty for nothing
     estimates: Mapping[str, Estimate]
     pictures: Mapping[str, list[str | None]]
     """By kind of picture (`after`, `change`, `error`, `mask`), one path per shown view; None where there is none."""
@@ -169,6 +170,7 @@ def _method_entry(results: Sequence[ResultEntry], scores: Sequence[Score], prepa
         seed=shown.seed,
         num_seeds=len(results),
         record=prepared.records[shown.folder],
+        drift_note=shown.record.drift_note,
         problem="" if shown.held_out else shown.problem or "no held-out renders",
         estimates=estimates,
         pictures=prepared.of_result(shown),

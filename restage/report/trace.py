@@ -80,6 +80,8 @@ def describe_row(run: Path, row: int) -> list[str]:
             folder, num_files = trace.result.folder, len(trace.result.record.files)
             lines.append(f"result: {folder}, “{trace.entry.request.instruction}”")
             lines += [f"made from {name}: {value}" for name, value in trace.inputs.items()]
+            if note := trace.result.record.drift_note:
+                lines.append(note)
             lines.append(f"record: {run / folder / EDIT_RECORD} ({num_files} files with hashes)")
             lines += ["to make it again:", *(f"  {line}" for line in trace.again.splitlines())]
     return lines

@@ -114,6 +114,22 @@ class EditRecord:
     device: str = ""
     """Where it was made, such as `cuda, NVIDIA H200`; empty for the CPU."""
     files: Mapping[str, str] = field(default_factory=dict)
+    drifts: Mapping[str, float] = field(default_factory=dict)
+    """How far the editor had moved views before they were put back, as shares of their width, by the views' indices."""
+    left_out: Mapping[str, str] = field(default_factory=dict)  # reasons why views were not edited, by their indices
+
+    @property
+    def drift_note(self) -> str:
+        """What is to be said about `drifts` and `left_out`; empty for editors that keep every pixel in its place."""
+        parts = []
+        if self.drifts:
+            shares = sorted(self.drifts.values())
+            middle, largest = shares[len(shares) // 2], shares[-1]
+            parts.append(f"the editor moved views by {middle:.1%} of their width (median; at most {largest:.1%})")
+        if self.left_out:
+            first = next(iter(self.left_out.values()))
+            parts.append(f"{len(self.left_out)} views were left out, such as: {first}")
+        return "; ".join(parts)
 
     @property
     def problem(self) -> str:

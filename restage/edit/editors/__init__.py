@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from restage.edit.editors.exact import ExactEditor, NoisyEditor
 from restage.edit.editors.grade import GradeEditor
-from restage.edit.editors.interface import Edited, Editor, EditorFactory, EditorSource, ViewBatch
+from restage.edit.editors.interface import MAX_DRIFT, Edited, Editor, EditorFactory, EditorSource, ViewBatch
 from restage.records import InputError, added_later, content_id
 from restage.run.endpoint_config import EndpointConfig
 from restage.run.models import models_in
@@ -41,24 +41,43 @@ EDITORS: dict[str, EditorFactory] = {
     "text_to_image": _lazily("text_to_image", "open_text_to_image"),
 }
 
-NOISY = re.compile(r"noisy-(\d*\.?\d+)-(\w+)")
-"""`noisy-0.5-exact` is the exact editor, disturbed with strength 0.5."""
+VARIANT = re.compile(r"(noisy|drifting)-(\d*\.?\d+)-(\w+)")
+"""`noisy-0.5-exact` is the exact editor, disturbed with strength 0.5; `drifting-4-grade` moves views up to 4 pixels."""
+
+MOVES_PIXELS = ("endpoint", "pipeline")
+"""Editors whose views are registered to their originals."""
 
 
 def check_editor(name: str) -> None:
-    """See that an editor of this name can be asked for: one of the menu, or `noisy-<strength>-<one of the menu>`."""
-    noisy = NOISY.fullmatch(name)
-    if (noisy[2] if noisy else name) not in EDITORS or (noisy and float(noisy[1]) > 1):
-        raise InputError(f"unknown editor {name!r}; choose from {', '.join(EDITORS)}, or noisy-<0 to 1>-<one of them>")
+    """See that an editor of this name can be asked for: one of the menu, or a variant of one (`VARIANT`)."""
+    variant = VARIANT.fullmatch(name)
+    is_too_much = variant and variant[1] == "noisy" and float(variant[2]) > 1
+    if (variant[3] if variant else name) not in EDITORS or is_too_much:
+        raise InputError(
+            f"unknown editor {name!r}; choose from {', '.join(EDITORS)}, noisy-<0 to 1>-<one of them> or "
+            "drifting-<pixels>-<one of them>"
+        )
 
 
 def open_editor(name: str, source: EditorSource) -> Editor:
-    """Make an editor by its name."""
+    """Make an editor by its name; what moves pixels comes with its views put back."""
     check_editor(name)
-    noisy = NOISY.fullmatch(name)
-    if noisy:
-        return NoisyEditor.of(EDITORS[noisy[2]](source), float(noisy[1]))
-    return EDITORS[name](source)
+    variant = VARIANT.fullmatch(name)
+    plain = variant[3] if variant else name
+    if source.options and plain not in ("endpoint", "pipeline"):
+        raise InputError(f"the editor {name} has no options; leave out {' '.join(source.options)}")
+    editor = EDITORS[plain](source)
+    if variant and variant[1] == "noisy":
+        editor = NoisyEditor.of(editor, float(variant[2]))
+    is_drifting = variant is not None and variant[1] == "drifting"
+    if is_drifting or plain in MOVES_PIXELS:
+        # OpenCV takes a moment to import, which only those who need it should pay.
+        from restage.edit.editors.drift import DriftingEditor
+        from restage.edit.editors.settled import SettledEditor
+
+        editor = DriftingEditor(editor, float(variant[2])) if is_drifting else editor
+        return SettledEditor(editor, source.max_drift, finds_masks=plain == "pipeline" and not variant)
+    return editor
 
 
 NO_EDITOR = "none"
@@ -87,7 +106,7 @@ class SceneEditor(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MenuEditor:
-    """An editor of the menu `EDITORS` by its name, or `noisy-<strength>-<one of them>`."""
+    """An editor of the menu `EDITORS` by its name, or a variant of one."""
 
     name: str
     model: Path | None = None
@@ -96,6 +115,10 @@ class MenuEditor:
     """Where the model computes; for `cpu` it does so where the scene lies."""
     endpoint: EndpointConfig = added_later(EndpointConfig())
     """Where `endpoint` asks, and what that may cost."""
+    options: tuple[str, ...] = added_later(())
+    """Options of the editor, as `key=value`; see `PipelineOptions`."""
+    max_drift: float = added_later(MAX_DRIFT)
+    """Views that the editor moves farther than this share of their width are left out."""
 
     def __post_init__(self) -> None:
         check_editor(self.name)
@@ -115,7 +138,8 @@ class MenuEditor:
         """Open it; see `SceneEditor.open`."""
         model = self.model_folder(source.model)
         device = source.device if self.device == "cpu" else self.device
-        return open_editor(self.name, replace(source, model=model, device=device, endpoint=self.endpoint))
+        told = {"device": device, "endpoint": self.endpoint, "options": self.options, "max_drift": self.max_drift}
+        return open_editor(self.name, replace(source, model=model, **told))
 
 
 class NoEditor:

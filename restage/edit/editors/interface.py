@@ -21,10 +21,9 @@ from restage.edit.sharing import AnchoredNoise, ViewSharing
 from restage.records import EditRequest, InputError, derive_seed
 from restage.run.endpoint_config import EndpointConfig
 
-__all__ = ["AskedPictures", "Branches", "Edited", "Editor", "EditorFactory", "EditorSource", "KnownScores", "NoiseKeys"]
-__all__ += ["PredictNoise", "ScoreModel", "SeededNoise", "ViewBatch", "can_share_attention"]
-__all__ += ["hold_outside", "score_model_of"]
-__all__ += ["score_model_of"]
+__all__ = ["MAX_DRIFT", "AskedPictures", "Branches", "Edited", "Editor", "EditorFactory", "EditorSource"]
+__all__ += ["KnownScores", "NoiseKeys", "PredictNoise", "ScoreModel", "SeededNoise", "ViewBatch"]
+__all__ += ["can_share_attention", "hold_outside", "score_model_of"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ class ViewBatch:
     """Pictures that the instruction may name, for editors that take several."""
     regions: Float[Tensor, "batch height width"] | None = None
     """Where each view may change, 1 inside, for editors that take masks; None for everywhere."""
+    join_masks: Callable[[Tensor], Tensor] | None = None
+    """Makes masks of these views agree, through the splats of their scene; for editors without masks of their own."""
     may_leave_out: bool = False
     """Whether the method can do without some views (`Edited.left_out`); otherwise an editor that cannot edit one
     raises."""
@@ -203,6 +204,11 @@ class KnownScores:
         return predict
 
 
+MAX_DRIFT = 0.1
+"""A view that moved farther than this share of its width is left out: too much of it is missing, and registering it is
+no longer certain."""
+
+
 @dataclass(frozen=True)
 class EditorSource:
     """What an editor may be made from; each takes what it needs and says what is missing."""
@@ -214,6 +220,7 @@ class EditorSource:
     options: tuple[str, ...] = ()  # `key=value`, for editors that have options
     endpoint: EndpointConfig = EndpointConfig()  # where the editor `endpoint` asks, and what that may cost
     answers: Path | None = None  # folder for answers that cost something
+    max_drift: float = MAX_DRIFT  # share of the width; views that an editor moves farther are left out
 
 
 EditorFactory = Callable[[EditorSource], Editor]

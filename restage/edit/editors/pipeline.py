@@ -1,39 +1,85 @@
-"""Newer instruction editors as they come: a FLUX.1 Kontext folder of diffusers, called through its own pipeline.
+"""Instruction editors of diffusers as they come: folders that its own pipelines run, called by `edit.families`.
 
-Such models are trained by flow matching: `x_s = (1 - s) x + s noise`. Their pipelines hide their predictions, so they
-edit views but cannot be distilled.
+Their pipelines hide their predictions, so they edit views but cannot be distilled. The menu opens them as
+`SettledEditor`, since they move pixels and have no mask output.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
+import transformers
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
+from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPTextModel, T5EncoderModel
 
 from restage.diffusion.loading import load_model, load_pipeline
 from restage.edit.editors.interface import Edited, EditorSource, ViewBatch
-from restage.records import InputError, read_json
+from restage.edit.families import FAMILIES, Family, cached_pipelines, find_model, pipeline_class
+from restage.edit.sharing import AnchoredNoise
+from restage.records import InputError, from_plain, read_json
+from restage.scenes.io.images import to_uint8
 
-__all__ = ["KontextEditor", "open_pipeline"]
+__all__ = ["PipelineEditor", "PipelineOptions", "open_pipeline"]
 
-PARTS: dict[str, Any] = {
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": T5EncoderModel,
-    "transformer": FluxTransformer2DModel,
-    "vae": AutoencoderKL,
-}
-"""Folders of weights, by their classes."""
-CHANGE_LOW, CHANGE_HIGH = 0.04, 0.16
-"""Mean difference over channels at which the mask is 0 and 1: these models have no mask output."""
+Views = Float[Tensor, "batch 3 height width"]
+
+SMALLEST = 64
+"""Some pipelines refuse pictures with fewer pixels a side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions:
+    """What `--model-options` may set; None leaves it to the family's row in `FAMILIES`."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    image_guidance: float | None = None
+    size: int | None = None
+    """Longer side, in pixels, of the views that the model is shown; larger and smaller views are resized."""
+    batch_size: int = 4
+    """Views a call, where the pipeline takes several."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """None for bfloat16 on a GPU and float32 elsewhere."""
+    weights: Literal["whole", "float8", "int8", "nf4"] = "whole"
+    """How the denoiser's weights are held: float8 by diffusers itself; int8 and nf4 need bitsandbytes and a GPU."""
+    offload: Literal["no", "model", "layers"] = "no"
+    """What waits in the processor's memory until the GPU needs it: nothing, whole parts, or layers."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "size", "batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"expected {name} of at least 1, got {value}")
+
+    @classmethod
+    def of(cls, options: Sequence[str]) -> PipelineOptions:
+        """Read `key=value` words."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        values = {}
+        for option in options:
+            name, _, text = option.partition("=")
+            if name not in known or not text:
+                raise InputError(f"expected --model-options as key=value, a key of {', '.join(known)}; got {option!r}")
+            try:
+                values[name] = json.loads(text)
+            except ValueError:
+                values[name] = text
+        return from_plain(values, cls, where="--model-options")
 
 
 class _Start(NamedTuple):
@@ -43,57 +89,135 @@ class _Start(NamedTuple):
     first: float  # noise of the latents at the start, after that shift, in (0, 1]
 
 
-@dataclass(frozen=True)
-class KontextEditor:
-    """FLUX.1 Kontext (Black Forest Labs 2025, arXiv 2506.15742).
+class _Prepared(NamedTuple):
+    """A batch at the size that the model works at."""
 
-    The pipeline shows the original view to the model as more tokens, the mode of its VAE's posterior. Partial noise is
-    added to the current render here and handed over with the matching rest of the schedule; the pipeline's own
-    scheduler is left as it is. One view is edited at a time.
-    """
+    views: Views
+    originals: Views
+    references: list[Tensor]
+    regions: Tensor | None
+    seeds: list[int]
+    noises: Tensor | None
+    instruction: str
+    noise_level: float
+
+
+@dataclass(frozen=True)
+class PipelineEditor:
+    """A pipeline of diffusers that takes a view and an instruction; its mask is 1 everywhere, since it has none."""
 
     pipeline: Any
-    steps: int = 28  # from full noise; from less noise in proportion fewer. Default of the pipeline.
-    guidance: float = 2.5  # of the distilled guidance; what the model's card recommends
+    family: Family
+    options: PipelineOptions = PipelineOptions()
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps from full noise."""
+        return self.options.steps or self.family.steps
 
     def edit(self, batch: ViewBatch) -> Edited:
-        """Edit a batch of views, one after another; see `Editor.edit`.
+        """Edit a batch of views; see `Editor.edit`.
 
-        The mask is where the edited view differs from the original by more than encoding it does.
+        Where the family cannot start from partial noise, every edit starts from full noise, whatever is asked for.
         """
-        size = tuple(batch.originals.shape[2:])
-        multiple = 2 * self.pipeline.vae_scale_factor
-        height, width = (max(multiple, round(side / multiple) * multiple) for side in size)
-        inside = [functional.interpolate(x, (height, width), mode="area") for x in (batch.views, batch.originals)]
-        noises = batch.draw_noise(self._latent_shape(height, width))
-        instruction, level = batch.request.instruction, batch.noise_level
-        edited = [
-            self._edit(view[None], original[None], instruction, noise_level=level, noise=noise[None])
-            for view, original, noise in zip(*inside, noises, strict=True)
-        ]
-        images = functional.interpolate(torch.cat(edited), size, mode="bilinear").clamp(0, 1)
-        change = (images - batch.originals).abs().mean(dim=1)
-        return Edited(images, ((change - CHANGE_LOW) / (CHANGE_HIGH - CHANGE_LOW)).clamp(0, 1))
+        # Pipelines put pictures onto their own device, wherever the scene lies.
+        device = batch.views.device
+        batch = dataclasses.replace(batch, views=batch.views.cpu(), originals=batch.originals.cpu())
+        size = (int(batch.originals.shape[2]), int(batch.originals.shape[3]))
+        shown = self._shown_size(*size)
+        prepared = self._prepare(batch, shown)
+        count = self.options.batch_size if self.family.is_batched else 1
+        edited = []
+        for start in range(0, len(batch.views), count):
+            arguments = self._arguments(prepared, slice(start, start + count))
+            # Some pipelines seed the global generator; whoever calls this one is not to notice.
+            with torch.random.fork_rng():
+                called = self.pipeline(**arguments)
+            images = torch.as_tensor(called[0])[:, :3].float().cpu()  # some answer with transparency
+            edited.append(_resize(images, size).clamp(0, 1))
+        images = torch.cat(edited)
+        return Edited(images.to(device), torch.ones_like(images[:, 0]).to(device))
 
-    def _edit(self, view: Tensor, original: Tensor, instruction: str, *, noise_level: float, noise: Tensor) -> Tensor:
-        pipe = self.pipeline
-        height, width = view.shape[2:]
+    def _shown_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which the model sees a view, height before width."""
+        if self.family.size == "buckets":
+            # Its processor crops what has another shape than one of its sizes: an edited view would show less.
+            processor = getattr(self.pipeline, "vae_image_processor", self.pipeline.image_processor)
+            return processor.get_default_height_width(Image.new("RGB", (width, height)))
+        side = self.options.size or max(self.family.side, height, width)
+        multiple = self.family.multiple * getattr(self.pipeline, "vae_scale_factor", 8)
+        scale = side / max(height, width)
+        shown_height, shown_width = (
+            max(-(-SMALLEST // multiple), round(scale * edge / multiple)) * multiple for edge in (height, width)
+        )
+        return shown_height, shown_width
+
+    def _prepare(self, batch: ViewBatch, size: tuple[int, int]) -> _Prepared:
+        noises = None
+        if self.family.can_start:
+            scale = self.pipeline.vae_scale_factor
+            noises = batch.draw_noise((self.pipeline.latent_channels, size[0] // scale, size[1] // scale))
+        # A generator cannot draw noise of surfaces; each view then has its own.
+        is_anchored = isinstance(batch.noise_keys, AnchoredNoise)
+        seeds = (dataclasses.replace(batch, noise_keys=None) if is_anchored else batch).noise_seeds()
+        regions = None if batch.regions is None else _resize(batch.regions[:, None].cpu(), size)
+        return _Prepared(
+            _resize(batch.views, size),
+            _resize(batch.originals, size),
+            [_fit(reference.cpu(), size) for reference in batch.references],
+            regions,
+            [*seeds],
+            noises,
+            batch.request.instruction,
+            batch.noise_level,
+        )
+
+    def _arguments(self, prepared: _Prepared, part: slice) -> dict[str, Any]:
+        """All that the pipeline is called with for some views of a batch."""
+        family, options = self.family, self.options
+        views, originals = prepared.views[part], prepared.originals[part]
+        generators = [torch.Generator().manual_seed(seed) for seed in prepared.seeds[part]]
+        is_many = family.is_batched
+        prompt = family.prompt.format(prepared.instruction)
+        shown = views if family.mask else originals
+        arguments: dict[str, Any] = {
+            **family.extra,
+            "prompt": [prompt] * len(views) if is_many else prompt,
+            family.image: _in_form(shown, family, prepared.references),
+            "num_inference_steps": self.steps,
+            "generator": generators if is_many else generators[0],
+            "output_type": "pt",
+        }
+        for name, value, default in (
+            (family.by, options.guidance, family.guidance),
+            (family.image_by, options.image_guidance, family.image_guidance),
+        ):
+            if name and (value if value is not None else default):
+                arguments[name] = value if value is not None else default
+        if family.size == "asked":
+            arguments |= {"height": views.shape[2], "width": views.shape[3]}
+        if "max_area" in inspect.signature(self.pipeline.__call__).parameters:
+            arguments["max_area"] = views.shape[2] * views.shape[3]  # else it chooses a size of a megapixel
+        if family.mask:
+            regions = torch.ones_like(views[:, :1]) if prepared.regions is None else prepared.regions[part]
+            arguments |= {family.mask: regions, "strength": prepared.noise_level}
+            seen = prepared.references[:1] or ([] if torch.equal(views, originals) else [originals[0]])
+            if family.reference and seen:
+                arguments[family.reference] = _in_form(seen[0][None], family, [])
+        if family.can_start:
+            assert prepared.noises is not None
+            arguments |= self._start_arguments(views, prepared.noises[part], prepared.noise_level)
+        return arguments
+
+    def _start_arguments(self, view: Tensor, noise: Tensor, noise_level: float) -> dict[str, Any]:
+        """Partial noise on the current render, and the matching rest of the schedule.
+
+        The models are trained by flow matching: `x_s = (1 - s) x + s noise`.
+        """
         clean = self._pack(self._encode(view))
         start = self._start(noise_level, clean.shape[1])
-        called = pipe(
-            image=original,
-            prompt=instruction,
-            height=height,
-            width=width,
-            max_area=height * width,
-            sigmas=start.sigmas,
-            num_inference_steps=len(start.sigmas),
-            guidance_scale=self.guidance,
-            latents=(1 - start.first) * clean + start.first * self._pack(noise.to(clean.device)).to(clean),
-            output_type="pt",
-            _auto_resize=False,
-        )
-        return called.images.float().to(view.device)
+        latents = (1 - start.first) * clean + start.first * self._pack(noise.to(clean.device)).to(clean)
+        return {"sigmas": start.sigmas, "num_inference_steps": len(start.sigmas), "latents": latents}
 
     def _start(self, noise_level: float, num_tokens: int) -> _Start:
         """The last part of the table of sigmas, and what its first one becomes in the scheduler (in a copy of it)."""
@@ -107,14 +231,10 @@ class KontextEditor:
         scheduler.set_timesteps(sigmas=sigmas, mu=calculate_shift(num_tokens, **settings))
         return _Start(sigmas, float(scheduler.sigmas[0]))
 
-    def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        scale = self.pipeline.vae_scale_factor
-        return self.pipeline.latent_channels, height // scale, width // scale
-
     def _encode(self, view: Tensor) -> Tensor:
         vae = self.pipeline.vae
         with torch.no_grad():
-            latents = vae.encode((view * 2 - 1).to(vae.device, vae.dtype)).latent_dist.mode()
+            latents = vae.encode((view * 2 - 1).to(self.pipeline._execution_device, vae.dtype)).latent_dist.mode()
         return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
     def _pack(self, latents: Tensor) -> Tensor:
@@ -122,17 +242,104 @@ class KontextEditor:
         return functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
-def open_pipeline(source: EditorSource) -> KontextEditor:
-    """Open a FLUX.1 Kontext folder, as its pipeline's `save_pretrained` writes it; on CUDA in bfloat16."""
-    folder = source.model
-    if folder is None or not (folder / "model_index.json").is_file():
-        raise InputError(f"expected a folder with a model_index.json of diffusers, got {folder}; name one with --model")
-    index = read_json(folder / "model_index.json", dict[str, Any])
-    name = index.get("_class_name")
-    if name != "FluxKontextPipeline":
-        raise InputError(f"{folder} holds a {name!r}, expected a FluxKontextPipeline")
-    dtype = torch.bfloat16 if source.device.startswith("cuda") else torch.float32
-    parts = {part: load_model(cls, folder / part, dtype=dtype) for part, cls in PARTS.items()}
-    pipeline: Any = load_pipeline(FluxKontextPipeline, folder, parts)
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(images.shape[2:]) == size:
+        return images
+    return functional.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def _fit(image: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tensor, "3 h2 w2"]:
+    """Return a picture at a size, its proportions kept, with gray beside it: some pipelines ask for equal shapes."""
+    scale = min(size[0] / image.shape[1], size[1] / image.shape[2])
+    inside = (max(1, round(scale * image.shape[1])), max(1, round(scale * image.shape[2])))
+    top, left = (size[0] - inside[0]) // 2, (size[1] - inside[1]) // 2
+    margins = (left, size[1] - inside[1] - left, top, size[0] - inside[0] - top)
+    return functional.pad(_resize(image[None], inside), margins, value=0.5)[0]
+
+
+def _in_form(views: Tensor, family: Family, references: Sequence[Tensor]) -> Any:
+    if family.form == "tensor":
+        return views
+    pictures = [Image.fromarray(to_uint8(view)) for view in views]
+    if family.form == "nested":
+        return [[picture] for picture in pictures]
+    if family.form == "picture":
+        return pictures[0]
+    return [pictures[0], *(Image.fromarray(to_uint8(reference)) for reference in references)]
+
+
+def open_pipeline(source: EditorSource) -> PipelineEditor:
+    """Open a folder of diffusers, or a repository of the hub's cache; on CUDA in bfloat16 unless told otherwise."""
+    options = PipelineOptions.of(source.options)
+    if source.model is None:
+        cached = ", ".join(pipeline.name for pipeline in cached_pipelines())
+        raise InputError(f"name the pipeline's folder with --model; in the hub's cache: {cached or 'none'}")
+    folder = find_model(source.model)
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"expected a folder with a model_index.json of diffusers, got {folder}")
+    name = pipeline_class(folder)
+    if name not in FAMILIES:
+        raise InputError(f"{folder} holds a {name!r}, which is none of the pipelines known: {', '.join(FAMILIES)}")
+    cls = getattr(diffusers, name, None)
+    if cls is None:
+        raise InputError(f"{folder} holds a {name}, which diffusers {diffusers.__version__} does not have; upgrade it")
+    family = FAMILIES[name]
+    default = family.dtype or ("bfloat16" if source.device.startswith("cuda") else "float32")
+    pipeline: Any = load_pipeline(cls, folder, _load_parts(folder, getattr(torch, options.dtype or default), options))
     pipeline.set_progress_bar_config(disable=True)
-    return KontextEditor(pipeline.to(source.device))
+    return PipelineEditor(_place(pipeline, source.device, options), family, options)
+
+
+def _load_parts(folder: Path, dtype: torch.dtype, options: PipelineOptions) -> dict[str, Any]:
+    """Load the parts that have weights, each through the checks of `load_model`."""
+    parts: dict[str, Any] = {}
+    for part, entry in read_json(folder / "model_index.json", dict[str, Any]).items():
+        if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(word, str) for word in entry):
+            continue
+        if part == "safety_checker":  # it blacks out pictures, and needs a further model for that
+            parts |= {part: None, "requires_safety_checker": False}
+            continue
+        library, class_name = entry
+        if hasattr(diffusers.pipelines, library):  # a class of the pipeline's own, which holds no weights
+            continue
+        cls = getattr(importlib.import_module(library), class_name, None) if library in _LIBRARIES else None
+        if cls is None:
+            raise InputError(f"{folder}: its {part} is a {class_name} of {library}, which is not installed")
+        if issubclass(cls, diffusers.ModelMixin | transformers.PreTrainedModel):
+            parts[part] = load_model(cls, folder / part, dtype=dtype, options=_quantized(part, library, dtype, options))
+    return parts
+
+
+_LIBRARIES = ("diffusers", "transformers")
+
+
+def _quantized(part: str, library: str, dtype: torch.dtype, options: PipelineOptions) -> Mapping[str, Any]:
+    if options.weights not in ("int8", "nf4") or part not in _DENOISERS:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"weights={options.weights} needs bitsandbytes; run: pip install bitsandbytes")
+    config = importlib.import_module(library).BitsAndBytesConfig
+    if options.weights == "int8":
+        return {"quantization_config": config(load_in_8bit=True)}
+    chosen = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    return {"quantization_config": config(**chosen)}
+
+
+_DENOISERS = ("transformer", "unet")
+
+
+def _place(pipeline: Any, device: str, options: PipelineOptions) -> Any:
+    """Put a pipeline onto its device, as far as it is to lie there."""
+    if options.weights == "float8":
+        for part in _DENOISERS:
+            if (model := getattr(pipeline, part, None)) is not None:
+                model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=model.dtype)
+    if options.offload == "no":
+        return pipeline.to(device)
+    if not device.startswith("cuda"):
+        raise InputError(f"offload={options.offload} moves weights to a GPU and back; choose one with --device")
+    if options.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.enable_sequential_cpu_offload(device=device)
+    return pipeline

@@ -85,8 +85,10 @@ def turns(num_views: int, lowest_noise: float, highest_noise: float, *, seed: in
 def edit_turn(job: EditJob, turn: Turn, splats: Splats, targets: Targets) -> None:
     """Render a view, edit it, and put it in place of its target."""
     render = render_views(splats, job.capture.cameras[turn.view])
-    batch = job.batch([turn.view], render, noise_level=turn.noise_level, seed=turn.seed)
-    targets.replace(turn.view, job.editor.edit(batch).images[0])
+    batch = job.batch([turn.view], render, noise_level=turn.noise_level, seed=turn.seed, may_leave_out=True)
+    edited = job.editor.edit(batch)
+    if edited.answered:  # else the view stays as it was edited before, or not at all
+        targets.replace(turn.view, edited.images[0])
 
 
 def check_noise_range(lowest_noise: float, highest_noise: float, *, edit_every: int = 1) -> None:
