@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from restage.doctor import machine, packages
+from restage.doctor import editors, machine, packages
 from restage.doctor.machine import Finding, is_healthy, show_table, to_json
 
 __all__ = ["Finding", "examine", "is_healthy", "show_table", "to_json"]
@@ -23,6 +23,7 @@ def list_checks(*, runs: Path, is_online: bool, starts: bool) -> dict[str, Check
         "Extras": {"extras": packages.check_extras},
         "Machine": {"processor": machine.check_processor, "memory": machine.check_memory, "GPU": machine.check_gpus},
         "Threads": {"threads": partial(machine.check_threads, starts=starts)},
+        "Editors": {"editors": editors.check_editors},
         "Places": {
             "shipped models": machine.check_models,
             "disk": partial(machine.check_disk, runs),

@@ -1,0 +1,77 @@
+"""Which editor an edit gets when the user names none: what suits the scene, the instruction and this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from restage.edit.editors.grade import read_grade
+from restage.edit.families import FAMILIES, cached_pipelines, find_model, pipeline_class
+from restage.edit.job import needs_editor
+from restage.edit.methods import METHODS
+from restage.edit.single import EditChoice
+from restage.records import EditRequest, InputError
+from restage.run.layout import is_stage_done
+
+__all__ = ["ChosenEditor", "choose_editor", "is_miniature"]
+
+
+class ChosenEditor(NamedTuple):
+    """An editor that was chosen for the user."""
+
+    choice: EditChoice
+    reason: str  # why it was, to be said
+
+
+def is_miniature(scene_folder: Path) -> bool:
+    """Whether a scene is one of the procedural world, which the shipped models know."""
+    return (scene_folder / "description.json").is_file()
+
+
+def choose_editor(choice: EditChoice, scene_folder: Path, request: EditRequest) -> ChosenEditor:
+    """Choose an editor; everything else is kept as it was chosen.
+
+    Raises:
+        InputError: no editor would do anything sensible here; lists the ways there are.
+    """
+    if not needs_editor(METHODS[choice.method]):
+        return ChosenEditor(replace(choice, editor="edit_model"), "the method asks none")
+    has_address = bool(choice.endpoint.base_url or os.environ.get("OPENAI_BASE_URL"))
+    if choice.model is not None and has_address and not choice.model.exists():
+        return ChosenEditor(replace(choice, editor="endpoint"), f"an endpoint is set, and {choice.model} is no folder")
+    if choice.model is not None:
+        name = pipeline_class(find_model(choice.model))
+        if name == "StableDiffusionInstructPix2PixPipeline" and not choice.model_options:
+            return ChosenEditor(replace(choice, editor="instruct_pix2pix"), f"{choice.model} is one")
+        if name in FAMILIES:
+            return ChosenEditor(replace(choice, editor="pipeline"), f"{choice.model} holds a {name}")
+        return ChosenEditor(replace(choice, editor="edit_model"), f"{choice.model} is no pipeline of diffusers")
+    if is_miniature(scene_folder):
+        return ChosenEditor(replace(choice, editor="edit_model"), "the scene is of the miniature world")
+    if is_stage_done(scene_folder.parents[1], "train"):
+        return ChosenEditor(replace(choice, editor="edit_model"), "the run trained an edit model of its own")
+    if has_address and os.environ.get("RESTAGE_EDITOR_MODEL"):
+        return ChosenEditor(replace(choice, editor="endpoint"), "an endpoint is set")
+    cached = cached_pipelines()
+    if cached and choice.device.startswith("cuda"):
+        first = cached[0]
+        chosen = replace(choice, editor="pipeline", model=Path(first.name))
+        return ChosenEditor(chosen, f"{first.name} is in the hub's cache")
+    try:
+        asked = read_grade(request.instruction)
+    except InputError:
+        asked = None
+    if asked is not None and not asked.subject:
+        return ChosenEditor(
+            replace(choice, editor="grade"), "the instruction names a color or a light of the whole view"
+        )
+    in_cache = ", ".join(pipeline.name for pipeline in cached) or "none"
+    raise InputError(
+        f"no editor here can '{request.instruction}' on photographs (the shipped edit model knows the miniature world "
+        "alone); choose one: --editor pipeline --model FOLDER_OR_NAME --device cuda (in the hub's cache: "
+        f"{in_cache}), --editor instruct_pix2pix --model FOLDER"
+        ", --editor endpoint with OPENAI_BASE_URL and RESTAGE_EDITOR_MODEL set, or --editor grade for a color or light "
+        "of the whole view, as in 'make it golden'"
+    )
