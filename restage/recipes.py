@@ -13,7 +13,6 @@ from restage.diffusion.config import TrainingConfig
 from restage.edit.choosing import choose_editor
 from restage.edit.config import EditConfig
 from restage.edit.editors import OpenEditors
-from restage.edit.results import describe_change
 from restage.edit.single import AUTO, EditChoice, StartingPoint, open_edit
 from restage.edit.stage import run_edit
 from restage.pairs.clip_rule import rule_for
@@ -23,12 +22,13 @@ from restage.pairs.tasks import ModelMaker
 from restage.prompts.rejects import TokenLimits
 from restage.prompts.rounds import RoundsConfig, run_rounds
 from restage.prompts.stage import PromptsConfig, run_prompts
-from restage.records import EditRequest, InputError, Progress
+from restage.records import EditRequest, InputError, Progress, read_json
 from restage.report.stage import ReportConfig, run_report
 from restage.run import profile
 from restage.run.folder import RunFolder, open_run, working
-from restage.run.layout import CAPTURE, TRANSFORMS
+from restage.run.layout import CAPTURE, EDIT_RECORD, TRANSFORMS
 from restage.run.models import Models, models_in
+from restage.run.reading import EditRecord
 from restage.scenes.config import ScenesConfig
 from restage.scenes.stage import FIT_FIRST, find_scene, run_scenes
 from restage.train.config import TrainConfig
@@ -153,8 +153,8 @@ def edit_folder(
     """Edit a fitted scene by one request after another, each from the result of the one before.
 
     Each becomes an edit case without truth of the scene, so that `compare` and `report` see it too, and has a folder
-    of its own. The last step's note is the folder of the last result, and how much it changed. The first edit starts
-    from a finished one in the folder `start`, or from the fitted scene.
+    of its own. The last step's note is the folder of the last result, and what there is to say about it. The first
+    edit starts from a finished one in the folder `start`, or from the fitted scene.
     """
     scene_folder = find_scene(scene)
     if not (scene_folder / CAPTURE / TRANSFORMS).is_file():
@@ -171,4 +171,6 @@ def edit_folder(
             for step in opened.steps:
                 yield Progress(stage="edit", done=step.step, total=step.num_steps, note=step.note)
             start = opened.folder
-            yield Progress(stage="edit", done=1, total=1, note=f"{start} ({describe_change(start)})")
+            reason = read_json(start / EDIT_RECORD, EditRecord).reason
+            note = f"{start} ({reason})" if reason else str(start)
+            yield Progress(stage="edit", done=1, total=1, note=note)

@@ -128,6 +128,7 @@ def edit(
         estimate_only: Say how many pictures the editor will be asked for, and what they cost, and edit nothing.
         endpoint: Where the editor `endpoint` asks, and what that may cost.
     """
+    from restage.edit.results import describe_change
     from restage.edit.single import estimate_edit
     from restage.recipes import EditChoice, edit_folder
     from restage.scenes.config import PHOTOGRAPHS, for_size
@@ -164,6 +165,11 @@ def edit(
     if estimate_only:
         return
     last = show_progress(edit_folder(scene, requests, choice, start=start))
+    folder = last.note if last else ""
+    while folder and not Path(folder).is_dir():  # what is said about a result stands behind its folder
+        folder = folder.rpartition(" (")[0]
+    if folder:
+        say(describe_change(Path(folder)))
     say(f"edited: {last.note if last else scene}")
 
 

@@ -202,12 +202,10 @@ def edit_scene(
 def describe_change(folder: Path) -> str:
     """Say how much an edit changed, from its record; loudly if that is nothing."""
     record = read_json(folder / EDIT_RECORD, dict[str, Any])
-    parts = [str(record["reason"])] if record.get("reason") else []
     if record.get("is_no_op"):
-        parts = ["NOTHING CHANGED: try other words, another --editor or another --seed"]
-    elif isinstance(share := record.get("changed_share"), float):
-        parts.append(f"changed {share:.0%} of the view that changed most")
-    return "; ".join(parts)
+        return "NOTHING CHANGED: try other words, another --editor or another --seed"
+    share = record.get("changed_share")
+    return f"changed {share:.0%} of the view that changed most" if isinstance(share, float) else "changed the scene"
 
 
 def write_failure(folder: Path, error: Exception, facts: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ def test_this_machine_passes_and_every_line_that_is_not_ok_says_what_to_do() -> 
     names = by_name(findings)
     assert {"interpreter", "dependencies", "processor", "memory", "OpenMP", "ffmpeg", "hub", "nerfstudio"} <= set(names)
     groups = list(dict.fromkeys(finding.group for finding in findings))
-    assert groups == ["Python", "Packages", "Extras", "Machine", "Threads", "Places"]
+    assert groups == ["Python", "Packages", "Extras", "Machine", "Threads", "Editors", "Places"]
 
 
 def test_a_problem_without_advice_is_refused() -> None:

@@ -145,7 +145,7 @@ def test_instructions_one_after_another_each_start_from_the_one_before_and_overw
         for text in ("make it blue", "make it darker")
     ]
     notes = [step.note for step in edit_folder(scene, requests, choice)]
-    folders = [Path(note.partition(" (")[0]) for note in notes if note.startswith(str(opened.path))]
+    folders = [Path(note) for note in notes if note.startswith(str(opened.path))]
     assert len(folders) == 2 and "-on-" in str(folders[1])
     blue, dark = (read_splats(folder / "splats.ply") for folder in folders)
     start = json.loads((folders[0] / "record.json").read_text())["id"]

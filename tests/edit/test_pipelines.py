@@ -23,7 +23,7 @@ from restage.edit.methods import Nothing
 from restage.records import EditRequest, InputError
 from restage.run.folder import RunFolder
 from restage.scenes.io.nerfstudio import write_capture
-from restage.scenes.io.ply import read_splats, write_splats
+from restage.scenes.io.splat_files import read_splats, write_splats
 from tests.edit.tiny_pipelines import BUILDERS, build, save
 
 REQUEST = EditRequest(instruction="a red cube", source_caption="", target_caption="")
