@@ -30,7 +30,7 @@ def check_editors() -> Iterator[Finding]:
         yield Finding("pipeline", "none in the hub's cache that restage edit --editor pipeline knows", advice)
     url, model = (os.environ.get(name) for name in ("OPENAI_BASE_URL", "RESTAGE_EDITOR_MODEL"))
     yield Finding(
-        "endpoint", f"{model} at {url}" if url and model else "none: OPENAI_BASE_URL and RESTAGE_EDITOR_MODEL"
+        "endpoint", f"{model} at {url}" if url and model else "none; set OPENAI_BASE_URL and RESTAGE_EDITOR_MODEL"
     )
 
 

@@ -99,6 +99,8 @@ UNCHANGED_SHARE = 0.6
 """Share of the pixels, those that agree best, that count as outside of the change."""
 SMALLEST_PX = 0.25
 """Less than this is left as it is: resampling would blur more than the drift does."""
+MIN_AGREEMENT = 0.5
+"""Edges that agree less are those of another picture, which has no drift."""
 MIN_GAIN = 0.02
 """A drift is believed where edges agree by so much better, in correlation, than without it."""
 
@@ -119,7 +121,7 @@ def find_drift(edited: Picture, original: Picture) -> Drift:
     scores = [_agreement(moved, still, matrix) for matrix in (np.eye(2, 3), *found)]
     best = int(np.argmax(scores))
     drift = Drift.of(found[best - 1], height, width)
-    is_certain = best > 0 and scores[best] >= scores[0] + MIN_GAIN
+    is_certain = best > 0 and scores[best] >= max(MIN_AGREEMENT, scores[0] + MIN_GAIN)
     return drift if is_certain and drift.share(height, width) * width >= SMALLEST_PX else Drift()
 
 
