@@ -43,6 +43,7 @@ def build_fit() -> Callable[..., None]:
         again: bool = False,
         follow_paths: bool = False,
         device: DeviceArgument = "auto",
+        splats: Path | None = None,
         config: Annotated[FitConfig, arg(name="")] = PHOTOGRAPHS,
     ) -> None:
         """Fit Gaussian splats to a capture and say how well they render held-out views.
@@ -56,6 +57,7 @@ def build_fit() -> Callable[..., None]:
             out: Folder of the run; default: `runs/` and the capture's name.
             again: Throw away the fit that the run holds, and fit anew.
             follow_paths: Use pictures outside of the capture's folder where its files name them.
+            splats: Splats of this capture that were trained elsewhere, in its own frame, to be taken as the fit.
             device: Where to fit.
             config: How to fit. Steps, splats and shares that are left as they are follow the size: above 200 pixels
                 there are more of them, and the first steps see smaller views.
@@ -67,6 +69,14 @@ def build_fit() -> Callable[..., None]:
 
         device = choose_device(device)
         out = out or Path("runs") / capture_name(capture)
+        if splats is not None:
+            from restage.scenes.io.posed import ReadOptions
+            from restage.scenes.taken import take_splats
+
+            options = ReadOptions(size=size, follow_paths=follow_paths)
+            show_progress(take_splats(splats, out, capture=capture, options=options, again=again))
+            say("\n".join(describe_run(out)))
+            return
         how = {"size": size, "follow_paths": follow_paths, "again": again, "device": device}
         show_progress(fit_folder(capture, out, partial(for_size, config), **how))
         say("\n".join(describe_run(out)))
@@ -92,6 +102,8 @@ def edit(
     max_drift: float = 0.1,
     device: DeviceArgument = "auto",
     size: int | None = None,
+    cameras: Path | None = None,
+    up: Literal["guess", "x", "-x", "y", "-y", "z", "-z"] = "guess",
     seed: int = 0,
     estimate_only: bool = False,
     endpoint: Annotated[EndpointConfig, arg(name="")] = EndpointConfig(),  # noqa: B008
@@ -104,7 +116,8 @@ def edit(
     with Ctrl-C leaves its scene as it was then in its folder, and starts over when it is asked for again.
 
     Args:
-        scene: The run folder of a fitted scene, or a capture, which is then fitted first.
+        scene: The run folder of a fitted scene; a capture, which is then fitted first; or a file of splats, which
+            cameras are placed around and whose renders stand for photographs.
         instruction: What to change.
         method: One of the menu in `restage/edit`.
         editor: One of the menu in `restage/edit/editors`, or `noisy-<0 to 1>-<one of them>`; by default one
@@ -123,7 +136,9 @@ def edit(
             batch_size, dtype, weights and offload; `endpoint` sends all as fields of its own.
         max_drift: Views that the editor moves farther than this share of their width are left out; others are put back.
         device: Where the scene is drawn and the editor's model computes.
-        size: Longer side of the views in pixels, if a capture is fitted first.
+        size: Longer side of the views in pixels, if a capture is fitted first or cameras are placed.
+        cameras: For a file of splats: a capture in their frame whose cameras are used, in place of placed ones.
+        up: For a file of splats: which of its axes is up.
         seed: Seed for the edit's noise.
         estimate_only: Say how many pictures the editor will be asked for, and what they cost, and edit nothing.
         endpoint: Where the editor `endpoint` asks, and what that may cost.
@@ -133,7 +148,7 @@ def edit(
     from restage.recipes import EditChoice, edit_folder
     from restage.scenes.config import PHOTOGRAPHS, for_size
     from restage.scenes.device import choose_device
-    from restage.scenes.io import capture_name, is_capture
+    from restage.scenes.io import capture_name, is_capture, splats_in
     from restage.scenes.stage import find_scene, fit_folder
 
     device = choose_device(device)
@@ -156,7 +171,16 @@ def edit(
         endpoint=endpoint,
         region=region,
     )
-    if is_capture(scene):
+    if scene.is_file() and splats_in(scene):
+        from restage.scenes.io.posed import ReadOptions
+        from restage.scenes.taken import Placement, take_splats
+
+        out = Path("runs") / scene.name.split(".")[0]
+        placement = Placement(up=up) if size is None else Placement(up=up, size=size)
+        options = ReadOptions(size=size)
+        show_progress(take_splats(scene, out, cameras=cameras, placement=placement, options=options))
+        scene = out
+    elif is_capture(scene):
         out = Path("runs") / capture_name(scene)
         show_progress(fit_folder(scene, out, partial(for_size, PHOTOGRAPHS), size=size, device=device))
         scene = out

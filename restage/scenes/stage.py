@@ -48,6 +48,7 @@ from restage.scenes.losses import MARGIN, WINDOW, ssim_map
 from restage.scenes.splats import Splats
 
 __all__ = ["FIT_FIRST", "SourceCheck", "capture_sha256", "find_scene", "fingerprint", "fit_capture"]
+__all__ += ["measure_fit"]
 __all__ += ["fit_folder", "run_scenes"]
 
 SAVE_EVERY_S = 10.0
@@ -129,7 +130,7 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig, *, device: st
     write_splats(fit.optimizer.splats, folder / SPLATS)
     # Measured on what was written, so that the numbers are those of the file.
     with timed("measure"):
-        record = _measure(capture, folder, read_splats(folder / SPLATS).to(device))
+        record = measure_fit(capture, folder, read_splats(folder / SPLATS).to(device))
     schedule = {"steps": fit.schedule.step, "levelled_off": fit.schedule.has_levelled_off}
     record = {**identity, "config": to_plain(config), **schedule, **spent.record(), **record}
     files = [folder / SPLATS, *folder.glob("held_out*.png"), *folder.glob("held_out/*.png")]
@@ -205,8 +206,8 @@ def _load_state(path: Path, fit: SplatFit, identity: dict[str, str]) -> _Spent:
     return _Spent(float(state["seconds"]), float(state["loss"]), tuple(state.get("devices", ("cpu",))))
 
 
-def _measure(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
-    """Render and score the splats that were written; NaN does not occur: without held-out views the keys are None."""
+def measure_fit(capture: Capture, folder: Path, splats: Splats) -> dict[str, Any]:
+    """Render and score the splats that were written, for `fit.json`; without held-out views keys are None."""
     train, held_out = list(capture.train_indices), list(capture.held_out_indices)
     train_renders = render_views(splats, capture.cameras[train]).cpu()
     record: dict[str, Any] = {
@@ -332,7 +333,8 @@ def run_scenes(run: RunFolder, config: ScenesConfig, *, device: str = "cpu") -> 
 
 
 FIT_FIRST = (
-    "editing starts from a fit of the capture that the splats are of: restage fit CAPTURE, then restage edit RUN"
+    "editing starts from a scene of a run: restage edit FILE makes one of the splats alone, "
+    "restage fit CAPTURE --splats FILE one with their photographs"
 )
 """What to do with splats that were trained elsewhere."""
 
