@@ -28,6 +28,7 @@ from restage.records import (
 from restage.run.findings import FileFinding, describe_findings
 from restage.run.folder import SEALED_APART
 from restage.run.layout import (
+    ANSWERS,
     CAPTURE,
     EDIT_CASES,
     EDIT_RECORD,
@@ -60,7 +61,7 @@ STATES = ("train/cache/*", "train/state.pt")
 PAIR_RECORDS = ("pairs/plan.json", "pairs/rule.json")
 """What finished pairs were made from and are judged by, if they were made here."""
 OPEN = (
-    *("pairs/*", "rounds/*", "diagnose/*", "verify/*", RUN_RECORD),
+    *("pairs/*", "rounds/*", "diagnose/*", "verify/*", f"{ANSWERS}/*", RUN_RECORD),
     *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", f"scenes/*/{SOURCE}", "edit/*/preview.png", *STUDY_FILES),
 )
 """Files that need no record to name them: checked elsewhere, or states, or not named in earlier versions."""

@@ -70,13 +70,14 @@ def open_editor(name: str, source: EditorSource) -> Editor:
     if variant and variant[1] == "noisy":
         editor = NoisyEditor.of(editor, float(variant[2]))
     is_drifting = variant is not None and variant[1] == "drifting"
-    if is_drifting or plain in MOVES_PIXELS:
+    is_moved = plain in MOVES_PIXELS and getattr(editor, "moves_pixels", True)
+    if is_drifting or is_moved:
         # OpenCV takes a moment to import, which only those who need it should pay.
         from restage.edit.editors.drift import DriftingEditor
         from restage.edit.editors.settled import SettledEditor
 
         editor = DriftingEditor(editor, float(variant[2])) if is_drifting else editor
-        return SettledEditor(editor, source.max_drift, finds_masks=plain == "pipeline" and not variant)
+        return SettledEditor(editor, source.max_drift, finds_masks=is_moved and not variant)
     return editor
 
 
