@@ -48,8 +48,10 @@ class SettledEditor:
             elif drift != Drift():
                 images[place] = undo_drift(images[place].cpu(), original.cpu(), drift)
                 masks[place] = move(masks[place][None].cpu(), _inverse(drift, *original.shape[1:]))[0]
-        if self.finds_masks:
-            places = [place for place in range(len(images)) if place not in left_out]
+        places = [place for place in range(len(images)) if place not in left_out]
+        if not places and len(images) > 1:
+            raise InputError(f"all views were left out, such as: {next(iter(left_out.values()))}")
+        if self.finds_masks and places:
             found = change_masks(images[places].cpu(), batch.originals[places].cpu()).to(masks)
             masks[places] = found
             if batch.join_masks is not None and not left_out:
