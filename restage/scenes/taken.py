@@ -35,12 +35,12 @@ __all__ = ["Placement", "UP_AXES", "Up", "capture_around", "take_splats"]
 
 Up = Literal["guess", "x", "-x", "y", "-y", "z", "-z"]
 UP_AXES: dict[str, tuple[float, float, float]] = {
-    "x": (1, 0, 0),
-    "-x": (-1, 0, 0),
-    "y": (0, 1, 0),
-    "-y": (0, -1, 0),
-    "z": (0, 0, 1),
-    "-z": (0, 0, -1),
+    "x": (1.0, 0.0, 0.0),
+    "-x": (-1.0, 0.0, 0.0),
+    "y": (0.0, 1.0, 0.0),
+    "-y": (0.0, -1.0, 0.0),
+    "z": (0.0, 0.0, 1.0),
+    "-z": (0.0, 0.0, -1.0),
 }
 USUAL_UP = ("x", "-y", "z")
 """Up along each axis, where a world has it: COLMAP's and most PLYs' has y down, nerfstudio's z up."""

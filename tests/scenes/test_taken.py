@@ -59,7 +59,8 @@ def test_cameras_around_see_the_middle_and_the_record_says_where_the_splats_came
 
 
 @pytest.mark.parametrize(
-    ("flat", "expected"), [((0, 0, 1), (0, 0, 1)), ((0, 1, 0), (0, -1, 0)), ((1, 0, 0), (1, 0, 0))]
+    ("flat", "expected"),
+    [((0.0, 0.0, 1.0), (0.0, 0.0, 1.0)), ((0.0, 1.0, 0.0), (0.0, -1.0, 0.0)), ((1.0, 0.0, 0.0), (1.0, 0.0, 0.0))],
 )
 def test_up_is_guessed_across_a_flat_scene_and_becomes_z(tmp_path, flat, expected):
     file = written(tmp_path, up=flat)
@@ -85,7 +86,7 @@ def test_other_splats_do_not_take_the_place_of_a_fit(tmp_path):
     list(take_splats(written(tmp_path), tmp_path / "run", placement=SMALL))
     before = (tmp_path / "run" / "scenes" / "slab" / "fit.json").read_bytes()
     with pytest.raises(InputError, match="holds another fit, or other splats"):
-        list(take_splats(written(tmp_path, up=(0, 1, 0)), tmp_path / "run", placement=SMALL))
+        list(take_splats(written(tmp_path, up=(0.0, 1.0, 0.0)), tmp_path / "run", placement=SMALL))
     assert (tmp_path / "run" / "scenes" / "slab" / "fit.json").read_bytes() == before
 
 
