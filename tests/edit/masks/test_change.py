@@ -51,5 +51,6 @@ def test_masks_are_joined_by_what_most_views_agree_on(tiny_scene):
     wrong[0], wrong[3] = 0.0, 0.0
     wrong[5, :6, :6] = 1.0
     joined = join_masks(tiny_scene.splats, cameras, wrong)
-    assert iou(joined, truth) > iou(wrong, truth) + 0.1
+    assert iou(joined[[0, 3]], truth[[0, 3]]) > 0.5  # what two views missed, the others saw
+    assert joined[5, :6, :6].max() < 0.2  # what one view alone shows is not there
     assert torch.equal(join_masks(tiny_scene.splats, cameras[0], wrong[:1]), wrong[:1])
