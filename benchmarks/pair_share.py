@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +33,7 @@ from restage.diffusion.clip import Clip, load_clip
 from restage.diffusion.edit_models import load_edit_model
 from restage.pairs.score import judge, score_pairs
 from restage.pairs.store import ImagePair, read_pairs
-from restage.records import InputError, read_json, write_json
+from restage.records import file_sha256, read_json, write_json
 from restage.train.stage import train_edit_model
 
 REPORTED = ("edit_progress_appearance", "edit_progress_shape", "edit_spill", "edit_mask_iou")
@@ -49,15 +48,17 @@ class Worth:
     progress: float  # of the painted picture towards the exact one
 
 
-def worth_of(pair: ImagePair, clip: Clip) -> Worth:
+def numbers_by_picture(folder: Path) -> dict[str, int]:
+    """Number of the rendered scene by the name under which its picture is stored, which is that of its content."""
+    return {file_sha256(path)[:16]: int(path.stem) for path in folder.glob("*.png")}
+
+
+def worth_of(pair: ImagePair, number: int, clip: Clip) -> Worth:
     """Score a pair by the rule, and by the renders of its scene before and after the edit."""
     scores = score_pairs(
         clip, [pair.prompt], sources=pair.source[None], edited=pair.edited[None], masks=pair.mask[None]
     )[0]
-    found = re.search(r"(\d+)\.png$", pair.prompt.picture)
-    if found is None:
-        raise InputError(f"pair {pair.id} was not made of a rendered picture")
-    exact = render_pair(int(found[1]), RECIPE.made.seed)
+    exact = render_pair(number, RECIPE.made.seed)
     painted, truth, other = pair.edited, exact.edited, exact.source
     if pair.prompt.pictured == "target":
         painted, truth, other = pair.source, exact.source, exact.edited
@@ -65,14 +66,15 @@ def worth_of(pair: ImagePair, clip: Clip) -> Worth:
     return Worth(not judge(scores, RECIPE.rule), float(np.nan_to_num(scores.direction_similarity, nan=-1.0)), gained)
 
 
-def find_worths(folder: Path, pairs: Path, clip: Clip) -> list[Worth]:
+def find_worths(folder: Path, pairs: Path, pictures: Path, clip: Clip) -> list[Worth]:
     """Score all pairs, once; those that are scored already are kept."""
+    numbers = numbers_by_picture(pictures)
     path = folder / "worths.json"
     worths = read_json(path, list[Worth]) if path.exists() else []
     for index, pair in enumerate(read_pairs(pairs)):
         if index < len(worths):
             continue
-        worths.append(worth_of(pair, clip))
+        worths.append(worth_of(pair, numbers[Path(pair.prompt.picture).stem], clip))
         if len(worths) % (8 * SCORED_AT_ONCE) == 0:
             write_json(path, worths)
             print(f"scored {len(worths)} pairs", flush=True)
@@ -109,7 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
     text_to_image, state = asked.folder / "text_to_image", asked.folder / "state" / "pair_share"
     state.mkdir(parents=True, exist_ok=True)
     pairs = asked.folder / "state" / "edit_model_pairs" / "pairs"
-    worths = find_worths(state, pairs, load_clip(asked.folder / "clip"))
+    pictures = asked.folder / "state" / "edit_model_prompts" / "pictures"
+    worths = find_worths(state, pairs, pictures, load_clip(asked.folder / "clip"))
     config = replace(RECIPE.train, training=replace(RECIPE.train.training, num_steps=asked.num_steps))
     cases = [case for world in asked.worlds for case in edit_cases(world, asked.cases)]
     results = state / "results.jsonl"
