@@ -34,7 +34,7 @@ class OtherTensor(torch.Tensor):
             strides=values.stride(),
             storage_offset=values.storage_offset(),
             dtype=values.dtype,
-            device=OTHER,
+            device=OTHER,  # pyright: ignore[reportArgumentType]
         )
 
     def __init__(self, values: torch.Tensor) -> None:

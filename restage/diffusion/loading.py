@@ -196,7 +196,7 @@ def pictures_only() -> Iterator[None]:
     def without_video(cls: Any) -> list[str]:
         return [name for name in before.__func__(cls) if name != "video_processor"]
 
-    ProcessorMixin.get_attributes = classmethod(without_video)
+    ProcessorMixin.get_attributes = classmethod(without_video)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

@@ -99,7 +99,7 @@ def follow_load() -> None:
         return
     import numba
 
-    number = min(_followed.number(), numba.config.NUMBA_NUM_THREADS)
+    number = min(_followed.number(), numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
     if getattr(_followed.local, "number", 0) != number:
         numba.set_num_threads(number)
         _followed.local.number = number
@@ -113,7 +113,7 @@ def set_thread_limit(count: int) -> None:
     _followed.limit = count
     # Compiled loops have threads of their own, which only exist if somebody has imported numba.
     if numba := sys.modules.get("numba"):
-        _followed.local.number = min(count, numba.config.NUMBA_NUM_THREADS)
+        _followed.local.number = min(count, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
         numba.set_num_threads(_followed.local.number)
 
 

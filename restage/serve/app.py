@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -328,7 +328,7 @@ def build_app(served: ServedEditor, config: ServeConfig, *, door: Door, needs_to
     service = _Service(served, config)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Any) -> Any:
+    async def lifespan(app: Any) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(service.queue.close)
 

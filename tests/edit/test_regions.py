@@ -83,6 +83,7 @@ def test_what_is_outside_comes_back_as_it_was(tiny_scene):
         tiny_scene.splats, tiny_scene.capture, tiny_scene.request, Painter(), 0, regions=tiny_scene.truth_masks
     )
     batch = job.batch([0, 1], noise_level=1.0, seed=0)
+    assert batch.regions is not None
     held = hold_outside(batch, job.editor.edit(batch))
     inside = (batch.regions > 0)[:, None].expand_as(batch.originals)
     assert (

@@ -45,10 +45,10 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> threads._Followed:
     return found
 
 
-def test_threads_follow_what_others_leave_free(followed: threads._Followed) -> None:
+def test_threads_follow_what_others_leave_free(followed: threads._Followed, monkeypatch) -> None:
     numbers = []
     for cores_free in (3.9, 2.4, 0.3, -5.0, 4.0):
-        followed.watch.cores_free = cores_free
+        monkeypatch.setattr(followed.watch, "cores_free", cores_free)
         numbers.append(followed.number())
     assert numbers == [4, 2, 1, 1, 4]
 
@@ -65,7 +65,7 @@ def test_limits_of_the_user_hold_when_all_is_free(followed: threads._Followed, m
 def test_between_two_looks_the_load_is_not_looked_at(followed: threads._Followed, monkeypatch) -> None:
     assert followed.number() == 4
     monkeypatch.setattr(threads, "LOOK_S", 1e9)
-    followed.watch.cores_free = 1.0
+    monkeypatch.setattr(followed.watch, "cores_free", 1.0)
     assert followed.number() == 4
 
 
@@ -99,7 +99,7 @@ def test_limits_are_set_back_at_the_end() -> None:
         with threads.small_tensors():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 3
-        assert numba.get_num_threads() == min(3, numba.config.NUMBA_NUM_THREADS)
+        assert numba.get_num_threads() == min(3, numba.config.NUMBA_NUM_THREADS)  # pyright: ignore[reportAttributeAccessIssue]
     assert (torch.get_num_threads(), numba.get_num_threads()) == (torch_before, numba_before)
     with threads.limited_threads(None):
         assert torch.get_num_threads() == torch_before

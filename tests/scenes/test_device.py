@@ -111,7 +111,7 @@ def test_splats_are_written_from_any_device(elsewhere: str, tmp_path):
 
 def test_devices_that_meet_are_refused(elsewhere: str):
     with pytest.raises(RuntimeError, match="same device"):
-        torch.ones(3, device=elsewhere) + torch.ones(3)
+        torch.add(torch.ones(3, device=elsewhere), torch.ones(3))
     with pytest.raises(TypeError, match="numpy"):
         torch.ones(3, device=elsewhere).numpy()
 

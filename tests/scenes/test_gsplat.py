@@ -54,7 +54,9 @@ def test_our_projection_is_that_of_gsplat():
     is_seen = is_in_view(in_camera, cameras)
     ours = torch.from_numpy(
         project_forward(
-            *(tensor.numpy() for tensor in (in_camera, splats.log_scales, splats.rotations)),
+            in_camera.numpy(),
+            splats.log_scales.numpy(),
+            splats.rotations.numpy(),
             torch.sigmoid(splats.opacity_logits).numpy(),
             is_seen.numpy(),
             world_to_camera.numpy(),

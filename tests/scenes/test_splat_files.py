@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from restage.records import InputError
 from restage.scenes.fit import render_views
@@ -60,7 +60,7 @@ def write(splats: Splats, form: str, folder: Path, name: str = "splats") -> Path
 
 def in_order_of(found: Splats, expected: Splats) -> Splats:
     """Formats may sort: each splat that is nearest to an expected one."""
-    return found[torch.from_numpy(cKDTree(found.means.numpy()).query(expected.means.numpy())[1])]
+    return found[torch.from_numpy(KDTree(found.means.numpy()).query(expected.means.numpy())[1])]
 
 
 def assert_like(found: Splats, expected: Splats, form: str, *, tolerance: float = 1.0) -> None:

@@ -69,14 +69,14 @@ def open_editor(name: str, source: EditorSource) -> Editor:
     editor = EDITORS[plain](source)
     if variant and variant[1] == "noisy":
         editor = NoisyEditor.of(editor, float(variant[2]))
-    is_drifting = variant is not None and variant[1] == "drifting"
+    drift_px = float(variant[2]) if variant is not None and variant[1] == "drifting" else None
     is_moved = plain in MOVES_PIXELS and getattr(editor, "moves_pixels", True)
-    if is_drifting or is_moved:
+    if drift_px is not None or is_moved:
         # OpenCV takes a moment to import, which only those who need it should pay.
         from restage.edit.editors.drift import DriftingEditor
         from restage.edit.editors.settled import SettledEditor
 
-        editor = DriftingEditor(editor, float(variant[2])) if is_drifting else editor
+        editor = editor if drift_px is None else DriftingEditor(editor, drift_px)
         return SettledEditor(editor, source.max_drift, finds_masks=is_moved and not variant)
     return editor
 

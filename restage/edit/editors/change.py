@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -53,7 +55,8 @@ def change_masks(edited: Views, originals: Views) -> Masks:
     masks = []
     for view, difference in enumerate((edited - originals).abs().mean(dim=1)):
         smooth = torch.from_numpy(ndimage.gaussian_filter(difference.numpy(), 0.7))
-        pieces, count = ndimage.label((smooth > low[view]).numpy(), structure=np.ones((3, 3)))
+        found: Any = ndimage.label((smooth > low[view]).numpy(), structure=np.ones((3, 3)))
+        pieces, count = found
         strength = ((smooth - low[view]) / (high[view] - low[view])).clamp(0, 1)
         if count:
             numbers = range(1, count + 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -86,7 +87,8 @@ def undo_drift(edited: Picture, original: Picture, drift: Drift) -> Picture:
     is_known = ((grid >= 0) & (grid <= (width - 1, height - 1))).all(axis=-1)
     if is_known.all() or not is_known.any():
         return still
-    rows, columns = ndimage.distance_transform_edt(~is_known, return_distances=False, return_indices=True)
+    nearest: Any = ndimage.distance_transform_edt(~is_known, return_distances=False, return_indices=True)
+    rows, columns = nearest
     change = (still - original)[:, torch.from_numpy(rows), torch.from_numpy(columns)]
     return torch.where(torch.from_numpy(is_known), still, (original + change).clamp(0, 1))
 
