@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from restage.records import InputError
-
-if TYPE_CHECKING:
-    from restage.edit.job import Method
 
 __all__ = ["EditConfig"]
 
@@ -28,7 +25,7 @@ class EditConfig:
     """Names of edits; empty for all."""
     seeds: tuple[int, ...] = (0,)
     """Each edit is made once with each."""
-    settings: Mapping[str, Method] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # `Method`, which would load torch
     """Settings of a method by its name, where they are not the defaults."""
 
     def __post_init__(self) -> None:

@@ -354,7 +354,7 @@ def working(run: RunFolder, *stages: str) -> Iterator[RunFolder]:
             before, status = read_run_record(run.path).status, "failed"
             profile: Mapping[str, StageTime] = {}
             try:
-                with listening(stages[0]) as profile:
+                with listening(stages[0] if stages else "run") as profile:
                     yield run
                 status = "done"
             except (KeyboardInterrupt, GeneratorExit):

@@ -21,7 +21,7 @@ from restage.run.threads import small_tensors
 from restage.scenes.cameras import Cameras, project_points
 from restage.scenes.capture import Capture
 from restage.scenes.config import FitConfig, RefineConfig
-from restage.scenes.initial import Surroundings, initial_splats, surroundings_of
+from restage.scenes.initial import Surroundings, initial_splats, surroundings_of, with_points
 from restage.scenes.optimizer import Exposures, SplatOptimizer, Targets
 from restage.scenes.rasterize import rasterize
 from restage.scenes.splats import Splats
@@ -124,7 +124,9 @@ class SplatFit:
         if initial is None:
             names = ("sh_degree", "shell_share", "shell_radius", "scale_share", "seed")
             settings = {name: getattr(config, name) for name in names}
-            initial = initial_splats(capture.to("cpu"), config.num_splats, **settings)
+            capture = with_points(capture.to("cpu"), config.num_splats)
+            initial = initial_splats(capture, config.num_splats, **settings)
+        self.notes = capture.notes  # what was found out about the capture
         self.config = config
         self.targets = _training_targets(capture, device)
         halved = self.targets.halved() if config.coarse_share or config.quarter_share else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from restage.scenes.capture import Capture
 from restage.scenes.splats import SH_C0, Splats
 from restage.scenes.sweep import swept_points
 
-__all__ = ["Surroundings", "initial_splats", "surroundings_of"]
+__all__ = ["Surroundings", "initial_splats", "surroundings_of", "with_points"]
 
 INITIAL_OPACITY = 0.3
 MIN_POINTS_SHARE = 0.05
@@ -65,8 +64,7 @@ def initial_splats(
     """Round splats, colored like the points or the pixels before them; for the shares and the radius see `FitConfig`.
 
     Only the capture's training views and sparse points are used. Where there are too few points, the rest lies between
-    neighboring points. With hardly any, points are found first by a sweep through the depths of the views; where that
-    finds none either, splats are spread over the space that the cameras see, and a warning says so.
+    neighboring points; with hardly any (see `with_points`), splats are spread over the space that the cameras see.
     """
     if not capture.train_indices:
         raise InputError(f"{capture.name}: expected training views to fit, got none")
@@ -75,14 +73,6 @@ def initial_splats(
     surroundings = surroundings_of(train.cameras)
     num_shell = round(shell_share * num_splats)
     min_points = MIN_POINTS_SHARE * num_splats
-    if len(capture.points) < min_points:
-        capture = _with_swept_points(capture, train, surroundings)
-        if len(capture.points) < min_points:
-            warnings.warn(
-                f"{capture.name}: it has {len(capture.points)} points and its views agree on no more, so that splats "
-                "start at random depths and come out worse; give it points, or more views that overlap",
-                stacklevel=2,
-            )
     num_sparse = min(len(capture.points), num_splats - num_shell)
     chosen = torch.randperm(len(capture.points), generator=generator)[:num_sparse]
     num_between = num_splats - num_shell - num_sparse if len(capture.points) >= min_points else 0
@@ -100,11 +90,26 @@ def initial_splats(
     return Splats(*(torch.cat(parts) for parts in zip(*(part.parameters().values() for part in splats), strict=True)))
 
 
-def _with_swept_points(capture: Capture, train: Capture, surroundings: Surroundings) -> Capture:
-    """The capture with the points, in addition to its own, that its training views agree on."""
+def with_points(capture: Capture, num_splats: int) -> Capture:
+    """Return a capture that has hardly any sparse points with those, too, that its training views agree on.
+
+    They are found by a sweep through the depths of the views. Where that finds none either, a note of the capture says
+    so. A capture that has enough for so many splats is returned as it is.
+    """
+    if len(capture.points) >= MIN_POINTS_SHARE * num_splats or not capture.train_indices:
+        return capture
+    train = capture.select(capture.train_indices)
+    surroundings = surroundings_of(train.cameras)
     swept = swept_points(train, surroundings.center, surroundings.size)
-    points = torch.cat([capture.points, swept.positions])
-    return replace(capture, points=points, point_colors=torch.cat([capture.point_colors, swept.colors]))
+    points, colors = torch.cat([capture.points, swept.positions]), torch.cat([capture.point_colors, swept.colors])
+    notes = capture.notes
+    if len(points) < MIN_POINTS_SHARE * num_splats:
+        notes = (
+            *notes,
+            f"{capture.name}: it has {len(points)} points and its views agree on no more, so that splats start at "
+            "random depths and come out worse; give it points, or more views that overlap",
+        )
+    return replace(capture, points=points, point_colors=colors, notes=notes)
 
 
 def _random_rays(train: Capture, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +114,8 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig, *, device: st
         spent = spent._replace(devices=(*spent.devices, here))
     started_s = saved_s = time.perf_counter()
     peeks = _Peeks(capture, folder / PREVIEW)
+    for note in fit.notes[len(capture.notes) :]:
+        yield Progress(stage="scenes", done=fit.schedule.step, total=config.steps, note=note)
     while not fit.is_done:
         step = fit.step()
         now_s = time.perf_counter()
@@ -130,7 +132,7 @@ def fit_capture(capture: Capture, folder: Path, config: FitConfig, *, device: st
     write_splats(fit.optimizer.splats, folder / SPLATS)
     # Measured on what was written, so that the numbers are those of the file.
     with timed("measure"):
-        record = measure_fit(capture, folder, read_splats(folder / SPLATS).to(device))
+        record = measure_fit(replace(capture, notes=fit.notes), folder, read_splats(folder / SPLATS).to(device))
     schedule = {"steps": fit.schedule.step, "levelled_off": fit.schedule.has_levelled_off}
     record = {**identity, "config": to_plain(config), **schedule, **spent.record(), **record}
     files = [folder / SPLATS, *folder.glob("held_out*.png"), *folder.glob("held_out/*.png")]

@@ -21,9 +21,6 @@ from restage.records import Progress, Score, read_json
 from restage.run.progress import plain_lines
 from restage.scores.rows import write_scores
 
-# The captures here are noise, in which no two views agree.
-pytestmark = pytest.mark.filterwarnings("ignore:.*splats start at random depths:UserWarning")
-
 
 class Result(NamedTuple):
     returncode: int
@@ -343,7 +340,7 @@ def test_stop_that_compiled_code_turns_into_an_error_or_swallows_is_still_a_stop
 def test_unexpected_error_keeps_its_traceback_and_marks_the_run_failed(tmp_path: Path) -> None:
     program = (
         "import sys, restage.scenes.stage as fitted\n"
-        "def broken(*_): raise RuntimeError('a bug')\n"
+        "def broken(*_, **__): raise RuntimeError('a bug')\n"
         "fitted.SplatFit = broken\n"
         "sys.argv = ['restage', 'fit', sys.argv[1], '--out', sys.argv[2]]\n"
         "from restage.cli import main; main()\n"

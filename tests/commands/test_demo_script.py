@@ -15,6 +15,7 @@ from restage.cli import run
 from restage.edit import stage as edit_stage
 from restage.recipes import STAGES, demo_config
 from restage.records import Progress
+from restage.report import stage as report_stage
 from restage.run.folder import RunFolder
 from restage.run.models import models_in
 from restage.train import stage as train_stage
@@ -44,6 +45,7 @@ def test_every_line_of_the_demos_script_gives_a_stage_the_config_of_the_demo(
 
     for name, stage in STAGES.items():
         monkeypatch.setitem(STAGES, name, stage._replace(run=record(name)))
+    monkeypatch.setattr(report_stage, "run_report", record("report"))
     monkeypatch.setattr(recipes, "make_pairs", record("pairs"))
     monkeypatch.setattr(edit_stage, "run_edit", record("edit"))
     monkeypatch.setattr(train_stage, "run_train", record("train"))

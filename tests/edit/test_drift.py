@@ -97,7 +97,7 @@ def test_a_view_that_moved_too_far_is_left_out_with_its_reason():
     with pytest.raises(InputError, match="more than .* allow it with --max-drift"):
         SettledEditor(drifting, max_drift=limit).edit(replace(batch, may_leave_out=False))
     with pytest.raises(InputError, match="max_drift in"):
-        SettledEditor(drifting, max_drift=2)
+        SettledEditor(drifting, max_drift=2.0)
 
 
 def test_only_editors_that_move_pixels_are_registered(tiny_scene, tmp_path):

@@ -182,6 +182,7 @@ def test_a_format_is_a_record_and_a_line_in_the_menu(run, tmp_path, monkeypatch)
 
     form = PairFormat(description="Instructions, as a list.", read=read, export=export)
     monkeypatch.setitem(FORMATS, "texts", form)
+    monkeypatch.setattr("restage.pairs.config.FORMAT_NAMES", (*FORMATS,))
     list(export_pairs(str(run), tmp_path / "texts", "texts"))
     assert "Instructions, as a list." in (tmp_path / "texts" / "README.md").read_text()
     brought, note = bring_in(tmp_path / "texts", tmp_path / "back", "texts")

@@ -212,7 +212,9 @@ def test_a_colmap_project_comes_into_a_run_upright_and_with_its_masks(tmp_path, 
     (tmp_path / "statue/masks").mkdir()
     Image.fromarray(pixels).save(tmp_path / "statue/masks/view_03.png.png")
     fitted = []
-    monkeypatch.setattr("restage.scenes.stage.fit_capture", lambda capture, *_: fitted.append(capture) or iter(()))
+    monkeypatch.setattr(
+        "restage.scenes.stage.fit_capture", lambda capture, *_, **__: fitted.append(capture) or iter(())
+    )
     list(fit_folder(tmp_path / "statue", tmp_path / "run", FitConfig()))
     (kept,) = fitted
     assert kept.masks is not None

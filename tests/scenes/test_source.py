@@ -151,9 +151,9 @@ def test_splats_that_were_trained_elsewhere_say_what_an_edit_needs(folder, tmp_p
     (folder / "splats.ply").write_bytes((tmp_path / "run/scenes/small/splats.ply").read_bytes())
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    for scene in (folder, folder / "splats.ply"):
-        assert run(["edit", str(scene), "make it golden", "--editor", "grade"]) == 2
-        assert "restage fit CAPTURE, then restage edit RUN" in capsys.readouterr().err
+    assert run(["edit", str(folder), "make it golden", "--editor", "grade"]) == 2
+    told = capsys.readouterr().err
+    assert "restage edit FILE makes one" in told and "restage fit CAPTURE --splats FILE one" in told
     assert run(["fit", str(folder / "splats.ply")]) == 2
     assert "pictures and their cameras" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before

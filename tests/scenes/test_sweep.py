@@ -9,7 +9,9 @@ import torch
 
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, look_at
 from restage.scenes.capture import Capture
-from restage.scenes.initial import initial_splats, surroundings_of
+from restage.scenes.config import FitConfig
+from restage.scenes.fit import SplatFit
+from restage.scenes.initial import initial_splats, surroundings_of, with_points
 from restage.scenes.sweep import swept_points
 
 SIDE = 48
@@ -80,12 +82,13 @@ def test_views_that_agree_on_nothing_give_no_points(spoil):
 
 
 def test_a_fit_without_sparse_points_starts_at_swept_ones():
-    splats = initial_splats(make_capture(), 500, sh_degree=0, shell_share=0.0, seed=0)
+    splats = initial_splats(with_points(make_capture(), 500), 500, sh_degree=0, shell_share=0.0, seed=0)
     assert len(splats) == 500
     assert float((splats.means[:, 2].abs() < 0.3).float().mean()) > 0.9
 
 
 def test_a_fit_that_finds_no_points_at_all_says_so():
-    with pytest.warns(UserWarning, match="ground: .*random depths"):
-        splats = initial_splats(make_capture(2), 500, sh_degree=0, shell_share=0.0, seed=0)
-    assert len(splats) == 500
+    (*_, note) = with_points(make_capture(2), 500).notes
+    assert note.startswith("ground: ") and "random depths" in note
+    assert SplatFit(make_capture(2), FitConfig(num_splats=500)).notes == (note,)
+    assert not with_points(make_capture(), 500).notes

@@ -10,13 +10,16 @@ from restage.edit.editors.exact import NoisyEditor
 from restage.edit.editors.interface import Edited, Editor, SeededNoise, ViewBatch
 from restage.edit.job import EditJob
 from restage.edit.methods import METHODS
+from restage.edit.methods.idu import Turn, edit_turn
 from restage.edit.results import KeptEdits
 from restage.records import InputError
+from restage.scenes.optimizer import Targets
 
 
 @dataclass
 class Forgetful:
-    """Leaves out the second view of every batch that may lack one; what it gives for it is wrong on purpose."""
+    """Leaves out the second view of every batch that may lack one, and the scene's second view where it is asked for
+    alone; what it gives for them is wrong on purpose."""
 
     editor: Editor
     asked: list[ViewBatch] = field(default_factory=list)
@@ -26,8 +29,11 @@ class Forgetful:
         if not batch.may_leave_out:
             raise InputError("a view could not be edited")
         edited = self.editor.edit(batch)
-        edited.images[1] = torch.tensor([1.0, 0.0, 1.0])[:, None, None]
-        return edited._replace(left_out={1: "refused"})
+        place = min(1, len(batch.view_indices) - 1)
+        if not place and batch.view_indices[0] != 1:
+            return edited
+        edited.images[place] = torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+        return edited._replace(left_out={place: "refused"})
 
 
 @pytest.fixture
@@ -61,7 +67,17 @@ def test_nothing_is_fitted_to_a_view_that_was_left_out(tiny_scene, exact, method
 def test_a_method_that_needs_every_view_is_told_so(tiny_scene, exact):
     job = EditJob.of(tiny_scene.splats, tiny_scene.capture, tiny_scene.request, Forgetful(exact), seed=0)
     with pytest.raises(InputError, match="could not be edited"):
-        list(METHODS["idu"]().run(job))
+        list(METHODS["depth_fusion"]().run(job))
+
+
+def test_a_view_that_is_edited_in_turn_stays_as_it_was_where_it_was_left_out(tiny_scene, exact):
+    editor = Forgetful(exact)
+    job = EditJob.of(tiny_scene.splats, tiny_scene.capture, tiny_scene.request, editor, seed=0)
+    targets = Targets(job.capture.cameras, job.capture.images)
+    for view in (0, 1):
+        edit_turn(job, Turn(view, view, 0.5, 0), job.splats, targets)
+    assert not torch.equal(targets.images[0], job.capture.images[0])
+    assert torch.equal(targets.images[1], job.capture.images[1])
 
 
 def test_an_editor_around_another_hands_on_what_was_left_out(tiny_scene, exact):
