@@ -57,11 +57,6 @@ class Family:
 _FLUX2: dict[str, Any] = {"form": "list", "reference": "list"}
 _QWEN: dict[str, Any] = {"by": "true_cfg_scale", "size": "own", "extra": {"negative_prompt": " "}}
 _KONTEXT: dict[str, Any] = {"steps": 28, "form": "tensor", "extra": {"_auto_resize": False}}
-_OMNIGEN: dict[str, Any] = {
-    "image": "input_images",
-    "image_by": "img_guidance_scale",
-    "prompt": "<img><|image_1|></img> {}",
-}
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionInstructPix2PixPipeline": Family(
