@@ -32,9 +32,9 @@ from restage.edit.editors.grade import GradeEditor, grade_views
 from restage.edit.editors.interface import Edited, ViewBatch
 from restage.edit.editors.settled import SettledEditor
 from restage.edit.job import EditJob
-from restage.edit.masks import join_masks
 from restage.edit.methods import Restage
 from restage.records import EditRequest
+from restage.regions.masks import join_masks
 from restage.run.models import models_in
 from restage.scenes.capture import Capture
 from restage.scenes.config import PHOTOGRAPHS, FitConfig

@@ -15,9 +15,9 @@ import torch
 from restage.compare.config import CompareConfig
 from restage.compare.stage import run_compare
 from restage.edit.editors.grade import write_grade_truth
-from restage.edit.masks import keep_largest, lift_boxes, render_masks
 from restage.edit.single import EditChoice, open_edit
 from restage.records import EditRequest, Progress, read_json
+from restage.regions.masks import keep_largest, lift_boxes, render_masks
 from restage.run.folder import open_run, working
 from restage.run.progress import show_progress
 from restage.scenes.config import PHOTOGRAPHS

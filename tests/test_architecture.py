@@ -20,6 +20,7 @@ ROOMS = (
     "work",
     "diffusion",
     "scenes",
+    "regions",
     "world",
     "prompts",
     "pairs",

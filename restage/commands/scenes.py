@@ -130,8 +130,9 @@ def edit(
         target_caption: What the scene shows after the edit.
         model: Folder of the editor's model, a pipeline's name in the hub's cache, such as owner/model, or a model's
             name at an endpoint; default for `edit_model`: the one that comes with the package.
-        region: Where the scene may change: a folder with a mask for each view, white inside, by its name; or a JSON
-            file of boxes on some views, {"name.png": [left, top, right, bottom]} as shares of width and height.
+        region: Where the scene may change: the name of a region (restage region --help), or its file; a folder of masks
+            of all views or some, white inside, by their names; or a JSON file of boxes on some views,
+            {"name.png": [left, top, right, bottom]} as shares of width and height.
         model_options: Options of the editor, as key=value. `pipeline` has steps, guidance, image_guidance, size,
             batch_size, dtype, weights and offload; `endpoint` sends all as fields of its own.
         max_drift: Views that the editor moves farther than this share of their width are left out; others are put back.

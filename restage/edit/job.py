@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.edit.editors.interface import AskedPictures, Editor, NoiseKeys, ViewBatch, can_share_attention
-from restage.edit.masks import join_masks
 from restage.edit.sharing import ViewSharing
 from restage.records import EditRequest, InputError
+from restage.regions.masks import join_masks
 from restage.scenes.capture import Capture
 from restage.scenes.splats import Splats
 

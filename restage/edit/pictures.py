@@ -11,16 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.records import InputError, write_atomically
-from restage.scenes.io.images import UNREADABLE, open_picture, to_uint8, write_png
+from restage.scenes.io.images import UNREADABLE, open_picture, quantize, to_uint8, write_png
 
 __all__ = ["quantize", "read_image", "read_mask", "write_image", "write_mask", "write_video"]
 
 FRAMES_PER_SECOND = 15
-
-
-def quantize(images: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
-    """Round values in [0, 1] to the 256 levels of a file, so that what is in memory compares with what is on disk."""
-    return (images.clamp(0, 1) * 255).round() / 255
 
 
 def read_image(path: Path) -> Float[Tensor, "3 h w"]:

@@ -16,10 +16,11 @@ from restage.edit.editors import EditorSource, MenuEditor, OpenEditors, check_ed
 from restage.edit.editors.interface import MAX_DRIFT
 from restage.edit.job import Dialed, EditStep, Method, TimeLimited, asked_pictures
 from restage.edit.methods import METHODS
-from restage.edit.regions import read_regions
 from restage.edit.results import edit_scene
 from restage.edit.stage import EditUnit, load_scene, read_case
 from restage.records import EditCase, EditRequest, InputError, content_id, derive_seed, read_json, write_json
+from restage.regions.files import read_record
+from restage.regions.given import find_region, read_regions
 from restage.run.endpoint_config import EndpointConfig
 from restage.run.folder import RunFolder
 from restage.run.layout import ANSWERS, CAPTURE, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
@@ -64,7 +65,7 @@ class EditChoice:
     endpoint: EndpointConfig = EndpointConfig()
     """Where the editor `endpoint` asks, and what that may cost."""
     region: Path | None = None
-    """Where the scene may change: masks or boxes of `read_regions`; None for everywhere."""
+    """Where the scene may change: the name of one of its regions, or a path for `read_regions`; None for everywhere."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -122,6 +123,8 @@ def open_edit(
     A method that needs what this scene does not have is refused.
     """
     method = choice.resolved()
+    if choice.region is not None:
+        choice = replace(choice, region=find_region(choice.region, scene_folder))
     known = find_case(scene_folder, request) if start is None else None
     name, case = _name_case(scene_folder, request, known=known, suffix=_suffix(choice, method, start))
     unit = EditUnit(scene=scene_folder.name, edit=name, method=choice.method, editor=choice.editor, seed=choice.seed)
@@ -193,7 +196,9 @@ def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str
     if method != METHODS[choice.method]():
         marks.append(content_id("settings", method)[-8:])
     if choice.region is not None:
+        # A name may be given to another region later.
         marks.append(f"in-{choice.region.stem}")
+        marks += [read_record(choice.region).id[-8:]] if choice.region.suffix == ".npz" else []
     if choice.model is not None:
         marks.append(content_id("model", str(choice.model))[-8:])
     if choice.model_options:

@@ -17,8 +17,8 @@ from nerfstudio.models.splatfacto import SplatfactoModel
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from restage.edit.masks import lift_masks, render_masks
 from restage.records import InputError
+from restage.regions.masks import lift_masks, render_masks
 from restage.scenes.cameras import Cameras
 from restage.scenes.config import MAX_DEGREE
 from restage.scenes.splats import Splats

@@ -11,12 +11,12 @@ from restage.compare.stage import run_compare
 from restage.edit.editors import MenuEditor, OpenEditors
 from restage.edit.editors.interface import EditorSource
 from restage.edit.job import EditJob
-from restage.edit.masks import box_masks, grow_region, in_box, keep_largest, lift_boxes, lift_masks, shrink_region
 from restage.edit.methods import METHODS, ReplaceOnce, Restage
 from restage.edit.sharing import AnchoredNoise, render_depths, warp
 from restage.edit.single import EditChoice, open_edit
 from restage.edit.stage import EditConfig, load_scene, run_edit
 from restage.records import EditRequest, read_json
+from restage.regions.masks import box_masks, grow_region, in_box, keep_largest, lift_boxes, lift_masks, shrink_region
 from restage.run.folder import RunFolder
 from restage.scenes.fit import psnr, render_views
 from restage.scenes.rasterize import RASTERIZERS, Rendering

@@ -9,9 +9,9 @@ from restage.edit.editors.interface import Edited, hold_outside
 from restage.edit.job import EditJob
 from restage.edit.methods.restage import Restage
 from restage.edit.pictures import write_mask
-from restage.edit.regions import read_regions
 from restage.edit.results import edit_scene
 from restage.records import InputError, write_json
+from restage.regions.given import read_regions
 from restage.scenes.fit import render_views
 
 

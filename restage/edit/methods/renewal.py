@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from restage.edit.masks import MIN_TOTAL_WEIGHT, mean_shown
 from restage.edit.sharing import DepthMaps, render_depths
 from restage.records import InputError
+from restage.regions.masks import MIN_TOTAL_WEIGHT, mean_shown
 from restage.scenes.cameras import Cameras, project_points, unproject_depth
 from restage.scenes.fit import render_views
 from restage.scenes.rasterize import splat_weights

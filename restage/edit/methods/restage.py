@@ -12,10 +12,10 @@ from torch import Tensor
 
 from restage.edit.editors.interface import AskedPictures, Edited, NoiseKeys
 from restage.edit.job import EditJob, EditStep
-from restage.edit.masks import lift_masks, render_masks
 from restage.edit.methods.renewal import Births, Deaths, KeyViews, fade, find_gone, join_splats, seed_splats
 from restage.edit.sharing import AnchoredNoise, ViewSharing, render_depths
 from restage.records import InputError, derive_seed
+from restage.regions.masks import lift_masks, render_masks
 from restage.scenes.cameras import Cameras
 from restage.scenes.config import LearningRates, RefineConfig
 from restage.scenes.fit import Targets, refine_splats, render_views

@@ -23,7 +23,7 @@ from restage.records import InputError, MissingExtra, write_atomically
 from restage.scenes.cameras import MAX_SIDE
 
 __all__ = ["IMAGE_SUFFIXES", "Orientation", "PictureHead", "RASTER_FORMATS", "list_images", "open_picture"]
-__all__ += ["orientation_of", "path_inside", "read_head", "read_image", "read_mask", "to_uint8"]
+__all__ += ["orientation_of", "path_inside", "quantize", "read_head", "read_image", "read_mask", "to_uint8"]
 __all__ += ["turn_camera", "turn_intrinsics", "unexif", "write_png"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif")
@@ -123,6 +123,11 @@ def read_image(source: Path | bytes, name: str = "") -> Float[np.ndarray, "h w 3
             raise
         except UNREADABLE as error:
             raise InputError(f"{path} is not readable as an image: {error}") from None
+
+
+def quantize(images: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
+    """Round values in [0, 1] to the 256 levels of a file, so that what is in memory compares with what is on disk."""
+    return (images.clamp(0, 1) * 255).round() / 255
 
 
 def to_uint8(image: Float[Tensor, "channels h w"]) -> UInt8[np.ndarray, "h w channels"]:

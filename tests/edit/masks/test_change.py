@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from restage.edit.editors.change import MAX_FLOOR, change_masks, noise_floor
-from restage.edit.masks import join_masks
+from restage.regions.masks import join_masks
 
 
 def edited_square(noise: float, strength: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -5,7 +5,8 @@ import torch
 
 from restage.edit.editors import EditorSource, ViewBatch, open_editor
 from restage.edit.editors.grade import write_grade_truth
-from restage.edit.masks import (
+from restage.records import EditRequest, InputError
+from restage.regions.masks import (
     box_masks,
     grow_region,
     in_box,
@@ -15,7 +16,6 @@ from restage.edit.masks import (
     render_masks,
     shrink_region,
 )
-from restage.records import EditRequest, InputError
 from restage.scenes.cameras import project_points
 from tests.edit.conftest import TinyScene
 

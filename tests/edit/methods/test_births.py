@@ -4,7 +4,6 @@ import math
 import pytest
 import torch
 
-from restage.edit.masks import lift_masks
 from restage.edit.methods.renewal import (
     Births,
     Deaths,
@@ -16,6 +15,7 @@ from restage.edit.methods.renewal import (
     seed_splats,
 )
 from restage.records import InputError
+from restage.regions.masks import lift_masks
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.fit import render_views
 from restage.scenes.splats import SH_C0, Splats

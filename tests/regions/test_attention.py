@@ -3,8 +3,8 @@ import torch
 
 from restage.diffusion.attention import attention_layers
 from restage.diffusion.backbone import load_backbone
-from restage.edit.attention_masks import attention_masks
 from restage.records import InputError
+from restage.regions.attention_masks import attention_masks
 from restage.run.models import models_in
 from restage.world.capture import make_truth, sample_camera
 from restage.world.grammar import caption_of, sample_description, sample_edit

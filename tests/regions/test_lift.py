@@ -1,6 +1,6 @@
 import torch
 
-from restage.edit.masks import lift_masks, render_masks
+from restage.regions.masks import lift_masks, render_masks
 
 
 def test_masks_of_an_object_lift_to_its_splats_and_not_to_those_behind(tiny_scene):
@@ -49,6 +49,6 @@ def test_values_of_zero_render_to_nothing_and_of_one_to_the_whole_scene(tiny_sce
 
 def test_a_splat_that_is_hardly_seen_counts_as_unseen(tiny_scene, monkeypatch):
     weights = torch.tensor([0.0009, 0.0011, 2.0])
-    monkeypatch.setattr("restage.edit.masks.splat_weights", lambda *_: (0.5 * weights[:, None], weights))
+    monkeypatch.setattr("restage.regions.masks.splat_weights", lambda *_: (0.5 * weights[:, None], weights))
     lifted = lift_masks(tiny_scene.splats[:3], tiny_scene.capture.cameras[0], torch.ones(1, 32, 32))
     torch.testing.assert_close(lifted, torch.tensor([0.0, 0.5, 0.5]))
