@@ -75,7 +75,8 @@ def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:
     identity = torch.eye(3, dtype=torch.float64)
     if not (torch.allclose(turn @ turn.T, identity, atol=1e-5) and float(torch.det(turn)) > 0):
         raise InputError(f"expected a rotation, got {turn.tolist()}")
-    means = splats.means.double() @ change[:3, :3].T + change[:3, 3]
+    there = splats.means.device
+    means = splats.means.double() @ change[:3, :3].T.to(there) + change[:3, 3].to(there)
     spread = float((means - means.median(dim=0).values).norm(dim=1).median()) if len(means) else 0.0
     is_far = float(change[:3, 3].norm()) * torch.finfo(torch.float32).eps > 1e-5 * spread
     w, x, y, z = Rotation.from_matrix(turn.numpy()).as_quat(scalar_first=True).tolist()
@@ -83,7 +84,9 @@ def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:
     return Splats(
         means=means if is_far else means.to(splats.means),
         log_scales=splats.log_scales + math.log(scale),
-        rotations=(splats.rotations.double() @ torch.tensor(product, dtype=torch.float64).T).to(splats.rotations),
+        rotations=(splats.rotations.double() @ splats.rotations.new_tensor(product, dtype=torch.float64).T).to(
+            splats.rotations
+        ),
         opacity_logits=splats.opacity_logits.clone(),
         sh=_turn_harmonics(splats.sh, turn),
     )
@@ -92,7 +95,7 @@ def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:
 def _turn_harmonics(sh: Float[Tensor, "n k 3"], turn: Float[Tensor, "3 3"]) -> Float[Tensor, "n k 3"]:
     """Coefficients that give at turn d the color that was at d: they span the same functions, so this is exact."""
     count = sh.shape[1]
-    if count == 1:
+    if count == 1 or torch.equal(turn, torch.eye(3, dtype=turn.dtype)):
         return sh.clone()
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(8 * count, 3, generator=generator, dtype=torch.float64)
@@ -100,7 +103,7 @@ def _turn_harmonics(sh: Float[Tensor, "n k 3"], turn: Float[Tensor, "3 3"]) -> F
     before, after = _basis(directions, count), _basis(directions @ turn.T, count)
     # Fitted on many directions instead of Wigner's formulas: exact but for rounding, for any degree.
     change = torch.linalg.lstsq(after, before).solution
-    turned = torch.einsum("jk,nkc->njc", change, sh.double()).to(sh)
+    turned = torch.einsum("jk,nkc->njc", change.to(sh.device), sh.double()).to(sh)
     turned[:, 0] = sh[:, 0]
     return turned
 
