@@ -24,8 +24,8 @@ from restage.edit.direct.colors import (
     tinted,
     towards,
 )
-from restage.edit.masks import INSIDE
 from restage.records import InputError
+from restage.regions.masks import INSIDE
 from restage.scenes.splats import Splats
 from restage.scenes.turning import move_splats
 
