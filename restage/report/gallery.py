@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from restage.records import Score, from_plain
 from restage.report.pictures import AssetFolder, colour_map, first_frame, read_mask, read_picture
 from restage.report.read import EditEntry, ReportConfig, ResultEntry, RunContents
 from restage.report.trace import trace_results
+from restage.report.turn import MAX_PAGE_BYTES, SceneStore, TurnableEdit
 from restage.scores.overlays import change_map, mask_overlay
 from restage.scores.statistics import Estimate, clustered_estimate
 from restage.scores.tables import anchor_note, estimates_of
@@ -43,6 +44,7 @@ class MethodEntry:
     pictures: Mapping[str, list[str | None]]
     """By kind of picture (`after`, `change`, `error`, `mask`), one path per shown view; None where there is none."""
     record: int  # number of that result's record on the page
+    folder: str  # path of that result in the run
     orbit: str | None
     poster: str | None
     """First frame of the orbit, for where it does not play: on paper, or with less motion."""
@@ -69,6 +71,8 @@ class EditSection:
     chosen: int  # index of the method that is shown first
     width: int
     height: int
+    turnable: TurnableEdit | None
+    """The scene itself before and after; None where it is not stored."""
 
     @property
     def has_truth(self) -> bool:
@@ -109,10 +113,22 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 def edit_sections(contents: RunContents, assets: AssetFolder, config: ReportConfig) -> Iterator[EditSection]:
     """Prepare edits that have a result to show, one after the other; of very many, evenly spaced ones."""
     records = {trace.result.folder: trace.number for trace in trace_results(contents).values()}
-    shown = [entry for entry in contents.edits if entry.has_pictures]
-    for number, entry in enumerate(spread(shown, config.max_edits), start=1):
+    shown = spread([entry for entry in contents.edits if entry.has_pictures], config.max_edits)
+    store = SceneStore(assets, MAX_PAGE_BYTES // max(len(shown), 1))
+    for number, entry in enumerate(shown, start=1):
         scores = [s for s in contents.scores if s.scene == entry.scene and s.edit in entry.names]
-        yield _edit_section(entry, scores, assets, records, number=number, config=config)
+        section = _edit_section(entry, scores, assets, records, number=number, config=config)
+        yield replace(section, turnable=_turnable(contents, section, store))
+
+
+def _turnable(contents: RunContents, section: EditSection, store: SceneStore) -> TurnableEdit | None:
+    """Store what the page draws of an edit by itself."""
+    return store.store_edit(
+        contents.path / "scenes" / section.entry.scene,
+        [contents.path / method.folder for method in section.methods],
+        chosen=section.chosen,
+        views=section.views,
+    )
 
 
 def _edit_section(
@@ -154,6 +170,7 @@ def _edit_section(
         chosen=methods.index(chosen),
         width=first[0],
         height=first[1],
+        turnable=None,
     )
 
 
@@ -170,6 +187,7 @@ def _method_entry(results: Sequence[ResultEntry], scores: Sequence[Score], prepa
         seed=shown.seed,
         num_seeds=len(results),
         record=prepared.records[shown.folder],
+        folder=shown.folder,
         drift_note=shown.record.drift_note,
         problem="" if shown.held_out else shown.problem or "no held-out renders",
         estimates=estimates,

@@ -42,10 +42,17 @@ function setUpEdit(article) {
     }
   };
 
+  const viewNumber = () => Number(chosen("view")?.value ?? 0);
+  const methodNumber = () => Number(chosen("method").value);
+  const figure = role("turn");
+  const scene = figure && setUpTurn(figure, viewNumber, methodNumber);
+
   const update = () => {
+    const { after, poster } = data.methods[methodNumber()];
+    show(role("turn-poster"), after[viewNumber()] ?? poster, `the scene after ${instruction}`);
     if (!data.views.length) return; // nothing was held out
-    const view = Number(chosen("view")?.value ?? 0);
-    const method = data.methods[Number(chosen("method").value)];
+    const view = viewNumber();
+    const method = data.methods[methodNumber()];
     const panel = chosen("panel").value;
     const name = data.views[view];
     show(role("before"), data.before[view], `view ${name} before the edit`);
@@ -64,7 +71,7 @@ function setUpEdit(article) {
   };
 
   const updateMethod = () => {
-    const method = data.methods[Number(chosen("method").value)];
+    const method = data.methods[methodNumber()];
     const video = role("orbit");
     if (video) {
       video.hidden = !method.orbit;
@@ -101,8 +108,10 @@ function setUpEdit(article) {
 
   article.addEventListener("change", (event) => {
     if (event.target.type !== "radio") return;
+    const isOtherMethod = event.target.name.startsWith("method-");
     update();
-    if (event.target.name.startsWith("method-")) updateMethod();
+    if (isOtherMethod) updateMethod();
+    scene?.update(isOtherMethod);
   });
   article.querySelectorAll("[data-compare]").forEach(setUpSlider);
   // A browser that goes back to the page may remember another choice than the one the page was written with.

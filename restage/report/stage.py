@@ -87,7 +87,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(filters, pretty=words.as_json, number=words.format_number)
     environment.globals.update(
         style=Markup(package.joinpath("page.css").read_text(encoding="utf-8")),
-        script=Markup(package.joinpath("page.js").read_text(encoding="utf-8")),
+        script=Markup("\n".join(package.joinpath(name).read_text(encoding="utf-8") for name in ("turn.js", "page.js"))),
         interval_mark=interval_mark,
         is_number=lambda value: math.isfinite(value),
     )
