@@ -35,7 +35,8 @@ from restage.report.words import interval_mark, loss_curve
 from restage.run import layout
 from restage.run.folder import RunFolder
 from restage.run.layout import PAGE, SCORES
-from restage.run.reading import StageMark, read_run_record
+from restage.run.profile import StageTime, add_up
+from restage.run.reading import SplatsFile, StageMark, read_run_record
 from restage.scores.definitions import METRICS
 from restage.scores.rows import read_scores
 from restage.scores.tables import further_metrics, gaps_to_best, headline_of, measured_columns, method_table
@@ -55,6 +56,7 @@ class FittedScene(NamedTuple):
     picture: str | None
     render: str | None
     view: str
+    splats_from: SplatsFile | None  # the file of splats that were taken as the fit; None for a fit
     record: Mapping[str, Any]  # all of its `fit.json`
 
 
@@ -137,7 +139,14 @@ def _page_values(
         "scenes": [_fitted_scene(scene, assets, config.max_px) for scene in contents.scenes],
         "downloads": {name: path for form, name, path in DOWNLOADS if form in config.formats},
         "command": shlex.join(contents.record.command),
+        "profile": _profile(contents),
     }
+
+
+def _profile(contents: RunContents) -> dict[str, StageTime]:
+    """What each stage took in all sessions, in the order data flows; empty where the record does not say it."""
+    total = add_up(*(session.profile for session in contents.record.sessions))
+    return {name: total[name] for name in [*layout.STAGES, *sorted(set(total) - set(layout.STAGES))] if name in total}
 
 
 def describe(contents: RunContents, sections: list[EditSection]) -> str:
@@ -184,6 +193,7 @@ def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> Fitted
         picture=stored(scene.pictures, "picture"),
         render=stored(scene.renders, "render"),
         view=view,
+        splats_from=scene.fit.splats_from if scene.fit else None,
         record=scene.plain,
     )
 

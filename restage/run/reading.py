@@ -12,8 +12,8 @@ from restage.records import EditRequest, InputError, check_is_no_pipe, parse_jso
 from restage.run.layout import EDIT_RECORDS, FITS, RUN_RECORD, STAGE_MARKS, check_is_run
 from restage.run.profile import StageTime
 
-__all__ = ["EditRecord", "FitRecord", "RunRecord", "Session", "StageMark", "TrainingStep", "flat_items", "read_fits"]
-__all__ += ["read_marks", "read_metrics", "read_results", "read_run_record"]
+__all__ = ["EditRecord", "FitRecord", "RunRecord", "Session", "SplatsFile", "StageMark", "TrainingStep", "flat_items"]
+__all__ += ["read_fits", "read_marks", "read_metrics", "read_results", "read_run_record"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,14 @@ class StageMark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplatsFile:
+    """A file of splats that were trained elsewhere and taken as a fit."""
+
+    file: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitRecord:
     """What a `fit.json` says."""
 
@@ -79,6 +87,8 @@ class FitRecord:
     held_out_psnr_db: float | None = None  # None without held-out views
     held_out_ssim: float | None = None
     """None without held-out views, or with views smaller than its window."""
+    splats_from: SplatsFile | None = None
+    """Where the splats were taken from; None for splats that were fitted here."""
     notes: tuple[str, ...] = ()
     """What there was to say about the capture: pictures that are missing, turned, or of other shapes."""
     files: Mapping[str, str] = field(default_factory=dict)

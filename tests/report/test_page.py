@@ -295,3 +295,22 @@ def test_graded_photographs_are_not_called_the_miniature(fake_run):
         write_json(path, {**read_json(path), "kind": "grade"})
     text = Elements(read_page(run)).text
     assert "Miniature." not in text and "2 edits of 2 scenes by text" in text and "against exact truth" in text
+
+
+def test_the_page_says_where_the_time_went_and_where_splats_were_taken_from(fake_run):
+    run = fake_run()
+    assert "Where the time went" not in read_page(run) and "taken from" not in read_page(run)
+    parts = {"render": {"wall_s": 60.0, "cpu_s": 50.0, "times": 3}, "save": {"wall_s": 1.0, "cpu_s": 1.0, "times": 1}}
+    took = {"wall_s": 80.0, "cpu_s": 90.0, "queued_s": 5.0, "num_threads": 2, "parts": parts}
+    sessions = [
+        {"wall_s": 600.0, "profile": {"edit": took}},
+        {"wall_s": 9.0, "profile": {"edit": took, "scenes": took}},
+    ]
+    write_json(run / "run.json", {**read_json(run / "run.json"), "sessions": sessions})
+    fit = run / "scenes" / "world-7" / "fit.json"
+    write_json(fit, {**read_json(fit), "splats_from": {"file": "bear.spz", "sha256": "abcdef0123456789"}})
+    text = Elements(read_page(run)).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "scenes 80 s 90 s 5.0 s 2 render 60 s, other 19 s" in text
+    assert "edit 2 min 40 s 3 min 10 s 2 render 2 min, other 38 s" in text
+    assert text.index("scenes 80 s") < text.index("edit 2 min 40 s") and "save 1.0 s" not in text
+    assert "taken from bear.spz, not fitted here" in text and "abcdef012345" in text
