@@ -40,6 +40,7 @@ SUMMARIES = {
     "fit": "fit Gaussian splats to a capture: nerfstudio, COLMAP, photographs, a video, ...",
     "edit": "edit a fitted scene by an instruction",
     "edits": "edit every scene of a run by several methods, for compare",
+    "change": "recolor, move, turn, scale, copy or delete the splats of a region, at once",
     "export": "write a scene as PLY, or image pairs for Hugging Face, WebDataset or InstructPix2Pix",
     "import": "read somebody else's image pairs, to train on",
     "compare": "score every edit of a run on held-out views",
@@ -58,7 +59,7 @@ SUMMARIES = {
     "doctor": "say what this machine can do, and what to install for the rest",
 }
 
-SWITCHES = ("clip", "diff", "doctor", "edit", "fit", "import", "miniature", "pairs", "show", "verify")
+SWITCHES = ("change", "clip", "diff", "doctor", "edit", "fit", "import", "miniature", "pairs", "show", "verify")
 """Commands whose Boolean options are switches, such as --json; elsewhere they take a value: --is-bf16 False."""
 
 

@@ -19,8 +19,8 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
-__all__ = ["EditCase", "EditRequest", "GRADED", "InputError", "MissingExtra", "Progress", "PromptPair", "Score"]
-__all__ += ["added_later", "canonical_json", "check_is_no_pipe", "content_id", "derive_seed", "file_sha256"]
+__all__ = ["DIRECT", "EditCase", "EditRequest", "GRADED", "InputError", "MissingExtra", "Progress", "PromptPair"]
+__all__ += ["Score", "added_later", "canonical_json", "check_is_no_pipe", "content_id", "derive_seed", "file_sha256"]
 __all__ += ["from_plain", "has_right_seal", "hash_files", "parse_json", "read_json", "seal", "write_atomically"]
 __all__ += ["write_json", "write_record"]
 
@@ -29,6 +29,8 @@ Kind = TypeVar("Kind")
 
 GRADED = "grade"
 """Kind of the edits whose truth is graded photographs."""
+DIRECT = "direct"
+"""Kind of the edits of splats themselves, which no editor is asked for."""
 
 
 class InputError(ValueError):

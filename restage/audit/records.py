@@ -30,6 +30,7 @@ from restage.run.folder import SEALED_APART
 from restage.run.layout import (
     ANSWERS,
     CAPTURE,
+    CHANGES,
     EDIT_CASES,
     EDIT_RECORD,
     EDIT_RECORDS,
@@ -63,6 +64,8 @@ PAIR_RECORDS = ("pairs/plan.json", "pairs/rule.json")
 OPEN = (
     *("pairs/*", "rounds/*", "diagnose/*", "verify/*", f"{ANSWERS}/*", RUN_RECORD),
     *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", f"scenes/*/{SOURCE}", "edit/*/preview.png", *STUDY_FILES),
+    f"edit/*/{CHANGES}",
+    f"edit/*/{CHANGES}",
 )
 """Files that need no record to name them: checked elsewhere, or states, or not named in earlier versions."""
 

@@ -6,7 +6,7 @@ a function in one of the modules here, a line in this menu, and a line in `SUMMA
 
 from collections.abc import Callable
 
-from restage.commands import pairs, runs, scenes, stages
+from restage.commands import change, pairs, runs, scenes, stages
 
 __all__ = ["COMMANDS"]
 
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "fit": scenes.build_fit,
     "edit": lambda: scenes.edit,
     "edits": scenes.build_edits,
+    "change": change.build_change,
     "export": lambda: scenes.export,
     "import": pairs.build_import,
     "scenes": stages.build_stage(

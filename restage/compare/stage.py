@@ -12,7 +12,7 @@ from restage.compare.config import CompareConfig
 from restage.compare.judges import Judges, open_judges
 from restage.compare.measure import Before, CaseViews, embed_before, load_case, load_result, measure_result, unmeasured
 from restage.compare.metrics import Measured
-from restage.records import InputError, Progress, Score
+from restage.records import DIRECT, InputError, Progress, Score
 from restage.run.folder import RunFolder
 from restage.run.layout import CAPTURE, SCORES, STUDY_FILES, TRUTH, VIEW_SCORES, result_folder
 from restage.run.reading import EditRecord, read_results
@@ -56,16 +56,23 @@ def find_results(run_path: Path) -> list[Result]:
     records = read_results(run_path)
     if not records:
         raise InputError(f"{run_path / 'edit'} holds no finished edits; run: restage edit")
-    contenders = sorted({Contender(method=r.method, editor=r.editor, seed=r.seed) for r in records.values()})
     kinds = {(record.scene, record.edit): record.kind for record in records.values()}
     results = []
     for scene, edit in sorted(kinds):
-        for contender in contenders:
+        # A direct edit competes with nothing: no method was asked for it.
+        is_direct = kinds[scene, edit] == DIRECT
+        for contender in sorted({_contender(r) for r in records.values() if (r.kind == DIRECT) == is_direct}):
             name = f"{contender.method}-{contender.editor}"
             folder = result_folder(run_path, scene, edit, contender=name, seed=contender.seed)
+            if is_direct and folder not in records:
+                continue
             where = {"scene": scene, "edit": edit, "kind": kinds[scene, edit]}
             results.append(Result(**where, contender=contender, folder=folder, record=records.get(folder)))
     return results
+
+
+def _contender(record: EditRecord) -> Contender:
+    return Contender(method=record.method, editor=record.editor, seed=record.seed)
 
 
 JUDGED_BY = (*STUDY_FILES, "scenes/*/description.json", f"scenes/*/{CAPTURE}/**/*", f"scenes/*/{TRUTH}/**/*")

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,6 +36,8 @@ class EditJob:
     seed: int
     regions: Float[Tensor, "views height width"] | None = None
     """Where each of the training views may change, 1 inside; None for everywhere."""
+    weights: Float[Tensor, " n"] | None = None
+    """How far each splat belongs to the region that is meant, in [0, 1]; None where there is none."""
 
     def __post_init__(self) -> None:
         if self.capture.held_out_indices:
@@ -89,11 +91,12 @@ class EditJob:
         editor: Editor,
         seed: int,
         regions: Float[Tensor, "n height width"] | None = None,
+        weights: Float[Tensor, " k"] | None = None,
     ) -> EditJob:
         """Returns a job on the training views of a whole capture, whose regions may be given."""
         views = tuple(capture.train_indices)
         chosen = None if regions is None else regions[list(views)]
-        return cls(splats, capture.select(views), views, request, editor, seed, chosen)
+        return cls(splats, capture.select(views), views, request, editor, seed, chosen, weights)
 
 
 class EditStep(NamedTuple):
@@ -104,6 +107,8 @@ class EditStep(NamedTuple):
     loss: float  # loss of the last fit step; 0 where a method has none
     splats: Splats  # without gradients; the last step of a method holds the result
     note: str  # what is being done, for the user to read
+    origins: Int[Tensor, " n"] | None = None
+    """Index that each splat had before the edit, -1 for new ones; None where those before come first, all in order."""
 
 
 @runtime_checkable

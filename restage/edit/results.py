@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,9 +24,18 @@ from restage.edit.editors.interface import (
 )
 from restage.edit.job import EditJob, EditStep, Method, asked_pictures
 from restage.edit.pictures import write_image, write_mask, write_video
-from restage.records import EditRequest, InputError, content_id, read_json, to_plain, write_json, write_record
+from restage.records import (
+    EditRequest,
+    InputError,
+    content_id,
+    read_json,
+    to_plain,
+    write_atomically,
+    write_json,
+    write_record,
+)
 from restage.run.environment import PeakMemory, process_peak_mb
-from restage.run.layout import EDIT_RECORD, HELD_OUT, ORBIT, SPLATS
+from restage.run.layout import EDIT_RECORD, HELD_OUT, ORBIT, ORIGINS, SPLATS
 from restage.run.profile import timed
 from restage.run.progress import is_stop_requested
 from restage.scenes.cameras import Cameras, orbit
@@ -124,12 +134,14 @@ def edit_scene(
     folder: Path,
     facts: Mapping[str, Any] | None = None,
     regions: Float[Tensor, "n h w"] | None = None,
+    weights: Float[Tensor, " k"] | None = None,
 ) -> Iterator[EditStep]:
     """Edit a scene, with or without truth, and write the result folder of docs/conventions.md when it is done.
 
     The fitted scene is left as it is. Of the capture the method gets the training views only; held-out cameras are
     rendered at the end. The record, written last, says the `facts` as well, such as the names of scene and method.
-    Outside of the `regions`, one for each view of the capture, edited views stay as they were.
+    Outside of the `regions`, one for each view of the capture, edited views stay as they were. `weights` say how far
+    each splat belongs to the region that is meant.
 
     Yields:
         The steps of the method, their notes with how far held-out views have changed; the last one holds the result.
@@ -141,7 +153,7 @@ def edit_scene(
             place of the record, so that the scene can be used and the edit counts as not done.
     """
     kept = KeptEdits(editor)
-    job = EditJob.of(splats, capture, request, kept, seed, regions)
+    job = EditJob.of(splats, capture, request, kept, seed, regions, weights)
     prepare = getattr(editor, "prepare", None)
     if prepare is not None:
         prepare(asked_pictures(method, len(job.view_indices)))
@@ -165,6 +177,9 @@ def edit_scene(
     with timed("save"):
         _write_pictures(folder, last.splats, capture, kept)
         write_splats(last.splats, folder / SPLATS)
+        if last.origins is not None:
+            with write_atomically(folder / ORIGINS) as temporary, temporary.open("wb") as file:
+                np.save(file, last.origins.cpu().numpy().astype(np.int32))
     preview.path.unlink(missing_ok=True)
     changed = changed_share(splats, last.splats, job.capture)
     is_no_op = changed <= NO_OP_SHARE

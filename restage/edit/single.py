@@ -32,7 +32,8 @@ from restage.scenes.io import read_capture
 from restage.scenes.io.splat_files import read_splats
 from restage.scenes.splats import Splats
 
-__all__ = ["AUTO", "EditChoice", "OpenedEdit", "StartingPoint", "estimate_edit", "find_case", "open_edit"]
+__all__ = ["AUTO", "EditChoice", "OpenedEdit", "StartingPoint", "estimate_edit", "find_case", "name_case"]
+__all__ += ["open_edit"]
 
 
 AUTO = "auto"
@@ -126,7 +127,7 @@ def open_edit(
     if choice.region is not None:
         choice = replace(choice, region=find_region(choice.region, scene_folder))
     known = find_case(scene_folder, request) if start is None else None
-    name, case = _name_case(scene_folder, request, known=known, suffix=_suffix(choice, method, start))
+    name, case = name_case(scene_folder, request, known=known, suffix=_suffix(choice, method, start))
     unit = EditUnit(scene=scene_folder.name, edit=name, method=choice.method, editor=choice.editor, seed=choice.seed)
     folder = unit.folder(run.path)
     if (folder / EDIT_RECORD).exists() and read_json(folder / EDIT_RECORD, EditRecord).status != "failed":
@@ -210,14 +211,16 @@ def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str
     return "".join(f"-{mark}" for mark in marks)
 
 
-def _name_case(scene_folder: Path, request: EditRequest, *, known: str | None, suffix: str) -> tuple[str, EditCase]:
+def name_case(
+    scene_folder: Path, request: EditRequest, *, known: str | None, suffix: str, kind: str = "free"
+) -> tuple[str, EditCase]:
     """Find or make the edit case of a request in its scene; a case whose name is taken gets a longer one."""
     if known is not None:
         case = read_case(scene_folder / TRUTH / known)
         if not suffix:
             return known, case
         request = case.request
-    case = EditCase(scene=scene_folder.name, kind="free", request=request, has_truth=False)
+    case = EditCase(scene=scene_folder.name, kind=kind, request=request, has_truth=False)
     text = re.sub(r"[^a-z0-9]+", "-", request.instruction.lower()).strip("-")[:60].rstrip("-")
     name = (text or case.id) + suffix
     path = scene_folder / TRUTH / name / EDIT_CASE

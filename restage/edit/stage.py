@@ -25,7 +25,7 @@ from restage.edit.editors import (
 from restage.edit.job import EditStep, Method, needs_editor
 from restage.edit.methods import METHODS
 from restage.edit.results import edit_scene, write_failure
-from restage.records import EditCase, InputError, Progress, derive_seed, file_sha256, is_disk_full, read_json
+from restage.records import DIRECT, EditCase, InputError, Progress, derive_seed, file_sha256, is_disk_full, read_json
 from restage.run.folder import RunFolder
 from restage.run.layout import ANSWERS, CAPTURE, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
 from restage.run.models import edit_model_of
@@ -183,6 +183,7 @@ class OpenEdits:
 def list_units(run_path: Path, config: EditConfig) -> list[EditUnit]:
     """Returns all units of the stage, scene by scene."""
     found = [path.parent for path in sorted((run_path / "scenes").glob("*/truth/*/edit.json"))]
+    found = [folder for folder in found if read_case(folder).kind != DIRECT]
     pairs = [(folder.parent.parent.name, folder.name) for folder in found]
     for kind, wanted, known in (
         ("scene", config.scenes, {scene for scene, _ in pairs}),

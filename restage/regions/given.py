@@ -16,7 +16,7 @@ from restage.scenes.capture import Capture
 from restage.scenes.io.images import quantize, read_mask
 from restage.scenes.splats import Splats
 
-__all__ = ["find_region", "read_regions", "region_of_boxes", "region_of_masks"]
+__all__ = ["find_region", "read_given", "read_regions", "region_of_boxes", "region_of_masks"]
 
 
 def find_region(given: Path, scene_folder: Path) -> Path:
@@ -45,6 +45,13 @@ def read_regions(path: Path, capture: Capture, splats: Splats) -> Float[Tensor, 
             return quantize(torch.stack(list(masks.values())))
         return render_region(region_of_masks(path, capture, splats), splats, capture.cameras)
     return render_region(region_of_boxes(path, capture, splats), splats, capture.cameras)
+
+
+def read_given(path: Path, capture: Capture, splats: Splats) -> Region:
+    """Read which splats are meant from the paths that `read_regions` takes."""
+    if path.suffix == ".npz":
+        return load_region(path)
+    return (region_of_masks if path.is_dir() else region_of_boxes)(path, capture, splats)
 
 
 def region_of_boxes(path: Path, capture: Capture, splats: Splats) -> Region:

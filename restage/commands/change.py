@@ -1,0 +1,168 @@
+"""The sub-command `change`: direct edits of a scene's splats.
+
+Annotations are evaluated when a command is built: hence no `from __future__ import annotations` here.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from restage.commands.stages import DeviceArgument
+from restage.records import InputError, Progress
+from restage.run.folder import open_run, working
+from restage.run.layout import check_is_run
+from restage.run.progress import say, show_progress
+
+__all__ = ["build_change"]
+
+SceneArgument = Annotated[Path, arg(metavar="RUN")]
+What = Literal["recolor", "delete", "duplicate", "move", "rotate", "scale"]
+WhatArgument = Annotated[What | None, arg(metavar="WHAT")]
+Vector = tuple[float, float, float]
+
+
+def build_change() -> Callable[..., None]:
+    """Build `restage change`."""
+
+    def change(
+        run: Positional[SceneArgument],
+        what: Positional[WhatArgument] = None,
+        *,
+        region: Path | None = None,
+        towards: str | None = None,
+        tint: str | None = None,
+        hue: float | None = None,
+        saturation: float | None = None,
+        brightness: float | None = None,
+        amount: float | None = None,
+        by: Vector | None = None,
+        axis: Literal["x", "y", "z"] | None = None,
+        degrees: float | None = None,
+        factor: float | None = None,
+        about: Vector | None = None,
+        on: str = "",
+        case: str = "",
+        undo: bool = False,
+        redo: bool = False,
+        device: DeviceArgument = "auto",
+    ) -> None:
+        """Change the splats of a region at once and exactly, without an editor: color, place, size, or gone.
+
+        Example: restage change runs/mine recolor --region bear --towards gold
+
+        Each change goes on from the last one and has a folder of its own, like any edit. Without WHAT the history is
+        listed.
+
+        Args:
+            run: The run of a fitted scene, or `<run>/scenes/<scene>`.
+            what: recolor, delete, duplicate, move, rotate or scale.
+            region: Which splats: the name of a region of the scene, or what `restage edit --region` takes.
+            towards: recolor: color that the region gets on average, with its shading kept, such as gold or #ffd700.
+            tint: recolor: color to multiply by, as a colored glass does.
+            hue: recolor: degrees to turn hues by; 120 makes red green.
+            saturation: recolor: factor of the saturation; 0 is grey.
+            brightness: recolor: factor of all colors.
+            amount: recolor: share of the way, from 0 to 1.
+            by: move, duplicate: how far along x, y and z (up), in world units.
+            axis: rotate: axis of the world.
+            degrees: rotate: how far, counterclockwise as seen from the tip of the axis.
+            factor: scale: factor of all sizes.
+            about: rotate, scale: point that stays in place; default: the center of the region.
+            on: What to start from: folder of a finished edit, or `scene` for the fitted scene; default: where the
+                history stands.
+            case: Name of an edit of the scene whose truth the result is to be compared with.
+            undo: Take back the last change; its result is kept.
+            redo: Bring back what was undone last.
+            device: Where the scene is drawn.
+        """
+        from restage.scenes.stage import find_scene
+
+        scene_folder = find_scene(run)
+        run_path = scene_folder.resolve().parents[1]
+        check_is_run(run_path)
+        if undo or redo:
+            if what or (undo and redo):
+                raise InputError("give --undo or --redo alone")
+            _step_back(run_path, scene_folder.name, is_undo=undo)
+            return
+        if what is None:
+            _list_changes(run_path, scene_folder.name)
+            return
+        given = {"towards": towards, "tint": tint, "hue": hue, "saturation": saturation, "brightness": brightness}
+        given |= {"amount": amount, "by": by, "axis": axis, "degrees": degrees, "factor": factor, "about": about}
+        operation = _read_operation(what, {name: value for name, value in given.items() if value is not None})
+        if region is None:
+            raise InputError(f"{what} needs a region: --region NAME (restage region --help makes one)")
+        _change(run_path, scene_folder, operation, region=region, on=on, case=case, device=device)
+
+    return change
+
+
+def _read_operation(what: str, given: dict[str, Any]) -> Any:
+    from dataclasses import MISSING, fields
+
+    from restage.edit.direct.operations import OPERATIONS
+
+    kind: Any = OPERATIONS[what]
+    known = {field.name: field.default is MISSING for field in fields(kind)}
+    wrong, missing = (
+        sorted(set(given) - set(known)),
+        [name for name, need in known.items() if need and name not in given],
+    )
+    if wrong or missing:
+        takes = ", ".join(f"--{name}" for name in known) or "no options of its own"
+        problem = f"needs --{missing[0]}" if missing else f"has no --{wrong[0]}"
+        raise InputError(f"{what} {problem}; it takes {takes}")
+    return kind(**given)
+
+
+def _change(
+    run_path: Path, scene_folder: Path, operation: Any, *, region: Path, on: str, case: str, device: str
+) -> None:
+    from restage.edit.direct.changes import current_change, open_change
+    from restage.edit.results import describe_change
+    from restage.edit.single import StartingPoint
+    from restage.edit.stage import load_scene
+    from restage.regions.given import find_region, read_given
+    from restage.scenes.device import choose_device
+
+    device = choose_device(device)
+    if on == "scene":
+        folder = None
+    else:
+        folder = Path(on) if on else current_change(run_path, scene_folder.name)
+    start = None if folder is None else StartingPoint.of(folder)
+    found = read_given(find_region(region, scene_folder), *load_scene(scene_folder, device))
+    how: dict[str, Any] = {"region": found, "region_name": region.stem, "start": start, "case": case, "device": device}
+    with working(open_run(run_path), "edit") as opened:
+        made = open_change(opened, scene_folder, operation, **how)
+        show_progress(Progress(stage="edit", done=one.step, total=one.num_steps, note=one.note) for one in made.steps)
+    say(describe_change(made.folder))
+    say(f"changed: {made.folder}")
+
+
+def _step_back(run_path: Path, scene: str, *, is_undo: bool) -> None:
+    from restage.edit.direct.changes import current_change, redo_change, undo_change
+
+    with working(open_run(run_path), "edit") as opened:
+        folder = (undo_change if is_undo else redo_change)(opened.path, scene)
+    say(f"{'undone, and kept' if is_undo else 'done again'}: {folder}")
+    say(f"the scene stands at: {current_change(run_path, scene) or 'the fitted scene'}")
+
+
+def _list_changes(run_path: Path, scene: str) -> None:
+    from restage.edit.direct.changes import read_history
+    from restage.records import read_json
+    from restage.run.layout import EDIT_RECORD
+    from restage.run.reading import EditRecord
+
+    history = read_history(run_path, scene)
+    if not history.made:
+        say(f"{scene}: no changes yet; for example: restage change {run_path} recolor --region NAME --towards gold")
+    for place in history.made:
+        record = read_json(run_path / place / EDIT_RECORD, EditRecord)
+        mark = "*" if history.current[-1:] == (place,) else " "
+        state = "" if place in history.current else " (undone)"
+        say(f"{mark} {record.request.instruction if record.request else place}{state}: {run_path / place}")
