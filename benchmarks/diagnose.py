@@ -36,7 +36,8 @@ from restage.pairs.config import GenerateConfig, PairsConfig
 from restage.pairs.encoding import ImagePair
 from restage.pairs.score import score_pairs
 from restage.pairs.store import done_shards, read_pairs, read_rows, write_shard
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.config import PromptsConfig
+from restage.prompts.stage import run_prompts
 from restage.recipes import RULE, make_pairs
 from restage.records import Progress, derive_seed, read_json, write_json
 from restage.run.folder import RunFolder, open_run

@@ -27,8 +27,8 @@ from restage.diffusion.clip import load_clip
 from restage.pairs.config import PAIRS, CampaignConfig, PairsConfig
 from restage.pairs.stage import run_campaign
 from restage.pairs.tasks import LoadedMaker
-from restage.prompts.rounds import RoundsConfig, round_folders, run_rounds
-from restage.prompts.stage import PromptsConfig
+from restage.prompts.config import PromptsConfig, RoundsConfig
+from restage.prompts.rounds import round_folders, run_rounds
 from restage.prompts.trials import Trial, measure_yield, read_trials
 from restage.run.folder import open_run, working
 from restage.run.models import models_in

@@ -21,8 +21,9 @@ from restage.pairs.score import judge, score_pairs
 from restage.pairs.stage import run_campaign
 from restage.pairs.store import read_pairs
 from restage.pairs.tasks import ModelMaker
+from restage.prompts.config import PromptsConfig
 from restage.prompts.rejects import TokenLimits
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.stage import run_prompts
 from restage.recipes import RULE
 from restage.records import InputError, Progress
 from restage.run.folder import RunFolder

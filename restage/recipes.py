@@ -19,9 +19,10 @@ from restage.pairs.clip_rule import rule_for
 from restage.pairs.config import PAIRS, CampaignConfig, PairRule, PairsConfig
 from restage.pairs.stage import make_plan, rejudge_pairs, run_campaign
 from restage.pairs.tasks import ModelMaker
+from restage.prompts.config import PromptsConfig, RoundsConfig
 from restage.prompts.rejects import TokenLimits
-from restage.prompts.rounds import RoundsConfig, run_rounds
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.rounds import run_rounds
+from restage.prompts.stage import run_prompts
 from restage.records import EditRequest, InputError, Progress, read_json
 from restage.report.stage import ReportConfig, run_report
 from restage.run import profile

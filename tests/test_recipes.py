@@ -9,8 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from restage.cli import run
-from restage.prompts.rounds import RoundsConfig
-from restage.prompts.stage import PromptsConfig
+from restage.prompts.config import PromptsConfig, RoundsConfig
 from restage.recipes import STAGES, demo, learn_forms
 from restage.records import InputError, read_json
 from restage.run.folder import open_run, working

@@ -11,7 +11,7 @@ from restage.diffusion.config import SamplerConfig, TrainingConfig
 from restage.edit.config import EditConfig
 from restage.edit.methods import Idu, ReplaceOnce, Restage
 from restage.pairs.config import GenerateConfig, PairRule, PairsConfig
-from restage.prompts.stage import PromptsConfig
+from restage.prompts.config import PromptsConfig
 from restage.recipes import DemoConfig, demo
 from restage.records import Progress
 from restage.report.stage import ReportConfig

@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from restage.pairs.config import PAIRS, CampaignConfig
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.config import PromptsConfig
+from restage.prompts.stage import run_prompts
 from restage.recipes import make_pairs
 from restage.run.folder import open_run
 from restage.run.models import models_in

@@ -18,7 +18,8 @@ from restage.pairs.config import PAIRS, CampaignConfig, PairsConfig
 from restage.pairs.stage import make_plan, run_campaign
 from restage.pairs.store import done_shards, read_rows
 from restage.pairs.tasks import Maker, ModelMaker, ShardWork
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.config import PromptsConfig
+from restage.prompts.stage import run_prompts
 from restage.records import read_json
 from restage.run.folder import RunFolder, open_run
 from restage.run.models import models_in

@@ -12,7 +12,7 @@ __all__ = ["COMMANDS"]
 
 COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "demo": lambda: stages.demo,
-    "prompts": stages.build_stage("prompts", "restage.prompts.stage", pairs.PROMPTS_HELP),
+    "prompts": stages.build_stage("prompts", "restage.prompts.config", pairs.PROMPTS_HELP),
     "rounds": pairs.build_rounds,
     "pairs": pairs.build_pairs,
     "calibrate": pairs.build_calibrate,

@@ -46,7 +46,7 @@ Files: prompts.jsonl, rejects.jsonl (what was not kept, and why), forms.jsonl (w
 def build_rounds() -> Callable[..., None]:
     """Build `restage rounds`."""
     from restage.pairs.config import PAIRS, PairsConfig
-    from restage.prompts.rounds import RoundsConfig
+    from restage.prompts.config import RoundsConfig
 
     def rounds(
         run: Positional[RunArgument],

@@ -15,7 +15,7 @@ from restage.diffusion.config import SamplerConfig, TrainingConfig
 from restage.edit.config import EditConfig
 from restage.edit.methods import METHODS, Restage
 from restage.pairs.config import GenerateConfig, PairsConfig
-from restage.prompts.stage import PromptsConfig
+from restage.prompts.config import PromptsConfig
 from restage.recipes import RULE, STAGES
 from restage.records import InputError, Progress, read_json, to_plain
 from restage.run.folder import RunFolder, working

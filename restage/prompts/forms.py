@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from restage.prompts.config import FormsConfig
 from restage.records import InputError, derive_seed
 from restage.world.grammar import EDIT_KINDS, KINDS, SIZES, TIMES
 
-__all__ = ["Arm", "Choice", "Form", "FormChooser", "FormSpace", "FormsConfig", "GRAMMAR_SPACE", "OPEN_SPACE"]
+__all__ = ["Arm", "Choice", "Form", "FormChooser", "FormSpace", "GRAMMAR_SPACE", "OPEN_SPACE"]
 __all__ += ["Trial", "make_arms", "read_form", "write_form"]
 
 CONTROL = "control"
@@ -140,41 +141,6 @@ OPEN_SPACE = FormSpace(
     },
 )
 """Forms of captions in free text."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FormsConfig:
-    """How forms are chosen by what is known about them."""
-
-    control_share: float = 0.2
-    """Share of pairs whose form is drawn evenly from the original forms, whatever was learned: the acceptance of these
-    pairs is the unbiased yield."""
-    min_kind_share: float = 0.5
-    """Smallest share of a kind of edit among the other pairs, as a multiple of an even share."""
-    max_kind_share: float = 2.0
-    """Largest share of a kind of edit among the other pairs, as a multiple of an even share."""
-    children_per_round: int = 3
-    """Number of new forms for each kind of edit; they are made from its form with the highest lower bound."""
-    max_forms_per_kind: int = 16
-    """Number of forms of a kind at which no new ones are made."""
-    min_trials: int = 6
-    """Number of pairs that a form must have been tried with before it gets children."""
-    good_enough: float = 0.9
-    """Acceptance at which a form gets no more children, since little is to be gained and variety is lost."""
-    lower_quantile: float = 0.1
-    """Quantile of the posterior that serves as its lower bound."""
-    prior_strength: float = 2.0
-    """Number of pairs that the parent's acceptance counts as in the prior of its child."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.control_share <= 1:
-            raise InputError(f"control_share must lie in [0, 1], got {self.control_share}")
-        if not 0 <= self.min_kind_share <= 1 <= self.max_kind_share:
-            raise InputError(
-                f"expected min_kind_share <= 1 <= max_kind_share, got {self.min_kind_share}, {self.max_kind_share}"
-            )
-        if not 0 < self.lower_quantile < 1 or self.prior_strength <= 0:
-            raise InputError("lower_quantile must lie between 0 and 1, and prior_strength must be above 0")
 
 
 class Trial(NamedTuple):

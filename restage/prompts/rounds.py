@@ -6,34 +6,19 @@ The rounds lie at `<run>/rounds/00`, `01`, ...; finished ones are skipped, so a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from restage.prompts.config import RoundsConfig
 from restage.prompts.rejects import TokenLimits
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.stage import identity_of, run_prompts
 from restage.prompts.trials import Yield, measure_yield, read_trials
-from restage.records import InputError, Progress, derive_seed
+from restage.records import Progress, derive_seed
 from restage.run.folder import RunFolder
 from restage.run.layout import STAGE_MARK
 
-__all__ = ["RoundYield", "RoundsConfig", "round_folders", "run_rounds", "yields_of_rounds"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundsConfig:
-    """How many rounds, and what is written in each."""
-
-    num_rounds: int = 5
-    """Number of rounds; the first one knows nothing, unless `prompts.learn_from` names earlier runs."""
-    prompts: PromptsConfig = PromptsConfig(num_prompts=96, use_forms=True)
-    """The prompts of every round."""
-
-    def __post_init__(self) -> None:
-        if self.num_rounds < 1:
-            raise InputError(f"num_rounds must be at least 1, got {self.num_rounds}")
-        if not self.prompts.is_learning:
-            raise InputError("rounds are for forms that learn; do not set --prompts.use-forms False")
+__all__ = ["RoundYield", "round_folders", "run_rounds", "yields_of_rounds"]
 
 
 class RoundYield(NamedTuple):
@@ -72,7 +57,7 @@ def run_rounds(
     for index, folder in enumerate(round_folders(run.path, config.num_rounds)):
         prompts = replace(config.prompts, learn_from=(*config.prompts.learn_from, *made))
         seed = derive_seed(run.seed, "round", index)
-        round_run = RunFolder.open(folder, {"prompts": prompts.identity(), "pairs": pairs_config}, seed=seed)
+        round_run = RunFolder.open(folder, {"prompts": identity_of(prompts), "pairs": pairs_config}, seed=seed)
         if not (folder / "pairs" / STAGE_MARK).exists():
             yield from run_prompts(round_run, prompts, limits=limits)
             if not (folder / "prompts" / STAGE_MARK).exists():

@@ -13,84 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restage.prompts import WRITERS, orders
-from restage.prompts.forms import Arm, FormChooser, FormsConfig, make_arms
+from restage.prompts import orders
+from restage.prompts.config import PromptsConfig
+from restage.prompts.forms import Arm, FormChooser, make_arms
 from restage.prompts.grammar import read_captions
-from restage.prompts.llm_config import LlmConfig
 from restage.prompts.rejects import Duplicates, TokenLimits
 from restage.prompts.store import copy_pictures, prompt_line, read_prompts, write_prompts
-from restage.prompts.trials import MANIFEST, Learned, measure_yield, read_trials
+from restage.prompts.trials import Learned, measure_yield, read_trials
+from restage.prompts.writers import WRITERS
 from restage.records import InputError, Progress, canonical_json, file_sha256, to_plain, write_atomically
 from restage.run.folder import RunFolder
+from restage.run.layout import MANIFEST
 from restage.run.paid import AskingStopped
-from restage.world.grammar import EDIT_KINDS
 
-__all__ = ["PromptsConfig", "run_prompts"]
-
-MAX_PROMPTS = 20_000_000
-"""Number of prompt pairs that can be told apart in 4 GB of memory."""
+__all__ = ["identity_of", "run_prompts"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptsConfig:
-    """The prompt pairs that a run works with."""
-
-    num_prompts: int = 120
-    """Number of pairs to write; unless forms learn, the numbers of pairs of each kind differ by at most one."""
-    writer: str = "grammar"
-    """Writer of the pairs: `grammar` (of the miniature world), or `llm` (any OpenAI-compatible endpoint;
-    restage[llm])."""
-    kinds: tuple[str, ...] = EDIT_KINDS
-    """Kinds of edit to write, in turn."""
-    path: Path | None = None
-    """JSON Lines file with the user's own pairs, which are taken instead; the pictures that they name lie in or below
-    its folder. All other settings are then unused."""
-    captions: Path | None = None
-    """Text file with the user's own captions to edit, one a line. The grammar skips those that it cannot read."""
-    near_duplicates: float = 0.92
-    """Share of content words, above 0 and up to 1, at which two pairs with the same change are duplicates; captions of
-    up to 12 content words must have the same ones."""
-    max_noun_share: float = 0.25
-    """Largest share of pairs whose edit is about the same noun (at least 4 pairs; no quota applies to `captions`)."""
-    use_forms: bool = False
-    """Choose each pair's form by what was accepted before, instead of kinds in turn."""
-    learn_from: tuple[Path, ...] = ()
-    """Runs from whose finished pairs forms are learned; implies --use-forms True."""
-    forms: FormsConfig = FormsConfig()
-    """How forms are chosen."""
-    llm: LlmConfig = LlmConfig()
-    """The language model, for the writer `llm`."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_prompts <= MAX_PROMPTS:
-            raise InputError(f"num_prompts must be at least 1 and at most {MAX_PROMPTS}, got {self.num_prompts}")
-        if self.writer not in WRITERS:
-            raise InputError(f"unknown writer {self.writer!r}; known: {', '.join(WRITERS)}")
-        if unknown := [kind for kind in self.kinds if kind not in EDIT_KINDS] or ([] if self.kinds else ["(none)"]):
-            raise InputError(f"unknown kind of edit {unknown[0]!r}; known: {', '.join(EDIT_KINDS)}")
-        if not (0 < self.near_duplicates <= 1 and 0 < self.max_noun_share <= 1):
-            raise InputError("near_duplicates and max_noun_share must lie above 0 and up to 1")
-        if self.is_learning and (self.captions or self.path):
-            raise InputError(
-                "forms choose what is written; omit --captions and --path, or --use-forms and --learn-from"
-            )
-        if self.is_learning and WRITERS[self.writer].form_space is None:
-            with_forms = ", ".join(name for name, writer in WRITERS.items() if writer.form_space)
-            raise InputError(f"writer {self.writer!r} has no forms to learn; writers that have: {with_forms}")
-
-    @property
-    def is_learning(self) -> bool:
-        """Whether forms are chosen by what was accepted."""
-        return self.use_forms or bool(self.learn_from)
-
-    def identity(self) -> dict[str, Any]:
-        """Return what decides what is written; the rates and limits of a language model do not."""
-        return {
-            **to_plain(self),
-            "llm": self.llm.identity() if WRITERS[self.writer].asks_model else {},
-            "captions": _sha256(self.captions) if self.captions else None,
-            "learn_from": [_sha256(run / MANIFEST) for run in self.learn_from],
-        }
+def identity_of(config: PromptsConfig) -> dict[str, Any]:
+    """Return what decides what is written; the rates and limits of a language model do not."""
+    return {
+        **to_plain(config),
+        "llm": config.llm.identity() if WRITERS[config.writer].asks_model else {},
+        "captions": _sha256(config.captions) if config.captions else None,
+        "learn_from": [_sha256(run / MANIFEST) for run in config.learn_from],
+    }
 
 
 def _sha256(path: Path) -> str:
@@ -123,7 +69,9 @@ def _prepare(config: PromptsConfig, seed: int, cache: Path) -> _Job:
         return _Job(config, writer, orders.CaptionPlan(captions, config.kinds, seed))
     if not config.is_learning:
         return _Job(config, writer, orders.KindPlan(config.kinds, config.writer, seed, is_strict=writer.is_endless))
-    assert writer.form_space is not None
+    if writer.form_space is None:
+        with_forms = ", ".join(name for name, writer in WRITERS.items() if writer.form_space)
+        raise InputError(f"writer {config.writer!r} has no forms to learn; writers that have: {with_forms}")
     arms = make_arms(writer.form_space, config.kinds, learned.trials, config=config.forms, seed=seed)
     return _Job(config, writer, orders.FormPlan(FormChooser(arms, config.forms, seed), seed), arms, learned)
 
@@ -226,7 +174,7 @@ def _copy(run: RunFolder, config: PromptsConfig, path: Path, limits: TokenLimits
     write_prompts(folder / "prompts.jsonl", pairs)
     by_kind = dict(Counter(pair.kind for pair in pairs))
     facts: dict[str, Any] = {"rejects": dict(Counter(row["reason"] for row in rejects))} if rejects else {}
-    run.mark_done("prompts", config.identity(), num_prompts=len(pairs), by_kind=by_kind, **facts)
+    run.mark_done("prompts", identity_of(config), num_prompts=len(pairs), by_kind=by_kind, **facts)
     note = f"{len(pairs)} prompt pairs"
     note += "".join(f"; {row['pair']['source'][:60]!r} was left out: {row['reason']}" for row in rejects[:3])
     note += f"; all {len(rejects)} that were left out are in rejects.jsonl" if len(rejects) > 3 else ""
@@ -247,7 +195,7 @@ def run_prompts(
     Raises:
         InputError: the stage was finished with another config, the user's file cannot be used, or no pair was written.
     """
-    if run.is_done("prompts", config.identity()):
+    if run.is_done("prompts", identity_of(config)):
         yield Progress(stage="prompts", done=1, total=1, note="already done")
         return
     if config.path is not None:
@@ -274,5 +222,5 @@ def run_prompts(
         if found.num_pairs:
             interval = [round(found.low, 4), round(found.high, 4)]
             facts |= {"control_yield": round(found.share, 4), "control_interval": interval}
-    run.mark_done("prompts", config.identity(), **facts, **job.writer.facts())
+    run.mark_done("prompts", identity_of(config), **facts, **job.writer.facts())
     yield Progress(stage="prompts", done=tally.num_pairs, total=tally.num_pairs, note=f"{tally.num_pairs} prompt pairs")

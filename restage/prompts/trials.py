@@ -14,11 +14,10 @@ from restage.prompts.forms import Form, Trial, read_form
 from restage.prompts.grammar import features_of_captions
 from restage.prompts.orders import Example
 from restage.records import InputError, from_plain
+from restage.run.layout import MANIFEST
 
-__all__ = ["MANIFEST", "Learned", "Yield", "measure_yield", "read_trials"]
+__all__ = ["Learned", "Yield", "measure_yield", "read_trials"]
 
-MANIFEST = Path("pairs") / "manifest.parquet"
-"""Manifest of a run's finished pairs."""
 EXAMPLES_PER_FORM = 4
 
 

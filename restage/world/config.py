@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from restage.records import InputError, added_later
-from restage.world import grammar, second
+from restage.world.description import EDIT_KINDS, SECOND_EDIT_KINDS
 
-__all__ = ["CaptureConfig", "EDITIONS", "WorldConfig"]
+__all__ = ["CaptureConfig", "WorldConfig"]
 
-
-EDITIONS = {1: grammar, 2: second}
+KINDS_OF_EDITION = {1: EDIT_KINDS, 2: SECOND_EDIT_KINDS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +50,9 @@ class WorldConfig:
     """Edition of the grammar: 2 says where things are added and moved, and has patterns and colors without a name."""
 
     def __post_init__(self) -> None:
-        if self.edition not in EDITIONS:
+        if self.edition not in KINDS_OF_EDITION:
             raise InputError(f"expected an edition of the grammar out of 1 and 2, got {self.edition}")
-        kinds = EDITIONS[self.edition].EDIT_KINDS
+        kinds = KINDS_OF_EDITION[self.edition]
         unknown = sorted(set(self.edit_kinds) - set(kinds))
         if unknown or len(set(self.edit_kinds)) != len(self.edit_kinds):
             raise InputError(f"expected different kinds out of {', '.join(kinds)}, got {self.edit_kinds}")

@@ -14,14 +14,24 @@ from typing import Any
 import numpy as np
 
 from restage.records import EditRequest, InputError, PromptPair, derive_seed
-from restage.world.description import COLORS, GROUNDS, KINDS, SIZES, TIMES, Description, Edit, Place, SceneObject
+from restage.world.description import (
+    COLORS,
+    EDIT_KINDS,
+    GROUNDS,
+    KINDS,
+    SIZES,
+    TIMES,
+    Description,
+    Edit,
+    Place,
+    SceneObject,
+)
 from restage.world.looks import HELD_OUT_PATTERNS
 from restage.world.places import can_carry, carriers, find_objects, name_of, object_words, phrase_of
 
 __all__ = ["COLORS", "EDIT_KINDS", "GROUNDS", "HELD_OUT_COMBINATIONS", "KINDS", "TIMES", "Description", "Edit"]
 __all__ += ["SceneObject", "caption_of", "prompt_pair_of", "sample_description", "sample_edit"]
 
-EDIT_KINDS = ("recolour", "reshape", "add", "remove", "ground", "time", "resize")
 
 HELD_OUT_COMBINATIONS = frozenset((kind, COLORS[(3 * i + 1) % len(COLORS)]) for i, kind in enumerate(KINDS))
 """One color a kind that no training scene shows, so that composition can be told from memory."""

@@ -15,7 +15,19 @@ import numpy as np
 
 from restage.records import InputError, PromptPair, derive_seed
 from restage.world import grammar
-from restage.world.description import COLORS, GROUNDS, KINDS, PATTERNS, TIMES, Description, Edit, Place, SceneObject
+from restage.world.description import (
+    COLORS,
+    EDIT_KINDS,
+    GROUNDS,
+    KINDS,
+    PATTERNS,
+    SECOND_EDIT_KINDS,
+    TIMES,
+    Description,
+    Edit,
+    Place,
+    SceneObject,
+)
 from restage.world.looks import HELD_OUT_PATTERNS, MIN_CONTRAST, Look, color_distance, sample_look
 from restage.world.places import (
     Spot,
@@ -32,11 +44,8 @@ from restage.world.places import (
 if TYPE_CHECKING:
     from restage.scenes.cameras import Cameras
 
-__all__ = ["EDIT_KINDS", "caption_of", "choose_place", "possible_kinds", "prompt_pair_of", "reference_scene"]
+__all__ = ["caption_of", "choose_place", "possible_kinds", "prompt_pair_of", "reference_scene"]
 __all__ += ["sample_description", "sample_edit", "sample_place"]
-
-EDIT_KINDS = (*grammar.EDIT_KINDS, "move", "pattern", "look")
-"""A look is shown by a picture (`reference_scene`), and may be one that words cannot say."""
 
 LAID_OUT_SHARE = 0.55
 """Share of objects, after a scene's first, that stand in a relation to others; the rest stand anywhere."""
@@ -182,14 +191,14 @@ def possible_kinds(scene: Description, camera: Cameras | None = None) -> tuple[s
     first = grammar.possible_kinds(scene)
     is_free = len(carriers(scene)) < len(scene.objects)
     possible = {
-        **{kind: kind in first for kind in grammar.EDIT_KINDS},
+        **{kind: kind in first for kind in EDIT_KINDS},
         "add": "add" in first and _has_room(scene, camera),
         "remove": "remove" in first and is_free,
         "move": bool(_moves(scene, camera)),
         "pattern": any(item.color in COLORS for item in scene.objects),
         "look": True,
     }
-    return tuple(kind for kind in EDIT_KINDS if possible[kind])
+    return tuple(kind for kind in SECOND_EDIT_KINDS if possible[kind])
 
 
 def sample_edit(

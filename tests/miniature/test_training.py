@@ -36,7 +36,7 @@ from restage.run.models import models_in
 from restage.train.examples import can_be_mirrored
 from restage.world import grammar, second
 from restage.world.capture import CHANGE_THRESHOLD, camera_at
-from restage.world.description import COLORS, KINDS, PATTERNS
+from restage.world.description import COLORS, KINDS, PATTERNS, SECOND_EDIT_KINDS
 from restage.world.grammar import object_phrase
 from restage.world.places import RELATIONS, carriers, places_of, read_place
 from tests.tiny_models import tokenizer_of_the_world
@@ -407,7 +407,7 @@ def test_captions_of_no_picture_make_the_contrastive_loss_larger() -> None:
 
 
 def test_exact_pairs_come_of_every_kind_and_change_what_their_masks_say() -> None:
-    assert set(PAIR_KINDS) - {TURNED} == set(second.EDIT_KINDS) - {"look"}
+    assert set(PAIR_KINDS) - {TURNED} == set(SECOND_EDIT_KINDS) - {"look"}
     pairs = list(render_pairs(len(PAIR_KINDS), seed=3))
     assert [pair.prompt.kind for pair in pairs] == ["remove" if kind == TURNED else kind for kind in PAIR_KINDS]
     for pair in pairs:

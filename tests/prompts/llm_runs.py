@@ -2,8 +2,9 @@
 
 import json
 
+from restage.prompts.config import PromptsConfig
 from restage.prompts.llm_config import LlmConfig, LlmLimits
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.stage import run_prompts
 from restage.prompts.store import read_prompts
 from restage.run.folder import RunFolder
 

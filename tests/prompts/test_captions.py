@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from restage.prompts.config import PromptsConfig
 from restage.prompts.grammar import parse_caption, read_captions, write_caption_pair
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.stage import run_prompts
 from restage.prompts.store import read_prompts
 from restage.records import InputError
 from restage.run.folder import RunFolder

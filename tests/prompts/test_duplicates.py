@@ -1,8 +1,9 @@
 import pytest
 
+from restage.prompts.config import PromptsConfig
 from restage.prompts.orders import NounQuota
 from restage.prompts.rejects import Duplicates
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.stage import run_prompts
 from restage.prompts.store import read_prompts
 from restage.records import InputError, PromptPair
 from restage.run.folder import RunFolder

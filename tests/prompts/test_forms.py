@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from restage.prompts import WRITERS
+from restage.prompts.config import PromptsConfig, RoundsConfig
 from restage.prompts.forms import (
     GRAMMAR_SPACE,
     Choice,
@@ -20,10 +20,11 @@ from restage.prompts.forms import (
     write_form,
 )
 from restage.prompts.grammar import features_of_captions, features_of_edit, write_form_pair
-from restage.prompts.rounds import RoundsConfig, round_folders, run_rounds, yields_of_rounds
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.rounds import round_folders, run_rounds, yields_of_rounds
+from restage.prompts.stage import run_prompts
 from restage.prompts.store import read_prompts
 from restage.prompts.trials import measure_yield, read_trials
+from restage.prompts.writers import WRITERS
 from restage.records import InputError, PromptPair, derive_seed
 from restage.run.folder import RunFolder
 from restage.world.grammar import EDIT_KINDS, prompt_pair_of, sample_description, sample_edit

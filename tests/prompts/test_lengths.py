@@ -5,9 +5,10 @@ import json
 
 import pytest
 
+from restage.prompts.config import PromptsConfig
 from restage.prompts.grammar import read_captions
 from restage.prompts.rejects import TokenLimits
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.stage import run_prompts
 from restage.prompts.store import read_prompts
 from restage.records import InputError, PromptPair
 from restage.run.folder import RunFolder

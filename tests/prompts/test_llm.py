@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from restage.prompts.config import PromptsConfig
 from restage.prompts.forms import OPEN_SPACE, read_form
 from restage.prompts.llm_config import LlmConfig, LlmLimits
-from restage.prompts.stage import PromptsConfig
 from restage.records import InputError
 from restage.run.folder import RunFolder
 from restage.run.paid import AskingStopped, Budget, RateLimit, Usage

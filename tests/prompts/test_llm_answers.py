@@ -6,9 +6,9 @@ import time
 import pytest
 
 from restage.prompts.answers import AnswerCache, Reply
+from restage.prompts.config import PromptsConfig
 from restage.prompts.llm import Malformed, parse_items
 from restage.prompts.llm_config import LlmConfig, find_access
-from restage.prompts.stage import PromptsConfig
 from restage.records import InputError
 from tests.prompts.fake_llm import KEY, Plain, answer_well, fail, good_items, message
 from tests.prompts.llm_runs import config_of, rejects_of, run_all

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from restage.prompts import WRITERS
+from restage.prompts.config import WRITER_NAMES, PromptsConfig
 from restage.prompts.orders import Answer, Order, Writer
-from restage.prompts.stage import PromptsConfig, run_prompts
+from restage.prompts.stage import run_prompts
 from restage.prompts.store import read_prompts, write_prompts
+from restage.prompts.writers import WRITERS
 from restage.records import InputError, PromptPair, file_sha256
 from restage.run.folder import RunFolder
 from restage.world.grammar import EDIT_KINDS
@@ -77,16 +78,26 @@ class CountingWriter(Writer):
         )
 
 
-def test_a_writer_is_a_class_and_a_line_in_the_menu(tmp_path, monkeypatch):
+def test_the_menu_of_writers_has_the_names_that_settings_know():
+    assert WRITER_NAMES == (*WRITERS,)
+
+
+def add_to_menu(monkeypatch):
     monkeypatch.setitem(WRITERS, "counting", CountingWriter)
+    monkeypatch.setattr("restage.prompts.config.WRITER_NAMES", (*WRITERS,))
+
+
+def test_a_writer_is_a_class_and_a_line_in_the_menu(tmp_path, monkeypatch):
+    add_to_menu(monkeypatch)
     pairs = run_all(tmp_path / "run", PromptsConfig(num_prompts=3, writer="counting", kinds=("reshape",)))
     assert [pair.source for pair in pairs] == [f"a cat beside {number} dogs" for number in (1, 2, 3)]
 
 
-def test_a_writer_without_forms_cannot_learn_them(monkeypatch):
-    monkeypatch.setitem(WRITERS, "counting", CountingWriter)
+def test_a_writer_without_forms_cannot_learn_them(tmp_path, monkeypatch):
+    add_to_menu(monkeypatch)
     with pytest.raises(InputError, match="'counting' has no forms to learn; writers that have: grammar, llm"):
-        PromptsConfig(writer="counting", use_forms=True)
+        run_all(tmp_path / "run", PromptsConfig(writer="counting", use_forms=True))
+    assert not [*tmp_path.glob("run/prompts/*.jsonl")]
 
 
 def test_a_writer_that_only_repeats_itself_is_an_error(monkeypatch, tmp_path):

@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from restage.records import InputError, read_json, write_json
-from restage.report import ReportConfig, run_report, write_report
+from restage.report.read import ReportConfig
+from restage.report.stage import run_report, write_report
 from restage.report.words import format_duration
 from restage.run.folder import RunFolder
 from restage.scores.rows import read_scores, write_scores
