@@ -7,7 +7,7 @@ shape. `settled` registers edited views by what is here; `DriftingEditor` moves 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -20,7 +20,7 @@ from torch import Tensor
 from restage.edit.editors.interface import Edited, Editor, ViewBatch
 from restage.records import InputError, derive_seed
 
-__all__ = ["Drift", "DriftingEditor", "find_drift", "move", "undo_drift"]
+__all__ = ["Drift", "DriftingEditor", "agreement", "find_drift", "move", "undo_drift"]
 
 Picture = Float[Tensor, "3 h w"]
 
@@ -101,30 +101,40 @@ UNCHANGED_SHARE = 0.6
 """Share of the pixels, those that agree best, that count as outside of the change."""
 SMALLEST_PX = 0.25
 """Less than this is left as it is: resampling would blur more than the drift does."""
+MAX_STEPS, MAX_SHARE = 30, 0.3
+"""Steps of a search, and how far from no drift it may go, as a share of the width."""
 MIN_AGREEMENT = 0.5
 """Edges that agree less are those of another picture, which has no drift."""
 MIN_GAIN = 0.02
-"""A drift is believed where edges agree by so much better, in correlation, than without it."""
+"""A drift is believed where edges agree by so much better, in correlation, than without it, or half as badly."""
 
 
 def find_drift(edited: Picture, original: Picture) -> Drift:
     """Register an edited view to its original, on what is outside of the change; no drift where none is certain.
 
     Edges are compared, since an edit changes colors more than places: first by phase correlation for the shift, then by
-    ECC (Evangelidis and Psarakis 2008) for all four numbers, from small to large and with ever better weights.
+    steps up their correlation for all four numbers, from small to large and with ever better weights.
     """
     height, width = edited.shape[1:]
     moved, still = _luminance(edited), _luminance(original)
-    starts = [np.eye(2, 3)]
+    starts = [Drift()]
     shift, _ = cv2.phaseCorrelate(_edges(still), _edges(moved), cv2.createHanningWindow((width, height), cv2.CV_64F))
     if math.hypot(*shift) < 0.3 * width:
-        starts.append(np.array([[1.0, 0.0, shift[0]], [0.0, 1.0, shift[1]]]))
+        starts.append(Drift(*shift))
     found = [_refine(moved, still, start) for start in starts]
-    scores = [_agreement(moved, still, matrix) for matrix in (np.eye(2, 3), *found)]
-    best = int(np.argmax(scores))
-    drift = Drift.of(found[best - 1], height, width)
-    is_certain = best > 0 and scores[best] >= max(MIN_AGREEMENT, scores[0] + MIN_GAIN)
-    return drift if is_certain and drift.share(height, width) * width >= SMALLEST_PX else Drift()
+    # Pixels that agree best are found for any two pictures; where the rest agrees less than before, it is by chance.
+    scores = [(_agreement(moved, still, drift), _agreement(moved, still, drift, 1.0)) for drift in (Drift(), *found)]
+    best = max(range(len(scores)), key=lambda one: sum(scores[one]))
+    (agreed, whole), (before, whole_before) = scores[best], scores[0]
+    needed = max(MIN_AGREEMENT, before + min(MIN_GAIN, (1 - before) / 2))
+    is_certain = best > 0 and agreed >= needed and whole > whole_before
+    drift = found[best - 1] if is_certain else Drift()
+    return drift if drift.share(height, width) * width >= SMALLEST_PX else Drift()
+
+
+def agreement(edited: Picture, original: Picture, drift: Drift = Drift()) -> float:
+    """Correlation of the edges of two whole pictures once the drift of the first is undone."""
+    return _agreement(_luminance(edited), _luminance(original), drift, 1.0)
 
 
 def _luminance(image: Tensor) -> np.ndarray:
@@ -139,49 +149,95 @@ def _edges(plane: np.ndarray) -> np.ndarray:
     return np.sqrt(edges)
 
 
-def _refine(moved: np.ndarray, still: np.ndarray, start: np.ndarray) -> np.ndarray:
+def _refine(moved: np.ndarray, still: np.ndarray, drift: Drift) -> Drift:
     height, width = still.shape
-    matrix = start.astype(np.float32)
     for level in LEVELS:
         size = (max(16, width // level), max(16, height // level))
-        scale = np.array([size[0] / width, size[1] / height])
+        scale = size[0] / width
         small, whole = (
             _edges(cv2.resize(plane, size, interpolation=cv2.INTER_AREA)).astype(np.float32) for plane in (moved, still)
         )
         for _ in range(ROUNDS):
-            at_level = matrix.copy()
-            at_level[:, 2] = matrix[:, 2] * scale
-            weights = (_differences(small, whole, at_level) <= UNCHANGED_SHARE).astype(np.uint8)
-            stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-5)
-            try:
-                # ECC's mask lies in the moved picture; a small drift moves it by less than what it leaves out.
-                _, at_level = cv2.findTransformECC(whole, small, at_level, cv2.MOTION_AFFINE, stop, weights, 3)
-            except cv2.error:  # it did not converge: what the level before found stays
+            at_level = replace(drift, shift_x_px=drift.shift_x_px * scale, shift_y_px=drift.shift_y_px * scale)
+            at_level = _climb(small, whole, _differences(small, whole, at_level) <= UNCHANGED_SHARE, at_level)
+            drift = replace(at_level, shift_x_px=at_level.shift_x_px / scale, shift_y_px=at_level.shift_y_px / scale)
+    return drift
+
+
+def _climb(moved: np.ndarray, still: np.ndarray, chosen: np.ndarray, drift: Drift) -> Drift:
+    """Go up the correlation of chosen pixels by steps of Levenberg and Marquardt.
+
+    As ECC does (Evangelidis and Psarakis 2008), but for the four numbers alone and never downward: where few edges are,
+    its affine steps left the picture.
+    """
+    height, width = still.shape
+    center, spread = np.array([width - 1, height - 1]) / 2, math.sqrt((width**2 + height**2) / 12)
+    slopes = [cv2.Sobel(moved, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1))]
+    points = np.argwhere(chosen)[:, ::-1]
+    wanted = _unit(still[chosen])
+
+    def look_up(plane: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(plane, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)[chosen]
+
+    matrix, damping = drift.matrix(height, width), 0.01
+    values = look_up(moved, matrix)
+    for _ in range(MAX_STEPS):
+        # How the picture changes with each number, all four in pixels: shifts, and zoom and turn about the center.
+        across, down = (look_up(slope, matrix) for slope in slopes)
+        x, y = (points @ matrix[:, :2].T + matrix[:, 2] - center - (drift.shift_x_px, drift.shift_y_px)).T / spread
+        changes = np.stack([across, down, across * x + down * y, down * x - across * y])
+        unit = _unit(values)
+        changes = (changes - changes.mean(axis=1, keepdims=True)) / max(1e-9, np.linalg.norm(values - values.mean()))
+        changes -= np.outer(changes @ unit, unit)
+        square, slope = changes @ changes.T, changes @ wanted
+        while damping < 1e4:
+            step = np.linalg.solve(square + damping * (np.diag(np.diag(square)) + 1e-9 * np.eye(4)), slope)
+            tried = Drift(
+                drift.shift_x_px + step[0],
+                drift.shift_y_px + step[1],
+                drift.scale * (1 + step[2] / spread),
+                drift.angle_rad + step[3] / spread,
+            )
+            matrix = tried.matrix(height, width)
+            values = look_up(moved, matrix)
+            if tried.scale > 0 and tried.share(height, width) < MAX_SHARE and _unit(values) @ wanted > unit @ wanted:
+                drift, damping = tried, damping / 4
                 break
-            at_level[:, 2] /= scale
-            matrix = Drift.of(at_level, height, width).matrix(height, width).astype(np.float32)
-    return matrix.astype(np.float64)
+            damping *= 4
+        else:
+            return drift
+        if np.abs(step).max() < 0.01:
+            return drift
+    return drift
 
 
-def _differences(moved: np.ndarray, still: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Values without their mean, at length 1."""
+    around = values.astype(np.float64) - values.mean()
+    return around / max(1e-9, np.linalg.norm(around))
+
+
+def _differences(moved: np.ndarray, still: np.ndarray, drift: Drift) -> np.ndarray:
     """Rank of each pixel by how much its surroundings differ, 0 for the least and 1 for the most."""
     size = still.shape[::-1]
+    matrix = drift.matrix(*still.shape)
     back = cv2.warpAffine(moved, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     difference = cv2.GaussianBlur(np.abs(back - still), (0, 0), max(1.0, size[0] / 32))
     ranks = difference.ravel().argsort().argsort()
     return (ranks / max(1, ranks.size - 1)).reshape(still.shape)
 
 
-def _agreement(moved: np.ndarray, still: np.ndarray, matrix: np.ndarray) -> float:
-    """Correlation of edges where they agree best, away from borders."""
+def _agreement(moved: np.ndarray, still: np.ndarray, drift: Drift, share: float = UNCHANGED_SHARE) -> float:
+    """Correlation of edges in the share of the pixels that agrees best, away from borders."""
     height, width = still.shape
     edges, whole = _edges(moved), _edges(still)
+    matrix = drift.matrix(height, width)
     back = cv2.warpAffine(edges, matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    chosen = _differences(edges, whole, matrix) <= UNCHANGED_SHARE
+    chosen = _differences(edges, whole, drift) <= share
     margin = max(1, width // 16)
     chosen[:margin], chosen[-margin:], chosen[:, :margin], chosen[:, -margin:] = False, False, False, False
-    first, second = back[chosen] - back[chosen].mean(), whole[chosen] - whole[chosen].mean()
-    return float((first * second).sum() / max(1e-12, math.sqrt((first**2).sum() * (second**2).sum())))
+    return float(_unit(back[chosen]) @ _unit(whole[chosen]))
 
 
 @dataclass(frozen=True)
