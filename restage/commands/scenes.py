@@ -100,6 +100,7 @@ def edit(
     region: Path | None = None,
     model_options: tuple[str, ...] = (),
     max_drift: float = 0.1,
+    anchor: str = "",
     device: DeviceArgument = "auto",
     size: int | None = None,
     cameras: Path | None = None,
@@ -136,6 +137,9 @@ def edit(
         model_options: Options of the editor, as key=value. `pipeline` has steps, guidance, image_guidance, size,
             batch_size, dtype, weights and offload; `endpoint` sends all as fields of its own.
         max_drift: Views that the editor moves farther than this share of their width are left out; others are put back.
+        anchor: The view that the editor edits first and then sees beside every other one, so that all come out alike:
+            `auto`, a view's number, or a picture of a view that you edited elsewhere. Editors that take one picture get
+            a grid; `grid:` before it asks for that. For `pipeline` and `endpoint`.
         device: Where the scene is drawn and the editor's model computes.
         size: Longer side of the views in pixels, if a capture is fitted first or cameras are placed.
         cameras: For a file of splats: a capture in their frame whose cameras are used, in place of placed ones.
@@ -165,6 +169,7 @@ def edit(
         model=model,
         model_options=model_options,
         max_drift=max_drift,
+        anchor=anchor,
         device=device,
         seed=seed,
         strength=strength,

@@ -14,7 +14,16 @@ from typing import Any, Literal
 
 from restage.records import InputError
 
-__all__ = ["FAMILIES", "CachedPipeline", "Family", "cached_pipelines", "find_model", "pipeline_class"]
+__all__ = ["FAMILIES", "IN_GRID", "SECOND_PICTURE", "CachedPipeline", "Family", "cached_pipelines", "find_model"]
+__all__ += ["pipeline_class"]
+
+
+SECOND_PICTURE = "Apply the same change as in the second picture."
+IN_GRID = (
+    "Change the lower right picture as the upper right one was changed from the upper left one, and leave the other "
+    "three as they are."
+)
+"""What is added to the instruction where an edited view and its original lie above the view and its original."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +40,8 @@ class Family:
     """Strength of the original view, where it has a guidance of its own."""
     image: str = "image"
     form: Literal["tensor", "picture", "list", "nested"] = "picture"
-    """The view goes in as a tensor, as a picture, in a list before the references, or in a list for each prompt."""
+    """The view goes in as a tensor, as a picture, in a list before the references, or in such a list for each prompt,
+    which then names all its pictures."""
     reference: str = ""
     """Takes pictures besides the view; `list` puts them into the list of the view."""
     mask: str = ""
@@ -50,11 +60,14 @@ class Family:
     dtype: str = ""
     """The only one that the pipeline computes in; empty for any."""
     prompt: str = "{}"
+    anchor: str = SECOND_PICTURE
+    """What is added to the instruction where an edited view is among the references."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """More arguments, always the same."""
 
 
-_FLUX2: dict[str, Any] = {"form": "list", "reference": "list"}
+_REFERENCE = "Apply the same change as in the reference picture."
+_FLUX2: dict[str, Any] = {"form": "list", "reference": "list", "anchor": "Apply the same change as in image 2."}
 _QWEN: dict[str, Any] = {"by": "true_cfg_scale", "size": "own", "extra": {"negative_prompt": " "}}
 _KONTEXT: dict[str, Any] = {"steps": 28, "form": "tensor", "extra": {"_auto_resize": False}}
 
@@ -79,15 +92,19 @@ FAMILIES: dict[str, Family] = {
         is_batched=True,
     ),
     "FluxKontextPipeline": Family(**_KONTEXT, guidance=2.5, can_start=True),
-    "FluxKontextInpaintPipeline": Family(**_KONTEXT, guidance=2.5, mask="mask_image", reference="image_reference"),
+    "FluxKontextInpaintPipeline": Family(
+        **_KONTEXT, guidance=2.5, mask="mask_image", reference="image_reference", anchor=_REFERENCE
+    ),
     "Flux2Pipeline": Family(**_FLUX2, steps=50, guidance=4.0),
     "Flux2KleinPipeline": Family(**_FLUX2, steps=50, guidance=4.0),
     "Flux2KleinKVPipeline": Family(**_FLUX2, steps=4, by=""),
     "Flux2KleinInpaintPipeline": Family(
-        steps=50, guidance=4.0, size="shown", mask="mask_image", reference="image_reference"
+        steps=50, guidance=4.0, size="shown", mask="mask_image", reference="image_reference", anchor=_REFERENCE
     ),
     "QwenImageEditPipeline": Family(**_QWEN, steps=50, guidance=4.0),
-    "QwenImageEditPlusPipeline": Family(**_QWEN, steps=40, guidance=4.0, form="list", reference="list"),
+    "QwenImageEditPlusPipeline": Family(
+        **_QWEN, steps=40, guidance=4.0, form="list", reference="list", anchor="Apply the same change as in Picture 2."
+    ),
     "QwenImageEditInpaintPipeline": Family(**_QWEN, steps=50, guidance=4.0, mask="mask_image"),
     "QwenImage21Pipeline": Family(steps=40, by="true_cfg_scale", size="own", form="list", reference="list"),
     "LongCatImageEditPipeline": Family(steps=50, guidance=4.5, size="own"),
@@ -104,6 +121,7 @@ FAMILIES: dict[str, Family] = {
         image_guidance=1.6,
         image="input_images",
         form="nested",
+        reference="list",
         is_batched=True,
         prompt="<img><|image_1|></img> {}",
     ),

@@ -78,9 +78,12 @@ class EditJob:
             noise_keys=noise_keys,
             sharing=sharing if can_share_attention(self.editor) else None,
             may_leave_out=may_leave_out,
-            join_masks=partial(join_masks, self.splats, self.capture.cameras[list(chosen)]),
+            join_masks=partial(self._join_masks, chosen),
             regions=None if self.regions is None else self.regions[list(chosen)].to(originals.device),
         )
+
+    def _join_masks(self, chosen: Sequence[int], places: Sequence[int], masks: Tensor) -> Tensor:
+        return join_masks(self.splats, self.capture.cameras[[chosen[place] for place in places]], masks)
 
     @classmethod
     def of(

@@ -68,6 +68,10 @@ class EditChoice:
     region: Path | None = None
     """Where the scene may change: the name of one of its regions, or a path for `read_regions`; None for everywhere."""
 
+    anchor: str = ""
+    """The view that is edited first, and shown with all others; see `restage.edit.editors.anchored.find_anchor`. Empty
+    to edit each view by itself."""
+
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"unknown method {self.method!r}; choose from {', '.join(METHODS)}")
@@ -145,16 +149,24 @@ def open_edit(
         options=choice.model_options,
         max_drift=choice.max_drift,
     )
+    if start is not None:
+        capture = replace(capture, images=render_views(splats, capture.cameras))
     editor = (editors or OpenEditors()).open(menu_editor, source)
+    inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
+    if choice.anchor:
+        from restage.edit.editors.anchored import anchor_mark, find_anchor, follow_anchor  # OpenCV takes a moment
+
+        anchor = find_anchor(choice.anchor, capture, regions, max_drift=choice.max_drift)
+        editor = follow_anchor(editor, anchor, choice.anchor)
+        inputs |= {"anchor": anchor_mark(choice.anchor), "anchor_view": capture.file_names[anchor.index]}
     case_file = scene_folder / TRUTH / name / EDIT_CASE
     if not case_file.exists():  # written once the models are open, so that a refused edit leaves nothing behind
         write_json(case_file, case)
-    inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
     if regions is not None:
         inputs["regions_sha256"] = hashlib.sha256(regions.cpu().numpy().tobytes()).hexdigest()
     steps = edit_scene(
         splats,
-        capture if start is None else replace(capture, images=render_views(splats, capture.cameras)),
+        capture,
         request=case.request,
         method=method,
         editor=editor,
@@ -172,7 +184,9 @@ def estimate_edit(scene_folder: Path, choice: EditChoice, *, num_edits: int = 1)
     asked = asked_pictures(choice.resolved(), num_views)
     if asked is None:
         raise InputError(f"the method {choice.method} does not say how many views it has edited; choose another one")
-    count, price = num_edits * asked.count, choice.endpoint.price_per_picture
+    # The anchor may be none of the views that the method asks for.
+    per_edit = asked.count + (choice.anchor != "" and not Path(choice.anchor).is_file())
+    count, price = num_edits * per_edit, choice.endpoint.price_per_picture
     cost = f", {count * price:.4g} at {price:g} each" if price else "; --price-per-picture tells what they cost"
     return f"{count} pictures at most{cost}"
 
@@ -206,6 +220,10 @@ def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str
         marks.append(content_id("options", sorted(choice.model_options))[-8:])
     if choice.max_drift != MAX_DRIFT:
         marks.append(f"drift-{choice.max_drift:g}")
+    if choice.anchor:
+        from restage.edit.editors.anchored import anchor_mark
+
+        marks.append(anchor_mark(choice.anchor))
     if start is not None:
         marks.append(f"on-{start.record_id[-8:]}")
     return "".join(f"-{mark}" for mark in marks)

@@ -82,7 +82,7 @@ class ServedEditor:
     @property
     def takes_references(self) -> bool:
         """Whether it looks at more pictures than the one to edit."""
-        return self.editor_name == "pipeline"
+        return getattr(self.editor, "takes_references", False)
 
     @property
     def paints(self) -> bool:

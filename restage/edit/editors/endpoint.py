@@ -21,8 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from restage.edit.editors.interface import AskedPictures, Edited, EditorSource, ViewBatch
+from restage.edit.editors.interface import AnchorForm, AskedPictures, Edited, EditorSource, ViewBatch
 from restage.edit.editors.picture_client import BrokenAnswer, Painted, PictureClient, PictureRequest
+from restage.edit.families import IN_GRID, SECOND_PICTURE
 from restage.records import InputError
 from restage.run.endpoint_config import EndpointConfig
 from restage.run.http import Rejected, Unanswered
@@ -37,6 +38,8 @@ KNOWN_SIZES = (
     (r"\bdall-e-2", ((1024, 1024),)),
 )
 """Sizes by what the name of a model holds."""
+ONE_PICTURE = re.compile(r"\bdall-e-2")
+"""Models that take no reference."""
 WITHOUT_FORMAT = re.compile(r"\bgpt-image|\bchatgpt-image")
 """Models that always answer with base64, and refuse to be asked for it."""
 FROM_RENDERS = (
@@ -119,6 +122,13 @@ class EndpointEditor:
         """Whether views may come back shifted, and without masks: from all servers but our own."""
         return not self.asker.model.is_ours
 
+    @property
+    def anchor_form(self) -> AnchorForm:
+        """How the model is shown an edited view: as a second picture, unless it is known to take one alone."""
+        model = self.asker.model
+        is_alone = "references" not in model.takes if model.is_ours else ONE_PICTURE.search(model.id) is not None
+        return AnchorForm(is_alone, IN_GRID if is_alone else SECOND_PICTURE)
+
     def prepare(self, asked: AskedPictures | None) -> None:
         """Refuse a method before anything is paid that the endpoint cannot be told about."""
         if asked is not None and asked.from_renders and "noise_level" not in self.asker.model.takes:
@@ -168,7 +178,8 @@ class EndpointEditor:
         region = None if batch.regions is None else batch.regions[place].cpu()
         pictures = (original, *(reference.cpu() for reference in batch.references))
         if frame is not None:
-            pictures = (frame.put(original), *pictures[1:])
+            # A reference of the view's shape is another view, which is to lie in its picture as the view does.
+            pictures = tuple(frame.put(one) if one.shape == original.shape else one for one in pictures)
             region = None if region is None else frame.put(region[None])[0]
             start = None if start is None else frame.put(start)
         return PictureRequest(batch.request.instruction, pictures, region, start, fields)

@@ -6,7 +6,7 @@ Methods that distill ask for noise predictions instead: a `ScoreModel`, which an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from restage.diffusion.sampling import Edited, initial_noise
 from restage.diffusion.schedule import Schedule
-from restage.edit.sharing import AnchoredNoise, ViewSharing
+from restage.edit.sharing import AnchoredNoise, DepthMaps, ViewSharing
 from restage.records import EditRequest, InputError, derive_seed
 from restage.run.endpoint_config import EndpointConfig
 
-__all__ = ["MAX_DRIFT", "AskedPictures", "Branches", "Edited", "Editor", "EditorFactory", "EditorSource"]
+__all__ = ["MAX_DRIFT", "AnchorForm", "AskedPictures", "Branches", "Edited", "Editor", "EditorFactory", "EditorSource"]
 __all__ += ["KnownScores", "NoiseKeys", "PredictNoise", "ScoreModel", "SeededNoise", "ViewBatch"]
 __all__ += ["can_share_attention", "hold_outside", "score_model_of"]
 
@@ -59,8 +59,9 @@ class ViewBatch:
     """Pictures that the instruction may name, for editors that take several."""
     regions: Float[Tensor, "batch height width"] | None = None
     """Where each view may change, 1 inside, for editors that take masks; None for everywhere."""
-    join_masks: Callable[[Tensor], Tensor] | None = None
-    """Makes masks of these views agree, through the splats of their scene; for editors without masks of their own."""
+    join_masks: Callable[[Sequence[int], Tensor], Tensor] | None = None
+    """Makes masks of some of these views, by their places, agree through the splats of their scene; for editors without
+    masks of their own."""
     may_leave_out: bool = False
     """Whether the method can do without some views (`Edited.left_out`); otherwise an editor that cannot edit one
     raises."""
@@ -76,6 +77,26 @@ class ViewBatch:
         if not 0 < self.noise_level <= 1:
             raise InputError(f"expected a noise level in (0, 1], got {self.noise_level}")
 
+    def select(self, places: Sequence[int]) -> ViewBatch:
+        """Some views of the batch, each by itself: they neither share attention nor have masks joined."""
+        chosen, keys = list(places), self.noise_keys
+        if isinstance(keys, AnchoredNoise):
+            keys = AnchoredNoise(DepthMaps(keys.maps.cameras[chosen], keys.maps.depths[chosen]))
+        elif isinstance(keys, SeededNoise):
+            keys = SeededNoise(tuple(keys.seeds[place] for place in chosen))
+        elif keys is not None:
+            keys = tuple(keys[place] for place in chosen)
+        return replace(
+            self,
+            views=self.views[chosen],
+            originals=self.originals[chosen],
+            view_indices=tuple(self.view_indices[place] for place in chosen),
+            noise_keys=keys,
+            sharing=None,
+            regions=None if self.regions is None else self.regions[chosen],
+            join_masks=None,
+        )
+
     def draw_noise(self, shape: Sequence[int]) -> Float[Tensor, "batch channels rows columns"]:
         """Unit noise for each view, on latents of this shape (channels, rows, columns)."""
         if isinstance(self.noise_keys, AnchoredNoise):
@@ -90,6 +111,14 @@ class ViewBatch:
             raise InputError("noise that belongs to the surfaces of a scene is drawn from no seed of a single view")
         keys = self.view_indices if self.noise_keys is None else self.noise_keys
         return tuple(derive_seed(self.seed, "view noise", key) for key in keys)
+
+
+class AnchorForm(NamedTuple):
+    """How an editor is shown an edited view that the others are to follow."""
+
+    is_grid: bool  # as part of one picture, since the editor takes no second one
+    words: str  # what is added to the instruction
+    takes_mask: bool = False  # whether a grid comes with a mask of the part that is to change
 
 
 class AskedPictures(NamedTuple):

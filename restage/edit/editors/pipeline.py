@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.loading import load_model, load_pipeline
-from restage.edit.editors.interface import Edited, EditorSource, ViewBatch
-from restage.edit.families import FAMILIES, Family, cached_pipelines, find_model, pipeline_class
+from restage.edit.editors.interface import AnchorForm, Edited, EditorSource, ViewBatch
+from restage.edit.families import FAMILIES, IN_GRID, Family, cached_pipelines, find_model, pipeline_class
 from restage.edit.sharing import AnchoredNoise
 from restage.records import InputError, from_plain, read_json
 from restage.scenes.io.images import to_uint8
@@ -115,6 +115,17 @@ class PipelineEditor:
         """Denoising steps from full noise."""
         return self.options.steps or self.family.steps
 
+    @property
+    def takes_references(self) -> bool:
+        """Whether the pipeline looks at more pictures than the view."""
+        return bool(self.family.reference)
+
+    @property
+    def anchor_form(self) -> AnchorForm:
+        """How it is shown an edited view: as a reference, or in a grid."""
+        words = self.family.anchor if self.takes_references else IN_GRID
+        return AnchorForm(not self.takes_references, words, takes_mask=bool(self.family.mask))
+
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`.
 
@@ -179,6 +190,8 @@ class PipelineEditor:
         generators = [torch.Generator().manual_seed(seed) for seed in prepared.seeds[part]]
         is_many = family.is_batched
         prompt = family.prompt.format(prepared.instruction)
+        if family.form == "nested":
+            prompt += "".join(f" <img><|image_{number + 2}|></img>" for number in range(len(prepared.references)))
         shown = views if family.mask else originals
         arguments: dict[str, Any] = {
             **family.extra,
@@ -261,11 +274,10 @@ def _in_form(views: Tensor, family: Family, references: Sequence[Tensor]) -> Any
     if family.form == "tensor":
         return views
     pictures = [Image.fromarray(to_uint8(view)) for view in views]
-    if family.form == "nested":
-        return [[picture] for picture in pictures]
     if family.form == "picture":
         return pictures[0]
-    return [pictures[0], *(Image.fromarray(to_uint8(reference)) for reference in references)]
+    shown = [Image.fromarray(to_uint8(reference)) for reference in references]
+    return [pictures[0], *shown] if family.form == "list" else [[picture, *shown] for picture in pictures]
 
 
 def open_pipeline(source: EditorSource) -> PipelineEditor:

@@ -39,7 +39,8 @@ class SettledEditor:
         for place in edited.answered:
             original, index = batch.originals[place], batch.view_indices[place]
             drift = find_drift(images[place].cpu(), original.cpu())
-            share = drifts[place] = drift.share(*original.shape[1:])
+            share = drift.share(*original.shape[1:])
+            drifts[place] = max(share, edited.drifts.get(place, 0.0))
             if share > self.max_drift:
                 reason = f"view {index} drifted by {share:.1%} of its width, more than {self.max_drift:.1%}"
                 if not batch.may_leave_out:
@@ -53,9 +54,7 @@ class SettledEditor:
             raise InputError(f"all views were left out, such as: {next(iter(left_out.values()))}")
         if self.finds_masks and places:
             found = change_masks(images[places].cpu(), batch.originals[places].cpu()).to(masks)
-            masks[places] = found
-            if batch.join_masks is not None and not left_out:
-                masks = batch.join_masks(masks)
+            masks[places] = found if batch.join_masks is None else batch.join_masks(places, found)
         return Edited(images, masks, left_out, drifts)
 
 
