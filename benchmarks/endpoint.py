@@ -73,6 +73,13 @@ def served(editor: str) -> Iterator[str]:
         process.wait(30)
 
 
+def sample_scene(num_views: int) -> tuple[Capture, EditRequest]:
+    """Views of a world on the levels of a file, as photographs are, and what is asked for."""
+    capture = make_capture(sample_description(3), name="served", seed=3, num_views=num_views, held_out_every=1000)
+    request = EditRequest(instruction="turn it to night", source_caption="", target_caption="")
+    return replace(capture, images=quantize(capture.images)), request
+
+
 def pictures_made(address: str) -> int:
     with urllib.request.urlopen(f"{address.removesuffix('/v1')}/metrics", timeout=30) as answer:
         rows = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
@@ -153,11 +160,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    description = sample_description(3)
-    capture = make_capture(description, name="served", seed=3, num_views=arguments.views, held_out_every=1000)
-    # As photographs are, which come from files.
-    capture = replace(capture, images=quantize(capture.images))
-    request = EditRequest(instruction="turn it to night", source_caption="", target_caption="")
+    capture, request = sample_scene(arguments.views)
     with tempfile.TemporaryDirectory() as folder, served("edit_model") as address:
         found = compare(capture, request, address, Path(folder) / "compare")
         found |= kill_often(capture, request, address, Path(folder) / "kills", arguments.kills)
