@@ -31,7 +31,7 @@ from restage.scenes.splats import SH_C0, Splats
 from restage.scenes.stage import SourceCheck, capture_sha256, measure_fit
 from restage.scenes.turning import move_splats
 
-__all__ = ["Placement", "UP_AXES", "Up", "capture_around", "take_splats"]
+__all__ = ["Placed", "Placement", "UP_AXES", "Up", "capture_around", "place_cameras", "take_splats"]
 
 Up = Literal["guess", "x", "-x", "y", "-y", "z", "-z"]
 UP_AXES: dict[str, tuple[float, float, float]] = {
@@ -81,8 +81,17 @@ class _Middle(NamedTuple):
     points: Float[Tensor, "m 3"]
 
 
-def capture_around(splats: Splats, name: str, placement: Placement, file: Path) -> tuple[Capture, Splats]:
-    """Return renders by two rings of cameras that look at the dense middle, and the splats, in a world with z up."""
+class Placed(NamedTuple):
+    """Splats in a world with z up, and cameras around them."""
+
+    cameras: Cameras
+    splats: Splats
+    change: Float[Tensor, "4 4"]  # rotation from the file's world to this one, float64
+    up: tuple[float, float, float]  # direction that is up in the file
+
+
+def place_cameras(splats: Splats, placement: Placement, file: Path) -> Placed:
+    """Turn splats so that z is up, and let two rings of cameras look at their dense middle."""
     up = _guess_up(_middle_of(splats).points) if placement.up == "guess" else UP_AXES[placement.up]
     change = torch.eye(4, dtype=torch.float64)
     change[:3, :3] = torch.from_numpy(Rotation.align_vectors([[0, 0, 1]], [up])[0].as_matrix())
@@ -107,14 +116,20 @@ def capture_around(splats: Splats, name: str, placement: Placement, file: Path) 
     intrinsics = intrinsics_from_fov(FOV_RAD, placement.size, placement.size)
     poses = torch.cat(rings)
     cameras = Cameras(poses, intrinsics.expand(len(poses), 3, 3).contiguous(), placement.size, placement.size)
-    split = split_every(len(poses), ReadOptions().hold_out_every)
+    return Placed(cameras, upright, change, up)
+
+
+def capture_around(splats: Splats, name: str, placement: Placement, file: Path) -> tuple[Capture, Splats]:
+    """Return renders by the cameras of `place_cameras`, and the splats in their world."""
+    cameras, upright, change, up = place_cameras(splats, placement, file)
+    split = split_every(len(cameras), ReadOptions().hold_out_every)
     shown = upright[torch.sigmoid(upright.opacity_logits) > OPAQUE]
     shown = shown[:: len(shown) // MAX_POINTS + 1]
     capture = Capture(
         name=name,
         cameras=cameras,
         images=render_views(upright, cameras).clamp(0, 1),
-        file_names=tuple(f"around_{index:03d}.png" for index in range(len(poses))),
+        file_names=tuple(f"around_{index:03d}.png" for index in range(len(cameras))),
         points=shown.means,
         point_colors=(0.5 + SH_C0 * shown.sh[:, 0]).clamp(0, 1),
         train_indices=split.train,

@@ -21,7 +21,9 @@ from restage.records import EditRequest, InputError
 from restage.scenes.io.splat_files import SPLAT_FORMATS
 from restage.view.layers import PICTURE_LAYERS, SPLAT_LAYERS
 from restage.view.pictures import FRAMES_PER_SECOND, MAX_FRAMES, PATHS, path_cameras, render_clip, view_picture
-from restage.view.session import KeptEdit
+from restage.view.region_controls import RegionControls
+from restage.view.scene import KeptEdit
+from restage.view.shortcuts import add_shortcuts, show_help
 
 __all__ = ["Controls", "SettingsForm", "escape_markdown", "field_hints", "parse_numbers"]
 
@@ -109,17 +111,23 @@ class Controls:
         self.scene = gui.add_dropdown("Scene", scenes, initial_value=page.session.scene.name, visible=len(scenes) > 1)
         self.scene.on_update(self._handler(self._choose_scene))
         self.layer = gui.add_dropdown("Show", (*SPLAT_LAYERS, *PICTURE_LAYERS), initial_value=page.layer)
-        self.layer.on_update(self._handler(lambda _: page.show_layer(self.layer.value)))
+        self.layer.on_update(self._handler(lambda _: self._show_layer()))
+        self.split = gui.add_slider("Split at", 0, 100, 1, 50, visible=False, hint="In % of the width.")
+        self.split.on_update(self._handler(lambda _: page.backgrounds.request()))
         self.said = gui.add_markdown("", visible=False)
         tabs = gui.add_tab_group()
         with tabs.add_tab("Edit"):
             self._add_edit(gui)
+        with tabs.add_tab("Region"):
+            self.region = RegionControls(page)
         with tabs.add_tab("Views"):
             self._add_views(gui)
         with tabs.add_tab("History"):
             self._add_history(gui)
         with tabs.add_tab("Save"):
             self._add_save(gui)
+        gui.add_button("Help (H)", icon="help").on_click(self._handler(lambda _: show_help(self)))
+        add_shortcuts(self)
 
     def _handler(self, act: Callable[[Any], None]) -> Callable[[Any], None]:
         return self.page.handler(act)
@@ -160,10 +168,11 @@ class Controls:
 
     def _add_history(self, gui: Any) -> None:
         self.history = gui.add_markdown("")
+        self.kept_note = gui.add_markdown("", visible=False)
         self.undo = gui.add_button("Undo", icon="arrow-back-up")
-        self.undo.on_click(self._handler(lambda _: self._travel(self.page.session.undo)))
+        self.undo.on_click(self._handler(lambda _: self.travel(self.page.session.undo)))
         self.redo = gui.add_button("Redo", icon="arrow-forward-up")
-        self.redo.on_click(self._handler(lambda _: self._travel(self.page.session.redo)))
+        self.redo.on_click(self._handler(lambda _: self.travel(self.page.session.redo)))
         self.kept = gui.add_dropdown("Kept", (NOTHING_KEPT,), hint="Finished edits of this scene in the run folder.")
         self.open = gui.add_button("Open", icon="folder-open")
         self.open.on_click(self._handler(lambda _: self._open_kept()))
@@ -213,6 +222,7 @@ class Controls:
         if labels != self.kept.options:
             self.kept.options = labels
         self.open.disabled = is_busy or labels == (NOTHING_KEPT,)
+        self.region.refresh()
 
     def say(self, text: str) -> None:
         """Say what the layer shows; empty for nothing."""
@@ -224,6 +234,14 @@ class Controls:
         """Switch the layer as if the user had."""
         self.layer.value = layer
 
+    def toggle_layer(self, layer: str) -> None:
+        """Switch to a layer, or from it to what is edited."""
+        self.choose_layer("edited" if self.page.layer == layer else layer)
+
+    def say_kept(self, text: str) -> None:
+        """Say how far direct edits have been written."""
+        self.kept_note.content, self.kept_note.visible = escape_markdown(text), True
+
     def show_view(self, index: int) -> None:
         """Show the photograph of a view in the panel."""
         capture = self.page.session.scene.capture
@@ -234,6 +252,10 @@ class Controls:
         self.views_note.content = f"{escape_markdown(name)}, {kind}"
         if self.view.value != name:
             self.view.value = name
+
+    def _show_layer(self) -> None:
+        self.split.visible = self.layer.value == "split"
+        self.page.show_layer(self.layer.value)
 
     def _choose_scene(self, event: Any) -> None:
         if self.scene.value == self.page.session.scene.name:
@@ -292,9 +314,11 @@ class Controls:
         self.page.session.stop()
         self.status.content = "Stopping."
 
-    def _travel(self, move: Callable[[], Any]) -> None:
+    def travel(self, move: Callable[[], Any]) -> None:
+        """Go through the history; what comes back that was not written yet is written."""
         move()
         self.page.refresh()
+        self.page.start_keeping()
 
     def _kept_by_label(self) -> dict[str, KeptEdit]:
         """Finished edits by what the user reads; those that read alike have the name of their case added."""

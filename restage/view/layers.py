@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
+from restage.edit.direct.operations import region_center
+from restage.regions.region import Region
 from restage.scenes.cameras import Cameras
 from restage.scenes.splats import Splats
 from restage.view import pictures
@@ -16,10 +19,11 @@ from restage.view import pictures
 __all__ = ["Backgrounds", "PICTURE_LAYERS", "SPLAT_LAYERS", "SceneNodes"]
 
 TRAIN_RGB, HELD_OUT_RGB = (38, 166, 142), (240, 138, 36)
+MARK_RGB = (255, 140, 26)
+OUTLINE_SHARE = 0.02
+"""How far before the camera the lasso is drawn, as a share of its distance from the scene."""
 FRUSTUM_SHARE = 0.07
 """Size of a frustum as a share of the cameras' mean distance from their middle."""
-FIRST_STEP = 0.8
-"""Share of the first view's distance that a new browser starts at, so that no frustum is in its way."""
 
 
 class SceneNodes:
@@ -30,9 +34,11 @@ class SceneNodes:
         self.splats: dict[str, Any] = {}
         self.frustums: dict[int, Any] = {}
         self.shown: Splats | None = None
+        self._marked: Region | None = None
+        self._lifted: Region | None = None
         self._stood_at: int | None = None
         self._are_frustums_shown = True
-        self._look_distance = 1.0
+        self.look_distance = 1.0
 
     def load(self) -> None:
         """Build the scene that the session has chosen."""
@@ -41,27 +47,26 @@ class SceneNodes:
         self.frustums, self._stood_at = {}, None
         before = pictures.splat_arrays(self.page.session.before)
         self.splats = {layer: scene.add_gaussian_splats(f"/splats/{layer}", *before) for layer in ("before", "edited")}
-        self.shown = self.page.session.before
-        shown = self.page.session.scene
-        cameras = shown.capture.cameras if shown.capture else pictures.path_cameras(shown, "orbit", num_frames=8)
+        self.shown, self._marked, self._lifted = self.page.session.before, None, None
+        cameras = self.page.session.scene.cameras
         self._add_frustums(cameras)
         self._place_first_camera(cameras)
 
     def _place_first_camera(self, cameras: Cameras) -> None:
-        """Let new browsers start before the first view, upright as the capture is."""
+        """Let new browsers start at the first view, upright as the capture is."""
         center = self.page.session.before.means.median(dim=0).values
-        self._look_distance = float((cameras.positions - center).norm(dim=1).median().clamp_min(1e-3))
+        self.look_distance = float((cameras.positions - center).norm(dim=1).median().clamp_min(1e-3))
         up = -cameras.camera_to_world[:, :3, 1].mean(dim=0)
         self.page.server.scene.set_up_direction(tuple(float(value) for value in up / up.norm().clamp_min(1e-6)))
         first = self.page.server.initial_camera
-        target = self._target(cameras, 0)
-        first.position = tuple((target + FIRST_STEP * (cameras.positions[0] - target)).tolist())
-        first.look_at = tuple(target.tolist())
+        first.position = tuple(cameras.positions[0].tolist())
+        first.look_at = tuple(self._target(cameras, 0).tolist())
         first.fov = pictures.vertical_fov_rad(cameras, 0)
+        self.stand_at(0)
 
     def _target(self, cameras: Cameras, index: int) -> torch.Tensor:
         """The point that a view looks at, for the mouse to turn around."""
-        return cameras.positions[index] + self._look_distance * cameras.camera_to_world[index, :3, 2]
+        return cameras.positions[index] + self.look_distance * cameras.camera_to_world[index, :3, 2]
 
     def _add_frustums(self, cameras: Cameras) -> None:
         capture = self.page.session.scene.capture
@@ -99,16 +104,56 @@ class SceneNodes:
         self._stood_at = index
         self.show_frustums(self._are_frustums_shown)
 
-    def show_splats(self, splats: Splats) -> None:
-        """Send splats to the layer `edited`."""
-        if splats is not self.shown:
-            self.splats["edited"].set_gaussians(*pictures.splat_arrays(splats))
-        self.shown = splats
+    def show_splats(self, splats: Splats, marked: Region | None = None) -> None:
+        """Send splats to the layer `edited`, with those of a region marked by their color."""
+        if splats is not self.shown or marked is not self._marked or self._lifted is not None:
+            arrays = pictures.splat_arrays(splats)
+            if marked is not None:
+                arrays = arrays._replace(rgbs=pictures.mark(arrays.rgbs, marked.weights.numpy()))
+            self.splats["edited"].set_gaussians(*arrays)
+        self.shown, self._marked = splats, marked
+
+    def lift(self, region: Region | None) -> None:
+        """Draw the splats of a region as a node of its own, which can be carried at once; None puts them back."""
+        if region is self._lifted:
+            return
+        if "lifted" in self.splats:
+            self.splats.pop("lifted").remove()
+        self._lifted, shown = region, self.shown
+        if region is None or shown is None:
+            return self.show_splats(self.page.session.shown.splats, self._marked)
+        self.splats["edited"].set_gaussians(*pictures.splat_arrays(shown[~region.inside]))
+        arrays = pictures.splat_arrays(shown[region.inside])
+        self._center = region_center(shown, region.weights.to(shown.means.device)).cpu().numpy()
+        node = self.page.server.scene.add_gaussian_splats(
+            "/splats/lifted", *arrays._replace(centers=arrays.centers - self._center), position=self._center
+        )
+        self.splats["lifted"] = node
+        return self.show_layer(self.page.layer)
+
+    def carry(self, position: np.ndarray, wxyz: np.ndarray) -> None:
+        """Move the lifted splats."""
+        if "lifted" in self.splats:
+            self.splats["lifted"].position, self.splats["lifted"].wxyz = position, wxyz
+
+    def show_outline(self, camera: Cameras | None, corners: Sequence[tuple[float, float]]) -> None:
+        """Draw a polygon just before a camera, by shares of its picture; None draws none."""
+        scene = self.page.server.scene
+        if camera is None or len(corners) < 2:
+            scene.remove_by_name("/outline")
+            return
+        pixels = torch.tensor(corners) * torch.tensor([camera.width, camera.height])
+        focal, center = camera.intrinsics[0, [0, 1], [0, 1]], camera.intrinsics[0, :2, 2]
+        rays = torch.cat([(pixels - center) / focal, torch.ones(len(corners), 1)], dim=1)
+        depth = OUTLINE_SHARE * self.look_distance
+        points = camera.positions + depth * rays @ camera.camera_to_world[0, :3, :3].T
+        segments = torch.stack([points, points.roll(-1, dims=0)], dim=1).numpy()
+        scene.add_line_segments("/outline", segments, colors=MARK_RGB, line_width=2.0)
 
     def show_layer(self, layer: str) -> None:
         """Show the splats of a layer, or none for a layer of pictures."""
         for name, node in self.splats.items():
-            node.visible = name == layer
+            node.visible = name == layer or (name == "lifted" and layer == "edited")
         self.show_frustums(self._are_frustums_shown)
 
     def move_camera(self, client: Any, index: int) -> None:
@@ -124,7 +169,7 @@ class SceneNodes:
 
 
 SPLAT_LAYERS = ("before", "edited")
-PICTURE_LAYERS = ("photograph", "truth", "mask", "difference")
+PICTURE_LAYERS = ("split", "photograph", "truth", "mask", "difference")
 HEIGHT_PX = 270
 """Of the pictures; the browser enlarges them."""
 BLACK = np.zeros((2, 2, 3), np.uint8)
@@ -183,6 +228,10 @@ class Backgrounds:
         with session.computing:
             if layer in ("photograph", "truth"):
                 return self._of_view(layer, camera, state.aspect)
+            if layer == "split":
+                at = self.page.controls.split.value / 100
+                picture = pictures.render_split(session.before, self.page.nodes.shown, camera, at)
+                return picture, "Before on the left, edited on the right."
             if layer == "difference":
                 picture = pictures.render_difference(session.before, self.page.nodes.shown, camera)
                 return picture, "How far colors move: black not at all, bright by half of the range or more."

@@ -35,6 +35,7 @@ class ViewerPage:
         self.server, self.session = server, session
         self.layer = "edited"
         self._edit_thread: threading.Thread | None = None
+        self._keep_thread: threading.Thread | None = None
         server.gui.configure_theme(
             control_width="medium", dark_mode=True, show_logo=False, show_share_button=False, brand_color=(38, 166, 142)
         )
@@ -53,7 +54,7 @@ class ViewerPage:
 
     def refresh(self) -> None:
         """Show the session's version and the chosen layer."""
-        self.nodes.show_splats(self.session.shown.splats)
+        self.nodes.show_splats(self.session.shown.splats, self.session.selected)
         self.show_layer(self.layer)
         self.controls.refresh()
 
@@ -108,9 +109,26 @@ class ViewerPage:
         self._edit_thread = threading.Thread(target=self._work, args=(steps,), name="edit", daemon=True)
         self._edit_thread.start()
 
+    def start_keeping(self) -> None:
+        """Write direct edits into the run in a thread of its own, unless one is at it."""
+        if self._keep_thread is None or not self._keep_thread.is_alive():
+            self._keep_thread = threading.Thread(target=self._keep, name="keep", daemon=True)
+            self._keep_thread.start()
+
+    def _keep(self) -> None:
+        with self.errors_shown():
+            scene = self.session.scene
+            while self.session.has_unkept:
+                for step in self.session.keep():
+                    self.controls.say_kept(f"Writing into the run: {step.note}")
+            self.controls.say_kept("All changes are in the run folder.")
+            if self.session.scene is not scene:
+                self.load_scene()  # a run was made, with views to go to
+            self.controls.refresh()
+
     def _work(self, steps: Iterator[EditStep]) -> None:
         """Go through an edit, showing it as it goes; whatever its end is, the page says so."""
-        started_s = time.monotonic()
+        started_s, scene = time.monotonic(), self.session.scene
         try:
             num_steps = self._show_steps(steps)
             end = f"Done in {time.monotonic() - started_s:.0f} s and kept in the run folder."
@@ -127,6 +145,8 @@ class ViewerPage:
             self.notify("The edit failed", f"{type(error).__name__}: {error}")
         with self.errors_shown():
             self.controls.end_edit(end)
+            if self.session.scene is not scene:
+                self.load_scene()  # a run was made, with views to go to
             self.refresh()
 
     def _show_steps(self, steps: Iterator[EditStep]) -> int:
@@ -143,8 +163,10 @@ class ViewerPage:
         return num_steps
 
     def close(self) -> None:
-        """Stop a running edit, wait for it, and end the page's own threads."""
+        """Stop a running edit, wait for it and for direct edits to be written, and end the page's own threads."""
         self.session.stop()
         if self._edit_thread is not None:
             self._edit_thread.join(timeout=10)
+        if self._keep_thread is not None:
+            self._keep_thread.join(timeout=60)
         self.backgrounds.close()

@@ -25,11 +25,11 @@ from restage.scenes.fit import render_views
 from restage.scenes.io.images import to_uint8
 from restage.scenes.splats import SH_C0, Splats, rotation_matrices
 from restage.scores.overlays import change_map, mask_overlay
-from restage.view.session import ViewScene
+from restage.view.scene import ViewScene
 
 __all__ = ["FRAMES_PER_SECOND", "MAX_FRAMES", "PATHS", "SplatArrays", "camera_at", "letterbox", "nearest_view"]
-__all__ += ["path_cameras", "render_clip", "render_difference", "render_mask", "splat_arrays", "standing_at"]
-__all__ += ["vertical_fov_rad", "view_camera", "view_picture"]
+__all__ += ["mark", "path_cameras", "render_clip", "render_difference", "render_mask", "render_split", "splat_arrays"]
+__all__ += ["standing_at", "vertical_fov_rad", "view_camera", "view_picture"]
 
 BRIGHTEST_CHANGE = 0.5
 
@@ -55,6 +55,16 @@ def splat_arrays(splats: Splats) -> SplatArrays:
         (0.5 + SH_C0 * splats.sh[:, 0]).clamp(0, 1).numpy(),
         splats.opacity_logits.sigmoid()[:, None].numpy(),
     )
+
+
+MARK_RGB = np.array([1.0, 0.55, 0.1])
+MARK_SHARE = 0.55
+
+
+def mark(rgbs: Float[np.ndarray, "n 3"], weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 3"]:
+    """Color splats as far as they belong to a region."""
+    share = MARK_SHARE * weights[:, None]
+    return (1 - share) * rgbs + share * MARK_RGB
 
 
 def camera_at(
@@ -126,6 +136,16 @@ def render_difference(before: Splats, edited: Splats, camera: Cameras) -> Pictur
 
     change = change_map(*_render_both(before, edited, camera))
     return np.asarray(matplotlib.colormaps["magma"](change / BRIGHTEST_CHANGE, bytes=True)[..., :3])
+
+
+def render_split(before: Splats, edited: Splats, camera: Cameras, at: float) -> Picture:
+    """The scene before up to a share `at` of the width, and edited from there on, with a line between."""
+    picture, edited_uint8 = (part.copy() for part in _render_both(before, edited, camera))
+    column = round(at * camera.width)
+    picture[:, column:] = edited_uint8[:, column:]
+    if 0 < column < camera.width:
+        picture[:, column] = 255
+    return picture
 
 
 def render_mask(scene: ViewScene, edited: Splats, camera: Cameras, *, case: str | None = None) -> Picture:

@@ -7,135 +7,46 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
+from restage.edit.direct.changes import (
+    current_change,
+    describe_operation,
+    open_change,
+    read_history,
+    redo_change,
+    undo_change,
+)
+from restage.edit.direct.operations import OPERATIONS, Operation, carry_weights
 from restage.edit.editors import OpenEditors
 from restage.edit.job import EditStep
-from restage.edit.single import EditChoice, StartingPoint, find_case, open_edit
-from restage.records import EditCase, EditRequest, InputError, read_json
+from restage.edit.origins import origins_of
+from restage.edit.single import EditChoice, OpenedEdit, StartingPoint, find_case, open_edit
+from restage.records import EditRequest, InputError
+from restage.regions.files import list_regions, read_region, write_region
+from restage.regions.masks import INSIDE
+from restage.regions.region import Region, combine, splats_sha256
 from restage.run.folder import open_run, working
-from restage.run.layout import CAPTURE, EDIT_RECORD, FIT_RECORD, RUN_RECORD, SPLATS, TRANSFORMS
-from restage.run.reading import EditRecord, FitRecord
-from restage.scenes.capture import Capture
-from restage.scenes.io import capture_name, is_capture, read_capture
-from restage.scenes.io.splat_files import read_splats, splats_in, write_splats
+from restage.run.layout import SPLATS
+from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.scenes.splats import Splats
+from restage.scenes.taken import take_splats
+from restage.scenes.turning import move_splats
+from restage.view.scene import KeptEdit, ViewScene, list_kept, load_scene, open_scenes, read_kept
 
-__all__ = ["EditStopped", "KeptEdit", "Version", "ViewScene", "ViewSession", "list_kept", "open_scenes"]
-
-
-@dataclass(frozen=True)
-class KeptEdit:
-    """A finished edit that lies in a run folder."""
-
-    folder: Path  # its result folder
-    edit: str  # name of the edit case
-    instruction: str
-    method: str
-    editor: str
-    seed: int
-    record_id: str
-    is_done: bool = True  # whether it came to its end; a failed edit has nothing to show
-
-    @property
-    def label(self) -> str:
-        """What the user reads in lists; tells edits of one scene apart."""
-        text = f"{self.instruction} | {self.method}, {self.editor}, seed {self.seed}"
-        mark = self.edit.rpartition("-on-")[1:]
-        return f"{text} | {''.join(mark).lstrip('-')}" if mark[0] else text
-
-
-@dataclass(frozen=True)
-class ViewScene:
-    """A scene as it was before any edit."""
-
-    name: str
-    splats: Splats
-    capture: Capture | None = None  # None for splats alone
-    folder: Path | None = None
-    """`<run>/scenes/<scene>`; None for a scene that is in no run, which cannot be edited."""
-    fit: FitRecord | None = None
-    cases: Mapping[str, EditCase] = field(default_factory=dict)  # edit cases with truth by name
-
-    @property
-    def run_folder(self) -> Path | None:
-        """The run that the scene is part of."""
-        return None if self.folder is None else self.folder.parent.parent
-
-
-def open_scenes(path: Path) -> dict[str, Path]:
-    """Return what to load each scene from, by name, of a run, a fitted scene, a fitted capture or a file of splats."""
-    if splats_in(path):
-        return {path.stem: path}
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give a run folder, a fitted scene, a capture with a fit, or splats")
-    if (path / SPLATS).is_file():
-        return {path.resolve().name: path}
-    if (path / "clip.json").is_file():
-        raise InputError(f"{path} is a clip of pictures, not a scene; look at {path / 'clip.webp'}")
-    scenes = {found.parent.name: found.parent for found in sorted(path.glob("scenes/*/splats.ply"))}
-    if not scenes and is_capture(path):
-        return _scenes_of_capture(path)
-    if not scenes:
-        what = (
-            "a run without a fitted scene" if (path / RUN_RECORD).exists() else "neither a run nor a scene nor splats"
-        )
-        raise InputError(f"{path} is {what}; run: restage fit CAPTURE, then: restage view RUN")
-    return scenes
-
-
-def _scenes_of_capture(path: Path) -> dict[str, Path]:
-    """The fit of a capture: around it in a run, or where `restage fit` puts it by default."""
-    name = capture_name(path)
-    for folder in (path.resolve().parent, Path("runs") / name / "scenes" / name):
-        if (folder / SPLATS).is_file():
-            return {name: folder}
-    raise InputError(f"{path} is a capture without a fit; run: restage fit {path}")
-
-
-def load_scene(name: str, path: Path, device: str = "cpu") -> ViewScene:
-    """Load one of the scenes that `open_scenes` found to a device."""
-    if path.is_file():
-        return ViewScene(name, read_splats(path).to(device))
-    splats = read_splats(path / SPLATS).to(device)
-    capture = read_capture(path / CAPTURE).to(device) if (path / CAPTURE / TRANSFORMS).is_file() else None
-    fit = read_json(path / FIT_RECORD, FitRecord) if (path / FIT_RECORD).is_file() else None
-    folder = path.resolve()
-    is_in_run = capture is not None and folder.parent.name == "scenes" and (folder.parents[1] / RUN_RECORD).is_file()
-    cases = {found.parent.name: read_json(found, EditCase) for found in path.glob("truth/*/edit.json")}
-    with_truth = {edit: case for edit, case in sorted(cases.items()) if case.has_truth}
-    return ViewScene(name, splats, capture, path if is_in_run else None, fit, with_truth)
-
-
-def list_kept(scene: ViewScene) -> list[KeptEdit]:
-    """Finished edits of a scene in its run, by name."""
-    if scene.folder is None or scene.run_folder is None:
-        return []
-    folder = scene.run_folder / "edit" / scene.folder.name
-    kept = [read_kept(path.parent) for path in sorted(folder.glob(f"*/*/*/{EDIT_RECORD}"))]
-    return [edit for edit in kept if edit.is_done and edit.method != "nothing"]
-
-
-def read_kept(folder: Path) -> KeptEdit:
-    """Read the record of an edit."""
-    record = read_json(folder / EDIT_RECORD, EditRecord)
-    return KeptEdit(
-        folder=folder,
-        edit=record.edit,
-        instruction=record.request.instruction if record.request else record.edit,
-        method=record.method,
-        editor=record.editor,
-        seed=record.seed,
-        record_id=record.id,
-        is_done=record.status == "done",
-    )
+__all__ = ["Change", "EditStopped", "Version", "ViewSession"]
 
 
 BEFORE = "before"
+SELECTION = "selection"
+"""What splats that were chosen in the viewer are called until the user gives them a name."""
 
 
 class EditStopped(KeyboardInterrupt):
@@ -143,13 +54,26 @@ class EditStopped(KeyboardInterrupt):
 
 
 @dataclass(frozen=True)
+class Change:
+    """A direct edit that was made in the viewer."""
+
+    operation: Operation
+    region: Region  # of the splats before it
+    region_name: str
+    origins: Int[Tensor, " n"]  # index that each splat had before it, -1 for copies
+    carried: Region | None  # the same region of the splats after it; None where nothing is left of it
+
+
+@dataclass(frozen=True)
 class Version:
-    """One state of the scene in the history; never changed once it is there."""
+    """One state of the scene in the history."""
 
     label: str
     splats: Splats
     kept: KeptEdit | None = None
-    """The edit that made it; None for the scene before any edit."""
+    """The edit that made it, in the run; None for the scene before any edit, and for changes not written yet."""
+    change: Change | None = None
+    """The direct edit that made it; None for what an editor or another session made."""
 
     @property
     def start(self) -> StartingPoint | None:
@@ -161,7 +85,7 @@ class ViewSession:
     """What one `restage view` holds.
 
     Reading and rendering may happen in any thread; `computing` is held while the rasterizer or a step of an edit
-    runs, so that two threads never share its pool.
+    runs, so that two threads never share its pool. Direct edits are shown at once; `keep` writes them into the run.
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
@@ -170,6 +94,7 @@ class ViewSession:
         self.computing = threading.RLock()
         self._editors = OpenEditors(max_open=1)
         self._running = threading.Lock()
+        self._keeping = threading.Lock()
         self._stop = threading.Event()
         self.choose_scene(next(iter(self.scenes)))
 
@@ -179,9 +104,18 @@ class ViewSession:
         if name not in self.scenes:
             raise InputError(f"no scene {name!r}; there are: {', '.join(self.scenes)}")
         self.scene: ViewScene = load_scene(name, self.scenes[name], self.device)
-        self.versions = [Version(BEFORE, self.scene.splats)]
-        self.position = 0
+        self.versions = [Version(BEFORE, self.scene.splats), *self._changes_of_run()]
+        self.position = len(self.versions) - 1
+        self.selected: Region | None = None
+        self.selected_name = SELECTION
         self._asked_case: str | None = None
+
+    def _changes_of_run(self) -> Iterator[Version]:
+        """The direct edits that the scene stands at."""
+        if self.scene.run_folder is not None:
+            for place in read_history(self.scene.run_folder, self.scene.name).current:
+                kept = read_kept(self.scene.run_folder / place)
+                yield Version(kept.label, read_splats(kept.folder / SPLATS).to(self.device), kept)
 
     @property
     def before(self) -> Splats:
@@ -220,9 +154,7 @@ class ViewSession:
     @property
     def why_not_edit(self) -> str:
         """Why this scene cannot be edited; empty if it can."""
-        if self.scene.capture is None:
-            return "These splats have no training views, which an edit needs: restage fit CAPTURE makes a scene."
-        if self.scene.folder is None:
+        if self.scene.folder is None and self.scene.file is None:
             return "This scene is in no run folder, which edits are kept in: restage fit CAPTURE makes one."
         return ""
 
@@ -238,8 +170,27 @@ class ViewSession:
         self._refuse_while_running(what)
         if not 0 <= self.position + by < len(self.versions):
             raise InputError(f"there is nothing to {what}")
+        undone, done = (self.shown, None) if by < 0 else (None, self.versions[self.position + by])
         self.position += by
+        if undone is not None:
+            self.selected = undone.change.region if undone.change else None
+            self._undo_in_run(undone)
+        if done is not None:
+            self.selected = done.change.carried if done.change else None
+            self._redo_in_run(done)
         return self.shown
+
+    def _undo_in_run(self, version: Version) -> None:
+        run, scene = self.scene.run_folder, self.scene.name
+        if run is not None and version.kept is not None and current_change(run, scene) == version.kept.folder:
+            undo_change(run, scene)
+
+    def _redo_in_run(self, version: Version) -> None:
+        run, scene = self.scene.run_folder, self.scene.name
+        if run is not None and version.kept is not None:
+            undone = read_history(run, scene).undone
+            if undone and run / undone[-1] == version.kept.folder:
+                redo_change(run, scene)
 
     def kept_edits(self) -> list[KeptEdit]:
         """Finished edits of the scene in its run folder, also those that `restage edit` or a demo made."""
@@ -250,6 +201,152 @@ class ViewSession:
         self._refuse_while_running("open another edit")
         kept = read_kept(folder)
         return self._add(Version(kept.label, read_splats(folder / SPLATS).to(self.device), kept))
+
+    def select(self, region: Region | None, how: Literal["new", "add", "take"] = "new", *, name: str = "") -> None:
+        """Choose splats: instead of those that are chosen, beside them, or taken away from them.
+
+        `region` belongs to the splats that are shown; None chooses none. The name is that of a region of the run.
+        """
+        old = self.selected
+        if region is not None and old is not None and how == "add":
+            region = combine("or", old, region)
+        elif region is not None and how == "take":
+            region = None if old is None else combine("and", old, combine("not", region))
+        self.selected = region if region is not None and bool(region.inside.any()) else None
+        self.selected_name = name or SELECTION
+
+    def chosen(self) -> Region:
+        """The splats that are chosen; refuses none."""
+        if self.selected is None:
+            raise InputError("no splats are chosen; choose a tool under Region and click at something")
+        return self.selected
+
+    def regions(self) -> list[str]:
+        """Names of the regions in the run that belong to the scene before any edit, or to what is shown."""
+        if self.scene.run_folder is None:
+            return []
+        hashes = {splats_sha256(self.before), splats_sha256(self.shown.splats)}
+        found = list_regions(self.scene.run_folder, self.scene.name)
+        return [name for name, record in found.items() if record.splats_sha256 in hashes]
+
+    def open_region(self, name: str) -> None:
+        """Choose the splats of a region of the run; one of the scene before any edit is carried along."""
+        run, shown = self.scene.run_folder, self.shown.splats
+        if run is None:
+            raise InputError("this scene is in no run, which regions are kept in")
+        region = read_region(run, self.scene.name, name)
+        if region.splats_sha256 != splats_sha256(shown):
+            region.check_fits(self.before, name)
+            region = self.carry(region)
+        self.select(region, name=name)
+
+    def carry(self, region: Region) -> Region:
+        """Return a region of the scene before any edit as one of what is shown; what edits added is not in it."""
+        if self.shown.splats is self.before:
+            return region
+        weights = carry_weights(region.weights, self.origins())
+        return Region.of(self.shown.splats, weights, by="carried", of=[region.id])
+
+    def origins(self) -> Int[Tensor, " n"]:
+        """Index that each splat that is shown has in the scene before any edit; -1 for what edits added."""
+        found = torch.arange(len(self.before))
+        for version in self.versions[1 : self.position + 1]:
+            if version.change is not None:
+                own = version.change.origins.cpu()
+                found = torch.where(own >= 0, found[own.clamp_min(0)], -1)
+            else:
+                assert version.kept is not None and self.scene.run_folder is not None
+                found = origins_of(self.scene.run_folder, self.scene.name, version.kept.record_id, len(self.before))
+        return found
+
+    def save_region(self, name: str) -> None:
+        """Write the chosen splats into the run as a region."""
+        region = self.chosen()
+        for _ in self._make_run():
+            pass
+        assert self.scene.run_folder is not None
+        write_region(self.scene.run_folder, self.scene.name, name, region)
+        self.selected_name = name
+
+    def change(self, operation: Operation) -> Version:
+        """Make a direct edit of the chosen splats, which becomes the next version at once; `keep` writes it."""
+        if self.why_not_edit:
+            raise InputError(self.why_not_edit)
+        self._refuse_while_running("change splats")
+        region, splats = self.chosen(), self.shown.splats
+        weights = region.weights.to(splats.means.device)
+        changed = operation.apply(splats, weights)
+        left = carry_weights(weights, changed.origins)
+        carried = (
+            Region.of(changed.splats, left, by="carried", of=[region.id]) if bool((left >= INSIDE).any()) else None
+        )
+        name = next(name for name, kind in OPERATIONS.items() if type(operation) is kind)
+        label = describe_operation(name, operation, self.selected_name)
+        change = Change(operation, region, self.selected_name, changed.origins, carried)
+        version = self._add(Version(label, changed.splats, change=change))
+        self.selected = carried
+        return version
+
+    @property
+    def has_unkept(self) -> bool:
+        """Whether a direct edit that leads to what is shown is not in the run yet."""
+        return self._first_unkept() is not None
+
+    def _first_unkept(self) -> int | None:
+        path = self.versions[: self.position + 1]
+        return next((index for index, one in enumerate(path) if one.change and not one.kept), None)
+
+    def keep(self) -> Iterator[EditStep]:
+        """Write the direct edits that lead to what is shown into the run, as `restage change` does.
+
+        What is undone before its turn comes is not written; what is undone while it is written counts as undone.
+        """
+        with self._keeping:
+            while (index := self._first_unkept()) is not None:
+                version, before = self.versions[index], self.versions[index - 1]
+                yield from self._make_run()
+                kept = read_kept((yield from self._write(version, before)))
+                if index < len(self.versions) and self.versions[index] is version:
+                    self.versions[index] = version = replace(version, kept=kept)
+                if version not in self.versions[: self.position + 1]:
+                    self._undo_in_run(replace(version, kept=kept))
+
+    def _write(self, version: Version, before: Version) -> Generator[EditStep, None, Path]:
+        assert self.scene.folder is not None and self.scene.run_folder is not None and version.change is not None
+        change = version.change
+        with working(open_run(self.scene.run_folder), "edit") as run:
+            with self.computing:
+                opened = open_change(
+                    run,
+                    self.scene.folder,
+                    change.operation,
+                    region=change.region,
+                    region_name=change.region_name,
+                    start=before.start,
+                    device=self.device,
+                )
+            yield from self._steps(opened)
+        return opened.folder
+
+    def _steps(self, opened: OpenedEdit) -> Iterator[EditStep]:
+        while True:
+            with self.computing:
+                step = next(opened.steps, None)
+            if step is None:
+                return
+            yield step
+
+    def _make_run(self) -> Iterator[EditStep]:
+        """Make the run of a scene that came as a file of splats, as `restage edit FILE` does."""
+        if self.scene.folder is not None or self.scene.file is None:
+            return
+        file, out = self.scene.file, Path("runs") / self.scene.name
+        yield EditStep(0, 1, 0.0, self.shown.splats, f"making the run {out}")
+        with self.computing:
+            for _ in take_splats(file, out):
+                pass
+        made = load_scene(self.scene.name, out / "scenes" / self.scene.name, self.device)
+        self.scene = replace(made, splats=self.before, file=file, placed=self.scene.placed)
 
     def edit(self, request: EditRequest, choice: EditChoice, *, is_chained: bool = False) -> Iterator[EditStep]:
         """Edit the scene and keep the result in the run folder, as `restage edit` does; it becomes the next version.
@@ -269,6 +366,9 @@ class ViewSession:
             raise InputError("an edit is running; wait for its end or stop it")
         try:
             self._stop.clear()
+            for step in self.keep():  # what is edited further has to be in the run, which only one may write to
+                yield step._replace(splats=self.shown.splats)
+            yield from self._make_run()
             start = self.shown.start if is_chained else None
             kept = read_kept((yield from self._run(request, choice, start)))
             self._add(Version(kept.label, read_splats(kept.folder / SPLATS).to(self.device), kept))
@@ -286,22 +386,23 @@ class ViewSession:
                 opened = open_edit(
                     run, self.scene.folder, request=request, choice=choice, start=start, editors=self._editors
                 )
-            while True:
-                with self.computing:
-                    step = next(opened.steps, None)
-                if step is None:
-                    return opened.folder
+            for step in self._steps(opened):
                 if self._stop.is_set():
                     raise EditStopped("stopped by the user")
                 yield step
+            return opened.folder
 
     def stop(self) -> None:
         """Ask the running edit to stop; it does so at its next step, or between two layers of its model."""
         self._stop.set()
 
     def save_splats(self, path: Path) -> None:
-        """Write the version that is shown in the format of the file's name, in the frame that is shown."""
-        write_splats(self.shown.splats, path)
+        """Write the version that is shown in the format of the file's name.
+
+        It is in the frame that is shown; splats that were read from a file are turned back to its own.
+        """
+        splats, placed = self.shown.splats, self.scene.placed if self.scene.file is not None else None
+        write_splats(splats if placed is None else move_splats(splats, torch.linalg.inv(placed.change)), path)
 
     def _add(self, version: Version) -> Version:
         """Put a version after the one that is shown; what could have been redone is dropped from the history."""

@@ -26,7 +26,7 @@ from restage.view.pictures import (
     view_camera,
     view_picture,
 )
-from restage.view.session import load_scene
+from restage.view.scene import load_scene
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from restage.edit.methods import ReplaceOnce
 from restage.edit.single import EditChoice
 from restage.recipes import edit_folder
 from restage.records import EditRequest, InputError, read_json
-from restage.scenes.io.splat_files import read_splats
+from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.view import EditStopped, ViewSession, open_scenes
-from restage.view.session import list_kept, stop_between_layers
+from restage.view.scene import list_kept
+from restage.view.session import stop_between_layers
 from restage.world.clips import sample_clip, write_clip
 from tests.view.conftest import QUICK
 
@@ -237,11 +238,22 @@ def test_a_run_a_scene_and_its_capture_open_the_same_scene(run_folder, inside):
     assert session.scene.capture is not None and not session.why_not_edit
 
 
-def test_a_ply_alone_is_shown_and_says_why_it_cannot_be_edited(run_folder):
-    session = ViewSession(run_folder / "scenes" / "tiny" / "splats.ply")
-    assert len(session.before) == 200 and "no training views" in session.why_not_edit
-    with pytest.raises(InputError, match="no training views"):
-        list(session.edit(BLUE, QUICK))
+def test_an_edit_of_a_file_of_splats_makes_its_run_and_is_kept_there(run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "ball.spz"
+    write_splats(read_splats(run_folder / "scenes" / "tiny" / "splats.ply"), file)
+    session = ViewSession(file)
+    assert len(session.before) == 200 and session.scene.capture is None and not session.why_not_edit
+    before = session.before
+    list(session.edit(FREE, EditChoice(method="replace_once", editor="grade", settings=ReplaceOnce(num_steps=2))))
+    kept = session.shown.kept
+    assert kept is not None and kept.folder.is_relative_to(Path("runs") / "ball" / "edit" / "ball")
+    assert session.scene.capture is not None and session.before is before
+    assert torch.equal(before.means, read_splats(Path("runs/ball/scenes/ball/splats.ply")).means)
+    session.save_splats(tmp_path / "out.ply")
+    # In the file's own frame, where y is down: grade leaves the centers nearly where they were.
+    moved = (read_splats(tmp_path / "out.ply").means - read_splats(file).means).norm(dim=1)
+    assert float(moved.median()) < 0.02
 
 
 def test_a_scene_outside_of_a_run_is_not_edited(run_folder, tmp_path):

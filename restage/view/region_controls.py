@@ -1,0 +1,232 @@
+"""The tab that chooses splats and changes them: tools, regions by name, direct edits, and the gizmo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from restage.edit.direct.operations import Delete, Duplicate, Operation, Recolor, Scale, Transform, region_center
+from restage.records import InputError
+from restage.regions.region import Region, combine, grow, shrink
+from restage.scenes.cameras import Cameras
+from restage.view import pictures
+from restage.view.selecting import Point, disc_mask, polygon_mask, region_in_mask, region_size
+
+__all__ = ["RegionControls", "TOOLS"]
+
+OFF = "off"
+TOOLS = {
+    OFF: "The mouse turns the scene.",
+    "brush": "Click to paint what you see.",
+    "box": "Drag a box around what you see.",
+    "lasso": "Click the corners around what you see, then press Close, or Enter.",
+}
+"""What each tool asks for."""
+MODIFIERS = {None: "new", "shift": "add", "alt": "take"}
+"""What the keys that are held make of a choice."""
+NONE_SAVED = "none yet"
+PICK_HEIGHT_PX = 360
+"""Height of the picture that gestures are read in."""
+COPY_SIZES = 2.2
+"""How far a copy lies beside what is copied, in sizes of it."""
+GIZMO_SIZES = 1.5
+
+
+class RegionControls:
+    """The tab; its methods are called in the threads of viser."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self._corners: list[Point] = []
+        self._lasso_camera: Cameras | None = None
+        self._gizmo: Any = None
+        gui = page.server.gui
+        self.tool = gui.add_dropdown("Tool", tuple(TOOLS), initial_value=OFF)
+        self.tool.on_update(page.handler(lambda _: self.use(self.tool.value)))
+        self.said = gui.add_markdown(TOOLS[OFF])
+        self.close = gui.add_button("Close lasso", icon="lasso", visible=False)
+        self.close.on_click(page.handler(lambda _: self.close_lasso()))
+        self.size = gui.add_slider(
+            "Size",
+            0.5,
+            20.0,
+            0.5,
+            3.0,
+            hint="Of the brush, in % of the height; of a step of Grow and Shrink, in % of the distance.",
+        )
+        self.shape = gui.add_button_group("Choice", ("Grow", "Shrink", "Invert", "None"))
+        self.shape.on_click(page.handler(lambda event: self._reshape(event.target.value)))
+        self.chosen = gui.add_markdown("")
+        self.saved = gui.add_dropdown("Region", (NONE_SAVED,), hint="Regions in the run that fit what is shown.")
+        self.saved.on_update(page.handler(lambda event: self._open(event)))
+        self.name = gui.add_text("Name", "", hint="Such as: bear")
+        save = gui.add_button("Save region", icon="device-floppy")
+        save.on_click(page.handler(lambda _: self._save()))
+        with gui.add_folder("Change what is chosen"):
+            self.color = gui.add_rgb("Color", (214, 170, 40))
+            self._add_button(gui, "Recolor", "palette", self.recolor)
+            self._add_button(gui, "Delete", "trash", lambda: self.change(Delete()))
+            self._add_button(gui, "Duplicate", "copy", self.duplicate)
+            self.factor = gui.add_number("Factor", 1.2, min=0.05, max=20.0, step=0.05)
+            self._add_button(gui, "Scale", "resize", lambda: self.change(Scale(factor=float(self.factor.value))))
+            self.moves = gui.add_checkbox("Move and turn", False, hint="With handles in the scene.")
+            self.moves.on_update(page.handler(lambda _: self._show_gizmo()))
+
+    def _add_button(self, gui: Any, label: str, icon: str, act: Any) -> None:
+        gui.add_button(label, icon=icon).on_click(self.page.handler(lambda _: act()))
+
+    def use(self, tool: str) -> None:
+        """Take up a tool; the scene cannot be turned by dragging while a box is drawn."""
+        self.tool.value = tool
+        self.said.content = f"{TOOLS[tool]} Shift adds to the choice, Alt takes away." if tool != OFF else TOOLS[OFF]
+        self._corners = []
+        self._draw_lasso(None)
+        scene = self.page.server.scene
+        scene.remove_click_callback()
+        scene.remove_rect_select_callback()
+        for modifier in MODIFIERS if tool != OFF else ():
+            if tool == "box":
+                scene.on_rect_select(modifier=modifier)(self.page.handler(self._on_box))
+            else:
+                scene.on_click(modifier=modifier)(self.page.handler(self._on_click))
+        self.page.nodes.show_frustums(tool == OFF and self.page.controls.are_cameras_shown.value)
+
+    def _camera(self, event: Any) -> Cameras:
+        state = event.client.camera
+        return pictures.camera_at(
+            state.wxyz.tolist(), state.position.tolist(), fov_rad=state.fov, aspect=state.aspect, height=PICK_HEIGHT_PX
+        )
+
+    def _on_box(self, event: Any) -> None:
+        (left, top), (right, bottom) = event.screen_min, event.screen_max
+        camera = self._camera(event)
+        mask = polygon_mask(camera, [(left, top), (right, top), (right, bottom), (left, bottom)])
+        self._choose_in(camera, mask, event.modifier)
+
+    def _on_click(self, event: Any) -> None:
+        camera = self._camera(event)
+        if self.tool.value == "brush":
+            self._choose_in(camera, disc_mask(camera, event.screen_pos, self.size.value / 100), event.modifier)
+        elif self.tool.value == "lasso":
+            moved = self._lasso_camera is None or not torch.allclose(
+                self._lasso_camera.camera_to_world, camera.camera_to_world, atol=1e-4
+            )
+            self._corners = [] if moved else self._corners  # corners belong to one picture
+            self._lasso_camera, self._how = camera, event.modifier
+            self._corners.append(event.screen_pos)
+            self._draw_lasso(event.client)
+
+    def close_lasso(self) -> None:
+        """Choose what is inside of the corners that were clicked."""
+        if self._lasso_camera is None or len(self._corners) < 3:
+            raise InputError("click three corners or more with the lasso first")
+        mask = polygon_mask(self._lasso_camera, self._corners)
+        self._corners = []
+        self._draw_lasso(None)
+        self._choose_in(self._lasso_camera, mask, self._how)
+
+    def _draw_lasso(self, client: Any) -> None:
+        """Show the corners so far, just before the camera; no client hides them."""
+        self.close.visible = self.tool.value == "lasso"
+        self.page.nodes.show_outline(self._lasso_camera if client is not None else None, self._corners)
+
+    def _choose_in(self, camera: Cameras, mask: torch.Tensor, modifier: str | None) -> None:
+        session = self.page.session
+        with session.computing:
+            region = region_in_mask(session.shown.splats, camera, mask, self.tool.value)
+        self.choose(region, modifier)
+
+    def choose(self, region: Region | None, modifier: str | None = None, name: str = "") -> None:
+        """Choose splats as the held keys say."""
+        self.page.session.select(region, MODIFIERS[modifier], name=name)
+        self.page.refresh()
+
+    def _reshape(self, how: str) -> None:
+        session = self.page.session
+        if how == "None":
+            return self.choose(None)
+        region, splats = session.chosen(), session.shown.splats
+        if how == "Invert":
+            return self.choose(combine("not", region))
+        change = {"Grow": grow, "Shrink": shrink}[how]
+        return self.choose(change(region, splats, self.size.value / 100 * self.page.nodes.look_distance))
+
+    def _open(self, event: Any) -> None:
+        name = self.saved.value
+        if event.client is not None and name != NONE_SAVED and name != self.page.session.selected_name:
+            self.page.session.open_region(name)
+            self.page.refresh()
+
+    def _save(self) -> None:
+        self.page.session.save_region(self.name.value.strip())
+        self.page.refresh()
+
+    def recolor(self) -> None:
+        """Give what is chosen the color in the panel."""
+        red, green, blue = self.color.value[:3]
+        self.change(Recolor(towards=f"#{red:02x}{green:02x}{blue:02x}"))
+
+    def duplicate(self) -> None:
+        """Put a copy beside what is chosen, as the first view sees it."""
+        session = self.page.session
+        distance = COPY_SIZES * region_size(session.shown.splats, session.chosen())
+        x, y, z = (distance * session.scene.cameras.camera_to_world[0, :3, 0]).tolist()
+        self.change(Duplicate(by=(x, y, z)))
+
+    def toggle_gizmo(self) -> None:
+        """Show or hide the handles."""
+        self.moves.value = not self.moves.value
+
+    def change(self, operation: Operation) -> None:
+        """Change what is chosen, show it, and let it be written into the run."""
+        self.page.session.change(operation)
+        self.page.refresh()
+        self.page.start_keeping()
+
+    def refresh(self) -> None:
+        """Show what is chosen, and the regions of the run."""
+        session = self.page.session
+        region = session.selected
+        if region is None:
+            self.chosen.content = "Nothing is chosen."
+        else:
+            count = int(region.inside.sum())
+            self.chosen.content = f"**{count:,}** of {len(region.weights):,} splats are chosen."
+        names = tuple(session.regions()) or (NONE_SAVED,)
+        if names != self.saved.options:
+            self.saved.options = names
+        self._show_gizmo()
+
+    def _show_gizmo(self) -> None:
+        """Put handles at what is chosen, and take old ones away."""
+        region = self.page.session.selected
+        is_wanted = self.moves.value and region is not None
+        if self._gizmo is not None:
+            self._gizmo.remove()
+            self._gizmo = None
+        self.page.nodes.lift(region if is_wanted else None)
+        if not is_wanted:
+            return
+        splats = self.page.session.shown.splats
+        center = region_center(splats, region.weights.to(splats.means.device)).tolist()
+        self._gizmo = self.page.server.scene.add_transform_controls(
+            "/gizmo",
+            scale=GIZMO_SIZES * region_size(splats, region),
+            line_width=4.0,
+            depth_test=False,
+            position=tuple(center),
+        )
+        self._gizmo.on_update(self.page.handler(lambda event: self._drag(event, np.array(center))))
+
+    def _drag(self, event: Any, center: np.ndarray) -> None:
+        self.page.nodes.carry(event.target.position, event.target.wxyz)
+        if event.phase != "end":
+            return
+        matrix = np.eye(4)
+        matrix[:3, :3] = Rotation.from_quat(event.target.wxyz, scalar_first=True).as_matrix()
+        matrix[:3, 3] = np.asarray(event.target.position) - matrix[:3, :3] @ center
+        rows = [tuple(float(value) for value in row) for row in matrix]
+        self.change(Transform(matrix=tuple(rows)))

@@ -1,0 +1,155 @@
+"""Direct edits and regions in the viewer, without a browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from restage.cli import run as restage
+from restage.edit.direct.changes import current_change, read_history
+from restage.edit.direct.operations import Delete, Duplicate, Move, Recolor
+from restage.records import InputError, read_json, write_json
+from restage.regions.region import Region
+from restage.scenes.io.splat_files import read_splats, write_splats
+from restage.view import ViewSession
+from restage.view.region_controls import PICK_HEIGHT_PX
+from restage.view.selecting import disc_mask, polygon_mask, region_in_mask, region_size
+from tests.edit.conftest import TinyScene
+
+GOLD = Recolor(towards="gold")
+
+
+@pytest.fixture
+def session(run_folder: Path) -> ViewSession:
+    return ViewSession(run_folder)
+
+
+@pytest.fixture
+def ball(session: ViewSession, tiny_scene: TinyScene) -> Region:
+    return Region.of(session.before, tiny_scene.is_ball.float(), by="hand")
+
+
+def test_a_change_is_shown_at_once_and_written_as_the_shell_writes_it(session, ball, run_folder, tmp_path):
+    session.select(ball)
+    session.save_region("ball")
+    write_json(run_folder / "scenes" / "tiny" / "fit.json", {"num_splats": 200, "seconds": 1.0})
+    shutil.copytree(run_folder, tmp_path / "other")
+    session.change(GOLD)
+    assert session.shown.label == "recolor ball towards gold" and session.shown.kept is None and session.has_unkept
+    assert not torch.equal(session.shown.splats.sh, session.before.sh)
+    list(session.keep())
+    kept = session.shown.kept
+    assert kept is not None and not session.has_unkept
+    assert torch.equal(read_splats(kept.folder / "splats.ply").sh, session.shown.splats.sh)
+    command = ["change", str(tmp_path / "other"), "recolor", "--region", "ball", "--towards", "gold", "--device", "cpu"]
+    assert restage(command) == 0
+    twin = tmp_path / "other" / kept.folder.relative_to(run_folder)
+    ours, theirs = (read_json(folder / "record.json", dict) for folder in (kept.folder, twin))
+    assert {**ours, "cost": 0, "seal": 0} == {**theirs, "cost": 0, "seal": 0}
+    assert read_history(run_folder, "tiny") == read_history(tmp_path / "other", "tiny")
+    assert json.loads((run_folder / "run.json").read_text())["status"] == "done"
+
+
+def test_undo_and_redo_go_for_the_shell_too_and_another_session_opens_where_the_scene_stands(session, ball, run_folder):
+    session.select(ball)
+    session.change(GOLD)
+    session.change(Delete())
+    assert session.selected is None and len(session.shown.splats) == 120
+    list(session.keep())
+    last = session.shown.kept
+    assert last is not None and current_change(run_folder, "tiny") == last.folder
+    session.undo()
+    assert session.selected is not None and session.selected.inside.sum() == 80
+    first = session.shown.kept
+    assert first is not None and current_change(run_folder, "tiny") == first.folder
+    assert len(ViewSession(run_folder).shown.splats) == 200
+    session.redo()
+    assert session.selected is None and current_change(run_folder, "tiny") == last.folder
+    other = ViewSession(run_folder)
+    assert [version.label for version in other.versions][0] == "before" and len(other.versions) == 3
+    assert len(other.shown.splats) == 120 and len(other.undo().splats) == 200
+
+
+def test_what_is_undone_before_it_is_written_leaves_nothing(session, ball, run_folder):
+    session.select(ball)
+    session.change(GOLD)
+    session.undo()
+    list(session.keep())
+    assert not (run_folder / "edit").exists() and session.shown.splats is session.before
+
+
+def test_what_is_undone_while_it_is_written_counts_as_undone(session, ball, run_folder):
+    session.select(ball)
+    session.change(GOLD)
+    writing = session.keep()
+    next(writing)
+    session.undo()
+    list(writing)
+    assert current_change(run_folder, "tiny") is None and len(read_history(run_folder, "tiny").undone) == 1
+    session.redo()
+    kept = session.shown.kept
+    assert kept is not None and current_change(run_folder, "tiny") == kept.folder
+
+
+def test_regions_of_the_scene_before_are_carried_to_what_is_shown(session, ball, tiny_scene):
+    session.select(ball)
+    session.save_region("ball")
+    session.change(Duplicate(by=(0.0, 0.0, 1.0)))
+    session.change(Move(by=(0.1, 0.0, 0.0)))
+    list(session.keep())
+    session.select(Region.of(session.shown.splats, torch.arange(280) == 199, by="hand"))
+    session.change(Delete())  # a splat of the disc, which lies before the copies
+    session.open_region("ball")
+    chosen = session.chosen().inside
+    assert len(chosen) == 279 and torch.equal(chosen[:199], tiny_scene.is_ball[:199]) and not chosen[199:].any()
+    assert session.selected_name == "ball" and session.regions() == ["ball"]
+
+
+def test_choices_are_added_taken_away_and_refused_when_empty(session, ball):
+    disc = Region.of(session.before, 1 - ball.weights, by="hand")
+    with pytest.raises(InputError, match="no splats are chosen"):
+        session.change(GOLD)
+    session.select(disc)
+    session.select(ball, "add")
+    assert session.chosen().share == 1.0
+    session.select(disc, "take")
+    assert torch.equal(session.chosen().inside, ball.inside)
+    session.select(ball, "take")
+    assert session.selected is None
+
+
+def test_a_change_of_a_file_of_splats_makes_its_run(run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_splats(read_splats(run_folder / "scenes" / "tiny" / "splats.ply"), tmp_path / "ball.ply")
+    session = ViewSession(tmp_path / "ball.ply")
+    session.select(Region.of(session.before, (torch.arange(200) < 80).float(), by="hand"))
+    session.change(GOLD)
+    assert not (tmp_path / "runs").exists()
+    list(session.keep())
+    kept = session.shown.kept
+    assert kept is not None and kept.folder.is_relative_to(Path("runs/ball/edit/ball"))
+    session.save_region("ball")
+    assert session.regions() == ["ball"] and len(session.scene.cameras) == 24
+
+
+def test_shapes_drawn_in_a_window_choose_what_is_seen_in_them(session, tiny_scene):
+    camera = tiny_scene.capture.cameras[0].to_size(PICK_HEIGHT_PX, PICK_HEIGHT_PX)
+    mask = tiny_scene.truth_masks[0] > 0
+    rows, columns = mask.any(dim=1).nonzero()[:, 0] / 32, mask.any(dim=0).nonzero()[:, 0] / 32
+    left, top, right, bottom = (float(v) for v in (columns[0], rows[0], columns[-1] + 1 / 32, rows[-1] + 1 / 32))
+    box = polygon_mask(camera, [(left, top), (right, top), (right, bottom), (left, bottom)])
+    assert float(box.mean()) == pytest.approx((right - left) * (bottom - top), rel=0.05)
+    chosen = region_in_mask(session.before, camera, box, "box").inside
+    assert (chosen & tiny_scene.is_ball).sum() > 30, "those of the ball that face the camera"
+    middle = ((left + right) / 2, (top + bottom) / 2)
+    dab = region_in_mask(session.before, camera, disc_mask(camera, middle, 0.06), "brush")
+    assert tiny_scene.is_ball[dab.inside].all() and 0 < dab.inside.sum() < chosen.sum()
+    assert 0.05 < region_size(session.before, dab) < 0.3
+    with pytest.raises(InputError, match="there are no splats"):
+        region_in_mask(session.before, camera, disc_mask(camera, (0.01, 0.01), 0.005), "brush")
+    with pytest.raises(InputError, match="three corners"):
+        polygon_mask(camera, [(0.1, 0.1), (0.2, 0.2)])
