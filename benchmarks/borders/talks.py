@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 from benchmarks.borders import faults
 from benchmarks.borders.judge import KEY, Case, call_cli, lay_out
-from tests.prompts.fake_llm import Plain, answer_well, fail, good_items, message, serve
+from tests.fake_server import Plain, fail
+from tests.prompts.fake_llm import answer_well, good_items, message, serve
 
 __all__ = ["answers", "arguments", "names", "requests", "stores"]
 

@@ -32,6 +32,7 @@ from restage.run.progress import say
 from restage.scenes.io.images import UNREADABLE, open_picture
 from restage.serve.batching import BatchingQueue, QueueFull
 from restage.serve.config import ServeConfig
+from restage.serve.guard import ApiError, Guard
 from restage.serve.served import EditItem, Painting, PaintItem, ServedEditor, open_served
 
 __all__ = ["TOKEN_VARIABLE", "build_app", "running_server", "serve"]
@@ -41,102 +42,12 @@ MAX_PROMPT = 4_000
 MAX_NUMBER = 4
 """Pictures that one request may ask for."""
 MAX_FIELDS, MAX_FILES = 32, 8
-READ_TIME_S = 60.0
-"""Seconds that the body of a request may take to arrive."""
 MAX_REMEMBERED = 256
 """Answers that are kept for those who ask again with the same Idempotency-Key."""
 IGNORED = {"user", "quality", "background", "input_fidelity", "moderation", "output_compression", "stream"}
 """Fields of the protocol that mean nothing here."""
 EDIT_FIELDS = {"model", "prompt", "n", "size", "seed", "response_format", "output_format"}
 OUR_FIELDS = {"noise_level", "source_caption", "target_caption"}
-
-Send = Callable[[Any], Awaitable[None]]
-
-
-class ApiError(Exception):
-    """A request that is answered with an error, in the protocol's form."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None):
-        super().__init__(message)
-        self.status, self.message, self.code, self.headers = status, message, code, dict(headers or {})
-
-    def body(self) -> dict[str, Any]:
-        """The error as the protocol has it."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
-
-
-class _Guard:
-    """Around the application: refuses strangers before anything is read, and bodies that are too large or too slow."""
-
-    def __init__(self, app: Any, *, door: Door, needs_token: bool, max_bytes: int, counts: Counter[tuple[str, int]]):
-        self.app, self.door, self.needs_token, self.max_bytes, self.counts = app, door, needs_token, max_bytes, counts
-
-    async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        sent: list[int] = []
-
-        async def counted_send(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                sent.append(message["status"])
-                page = scope["path"] if scope["path"] in PAGES else "other"
-                self.counts[page, message["status"]] += 1
-            await send(message)
-
-        error = self._refusal(scope)
-        if error is None:
-            try:
-                await self.app(scope, self._bounded(receive), counted_send)
-                return
-            except ApiError as refused:
-                if sent:
-                    raise
-                error = refused
-        from starlette.responses import JSONResponse
-
-        headers = {**error.headers, "Connection": "close"}
-        await JSONResponse(error.body(), error.status, headers)(scope, receive, counted_send)
-
-    def _refusal(self, scope: Any) -> ApiError | None:
-        headers: dict[str, list[str]] = {}
-        for name, value in scope["headers"]:
-            headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-        if refusal := self.door.refusal(headers.get("host", []), headers.get("origin", [])):
-            return ApiError(403, f"refused: {refusal}")
-        tokens = [value.partition(" ")[2].strip() for value in headers.get("authorization", [])]
-        # Whoever looks after the machine may ask whether the server lives without the token.
-        if self.needs_token and scope["path"] != "/health" and not self.door.knows(tokens):
-            return ApiError(401, "the token is missing or wrong; it is what restage serve printed")
-        length = headers.get("content-length", ["0"])[0]
-        if not length.isdigit() or int(length) > self.max_bytes:
-            return ApiError(413, f"the request is larger than {self.max_bytes} bytes")
-        return None
-
-    def _bounded(self, receive: Any) -> Any:
-        size, deadline_s = 0, time.monotonic() + READ_TIME_S
-
-        async def receive_some() -> Any:
-            nonlocal size
-            is_read = size < 0
-            left_s = None if is_read else max(0.0, deadline_s - time.monotonic())
-            try:
-                message = await asyncio.wait_for(receive(), left_s)
-            except TimeoutError:
-                raise ApiError(408, f"the request did not arrive within {READ_TIME_S:g} s") from None
-            if not is_read:
-                size += len(message.get("body", b""))
-                if size > self.max_bytes:
-                    raise ApiError(413, f"the request is larger than {self.max_bytes} bytes")
-                if not message.get("more_body"):
-                    size = -1
-            return message
-
-        return receive_some
-
-
-PAGES = ("/health", "/metrics", "/v1/models", "/v1/images/edits", "/v1/images/generations")
 
 
 class _Service:
@@ -392,7 +303,7 @@ def build_app(served: ServedEditor, config: ServeConfig, *, door: Door, needs_to
         )
 
     max_bytes = int(config.max_megabytes * 1e6)
-    return _Guard(app, door=door, needs_token=needs_token, max_bytes=max_bytes, counts=service.counts)
+    return Guard(app, door=door, needs_token=needs_token, max_bytes=max_bytes, counts=service.counts)
 
 
 async def _read_form(request: Any) -> tuple[dict[str, str], dict[str, list[bytes]]]:

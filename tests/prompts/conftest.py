@@ -1,7 +1,8 @@
 import pytest
 
 from restage.run import http
-from tests.prompts.fake_llm import KEY, serve
+from tests.fake_server import KEY
+from tests.prompts.fake_llm import serve
 
 
 @pytest.fixture

@@ -5,29 +5,15 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-KEY = "sk-a-very-secret-key"
+from tests.fake_server import FakeHandler, Plain, running
+
 COLORS = ("red", "green", "blue", "black", "white", "silver", "golden", "brown")
 
 Body = dict[str, Any]
-
-
-@dataclass
-class Plain:
-    """What the server sends, as it is."""
-
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-    data: bytes = b""
-    cut_after: int | None = None
-    """Close the connection after so many bytes of the data."""
-    write: Callable[[Any], None] | None = None
-    """Writes the whole answer to the connection by itself, headers included."""
 
 
 def asked_number(body: Body) -> int:
@@ -86,12 +72,6 @@ def answer_well(body: Body) -> Plain:
     return Plain(data=message(json.dumps({"pairs": good_items(body)})))
 
 
-def fail(status: int, text: str = "no", code: str | None = None, **headers: str) -> Plain:
-    """Make an error in the form of the protocol; `_` in the names of headers stands for `-`."""
-    data = json.dumps({"error": {"message": text, "code": code, "type": "error"}}).encode()
-    return Plain(status, {name.replace("_", "-"): value for name, value in headers.items()}, data)
-
-
 class FakeLlm:
     """A record of what was asked, and the script of what is answered next."""
 
@@ -115,35 +95,16 @@ class FakeLlm:
         return answer(body)
 
 
-def _handler(server: FakeLlm) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(server: FakeLlm) -> type[FakeHandler]:
+    class Handler(FakeHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.paths.append(self.path)
             plain = server.next_answer(body)
-            if plain.write is not None:
-                self.close_connection = True
-                with suppress(OSError):
-                    plain.write(self.wfile)
-                return
             with server.lock:
-                server.num_paid += plain.status == 200
-            try:
-                self.send_response(plain.status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(plain.data)))
-                for name, value in plain.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(plain.data[: plain.cut_after])
-            except OSError:
-                pass  # the client has gone
-            if plain.cut_after is not None:
-                self.close_connection = True
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
+                server.num_paid += plain.status == 200 and plain.write is None
+            self.send_plain(plain)
 
     return Handler
 
@@ -152,14 +113,5 @@ def _handler(server: FakeLlm) -> type[BaseHTTPRequestHandler]:
 def serve() -> Iterator[FakeLlm]:
     """Run a server on a free port of this machine."""
     fake = FakeLlm()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
-    server.daemon_threads = True
-    fake.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with running(_handler(fake)) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

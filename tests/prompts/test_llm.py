@@ -14,7 +14,8 @@ from restage.prompts.llm_config import LlmConfig, LlmLimits
 from restage.records import InputError
 from restage.run.folder import RunFolder
 from restage.run.paid import AskingStopped, Budget, RateLimit, Usage
-from tests.prompts.fake_llm import KEY, Plain, answer_well, asked_number, fail, good_items, message
+from tests.fake_server import KEY, Plain, fail
+from tests.prompts.fake_llm import answer_well, asked_number, good_items, message
 from tests.prompts.llm_runs import config_of, rejects_of, run_all
 
 

@@ -10,7 +10,8 @@ from restage.prompts.config import PromptsConfig
 from restage.prompts.llm import Malformed, parse_items
 from restage.prompts.llm_config import LlmConfig, find_access
 from restage.records import InputError
-from tests.prompts.fake_llm import KEY, Plain, answer_well, fail, good_items, message
+from tests.fake_server import KEY, Plain, fail
+from tests.prompts.fake_llm import answer_well, good_items, message
 from tests.prompts.llm_runs import config_of, rejects_of, run_all
 from tests.prompts.test_llm import item
 

@@ -12,7 +12,8 @@ from restage.prompts.answers import AnswerCache
 from restage.prompts.stage import run_prompts
 from restage.records import InputError
 from restage.run.folder import RunFolder
-from tests.prompts.fake_llm import KEY, Plain, answer_well, fail
+from tests.fake_server import KEY, Plain, fail
+from tests.prompts.fake_llm import answer_well
 from tests.prompts.llm_runs import config_of, rejects_of, run_all
 
 

@@ -10,7 +10,8 @@ from restage.edit.editors.interface import EditorSource, ViewBatch
 from restage.records import EditRequest
 from restage.run import http
 from restage.run.endpoint_config import EndpointConfig
-from tests.edit.endpoint.fake_images import KEY, FakeImages, serve_images
+from tests.edit.endpoint.fake_images import FakeImages, serve_images
+from tests.fake_server import KEY
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def batch() -> ViewBatch:
 @pytest.fixture
 def open_editor(server, tmp_path) -> Callable[..., EndpointEditor]:
     def open_it(model: str = "fake", options: tuple[str, ...] = (), **changes: Any) -> EndpointEditor:
-        how = {"base_url": server.url, "picture_size": "own", "min_views": 2, "timeout_s": 5.0, "max_tries": 3}
+        how = {"base_url": server.url, "picture_size": "own", "min_views": 2, "timeout_s": 30.0, "max_tries": 3}
         config = EndpointConfig(**{**how, **changes})
         source = EditorSource(
             model=Path(model) if model else None, endpoint=config, answers=tmp_path / "answers", options=options

@@ -7,29 +7,14 @@ import io
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-KEY = "sk-a-very-secret-key"
-
-
-@dataclass
-class Plain:
-    """What the server sends, as it is."""
-
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-    data: bytes = b""
-    cut_after: int | None = None
-    """Close the connection after so many bytes of the data."""
-    write: Callable[[Any], None] | None = None
-    """Writes the whole answer to the connection by itself, headers included."""
+from tests.fake_server import FakeHandler, Plain, fail, running
 
 
 class Asked(NamedTuple):
@@ -66,12 +51,6 @@ def answer_bytes(content: bytes) -> Plain:
 def invert(asked: Asked) -> Plain:
     """A good answer: the negative."""
     return answer_bytes(encode(255 - asked.picture))
-
-
-def fail(status: int, text: str = "no", code: str | None = None, **headers: str) -> Plain:
-    """Make an error in the form of the protocol; `_` in the names of headers stands for `-`."""
-    data = json.dumps({"error": {"message": text, "code": code}}).encode()
-    return Plain(status, {name.replace("_", "-"): value for name, value in headers.items()}, data)
 
 
 def take_apart(kind: str, content: bytes) -> Asked:
@@ -111,12 +90,12 @@ class FakeImages:
         self.pages: dict[str, Plain] = {}
 
 
-def _handler(server: FakeImages) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(server: FakeImages) -> type[FakeHandler]:
+    class Handler(FakeHandler):
         def do_GET(self) -> None:
             server.fetched.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
             known = server.models() if self.path.endswith("/models") else fail(404, "no such page")
-            self._send(server.pages.get(self.path, known))
+            self.send_plain(server.pages.get(self.path, known))
 
         def do_POST(self) -> None:
             asked = take_apart(self.headers["content-type"], self.rfile.read(int(self.headers["content-length"])))
@@ -128,25 +107,7 @@ def _handler(server: FakeImages) -> type[BaseHTTPRequestHandler]:
             plain = answer(asked)
             with server.lock:
                 server.num_paid += plain.status == 200
-            self._send(plain)
-
-        def _send(self, plain: Plain) -> None:
-            with suppress(OSError):  # the client has gone
-                if plain.write is not None:
-                    self.close_connection = True
-                    plain.write(self.wfile)
-                    return
-                self.send_response(plain.status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(plain.data)))
-                for name, value in plain.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(plain.data[: plain.cut_after])
-                self.close_connection = self.close_connection or plain.cut_after is not None
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
+            self.send_plain(plain)
 
     return Handler
 
@@ -155,14 +116,5 @@ def _handler(server: FakeImages) -> type[BaseHTTPRequestHandler]:
 def serve_images() -> Iterator[FakeImages]:
     """Run a server on a free port of this machine."""
     fake = FakeImages()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
-    server.daemon_threads = True
-    fake.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with running(_handler(fake)) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

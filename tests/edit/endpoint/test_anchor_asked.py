@@ -6,7 +6,8 @@ import torch
 
 from restage.edit.editors.anchored import Anchor, follow_anchor
 from restage.records import InputError
-from tests.edit.endpoint.fake_images import answer_bytes, encode, fail, invert, pixels_of
+from tests.edit.endpoint.fake_images import answer_bytes, encode, invert, pixels_of
+from tests.fake_server import fail
 
 
 def test_an_anchor_goes_along_as_a_second_picture_and_is_paid_once(server, open_editor, batch):

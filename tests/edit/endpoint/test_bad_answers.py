@@ -13,7 +13,8 @@ import torch
 
 from restage.edit.pictures import quantize
 from restage.records import InputError
-from tests.edit.endpoint.fake_images import KEY, Asked, Plain, answer_bytes, answer_with, encode, fail, invert
+from tests.edit.endpoint.fake_images import Asked, answer_bytes, answer_with, encode, invert
+from tests.fake_server import KEY, Plain, fail
 
 BAD = 1
 """Place of the view that is answered badly."""
@@ -234,7 +235,7 @@ def test_sixty_bad_answers_are_listed():
 @pytest.mark.parametrize("name", ONCE)
 def test_a_view_that_is_answered_badly_once_is_there_in_the_end(server, batch, open_editor, tmp_path, name):
     bad_for_one_view(server, ONCE[name], 1)
-    editor = open_editor(timeout_s=0.3 if "drip" in name else 5.0)
+    editor = open_editor(timeout_s=1.5 if "drip" in name else 30.0)
     edited = editor.edit(batch)
     assert not edited.left_out and torch.equal(edited.images, quantize(1 - batch.originals))
     assert len(server.asked) == 5 and edited.masks.min() == 1
