@@ -77,7 +77,7 @@ def open_editor(name: str, source: EditorSource) -> Editor:
         from restage.edit.editors.settled import SettledEditor
 
         editor = editor if drift_px is None else DriftingEditor(editor, drift_px)
-        return SettledEditor(editor, source.max_drift, finds_masks=is_moved and not variant)
+        return SettledEditor(editor, source.max_drift, finds_masks=is_moved)
     return editor
 
 

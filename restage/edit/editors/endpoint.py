@@ -119,8 +119,12 @@ class EndpointEditor:
 
     @property
     def moves_pixels(self) -> bool:
-        """Whether views may come back shifted, and without masks: from all servers but our own."""
-        return not self.asker.model.is_ours
+        """Whether views may come back shifted, and without masks: from all servers but our own editors.
+
+        A pipeline behind `restage serve` has its views put back there, but each request knows one view alone, and masks
+        are joined over all.
+        """
+        return not self.asker.model.is_ours or self.asker.model.editor == "pipeline"
 
     @property
     def anchor_form(self) -> AnchorForm:

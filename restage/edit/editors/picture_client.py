@@ -140,6 +140,7 @@ class ServedModel(NamedTuple):
     """What it takes beyond the protocol; only `restage serve` says it."""
     fingerprint: str = ""
     """Hash of its weights, which tells apart what was answered before and after a training."""
+    editor: str = ""  # name of the editor behind `restage serve`
 
     @property
     def is_ours(self) -> bool:
@@ -349,7 +350,9 @@ def _read_model(row: Mapping[str, Any]) -> ServedModel:
         return ServedModel(name)
     takes, fingerprint = said.get("takes"), said.get("fingerprint")
     known = frozenset(one for one in takes if isinstance(one, str)) if isinstance(takes, list) else frozenset()
-    return ServedModel(name, known, fingerprint if isinstance(fingerprint, str) else "")
+    editor = said.get("editor")
+    texts = (one if isinstance(one, str) else "" for one in (fingerprint, editor))
+    return ServedModel(name, known, *texts)
 
 
 def _is_named(name: str, message: str) -> bool:

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from restage.edit.editors import MenuEditor
-from restage.edit.editors.endpoint import EndpointEditor, Frame, open_endpoint
+from restage.edit.editors.endpoint import Frame, open_endpoint
 from restage.edit.editors.interface import AskedPictures, EditorSource
-from restage.edit.editors.settled import SettledEditor
 from restage.edit.job import Dialed, asked_pictures
 from restage.edit.methods import METHODS
 from restage.edit.methods.restage import Restage
@@ -27,7 +26,8 @@ from restage.run.endpoint_config import EndpointConfig
 from restage.run.folder import RunFolder
 from restage.run.paid import PaidAnswers
 from restage.run.reading import EditRecord
-from tests.edit.endpoint.fake_images import Plain, answer_bytes, answer_with, encode, fail, invert, pixels_of
+from tests.edit.endpoint.fake_images import answer_bytes, answer_with, encode, invert, pixels_of
+from tests.fake_server import Plain, fail
 
 
 def models(*names: str, **said) -> Plain:
@@ -364,15 +364,3 @@ def test_kills_at_any_moment_cost_at_most_what_was_under_way(server, batch, open
     assert len(server.asked) - asked == 16 - kept  # only what is missing
     lost = PaidAnswers(tmp_path / "answers", suffix=".png").num_lost
     assert server.num_paid - 16 <= lost <= 2 * num_kills
-
-
-def test_views_of_hosts_are_settled_and_those_of_our_own_server_are_not(server, tmp_path):
-    config = EndpointConfig(base_url=server.url)
-    menu_editor = MenuEditor(name="endpoint", model=Path("fake"), endpoint=config)
-    settled = menu_editor.open(EditorSource(answers=tmp_path))
-    assert isinstance(settled, SettledEditor) and settled.finds_masks
-    with pytest.raises(InputError, match="cannot be told"):
-        settled.prepare(asked_pictures(METHODS["idu"](), 40))  # what the editor inside says
-    assert settled.remarks[-1].startswith("0 pictures were asked for")
-    server.models = lambda: models("fake", **OURS)
-    assert isinstance(menu_editor.open(EditorSource(answers=tmp_path)), EndpointEditor)
