@@ -38,6 +38,7 @@ SUMMARIES = {
     "clip": "make a moving clip of the miniature world, with its exact truth",
     "scenes": "fit every capture of a run",
     "fit": "fit Gaussian splats to a capture: nerfstudio, COLMAP, photographs, a video, ...",
+    "region": "say which splats of a scene are meant: by words, clicks, masks, place or color",
     "edit": "edit a fitted scene by an instruction",
     "edits": "edit every scene of a run by several methods, for compare",
     "change": "recolor, move, turn, scale, copy or delete the splats of a region, at once",
@@ -59,7 +60,8 @@ SUMMARIES = {
     "doctor": "say what this machine can do, and what to install for the rest",
 }
 
-SWITCHES = ("change", "clip", "diff", "doctor", "edit", "fit", "import", "miniature", "pairs", "show", "verify")
+SWITCHES = ("change", "clip", "diff", "doctor", "edit", "fit", "import", "miniature", "pairs", "region", "show")
+SWITCHES += ("verify",)
 """Commands whose Boolean options are switches, such as --json; elsewhere they take a value: --is-bf16 False."""
 
 

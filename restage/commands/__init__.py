@@ -6,7 +6,7 @@ a function in one of the modules here, a line in this menu, and a line in `SUMMA
 
 from collections.abc import Callable
 
-from restage.commands import change, pairs, runs, scenes, stages
+from restage.commands import change, pairs, region, runs, scenes, stages
 
 __all__ = ["COMMANDS"]
 
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "clip": lambda: scenes.clip,
     "train": stages.build_train,
     "fit": scenes.build_fit,
+    "region": region.build_region,
     "edit": lambda: scenes.edit,
     "edits": scenes.build_edits,
     "change": change.build_change,

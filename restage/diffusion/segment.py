@@ -33,7 +33,8 @@ from restage.records import InputError, derive_seed
 if TYPE_CHECKING:
     from restage.diffusion.backbone import Backbone
 
-__all__ = ["SegmentConfig", "SegmentStep", "coarse_segments", "cut_masks", "segment_images", "sharpen_masks"]
+__all__ = ["SegmentConfig", "SegmentStep", "coarse_segments", "cut_masks", "picture_features", "segment_images"]
+__all__ += ["sharpen_masks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,15 +238,30 @@ def _read(
     backbone: Backbone, images: Tensor, captions: Sequence[str] | None, config: SegmentConfig
 ) -> tuple[_Pictures, Attention, list[Int[Array, " pixels"]]]:
     """Cluster the queries of pictures; returns the layer to push as well."""
+    pictures = _open_pictures(backbone, images, captions, config)
+    queries, layer = pictures.read()
+    return pictures, layer, [_cluster(query.cpu().numpy(), config.num_segments, config.seed) for query in queries]
+
+
+def _open_pictures(
+    backbone: Backbone, images: Tensor, captions: Sequence[str] | None, config: SegmentConfig
+) -> _Pictures:
     captions = [""] * len(images) if captions is None else captions
     if len(images) == 0 or len(captions) != len(images):
         raise InputError(f"expected one caption for each picture, got {len(captions)} for {len(images)} pictures")
     unet: Any = getattr(
         backbone.unet, "_orig_mod", backbone.unet
     )  # compiled, it would not call hooks that are set later
-    pictures = _Pictures(dataclasses.replace(backbone, unet=unet), images, captions, config)
-    queries, layer = pictures.read()
-    return pictures, layer, [_cluster(query.cpu().numpy(), config.num_segments, config.seed) for query in queries]
+    return _Pictures(dataclasses.replace(backbone, unet=unet), images, captions, config)
+
+
+def picture_features(
+    backbone: Backbone, images: Float[Tensor, "b 3 h w"], *, config: SegmentConfig = SegmentConfig()
+) -> Float[Tensor, "b d grid_height grid_width"]:
+    """Return the queries that segments are clusters of, at the size of the layer; costs one UNet call."""
+    pictures = _open_pictures(backbone, images, None, config)
+    queries, _ = pictures.read()
+    return queries.transpose(1, 2).unflatten(2, pictures.grid)
 
 
 def coarse_segments(

@@ -63,10 +63,8 @@ def choose_editor(choice: EditChoice, scene_folder: Path, request: EditRequest) 
         asked = read_grade(request.instruction)
     except InputError:
         asked = None
-    if asked is not None and not asked.subject:
-        return ChosenEditor(
-            replace(choice, editor="grade"), "the instruction names a color or a light of the whole view"
-        )
+    if asked is not None and (choice.region is not None or not asked.subject):
+        return ChosenEditor(replace(choice, editor="grade"), "the instruction names a color or a light")
     in_cache = ", ".join(pipeline.name for pipeline in cached) or "none"
     raise InputError(
         f"no editor here can '{request.instruction}' on photographs (the shipped edit model knows the miniature world "

@@ -65,9 +65,11 @@ def list_regions(run: Path, scene: str) -> dict[str, RegionRecord]:
 
 
 def delete_region(run: Path, scene: str, name: str) -> None:
-    """Remove a region from a run; edits that were made with it stay."""
+    """Remove a region from a run, and the picture of it; edits that were made with it stay."""
     read_region(run, scene, name)
-    region_path(run / "scenes" / scene, name).unlink()
+    path = region_path(run / "scenes" / scene, name)
+    path.unlink()
+    path.with_suffix(".png").unlink(missing_ok=True)
 
 
 def save_region(path: Path, region: Region) -> None:

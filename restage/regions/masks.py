@@ -28,6 +28,7 @@ __all__ = [
     "join_masks",
     "keep_largest",
     "lift_boxes",
+    "lift_features",
     "lift_masks",
 ]
 __all__ += ["mean_shown", "measure_region", "render_masks", "shrink_region"]
@@ -41,11 +42,19 @@ MIN_TOTAL_WEIGHT = 1e-3
 
 def mean_shown(splats: Splats, cameras: Cameras, maps: Masks) -> Region:
     """Mean of maps, of any values, over all that a splat shows, weighted by its blending weight; 0 if unseen."""
-    sums, total = torch.zeros(2, len(splats), device=maps.device)
+    return lift_features(splats, cameras, maps[:, None])[:, 0]
+
+
+def lift_features(splats: Splats, cameras: Cameras, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "num_splats c"]:
+    """Means as in `mean_shown` of maps of several channels."""
+    sums, total = (
+        torch.zeros(len(splats), maps.shape[1], device=maps.device),
+        torch.zeros(len(splats), device=maps.device),
+    )
     for view in range(len(cameras)):
-        weighted, seen = splat_weights(splats, cameras[view], maps[view][None])
-        sums, total = sums + weighted[:, 0], total + seen
-    return torch.where(total > MIN_TOTAL_WEIGHT, sums / total.clamp_min(MIN_TOTAL_WEIGHT), 0.0)
+        weighted, seen = splat_weights(splats, cameras[view], maps[view])
+        sums, total = sums + weighted, total + seen
+    return torch.where(total[:, None] > MIN_TOTAL_WEIGHT, sums / total[:, None].clamp_min(MIN_TOTAL_WEIGHT), 0.0)
 
 
 def lift_masks(splats: Splats, cameras: Cameras, masks: Masks) -> Region:
@@ -125,18 +134,28 @@ def _near(splats: Splats, chosen: Tensor, distance: float) -> Tensor:
     return torch.from_numpy(found <= distance).to(chosen.device)
 
 
+MAX_NEIGHBORS = 8
+MAX_SIZE = 10.0
+"""Splats count as at most so many times as large as the median distance to the next one: floaters reach far."""
+
+
 def keep_largest(splats: Splats, region: Region, *, reach: float = 3.0) -> Region:
     """Keep the piece of a region that has most splats; pieces are apart if no splat of one is near to one of the other.
 
-    Splats are near that are closer than `reach` times the median distance to the next splat of the region.
+    Splats are near that are closer than `reach` times the median distance to the next splat of the region, or than the
+    size of one of them: where a scene is smooth, few large splats cover it.
     """
     inside = (region >= INSIDE).nonzero()[:, 0]
     if len(inside) < 2:
         return (region >= INSIDE).float()
     points = splats.means[inside].double().cpu().numpy()
     tree = KDTree(points)
-    spacing = float(np.median(tree.query(points, k=2)[0][:, 1]))
+    distances, neighbors = tree.query(points, k=min(MAX_NEIGHBORS, len(points) - 1) + 1)
+    spacing = float(np.median(distances[:, 1]))
     pairs = tree.query_pairs(reach * spacing, output_type="ndarray")
+    sizes = splats.log_scales[inside].detach().exp().amax(dim=1).double().cpu().numpy().clip(max=MAX_SIZE * spacing)
+    is_near = distances <= np.maximum(sizes[:, None], sizes[neighbors])
+    pairs = np.concatenate([pairs, np.stack([is_near.nonzero()[0], neighbors[is_near]], axis=1)])
     graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(inside), len(inside)))
     _, pieces = connected_components(graph, directed=False)
     largest = np.bincount(pieces).argmax()
