@@ -18,7 +18,7 @@ from restage.run.progress import say, show_progress
 __all__ = ["build_change"]
 
 SceneArgument = Annotated[Path, arg(metavar="RUN")]
-What = Literal["recolor", "delete", "duplicate", "move", "rotate", "scale"]
+What = Literal["recolor", "delete", "duplicate", "move", "rotate", "scale", "remove", "clean"]
 WhatArgument = Annotated[What | None, arg(metavar="WHAT")]
 Vector = tuple[float, float, float]
 
@@ -44,6 +44,7 @@ def build_change() -> Callable[..., None]:
         about: Vector | None = None,
         on: str = "",
         case: str = "",
+        preview: bool = False,
         undo: bool = False,
         redo: bool = False,
         device: DeviceArgument = "auto",
@@ -57,7 +58,9 @@ def build_change() -> Callable[..., None]:
 
         Args:
             run: The run of a fitted scene, or `<run>/scenes/<scene>`.
-            what: recolor, delete, duplicate, move, rotate or scale.
+            what: recolor, delete, duplicate, move, rotate or scale; `remove` deletes a thing and fills the place where
+                it was, and `clean` finds floaters and haze by itself, saves them as the region `floaters`, and deletes
+                them.
             region: Which splats: the name of a region of the scene, or what `restage edit --region` takes.
             towards: recolor: color that the region gets on average, with its shading kept, such as gold or #ffd700.
             tint: recolor: color to multiply by, as a colored glass does.
@@ -73,6 +76,7 @@ def build_change() -> Callable[..., None]:
             on: What to start from: folder of a finished edit, or `scene` for the fitted scene; default: where the
                 history stands.
             case: Name of an edit of the scene whose truth the result is to be compared with.
+            preview: clean: only say and show what would be deleted.
             undo: Take back the last change; its result is kept.
             redo: Bring back what was undone last.
             device: Where the scene is drawn.
@@ -93,8 +97,18 @@ def build_change() -> Callable[..., None]:
         given = {"towards": towards, "tint": tint, "hue": hue, "saturation": saturation, "brightness": brightness}
         given |= {"amount": amount, "by": by, "axis": axis, "degrees": degrees, "factor": factor, "about": about}
         operation = _read_operation(what, {name: value for name, value in given.items() if value is not None})
-        if region is None:
-            raise InputError(f"{what} needs a region: --region NAME (restage region --help makes one)")
+        if what == "clean":
+            if region is not None:
+                raise InputError("clean finds its region itself; omit --region, or delete a region")
+            region = _find_floaters(run_path, scene_folder, on=on, device=device)
+            if preview:
+                return
+        if region is None or preview:
+            raise InputError(
+                "--preview goes with clean"
+                if preview
+                else f"{what} needs a region: --region NAME (restage region --help makes one)"
+            )
         _change(run_path, scene_folder, operation, region=region, on=on, case=case, device=device)
 
     return change
@@ -103,10 +117,11 @@ def build_change() -> Callable[..., None]:
 def _read_operation(what: str, given: dict[str, Any]) -> Any:
     from dataclasses import MISSING, fields
 
-    from restage.edit.direct.operations import OPERATIONS
+    from restage.edit.direct.operations import OPERATIONS, Delete
+    from restage.edit.methods.remove import Remove
 
-    kind: Any = OPERATIONS[what]
-    known = {field.name: field.default is MISSING for field in fields(kind)}
+    kind: Any = {**OPERATIONS, "clean": Delete, "remove": Remove}[what]
+    known = {field.name: field.default is MISSING for field in fields(kind) if what != "remove"}
     wrong, missing = (
         sorted(set(given) - set(known)),
         [name for name, need in known.items() if need and name not in given],
@@ -115,25 +130,52 @@ def _read_operation(what: str, given: dict[str, Any]) -> Any:
         takes = ", ".join(f"--{name}" for name in known) or "no options of its own"
         problem = f"needs --{missing[0]}" if missing else f"has no --{wrong[0]}"
         raise InputError(f"{what} {problem}; it takes {takes}")
-    return kind(**given)
+    return Remove(fill="plain") if what == "remove" else kind(**given)
+
+
+def _start(run_path: Path, scene: str, on: str) -> Any:
+    from restage.edit.direct.changes import current_change
+    from restage.edit.single import StartingPoint
+
+    folder = None if on == "scene" else Path(on) if on else current_change(run_path, scene)
+    return None if folder is None else StartingPoint.of(folder)
+
+
+def _find_floaters(run_path: Path, scene_folder: Path, *, on: str, device: str) -> Path:
+    from restage.edit.direct.cleaning import draw_found, find_floaters
+    from restage.edit.pictures import write_image
+    from restage.edit.stage import load_scene
+    from restage.regions.files import write_region
+    from restage.regions.region import Region
+    from restage.scenes.device import choose_device
+
+    capture, splats = load_scene(scene_folder, choose_device(device))
+    start = _start(run_path, scene_folder.name, on)
+    splats = splats if start is None else start.splats.to(splats.means.device)
+    found = find_floaters(splats, capture)
+    reasons = ", ".join(f"{count} {name}" for name, count in found.counts.items() if count and name != "kept")
+    say(
+        f"{int(found.is_found.sum())} of {len(splats)} splats are floaters or haze ({reasons or 'none'}); "
+        f"{found.counts['kept']} more look so, but the photographs need them"
+    )
+    region = Region.of(splats, found.is_found.float(), by="clean", counts=found.counts)
+    path = write_region(run_path, scene_folder.name, "floaters", region)
+    write_image(path.with_suffix(".png"), draw_found(splats, found, capture))
+    say(f"as it is, what was found in red, and without: {path.with_suffix('.png')}")
+    return path
 
 
 def _change(
     run_path: Path, scene_folder: Path, operation: Any, *, region: Path, on: str, case: str, device: str
 ) -> None:
-    from restage.edit.direct.changes import current_change, open_change
+    from restage.edit.direct.changes import open_change
     from restage.edit.results import describe_change
-    from restage.edit.single import StartingPoint
     from restage.edit.stage import load_scene
     from restage.regions.given import find_region, read_given
     from restage.scenes.device import choose_device
 
     device = choose_device(device)
-    if on == "scene":
-        folder = None
-    else:
-        folder = Path(on) if on else current_change(run_path, scene_folder.name)
-    start = None if folder is None else StartingPoint.of(folder)
+    start = _start(run_path, scene_folder.name, on)
     found = read_given(find_region(region, scene_folder), *load_scene(scene_folder, device))
     how: dict[str, Any] = {"region": found, "region_name": region.stem, "start": start, "case": case, "device": device}
     with working(open_run(run_path), "edit") as opened:

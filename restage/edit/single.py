@@ -16,11 +16,12 @@ from restage.edit.editors import EditorSource, MenuEditor, OpenEditors, check_ed
 from restage.edit.editors.interface import MAX_DRIFT
 from restage.edit.job import Dialed, EditStep, Method, TimeLimited, asked_pictures
 from restage.edit.methods import METHODS
+from restage.edit.origins import weights_on
 from restage.edit.results import edit_scene
 from restage.edit.stage import EditUnit, load_scene, read_case
 from restage.records import EditCase, EditRequest, InputError, content_id, derive_seed, read_json, write_json
 from restage.regions.files import read_record
-from restage.regions.given import find_region, read_regions
+from restage.regions.given import find_region, read_given, read_regions
 from restage.run.endpoint_config import EndpointConfig
 from restage.run.folder import RunFolder
 from restage.run.layout import ANSWERS, CAPTURE, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
@@ -162,6 +163,11 @@ def open_edit(
     case_file = scene_folder / TRUTH / name / EDIT_CASE
     if not case_file.exists():  # written once the models are open, so that a refused edit leaves nothing behind
         write_json(case_file, case)
+    weights = None
+    if choice.region is not None and getattr(method, "takes_weights", False):
+        given_region = read_given(choice.region, capture, fitted)
+        begun = None if start is None else (start.record_id, splats)
+        weights = weights_on(given_region, fitted, run=run.path, scene=scene_folder.name, start=begun)
     if regions is not None:
         inputs["regions_sha256"] = hashlib.sha256(regions.cpu().numpy().tobytes()).hexdigest()
     steps = edit_scene(
@@ -174,6 +180,7 @@ def open_edit(
         folder=folder,
         facts={**asdict(unit), "kind": case.kind, "inputs": inputs, **made_on(choice.device)},
         regions=regions,
+        weights=weights,
     )
     return OpenedEdit(folder, steps)
 

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from restage.edit.direct.operations import OPERATIONS, Operation
 from restage.edit.editors import NO_EDITOR, NoEditor
-from restage.edit.job import EditJob, EditStep
+from restage.edit.job import EditJob, EditStep, Method
+from restage.edit.methods import METHODS
 from restage.edit.origins import find_result, weights_on
 from restage.edit.results import edit_scene
 from restage.edit.single import OpenedEdit, StartingPoint, name_case
@@ -58,7 +59,7 @@ class History:
     undone: tuple[str, ...] = ()  # what can be brought back, the last of them first
 
 
-def describe_operation(name: str, operation: Operation, region_name: str) -> str:
+def describe_operation(name: str, operation: Operation | Method, region_name: str) -> str:
     """Say in words what is done, such as "recolor bear towards gold"."""
     words = [name, region_name]
     for field in fields(operation):  # pyright: ignore[reportArgumentType]
@@ -73,7 +74,7 @@ def describe_operation(name: str, operation: Operation, region_name: str) -> str
 def open_change(
     run: RunFolder,
     scene_folder: Path,
-    operation: Operation,
+    operation: Operation | Method,
     *,
     region: Region,
     region_name: str,
@@ -88,7 +89,7 @@ def open_change(
     Args:
         run: The run, whose stage `edit` the caller holds.
         scene_folder: The fitted scene.
-        operation: What to do.
+        operation: What to do; a method that a region is enough for, such as `Remove`, counts as one, too.
         region: To which splats: of the fitted scene, or of the one that is started from.
         region_name: What to call the region in names and words.
         start: An edited scene to start from; None for the fitted scene.
@@ -98,8 +99,9 @@ def open_change(
     Raises:
         InputError: The region belongs to other splats or is empty, there is no such case, or its place is taken.
     """
-    name = next(name for name, kind in OPERATIONS.items() if type(operation) is kind)
-    scene, method = scene_folder.name, DirectEdit(operation=name, parameters=operation)
+    name = next(name for name, kind in {**METHODS, **OPERATIONS}.items() if type(operation) is kind)
+    method = operation if isinstance(operation, Method) else DirectEdit(operation=name, parameters=operation)
+    scene = scene_folder.name
     capture, fitted = load_scene(scene_folder, device)
     if start is not None:
         start = replace(start, splats=start.splats.to(device))

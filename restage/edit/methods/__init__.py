@@ -6,6 +6,7 @@ from restage.edit.methods.distill import Dds, Sds
 from restage.edit.methods.idu import Idu, Igs2gs
 from restage.edit.methods.joint import Joint
 from restage.edit.methods.pds import DreamCatalyst, Pds
+from restage.edit.methods.remove import Remove
 from restage.edit.methods.replace_once import Nothing, ReplaceOnce
 from restage.edit.methods.restage import Restage
 
@@ -23,4 +24,5 @@ METHODS: dict[str, type[Method]] = {
     "depth_fusion": DepthFusion,
     "joint": Joint,
     "restage": Restage,
+    "remove": Remove,
 }

@@ -16,11 +16,11 @@ from restage.edit.direct.operations import Delete, Duplicate, Move, Operation, R
 from restage.edit.single import EditChoice, StartingPoint, open_edit
 from restage.edit.stage import list_units
 from restage.records import EditRequest, InputError, read_json
-from restage.regions.files import write_region
+from restage.regions.files import read_region, write_region
 from restage.regions.region import Region
 from restage.run.folder import RunFolder
 from restage.run.reading import EditRecord
-from restage.scenes.io.splat_files import read_splats
+from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.view.session import list_kept, load_scene
 from tests.commands.test_cli import assert_is_bad_input, restage
 
@@ -179,6 +179,37 @@ def test_the_shell_changes_chains_lists_and_undoes(place):
     assert "starts_from" not in record["inputs"] and record["method"] == "delete"
 
 
+def test_the_shell_finds_floaters_shows_them_and_deletes_them(place):
+    result = restage("change", place.scene, "clean", "--preview", "--device", "cpu")
+    assert result.returncode == 0 and "splats are floaters or haze" in result.stdout, result.stderr
+    assert (place.scene / "regions" / "floaters.png").is_file() and current_change(place.run.path, "tiny") is None
+    floaters = read_region(place.run.path, "tiny", "floaters", place.splats)
+    assert floaters.made["by"] == "clean"
+    faint = place.splats.clone()
+    faint.opacity_logits[:5] = -5.0
+    write_splats(faint, place.scene / "splats.ply")
+    result = restage("change", place.scene, "clean", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    folder = current_change(place.run.path, "tiny")
+    assert folder is not None and len(read_splats(folder / "splats.ply")) <= 195
+
+
+def test_the_shell_removes_a_thing_and_fills_its_place(place):
+    result = restage("change", place.scene, "remove", "--region", "ball", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    folder = current_change(place.run.path, "tiny")
+    assert folder is not None
+    record = read_json(folder / "record.json", EditRecord)
+    assert record.method == "remove" and record.settings["fill"] == "plain"
+    assert not set(np.load(folder / "origins.npy").tolist()) & set(place.ball.inside.nonzero()[:, 0].tolist())
+    # The same by an editor that knows the truth, as a method.
+    request = EditRequest(instruction="make it blue", source_caption="", target_caption="")
+    choice = EditChoice(method="remove", editor="exact", region=Path("ball"))
+    opened = open_edit(place.run, place.scene, request=request, choice=choice)
+    list(opened.steps)
+    assert not set(np.load(opened.folder / "origins.npy").tolist()) & set(place.ball.inside.nonzero()[:, 0].tolist())
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -189,6 +220,8 @@ def test_the_shell_changes_chains_lists_and_undoes(place):
         (("delete", "--region", "bal"), ("bal is no region",)),
         (("delete", "--undo"), ("alone",)),
         (("--undo",), ("nothing to undo",)),
+        (("clean", "--region", "ball"), ("omit --region",)),
+        (("delete", "--region", "ball", "--preview"), ("goes with clean",)),
         (("delete", "--region", "ball", "--on", "nowhere"), ("nowhere",)),
     ],
 )

@@ -1,0 +1,260 @@
+"""Takes a thing away: its splats go, what views see behind it comes to light, and what no view sees is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.spatial import KDTree
+from torch import Tensor
+from torch.nn import functional
+
+from restage.edit.direct.surface import (
+    Painting,
+    Plane,
+    distance_from,
+    fill_unseen,
+    find_plane,
+    find_shadow,
+    lay_splats,
+    look_up,
+    paint_plane,
+    plane_depths,
+)
+from restage.edit.editors.interface import AskedPictures
+from restage.edit.job import EditJob, EditStep
+from restage.edit.methods.renewal import join_splats
+from restage.edit.methods.restage import choose_key_views
+from restage.records import InputError
+from restage.regions.masks import INSIDE, lift_masks, mean_shown, render_masks
+from restage.scenes.cameras import Cameras, unproject_depth
+from restage.scenes.rasterize import rasterize, splat_weights
+from restage.scenes.splats import SH_C0, Splats
+
+__all__ = ["Remove"]
+
+Masks = Float[Tensor, "n h w"]
+
+NEAR, AROUND, REACH = 1.0, 2.5, 4.0
+"""The surface that a thing stands on is filled up to the first times its size around its foot, looked for up to the
+second around its center, and painted up to the third."""
+THICKNESS = 0.08
+"""Splats this near to the surface, as a share of the thing's size, lie on it."""
+FRINGE, EDGE = 2, 3
+"""Points of the painting right beside what no view sees that are not trusted either, and that the fill goes over."""
+COVERED = 0.8
+"""Splats show a surface where they cover a pixel by more than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remove:
+    """Deletes the splats of a region, and fills the place where it was.
+
+    1. The splats of the region go, with a halo: those near it that show nothing but what lies in its silhouettes, or
+       nothing at all. So do splats that only the thing had hidden: no view has ever corrected them.
+    2. What lies behind is what other views saw there: those splats are there already.
+    3. What no view sees is the surface that the thing stands on, under it. That is a plane, fitted to the surfaces
+       around the thing (`find_plane`). It is painted from all views, as seen from straight above (`paint_plane`);
+       the hole in the painting is filled once, and laid out in flat splats, so that it is the same from all sides.
+    4. The shadow on that plane that begins at the thing goes with it (`find_shadow`).
+
+    Nothing else changes: all other splats stay bit for bit. Fitting what was touched to the painting and to the
+    photographs, without the pixels that the thing covers, brought nothing (docs/log/2026-11-30-direct.md). Without a
+    region, masks of the editor say what goes.
+
+    Memory: that of the views twice, and of the painting once for each view.
+    """
+
+    fill: Literal["editor", "plain"] = "editor"
+    """What the hole in the painting is filled with: the view that sees most of it, edited by the editor, or the patch
+    of the painting that suits its rim best, without an editor."""
+    takes_shadow: bool = True
+    """Whether the thing's shadow goes with it."""
+    low: float = 0.3
+    """Splats go whose weight in the region is at least this: less than half, since a rest of a thing is worse than a
+    bit of what is around it, which is filled."""
+    halo: float = 0.15
+    """The halo reaches so far from the region, as a share of its size."""
+    fringe_px: int = 2
+    """Views are not trusted up to so many pixels around the thing."""
+    num_key_views: int = 24
+    """Views that the editor is asked for masks of, where there is no region."""
+    takes_weights: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not (0 < self.low <= INSIDE and self.halo >= 0 and self.fringe_px >= 0 and self.num_key_views > 0):
+            raise InputError(f"expected low in (0, {INSIDE}], halo and fringe_px of at least 0, and views, got {self}")
+
+    def asks(self, num_views: int) -> AskedPictures:
+        """See `restage.edit.job.asked_pictures`."""
+        return AskedPictures(min(self.num_key_views, num_views) + (self.fill == "editor"), False)
+
+    def run(self, job: EditJob) -> Iterator[EditStep]:
+        """Delete, then fill."""
+        yield EditStep(0, 2, 0.0, job.splats.clone(), "finding what goes")
+        splats, cameras = job.splats, job.capture.cameras
+        thing = _find_thing(self, splats, cameras, self._weights(job))
+        kept = _supported(splats, cameras, thing)
+        rest = splats[kept].clone()
+        yield EditStep(1, 2, 0.0, rest, f"{len(splats) - len(rest)} splats are gone", kept)
+        plane = _find_support(splats, cameras, thing, seed=job.seed)
+        if plane is None:
+            yield EditStep(2, 2, 0.0, rest, "there is no surface around it to fill the place with", kept)
+            return
+        hidden, depths = thing.masks, _surfaces(splats, cameras)
+        painting = paint_plane(
+            plane, cameras, job.capture.images.cpu(), hidden=hidden, depths=depths, reach=REACH * thing.size
+        )
+        # Right beside what no view sees, views show the thing's rim and its darkest shade.
+        painting = replace(painting, is_seen=_dilate((~painting.is_seen)[None].float(), FRINGE)[0] == 0)
+        foot = _foot(painting, thing)
+        is_needed, reference = _find_hole(painting, cameras, thing.masks, _surfaces(rest, cameras))
+        is_needed &= distance_from(foot) * painting.spacing < NEAR * thing.size
+        # What lies there already was seen at a slant at best, and in the shade of the thing.
+        row, column, inside = _places(painting, rest.means.cpu())
+        is_on = painting.plane.heights(rest.means.cpu()).abs() < THICKNESS * thing.size
+        stays = ~(inside & is_on & is_needed[row, column]).to(kept.device)
+        kept, rest = kept[stays], rest[stays]
+        is_dark = torch.zeros_like(is_needed)
+        if self.takes_shadow:
+            is_dark, gains = find_shadow(painting, foot, size=thing.size)
+            painting = replace(painting, colors=painting.colors * gains)
+            rest = _without_shadow(rest, painting, gains, thickness=THICKNESS * thing.size)
+        picture = None
+        if self.fill == "editor" and bool((is_needed & ~painting.is_seen).any()):
+            yield EditStep(1, 2, 0.0, rest, "filling one view", kept)
+            edited = job.editor.edit(job.batch([reference], noise_level=1.0, seed=job.seed)).images[0]
+            picture = look_up(edited, painting.points, cameras[reference])[0]
+        painting = fill_unseen(painting, ~is_dark, picture)
+        fresh = lay_splats(painting, is_needed, splats.sh.shape[1]).to(rest.means.device)
+        origins = torch.cat([kept, kept.new_full((len(fresh),), -1)])
+        note = f"{len(splats) - len(rest)} splats are gone, and {len(fresh)} fill the place"
+        yield EditStep(2, 2, 0.0, join_splats(rest, fresh), note, origins)
+
+    def _weights(self, job: EditJob) -> Float[Tensor, " n"]:
+        if job.weights is not None:
+            return job.weights
+        keys = choose_key_views(job.capture.cameras, self.num_key_views)
+        edited = job.editor.edit(job.batch(keys, noise_level=1.0, seed=job.seed, may_leave_out=True))
+        answered = edited.answered
+        cameras = job.capture.cameras[[keys[place] for place in answered]]
+        return lift_masks(job.splats, cameras, edited.masks[answered])
+
+
+class _Thing(NamedTuple):
+    """What is taken away."""
+
+    is_gone: Bool[Tensor, " n"]
+    points: Float[Tensor, "k 3"]  # centers of the splats that surely belong to it
+    center: Float[Tensor, " 3"]
+    size: float  # distance from the center that nine tenths of it lie within, in world units
+    masks: Masks  # 1 where views show it, or lie at its fringe
+
+
+def _find_thing(remove: Remove, splats: Splats, cameras: Cameras, weights: Float[Tensor, " n"]) -> _Thing:
+    inside = weights >= remove.low
+    points = splats.means[weights >= INSIDE]
+    if not len(points):
+        raise InputError("nothing was found that could be removed; name a region")
+    center = points.median(dim=0).values
+    size = max(float((points - center).norm(dim=1).quantile(0.9)), 1e-6)
+    masks = _dilate((render_masks(splats, cameras, inside.float()) > 0.1).float(), remove.fringe_px)
+    everywhere = torch.ones_like(masks)
+    places = splats.means.double().cpu().numpy()
+    away = torch.from_numpy(KDTree(places[inside.cpu().numpy()]).query(places)[0]).to(weights)
+    is_shown = _shown(splats, cameras, everywhere) > 1e-3
+    is_halo = (away < remove.halo * size) & (~is_shown | (mean_shown(splats, cameras, masks) > 0.9))
+    return _Thing(inside | is_halo, points, center, size, masks)
+
+
+def _supported(splats: Splats, cameras: Cameras, thing: _Thing) -> Int[Tensor, " kept"]:
+    """Splats that stay: not those of the thing, nor those that come to light without it and no view has shown."""
+    kept = (~thing.is_gone).nonzero()[:, 0]
+    elsewhere = _shown(splats, cameras, 1 - thing.masks)[kept]
+    come_to_light = _shown(splats[kept], cameras, thing.masks)
+    return kept[(come_to_light < 0.01) | (elsewhere > 0.1 * come_to_light)]
+
+
+def _find_support(splats: Splats, cameras: Cameras, thing: _Thing, *, seed: int) -> Plane | None:
+    """The plane around a thing that it stands on or hangs at."""
+    depths = _surfaces(splats, cameras)
+    ring = (_dilate(thing.masks, max(3, cameras.width // 12)) > 0) & (thing.masks == 0) & torch.isfinite(depths)
+    points = torch.cat([unproject_depth(depths[view], cameras[view])[ring[view]] for view in range(len(cameras))])
+    points = points[(points - thing.center).norm(dim=1) < AROUND * thing.size]
+    return find_plane(points, thing.points, cameras, size=thing.size, seed=seed)
+
+
+class _Hole(NamedTuple):
+    is_needed: Bool[Tensor, "rows columns"]  # points of the plane that some view looks through
+    reference: int  # the view that sees most of them
+
+
+def _find_hole(painting: Painting, cameras: Cameras, masks: Masks, depths: Masks) -> _Hole:
+    """Where views look through a plane once the thing is gone; `depths` are those of what they show then."""
+    is_needed, counts = torch.zeros_like(painting.is_seen), []
+    for view in range(len(cameras)):
+        is_open = (masks[view] > 0).cpu() & (depths[view].cpu() > 1.03 * plane_depths(painting.plane, cameras[view]))
+        found = look_up(is_open.float()[None], painting.points, cameras[view])[0][0] > 0.25
+        counts.append(int(found.sum()))
+        is_needed |= found
+    # Elsewhere there are splats that views have shown, if not exactly on the plane.
+    is_needed &= _dilate((~painting.is_seen)[None].float(), EDGE)[0] > 0
+    return _Hole(is_needed, counts.index(max(counts)))
+
+
+def _foot(painting: Painting, thing: _Thing) -> Bool[Tensor, "rows columns"]:
+    """Points of a painting below the lowest part of the thing."""
+    low = thing.points.cpu()[painting.plane.heights(thing.points.cpu()) < 0.3 * thing.size]
+    foot = torch.zeros_like(painting.is_seen)
+    row, column, inside = _places(painting, low)
+    foot[row[inside], column[inside]] = True
+    return foot
+
+
+def _places(painting: Painting, points: Float[Tensor, "n 3"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column of the point of a painting below each point, clamped, and whether it lies inside."""
+    offsets = (points - painting.points[0, 0]) @ painting.plane.axes[:2].T / painting.spacing
+    column, row = offsets.round().long().unbind(1)
+    height, width = painting.is_seen.shape
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return row.clamp(0, height - 1), column.clamp(0, width - 1), inside
+
+
+def _without_shadow(
+    splats: Splats, painting: Painting, gains: Float[Tensor, "3 rows columns"], *, thickness: float
+) -> Splats:
+    """Brighten the splats that lie on a plane."""
+    points = splats.means.cpu()
+    row, column, inside = _places(painting, points)
+    is_on = inside & (painting.plane.heights(points).abs() < thickness)
+    factors = torch.where(is_on[:, None], gains[:, row, column].T, 1.0).to(splats.sh)
+    is_lit = (factors > 1).any(dim=1)
+    lit = splats.clone()
+    lit.sh[is_lit] *= factors[is_lit, None]
+    lit.sh[is_lit, 0] += 0.5 * (factors[is_lit] - 1) / SH_C0  # colors are harmonics plus one half
+    return lit
+
+
+def _shown(splats: Splats, cameras: Cameras, maps: Masks) -> Float[Tensor, " n"]:
+    """Blending weight of each splat over all pixels, times the maps."""
+    return sum(
+        (splat_weights(splats, cameras[view], maps[view][None])[0][:, 0] for view in range(len(cameras))),
+        start=splats.means.new_zeros(len(splats)),
+    )
+
+
+def _dilate(masks: Masks, radius: int) -> Masks:
+    return functional.max_pool2d(masks[:, None], 2 * radius + 1, 1, radius)[:, 0]
+
+
+@torch.no_grad()
+def _surfaces(splats: Splats, cameras: Cameras) -> Masks:
+    """Depth of what views show; infinite where that is mostly nothing."""
+    found = []
+    for view in range(len(cameras)):
+        rendering = rasterize(splats.detach(), cameras[view])
+        found.append(torch.where(rendering.alpha > COVERED, rendering.depth, torch.inf))
+    return torch.stack(found)
