@@ -38,6 +38,7 @@ from restage.run.layout import (
     FIT_STATE,
     FITS,
     HELD_OUT,
+    REGIONS,
     RUN_RECORD,
     SCORES,
     SOURCE,
@@ -64,8 +65,8 @@ PAIR_RECORDS = ("pairs/plan.json", "pairs/rule.json")
 OPEN = (
     *("pairs/*", "rounds/*", "diagnose/*", "verify/*", f"{ANSWERS}/*", RUN_RECORD),
     *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", f"scenes/*/{SOURCE}", "edit/*/preview.png", *STUDY_FILES),
-    f"edit/*/{CHANGES}",
-    f"edit/*/{CHANGES}",
+    *(f"edit/*/{CHANGES}", f"scenes/*/{REGIONS}/*"),
+    *(f"edit/*/{CHANGES}", f"scenes/*/{REGIONS}/*"),
 )
 """Files that need no record to name them: checked elsewhere, or states, or not named in earlier versions."""
 

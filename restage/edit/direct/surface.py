@@ -42,6 +42,9 @@ MIN_AHEAD = 0.9
 """Share of the thing's splats, and of the cameras, that lie on the near side of what it stands on."""
 MAX_TEXELS = 240
 """Points of a painting along a side, at most."""
+CONTACT = (0.2, 0.95)
+"""A thing throws no shadow if, up to this share of its size around its foot, the plane is hardly darker than farther
+off."""
 RIM, MIN_HOLE = 3, 9
 """Points around a hole that a patch has to suit, and points from which on a hole is worth a patch."""
 BLUR, DARK, FAR, SOFT, MAX_GAIN, NUM_REFITS = 0.06, 0.97, 1.8, 0.4, 6.0, 5
@@ -198,12 +201,18 @@ def find_shadow(painting: Painting, foot: Bool[Tensor, "rows columns"], *, size:
         is_light = is_far & (ratio > DARK)
         if is_light.sum() < 0.2 * is_far.sum():  # dark for the most part: no shadow
             return Shadow(torch.zeros_like(foot), torch.ones_like(painting.colors))
+    # What has a pattern of its own differs from a plane of light as well: only what is darker than that is shadow.
+    limit = min(DARK, 1 - 2 * float(ratio[is_light].std()))
+    rim = painting.is_seen & (distance_from(foot | ~painting.is_seen) * painting.spacing < CONTACT[0] * size)
+    rim &= distance_from(foot) * painting.spacing < size
+    if not bool(rim.any()) or float(ratio[rim].mean()) > CONTACT[1]:
+        return Shadow(torch.zeros_like(foot), torch.ones_like(painting.colors))
     unseen = (~painting.is_seen | foot).numpy().astype(np.uint8)
     _, labels = cv2.connectedComponents(unseen)
     parts = torch.from_numpy(labels)
     own = (parts > 0) & torch.isin(parts, parts[foot].unique())
     others = (parts > 0) & ~own
-    dark = ((ratio < DARK) & painting.is_seen & ~(distance_from(others) < distance_from(own))) | own
+    dark = ((ratio < limit) & painting.is_seen & ~(distance_from(others) < distance_from(own))) | own
     _, labels = cv2.connectedComponents(dark.numpy().astype(np.uint8))
     is_dark = dark & torch.isin(torch.from_numpy(labels), torch.from_numpy(labels)[own].unique())
     gains = (fitted.permute(2, 0, 1) / smooth.clamp_min(1e-2)).clamp(1, MAX_GAIN)

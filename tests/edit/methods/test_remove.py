@@ -37,7 +37,7 @@ class BallOnGround:
         ticks = torch.linspace(-2.5, 2.5, 70)
         x, y = (axis.flatten() for axis in torch.meshgrid(ticks, ticks, indexing="ij"))
         ground = torch.stack([x, y, tilt * x], dim=1)
-        colors = torch.stack([0.5 + 0.1 * (3 * x).sin(), 0.5 + 0.1 * (4 * y).cos(), 0.3 + 0 * x], dim=1)
+        colors = torch.stack([0.5 + 0.03 * (3 * x).sin(), 0.5 + 0.03 * (4 * y).cos(), 0.3 + 0 * x], dim=1)
         self.ground = splats_at(ground, colors, [0.05, 0.05, 0.01])
         directions = torch.randn(700, 3, generator=torch.Generator().manual_seed(0))
         middle = torch.tensor([0.0, 0.0, RADIUS])
