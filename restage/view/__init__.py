@@ -4,6 +4,7 @@
 """
 
 from restage.view.scene import ViewScene, open_scenes
-from restage.view.session import EditStopped, Version, ViewSession
+from restage.view.session import ViewSession
+from restage.view.versions import EditStopped, Version
 
 __all__ = ["EditStopped", "Version", "ViewScene", "ViewSession", "open_scenes"]

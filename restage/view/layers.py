@@ -148,7 +148,7 @@ class SceneNodes:
         depth = OUTLINE_SHARE * self.look_distance
         points = camera.positions + depth * rays @ camera.camera_to_world[0, :3, :3].T
         segments = torch.stack([points, points.roll(-1, dims=0)], dim=1).numpy()
-        scene.add_line_segments("/outline", segments, colors=MARK_RGB, line_width=2.0)
+        scene.add_line_segments("/outline", segments, colors=MARK_RGB, thickness=2.0, thickness_units="screen")
 
     def show_layer(self, layer: str) -> None:
         """Show the splats of a layer, or none for a layer of pictures."""

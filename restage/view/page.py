@@ -17,7 +17,8 @@ from restage.edit.single import EditChoice
 from restage.records import EditRequest, InputError
 from restage.view import controls
 from restage.view.layers import Backgrounds, SceneNodes
-from restage.view.session import EditStopped, ViewSession
+from restage.view.session import ViewSession
+from restage.view.versions import EditStopped
 
 __all__ = ["ViewerPage"]
 
@@ -109,6 +110,14 @@ class ViewerPage:
         self._edit_thread = threading.Thread(target=self._work, args=(steps,), name="edit", daemon=True)
         self._edit_thread.start()
 
+    @contextmanager
+    def following_scene(self) -> Iterator[None]:
+        """Load the scene anew if it changes inside: a file of splats gets its run, with views to go to."""
+        scene = self.session.scene
+        yield
+        if self.session.scene is not scene:
+            self.load_scene()
+
     def start_keeping(self) -> None:
         """Write direct edits into the run in a thread of its own, unless one is at it."""
         if self._keep_thread is None or not self._keep_thread.is_alive():
@@ -116,14 +125,11 @@ class ViewerPage:
             self._keep_thread.start()
 
     def _keep(self) -> None:
-        with self.errors_shown():
-            scene = self.session.scene
+        with self.errors_shown(), self.following_scene():
             while self.session.has_unkept:
                 for step in self.session.keep():
                     self.controls.say_kept(f"Writing into the run: {step.note}")
             self.controls.say_kept("All changes are in the run folder.")
-            if self.session.scene is not scene:
-                self.load_scene()  # a run was made, with views to go to
             self.controls.refresh()
 
     def _work(self, steps: Iterator[EditStep]) -> None:

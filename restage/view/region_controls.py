@@ -20,11 +20,13 @@ __all__ = ["RegionControls", "TOOLS"]
 OFF = "off"
 TOOLS = {
     OFF: "The mouse turns the scene.",
+    "object": "Click at a thing.",
     "brush": "Click to paint what you see.",
     "box": "Drag a box around what you see.",
     "lasso": "Click the corners around what you see, then press Close, or Enter.",
 }
 """What each tool asks for."""
+WITH_KEYS = "Shift adds to the choice, Alt takes away."
 MODIFIERS = {None: "new", "shift": "add", "alt": "take"}
 """What the keys that are held make of a choice."""
 NONE_SAVED = "none yet"
@@ -42,7 +44,7 @@ class RegionControls:
         self.page = page
         self._corners: list[Point] = []
         self._lasso_camera: Cameras | None = None
-        self._gizmo: Any = None
+        self.gizmo: Any = None
         gui = page.server.gui
         self.tool = gui.add_dropdown("Tool", tuple(TOOLS), initial_value=OFF)
         self.tool.on_update(page.handler(lambda _: self.use(self.tool.value)))
@@ -57,6 +59,8 @@ class RegionControls:
             3.0,
             hint="Of the brush, in % of the height; of a step of Grow and Shrink, in % of the distance.",
         )
+        self.words = gui.add_text("Words", "", hint="Such as: the red cube")
+        self._add_button(gui, "Find", "search", self._find)
         self.shape = gui.add_button_group("Choice", ("Grow", "Shrink", "Invert", "None"))
         self.shape.on_click(page.handler(lambda event: self._reshape(event.target.value)))
         self.chosen = gui.add_markdown("")
@@ -81,7 +85,6 @@ class RegionControls:
     def use(self, tool: str) -> None:
         """Take up a tool; the scene cannot be turned by dragging while a box is drawn."""
         self.tool.value = tool
-        self.said.content = f"{TOOLS[tool]} Shift adds to the choice, Alt takes away." if tool != OFF else TOOLS[OFF]
         self._corners = []
         self._draw_lasso(None)
         scene = self.page.server.scene
@@ -93,6 +96,8 @@ class RegionControls:
             else:
                 scene.on_click(modifier=modifier)(self.page.handler(self._on_click))
         self.page.nodes.show_frustums(tool == OFF and self.page.controls.are_cameras_shown.value)
+        # Said last, once the browser has been told of the tool.
+        self.said.content = f"{TOOLS[tool]} {WITH_KEYS}" if tool != OFF else TOOLS[OFF]
 
     def _camera(self, event: Any) -> Cameras:
         state = event.client.camera
@@ -107,8 +112,14 @@ class RegionControls:
         self._choose_in(camera, mask, event.modifier)
 
     def _on_click(self, event: Any) -> None:
-        camera = self._camera(event)
-        if self.tool.value == "brush":
+        camera, session = self._camera(event), self.page.session
+        if self.tool.value == "object":
+            self.said.content = "Finding what belongs together; the first time in a scene takes some seconds."
+            with self.page.following_scene(), session.computing:
+                session.choose_object(camera, event.screen_pos, MODIFIERS[event.modifier])
+            self.said.content = f"{TOOLS['object']} {WITH_KEYS}"
+            self.page.refresh()
+        elif self.tool.value == "brush":
             self._choose_in(camera, disc_mask(camera, event.screen_pos, self.size.value / 100), event.modifier)
         elif self.tool.value == "lasso":
             moved = self._lasso_camera is None or not torch.allclose(
@@ -144,6 +155,11 @@ class RegionControls:
         self.page.session.select(region, MODIFIERS[modifier], name=name)
         self.page.refresh()
 
+    def _find(self) -> None:
+        with self.page.following_scene(), self.page.session.computing:
+            self.page.session.choose_by_words(self.words.value)
+        self.page.refresh()
+
     def _reshape(self, how: str) -> None:
         session = self.page.session
         if how == "None":
@@ -161,7 +177,8 @@ class RegionControls:
             self.page.refresh()
 
     def _save(self) -> None:
-        self.page.session.save_region(self.name.value.strip())
+        with self.page.following_scene():
+            self.page.session.save_region(self.name.value.strip())
         self.page.refresh()
 
     def recolor(self) -> None:
@@ -204,22 +221,22 @@ class RegionControls:
         """Put handles at what is chosen, and take old ones away."""
         region = self.page.session.selected
         is_wanted = self.moves.value and region is not None
-        if self._gizmo is not None:
-            self._gizmo.remove()
-            self._gizmo = None
+        if self.gizmo is not None:
+            self.gizmo.remove()
+            self.gizmo = None
         self.page.nodes.lift(region if is_wanted else None)
         if not is_wanted:
             return
         splats = self.page.session.shown.splats
         center = region_center(splats, region.weights.to(splats.means.device)).tolist()
-        self._gizmo = self.page.server.scene.add_transform_controls(
+        self.gizmo = self.page.server.scene.add_transform_controls(
             "/gizmo",
             scale=GIZMO_SIZES * region_size(splats, region),
             line_width=4.0,
             depth_test=False,
             position=tuple(center),
         )
-        self._gizmo.on_update(self.page.handler(lambda event: self._drag(event, np.array(center))))
+        self.gizmo.on_update(self.page.handler(lambda event: self._drag(event, np.array(center))))
 
     def _drag(self, event: Any, center: np.ndarray) -> None:
         self.page.nodes.carry(event.target.position, event.target.wxyz)

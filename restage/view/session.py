@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,54 +30,21 @@ from restage.edit.origins import origins_of
 from restage.edit.single import EditChoice, OpenedEdit, StartingPoint, find_case, open_edit
 from restage.records import EditRequest, InputError
 from restage.regions.files import list_regions, read_region, write_region
+from restage.regions.growing import grow_from, seeds_at
+from restage.regions.making import RegionMaker
 from restage.regions.masks import INSIDE
 from restage.regions.region import Region, combine, splats_sha256
 from restage.run.folder import open_run, working
 from restage.run.layout import SPLATS
+from restage.scenes.cameras import Cameras
 from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.scenes.splats import Splats
 from restage.scenes.taken import take_splats
 from restage.scenes.turning import move_splats
 from restage.view.scene import KeptEdit, ViewScene, list_kept, load_scene, open_scenes, read_kept
+from restage.view.versions import BEFORE, SELECTION, Change, Clicked, EditStopped, Version, stop_between_layers
 
-__all__ = ["Change", "EditStopped", "Version", "ViewSession"]
-
-
-BEFORE = "before"
-SELECTION = "selection"
-"""What splats that were chosen in the viewer are called until the user gives them a name."""
-
-
-class EditStopped(KeyboardInterrupt):
-    """The user stopped the edit; a run records it like Ctrl-C, and no handler of errors takes it for one."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """A direct edit that was made in the viewer."""
-
-    operation: Operation
-    region: Region  # of the splats before it
-    region_name: str
-    origins: Int[Tensor, " n"]  # index that each splat had before it, -1 for copies
-    carried: Region | None  # the same region of the splats after it; None where nothing is left of it
-
-
-@dataclass(frozen=True)
-class Version:
-    """One state of the scene in the history."""
-
-    label: str
-    splats: Splats
-    kept: KeptEdit | None = None
-    """The edit that made it, in the run; None for the scene before any edit, and for changes not written yet."""
-    change: Change | None = None
-    """The direct edit that made it; None for what an editor or another session made."""
-
-    @property
-    def start(self) -> StartingPoint | None:
-        """What an edit of this version starts from."""
-        return None if self.kept is None else StartingPoint(self.splats, self.kept.record_id)
+__all__ = ["ViewSession"]
 
 
 class ViewSession:
@@ -108,6 +74,8 @@ class ViewSession:
         self.position = len(self.versions) - 1
         self.selected: Region | None = None
         self.selected_name = SELECTION
+        self._clicked: Clicked | None = None
+        self._maker: RegionMaker | None = None
         self._asked_case: str | None = None
 
     def _changes_of_run(self) -> Iterator[Version]:
@@ -213,7 +181,46 @@ class ViewSession:
         elif region is not None and how == "take":
             region = None if old is None else combine("and", old, combine("not", region))
         self.selected = region if region is not None and bool(region.inside.any()) else None
-        self.selected_name = name or SELECTION
+        self.selected_name, self._clicked = name or SELECTION, None
+
+    def maker(self) -> RegionMaker:
+        """The ways to make regions of the scene before any edit; a file of splats gets its run for them."""
+        if self.why_not_edit:
+            raise InputError(self.why_not_edit)
+        for _ in self._make_run():
+            pass
+        assert self.scene.folder is not None
+        if self._maker is None:
+            self._maker = RegionMaker(self.scene.folder, splats=self.before, capture=self.scene.capture)
+        return self._maker
+
+    def choose_object(self, camera: Cameras, place: tuple[float, float], how: Literal["new", "add", "take"]) -> None:
+        """Choose the thing that a camera (n = 1) sees at a place, in shares of its picture's width and height.
+
+        Beside what was chosen by clicks before, the click says what else belongs to the thing, or what does not.
+        """
+        graph = self.maker().graph
+        seeds = self.origins()[seeds_at(self.shown.splats, camera, *place)]
+        seeds = seeds[seeds >= 0]
+        if not len(seeds):
+            raise InputError("an edit added what is there; choose it with the brush, a box or the lasso")
+        clicked = self._clicked if self._clicked is not None and how != "new" else None
+        positive, negative = clicked or (seeds.new_empty(0), seeds.new_empty(0))
+        if clicked is not None and how == "take":
+            negative = torch.cat([negative, seeds]).unique()
+        else:
+            positive = torch.cat([positive, seeds]).unique()
+        weights = grow_from(graph, positive, negative)
+        points = [[round(value, 6) for value in self.before.means[seed].tolist()] for seed in positive[:8].tolist()]
+        region = Region.of(self.before, weights, by="clicks", points=points)
+        self.select(self.carry(region), "new" if clicked is not None else how)
+        self._clicked = Clicked(positive, negative) if clicked is not None or how == "new" else None
+
+    def choose_by_words(self, words: str) -> None:
+        """Choose what words say, such as "the bear"."""
+        if not words.strip():
+            raise InputError('expected words, such as "the bear"')
+        self.select(self.carry(self.maker().by_words(words.strip())), name=words.split()[-1].lower())
 
     def chosen(self) -> Region:
         """The splats that are chosen; refuses none."""
@@ -414,22 +421,3 @@ class ViewSession:
     def _refuse_while_running(self, what: str) -> None:
         if self.is_running:
             raise InputError(f"cannot {what} while an edit is running; wait for its end or stop it")
-
-
-@contextlib.contextmanager
-def stop_between_layers(stop: threading.Event) -> Iterator[None]:
-    """Raise `EditStopped` in this thread before the next layer of any torch module once `stop` is set.
-
-    An editor works for up to a minute in one call on a small machine, which is longer than a user waits.
-    """
-    thread = threading.get_ident()
-
-    def check(module: torch.nn.Module, inputs: object) -> None:
-        if stop.is_set() and threading.get_ident() == thread:
-            raise EditStopped("stopped by the user")
-
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(check)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -33,6 +33,7 @@ def shortcuts_of(controls: Any) -> list[Shortcut]:
         Shortcut("Both, split", "V", lambda: controls.toggle_layer("split")),
         Shortcut("Undo", "Z", lambda: controls.travel(page.session.undo), "cmd/ctrl"),
         Shortcut("Redo", "Z", lambda: controls.travel(page.session.redo), "cmd/ctrl+shift"),
+        Shortcut("Choose an object", "O", lambda: region.use("object")),
         Shortcut("Choose with a brush", "P", lambda: region.use("brush")),
         Shortcut("Choose in a box", "X", lambda: region.use("box")),
         Shortcut("Choose with a lasso", "L", lambda: region.use("lasso")),

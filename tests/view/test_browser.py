@@ -108,6 +108,25 @@ class Shown:
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
 
+    def pixel_of(self, *point: float) -> tuple[float, float]:
+        """Where a point of the world is in the window."""
+        (client,) = self.viewer.server.get_clients().values()
+        state, size = client.camera, self.page.viewport_size
+        camera = camera_at(
+            state.wxyz.tolist(),
+            state.position.tolist(),
+            fov_rad=state.fov,
+            aspect=state.aspect,
+            height=size["height"],
+        )
+        x, y = project_points(torch.tensor([point]), camera).pixels[0].tolist()
+        return x, y
+
+    def color_at(self, *point: float) -> np.ndarray:
+        """Mean color where a point of the world is, RGB in [0, 255]."""
+        x, y = map(round, self.pixel_of(*point))
+        return self.picture("color")[y - 4 : y + 5, x - 4 : x + 5].reshape(-1, 3).mean(axis=0)
+
     def wait_for_text(self, text: str) -> None:
         self.page.get_by_text(text).first.wait_for()
 
@@ -147,15 +166,19 @@ def open_page(browser: Any, tiny_scene: TinyScene, tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def shown(open_page: Shown) -> Shown:
-    """The page as after opening, with nothing edited yet."""
+    """The page as after opening, with nothing edited yet, seen from the first view."""
     session, viewer = open_page.session, open_page.viewer
     session.stop()
     open_page.wait_for(lambda: not session.is_running, "the end of the edit of another test")
-    for made in ("edit", "scenes/tiny/truth/make-it-green"):
+    open_page.wait_for(lambda: not session.has_unkept, "the changes of another test to be written")
+    for made in ("edit", "scenes/tiny/truth/make-it-green", "scenes/tiny/regions"):
         shutil.rmtree(Path(session.scene.run_folder or "") / made, ignore_errors=True)
     session.choose_scene("tiny")
     viewer.controls.layer.value = "edited"
+    viewer.controls.region.use("off")
+    viewer.controls.region.moves.value = False
     viewer.load_scene()
+    viewer.go_to_view(0)
     open_page.open_tab("Edit")
     return open_page
 
@@ -210,6 +233,123 @@ def test_an_instruction_is_shown_as_it_was_typed_and_none_of_it_becomes_part_of_
     shown.open_tab("History")
     shown.page.get_by_role("listitem").get_by_text("make it <a>blue</a>").wait_for()
     assert shown.page.locator("a:text-is('blue')").count() == 0
+
+
+def test_an_object_is_clicked_recolored_deleted_brought_back_moved_and_saved(shown: Shown) -> None:
+    session, ball = shown.session, (0.0, 0.0, 0.5)
+    on_disc = max(((0.7, 0.0, 0.0), (0.0, 0.7, 0.0), (-0.7, 0.0, 0.0)), key=lambda point: shown.pixel_of(*point)[1])
+    shown.open_tab("Region")
+    shown.page.keyboard.press("o")
+    shown.wait_for_text("Click at a thing.")
+    shown.page.mouse.click(*shown.pixel_of(*ball))
+    shown.wait_for(lambda: session.selected is not None, "something to be chosen")
+    shown.page.keyboard.down("Alt")
+    shown.page.mouse.click(*shown.pixel_of(*on_disc))
+    shown.page.keyboard.up("Alt")
+    shown.wait_for_text("of 200 splats are chosen.")
+    shown.wait_for(lambda: session.selected is not None and session.selected.share < 0.5, "the disc to stay out")
+    assert session.chosen().inside[:80].float().mean() > 0.9 and session.chosen().inside[80:].float().mean() < 0.1
+    shown.wait_for(lambda: shown.color_at(*ball)[1] > 60, "the choice to be marked")
+    red, _, blue = shown.color_at(*ball)
+    assert red > blue + 60
+
+    shown.viewer.controls.region.color.value = (20, 40, 250)
+    shown.press("Recolor")
+    shown.press("None")
+    shown.wait_for(lambda: shown.color_at(*ball)[2] > shown.color_at(*ball)[0] + 60, "a blue ball")
+    shown.page.keyboard.press("Control+z")
+    shown.wait_for(lambda: session.position == 0 and session.selected is not None, "the color to be undone")
+    shown.page.keyboard.press("Control+Shift+z")
+    shown.wait_for(lambda: session.position == 1 and session.selected is not None, "the color to come back")
+    shown.press("Delete")
+    shown.wait_for(lambda: len(session.shown.splats) < 140, "the ball to go")
+    shown.wait_for(lambda: abs(shown.color_at(*ball) - shown.color_at(*ball).mean()).max() < 25, "no color is left")
+    shown.page.keyboard.press("Control+z")
+    shown.page.keyboard.press("Control+z")
+    shown.wait_for(lambda: session.position == 0, "both to be undone")
+
+    shown.page.get_by_label("Move and turn").check(force=True)
+    shown.wait_for(lambda: "lifted" in shown.viewer.nodes.splats, "the handles")
+    shown.page.wait_for_timeout(1500)
+    gizmo = shown.viewer.controls.region.gizmo
+    tip = gizmo.position + np.array([0.0, 0.0, 0.75 * gizmo.scale])
+    x, y = shown.pixel_of(*tip.tolist())
+    shown.page.mouse.move(x, y)
+    shown.page.mouse.down()
+    for step in (10, 20, 40):
+        shown.page.mouse.move(x, y - step)
+        shown.page.wait_for_timeout(300)
+    shown.page.mouse.up()
+    shown.wait_for(lambda: session.position == 1 and session.shown.label.startswith("transform"), "the ball to move")
+    moved = session.shown.splats.means[:80] - session.before.means[:80]
+    assert float(moved[:, 2].median()) > 0.05 and float(moved[:, :2].abs().median()) < 0.02
+
+    shown.type_in("Name", "the-ball")
+    shown.press("Save region")
+    shown.wait_for(lambda: session.regions() == ["the-ball"], "the region to be saved")
+    shown.wait_for(lambda: not session.has_unkept, "the change to be written")
+    kept = session.shown.kept
+    assert kept is not None and torch.equal(read_splats(kept.folder / "splats.ply").means, session.shown.splats.means)
+    shown.open_tab("History")
+    shown.wait_for_text("All changes are in the run folder.")
+    shown.page.get_by_role("listitem").get_by_text("transform selection").wait_for()
+
+
+def test_a_box_a_lasso_and_the_brush_choose_what_is_drawn_at_and_help_lists_the_keys(shown: Shown) -> None:
+    session = shown.session
+    shown.open_tab("Region")
+    shown.page.keyboard.press("x")
+    shown.wait_for_text("Drag a box around what you see.")
+    x, y = shown.pixel_of(0.0, 0.0, 0.4)
+    shown.page.mouse.move(x - 60, y - 60)
+    shown.page.mouse.down()
+    shown.page.mouse.move(x, y, steps=3)
+    shown.page.mouse.move(x + 60, y + 60, steps=3)
+    shown.page.mouse.up()
+    shown.wait_for(lambda: session.selected is not None, "a choice by the box")
+    in_box = int(session.chosen().inside.sum())
+    shown.page.keyboard.press("l")
+    shown.wait_for_text("Click the corners around what you see")
+    for across, down in ((-60, -60), (60, -60), (0, 40)):
+        shown.page.mouse.click(x + across, y + down)
+        shown.page.wait_for_timeout(400)
+    shown.page.keyboard.press("Enter")
+    shown.wait_for(lambda: 0 < int(session.chosen().inside.sum()) < in_box, "less by the lasso")
+    in_lasso = int(session.chosen().inside.sum())
+    shown.page.keyboard.press("p")
+    shown.wait_for_text("Click to paint what you see.")
+    shown.page.keyboard.down("Shift")
+    in_front = max(session.before.means[80:].tolist(), key=lambda point: shown.pixel_of(*point)[1])
+    shown.page.mouse.click(*shown.pixel_of(*in_front))
+    shown.page.keyboard.up("Shift")
+    shown.wait_for(lambda: int(session.chosen().inside.sum()) > in_lasso, "more by the brush")
+    shown.page.keyboard.press("Escape")
+    shown.wait_for(lambda: shown.viewer.controls.region.tool.value == "off", "the tool to be put away")
+    shown.page.keyboard.press("h")
+    shown.wait_for_text("Handles to move and turn")
+    shown.press("Close")
+    shown.page.get_by_text("Handles to move and turn").wait_for(state="detached")
+
+
+@pytest.mark.slow
+def test_before_and_edited_stand_side_by_side_and_flip_by_a_key(shown: Shown) -> None:
+    shown.type_in("Instruction", "make it blue")
+    shown.choose("Editor", "exact")
+    shown.press("Edit")
+    shown.wait_for_color(2, "edited")
+    shown.page.mouse.click(20, 500)
+    shown.page.keyboard.press("b")
+    shown.wait_for_color(0, "flipped")
+    shown.page.keyboard.press("v")
+    shown.wait_for_text("Before on the left, edited on the right.")
+
+    def is_split() -> bool:
+        picture = shown.picture("split")[120:400, 100:740]
+        vivid = (picture.max(axis=2) - picture.min(axis=2) > 60) & (picture.argmax(axis=2) != 1)
+        left, right = (picture[:, part][vivid[:, part]].argmax(axis=1) for part in (slice(0, 318), slice(324, None)))
+        return len(left) > 300 and len(right) > 300 and (left == 0).mean() > 0.9 and (right == 2).mean() > 0.9
+
+    shown.wait_for(is_split, "red on the left, blue on the right")
 
 
 @pytest.mark.slow

@@ -13,7 +13,9 @@ from restage.cli import run as restage
 from restage.edit.direct.changes import current_change, read_history
 from restage.edit.direct.operations import Delete, Duplicate, Move, Recolor
 from restage.records import InputError, read_json, write_json
+from restage.regions.making import RegionMaker
 from restage.regions.region import Region
+from restage.scenes.cameras import project_points
 from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.view import ViewSession
 from restage.view.region_controls import PICK_HEIGHT_PX
@@ -101,7 +103,7 @@ def test_regions_of_the_scene_before_are_carried_to_what_is_shown(session, ball,
     session.change(Duplicate(by=(0.0, 0.0, 1.0)))
     session.change(Move(by=(0.1, 0.0, 0.0)))
     list(session.keep())
-    session.select(Region.of(session.shown.splats, torch.arange(280) == 199, by="hand"))
+    session.select(Region.of(session.shown.splats, (torch.arange(280) == 199).float(), by="hand"))
     session.change(Delete())  # a splat of the disc, which lies before the copies
     session.open_region("ball")
     chosen = session.chosen().inside
@@ -153,3 +155,49 @@ def test_shapes_drawn_in_a_window_choose_what_is_seen_in_them(session, tiny_scen
         region_in_mask(session.before, camera, disc_mask(camera, (0.01, 0.01), 0.005), "brush")
     with pytest.raises(InputError, match="three corners"):
         polygon_mask(camera, [(0.1, 0.1), (0.2, 0.2)])
+
+
+def test_clicks_say_what_belongs_to_a_thing_and_what_does_not(session, tiny_scene):
+    camera = tiny_scene.capture.cameras[2]
+
+    def at(*point: float) -> tuple[float, float]:
+        x, y = (project_points(torch.tensor([point]), camera).pixels[0] / 32).tolist()
+        return x, y
+
+    on_disc = at(*max(((0.7, 0.0, 0.0), (0.0, 0.7, 0.0), (-0.7, 0.0, 0.0)), key=lambda point: at(*point)[1]))
+    session.choose_object(camera, at(0.0, 0.0, 0.4), "new")
+    session.choose_object(camera, on_disc, "take")
+    chosen, is_ball = session.chosen().inside, tiny_scene.is_ball
+    assert (chosen & is_ball).sum() / (chosen | is_ball).sum() > 0.9
+    session.change(Move(by=(0.0, 0.0, 0.3)))
+    session.select(None)
+    session.choose_object(camera, at(0.0, 0.0, 0.7), "new")
+    session.choose_object(camera, on_disc, "take")
+    moved = session.chosen().inside
+    assert (moved & is_ball).sum() / (moved | is_ball).sum() > 0.9, "where it was moved to"
+    session.choose_object(camera, on_disc, "new")
+    session.choose_object(camera, at(0.0, 0.0, 0.7), "take")
+    assert not (session.chosen().inside & is_ball).sum() > 8
+    session.select(Region.of(session.shown.splats, (~is_ball).float(), by="hand"))
+    session.choose_object(camera, at(0.0, 0.0, 0.7), "add")
+    assert session.chosen().share == 1.0, "beside what was chosen in another way"
+
+
+def test_clicks_at_copies_are_refused_and_so_are_scenes_outside_of_runs(session, ball, run_folder, tmp_path):
+    session.select(ball)
+    session.change(Duplicate(by=(0.0, 0.0, 1.5)))
+    high = session.scene.cameras[0]
+    x, y = (project_points(torch.tensor([[0.0, 0.0, 1.9]]), high).pixels[0] / 32).clamp(0, 1).tolist()
+    with pytest.raises(InputError, match="an edit added what is there|shows no splat"):
+        session.choose_object(high, (x, y), "new")
+    shutil.copytree(run_folder / "scenes" / "tiny", tmp_path / "alone")
+    with pytest.raises(InputError, match="in no run folder"):
+        ViewSession(tmp_path / "alone").choose_object(high, (0.5, 0.5), "new")
+
+
+def test_words_choose_what_the_regions_of_the_shell_would(session, ball, monkeypatch):
+    monkeypatch.setattr(RegionMaker, "by_words", lambda maker, words: Region.of(maker.splats, ball.weights, by=words))
+    session.choose_by_words(" the red ball ")
+    assert torch.equal(session.chosen().inside, ball.inside) and session.selected_name == "ball"
+    with pytest.raises(InputError, match="expected words"):
+        session.choose_by_words(" ")

@@ -15,7 +15,7 @@ from restage.records import EditRequest, InputError, read_json
 from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.view import EditStopped, ViewSession, open_scenes
 from restage.view.scene import list_kept
-from restage.view.session import stop_between_layers
+from restage.view.versions import stop_between_layers
 from restage.world.clips import sample_clip, write_clip
 from tests.view.conftest import QUICK
 

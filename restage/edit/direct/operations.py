@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -49,6 +49,7 @@ class Changed(NamedTuple):
     """Index that each splat had before the edit; -1 for a copy."""
 
 
+@runtime_checkable
 class Operation(Protocol):
     """A direct edit with its parameters."""
 
