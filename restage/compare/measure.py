@@ -18,7 +18,7 @@ from restage.edit.editors.grade import Anchors, anchors_of
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import orbit_cameras
 from restage.records import EditCase, InputError, read_json
-from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, HELD_OUT, IMAGES, MASKS, SPLATS, TRUTH
+from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, HELD_OUT, IMAGES, MASKS, REGION_MASKS, SPLATS, TRUTH
 from restage.scenes.cameras import Cameras
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
@@ -73,6 +73,7 @@ class ResultViews:
     """z of the edited splats there; None where the splats were not kept."""
     alpha: Float[Tensor, "n h w"] | None = None
     orbit: Float[Tensor, "k 3 h w"] | None = None  # renders of the edited splats from the orbit
+    regions: Float[Tensor, "n h w"] | None = None  # where the edit was told it may change; None for everywhere
 
 
 def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig, device: str = "cpu") -> CaseViews:
@@ -129,8 +130,11 @@ def load_result(folder: Path, case: CaseViews, device: str = "cpu") -> ResultVie
     if edited.shape != case.source.shape:
         expected, got = tuple(case.source.shape), tuple(edited.shape)
         raise InputError(f"{folder}: expected held-out renders of shape {expected}, got {got}")
+    regions = None
+    if (folder / REGION_MASKS).is_dir():
+        regions = torch.stack([read_mask(folder / REGION_MASKS / name) for name in case.names])
     if not (folder / SPLATS).exists():
-        return ResultViews(edited)
+        return ResultViews(edited, regions=regions)
     splats, cameras = read_splats(folder / SPLATS).detach().to(device), case.cameras
     depth = alpha = None
     if case.truth_depth is not None and cameras is not None:
@@ -138,7 +142,7 @@ def load_result(folder: Path, case: CaseViews, device: str = "cpu") -> ResultVie
             views = [rasterize(splats, cameras[view]) for view in range(len(cameras))]
         depth, alpha = (torch.stack([getattr(view, name).cpu() for view in views]) for name in ("depth", "alpha"))
     orbit = None if case.orbit is None else quantize(render_views(splats, case.orbit).cpu())
-    return ResultViews(edited, depth, alpha, orbit)
+    return ResultViews(edited, depth, alpha, orbit, regions)
 
 
 def embed_before(case: CaseViews, judges: Judges) -> Before:
@@ -181,14 +185,17 @@ def _against_truth(result: ResultViews, case: CaseViews, config: CompareConfig) 
     truth, regions, edited = case.truth, case.regions, result.edited
     names = [name for name in MEASURED if "truth" in METRICS[name].needs]
     if truth is None or regions is None:
-        return {name: unscored(NO_TRUTH) for name in names}
+        found = {name: unscored(NO_TRUTH) for name in names}
+        if result.regions is not None:
+            found["spill"] = metrics.spill(edited, case.unedited, result.regions)
+        return found
     start, goal = case.anchors or (case.source, truth)
     done = metrics.progress(edited, start, goal, regions)
     share = metrics.share_moved(edited, case.unedited, start, goal, regions=regions)
     return {
         "progress": done,
         "fit_error": metrics.fit_error(case.unedited, case.source, truth, regions),
-        "spill": metrics.spill(edited, case.unedited, regions),
+        "spill": metrics.spill(edited, case.unedited, regions if result.regions is None else result.regions),
         "mask_iou": metrics.mask_iou(edited, case.unedited, case.source, truth),
         "depth_error": _depth_error(result, case, regions),
         "psnr_db": metrics.psnr_db(edited, truth),

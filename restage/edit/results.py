@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from restage.edit.editors.interface import (
@@ -34,8 +34,10 @@ from restage.records import (
     write_json,
     write_record,
 )
+from restage.regions.masks import lift_masks
+from restage.regions.region import FAINT
 from restage.run.environment import PeakMemory, process_peak_mb
-from restage.run.layout import EDIT_RECORD, HELD_OUT, ORBIT, ORIGINS, SPLATS
+from restage.run.layout import EDIT_RECORD, HELD_OUT, ORBIT, ORIGINS, REGION_MASKS, SPLATS
 from restage.run.profile import timed
 from restage.run.progress import is_stop_requested
 from restage.scenes.cameras import Cameras, orbit
@@ -78,6 +80,16 @@ class Preview:
             self.text = f"; {self.name} changed by {float((now - self.before).abs().mean()):.3f}"
             write_image(self.path, torch.cat([torch.cat(list(views), dim=2) for views in (self.before, now)], dim=1))
         return step._replace(note=step.note + self.text)
+
+
+def hold_splats(before: Splats, after: Splats, held: Bool[Tensor, " n"]) -> Splats:
+    """The edited splats with those that are held as they were; all as they are if the edit took some away."""
+    if len(after) < len(before) or after.sh.shape[1] != before.sh.shape[1]:
+        return after
+    kept = after.clone()
+    for name, tensor in kept.parameters().items():
+        tensor[: len(before)][held] = getattr(before, name)[held]
+    return kept
 
 
 def changed_share(before: Splats, after: Splats, capture: Capture) -> float:
@@ -140,7 +152,8 @@ def edit_scene(
 
     The fitted scene is left as it is. Of the capture the method gets the training views only; held-out cameras are
     rendered at the end. The record, written last, says the `facts` as well, such as the names of scene and method.
-    Outside of the `regions`, one for each view of the capture, edited views stay as they were. `weights` say how far
+    Outside of the `regions`, one for each view of the capture, edited views stay as they were, and so do splats that
+    show nothing inside of them. `weights` say how far
     each splat belongs to the region that is meant.
 
     Yields:
@@ -157,11 +170,14 @@ def edit_scene(
     prepare = getattr(editor, "prepare", None)
     if prepare is not None:
         prepare(asked_pictures(method, len(job.view_indices)))
+    outside = None if regions is None else lift_masks(splats, capture.cameras, regions) < FAINT
     preview = Preview(splats, capture, folder)
     peak = PeakMemory()
     started_s, last, is_stopped = time.perf_counter(), None, False
     try:
         for last in method.run(job):
+            if outside is not None:
+                last = last._replace(splats=hold_splats(splats, last.splats, outside))
             yield preview.show(last)
     except BaseException as error:
         is_stopped = isinstance(error, KeyboardInterrupt) or is_stop_requested()
@@ -176,6 +192,9 @@ def edit_scene(
         raise InputError("the edited splats are not finite; check the editor's model, or try another --seed")
     with timed("save"):
         _write_pictures(folder, last.splats, capture, kept)
+        if regions is not None:
+            for index in capture.held_out_indices:
+                write_mask((folder / REGION_MASKS / capture.file_names[index]).with_suffix(".png"), regions[index])
         write_splats(last.splats, folder / SPLATS)
         if last.origins is not None:
             with write_atomically(folder / ORIGINS) as temporary, temporary.open("wb") as file:

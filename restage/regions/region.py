@@ -18,7 +18,7 @@ from restage.scenes.cameras import Cameras
 from restage.scenes.io.images import quantize
 from restage.scenes.splats import Splats
 
-__all__ = ["Region", "combine", "grow", "largest", "render_region", "shrink", "splats_sha256"]
+__all__ = ["FAINT", "Region", "combine", "grow", "largest", "render_region", "shrink", "splats_sha256"]
 
 FAINT = 0.05
 """Rendered masks fade out far around what they show; below this they are 0."""

@@ -14,7 +14,7 @@ __all__ = ["CAPTURE", "CONTACT_SHEET", "DEPTH", "DIAGNOSIS", "EDITOR_VIEWS", "ED
 __all__ += ["EDIT_RECORDS", "FITS", "FIT_RECORD", "FIT_STATE", "HELD_OUT", "IMAGES", "MANIFEST", "MASKS", "ORBIT"]
 __all__ += ["PAGE", "PROMPTS", "RUN_RECORD", "SCORES", "SOURCE", "SPLATS", "STAGES", "STAGE_MARK", "STAGE_MARKS"]
 __all__ += ["TRANSFORMS", "TRUTH", "VIEW_SCORES", "check_is_run", "counting_order", "folders_in", "is_stage_done"]
-__all__ += ["ANSWERS", "CHANGES", "ORIGINS", "REGIONS", "STUDY_FILES", "result_folder"]
+__all__ += ["ANSWERS", "CHANGES", "ORIGINS", "REGIONS", "REGION_MASKS", "STUDY_FILES", "result_folder"]
 
 STAGES = ("prompts", "pairs", "train", "world", "scenes", "edit", "compare", "report")
 """Stages in the order data flows; each has a folder of its name."""
@@ -57,6 +57,8 @@ DEPTH = "depth.npz"
 # In the folder of a result, `edit/<scene>/<edit>/<method>-<editor>/<seed>`.
 EDIT_RECORD = "record.json"
 EDITOR_VIEWS = "views"
+REGION_MASKS = "region"
+"""Masks of the held-out views in a result whose edit was told where it may change them."""
 EDIT_RECORDS = f"edit/*/*/*/*/{EDIT_RECORD}"
 ORBIT = "orbit.mp4"
 ORIGINS = "origins.npy"

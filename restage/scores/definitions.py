@@ -65,7 +65,15 @@ METRICS: dict[str, Metric] = {
         needs=TRUTH,
         shown_in=("show", "page"),
     ),
-    "spill": Metric("spill", "[0, 1]", "lower", "Mean |E - B| outside R.", needs=TRUTH, digits=4, shown_in=ALL_PLACES),
+    "spill": Metric(
+        "spill",
+        "[0, 1]",
+        "lower",
+        "Mean |E - B| outside R, or outside of the region that an edit was given.",
+        needs=TRUTH,
+        digits=4,
+        shown_in=ALL_PLACES,
+    ),
     "mask_iou": Metric(
         "mask IoU",
         "[0, 1]",

@@ -1,18 +1,29 @@
 """What a user says about where a scene may change reaches editors, and holds whatever they do."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
+from restage.compare.config import CompareConfig
+from restage.compare.stage import run_compare
 from restage.edit.editors.interface import Edited, hold_outside
 from restage.edit.job import EditJob
+from restage.edit.methods import METHODS
 from restage.edit.methods.restage import Restage
-from restage.edit.pictures import write_mask
+from restage.edit.pictures import quantize, write_mask
 from restage.edit.results import edit_scene
+from restage.edit.single import EditChoice, open_edit
 from restage.records import InputError, write_json
+from restage.regions.files import write_region
 from restage.regions.given import read_regions
+from restage.regions.masks import lift_masks
+from restage.regions.region import Region, render_region
+from restage.run.folder import open_run
+from restage.run.layout import SCORES
 from restage.scenes.fit import render_views
+from restage.scores.rows import read_scores
 
 
 def balls(tiny_scene):
@@ -93,3 +104,28 @@ def test_what_is_outside_comes_back_as_it_was(tiny_scene):
     assert torch.equal(held.masks, (batch.regions > 0).float())
     everywhere = hold_outside(dataclasses.replace(batch, regions=None), job.editor.edit(batch))
     assert bool((everywhere.images[:, 1] == 1).all())
+
+
+def test_splats_outside_of_a_region_stay_bit_for_bit_and_spill_is_measured_outside_of_it(tiny_scene, tmp_path):
+    scene, run = tiny_scene, open_run(tmp_path)
+    truth = scene.write(tmp_path / "scenes" / "tiny")
+    where = {"method": "sds", "editor": "exact", "settings": METHODS["sds"](num_steps=3)}
+    region = Region.of(scene.splats, scene.is_ball.float(), by="words")
+    write_region(tmp_path, "tiny", "ball", region)
+    opened = open_edit(run, truth.parents[1], request=scene.request, choice=EditChoice(**where, region=Path("ball")))
+    *_, last = opened.steps
+    masks = render_region(region, scene.splats, scene.capture.cameras)
+    outside = lift_masks(scene.splats, scene.capture.cameras, masks) < 0.05
+    assert 30 < int(outside.sum()) < 120 and not bool((outside & scene.is_ball).any())
+    for name, tensor in last.splats.parameters().items():
+        assert torch.equal(tensor[outside], getattr(scene.splats, name)[outside]), name
+    assert not torch.equal(last.splats.sh[scene.is_ball], scene.splats.sh[scene.is_ball])
+    assert f"-in-ball-{region.id[-8:]}" in opened.folder.parents[1].name
+    *_, _ = run_compare(run, CompareConfig(orbit_frames=0))
+    scores = {score.metric: score for score in read_scores(tmp_path / SCORES)}
+    spill = scores["spill"].value
+    held_out = list(scene.capture.held_out_indices)
+    after, before = (quantize(render_views(s, scene.capture.cameras[held_out])) for s in (last.splats, scene.splats))
+    change, rest = (after - before).abs().mean(dim=1), masks[held_out] <= 0.5
+    expected = torch.stack([one[where].mean() for one, where in zip(change, rest, strict=True)]).mean()
+    assert spill == pytest.approx(float(expected), abs=1e-6) and scores["progress"].reason

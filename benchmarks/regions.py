@@ -1,0 +1,193 @@
+"""How well are regions found by one click and by words, and how far does an edit inside of one spill?
+
+    python -m benchmarks.regions                          # ten unseen scenes, and the bear
+    python -m benchmarks.regions --scenes 3 --bear none
+
+*Miniature*: scenes of unseen looks, fitted with the demo's settings (kept in `runs/regions`).
+Truth of an object are the splats that show it by the world's exact ids. It is clicked once in a training view, at a
+place drawn by chance, at least three pixels from its edge, and named by its phrase ("the small orange ball").
+*Bear*: words by the extra `segment`; `bear_iou` is held-out mask IoU with the mask of the boxes of bear_boxes.json,
+`bear_hand_iou` with outlines that were drawn by hand in four held-out views (bear_outlines.json), and `boxes_hand_iou`
+tells how good the boxes are by those. `bear_spill` is mean |E - B| outside of the region, `bear_hand_spill` outside of
+the outlines, of "make it bronze" by `restage` with the editor `grade`. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from benchmarks.methods_capture import BOXES, SIZE
+from restage.compare.config import CompareConfig
+from restage.compare.stage import run_compare
+from restage.edit.pictures import quantize
+from restage.edit.single import EditChoice, open_edit
+from restage.records import EditRequest, Progress, read_json
+from restage.regions.files import write_region
+from restage.regions.given import region_of_boxes
+from restage.regions.growing import grow_from, prepare_graph, seeds_near
+from restage.regions.making import Click, RegionMaker, outline_mask
+from restage.regions.masks import lift_masks
+from restage.regions.region import Region, render_region
+from restage.run.folder import open_run, working
+from restage.run.layout import SCORES
+from restage.run.progress import show_progress
+from restage.scenes.config import PHOTOGRAPHS, ScenesConfig
+from restage.scenes.fit import render_views
+from restage.scenes.io import capture_name
+from restage.scenes.io.splat_files import read_splats
+from restage.scenes.splats import Splats
+from restage.scenes.stage import fit_folder, run_scenes
+from restage.scores.rows import read_scores
+from restage.world.config import WorldConfig
+from restage.world.description import Description
+from restage.world.grammar import object_phrase
+from restage.world.render import render_view
+from restage.world.stage import run_world
+
+OUTLINES = Path(__file__).with_name("bear_outlines.json")
+FIRST_OBJECT_ID = 2
+MIN_CLICKED_PX, EDGE_PX = 60, 3
+MANY = 60_000
+
+
+class Found(NamedTuple):
+    """How well an object was found."""
+
+    name: str
+    click_iou: float
+    words_iou: float
+
+
+def iou(found: Tensor, truth: Tensor) -> float:
+    """Intersection over union."""
+    return float((found & truth).sum() / (found | truth).sum().clamp_min(1))
+
+
+def make_scenes(out: Path, count: int) -> list[Path]:
+    """Make and fit the scenes; what is there stays."""
+    with working(open_run(out, seed=34), "world", "scenes") as run:
+        show_progress(run_world(run, WorldConfig(num_scenes=count, edit_kinds=("remove",), split="unseen")))
+        show_progress(run_scenes(run, ScenesConfig()))
+    return sorted((out / "scenes").glob("scene-*"))
+
+
+def find_objects(folder: Path, seed: int) -> Iterator[Found]:
+    """Click and name each object of a scene."""
+    maker = RegionMaker(folder)
+    description = Description.from_plain(read_json(folder / "description.json"))
+    cameras, rng = maker.capture.cameras, np.random.default_rng(seed)
+    ids = np.stack([render_view(description, cameras[view]).object_ids for view in range(len(cameras))])
+    for number, item in enumerate(description.objects, start=FIRST_OBJECT_ID):
+        lifted = lift_masks(maker.splats, cameras, torch.from_numpy((ids == number).astype(np.float32)))
+        truth = lifted >= 0.5
+        views = [view for view in maker.capture.train_indices if (ids[view] == number).sum() >= MIN_CLICKED_PX]
+        view = int(rng.choice(views))
+        depth = distance_transform_edt(ids[view] == number)
+        row, column = rng.choice(np.argwhere(depth >= min(EDGE_PX, depth.max())))
+        click = Click(str(view), (column + 0.5) / cameras.width, (row + 0.5) / cameras.height)
+        phrase = object_phrase(item)
+        clicked, named = maker.by_clicks([click]), maker.by_words(f"the {phrase}")
+        yield Found(phrase, iou(clicked.inside, truth), iou(named.inside, truth))
+
+
+def time_click(folder: Path) -> dict[str, float]:
+    """Seconds on the clock of one click, and of preparing, with 60,000 splats: those of a scene, moved and repeated."""
+    maker, generator = RegionMaker(folder), torch.Generator().manual_seed(0)
+    chosen = torch.arange(MANY) % len(maker.splats)
+    parts = maker.splats[chosen].parameters()
+    parts["means"] = parts["means"] + 0.02 * torch.randn(MANY, 3, generator=generator)
+    splats = Splats(**parts)
+    start_s = time.perf_counter()
+    graph = prepare_graph(splats, maker.capture)
+    prepared_s = time.perf_counter() - start_s
+    taken = []
+    for index in torch.randperm(MANY, generator=generator)[:5].tolist():
+        start_s = time.perf_counter()
+        grow_from(graph, seeds_near(splats, splats.means[index].tolist()))
+        taken.append(time.perf_counter() - start_s)
+    return {"click_s_60k": float(np.median(taken)), "click_s_60k_longest": max(taken), "prepare_s_60k": prepared_s}
+
+
+def measure_bear(capture: Path, out: Path) -> dict[str, float]:
+    """Fit, find by words, edit inside, score; what is there stays."""
+    show_progress(fit_folder(capture, out, PHOTOGRAPHS, size=SIZE))
+    folder = out / "scenes" / capture_name(capture)
+    maker = RegionMaker(folder)
+    splats, views = maker.splats, list(maker.capture.held_out_indices)
+    cameras, names = maker.capture.cameras[views], [Path(maker.capture.file_names[view]).name for view in views]
+    drawn = read_json(OUTLINES, dict[str, list[tuple[float, float]]])
+    chosen = [names.index(name) for name in drawn]
+    hand = torch.stack([outline_mask(corners, cameras.width, cameras.height) for corners in drawn.values()]) > 0.5
+
+    def masks(region: Region) -> Tensor:
+        return render_region(region, splats, cameras) > 0.5
+
+    bear = maker.by_words("the bear")
+    write_region(out, folder.name, "bear", bear)
+    shown, boxes = masks(bear), masks(region_of_boxes(BOXES, maker.capture, splats))
+    request = EditRequest(instruction="make it bronze", source_caption="", target_caption="")
+    with working(open_run(out), "edit", "compare") as run:
+        opened = open_edit(run, folder, request=request, choice=EditChoice(editor="grade", region=Path("bear")))
+        show_progress(Progress(stage="edit", done=s.step, total=s.num_steps, note=s.note) for s in opened.steps)
+        show_progress(run_compare(run, CompareConfig(orbit_frames=0)))
+    edit = opened.folder.parents[1].name
+    rows = [row for row in read_scores(out / SCORES) if row.edit == edit and row.method == "restage"]
+    after = render_held_out(read_splats(opened.folder / "splats.ply"), cameras)[chosen]
+    change = (after - render_held_out(splats, cameras)[chosen]).abs().mean(dim=1)
+    return {
+        "bear_iou": iou(shown, boxes),
+        "bear_spill": next(row.value for row in rows if row.metric == "spill"),
+        "bear_hand_iou": iou(shown[chosen], hand),
+        "boxes_hand_iou": iou(boxes[chosen], hand),
+        "bear_hand_spill": float(change[~hand].mean()),
+    }
+
+
+def render_held_out(splats: Splats, cameras: Any) -> Float[Tensor, "n 3 h w"]:
+    """Views as files hold them."""
+    return quantize(render_views(splats, cameras))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=10)
+    parser.add_argument("--folder", type=Path, default=Path("runs/regions"), help="the run of the scenes")
+    parser.add_argument("--bear", default="../shared/data/captures/bear", help="its capture; none leaves it out")
+    parser.add_argument("--bear-run", type=Path, default=Path("runs/bear"), help="its run")
+    parser.add_argument("--removal", type=Path, help="what benchmarks.removal printed: its figures are added")
+    options = parser.parse_args()
+    folders = make_scenes(options.folder, options.scenes)
+    found: list[Found] = []
+    for seed, folder in enumerate(folders):
+        for item in find_objects(folder, seed):
+            found.append(item)
+            print(f"{folder.name}: {item.name}: click {item.click_iou:.3f}, words {item.words_iou:.3f}", flush=True)
+    clicks = np.array([item.click_iou for item in found])
+    figures: dict[str, Any] = {
+        "objects": len(found),
+        "click_iou": float(clicks.mean()),
+        "click_at_least_0.7": float((clicks >= 0.7).mean()),
+        "words_iou": float(np.mean([item.words_iou for item in found])),
+        **time_click(folders[0]),
+    }
+    if options.removal is not None:
+        removal = json.loads(options.removal.read_text().splitlines()[-1])
+        figures |= {name: removal[name] for name in ("remove_progress", "remove_progress_before")}
+    if options.bear != "none":
+        figures |= measure_bear(Path(options.bear), options.bear_run)
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
