@@ -31,10 +31,15 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CUDA_CAPABILITY
 
 
-def bfloat16_autocast(device: torch.device, *, is_wanted: bool | None = None) -> torch.autocast:
-    """Autocast to bfloat16; by default where the device computes in it natively."""
+def bfloat16_autocast(
+    device: torch.device, *, is_wanted: bool | None = None, keeps_weights: bool = True
+) -> torch.autocast:
+    """Autocast to bfloat16; by default where the device computes in it natively.
+
+    Weights that were cast are kept within the context, for layers that are called again, unless that is not wanted.
+    """
     is_enabled = has_fast_bfloat16(device) if is_wanted is None else is_wanted
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_enabled, cache_enabled=keeps_weights)
 
 
 def can_compile() -> bool:

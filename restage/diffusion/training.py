@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +28,9 @@ from restage.diffusion.config import TrainingConfig
 from restage.diffusion.hardware import bfloat16_autocast
 from restage.records import InputError, content_id, derive_seed, parse_json, write_atomically
 from restage.run.profile import timed
+from restage.run.threads import compute_parts, small_tensors
 
-__all__ = ["LossFunction", "TrainingStep", "draw_losses", "explicit_attention", "read_metrics"]
+__all__ = ["LossFunction", "LossParts", "TrainingStep", "draw_losses", "explicit_attention", "read_metrics"]
 __all__ += ["running_mean", "train"]
 
 STATE_NAME, METRICS_NAME = "state.pt", "metrics.jsonl"
@@ -41,7 +44,16 @@ class TrainingStep(NamedTuple):
     losses: dict[str, float]  # each term, and their sum as `loss`
 
 
-LossFunction = Callable[[int, torch.Generator], Mapping[str, Tensor]]
+Terms = Mapping[str, Tensor]
+
+
+class LossParts(NamedTuple):
+    """The loss of a batch as that of its parts, which on a CPU are computed side by side."""
+
+    parts: tuple[Callable[[], Terms], ...]  # the same terms from each, whose sums are the loss of the batch
+
+
+LossFunction = Callable[[int, torch.Generator], Terms | LossParts]
 """From a step and its random generator to the terms of the loss, whose sum is minimised."""
 
 
@@ -152,6 +164,26 @@ def _compiled(model: nn.Module, is_compiled: bool) -> Iterator[None]:
         model._compiled_call_impl = None
 
 
+def _backward_in_parts(
+    loss: LossParts, trained: list[nn.Parameter], device: torch.device, config: TrainingConfig
+) -> dict[str, Tensor]:
+    """Set the gradients of a batch, added up in the order of its parts; returns the terms of its loss."""
+
+    def gradients(part: Callable[[], Terms]) -> tuple[Terms, tuple[Tensor | None, ...]]:
+        # Both autocast and its cache of weights, which parts would take from each other, are of a thread.
+        with bfloat16_autocast(device, is_wanted=config.is_bf16, keeps_weights=False):
+            terms = part()
+        total = torch.stack(list(terms.values())).sum()
+        found = torch.autograd.grad(total, trained, allow_unused=True)
+        return {name: term.detach() for name, term in terms.items()}, found
+
+    all_terms, all_gradients = zip(*compute_parts([partial(gradients, part) for part in loss.parts]), strict=True)
+    for parameter, found in zip(trained, zip(*all_gradients, strict=True), strict=True):
+        used = [gradient for gradient in found if gradient is not None]
+        parameter.grad = functools.reduce(torch.add, used) if used else None
+    return {name: torch.stack([terms[name] for terms in all_terms]).sum() for name in all_terms[0]}
+
+
 def train(
     model: nn.Module, loss_of: LossFunction, *, folder: Path, config: TrainingConfig, made_from: str = ""
 ) -> Iterator[TrainingStep]:
@@ -173,13 +205,19 @@ def train(
         for step in range(first, config.num_steps):
             # A generator for each step, on the CPU: a resumed step draws what it would have drawn, on any device.
             generator = torch.Generator().manual_seed(derive_seed(config.seed, "step", step))
-            with bfloat16_autocast(device, is_wanted=config.is_bf16):
-                with timed("loss"):
-                    terms = dict(loss_of(step, generator))
-            loss = torch.stack(list(terms.values())).sum()
-            with timed("backward"):
-                loss.backward()
-            with timed("optimizer"):
+            with bfloat16_autocast(device, is_wanted=config.is_bf16), timed("loss"):
+                found = loss_of(step, generator)
+                if isinstance(found, LossParts) and len(found.parts) == 1:
+                    found = found.parts[0]()
+            if isinstance(found, LossParts):
+                with timed("loss and backward"):
+                    terms = _backward_in_parts(found, trained, device, config)
+            else:
+                terms = dict(found)
+                with timed("backward"):
+                    torch.stack(list(terms.values())).sum().backward()
+            loss = torch.stack([term.detach() for term in terms.values()]).sum()
+            with timed("optimizer"), small_tensors():
                 nn.utils.clip_grad_norm_(trained, config.gradient_clip)
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate_at(step)

@@ -1,22 +1,29 @@
 """How many threads compute: compiled loops take the cores that nobody else uses, looked at again every few seconds.
 
 Their results do not depend on it. Those of torch's layers do, in the last bits, so torch keeps one number of threads
-for a whole stage; only among small tensors, where sharing out costs more than it brings, it has a single one.
+for a whole stage; among small tensors, where sharing out costs more than it brings, and within `compute_parts` it has a
+single one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from restage.run.limits import allowed_cores, num_usable_cores
 
-__all__ = ["CoreWatch", "follow_load", "limited_threads", "set_thread_limit", "small_tensors"]
+__all__ = ["CoreWatch", "compute_parts", "follow_load", "limited_threads", "set_thread_limit", "small_tensors"]
+
+Part = TypeVar("Part")
 
 LOOK_S = 1.0
 """Seconds between looks at what others use."""
@@ -150,3 +157,33 @@ def small_tensors() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@functools.cache
+def _part_pool() -> ThreadPoolExecutor:
+    import torch
+
+    return ThreadPoolExecutor(num_usable_cores(), "part", initializer=lambda: torch.set_num_threads(1))
+
+
+def compute_parts(parts: Sequence[Callable[[], Part]]) -> list[Part]:
+    """Call every part, each in a single thread of torch, several at once where others leave cores free.
+
+    Threads of one layer wait for each other some hundred times in a call of a model, and where other processes want the
+    cores, each wait is as long as the system lets those run. Parts wait once, at their end, and since none is divided,
+    their results are the same with any number of threads.
+    """
+    number = min(len(parts), _followed.number())
+    if number <= 1:
+        with small_tensors():
+            return [part() for part in parts]
+    found: dict[int, Part] = {}
+    places = itertools.count()  # whose `next` is atomic
+
+    def work() -> None:
+        while (place := next(places)) < len(parts):
+            found[place] = parts[place]()
+
+    for future in [_part_pool().submit(work) for _ in range(number)]:
+        future.result()
+    return [found[place] for place in range(len(parts))]

@@ -5,7 +5,8 @@ A batch is a function of (seed, step) alone, so that training can go on anywhere
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from restage.diffusion.schedule import Schedule
+from restage.diffusion.training import LossParts
 from restage.records import derive_seed
 from restage.train.config import ExampleMix, LossWeights
 from restage.train.examples import Examples
 
-__all__ = ["EditBatch", "edit_loss", "sample_edit_batch"]
+__all__ = ["EditBatch", "edit_loss", "edit_loss_parts", "sample_edit_batch"]
 
 
 class EditBatch(NamedTuple):
@@ -132,7 +134,34 @@ def edit_loss(
     weights: LossWeights,
     noise_shift: float = 1.0,
 ) -> dict[str, Float[Tensor, ""]]:
+    """Return the loss of a batch; see `edit_loss_parts`."""
+    (part,) = edit_loss_parts(
+        unet,
+        batch,
+        generator,
+        schedule=schedule,
+        condition_scale=condition_scale,
+        weights=weights,
+        noise_shift=noise_shift,
+    ).parts
+    return part()
+
+
+def edit_loss_parts(
+    unet: nn.Module,
+    batch: EditBatch,
+    generator: torch.Generator,
+    *,
+    schedule: Schedule,
+    condition_scale: float,
+    weights: LossWeights,
+    noise_shift: float = 1.0,
+    num_parts: int = 1,
+) -> LossParts:
     """Noise-prediction loss in the UNet's own parameterization, and weighted cross-entropy of its mask output.
+
+    There are at most `num_parts`. Everything is drawn at once, so that their number changes no more than the order of
+    sums.
 
     `unet` is an edit UNet with mask output, or a module that is called like one with tokens in place of embedded text;
     timesteps and noise are drawn from the generator, on the CPU.
@@ -142,11 +171,20 @@ def edit_loss(
     noise = torch.randn(target.shape, generator=generator).to(target.device)
     inputs = torch.cat([schedule.add_noise(target, noise, t), batch.original * condition_scale], dim=1)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
-    output = unet(inputs, t, encoder_hidden_states=batch.text).sample.float()
+    wanted = schedule.target(target, noise, t)
     pixel_weights = 1 + weights.changed * batch.mask[:, None]
-    squared = (output[:, :channels] - schedule.target(target, noise, t)).square()
-    noise_loss = (squared * (pixel_weights / pixel_weights.mean())).mean()
-    entropy = functional.binary_cross_entropy_with_logits(output[:, channels], batch.mask, reduction="none")
+    pixel_weights = pixel_weights / pixel_weights.mean()
     has_mask = batch.has_condition.float()
-    mask_loss = (entropy.mean(dim=(1, 2)) * has_mask).sum() / has_mask.sum().clamp(min=1)
-    return {"noise": noise_loss, "mask": weights.mask * mask_loss}
+    num_masks = has_mask.sum().clamp(min=1)
+
+    def loss_of(rows: slice) -> dict[str, Float[Tensor, ""]]:
+        output = unet(inputs[rows], t[rows], encoder_hidden_states=batch.text[rows]).sample.float()
+        squared = (output[:, :channels] - wanted[rows]).square()
+        share = len(output) / len(target)
+        noise_loss = (squared * pixel_weights[rows]).mean() * share
+        entropy = functional.binary_cross_entropy_with_logits(output[:, channels], batch.mask[rows], reduction="none")
+        mask_loss = (entropy.mean(dim=(1, 2)) * has_mask[rows]).sum() / num_masks
+        return {"noise": noise_loss, "mask": weights.mask * mask_loss}
+
+    size = math.ceil(len(target) / num_parts)
+    return LossParts(tuple(partial(loss_of, slice(at, at + size)) for at in range(0, len(target), size)))

@@ -19,10 +19,10 @@ from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.edit_models import add_mask_output, load_edit_model, save_edit_model, widen_unet
 from restage.diffusion.editor import EditModel
 from restage.diffusion.loading import read_config
-from restage.diffusion.training import draw_losses, train
+from restage.diffusion.training import LossParts, draw_losses, train
 from restage.records import InputError, Progress, content_id, derive_seed
 from restage.run.folder import RunFolder
-from restage.train.batches import edit_loss, sample_edit_batch
+from restage.train.batches import edit_loss_parts, sample_edit_batch
 from restage.train.chunks import hash_tensors
 from restage.train.config import TrainConfig, default_training
 from restage.train.examples import TrainingPair, encode_examples
@@ -48,6 +48,11 @@ def _edit_model_from(start: Backbone | EditModel) -> EditModel:
         return EditModel(start, widen_unet(start.unet))
     unet = copy.deepcopy(start.unet) if start.has_mask_output else add_mask_output(start.unet)
     return dataclasses.replace(start, unet=unet)
+
+
+NUM_PARTS = 2
+"""Parts of a batch on a CPU, which as many threads can compute side by side; the weights depend on it in their last
+bits. A compiled model would be compiled for each size of part."""
 
 
 class _UnetAndText(nn.Module):
@@ -96,12 +101,13 @@ def train_edit_model(
     same = dataclasses.replace(config, training=default_training())  # the loop compares that part itself
     made_from = content_id("train", [same, model.condition_scale, hash_tensors(trained.state_dict()), examples.id])
 
-    def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss_of(step: int, generator: torch.Generator) -> LossParts:
         training, device = config.training, str(model.unet.device)
         batch = sample_edit_batch(
             examples, config.mix, batch_size=training.batch_size, seed=training.seed, step=step, device=device
         )
-        return edit_loss(
+        is_whole = config.training.is_compiled or model.unet.device.type != "cpu"
+        return edit_loss_parts(
             trained,
             batch,
             generator,
@@ -109,6 +115,7 @@ def train_edit_model(
             condition_scale=model.condition_scale,
             weights=config.weights,
             noise_shift=config.noise_shift,
+            num_parts=1 if is_whole else NUM_PARTS,
         )
 
     for step in train(trained, loss_of, folder=folder, config=config.training, made_from=made_from):

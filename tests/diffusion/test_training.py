@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from miniature.text_to_image import build_unet
 from restage.diffusion.config import TrainingConfig
-from restage.diffusion.training import explicit_attention, read_metrics, train
+from restage.diffusion.training import LossParts, explicit_attention, read_metrics, train
 from restage.records import InputError
+from restage.run import threads
+from restage.run.threads import limited_threads
 
 
 def _tensors() -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,3 +173,32 @@ def test_states_of_older_versions_which_name_no_training_are_gone_on_with(tmp_pa
 def test_a_learning_rate_is_above_zero(rate: float) -> None:
     with pytest.raises(InputError, match="learning rate above 0"):
         TrainingConfig(num_steps=1, learning_rate=rate)
+
+
+def _train_in_parts(folder: Path, num_parts: int, num_threads: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1), nn.Linear(1, 1).requires_grad_(False))
+
+    def loss_of(step: int, generator: torch.Generator) -> LossParts:
+        inputs = torch.randn(12, 3, generator=generator)
+
+        def part(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"square": (model(rows) - rows.prod(1, keepdim=True)).square().sum() / len(inputs)}
+
+        return LossParts(tuple(partial(part, rows) for rows in inputs.chunk(num_parts)))
+
+    with limited_threads(num_threads):
+        list(train(model, loss_of, folder=folder, config=TrainingConfig(num_steps=5, learning_rate=1e-2)))
+    return model.state_dict()
+
+
+def test_a_batch_in_parts_trains_the_same_weights_with_any_number_of_threads(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(threads._followed.watch, "free", lambda: 3.0)
+    monkeypatch.setattr(threads, "num_usable_cores", lambda: 3)
+    monkeypatch.setattr(threads, "LOOK_S", 0.0)
+    one, two, three = (_train_in_parts(tmp_path / str(count), 4, count) for count in (1, 2, 3))
+    whole = _train_in_parts(tmp_path / "whole", 1, 1)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name])
+        assert torch.equal(tensor, three[name])
+        torch.testing.assert_close(tensor, whole[name], rtol=0.02, atol=2e-3)

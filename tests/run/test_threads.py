@@ -3,6 +3,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from functools import partial
 from types import SimpleNamespace
 
 import numba
@@ -119,3 +122,31 @@ def test_compiled_loops_of_a_fit_follow_the_load_unless_numba_was_given_a_number
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, env={**own, **chosen}, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize("free", [1, 2, 3])
+def test_parts_are_each_computed_once_in_one_thread_and_come_in_order(
+    followed: threads._Followed, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    monkeypatch.setattr(threads, "_followed", followed)
+    monkeypatch.setattr(followed.watch, "free", lambda: float(free))
+    seen: list[tuple[str, int]] = []
+
+    def part(number: int) -> int:
+        seen.append((threading.current_thread().name, torch.get_num_threads()))
+        time.sleep(0.01)
+        return number
+
+    before = torch.get_num_threads()
+    assert threads.compute_parts([partial(part, number) for number in range(7)]) == list(range(7))
+    assert torch.get_num_threads() == before
+    assert {count for _, count in seen} == {1}
+    assert len(seen) == 7
+    assert len({name for name, _ in seen}) <= free
+
+
+def test_what_goes_wrong_in_a_part_is_raised(followed: threads._Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_followed", followed)
+    monkeypatch.setattr(followed.watch, "free", lambda: 3.0)
+    with pytest.raises(ZeroDivisionError):
+        threads.compute_parts([lambda: 1, lambda: 1 // 0, lambda: 2])

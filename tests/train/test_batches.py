@@ -10,7 +10,7 @@ from torch.nn import functional
 from restage.diffusion.edit_models import START_MASK_PROBABILITY, widen_unet
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError
-from restage.train.batches import edit_loss, sample_edit_batch
+from restage.train.batches import edit_loss, edit_loss_parts, sample_edit_batch
 from restage.train.config import ExampleMix, LossWeights, TrainConfig
 from restage.train.examples import Examples
 from tests.train.tiny import CHANNELS, WIDTH, tiny_unet
@@ -197,3 +197,16 @@ def test_masks_are_not_trained_where_a_condition_is_missing():
     with torch.no_grad():
         assert float(edit_loss(unet, sample(dropped), generator, **options)["mask"]) == 0
         assert float(edit_loss(unet, sample(PLAIN), generator, **options)["mask"]) > 0
+
+
+def test_the_parts_of_a_loss_add_up_to_that_of_the_whole_batch():
+    unet = widen_unet(tiny_unet())
+    options = {"schedule": SCHEDULE, "condition_scale": 1.0, "weights": LossWeights(mask=0.5, changed=2.0)}
+    batch = sample(replace(PLAIN, drop_both=0.3))
+    with torch.no_grad():
+        whole = edit_loss(unet, batch, torch.Generator().manual_seed(5), **options)
+        loss = edit_loss_parts(unet, batch, torch.Generator().manual_seed(5), **options, num_parts=4)
+        terms = [part() for part in loss.parts]
+    assert len(terms) == 3  # two rows each
+    for name, value in whole.items():
+        assert float(sum(part[name] for part in terms)) == pytest.approx(float(value), rel=1e-4)
