@@ -61,6 +61,7 @@ class RegionControls:
         )
         self.words = gui.add_text("Words", "", hint="Such as: the red cube")
         self._add_button(gui, "Find", "search", self._find)
+        self._add_button(gui, "Floaters", "wind", self._find_floaters)
         self.shape = gui.add_button_group("Choice", ("Grow", "Shrink", "Invert", "None"))
         self.shape.on_click(page.handler(lambda event: self._reshape(event.target.value)))
         self.chosen = gui.add_markdown("")
@@ -158,6 +159,11 @@ class RegionControls:
     def _find(self) -> None:
         with self.page.following_scene(), self.page.session.computing:
             self.page.session.choose_by_words(self.words.value)
+        self.page.refresh()
+
+    def _find_floaters(self) -> None:
+        with self.page.following_scene(), self.page.session.computing:
+            self.page.session.choose_floaters()
         self.page.refresh()
 
     def _reshape(self, how: str) -> None:

@@ -23,6 +23,7 @@ from restage.edit.direct.changes import (
     redo_change,
     undo_change,
 )
+from restage.edit.direct.cleaning import find_floaters
 from restage.edit.direct.operations import OPERATIONS, Operation, carry_weights
 from restage.edit.editors import OpenEditors
 from restage.edit.job import EditStep
@@ -221,6 +222,13 @@ class ViewSession:
         if not words.strip():
             raise InputError('expected words, such as "the bear"')
         self.select(self.carry(self.maker().by_words(words.strip())), name=words.split()[-1].lower())
+
+    def choose_floaters(self) -> None:
+        """Choose floaters and haze, to be looked at and deleted."""
+        found = find_floaters(self.before, self.maker().capture).is_found
+        if not bool(found.any()):
+            raise InputError("no floaters were found")
+        self.select(self.carry(Region.of(self.before, found.float(), by="floaters")), name="floaters")
 
     def chosen(self) -> Region:
         """The splats that are chosen; refuses none."""

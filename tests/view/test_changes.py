@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from restage.regions.making import RegionMaker
 from restage.regions.region import Region
 from restage.scenes.cameras import project_points
 from restage.scenes.io.splat_files import read_splats, write_splats
+from restage.scenes.splats import Splats
 from restage.view import ViewSession
 from restage.view.region_controls import PICK_HEIGHT_PX
 from restage.view.selecting import disc_mask, polygon_mask, region_in_mask, region_size
@@ -201,3 +203,12 @@ def test_words_choose_what_the_regions_of_the_shell_would(session, ball, monkeyp
     assert torch.equal(session.chosen().inside, ball.inside) and session.selected_name == "ball"
     with pytest.raises(InputError, match="expected words"):
         session.choose_by_words(" ")
+
+
+def test_a_floater_is_chosen_to_be_deleted(session, run_folder, tiny_scene):
+    lone = replace(tiny_scene.splats[:1].clone(), means=torch.tensor([[0.0, 0.9, 1.2]]))
+    parts = {name: torch.cat([value, getattr(lone, name)]) for name, value in tiny_scene.splats.parameters().items()}
+    write_splats(Splats(**parts), run_folder / "scenes" / "tiny" / "splats.ply")
+    session.choose_scene("tiny")
+    session.choose_floaters()
+    assert session.chosen().inside[200] and session.chosen().inside.sum() < 20 and session.selected_name == "floaters"
