@@ -69,6 +69,19 @@ def test_a_drift_is_found_beside_a_new_object():
     assert find_drift(edited, original) == Drift()
 
 
+def test_drifts_are_found_where_few_edges_are_and_none_between_other_pictures():
+    original = torch.full((3, SIZE, SIZE), 0.6)
+    original[:, 50:] = 0.4
+    original[:, 30:60, 20:36], original[:, 60:80, 60:75] = 0.1, 0.8
+    edited, drift = original.clone(), Drift(-2.5, 2.0, 0.98, 0.01)
+    edited[:, 30:60, 20:36] = torch.tensor([0.2, 0.3, 0.9])[:, None, None]
+    assert left_px(find_drift(move(edited, drift), original), drift) < 1.0 < 3.0 < left_px(Drift(), drift)
+    flat = torch.full((3, SIZE, SIZE), 0.5)
+    assert find_drift(flat, original) == find_drift(original, flat) == find_drift(flat, flat) == Drift()
+    for seed in range(4):
+        assert find_drift(picture(seed), picture(seed + 4)) == Drift()
+
+
 def test_undoing_changes_what_a_border_lost_as_its_neighbor_changed():
     original, drift = picture(2), Drift(4.0, 3.0)
     darker = 0.5 * original

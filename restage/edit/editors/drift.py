@@ -180,9 +180,9 @@ def _climb(moved: np.ndarray, still: np.ndarray, chosen: np.ndarray, drift: Drif
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(plane, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)[chosen]
 
-    matrix, damping = drift.matrix(height, width), 0.01
-    values = look_up(moved, matrix)
+    values, damping = look_up(moved, drift.matrix(height, width)), 0.01
     for _ in range(MAX_STEPS):
+        matrix = drift.matrix(height, width)
         # How the picture changes with each number, all four in pixels: shifts, and zoom and turn about the center.
         across, down = (look_up(slope, matrix) for slope in slopes)
         x, y = (points @ matrix[:, :2].T + matrix[:, 2] - center - (drift.shift_x_px, drift.shift_y_px)).T / spread
@@ -199,11 +199,11 @@ def _climb(moved: np.ndarray, still: np.ndarray, chosen: np.ndarray, drift: Drif
                 drift.scale * (1 + step[2] / spread),
                 drift.angle_rad + step[3] / spread,
             )
-            matrix = tried.matrix(height, width)
-            values = look_up(moved, matrix)
-            if tried.scale > 0 and tried.share(height, width) < MAX_SHARE and _unit(values) @ wanted > unit @ wanted:
-                drift, damping = tried, damping / 4
-                break
+            if tried.scale > 0 and tried.share(height, width) < MAX_SHARE:
+                seen = look_up(moved, tried.matrix(height, width))
+                if _unit(seen) @ wanted > unit @ wanted:
+                    drift, values, damping = tried, seen, damping / 4
+                    break
             damping *= 4
         else:
             return drift
