@@ -24,8 +24,9 @@ import importlib.util
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,6 @@ class Jpeg:
 class Case:
     """A fitted scene, an edit of it, and who makes it exactly."""
 
-    name: str
     capture: Capture
     splats: Splats
     request: EditRequest
@@ -124,25 +124,31 @@ def fit(capture: Capture, config: FitConfig, file: Path) -> Splats:
     return read_splats(file)
 
 
-def world_cases(seed: int, kinds: Sequence[str], out: Path) -> Iterator[Case]:
-    """Edits of a world, one of each kind."""
+@cache
+def world_scene(seed: int, out: Path) -> tuple[grammar.Description, Capture, Splats]:
+    """A world with two things, and its fit."""
     description = grammar.sample_description(seed, num_objects=2)
     capture = make_capture(description, name=f"world-{seed}", seed=seed, size=SIZE)
-    splats = fit(capture, FitConfig(steps=600), out / f"world-{seed}.ply")
-    for kind in kinds:
-        edit = grammar.sample_edit(description, seed, kind=kind)
-        truth = make_truth(edit, capture.cameras)
-        request, editor = grammar.request_of(edit, seed), KnownViews(truth.images, truth.masks)
-        yield Case(f"world-{seed}-{kind}", capture, splats, request, editor, truth.images, capture.images)
+    return description, capture, fit(capture, FitConfig(steps=600), out / f"world-{seed}.ply")
 
 
+def world_case(seed: int, kind: str, out: Path) -> Case:
+    """An edit of a world."""
+    description, capture, splats = world_scene(seed, out)
+    edit = grammar.sample_edit(description, seed, kind=kind)
+    truth = make_truth(edit, capture.cameras)
+    editor = KnownViews(truth.images, truth.masks)
+    return Case(capture, splats, grammar.request_of(edit, seed), editor, truth.images, capture.images)
+
+
+@cache
 def bear_case(folder: Path, out: Path) -> Case:
     """The bear, all of it made golden: progress is between its unedited render and that render graded."""
     capture = read_capture(folder, SIZE)
     splats = fit(capture, PHOTOGRAPHS, out / "bear.ply")
     unedited = render_views(splats, capture.cameras).clamp(0, 1)
     truth = grade_views(unedited, GOLD.instruction).images
-    return Case("bear", capture, splats, GOLD, GradeEditor(), truth, unedited)
+    return Case(capture, splats, GOLD, GradeEditor(), truth, unedited)
 
 
 def measure_progress(case: Case, editor: Editor) -> float:
@@ -195,7 +201,9 @@ def measure_masks(case: Case) -> dict[str, float]:
 def measure_bear_masks(case: Case) -> dict[str, float]:
     """Mask IoU of the bear, graded inside its boxes, moved and put back, against the pixels that the grade changes."""
     views = list(case.capture.train_indices)[::4]
-    regions = read_regions(BOXES, case.capture, case.splats)
+    # Boxes go by the names that views have in a run.
+    names = tuple(Path(name).with_suffix(".png").name for name in case.capture.file_names)
+    regions = read_regions(BOXES, replace(case.capture, file_names=names), case.splats)
     grade = GradeEditor(regions)
     drifting = DriftingEditor(grade, DRIFT_SHARE * case.capture.cameras.width)
     batch = batch_of(case, views)
@@ -213,10 +221,10 @@ def measure_endpoint() -> dict[str, float]:
     return {name: float(value) for name, value in (found | killed).items()}
 
 
-def kept(file: Path, measure: Callable[..., dict[str, float]], *of: Case) -> dict[str, float]:
+def kept(file: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Measure, or read what was measured before."""
     if not file.exists():
-        write_json(file, measure(*of))
+        write_json(file, measure())
     found = read_json(file, dict[str, float])
     print(f"{file.stem}: {found}", flush=True)
     return found
@@ -258,21 +266,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-editors"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    out, drifts, masks = arguments.out, {}, []
+    out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    for seed in WORLDS:
-        if "drift" in arguments.parts:
-            cases = world_cases(seed, DRIFT_KINDS, out)
-            drifts[f"world-{seed}"] = [kept(out / f"drift-{one.name}.json", measure_drift, one) for one in cases]
-        if "masks" in arguments.parts:
-            cases = world_cases(seed, MASK_KINDS, out)
-            masks += [kept(out / f"masks-{one.name}.json", measure_masks, one) for one in cases]
-    if arguments.bear.exists() and {"drift", "masks"} & {*arguments.parts}:
-        bear = bear_case(arguments.bear, out)
-        if "drift" in arguments.parts:
-            drifts["bear"] = [kept(out / "drift-bear.json", measure_drift, bear)]
-        if "masks" in arguments.parts:
-            masks.append(kept(out / "masks-bear.json", measure_bear_masks, bear))
+
+    def measure_world(what: str, measure: Callable[[Case], dict[str, float]], seed: int, kind: str) -> dict[str, float]:
+        return kept(out / f"{what}-world-{seed}-{kind}.json", lambda: measure(world_case(seed, kind, out)))
+
+    drifts, masks = {}, []
+    has_bear = arguments.bear.exists()
+    if "drift" in arguments.parts:
+        for seed in WORLDS:
+            drifts[str(seed)] = [measure_world("drift", measure_drift, seed, kind) for kind in DRIFT_KINDS]
+        if has_bear:
+            drifts["bear"] = [kept(out / "drift-bear.json", lambda: measure_drift(bear_case(arguments.bear, out)))]
+    if "masks" in arguments.parts:
+        masks = [measure_world("masks", measure_masks, seed, kind) for seed in WORLDS for kind in MASK_KINDS]
+        if has_bear:
+            masks.append(kept(out / "masks-bear.json", lambda: measure_bear_masks(bear_case(arguments.bear, out))))
     served = kept(out / "endpoint.json", measure_endpoint) if "endpoint" in arguments.parts else {}
     result: dict[str, float | None] = {"families_tested": count_families(), **summarize(drifts, masks)}
     for name in ("served_equal", "endpoint_requests_repeated_after_kill"):
