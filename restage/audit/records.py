@@ -66,7 +66,6 @@ OPEN = (
     *("pairs/*", "rounds/*", "diagnose/*", "verify/*", f"{ANSWERS}/*", RUN_RECORD),
     *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", f"scenes/*/{SOURCE}", "edit/*/preview.png", *STUDY_FILES),
     *(f"edit/*/{CHANGES}", f"scenes/*/{REGIONS}/*"),
-    *(f"edit/*/{CHANGES}", f"scenes/*/{REGIONS}/*"),
 )
 """Files that need no record to name them: checked elsewhere, or states, or not named in earlier versions."""
 
