@@ -41,7 +41,7 @@ Masks = Float[Tensor, "n h w"]
 NEAR, AROUND, REACH = 1.0, 2.5, 4.0
 """The surface that a thing stands on is filled up to the first times its size around its foot, looked for up to the
 second around its center, and painted up to the third."""
-THICKNESS = 0.08
+THICKNESS = 0.2
 """Splats this near to the surface, as a share of the thing's size, lie on it."""
 FRINGE, EDGE = 2, 3
 """Points of the painting right beside what no view sees that are not trusted either, and that the fill goes over."""
