@@ -62,7 +62,7 @@ def build_change() -> Callable[..., None]:
                 it was, and `clean` finds floaters and haze by itself, saves them as the region `floaters`, and deletes
                 them.
             region: Which splats: the name of a region of the scene, or what `restage edit --region` takes.
-            towards: recolor: color that the region gets on average, with its shading kept, such as gold or #ffd700.
+            towards: recolor: color that the region gets, with its shading kept, such as gold or #ffd700.
             tint: recolor: color to multiply by, as a colored glass does.
             hue: recolor: degrees to turn hues by; 120 makes red green.
             saturation: recolor: factor of the saturation; 0 is grey.

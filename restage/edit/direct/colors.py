@@ -18,6 +18,8 @@ __all__ += ["towards"]
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Weights of red, green and blue (Rec. 709)."""
+MAX_MEAN = 0.75
+"""Brightest channel of the mean of what gets another color: above, what is lit would be cut off at 1 and look flat."""
 MIN_CONTRAST, MAX_CONTRAST = 0.25, 2.5
 """Limits of how much shading is flattened or stretched on the way to a darker or lighter color: without the first, all
 that becomes black would be flat, without the second, the noise of a dark thing that becomes white would show."""
@@ -73,9 +75,12 @@ def tinted(color: tuple[float, float, float]) -> ColorMap:
 
 
 def towards(color: tuple[float, float, float], mean: Float[Tensor, " 3"]) -> ColorMap:
-    """Give what has a mean color another one; of the old colors the shading alone remains, no hue."""
+    """Give what has a mean color another one; of the old colors the shading alone remains, no hue.
+
+    Colors brighter than `MAX_MEAN` become that bright on average, so that what is lit reaches the color itself.
+    """
     luminance = torch.tensor(LUMINANCE)
-    goal = torch.tensor(color)
+    goal = torch.tensor(color) * min(1.0, MAX_MEAN / max(*color, 1e-3))
     goal_luminance, mean_luminance = float(goal @ luminance), float(mean.cpu() @ luminance)
     hue = goal / goal_luminance if goal_luminance > 1e-3 else torch.ones(3)
     # A factor of the two luminances scales shading with the color; the mean becomes the goal with any factor.

@@ -89,7 +89,8 @@ class Recolor:
     """Changes colors: first the hue, then saturation, brightness, tint, and at last towards a color."""
 
     towards: str = ""
-    """Color that the region gets on average, shading kept: a name in CSS such as `gold`, or `#rrggbb`."""
+    """Color that the region gets, a bright one in its light parts, shading kept: a name in CSS such as `gold`, or
+    `#rrggbb`."""
     tint: str = ""
     """Color that all colors are multiplied by."""
     hue: float = 0.0

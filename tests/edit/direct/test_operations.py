@@ -114,10 +114,17 @@ def test_a_dark_thing_becomes_white_and_a_light_one_black_with_some_shading_left
     splats.sh.mul_(0.05).sub_(1.5)
     weights = torch.ones(len(splats))
     white = Recolor(towards="white").apply(splats, weights).splats
-    torch.testing.assert_close(mean_color(white, weights), torch.ones(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(mean_color(white, weights), torch.full((3,), 0.75), atol=0.05, rtol=0)
     black = Recolor(towards="black").apply(white, weights).splats
     assert float(mean_color(black, weights).max()) < 0.05
     assert float(colors_from_all_sides(black).std()) > 1e-4
+
+
+def test_a_bright_color_is_reached_where_the_thing_is_lit_and_hardly_cut_off():
+    splats = some_splats()
+    changed = Recolor(towards="gold").apply(splats, torch.ones(len(splats))).splats
+    red = colors_from_all_sides(changed)[..., 0]
+    assert float(red.quantile(0.9)) > 0.85 and float((red > 1).float().mean()) < 0.1
 
 
 def test_saturation_brightness_and_tint_are_what_they_say_from_every_side():
