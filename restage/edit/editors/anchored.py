@@ -138,7 +138,7 @@ class AnchoredEditor:
         return edited._replace(images=edited.images[:, :, height:, width:], masks=edited.masks[:, height:, width:])
 
 
-def follow_anchor(editor: Editor, anchor: Anchor, how: str) -> Editor:
+def follow_anchor(editor: Editor, anchor: Anchor, how: str) -> AnchoredEditor | SettledEditor:
     """Have an editor follow an anchor, which was named by `how`; what puts views back goes around it."""
     form, inner = None, editor
     while form is None and inner is not None:
