@@ -192,6 +192,7 @@ class Controls:
     def load(self) -> None:
         """Fit the controls to the scene that the session has chosen."""
         session, scene = self.page.session, self.page.session.scene
+        self.region.forget_handles()
         facts = [f"{len(scene.splats):,} splats"]
         if scene.capture is not None:
             facts.append(f"{len(scene.capture.cameras)} views")

@@ -106,29 +106,31 @@ class SceneNodes:
 
     def show_splats(self, splats: Splats, marked: Region | None = None) -> None:
         """Send splats to the layer `edited`, with those of a region marked by their color."""
-        if splats is not self.shown or marked is not self._marked or self._lifted is not None:
-            arrays = pictures.splat_arrays(splats)
-            if marked is not None:
-                arrays = arrays._replace(rgbs=pictures.mark(arrays.rgbs, marked.weights.numpy()))
-            self.splats["edited"].set_gaussians(*arrays)
-        self.shown, self._marked = splats, marked
+        if splats is not self.shown or marked is not self._marked:
+            self.shown, self._marked, self._lifted = splats, marked, None
+            self._send(splats)
 
     def lift(self, region: Region | None) -> None:
         """Draw the splats of a region as a node of its own, which can be carried at once; None puts them back."""
-        if region is self._lifted:
-            return
+        if region is not self._lifted and self.shown is not None:
+            self._lifted = region
+            self._send(self.shown)
+
+    def _send(self, splats: Splats) -> None:
+        arrays, lifted = pictures.splat_arrays(splats), self._lifted
+        if self._marked is not None:
+            arrays = arrays._replace(rgbs=pictures.mark(arrays.rgbs, self._marked.weights.numpy()))
         if "lifted" in self.splats:
             self.splats.pop("lifted").remove()
-        self._lifted, shown = region, self.shown
-        if region is None or shown is None:
-            return self.show_splats(self.page.session.shown.splats, self._marked)
-        self.splats["edited"].set_gaussians(*pictures.splat_arrays(shown[~region.inside]))
-        arrays = pictures.splat_arrays(shown[region.inside])
-        self._center = region_center(shown, region.weights.to(shown.means.device)).cpu().numpy()
-        node = self.page.server.scene.add_gaussian_splats(
-            "/splats/lifted", *arrays._replace(centers=arrays.centers - self._center), position=self._center
+        if lifted is None:
+            return self.splats["edited"].set_gaussians(*arrays)
+        inside = lifted.inside.numpy()
+        self.splats["edited"].set_gaussians(*(array[~inside] for array in arrays))
+        center = region_center(splats, lifted.weights.to(splats.means.device)).cpu().numpy()
+        part = pictures.SplatArrays(*(array[inside] for array in arrays))
+        self.splats["lifted"] = self.page.server.scene.add_gaussian_splats(
+            "/splats/lifted", *part._replace(centers=part.centers - center), position=center
         )
-        self.splats["lifted"] = node
         return self.show_layer(self.page.layer)
 
     def carry(self, position: np.ndarray, wxyz: np.ndarray) -> None:

@@ -101,9 +101,12 @@ class ViewerPage:
 
     def start_edit(self, request: EditRequest, choice: EditChoice, *, is_chained: bool) -> None:
         """Begin an edit in a thread of its own."""
+        self.start(self.session.edit(request, choice, is_chained=is_chained))
+
+    def start(self, steps: Iterator[EditStep]) -> None:
+        """Go through the steps of an edit in a thread of its own."""
         if self.session.is_running or (self._edit_thread is not None and self._edit_thread.is_alive()):
             raise InputError("an edit is running; wait for its end or stop it")
-        steps = self.session.edit(request, choice, is_chained=is_chained)
         self.controls.begin_edit()
         if self.layer == "before":
             self.controls.choose_layer("edited")

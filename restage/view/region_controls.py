@@ -45,6 +45,7 @@ class RegionControls:
         self._corners: list[Point] = []
         self._lasso_camera: Cameras | None = None
         self.gizmo: Any = None
+        self._held: Region | None = None  # what the handles are at
         gui = page.server.gui
         self.tool = gui.add_dropdown("Tool", tuple(TOOLS), initial_value=OFF)
         self.tool.on_update(page.handler(lambda _: self.use(self.tool.value)))
@@ -74,6 +75,7 @@ class RegionControls:
             self.color = gui.add_rgb("Color", (214, 170, 40))
             self._add_button(gui, "Recolor", "palette", self.recolor)
             self._add_button(gui, "Delete", "trash", lambda: self.change(Delete()))
+            self._add_button(gui, "Remove and fill", "eraser", self.remove)
             self._add_button(gui, "Duplicate", "copy", self.duplicate)
             self.factor = gui.add_number("Factor", 1.2, min=0.05, max=20.0, step=0.05)
             self._add_button(gui, "Scale", "resize", lambda: self.change(Scale(factor=float(self.factor.value))))
@@ -199,6 +201,11 @@ class RegionControls:
         x, y, z = (distance * session.scene.cameras.camera_to_world[0, :3, 0]).tolist()
         self.change(Duplicate(by=(x, y, z)))
 
+    def remove(self) -> None:
+        """Take what is chosen away and fill its place, with the steps told under Edit."""
+        self.page.session.chosen()
+        self.page.start(self.page.session.remove())
+
     def toggle_gizmo(self) -> None:
         """Show or hide the handles."""
         self.moves.value = not self.moves.value
@@ -223,15 +230,21 @@ class RegionControls:
             self.saved.options = names
         self._show_gizmo()
 
+    def forget_handles(self) -> None:
+        """Take note that the scene was built anew, without handles."""
+        self.gizmo = self._held = None
+
     def _show_gizmo(self) -> None:
         """Put handles at what is chosen, and take old ones away."""
-        region = self.page.session.selected
-        is_wanted = self.moves.value and region is not None
+        region = self.page.session.selected if self.moves.value else None
+        if region is self._held:  # they may be in the user's hand
+            return
+        self._held = region
         if self.gizmo is not None:
             self.gizmo.remove()
             self.gizmo = None
-        self.page.nodes.lift(region if is_wanted else None)
-        if not is_wanted:
+        self.page.nodes.lift(region)
+        if region is None:
             return
         splats = self.page.session.shown.splats
         center = region_center(splats, region.weights.to(splats.means.device)).tolist()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -27,6 +28,7 @@ from restage.edit.direct.cleaning import find_floaters
 from restage.edit.direct.operations import OPERATIONS, Operation, carry_weights
 from restage.edit.editors import OpenEditors
 from restage.edit.job import EditStep
+from restage.edit.methods.remove import Remove
 from restage.edit.origins import origins_of
 from restage.edit.single import EditChoice, OpenedEdit, StartingPoint, find_case, open_edit
 from restage.records import EditRequest, InputError
@@ -168,8 +170,7 @@ class ViewSession:
     def open_kept(self, folder: Path) -> Version:
         """Show a finished edit of the run folder; it becomes the next version."""
         self._refuse_while_running("open another edit")
-        kept = read_kept(folder)
-        return self._add(Version(kept.label, read_splats(folder / SPLATS).to(self.device), kept))
+        return self._add_kept(folder)
 
     def select(self, region: Region | None, how: Literal["new", "add", "take"] = "new", *, name: str = "") -> None:
         """Choose splats: instead of those that are chosen, beside them, or taken away from them.
@@ -351,6 +352,12 @@ class ViewSession:
                 return
             yield step
 
+    def _stoppable(self, opened: OpenedEdit) -> Iterator[EditStep]:
+        for step in self._steps(opened):
+            if self._stop.is_set():
+                raise EditStopped("stopped by the user")
+            yield step
+
     def _make_run(self) -> Iterator[EditStep]:
         """Make the run of a scene that came as a file of splats, as `restage edit FILE` does."""
         if self.scene.folder is not None or self.scene.file is None:
@@ -362,6 +369,44 @@ class ViewSession:
                 pass
         made = load_scene(self.scene.name, out / "scenes" / self.scene.name, self.device)
         self.scene = replace(made, splats=self.before, file=file, placed=self.scene.placed)
+
+    def remove(self) -> Iterator[EditStep]:
+        """Take what is chosen away and fill its place, as `restage change remove` does; it becomes the next version."""
+        region, name = self.chosen(), self.selected_name
+        with self._alone():
+            for step in self.keep():
+                yield step._replace(splats=self.shown.splats)
+            yield from self._make_run()
+            assert self.scene.folder is not None and self.scene.run_folder is not None
+            with working(open_run(self.scene.run_folder), "edit") as run, stop_between_layers(self._stop):
+                with self.computing:
+                    opened = open_change(
+                        run,
+                        self.scene.folder,
+                        Remove(fill="plain"),
+                        region=region,
+                        region_name=name,
+                        start=self.shown.start,
+                        device=self.device,
+                    )
+                yield from self._stoppable(opened)
+            self._add_kept(opened.folder)
+        self.select(None)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse while another edit is running; else nothing else runs meanwhile, until it is stopped."""
+        if not self._running.acquire(blocking=False):
+            raise InputError("an edit is running; wait for its end or stop it")
+        try:
+            self._stop.clear()
+            yield
+        finally:
+            self._running.release()
+
+    def _add_kept(self, folder: Path) -> Version:
+        kept = read_kept(folder)
+        return self._add(Version(kept.label, read_splats(folder / SPLATS).to(self.device), kept))
 
     def edit(self, request: EditRequest, choice: EditChoice, *, is_chained: bool = False) -> Iterator[EditStep]:
         """Edit the scene and keep the result in the run folder, as `restage edit` does; it becomes the next version.
@@ -377,18 +422,12 @@ class ViewSession:
         """
         if self.why_not_edit:
             raise InputError(self.why_not_edit)
-        if not self._running.acquire(blocking=False):
-            raise InputError("an edit is running; wait for its end or stop it")
-        try:
-            self._stop.clear()
+        with self._alone():
             for step in self.keep():  # what is edited further has to be in the run, which only one may write to
                 yield step._replace(splats=self.shown.splats)
             yield from self._make_run()
             start = self.shown.start if is_chained else None
-            kept = read_kept((yield from self._run(request, choice, start)))
-            self._add(Version(kept.label, read_splats(kept.folder / SPLATS).to(self.device), kept))
-        finally:
-            self._running.release()
+            self._add_kept((yield from self._run(request, choice, start)))
 
     def _run(
         self, request: EditRequest, choice: EditChoice, start: StartingPoint | None
@@ -401,10 +440,7 @@ class ViewSession:
                 opened = open_edit(
                     run, self.scene.folder, request=request, choice=choice, start=start, editors=self._editors
                 )
-            for step in self._steps(opened):
-                if self._stop.is_set():
-                    raise EditStopped("stopped by the user")
-                yield step
+            yield from self._stoppable(opened)
             return opened.folder
 
     def stop(self) -> None:

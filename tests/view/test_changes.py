@@ -212,3 +212,15 @@ def test_a_floater_is_chosen_to_be_deleted(session, run_folder, tiny_scene):
     session.choose_scene("tiny")
     session.choose_floaters()
     assert session.chosen().inside[200] and session.chosen().inside.sum() < 20 and session.selected_name == "floaters"
+
+
+def test_a_thing_is_removed_and_its_place_filled_as_from_the_shell(session, ball, run_folder):
+    session.select(ball)
+    session.change(GOLD)
+    list(session.remove())
+    kept = session.shown.kept
+    assert kept is not None and kept.method == "remove" and session.selected is None
+    assert read_json(kept.folder / "record.json", dict)["inputs"]["starts_from"] == session.versions[1].kept.record_id
+    assert current_change(run_folder, "tiny") == kept.folder and not session.is_running
+    session.undo()
+    assert current_change(run_folder, "tiny") == session.versions[1].kept.folder

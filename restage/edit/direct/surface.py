@@ -199,7 +199,7 @@ def find_shadow(painting: Painting, foot: Bool[Tensor, "rows columns"], *, size:
         )
         ratio = light / fitted.mean(dim=-1).clamp_min(1e-3)
         is_light = is_far & (ratio > DARK)
-        if is_light.sum() < 0.2 * is_far.sum():  # dark for the most part: no shadow
+        if is_light.sum() < max(2, 0.2 * is_far.sum()):  # dark for the most part: no shadow
             return Shadow(torch.zeros_like(foot), torch.ones_like(painting.colors))
     # What has a pattern of its own differs from a plane of light as well: only what is darker than that is shadow.
     limit = min(DARK, 1 - 2 * float(ratio[is_light].std()))
