@@ -73,7 +73,7 @@ class ResultViews:
     """z of the edited splats there; None where the splats were not kept."""
     alpha: Float[Tensor, "n h w"] | None = None
     orbit: Float[Tensor, "k 3 h w"] | None = None  # renders of the edited splats from the orbit
-    regions: Float[Tensor, "n h w"] | None = None  # where the edit was told it may change; None for everywhere
+    regions: Float[Tensor, "n h w"] | None = None  # 1 where the edit was told it may change; None for everywhere
 
 
 def load_case(run_path: Path, scene: str, edit: str, config: CompareConfig, device: str = "cpu") -> CaseViews:
@@ -132,7 +132,8 @@ def load_result(folder: Path, case: CaseViews, device: str = "cpu") -> ResultVie
         raise InputError(f"{folder}: expected held-out renders of shape {expected}, got {got}")
     regions = None
     if (folder / REGION_MASKS).is_dir():
-        regions = torch.stack([read_mask(folder / REGION_MASKS / name) for name in case.names])
+        # The border is soft: all that belongs to the region a little could be changed, too.
+        regions = torch.stack([(read_mask(folder / REGION_MASKS / name) > 0).float() for name in case.names])
     if not (folder / SPLATS).exists():
         return ResultViews(edited, regions=regions)
     splats, cameras = read_splats(folder / SPLATS).detach().to(device), case.cameras
