@@ -36,7 +36,7 @@ from restage.scenes.splats import SH_C0, Splats
 
 __all__ = ["Remove"]
 
-Masks = Float[Tensor, "n h w"]
+Masks = Float[Tensor, "views height width"]
 
 NEAR, AROUND, REACH = 1.0, 2.5, 4.0
 """The surface that a thing stands on is filled up to the first times its size around its foot, looked for up to the
