@@ -42,6 +42,9 @@ MIN_AHEAD = 0.9
 """Share of the thing's splats, and of the cameras, that lie on the near side of what it stands on."""
 MAX_TEXELS = 240
 """Points of a painting along a side, at most."""
+MAX_AREA, MAX_SPREAD = 0.3, 0.12
+"""A shadow covers no more than the first share of what is seen of the plane; none can be told where the plane, far from
+the thing, differs from a plane of light by more than the second."""
 CONTACT = (0.2, 0.95)
 """A thing throws no shadow if, up to this share of its size around its foot, the plane is hardly darker than farther
 off."""
@@ -202,7 +205,10 @@ def find_shadow(painting: Painting, foot: Bool[Tensor, "rows columns"], *, size:
         if is_light.sum() < max(2, 0.2 * is_far.sum()):  # dark for the most part: no shadow
             return Shadow(torch.zeros_like(foot), torch.ones_like(painting.colors))
     # What has a pattern of its own differs from a plane of light as well: only what is darker than that is shadow.
-    limit = min(DARK, 1 - 2 * float(ratio[is_light].std()))
+    spread = float(ratio[is_light].std())
+    if spread > MAX_SPREAD:  # another material: what is dark before it need not be shadow
+        return Shadow(torch.zeros_like(foot), torch.ones_like(painting.colors))
+    limit = min(DARK, 1 - 2 * spread)
     rim = painting.is_seen & (distance_from(foot | ~painting.is_seen) * painting.spacing < CONTACT[0] * size)
     rim &= distance_from(foot) * painting.spacing < size
     if not bool(rim.any()) or float(ratio[rim].mean()) > CONTACT[1]:
@@ -215,6 +221,8 @@ def find_shadow(painting: Painting, foot: Bool[Tensor, "rows columns"], *, size:
     dark = ((ratio < limit) & painting.is_seen & ~(distance_from(others) < distance_from(own))) | own
     _, labels = cv2.connectedComponents(dark.numpy().astype(np.uint8))
     is_dark = dark & torch.isin(torch.from_numpy(labels), torch.from_numpy(labels)[own].unique())
+    if is_dark.sum() > MAX_AREA * painting.is_seen.sum():  # another material, and no shadow
+        return Shadow(torch.zeros_like(foot), torch.ones_like(painting.colors))
     gains = (fitted.permute(2, 0, 1) / smooth.clamp_min(1e-2)).clamp(1, MAX_GAIN)
     # Shadows end softly, and so do the gains: a step would be seen as an edge.
     ends = (1 - distance_from(is_dark) * painting.spacing / (SOFT * size)).clamp(0, 1) * painting.is_seen
