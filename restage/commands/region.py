@@ -134,7 +134,7 @@ def build_region() -> Callable[..., None]:
         from restage.regions.segmenters import open_segmenter
 
         maker = RegionMaker(folder)
-        splats, capture = maker.splats, maker.capture
+        splats, capture, given = maker.splats, maker.capture, ways[chosen[0]]
         makers: dict[str, Callable[[], Any]] = {
             "words": lambda: maker.by_words(
                 words, caption=caption, segmenter=open_segmenter(segmenter) if segmenter else None
@@ -145,17 +145,17 @@ def build_region() -> Callable[..., None]:
                 not_clicks=[Click(*place) for place in not_click],
                 not_points=not_point,
             ),
-            "box": lambda: maker.by_outline(box[0], _corners(*box[1:]), to_object=to_object),
-            "lasso": lambda: maker.by_outline(lasso[0], _outline(lasso[1:]), to_object=to_object),
-            "masks": lambda: region_of_masks(masks, capture, splats),
-            "boxes": lambda: region_of_boxes(boxes, capture, splats),
-            "inside": lambda: space.region_in_box(splats, inside[:3], inside[3:]),
-            "sphere": lambda: space.region_in_ball(splats, sphere[:3], sphere[3]),
-            "plane": lambda: space.region_beyond_plane(splats, plane[:3], plane[3]),
-            "color": lambda: space.region_of_color(splats, color[:3], color[3]),
-            "and": lambda: combine("and", *map(maker.load, all_of)),
-            "or": lambda: combine("or", *map(maker.load, any_of)),
-            "not": lambda: combine("not", maker.load(none_of)),
+            "box": lambda: maker.by_outline(given[0], _corners(*given[1:]), to_object=to_object),
+            "lasso": lambda: maker.by_outline(given[0], _outline(given[1:]), to_object=to_object),
+            "masks": lambda: region_of_masks(given, capture, splats),
+            "boxes": lambda: region_of_boxes(given, capture, splats),
+            "inside": lambda: space.region_in_box(splats, given[:3], given[3:]),
+            "sphere": lambda: space.region_in_ball(splats, given[:3], given[3]),
+            "plane": lambda: space.region_beyond_plane(splats, given[:3], given[3]),
+            "color": lambda: space.region_of_color(splats, given[:3], given[3]),
+            "and": lambda: combine("and", *map(maker.load, given)),
+            "or": lambda: combine("or", *map(maker.load, given)),
+            "not": lambda: combine("not", maker.load(given)),
         }
         made = makers[chosen[0]]()
         for distance, change in ((grow, grow_by), (shrink, shrink_by)):

@@ -76,7 +76,7 @@ def prepare_graph(splats: Splats, capture: Capture, features: Float[Tensor, "n c
 def _bonds(splats: Splats, looks: Float[Array, "n d"]) -> csr_matrix:
     points = splats.means.detach().double().cpu().numpy()
     count = min(NUM_NEIGHBORS, len(points) - 1)
-    distances, neighbors = KDTree(points).query(points, k=count + 1)
+    distances, neighbors = map(np.asarray, KDTree(points).query(points, k=count + 1))
     first, second = np.repeat(np.arange(len(points)), count), neighbors[:, 1:].ravel()
     differences = np.square(looks[first] - looks[second]).sum(axis=1)
     # Splats are dense where there is detail: near is what is near among the neighbors.
@@ -162,8 +162,12 @@ def grow_from(
 def save_graph(path: Path, graph: SplatGraph) -> None:
     """Keep what takes long to prepare, atomically."""
     with write_atomically(path) as temporary, temporary.open("wb") as file:
-        arrays = {"looks": graph.looks.astype(np.float32), "background": graph.background.astype(np.float32)}
-        np.savez_compressed(file, **arrays, splats_sha256=np.array(graph.splats_sha256))
+        np.savez_compressed(
+            file,
+            looks=graph.looks.astype(np.float32),
+            background=graph.background.astype(np.float32),
+            splats_sha256=np.array(graph.splats_sha256),
+        )
 
 
 def load_graph(path: Path, splats: Splats) -> SplatGraph | None:

@@ -150,7 +150,7 @@ def keep_largest(splats: Splats, region: Region, *, reach: float = 3.0) -> Regio
         return (region >= INSIDE).float()
     points = splats.means[inside].double().cpu().numpy()
     tree = KDTree(points)
-    distances, neighbors = tree.query(points, k=min(MAX_NEIGHBORS, len(points) - 1) + 1)
+    distances, neighbors = map(np.asarray, tree.query(points, k=min(MAX_NEIGHBORS, len(points) - 1) + 1))
     spacing = float(np.median(distances[:, 1]))
     pairs = tree.query_pairs(reach * spacing, output_type="ndarray")
     sizes = splats.log_scales[inside].detach().exp().amax(dim=1).double().cpu().numpy().clip(max=MAX_SIZE * spacing)

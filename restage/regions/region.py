@@ -29,7 +29,7 @@ def splats_sha256(splats: Splats) -> str:
     digest = hashlib.sha256()
     for name, tensor in splats.parameters().items():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().contiguous().cpu().numpy())
+        digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -94,12 +94,13 @@ def combine(how: str, *regions: Region) -> Region:
     """
     if how not in ("and", "or", "not") or not regions or (how == "not" and len(regions) > 1):
         raise InputError(f"expected and, or (one region or more), or not (one region), got {how} of {len(regions)}")
-    if len({region.splats_sha256 for region in regions}) > 1:
+    hashes = {region.splats_sha256 for region in regions}
+    if len(hashes) > 1:
         raise InputError("expected regions of the same splats, got some of other splats, such as of an earlier fit")
     weights = torch.stack([region.weights for region in regions])
-    combined = {"and": weights.amin(dim=0), "or": weights.amax(dim=0), "not": 1 - weights[0]}[how]
+    combined = {"and": weights.amin(dim=0), "or": weights.amax(dim=0), "not": 1 - weights.amax(dim=0)}[how]
     made = {"by": how, "of": [region._origin() for region in regions]}
-    return Region(combined, made, regions[0].splats_sha256)
+    return Region(combined, made, *hashes)
 
 
 def grow(region: Region, splats: Splats, distance: float) -> Region:

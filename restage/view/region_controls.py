@@ -264,5 +264,5 @@ class RegionControls:
         matrix = np.eye(4)
         matrix[:3, :3] = Rotation.from_quat(event.target.wxyz, scalar_first=True).as_matrix()
         matrix[:3, 3] = np.asarray(event.target.position) - matrix[:3, :3] @ center
-        rows = [tuple(float(value) for value in row) for row in matrix]
-        self.change(Transform(matrix=tuple(rows)))
+        a, b, c, d = ((float(w), float(x), float(y), float(z)) for w, x, y, z in matrix)
+        self.change(Transform(matrix=(a, b, c, d)))

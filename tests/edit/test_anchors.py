@@ -105,8 +105,8 @@ def test_an_anchor_that_drifted_is_put_back_before_it_is_shown():
     class Both:
         anchor_form = REFERENCE
 
-        def edit(self, asked: ViewBatch) -> Edited:
-            return painter.edit(asked) if asked.references else drifting.edit(asked)
+        def edit(self, batch: ViewBatch) -> Edited:
+            return painter.edit(batch) if batch.references else drifting.edit(batch)
 
     settled = follow_anchor(SettledEditor(Both()), Anchor(11, batch.originals[1]), "auto")
     edited = settled.edit(batch)

@@ -10,7 +10,7 @@ from restage.compare.config import CompareConfig
 from restage.compare.stage import run_compare
 from restage.edit.editors.interface import Edited, hold_outside
 from restage.edit.job import EditJob
-from restage.edit.methods import METHODS
+from restage.edit.methods.distill import Sds
 from restage.edit.methods.restage import Restage
 from restage.edit.pictures import quantize, write_mask
 from restage.edit.results import edit_scene
@@ -109,7 +109,7 @@ def test_what_is_outside_comes_back_as_it_was(tiny_scene):
 def test_splats_outside_of_a_region_stay_bit_for_bit_and_spill_is_measured_outside_of_it(tiny_scene, tmp_path):
     scene, run = tiny_scene, open_run(tmp_path)
     truth = scene.write(tmp_path / "scenes" / "tiny")
-    where = {"method": "sds", "editor": "exact", "settings": METHODS["sds"](num_steps=3)}
+    where = {"method": "sds", "editor": "exact", "settings": Sds(num_steps=3)}
     region = Region.of(scene.splats, scene.is_ball.float(), by="words")
     write_region(tmp_path, "tiny", "ball", region)
     opened = open_edit(run, truth.parents[1], request=scene.request, choice=EditChoice(**where, region=Path("ball")))

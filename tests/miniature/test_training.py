@@ -25,7 +25,7 @@ from restage.diffusion.clip import load_clip
 from restage.diffusion.config import SamplerConfig, TrainingConfig
 from restage.diffusion.edit_models import load_edit_model
 from restage.diffusion.schedule import Schedule
-from restage.diffusion.training import LossFunction, read_metrics
+from restage.diffusion.training import LossFunction, LossParts, read_metrics
 from restage.edit.pictures import read_image
 from restage.pairs.clip_rule import MIN_PAIRS, calibrate, read_clip_rule
 from restage.pairs.config import GenerateConfig
@@ -215,7 +215,9 @@ class _FreePictures:
 
 
 def _first_step(model: torch.nn.Module, loss_of: LossFunction, **_: object) -> None:
-    total = torch.stack(list(loss_of(0, torch.Generator().manual_seed(0)).values())).sum()
+    terms = loss_of(0, torch.Generator().manual_seed(0))
+    assert not isinstance(terms, LossParts)
+    total = torch.stack(list(terms.values())).sum()
     total.backward()
     assert total.device.type == "meta"
     assert any(parameter.grad is not None for parameter in model.parameters())
@@ -272,6 +274,7 @@ def test_text_to_image_sees_latents_of_half_the_size_first(
         model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
         for step in range(config.num_steps):
             terms = loss_of(step, torch.Generator().manual_seed(step))
+            assert not isinstance(terms, LossParts)
             assert all(torch.isfinite(term) for term in terms.values())
         yield from ()
 

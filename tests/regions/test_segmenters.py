@@ -19,7 +19,7 @@ PICTURES = torch.linspace(0, 1, 2 * 3 * 40 * 48).reshape(2, 3, 40, 48)
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("segmenters")
     torch.manual_seed(0)
-    tokenizer = transformers.CLIPTokenizerFast.from_pretrained(models_in().text_to_image / "tokenizer")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(models_in().text_to_image / "tokenizer")
     small = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4}
     text = {
         **small,
@@ -45,11 +45,12 @@ def folders(tmp_path_factory):
 
 
 def _save_dino(folder):
-    swin = transformers.SwinConfig(
-        window_size=7, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, image_size=64, out_indices=[2, 3, 4]
-    )
+    out: Any = {"out_indices": [2, 3, 4]}
+    swin = transformers.SwinConfig(window_size=7, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, image_size=64, **out)
     bert = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    halves = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in [("attention_heads", 4)]}
+    halves: Any = {
+        f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in [("attention_heads", 4)]
+    }
     config = transformers.GroundingDinoConfig(
         backbone_config=swin,
         text_config={"model_type": "bert", **bert, "max_position_embeddings": 64, "vocab_size": 120},
@@ -65,7 +66,7 @@ def _save_dino(folder):
     size = {"shortest_edge": 64, "longest_edge": 96}
     transformers.GroundingDinoImageProcessorPil(size=size).save_pretrained(folder)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "bear", ".", "?"]
-    transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
 
 
 def _save_sam(folder):

@@ -18,7 +18,8 @@ from PIL import Image
 
 from restage.edit.pictures import write_image
 from restage.records import write_json
-from restage.report import turn, write_report
+from restage.report import turn
+from restage.report.stage import write_report
 from restage.report.turn import read_cameras, thin_out
 from restage.run.folder import RunFolder, StepByStep
 from restage.scenes.fit import render_views

@@ -126,9 +126,7 @@ def test_a_change_with_a_case_is_measured_against_its_truth_and_others_compete_w
     assert results == {named, free}
     assert read_json(named / "record.json", EditRecord).kind == "recolour"
     with pytest.raises(InputError, match="another region or start"):
-        place.change(Move(by=(0.0, 0.0, 1.0)), named, region=place.ball, case="blue") and place.change(
-            Recolor(towards="#3333cc"), named, case="blue"
-        )
+        place.change(Move(by=(0.0, 0.0, 1.0)), named, region=place.ball, case="blue")
     with pytest.raises(InputError, match="no edit 'green'; there are: blue"):
         place.change(Recolor(towards="#3333cc"), case="green")
     # The stage `edit` asks no method for what is no instruction.
@@ -160,6 +158,12 @@ def test_a_region_of_other_splats_is_refused(place):
         place.change(Delete(), region=other)
 
 
+def the_current(run: Path) -> Path:
+    found = current_change(run, "tiny")
+    assert found is not None
+    return found
+
+
 def test_the_shell_changes_chains_lists_and_undoes(place):
     run = place.run.path
     result = restage("change", place.scene, "recolor", "--region", "ball", "--towards", "gold", "--device", "cpu")
@@ -167,7 +171,7 @@ def test_the_shell_changes_chains_lists_and_undoes(place):
     assert "changed" in result.stdout
     result = restage("change", place.scene, "move", "--region", "ball", "--by", "0", "0", "0.5", "--device", "cpu")
     assert result.returncode == 0, result.stderr
-    means = read_splats(current_change(run, "tiny") / "splats.ply").means
+    means = read_splats(the_current(run) / "splats.ply").means
     torch.testing.assert_close(means[place.ball.inside, 2], place.splats.means[place.ball.inside, 2] + 0.5)
     listed = restage("change", place.scene).stdout
     assert "  recolor ball towards gold" in listed and "* move ball by 0 0 0.5" in listed
@@ -175,7 +179,7 @@ def test_the_shell_changes_chains_lists_and_undoes(place):
     assert "recolor" in result.stdout.splitlines()[1]
     assert restage("change", place.scene, "--redo").returncode == 0
     result = restage("change", place.scene, "delete", "--region", "ball", "--on", "scene", "--device", "cpu")
-    record = json.loads((current_change(run, "tiny") / "record.json").read_text())
+    record = json.loads((the_current(run) / "record.json").read_text())
     assert "starts_from" not in record["inputs"] and record["method"] == "delete"
 
 
