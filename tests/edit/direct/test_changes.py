@@ -125,8 +125,9 @@ def test_a_change_with_a_case_is_measured_against_its_truth_and_others_compete_w
     results = {result.folder for result in find_results(place.run.path)}
     assert results == {named, free}
     assert read_json(named / "record.json", EditRecord).kind == "recolour"
+    place.change(Move(by=(0.0, 0.0, 1.0)), named, region=place.ball, case="blue")
     with pytest.raises(InputError, match="another region or start"):
-        place.change(Move(by=(0.0, 0.0, 1.0)), named, region=place.ball, case="blue")
+        place.change(Recolor(towards="#3333cc"), named, case="blue")
     with pytest.raises(InputError, match="no edit 'green'; there are: blue"):
         place.change(Recolor(towards="#3333cc"), case="green")
     # The stage `edit` asks no method for what is no instruction.
