@@ -54,7 +54,7 @@ def build_region() -> Callable[..., None]:
     ) -> None:
         """Make a region of a fitted scene, keep it under a name, and show it; without options, list regions.
 
-        Examples: restage region runs/mine "the bear"; restage region runs/mine --click frame_00002.png 0.5 0.5 --name
+        Example: restage region runs/mine "the bear"; restage region runs/mine --click frame_00002.png 0.5 0.5 --name
         bear; restage region runs/mine --and bear --grow 0.05 --name around; then restage edit runs/mine "make it
         bronze" --region bear
 

@@ -77,6 +77,7 @@ class Painting:
     spacing: float  # of the points, in world units
     colors: Float[Tensor, "3 rows columns"]
     is_seen: Bool[Tensor, "rows columns"]  # whether a view shows the point
+    is_empty: Bool[Tensor, "rows columns"]  # whether more views look past the point than show it, two at least
 
 
 def find_plane(
@@ -146,18 +147,21 @@ def paint_plane(
     ticks = torch.arange(-reach, reach, spacing)
     down, across = torch.meshgrid(ticks, ticks, indexing="ij")
     points = plane.origin + across[..., None] * plane.axes[0] + down[..., None] * plane.axes[1]
-    shown = []
+    shown, num_past = [], torch.zeros(points.shape[:2])
     for view in range(len(cameras)):
         found, inside = look_up(
             torch.cat([images[view], hidden[view][None], depths[view][None]]), points, cameras[view]
         )
         away = project_points(points.reshape(-1, 3), cameras[view]).depths.reshape(inside.shape)
         # Seen at a slant, a surface's depth is that of a whole pixel: hence the wide limit.
-        is_shown = inside & (found[3] == 0) & ((found[4] - away).abs() < 0.05 * away)
+        is_open = inside & (found[3] == 0)
+        is_shown = is_open & ((found[4] - away).abs() < 0.05 * away)
+        num_past += is_open & (found[4] > 1.05 * away)
         shown.append(torch.where(is_shown, found[:3], torch.nan))
     stack = torch.stack(shown)
     colors = stack.nanmedian(dim=0).values
-    return Painting(plane, points, spacing, colors.nan_to_num(0.0), torch.isfinite(colors[0]))
+    num_shown = torch.isfinite(stack[:, 0]).sum(dim=0)
+    return Painting(plane, points, spacing, colors.nan_to_num(0.0), num_shown > 0, num_past > num_shown.clamp(min=1))
 
 
 def look_up(

@@ -95,14 +95,17 @@ class Remove:
     def run(self, job: EditJob) -> Iterator[EditStep]:
         """Delete, then fill."""
         yield EditStep(0, 2, 0.0, job.splats.clone(), "finding what goes")
-        splats, cameras = job.splats, job.capture.cameras
-        thing = _find_thing(self, splats, cameras, self._weights(job))
+        # A few renderings and a painting, which are as quick on the CPU; only the editor needs the scene's device.
+        device = job.splats.means.device
+        splats, cameras = job.splats.to("cpu"), job.capture.cameras
+        thing = _find_thing(self, splats, cameras, self._weights(job).cpu())
         kept = _supported(splats, cameras, thing)
         rest = splats[kept].clone()
-        yield EditStep(1, 2, 0.0, rest, f"{len(splats) - len(rest)} splats are gone", kept)
+        yield EditStep(1, 2, 0.0, rest.to(device), f"{len(splats) - len(rest)} splats are gone", kept.to(device))
         plane = _find_support(splats, cameras, thing, seed=job.seed)
         if plane is None:
-            yield EditStep(2, 2, 0.0, rest, "there is no surface around it to fill the place with", kept)
+            note = "there is no surface around it to fill the place with"
+            yield EditStep(2, 2, 0.0, rest.to(device), note, kept.to(device))
             return
         hidden, depths = thing.masks, _surfaces(splats, cameras)
         painting = paint_plane(
@@ -125,14 +128,14 @@ class Remove:
             rest = _without_shadow(rest, painting, gains, thickness=THICKNESS * thing.size)
         picture = None
         if self.fill == "editor" and bool((is_needed & ~painting.is_seen).any()):
-            yield EditStep(1, 2, 0.0, rest, "filling one view", kept)
+            yield EditStep(1, 2, 0.0, rest.to(device), "filling one view", kept.to(device))
             edited = job.editor.edit(job.batch([reference], noise_level=1.0, seed=job.seed)).images[0]
-            picture = look_up(edited, painting.points, cameras[reference])[0]
+            picture = look_up(edited.cpu(), painting.points, cameras[reference])[0]
         painting = fill_unseen(painting, ~is_dark, picture)
-        fresh = lay_splats(painting, is_needed, splats.sh.shape[1]).to(rest.means.device)
+        fresh = lay_splats(painting, is_needed, splats.sh.shape[1])
         origins = torch.cat([kept, kept.new_full((len(fresh),), -1)])
         note = f"{len(splats) - len(rest)} splats are gone, and {len(fresh)} fill the place"
-        yield EditStep(2, 2, 0.0, join_splats(rest, fresh), note, origins)
+        yield EditStep(2, 2, 0.0, join_splats(rest, fresh).to(device), note, origins.to(device))
 
     def _weights(self, job: EditJob) -> Float[Tensor, " n"]:
         if job.weights is not None:
@@ -202,6 +205,7 @@ def _find_hole(painting: Painting, cameras: Cameras, masks: Masks, depths: Masks
         is_needed |= found
     # Elsewhere there are splats that views have shown, if not exactly on the plane.
     is_needed &= _dilate((~painting.is_seen)[None].float(), EDGE)[0] > 0
+    is_needed &= ~painting.is_empty
     return _Hole(is_needed, counts.index(max(counts)))
 
 

@@ -43,7 +43,8 @@ EXACT_BARS = {**dict.fromkeys(LONG, (0.85, 0.01)), "dreamcatalyst": (0.3, 0.01),
 """Least progress and most spill with the exact editor, for methods that are held to more than `ANY_BARS`. DreamCatalyst
 weighs the edit against the unedited view, so that even exact predictions do not lead all the way."""
 ANY_BARS = (0.3, 0.02)
-EDITING = [name for name, method in METHODS.items() if needs_editor(method)]
+EDITING = [name for name, method in METHODS.items() if needs_editor(method) and name != "remove"]
+"""Methods that make whatever is asked for; how things are removed is tested in test_remove.py."""
 
 
 def make(name: str, settings: dict[str, dict[str, Any]]) -> Method:
@@ -145,7 +146,12 @@ class _Unwilling:
         return KnownScores(self)
 
 
-@pytest.mark.parametrize("name", METHODS)
+def test_where_the_editor_changes_nothing_there_is_nothing_to_remove(job):
+    with pytest.raises(InputError, match="nothing was found that could be removed"):
+        list(METHODS["remove"]().run(dataclasses.replace(job, editor=_Unwilling())))
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"remove"}))
 def test_where_the_editor_changes_nothing_every_method_leaves_a_scene_that_counts_as_unchanged(name, job):
     result = list(make(name, SHORT).run(dataclasses.replace(job, editor=_Unwilling())))[-1].splats
     assert changed_share(job.splats, result, job.capture) <= NO_OP_SHARE
