@@ -39,13 +39,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.clocks import Times, in_turn, peak_of_child, rounds_of, times
 from benchmarks.controls import held_out_edits
 from benchmarks.stable_diffusion import random_stable_diffusion
-from miniature.sampling import sample_latents
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.config import PROMPT_TO_PROMPT, SamplerConfig
 from restage.diffusion.hardware import can_compile, keep_freed_memory
 from restage.diffusion.pair_sampler import map_size_of
-from restage.diffusion.sampling import latent_shape
+from restage.diffusion.sampling import latent_shape, sample_latents
 from restage.pairs.config import COMPILED_FROM, GenerateConfig
 from restage.pairs.generate import PairJob, generate_pairs, make_jobs
 from restage.pairs.score import judge, score_pairs

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from miniature.sampling import sample_images
 from restage.diffusion.backbone import load_backbone
+from restage.diffusion.sampling import sample_images
 from restage.records import EditCase, read_json
 from restage.report.pictures import compose_grid
 from restage.run.models import models_in

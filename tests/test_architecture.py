@@ -26,6 +26,7 @@ ROOMS = (
     "pairs",
     "train",
     "edit",
+    "generate",
     "compare",
     "studies",
     "audit",

@@ -17,9 +17,9 @@ from benchmarks.miniature.text_to_image import Sampling, mask_iou_of
 from benchmarks.miniature.verdicts import accuracies, judge, place_is_right, seen_in
 from miniature.probe import Probe, read_pictures
 from miniature.probe_pictures import FIRST_KIND_CLASS
-from miniature.sampling import sample_images
 from restage.diffusion.backbone import Backbone
 from restage.diffusion.clip import Clip
+from restage.diffusion.sampling import sample_images
 from restage.pairs.score import score_pairs
 from restage.records import PromptPair, derive_seed
 from restage.world.description import Place

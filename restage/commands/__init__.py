@@ -6,7 +6,7 @@ a function in one of the modules here, a line in this menu, and a line in `SUMMA
 
 from collections.abc import Callable
 
-from restage.commands import change, pairs, region, runs, scenes, stages
+from restage.commands import change, generate, pairs, region, runs, scenes, stages
 
 __all__ = ["COMMANDS"]
 
@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "edit": lambda: scenes.edit,
     "edits": scenes.build_edits,
     "change": change.build_change,
+    "generate": generate.build_generate,
     "export": lambda: scenes.export,
     "import": pairs.build_import,
     "scenes": stages.build_stage(

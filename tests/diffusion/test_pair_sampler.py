@@ -3,10 +3,10 @@ import dataclasses
 import pytest
 import torch
 
-from miniature.sampling import sample_latents
 from restage.diffusion.config import ControlOptions, LocalBlend, SamplerConfig
 from restage.diffusion.control import PairControl
 from restage.diffusion.pair_sampler import PairBatch, map_size_of, sample_pairs
+from restage.diffusion.sampling import sample_latents
 from restage.diffusion.word_maps import blend_masks
 from restage.records import InputError
 from tests.diffusion.cases import CASES, Case

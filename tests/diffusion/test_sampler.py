@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from miniature.sampling import sample_images, sample_latents
-from restage.diffusion.sampling import initial_noise, step_noise
+from restage.diffusion.sampling import initial_noise, sample_images, sample_latents, step_noise
 from restage.records import InputError
 from tests.diffusion.tiny import tiny_backbone
 

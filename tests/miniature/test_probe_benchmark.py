@@ -43,8 +43,8 @@ from benchmarks.miniature.verdicts import (
 )
 from miniature.probe import Probe, Readings
 from miniature.probe_pictures import FIRST_KIND_CLASS
-from miniature.sampling import sample_images
 from restage.diffusion.backbone import load_backbone
+from restage.diffusion.sampling import sample_images
 from restage.records import InputError
 from restage.world.capture import sample_camera
 from restage.world.description import COLORS, KINDS, PATTERNS, Description, Place, SceneObject

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone, TextCondition, load_backbone
-from restage.diffusion.sampling import denoise, guided, initial_noise, latent_shape
+from restage.diffusion.sampling import denoise, guided, sample_images
 from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ViewBatch
 from restage.records import EditRequest, InputError
@@ -69,13 +69,8 @@ class TextToImageEditor:
 
     def paint(self, captions: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
         """Make a picture from each caption, each from noise of its own seed."""
-        backbone = self.backbone
-        noise = initial_noise(latent_shape(backbone), seeds).to(backbone.device)
-        scales = torch.full((len(captions),), self.guidance)
-        towards = guided(backbone, backbone.encode_prompts(captions), backbone.encode_prompts([""]), scales)
-        table = backbone.schedule.timesteps(self.steps)
-        *_, last = denoise(backbone.schedule, noise, predict=towards, timesteps=table)
-        return backbone.decode_latents(last.latents).cpu()
+        images = sample_images(self.backbone, captions, seeds=seeds, steps=self.steps, guidance=self.guidance)
+        return images.cpu()
 
     def scores(self) -> TextToImageScores:
         """The model as distillation uses it."""

@@ -1,0 +1,83 @@
+"""The sub-command `generate`: pictures, clips and scenes from text.
+
+Annotations are evaluated when a command is built: hence no `from __future__ import annotations` here.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from restage.records import InputError
+from restage.run.environment import check_device
+from restage.run.models import models_in
+from restage.run.progress import say, show_progress
+
+__all__ = ["build_generate"]
+
+CaptionsArgument = Annotated[tuple[str, ...], arg(metavar="CAPTION...")]
+CLIP_SUFFIXES = (".mp4", ".webm", ".gif")
+
+
+def build_generate() -> Callable[..., None]:
+    """Build `restage generate`."""
+    from restage.generate.config import PicturesConfig
+
+    def generate(
+        caption: Positional[CaptionsArgument] = (),
+        *,
+        out: Path,
+        captions: Path | None = None,
+        config: Annotated[PicturesConfig, arg(name="")] = PicturesConfig(),  # noqa: B008
+        backbone: Path | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        """Make what captions say: pictures, where --out ends in .png or .jpg.
+
+        Example: restage generate "a red cube and a blue ball on the grass at noon" --out cube.png --num 4
+
+        Several pictures get numbers, as in cube-000.png. A picture that is there is kept; it says in its file what it
+        was made from, so that after Ctrl-C the same command goes on.
+
+        Args:
+            caption: What is to be seen; several captions make pictures of each.
+            out: The file to write.
+            captions: A text file with a caption on each line, in place of captions here.
+            config: How pictures are sampled.
+            backbone: Folder of a text-to-image model of diffusers; default: the one that comes with the package, which
+                knows the miniature world only.
+            seed: Seed for the noise.
+            device: Where the model computes, such as `cuda`.
+        """
+        from restage.generate.pictures import PICTURE_SUFFIXES, generate_pictures, picture_paths
+
+        texts = _captions(caption, captions)
+        suffix = out.suffix.lower()
+        if suffix in CLIP_SUFFIXES:
+            raise InputError(f"clips cannot be made from text; expected --out to end in .png or .jpg, got {out}")
+        if suffix not in PICTURE_SUFFIXES:
+            raise InputError(f"scenes cannot be made from text; expected --out to end in .png or .jpg, got {out}")
+        check_device(device)
+        from restage.diffusion.backbone import load_backbone
+
+        model = load_backbone(backbone or models_in().text_to_image, device)
+        show_progress(generate_pictures(model, texts, config, out=out, seed=seed))
+        for path in picture_paths(out, config.num * len(texts)):
+            say(f"picture: {path}")
+
+    return generate
+
+
+def _captions(given: tuple[str, ...], file: Path | None) -> list[str]:
+    if file is not None:
+        if given:
+            raise InputError("give captions here, or in a file with --captions, not both")
+        try:
+            given = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} is not readable as captions, one on each line: {error}") from None
+    if not given:
+        raise InputError("expected a caption, or a file of captions with --captions")
+    return list(given)
