@@ -10,6 +10,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from restage.diffusion.attention import controlled
+from restage.diffusion.branches import Branch, ControlBranch, Residuals, add_to_out, injected, load_branch
+from restage.diffusion.conditions import Conditions
+from restage.diffusion.config import BranchSource
 from restage.diffusion.control import StepControl
 from restage.diffusion.hardware import bfloat16_autocast
 from restage.diffusion.loading import check_tokens, load_model, load_tokenizer, padded_ids, read_config
@@ -84,6 +88,10 @@ class Backbone:
     text_encoder_2: CLIPTextModelWithProjection | None = None
     has_autocast: bool | None = None
     """Whether UNet and VAE compute under bfloat16 autocast; None = if the device computes in bfloat16 natively."""
+    branches: tuple[Branch, ...] = ()
+    """Control branches that it was loaded with; they act on what `steered` returns."""
+    inputs: tuple[Float[Tensor, "pictures _ _ _"], ...] = ()
+    """Input of each branch, for the pictures of a batch in order; empty where nothing is steered."""
     _compiled: Backbone | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -98,6 +106,13 @@ class Backbone:
         widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
         return 2 ** (len(widths) - 1)
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width, in pixels, of the pictures that the UNet was trained on."""
+        size: Any = self.unet.config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * self.pixels_per_latent, width * self.pixels_per_latent
+
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
         """Compute in bfloat16 autocast where asked for, or where it is fast; weights stay as they are."""
@@ -107,8 +122,12 @@ class Backbone:
     def compiled(self) -> Backbone:
         """Return this backbone with its UNet compiled: minutes at the first call with each size of batch, then faster.
 
-        Every call returns the same object, so that nothing is compiled twice.
+        Every call returns the same object, so that nothing is compiled twice. With control branches of our own, whose
+        place is within the UNet, nothing is compiled.
         """
+        # A compiled UNet does not notice that hooks come and go.
+        if any(isinstance(branch.model, ControlBranch) for branch in self.branches):
+            return self
         if self._compiled is None:
             dynamo: Any = torch._dynamo.config
             # Beyond its limit, dynamo quietly goes back to eager code.
@@ -116,6 +135,19 @@ class Backbone:
             unet: Any = torch.compile(self.unet, dynamic=False)
             self._compiled = dataclasses.replace(self, unet=unet)
         return self._compiled
+
+    def steered(self, given: Sequence[Conditions]) -> Backbone:
+        """Return a backbone that paints so many pictures under these conditions, one for each row of its batches.
+
+        Batches may hold all rows several times, as guidance does. It shares all parts with this one.
+
+        Raises:
+            InputError: there is no control branch, or a picture lacks what one takes.
+        """
+        if not self.branches:
+            raise InputError("conditions need a control branch; name one with --branch")
+        inputs = tuple(branch.prepare(given, self.picture_size).to(self.device) for branch in self.branches)
+        return dataclasses.replace(self, inputs=inputs)
 
     def token_ids(self, texts: Sequence[str]) -> Int[Tensor, "b tokens"]:
         """Return the tokens of texts for the (first) text encoder, padded to the tokenizer's length."""
@@ -194,10 +226,39 @@ class Backbone:
         options: dict[str, Any] = {"added_cond_kwargs": self._added_conditions(text, inputs)}
         if control is not None:
             options["cross_attention_kwargs"] = {"control": control}
-        is_controlled = controlled(self.unet) if control else contextlib.nullcontext()
-        with timed("model"), torch.no_grad(), self.precision(), is_controlled:
+        with contextlib.ExitStack() as within:
+            for context in (timed("model"), torch.no_grad(), self.precision()):
+                within.enter_context(context)
+            options |= self._steer(within, inputs, timesteps, text.tokens.to(dtype), options["added_cond_kwargs"])
+            if control is not None:
+                within.enter_context(controlled(self.unet))
             prediction = self.unet(inputs, timesteps, encoder_hidden_states=text.tokens.to(dtype), **options).sample
         return self.schedule.to_epsilon(prediction.float(), latents, timesteps)
+
+    def _steer(
+        self,
+        within: contextlib.ExitStack,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        added: dict[str, Tensor] | None,
+    ) -> dict[str, Any]:
+        """Have the branches act on one call of the UNet; returns what ControlNets hand over as its arguments."""
+        total: Residuals | None = None
+        for branch, condition in zip(self.branches, self.inputs, strict=False):
+            if not branch.is_on(int(timesteps[0]), self.schedule.num_train_timesteps):
+                continue
+            if isinstance(branch.model, ControlBranch):
+                features = branch.model(condition, timesteps[: len(condition)])
+                change = partial(branch.model.inject, features=features, weight=branch.weight)
+                within.enter_context(injected(self.unet, branch.model.config["placement"], change))
+                continue
+            found = branch.residuals(latents, timesteps, condition, text=text, added=added)
+            pairs = zip(total.down, found.down, strict=True) if total else ()
+            total = Residuals(tuple(a + b for a, b in pairs), total.mid + found.mid) if total else found
+        if total is None:
+            return {}
+        return {"down_block_additional_residuals": total.down, "mid_block_additional_residual": total.mid}
 
 
 def load_vae(folder: Path) -> AutoencoderKL | AutoencoderDC:
@@ -220,8 +281,11 @@ def _tokenizer_of(text_encoder: Any, folder: Path) -> Any:
     return tokenizer
 
 
-def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
-    """Load a diffusers folder of `tokenizer`, `text_encoder`, `unet`, `vae` and `scheduler` that fit each other."""
+def load_backbone(folder: Path, device: str = "cpu", *, branches: Sequence[BranchSource] = ()) -> Backbone:
+    """Load a diffusers folder of `tokenizer`, `text_encoder`, `unet`, `vae` and `scheduler` that fit each other.
+
+    Control branches are attached; what one changed in the UNet's own weights is added to these.
+    """
     unet = load_model(UNet2DConditionModel, folder / "unet")
     text_encoder = load_model(CLIPTextModel, folder / "text_encoder")
     has_second = (folder / "text_encoder_2").is_dir()
@@ -242,6 +306,9 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
             part.to(device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
     for part in (unet, vae):
         part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    attached = tuple(load_branch(source, unet, folder / "unet") for source in branches)
+    for branch in attached:
+        add_to_out(unet, branch.to_out)
     schedule, scheduler_config = Schedule.read(folder / "scheduler" / "scheduler_config.json")
     return Backbone(
         tokenizer=_tokenizer_of(text_encoder, folder / "tokenizer"),
@@ -253,6 +320,7 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
         folder=folder,
         tokenizer_2=None if text_encoder_2 is None else _tokenizer_of(text_encoder_2, folder / "tokenizer_2"),
         text_encoder_2=text_encoder_2,
+        branches=attached,
     )
 
 

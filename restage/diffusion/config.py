@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from restage.records import InputError, added_later
 
-__all__ = ["BLEND_ONLY", "IN_PLACE", "INSTRUCT_PIX2PIX", "MASACTRL", "PROMPT_TO_PROMPT", "ControlOptions", "LocalBlend"]
-__all__ += ["Padding", "SamplerConfig", "TrainingConfig", "Window"]
+__all__ = ["BLEND_ONLY", "IN_PLACE", "INSTRUCT_PIX2PIX", "MASACTRL", "PROMPT_TO_PROMPT", "BranchSource"]
+__all__ += ["ControlOptions", "LocalBlend", "Padding", "SamplerConfig", "TrainingConfig", "Window"]
 
 
 Padding = Literal["own", "public"]
@@ -141,6 +142,43 @@ class SamplerConfig:
             raise InputError(f"num_steps and pad_to must be at least 1, got {self.num_steps} and {self.pad_to}")
         if not 0 <= low <= high <= 1:
             raise InputError(f"guidance_window must be two shares in [0, 1], low before high; got {(low, high)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchSource:
+    """Which control branch is used, and how."""
+
+    folder: Path
+    """Folder of the branch: safetensors and config.json."""
+    condition: str = ""
+    """What a ControlNet of diffusers takes, such as `depth`; branches that were trained here say it themselves."""
+    weight: float = 1.0
+    """Factor on what it adds; 0 = off."""
+    start: float = 0.0
+    """Share of the noise schedule, from noise to clean, at which it sets in."""
+    end: float = 1.0
+    """Share at which it ends."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.start <= self.end <= 1 and math.isfinite(self.weight)):
+            raise InputError(
+                f"a control branch needs a finite weight and 0 <= start <= end <= 1, got {self.weight}, {self.start} "
+                f"and {self.end}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> BranchSource:
+        """Read `[CONDITION=]FOLDER[,weight=W][,start=S][,end=E]`."""
+        first, *rest = text.split(",")
+        condition, sign, folder = first.rpartition("=")
+        try:
+            options = {name: float(value) for name, value in (option.split("=") for option in rest)}
+            if not folder or sign and not condition or not options.keys() <= {"weight", "start", "end"}:
+                raise ValueError
+        except ValueError:
+            form = "[CONDITION=]FOLDER[,weight=W][,start=S][,end=E]"
+            raise InputError(f"expected a control branch as {form}, got {text!r}") from None
+        return cls(folder=Path(folder), condition=condition, **options)
 
 
 @dataclass(frozen=True, kw_only=True)

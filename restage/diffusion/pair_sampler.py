@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from restage.diffusion.conditions import Conditions
 from restage.diffusion.config import SamplerConfig
 from restage.diffusion.control import PairControl
 from restage.diffusion.sampling import Solver, initial_noise, latent_shape, step_noise
@@ -38,9 +39,14 @@ class PairBatch:
     trajectories: Float[Tensor, "levels sources channels height width"] | None = None
     """Where sources are pictures: their latents at each noise level, from `sampling.invert_latents` with as many
     steps. They are held to these, and their edits start from the first; None to sample them."""
+    conditions: tuple[Conditions, ...] | None = None
+    """What holds the layout of each source, and of its edits, through the backbone's control branches; None if nothing
+    does."""
 
     def __post_init__(self) -> None:
         num_sources, num_edits = len(self.seeds), len(self.control)
+        if self.conditions is not None and len(self.conditions) != num_sources:
+            raise InputError(f"{num_sources} sources need as many conditions, got {len(self.conditions)}")
         found = (len(self.source_text), len(self.guidance), len(self.edit_text), len(self.source_of))
         if found != (num_sources, num_sources, num_edits, num_edits):
             raise InputError(f"a batch of {num_sources} seeds and {num_edits} controls has other parts of {found}")
@@ -61,6 +67,7 @@ class PairBatch:
             seeds=tuple(self.seeds[i] for i in sources.tolist()),
             guidance=self.guidance[sources],
             trajectories=None if self.trajectories is None else self.trajectories[:, sources],
+            conditions=None if self.conditions is None else tuple(self.conditions[i] for i in sources.tolist()),
         )
 
 
@@ -92,6 +99,9 @@ class _Trajectory:
         self.backbone, self.config = backbone, config
         self.num_sources, self.num_edits = len(batch.seeds), len(batch.control)
         self.batch = batch = batch.select(torch.arange(self.num_edits), pad_to=config.pad_to)
+        if batch.conditions is not None:
+            rows = [*range(len(batch.seeds)), *batch.source_of.tolist()]
+            self.backbone = backbone.steered([batch.conditions[row] for row in rows])
         self.shape, self.device = latent_shape(backbone), backbone.device
         self.timesteps = backbone.schedule.timesteps(config.num_steps)
         self.solver = Solver(backbone.schedule, self.timesteps, config.solver, step_noise=self._step_noise)
