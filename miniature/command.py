@@ -17,7 +17,7 @@ from restage.run.progress import show_progress
 
 __all__ = ["MiniatureConfig", "miniature", "train_miniature"]
 
-PartName = Literal["pictures", "autoencoder", "text-to-image", "clip", "edit-model", "probe"]
+PartName = Literal["pictures", "autoencoder", "text-to-image", "clip", "edit-model", "probe", "views"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class MiniatureConfig:
     """Folder that holds the pictures (`pictures/`) and the models (`miniature/`) with their training state."""
     num_pictures: int = 25_000
     """Size of the training set."""
+    num_rings: int = 4000
+    """Scenes that the part views is trained on, each from eight sides."""
     num_steps: int | None = None
     """Training steps; default: the recipe's."""
     compile: bool = False
@@ -96,7 +98,7 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
     Raises:
         InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
     """
-    from miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image
+    from miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image, views
     from restage.diffusion.config import TrainingConfig
     from restage.pairs.config import CampaignConfig
 
@@ -109,8 +111,8 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
     folder, start = config.folder, config.start
     if start is not None and part in ("pictures", "clip"):
         raise InputError(f"{part} starts from nothing; a model to start from is for the other parts")
-    if config.compile and part == "probe":
-        raise InputError("PyTorch's compiler fails on the probe; omit --compile")
+    if config.compile and part in ("probe", "views"):
+        raise InputError(f"PyTorch's compiler fails on the part {part}; omit --compile")
 
     def as_asked(training: TrainingConfig) -> TrainingConfig:
         return replace(
@@ -134,6 +136,10 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
             engine=CampaignConfig(engine="local"),
             device=config.device,
         )
+    elif part == "views":
+        with without_denormals():
+            how = {"num_rings": config.num_rings, "start": start, "device": config.device}
+            yield from views.train_views(folder / "miniature", as_asked(views.RECIPE), **how)
     elif part in recipes:
         if not (folder / "pictures").is_dir():
             raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")
@@ -143,4 +149,4 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
         with without_denormals():
             yield from train(folder / "miniature", found, as_asked(training), device=config.device, **more)
     else:
-        raise InputError(f"unknown part {part!r}; choose from pictures, edit-model, {', '.join(recipes)}")
+        raise InputError(f"unknown part {part!r}; choose from pictures, edit-model, views, {', '.join(recipes)}")

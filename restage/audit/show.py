@@ -63,6 +63,12 @@ def list_runs(folder: Path) -> list[str]:
 
 def _scene_lines(run: Path) -> Iterator[str]:
     for name, fit in read_fits(run).items():
+        if fit.generated_from:
+            sampled = fit.sampled_views_psnr_db
+            agreed = "" if sampled is None else f", {sampled:.1f} dB on the views that were sampled"
+            yield f"  scene {name}: {fit.num_splats} splats from {fit.generated_from!r}{agreed}, in {fit.seconds:.0f} s"
+            yield from (f"    note: {text}" for text in fit.notes)
+            continue
         psnr_db = fit.held_out_psnr_db
         psnr = "nothing held out" if psnr_db is None else f"{psnr_db:.1f} dB on held-out views"
         yield f"  scene {name}: {fit.num_splats} splats, {psnr}, fitted in {fit.seconds:.0f} s"

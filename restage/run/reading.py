@@ -89,6 +89,10 @@ class FitRecord:
     """None without held-out views, or with views smaller than its window."""
     splats_from: SplatsFile | None = None
     """Where the splats were taken from; None for splats that were fitted here."""
+    generated_from: str = ""
+    """The caption that the scene was made from; empty for a scene that was captured."""
+    sampled_views_psnr_db: float | None = None
+    """How well a generated scene shows the views that were sampled for it; None where none were."""
     notes: tuple[str, ...] = ()
     """What there was to say about the capture: pictures that are missing, turned, or of other shapes."""
     files: Mapping[str, str] = field(default_factory=dict)

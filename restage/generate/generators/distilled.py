@@ -1,0 +1,158 @@
+"""Distillation from nothing: render a view of a cloud of splats, ask the model for a gradient, move the splats.
+
+`sds` and `ism` differ in the gradient alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from restage.diffusion.backbone import Backbone, TextCondition
+from restage.diffusion.sampling import guided
+from restage.diffusion.schedule import Schedule
+from restage.edit.methods.distill import draw_timestep
+from restage.edit.methods.idu import check_noise_range
+from restage.generate.generators.blob import Blob
+from restage.generate.generators.interface import GenerateJob, GenerateStep
+from restage.generate.rig import azimuth_rad
+from restage.records import InputError, derive_seed
+from restage.scenes.cameras import Cameras
+from restage.scenes.config import LearningRates
+from restage.scenes.optimizer import SplatOptimizer
+
+__all__ = ["Distilled", "Draw", "view_words"]
+
+Latents = Float[Tensor, "1 c h w"]
+
+
+class Draw(NamedTuple):
+    """One rendered view at one noise level, as a gradient is made from it."""
+
+    latents: Latents  # clean latents of the render
+    noise: Latents
+    timestep: int
+    schedule: Schedule
+    towards: Callable[[Tensor, int], Tensor]
+    """Noise that the model sees in latents at a step of the schedule, guided towards the caption."""
+    untold: Callable[[Tensor, int], Tensor]  # the same without a caption
+
+    def noised(self) -> Latents:
+        """The render with the noise of this level."""
+        return self.schedule.add_noise(
+            self.latents, self.noise, torch.tensor([self.timestep], device=self.latents.device)
+        )
+
+
+def view_words(cameras: Cameras) -> str:
+    """What a caption is to say about the side that one camera (n = 1) sees, as in threestudio: a quarter turn each."""
+    angle = abs(azimuth_rad(cameras))
+    return "front view" if angle < math.pi / 4 else "back view" if angle > 3 * math.pi / 4 else "side view"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distilled:
+    """Settings that both gradients share; learning rates are those of DreamGaussian, in units of the distance.
+
+    Ground and sky are there from the start and only get colors; where a splat of the cloud lies, how large and how
+    opaque it is, is learned. No splats are born on the way: the cloud has enough for pictures of 128 pixels.
+    """
+
+    num_steps: int = 900
+    """Views that are rendered and moved."""
+    guidance: float = 7.5
+    """Guidance on the caption."""
+    lowest_noise: float = 0.02
+    highest_noise: float = 0.98
+    """Range of the noise level, in shares of the schedule."""
+    is_annealed: bool = True
+    """Whether the highest noise falls linearly to the lowest over the run, as in DreamGaussian; if not, every level is
+    as likely at every step."""
+    says_view: bool = False
+    """Whether captions say which side is seen, as in DreamFusion; for models whose captions do."""
+    blob: Blob = field(default_factory=Blob)
+    """What it starts from."""
+    means_decay: float = 0.02
+    """Share of the learning rate of positions that is left at the end."""
+    rates: ClassVar[LearningRates] = LearningRates(
+        means=1e-3, log_scales=5e-3, rotations=5e-3, opacity_logits=5e-2, sh=1e-2
+    )
+
+    def __post_init__(self) -> None:
+        check_noise_range(self.lowest_noise, self.highest_noise)
+        if self.num_steps < 1 or not 0 < self.means_decay <= 1:
+            raise InputError(f"expected at least one step and means_decay in (0, 1], got {self}")
+
+    def _gradient(self, draw: Draw) -> Tensor:
+        """Gradient in the latents of the render."""
+        raise NotImplementedError
+
+    def run(self, job: GenerateJob, state: Mapping[str, Any] | None = None) -> Iterator[GenerateStep]:
+        """Distill; see `Generator.run`."""
+        backbone, schedule = job.backbone, job.backbone.schedule
+        start = self.blob.make(job.rig, job.seed)
+        around = start.splats[: start.num_around].to(backbone.device)
+        optimizer = SplatOptimizer(start.splats.to(backbone.device), self.rates, scene_size=job.rig.distance)
+        first = 0
+        if state is not None:
+            optimizer.load_state(state["optimizer"])
+            first = int(state["step"])
+        empty = backbone.encode_prompts([""])
+        encode = functools.cache(lambda text: backbone.encode_prompts([text]))
+        untold = _predictor(backbone, empty)
+        for step in range(first, self.num_steps):
+            seed, share = derive_seed(job.seed, "distill", step), step / self.num_steps
+            camera = job.rig.draw(seed, size=job.size)
+            text = encode(f"{job.caption}, {view_words(camera)}" if self.says_view else job.caption)
+            top = self.highest_noise + share * (self.lowest_noise - self.highest_noise)
+            # Annealed, each step has its level, give or take a little; a level alone would leave the rest unseen.
+            low, high = (0.8 * top, top) if self.is_annealed else (self.lowest_noise, self.highest_noise)
+            t = draw_timestep(schedule, max(low, self.lowest_noise), max(high, self.lowest_noise), seed=seed)
+            towards = _predictor(backbone, text, empty, self.guidance)
+
+            def objective(color: Tensor, t: int = t, seed: int = seed, towards: _Predict = towards) -> Tensor:
+                latents = backbone.encode_with_gradient(color[None].clamp(0, 1))
+                with torch.no_grad():
+                    generator = torch.Generator().manual_seed(seed)
+                    noise = torch.randn(tuple(latents.shape), generator=generator).to(latents)
+                    draw = Draw(latents.detach(), noise, t, schedule, towards, untold)
+                    # This loss has the given gradient in the latents, and autograd carries it on to the splats.
+                    target = latents.detach() - self._gradient(draw)
+                return 0.5 * (latents - target).square().sum()
+
+            optimizer.rates = replace(self.rates, means=self.rates.means * self.means_decay**share)
+            loss = optimizer.descend(camera, objective)
+            for name in ("means", "log_scales", "rotations", "opacity_logits"):
+                optimizer.splats.parameters()[name][: len(around)] = getattr(around, name)
+
+            def state_of(step: int = step) -> dict[str, Any]:
+                return {"step": step + 1, "optimizer": optimizer.state()}
+
+            note = f"distilling at step {t} of the noise schedule"
+            yield GenerateStep(step + 1, self.num_steps, loss, optimizer.splats, note, state_of)
+        if first >= self.num_steps:
+            note, kept = "distilled before", dict(state or {})
+            yield GenerateStep(self.num_steps, self.num_steps, 0.0, optimizer.splats, note, lambda: kept)
+
+
+_Predict = Callable[[Tensor, int], Tensor]
+
+
+def _predictor(
+    backbone: Backbone, text: TextCondition, empty: TextCondition | None = None, guidance: float = 1.0
+) -> _Predict:
+    """Predicts noise under a text, with guidance away from another if there is one."""
+    towards = None if empty is None else guided(backbone, text, empty, torch.tensor([guidance]))
+
+    def predict(latents: Tensor, timestep: int) -> Tensor:
+        t = torch.full((len(latents),), timestep, device=latents.device)
+        return backbone.predict_noise(latents, t, text) if towards is None else towards(latents, t, 0)
+
+    return predict

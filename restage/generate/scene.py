@@ -1,0 +1,235 @@
+"""Captions become scenes of a run: splats, cameras, and a capture of their own renders, as if somebody had fitted them.
+
+What is finished is not made again; what was stopped goes on from its last state.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from restage.diffusion.backbone import load_backbone
+from restage.generate.generators import GenerateJob, GenerateStep, Generator, make_generator
+from restage.generate.rig import Rig
+from restage.records import (
+    InputError,
+    Progress,
+    content_id,
+    derive_seed,
+    read_json,
+    to_plain,
+    write_atomically,
+    write_record,
+)
+from restage.run.folder import open_run, working
+from restage.run.layout import CAPTURE, FIT_RECORD, FIT_STATE, SPLATS
+from restage.run.models import folder_sha256, models_in
+from restage.run.reading import FitRecord
+from restage.scenes.capture import Capture
+from restage.scenes.device import made_on
+from restage.scenes.fit import psnr, render_views
+from restage.scenes.io import read_capture, write_capture
+from restage.scenes.io.images import write_png
+from restage.scenes.io.posed import ReadOptions, split_every
+from restage.scenes.io.splat_files import read_splats, write_splats
+from restage.scenes.splats import SH_C0, Splats
+from restage.scenes.stage import PREVIEW, capture_sha256, measure_fit
+
+__all__ = ["SceneOrder", "generate_scenes", "scene_name"]
+
+SAVE_EVERY_S, PEEK_EVERY_S = 10.0, 5.0
+NUM_VIEWS, NUM_PREVIEWS = 40, 4
+STATE_VERSION = 1
+OPAQUE, MAX_POINTS = 0.3, 6000
+"""Splats that stand for the sparse points of the capture: those that are opaque, and at most so many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneOrder:
+    """What scenes are made of, and how."""
+
+    captions: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    """Every caption is made once with each."""
+    generator: str = "auto"
+    preset: str = ""
+    num_steps: int | None = None
+    model: Path | None = None
+    """A text-to-image model in diffusers layout; None for the miniature's."""
+    views: Path | None = None
+    """Add-on of several views; None for the one beside the model, if there is one."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not self.captions or not self.seeds or not all(caption.strip() for caption in self.captions):
+            raise InputError("expected a caption of the scene, such as 'a red cone on grass', and none that is empty")
+
+
+def scene_name(caption: str, seed: int) -> str:
+    """Name of a scene's folder: what its caption says, and its seed."""
+    words = re.sub("[^a-z0-9]+", "-", caption.lower()).strip("-")
+    # Captions that begin alike must not share a folder.
+    tail = "" if len(words) <= 48 and words else f"-{content_id('caption', caption)[-6:]}"
+    return f"{words[:48].strip('-') or 'scene'}{tail}-{seed}"
+
+
+def generate_scenes(folder: Path, order: SceneOrder) -> Iterator[Progress]:
+    """Make a scene of every caption and seed in the run of a folder, which is made if it does not exist.
+
+    Each is `scenes/<name>` with `capture/`, `splats.ply` and, last, `fit.json`. While one grows, `preview.png` shows it
+    and `fit_state.pt` keeps its state; a stop, such as Ctrl-C, leaves `splats.ply` as it is then, too.
+
+    Raises:
+        InputError: the generator, its preset or the model cannot be used, or a folder holds another scene.
+    """
+    generator, base = _choose(order), order.model or models_in().text_to_image
+    made_with = {"model_sha256": folder_sha256(base)}
+    if order.views is not None:
+        made_with["views_sha256"] = folder_sha256(order.views)
+    backbone = load_backbone(base, order.device)
+    with working(open_run(folder, seed=order.seeds[0]), "scenes"):
+        items = [(caption, seed) for seed in order.seeds for caption in order.captions]
+        for number, (caption, seed) in enumerate(items):
+            name = scene_name(caption, seed)
+            job = GenerateJob(caption, backbone, derive_seed(seed, "generate", caption), order.views)
+            config = {
+                "caption": caption,
+                "seed": seed,
+                "generator": order.generator,
+                "settings": to_plain(generator),
+                "rig": to_plain(job.rig),
+                **made_with,
+            }
+            scene = _Scene(folder / "scenes" / name, config, job)
+            for step in scene.make(generator):
+                done = number * step.total + step.done
+                yield Progress(stage="scenes", done=done, total=len(items) * step.total, note=f"{name}: {step.note}")
+
+
+def _choose(order: SceneOrder) -> Generator:
+    generator = make_generator(order.generator, order.preset)
+    if order.num_steps is None:
+        return generator
+    return replace(generator, num_steps=order.num_steps)  # pyright: ignore[reportCallIssue]  (every one has steps)
+
+
+class _Scene:
+    """One scene on its way."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], job: GenerateJob) -> None:
+        self.folder, self.config, self.job = folder, config, job
+        self.id = content_id("fit", config)
+        self.seconds = 0.0
+
+    def make(self, generator: Generator) -> Iterator[Progress]:
+        """Make it, unless it is there; yields its progress."""
+        if (self.folder / FIT_RECORD).exists():
+            if read_json(self.folder / FIT_RECORD, FitRecord).id != self.id:
+                raise InputError(
+                    f"{self.folder} holds a scene that was made otherwise; choose another --out, or remove it"
+                )
+            yield Progress(stage="scenes", done=1, total=1, note="made before")
+            return
+        last, began_s = None, time.perf_counter()
+        saved_s, peeked_s = began_s, began_s - PEEK_EVERY_S
+        state = self._load_state()
+        spent_s = self.seconds
+        try:
+            for last in generator.run(self.job, state):
+                now_s = time.perf_counter()
+                self.seconds = spent_s + now_s - began_s
+                if now_s - peeked_s > PEEK_EVERY_S:
+                    self._peek(last.splats)
+                    peeked_s = time.perf_counter()
+                if now_s - saved_s > SAVE_EVERY_S:
+                    self._save_state(last)
+                    saved_s = time.perf_counter()
+                note = f"{last.note}, loss {last.loss:.4g} ({PREVIEW})"
+                yield Progress(stage="scenes", done=last.step, total=last.num_steps, note=note)
+        except (KeyboardInterrupt, GeneratorExit) as stop:
+            # An interrupt within a step leaves that step half done, which the last saved state knows nothing of.
+            if last is not None and isinstance(stop, GeneratorExit):
+                self._save_state(last)
+            if last is not None:
+                write_splats(last.splats, self.folder / SPLATS)
+            raise
+        assert last is not None
+        self._finish(last)
+
+    def _finish(self, last: GenerateStep) -> None:
+        capture = capture_of(last.splats, self.folder.name, self.job.rig, size=self.job.size)
+        write_capture(capture, self.folder / CAPTURE)
+        write_splats(last.splats, self.folder / SPLATS)
+        written = read_capture(self.folder / CAPTURE)
+        record = measure_fit(written, self.folder, read_splats(self.folder / SPLATS))
+        record |= {
+            "id": self.id,
+            "capture_sha256": capture_sha256(written),
+            "config": self.config,
+            "steps": last.num_steps,
+            "seconds": self.seconds,
+            "generated_from": self.config["caption"],
+            **made_on(self.job.backbone.device.type),
+        }
+        files = [self.folder / SPLATS, *self.folder.glob("held_out*.png"), *self.folder.glob("held_out/*.png")]
+        if last.views is not None:
+            sampled, renders = (views.cpu() for views in last.views)
+            record["sampled_views_psnr_db"] = float(psnr(renders, sampled).mean())
+            files.append(self.folder / "sampled.png")
+            write_png(files[-1], _strip(sampled, renders))
+        write_record(self.folder / FIT_RECORD, record, files=files)
+        for path in (self.folder / FIT_STATE, self.folder / PREVIEW):
+            path.unlink(missing_ok=True)
+
+    def _peek(self, splats: Splats) -> None:
+        cameras = self.job.rig.ring(NUM_PREVIEWS, size=self.job.size)
+        write_png(self.folder / PREVIEW, _strip(render_views(splats, cameras).cpu()))
+
+    def _save_state(self, step: GenerateStep) -> None:
+        state = {"version": STATE_VERSION, "id": self.id, "seconds": self.seconds, "state": step.state()}
+        with write_atomically(self.folder / FIT_STATE) as temporary:
+            torch.save(state, temporary)
+
+    def _load_state(self) -> dict[str, Any] | None:
+        path = self.folder / FIT_STATE
+        if not path.exists():
+            return None
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            if state["version"] != STATE_VERSION or state["id"] != self.id:
+                return None  # of other settings, and never finished
+            self.seconds = float(state["seconds"])
+            return dict(state["state"])
+        except Exception as error:  # noqa: BLE001 - torch.load raises whatever the broken file brings about
+            raise InputError(f"{path} is not readable as the state of a scene; delete it: {error}") from None
+
+
+def capture_of(splats: Splats, name: str, rig: Rig, *, size: int) -> Capture:
+    """Return the capture that stands for photographs of generated splats: their renders, all around."""
+    cameras = rig.ring(NUM_VIEWS, size=size)
+    split = split_every(NUM_VIEWS, ReadOptions().hold_out_every)
+    shown = splats.to("cpu").detach()
+    shown = shown[torch.sigmoid(shown.opacity_logits) > OPAQUE]
+    shown = shown[:: len(shown) // MAX_POINTS + 1]
+    return Capture(
+        name=name,
+        cameras=cameras,
+        images=render_views(splats, cameras).cpu(),
+        file_names=tuple(f"view_{index:03d}.png" for index in range(NUM_VIEWS)),
+        points=shown.means,
+        point_colors=(0.5 + SH_C0 * shown.sh[:, 0]).clamp(0, 1),
+        train_indices=split.train,
+        held_out_indices=split.held_out,
+        notes=("made from words: renders of the splats stand for photographs",),
+    )
+
+
+def _strip(*rows: torch.Tensor) -> torch.Tensor:
+    """One picture "h w 3" of rows of views "n 3 h w"."""
+    return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1).permute(1, 2, 0)
