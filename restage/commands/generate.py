@@ -5,7 +5,7 @@ Annotations are evaluated when a command is built: hence no `from __future__ imp
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -13,6 +13,9 @@ from restage.records import InputError
 from restage.run.environment import check_device
 from restage.run.models import models_in
 from restage.run.progress import say, show_progress
+
+if TYPE_CHECKING:
+    from restage.generate.config import ScenesOptions
 
 __all__ = ["build_generate"]
 
@@ -22,7 +25,7 @@ CLIP_SUFFIXES = (".mp4", ".webm", ".gif")
 
 def build_generate() -> Callable[..., None]:
     """Build `restage generate`."""
-    from restage.generate.config import PicturesConfig
+    from restage.generate.config import PicturesConfig, ScenesOptions
 
     def generate(
         caption: Positional[CaptionsArgument] = (),
@@ -30,25 +33,33 @@ def build_generate() -> Callable[..., None]:
         out: Path,
         captions: Path | None = None,
         config: Annotated[PicturesConfig, arg(name="")] = PicturesConfig(),  # noqa: B008
+        scenes: Annotated[ScenesOptions, arg(name="")] = ScenesOptions(),  # noqa: B008
         backbone: Path | None = None,
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        """Make what captions say: pictures, where --out ends in .png or .jpg.
+        """Make what captions say: pictures, where --out ends in .png or .jpg, else scenes, in a run of that folder.
 
         Example: restage generate "a red cube and a blue ball on the grass at noon" --out cube.png --num 4
+
+        Example: restage generate "a red cone on the grass at noon" --out runs/cone; restage view runs/cone
 
         Several pictures get numbers, as in cube-000.png. A picture that is there is kept; it says in its file what it
         was made from, so that after Ctrl-C the same command goes on.
 
+        A scene is splats with cameras and renders of its own, like one that was fitted: it can be viewed, edited and
+        exported. While it grows, scenes/NAME/preview.png shows it, and Ctrl-C leaves scenes/NAME/splats.ply as it is
+        then; the same command goes on.
+
         Args:
-            caption: What is to be seen; several captions make pictures of each.
-            out: The file to write.
+            caption: What is to be seen; several captions make pictures, or scenes, of each.
+            out: The picture to write, or the folder of the run.
             captions: A text file with a caption on each line, in place of captions here.
             config: How pictures are sampled.
+            scenes: How scenes are made.
             backbone: Folder of a text-to-image model of diffusers; default: the one that comes with the package, which
                 knows the miniature world only.
-            seed: Seed for the noise.
+            seed: Seed for the noise; further scenes of a caption take the seeds after it.
             device: Where the model computes, such as `cuda`.
         """
         from restage.generate.pictures import PICTURE_SUFFIXES, generate_pictures, picture_paths
@@ -57,9 +68,10 @@ def build_generate() -> Callable[..., None]:
         suffix = out.suffix.lower()
         if suffix in CLIP_SUFFIXES:
             raise InputError(f"clips cannot be made from text; expected --out to end in .png or .jpg, got {out}")
-        if suffix not in PICTURE_SUFFIXES:
-            raise InputError(f"scenes cannot be made from text; expected --out to end in .png or .jpg, got {out}")
         check_device(device)
+        if suffix not in PICTURE_SUFFIXES:
+            _make_scenes(texts, scenes, out=out, seeds=range(seed, seed + config.num), backbone=backbone, device=device)
+            return
         from restage.diffusion.backbone import load_backbone
 
         model = load_backbone(backbone or models_in().text_to_image, device)
@@ -68,6 +80,32 @@ def build_generate() -> Callable[..., None]:
             say(f"picture: {path}")
 
     return generate
+
+
+def _make_scenes(
+    captions: list[str],
+    options: "ScenesOptions",
+    *,
+    out: Path,
+    seeds: range,
+    backbone: Path | None,
+    device: str,
+) -> None:
+    from restage.audit.show import describe_run
+    from restage.generate.scene import SceneOrder, generate_scenes
+
+    order = SceneOrder(
+        captions=tuple(captions),
+        seeds=tuple(seeds),
+        generator=options.generator,
+        preset=options.preset,
+        num_steps=options.scene_steps,
+        model=backbone,
+        views=options.views,
+        device=device,
+    )
+    show_progress(generate_scenes(out, order))
+    say("\n".join(describe_run(out)))
 
 
 def _captions(given: tuple[str, ...], file: Path | None) -> list[str]:

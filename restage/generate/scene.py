@@ -46,6 +46,8 @@ __all__ = ["SceneOrder", "generate_scenes", "scene_name"]
 SAVE_EVERY_S, PEEK_EVERY_S = 10.0, 5.0
 NUM_VIEWS, NUM_PREVIEWS = 40, 4
 STATE_VERSION = 1
+USERS_OF_VIEWS = ("refined", "views")
+"""Generators that the add-on of several views makes a difference to."""
 OPAQUE, MAX_POINTS = 0.3, 6000
 """Splats that stand for the sparse points of the capture: those that are opaque, and at most so many."""
 
@@ -88,35 +90,40 @@ def generate_scenes(folder: Path, order: SceneOrder) -> Iterator[Progress]:
     Raises:
         InputError: the generator, its preset or the model cannot be used, or a folder holds another scene.
     """
-    generator, base = _choose(order), order.model or models_in().text_to_image
+    base = order.model or models_in().text_to_image
+    views = order.views or _beside(base)
+    name = order.generator if order.generator != "auto" else "ism" if views is None else "refined"
+    generator = make_generator(name, order.preset)
+    if order.num_steps is not None:
+        generator = replace(generator, num_steps=order.num_steps)  # pyright: ignore[reportCallIssue]  (all have steps)
     made_with = {"model_sha256": folder_sha256(base)}
-    if order.views is not None:
-        made_with["views_sha256"] = folder_sha256(order.views)
+    if views is not None and name in USERS_OF_VIEWS:
+        made_with["views_sha256"] = folder_sha256(views)
     backbone = load_backbone(base, order.device)
+    backbone.token_ids(order.captions)  # one that is too long is refused before anything is made
     with working(open_run(folder, seed=order.seeds[0]), "scenes"):
         items = [(caption, seed) for seed in order.seeds for caption in order.captions]
         for number, (caption, seed) in enumerate(items):
-            name = scene_name(caption, seed)
-            job = GenerateJob(caption, backbone, derive_seed(seed, "generate", caption), order.views)
+            job = GenerateJob(caption, backbone, derive_seed(seed, "generate", caption), views)
             config = {
                 "caption": caption,
                 "seed": seed,
-                "generator": order.generator,
+                "generator": name,
                 "settings": to_plain(generator),
                 "rig": to_plain(job.rig),
                 **made_with,
             }
-            scene = _Scene(folder / "scenes" / name, config, job)
+            scene = _Scene(folder / "scenes" / scene_name(caption, seed), config, job)
             for step in scene.make(generator):
                 done = number * step.total + step.done
-                yield Progress(stage="scenes", done=done, total=len(items) * step.total, note=f"{name}: {step.note}")
+                note = f"{scene.folder.name}: {step.note}"
+                yield Progress(stage="scenes", done=done, total=len(items) * step.total, note=note)
 
 
-def _choose(order: SceneOrder) -> Generator:
-    generator = make_generator(order.generator, order.preset)
-    if order.num_steps is None:
-        return generator
-    return replace(generator, num_steps=order.num_steps)  # pyright: ignore[reportCallIssue]  (every one has steps)
+def _beside(model: Path) -> Path | None:
+    """The add-on of several views that was trained for a model, as `restage miniature` lays it out."""
+    folder = model.parent / "views"
+    return folder if (folder / "config.json").is_file() else None
 
 
 class _Scene:

@@ -17,7 +17,7 @@ from restage.diffusion.sampling import SampleStep, denoise, guided, initial_nois
 from restage.diffusion.view_attention import load_view_attention, viewing
 from restage.edit.editors.edit_model import share_attention
 from restage.edit.sharing import AnchoredNoise, ViewSharing, render_depths
-from restage.generate.generators.interface import GenerateJob
+from restage.generate.job import GenerateJob
 from restage.generate.rig import rays_of
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras

@@ -82,7 +82,9 @@ def test_command_makes_pictures_of_the_captions_in_a_file(models: Path, tmp_path
     [
         (["--out", "x.png"], "expected a caption"),
         (["a ball", "--out", "x.mp4"], ".png or .jpg"),
-        (["a ball", "--out", "run"], ".png or .jpg"),
+        (["a ball", "--out", "run", "--generator", "zero"], "choose from ism, refined, sds, views"),
+        (["a ball", "--out", "run", "--generator", "views"], "needs an add-on"),
+        (["a " + "big " * 60 + "ball", "--out", "run"], "too long"),
         (["a ball", "--captions", "none.txt", "--out", "x.png"], "not both"),
         (["--captions", "none.txt", "--out", "x.png"], "none.txt"),
         (["a ball", "--out", "x.png", "--num", "0"], "at least 1"),

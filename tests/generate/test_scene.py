@@ -8,6 +8,7 @@ import torch
 
 from restage.audit.show import describe_run
 from restage.audit.verify import verify_folder
+from restage.cli import run as run_command
 from restage.diffusion.backbone import load_backbone, save_half
 from restage.diffusion.view_attention import build_view_attention
 from restage.generate.generators import Blob, Generator, Ism, Refined, Sds, Views
@@ -125,3 +126,14 @@ def test_the_residual_of_sampled_views_is_recorded(model: Path, add_on: Path, tm
     scene = find_scene(tmp_path / "run")
     record = read_json(scene / "fit.json")
     assert 5 < record["sampled_views_psnr_db"] < 60 and "sampled.png" in record["files"]
+
+
+def test_the_command_makes_as_many_scenes_as_asked_for(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", CAPTION, "--num", "2", "--seed", "4", "--generator", "sds", "--scene-steps", "2"]
+    assert run_command([*arguments, "--backbone", str(model), "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    for seed in (4, 5):
+        assert f"scene {scene_name(CAPTION, seed)}: 240 splats from '{CAPTION}'" in said
+        assert read_json(tmp_path / "run" / "scenes" / scene_name(CAPTION, seed) / "fit.json")["steps"] == 2

@@ -6,11 +6,11 @@ A preset holds a generator's settings for another model than the miniature.
 from __future__ import annotations
 
 from restage.generate.generators.blob import Blob
-from restage.generate.generators.interface import GenerateJob, GenerateStep, Generator
 from restage.generate.generators.ism import Ism
 from restage.generate.generators.refined import Refined
 from restage.generate.generators.sds import Sds
 from restage.generate.generators.views import Views
+from restage.generate.job import GenerateJob, GenerateStep, Generator
 from restage.records import InputError
 
 __all__ = ["GENERATORS", "PRESETS", "Blob", "GenerateJob", "GenerateStep", "Generator", "Ism", "Refined", "Sds"]

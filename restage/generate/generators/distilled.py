@@ -21,7 +21,7 @@ from restage.diffusion.schedule import Schedule
 from restage.edit.methods.distill import draw_timestep
 from restage.edit.methods.idu import check_noise_range
 from restage.generate.generators.blob import Blob
-from restage.generate.generators.interface import GenerateJob, GenerateStep
+from restage.generate.job import GenerateJob, GenerateStep
 from restage.generate.rig import azimuth_rad
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras

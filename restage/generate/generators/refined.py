@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from restage.generate.generators.interface import GenerateJob, GenerateStep, Generator
 from restage.generate.generators.ism import Ism
 from restage.generate.generators.views import Views
+from restage.generate.job import GenerateJob, GenerateStep, Generator
 from restage.generate.view_sampler import ViewSampler
 from restage.records import InputError, derive_seed
 from restage.scenes.config import RefineConfig

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.generate.generators.blob import Blob
-from restage.generate.generators.interface import GenerateJob, GenerateStep
+from restage.generate.job import GenerateJob, GenerateStep
 from restage.generate.view_sampler import ViewSampler
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras

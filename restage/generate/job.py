@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.diffusion.backbone import Backbone
-from restage.diffusion.sampling import latent_shape
 from restage.generate.rig import Rig
 from restage.scenes.splats import Splats
 
@@ -32,7 +31,7 @@ class GenerateJob:
     @property
     def size(self) -> int:
         """Width and height in pixels of the pictures that the backbone makes."""
-        return latent_shape(self.backbone)[1] * self.backbone.pixels_per_latent
+        return self.backbone.picture_size[1]
 
 
 class GenerateStep(NamedTuple):
