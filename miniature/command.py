@@ -7,17 +7,19 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from restage.diffusion.config import Injection, Placement
 from restage.records import InputError, Progress
 from restage.run.environment import check_device
 from restage.run.progress import show_progress
+from restage.train.config import Arm
 
 __all__ = ["MiniatureConfig", "miniature", "train_miniature"]
 
-PartName = Literal["pictures", "autoencoder", "text-to-image", "clip", "edit-model", "probe", "views"]
+PartName = Literal["pictures", "autoencoder", "text-to-image", "control", "clip", "edit-model", "probe", "views"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,15 @@ class MiniatureConfig:
     """Compile the model first (needs a C++ compiler): takes some minutes and makes steps faster."""
     start: Path | None = None
     """Folder of a model whose weights training goes on from: of text-to-image for that part and for the autoencoder, of
-    which then only the decoder is trained, so that models trained on its latents stay valid; else of the same part."""
+    which then only the decoder is trained, so that models trained on its latents stay valid; of text-to-image for
+    `control`, too; else of the same part."""
+    arm: Arm = "branch"
+    """Part `control`: what is trained. `branch`: a small branch and small changes of the UNet's output projections;
+    `branch-only`: the branch alone; `controlnet`: a copy of the UNet's encoder."""
+    injection: Injection = "cross_norm"
+    """Part `control`: how the branch gets into the UNet."""
+    placement: Placement = "conv_in"
+    """Part `control`: after which part of the UNet."""
     version: Literal["filtered", "unfiltered", "exact"] = "filtered"
     """Pairs that the edit model is trained on: those that the rule accepts (the model that ships), all that were made,
     or rendered ones; the others go to `edit_model_unfiltered` and `edit_model_exact`."""
@@ -98,13 +108,15 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
     Raises:
         InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
     """
-    from miniature import autoencoder, clip, edit_model, pictures, probe, text_to_image, views
+    from miniature import autoencoder, clip, control, edit_model, pictures, probe, text_to_image, views
     from restage.diffusion.config import TrainingConfig
     from restage.pairs.config import CampaignConfig
+    from restage.train.config import BranchConfig
 
     recipes = {
         "autoencoder": (autoencoder.train_autoencoder, autoencoder.RECIPE),
         "text-to-image": (text_to_image.train_text_to_image, text_to_image.RECIPE),
+        "control": (control.train_control, control.RECIPE),
         "clip": (clip.train_clip, clip.RECIPE),
         "probe": (probe.train_probe, probe.RECIPE),
     }
@@ -145,7 +157,9 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
             raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")
         train, training = recipes[part]
         found = pictures.Pictures(folder / "pictures", config.num_pictures)
-        more = {} if start is None else {"start": start}
+        more: dict[str, Any] = {} if start is None else {"start": start}
+        if part == "control":
+            more["config"] = BranchConfig(arm=config.arm, injection=config.injection, placement=config.placement)
         with without_denormals():
             yield from train(folder / "miniature", found, as_asked(training), device=config.device, **more)
     else:

@@ -200,7 +200,7 @@ class Backbone:
             decoded: Any = self.vae.decode(scaled)
         return (decoded.sample.float() / 2 + 0.5).clamp(0, 1)
 
-    def _added_conditions(self, text: TextCondition, latents: Tensor) -> dict[str, Tensor] | None:
+    def added_conditions(self, text: TextCondition, latents: Tensor) -> dict[str, Tensor] | None:
         """Return what Stable Diffusion XL's UNet takes beside tokens: pooled text, and sizes in pixels, uncropped."""
         config: Any = self.unet.config
         if config.get("addition_embed_type") != "text_time":
@@ -223,7 +223,7 @@ class Backbone:
         text = TextCondition(text) if isinstance(text, Tensor) else text
         dtype = next(self.unet.parameters()).dtype
         inputs = latents.to(dtype=dtype, memory_format=torch.channels_last)
-        options: dict[str, Any] = {"added_cond_kwargs": self._added_conditions(text, inputs)}
+        options: dict[str, Any] = {"added_cond_kwargs": self.added_conditions(text, inputs)}
         if control is not None:
             options["cross_attention_kwargs"] = {"control": control}
         with contextlib.ExitStack() as within:

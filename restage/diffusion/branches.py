@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -25,21 +25,18 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from restage.diffusion.conditions import Conditions, as_picture, num_channels, stack_conditions
-from restage.diffusion.config import BranchSource
+from restage.diffusion.config import BranchSource, Injection, Placement
 from restage.diffusion.loading import load_model, read_config
 from restage.records import InputError, read_json, to_plain, write_atomically, write_json
 from restage.run.models import folder_sha256
 
-__all__ = ["BRANCH_RECORD", "Branch", "BranchRecord", "ControlBranch", "Injection", "Placement", "Residuals"]
-__all__ += ["add_to_out", "build_branch", "cross_normalize", "injected", "load_branch", "out_layers", "save_branch"]
+__all__ = ["BRANCH_RECORD", "Branch", "BranchRecord", "ControlBranch", "Residuals"]
+__all__ += ["add_to_out", "build_branch", "cross_normalize", "hook_into", "injected", "load_branch", "out_layers"]
+__all__ += ["save_branch"]
 
-Injection = Literal["cross_norm", "zero_conv"]
-"""How a branch's features get into the UNet: with the mean and deviation of what is there, or through a convolution
-that starts at zero."""
-Placement = Literal["conv_in", "down_0", "mid"]
-"""After which part of the UNet: its first convolution, its first down block, or its middle block."""
 BRANCH_RECORD, TO_OUT = "branch.json", "to_out.safetensors"
 TIME_WIDTH = 32
 
@@ -162,23 +159,32 @@ def build_branch(
 @contextlib.contextmanager
 def injected(unet: nn.Module, placement: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within it, a call of the UNet goes on with `change` of what the part at this place gives."""
-    parts: Any = unet
-    site: nn.Module = {"conv_in": parts.conv_in, "down_0": parts.down_blocks[0], "mid": parts.mid_block}[placement]
     num_calls = 0
 
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+    def counted(hidden: Tensor) -> Tensor:
         nonlocal num_calls
         num_calls += 1
-        # Down blocks return what their skips take as well, which stays the UNet's own.
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+        return change(hidden)
 
-    handle = site.register_forward_hook(hook)
+    handle = hook_into(unet, placement, counted)
     try:
         yield
     finally:
         handle.remove()
     if num_calls != 1:
         raise RuntimeError(f"a control branch reached the UNet {num_calls} times in one call; expected once")
+
+
+def hook_into(unet: nn.Module, placement: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Have the UNet go on with `change` of what the part at this place gives, until the handle is removed."""
+    parts: Any = unet
+    site: nn.Module = {"conv_in": parts.conv_in, "down_0": parts.down_blocks[0], "mid": parts.mid_block}[placement]
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        # Down blocks return what their skips take as well, which stays the UNet's own.
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    return site.register_forward_hook(hook)
 
 
 class Residuals(NamedTuple):

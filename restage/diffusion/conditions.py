@@ -23,8 +23,8 @@ NUM_SLOTS = 6
 CHANNELS = {"depth": 1, "ids": 2 + NUM_SLOTS, "canny": 1}
 """Channels of the conditions that are known; any other is a picture, of 3."""
 
-Conditions = Mapping[str, Float[Tensor, "_ height width"]]
-"""What is known of one picture; each has its own number of channels (`CHANNELS`), values in [0, 1]."""
+Conditions = Mapping[str, Float[Tensor, "_ _ _"]]
+"""What is known of one picture: channels (`CHANNELS`), rows and columns of each condition, in [0, 1]."""
 
 
 def num_channels(names: Sequence[str]) -> int:
@@ -77,7 +77,7 @@ def stack_conditions(
 
 
 def as_picture(
-    name: str, condition: Float[Tensor, "channels height width"], size: tuple[int, int]
+    name: str, condition: Float[Tensor, "channels h w"], size: tuple[int, int]
 ) -> Float[Tensor, "3 height width"]:
     """Return a condition as public ControlNets were trained on it: a picture, in [0, 1].
 

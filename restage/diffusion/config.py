@@ -15,7 +15,16 @@ from typing import Literal
 from restage.records import InputError, added_later
 
 __all__ = ["BLEND_ONLY", "IN_PLACE", "INSTRUCT_PIX2PIX", "MASACTRL", "PROMPT_TO_PROMPT", "BranchSource"]
-__all__ += ["ControlOptions", "LocalBlend", "Padding", "SamplerConfig", "TrainingConfig", "Window"]
+__all__ += [
+    "ControlOptions",
+    "Injection",
+    "LocalBlend",
+    "Padding",
+    "Placement",
+    "SamplerConfig",
+    "TrainingConfig",
+    "Window",
+]
 
 
 Padding = Literal["own", "public"]
@@ -142,6 +151,13 @@ class SamplerConfig:
             raise InputError(f"num_steps and pad_to must be at least 1, got {self.num_steps} and {self.pad_to}")
         if not 0 <= low <= high <= 1:
             raise InputError(f"guidance_window must be two shares in [0, 1], low before high; got {(low, high)}")
+
+
+Injection = Literal["cross_norm", "zero_conv"]
+"""How a branch's features get into the UNet: with the mean and deviation of what is there, or through a convolution
+that starts at zero."""
+Placement = Literal["conv_in", "down_0", "mid"]
+"""After which part of the UNet: its first convolution, its first down block, or its middle block."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,14 +20,11 @@ from torch.nn import functional
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras, project_points, unproject_depth
 from restage.scenes.initial import surroundings_of
-from restage.scenes.rasterize import rasterize
+from restage.scenes.layouts import splat_depths
 from restage.scenes.splats import Splats
 
 __all__ = ["AnchoredNoise", "DepthMaps", "ViewSharing", "Warped", "fundamental_matrix", "near_epipolar_lines"]
 __all__ += ["render_depths", "warp"]
-
-MIN_ALPHA = 0.5
-"""Where a view shows less than this of any splat, it has no depth."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +42,9 @@ class Warped(NamedTuple):
     visible: Float[Tensor, "h w"]  # 1 where both views see the same point, else 0
 
 
-@torch.no_grad()
 def render_depths(splats: Splats, cameras: Cameras) -> DepthMaps:
     """Render the expected depth of every view."""
-    maps = []
-    for view in range(len(cameras)):
-        rendering = rasterize(splats.detach(), cameras[view])
-        maps.append(torch.where(rendering.alpha > MIN_ALPHA, rendering.depth, torch.inf))
-    return DepthMaps(cameras, torch.stack(maps))
+    return DepthMaps(cameras, splat_depths(splats, cameras))
 
 
 def warp(

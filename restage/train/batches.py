@@ -22,7 +22,7 @@ from restage.records import derive_seed
 from restage.train.config import ExampleMix, LossWeights
 from restage.train.examples import Examples
 
-__all__ = ["EditBatch", "edit_loss", "edit_loss_parts", "sample_edit_batch"]
+__all__ = ["EditBatch", "draw_timesteps", "edit_loss", "edit_loss_parts", "sample_edit_batch"]
 
 
 class EditBatch(NamedTuple):
@@ -115,7 +115,7 @@ def sample_edit_batch(
     return EditBatch(*(item.to(device) for item in batch))
 
 
-def _draw_timesteps(count: int, num_timesteps: int, shift: float, generator: torch.Generator) -> Int[Tensor, " count"]:
+def draw_timesteps(count: int, num_timesteps: int, shift: float, generator: torch.Generator) -> Int[Tensor, " count"]:
     """Draw one timestep from each of `count` equally likely parts of the schedule, in random order."""
     # Stratified, because which timesteps a batch happens to get is most of the noise in its loss.
     jitter = torch.rand(count, generator=generator)
@@ -167,7 +167,7 @@ def edit_loss_parts(
     timesteps and noise are drawn from the generator, on the CPU.
     """
     target, channels = batch.target, batch.target.shape[1]
-    t = _draw_timesteps(len(target), schedule.num_train_timesteps, noise_shift, generator).to(target.device)
+    t = draw_timesteps(len(target), schedule.num_train_timesteps, noise_shift, generator).to(target.device)
     noise = torch.randn(target.shape, generator=generator).to(target.device)
     inputs = torch.cat([schedule.add_noise(target, noise, t), batch.original * condition_scale], dim=1)
     inputs = inputs.contiguous(memory_format=torch.channels_last)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from restage.diffusion.config import TrainingConfig
+from restage.diffusion.config import Injection, Placement, TrainingConfig
 from restage.records import InputError
 
-__all__ = ["ExampleMix", "LossWeights", "TrainConfig", "default_training"]
+__all__ = ["Arm", "BranchConfig", "ExampleMix", "LossWeights", "TrainConfig", "default_training"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +75,42 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.noise_shift > 0:
             raise InputError(f"the shift of noise levels must be above 0, got {self.noise_shift}")
+
+
+Arm = Literal["branch", "branch-only", "controlnet"]
+"""What is trained beside the UNet: a branch and small changes of the UNet's output projections, as in ControlNeXt; a
+branch alone; or a copy of the UNet's encoder, as in ControlNet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchConfig:
+    """What a control branch is, and in which forms it is shown its examples."""
+
+    arm: Arm = "branch"
+    """`branch`: a small branch, and small changes of the UNet's output projections (ControlNeXt); `branch-only`: the
+    branch alone; `controlnet`: a copy of the UNet's encoder (ControlNet)."""
+    injection: Injection = "cross_norm"
+    """How a branch gets into the UNet: normalized to what is there, or through a convolution that starts at zero."""
+    placement: Placement = "conv_in"
+    """After which part: the first convolution, the first down block, or the middle block."""
+    width: int = 48
+    """Channels of the branch, a multiple of 16."""
+    drop_text: float = 0.1
+    """Share of examples without a caption, for classifier-free guidance."""
+    drop_control: float = 0.1
+    """Share of examples without conditions."""
+    alone_share: float = 0.1
+    """Share of examples with the first condition alone, and as many with each other, where there are several."""
+
+    def __post_init__(self) -> None:
+        shares = (self.drop_text, self.drop_control, self.alone_share)
+        if not all(0 <= share <= 0.3 for share in shares) or self.width < 16 or self.width % 16:
+            raise InputError(f"expected shares in [0, 0.3] and a width that is a multiple of 16, got {self}")
+
+    @property
+    def name(self) -> str:
+        """Name of the folder that a branch with these settings goes to."""
+        if self.arm == "controlnet":
+            return "control_net"
+        other = [part for part in (self.injection, self.placement) if part not in ("cross_norm", "conv_in")]
+        return "_".join(["control", *other, *(["only"] if self.arm == "branch-only" else [])])

@@ -7,12 +7,15 @@ a finite distance and the haze depends on the place and not on the camera: a spl
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Float64, Int32, Int64
 from numpy import ndarray as Array
 
+from restage.diffusion.conditions import Conditions, invert_depth, slots_of
 from restage.records import InputError
 from restage.scenes.cameras import Cameras
 from restage.world.description import GROUNDS, Description
@@ -20,8 +23,11 @@ from restage.world.kernels import DOME_RADIUS, GROUND_ID, SKY_ID, count_pixels, 
 from restage.world.rays import BALL
 from restage.world.shapes import PackedScene, pack_light, pack_scene
 
-__all__ = ["DOME_RADIUS", "GROUND_ID", "SKY_ID", "Surfaces", "View", "cast_rays", "count_object_pixels"]
-__all__ += ["render_view"]
+__all__ = ["DOME_RADIUS", "GROUND_ID", "NEAR", "SKY_ID", "Surfaces", "View", "cast_rays", "count_object_pixels"]
+__all__ += ["layout_of", "render_view"]
+
+NEAR = 1.5
+"""z depth, in world units, whose inverse depth counts as 1 in conditions: cameras stand hardly nearer to anything."""
 
 
 class View(NamedTuple):
@@ -96,6 +102,12 @@ def render_view(description: Description, camera: Cameras) -> View:
     light = pack_light(description.time, description.sun_turn_rad)
     render_pixels(scene, light, GROUNDS.index(description.ground), boxes, *packed, image, depth, ids)
     return View(image=image, depth=depth, object_ids=ids)
+
+
+def layout_of(view: View, order: Sequence[int] | None = None) -> Conditions:
+    """Return the exact depth and ids of a view as conditions; `order` says the slot of each object of the scene."""
+    depth, ids = torch.from_numpy(view.depth), torch.from_numpy(view.object_ids).long()
+    return {"depth": invert_depth(depth, NEAR), "ids": slots_of(ids, order)}
 
 
 class Surfaces(NamedTuple):

@@ -170,18 +170,18 @@ def test_a_step_on_another_device_mixes_no_devices():
 
 
 def test_timesteps_of_a_batch_cover_the_schedule_evenly():
-    from restage.train.batches import _draw_timesteps
+    from restage.train.batches import draw_timesteps
 
-    drawn = _draw_timesteps(10, 1000, 1.0, torch.Generator().manual_seed(0))
+    drawn = draw_timesteps(10, 1000, 1.0, torch.Generator().manual_seed(0))
     assert sorted((drawn // 100).tolist()) == list(range(10))
     assert drawn.tolist() != sorted(drawn.tolist())
 
 
 def test_shifted_timesteps_are_higher_as_the_formula_says():
-    from restage.train.batches import _draw_timesteps
+    from restage.train.batches import draw_timesteps
 
-    plain = _draw_timesteps(1000, 1000, 1.0, torch.Generator().manual_seed(0))
-    shifted = _draw_timesteps(1000, 1000, 3.0, torch.Generator().manual_seed(0))
+    plain = draw_timesteps(1000, 1000, 1.0, torch.Generator().manual_seed(0))
+    shifted = draw_timesteps(1000, 1000, 3.0, torch.Generator().manual_seed(0))
     expected = 3 * plain / (1000 + 2 * plain) * 1000
     assert float((shifted - expected).abs().max()) <= 3  # one step of the unshifted grid is up to three here
     assert 0.6 < float(shifted.float().mean()) / 1000 < 0.7  # the mean of 3u / (1 + 2u) is 0.676
