@@ -20,7 +20,8 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 __all__ = ["DIRECT", "EditCase", "EditRequest", "GRADED", "InputError", "MissingExtra", "Progress", "PromptPair"]
-__all__ += ["Score", "added_later", "canonical_json", "check_is_no_pipe", "content_id", "derive_seed", "file_sha256"]
+__all__ += ["Reference", "Score", "added_later", "canonical_json", "check_is_no_pipe", "content_id", "derive_seed"]
+__all__ += ["file_sha256"]
 __all__ += ["from_plain", "has_right_seal", "hash_files", "parse_json", "read_json", "seal", "write_atomically"]
 __all__ += ["write_json", "write_record"]
 
@@ -292,12 +293,24 @@ class PromptPair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A picture that a request refers to, by its content; the files lie in `references/` of the scene's folder."""
+
+    picture: str
+    """The file's name: the SHA-256 of its bytes, and a suffix."""
+    mask: str = added_later("")
+    """The name of a mask of the picture's subject, white inside; empty for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EditRequest:
     """What is asked of an editor: an instruction, and captions of the scene before and after."""
 
     instruction: str
     source_caption: str
     target_caption: str
+    references: tuple[Reference, ...] = added_later(())
+    """Pictures that the instruction refers to."""
 
     def __post_init__(self) -> None:
         if not self.instruction.strip():

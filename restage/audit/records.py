@@ -38,6 +38,7 @@ from restage.run.layout import (
     FIT_STATE,
     FITS,
     HELD_OUT,
+    REFERENCES,
     REGIONS,
     RUN_RECORD,
     SCORES,
@@ -65,7 +66,7 @@ PAIR_RECORDS = ("pairs/plan.json", "pairs/rule.json")
 OPEN = (
     *("pairs/*", "rounds/*", "diagnose/*", "verify/*", f"{ANSWERS}/*", RUN_RECORD),
     *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", f"scenes/*/{SOURCE}", "edit/*/preview.png", *STUDY_FILES),
-    *(f"edit/*/{CHANGES}", f"scenes/*/{REGIONS}/*"),
+    *(f"edit/*/{CHANGES}", f"scenes/*/{REGIONS}/*", f"scenes/*/{REFERENCES}/*"),
 )
 """Files that need no record to name them: checked elsewhere, or states, or not named in earlier versions."""
 
@@ -109,6 +110,7 @@ def check_records(run: Path, *, left_out: Mapping[str, str] | None = None) -> Ge
     check.seals()
     check.missing()
     check.inputs()
+    check.references()
     check.added()
     check.result.num_files = len(check.hashes)
     return check.result
@@ -260,6 +262,23 @@ class _Check:
                 if found is not None and found != splats:
                     others = f"({str(splats)[:16]}) than {scene} ({found[:16]})"
                     self.find("mismatch", name, f"was made from other splats {others}")
+
+    def references(self) -> None:
+        """Check that pictures which requests refer to are there, each with the content that its name says."""
+        for path in sorted(self.run.glob(EDIT_CASES)):
+            name = path.relative_to(self.run).as_posix()
+            try:
+                references = read_json(path, EditCase).request.references
+            except InputError:
+                continue  # a case that is not what it was is found by its hash
+            for reference in references:
+                for file in filter(None, (reference.picture, reference.mask)):
+                    place = (path.parents[2] / REFERENCES / file).relative_to(self.run).as_posix()
+                    found = self._hash_of(place)
+                    if found is None:
+                        self.find("missing", place, f"named by {name}")
+                    elif found != Path(file).stem:
+                        self.find("changed", place, f"SHA-256 is {found[:16]}, its name and {name} say {file[:16]}")
 
 
 def _is_free_case(path: Path) -> bool:

@@ -101,6 +101,8 @@ def edit(
     model_options: tuple[str, ...] = (),
     max_drift: float = 0.1,
     anchor: str = "",
+    reference: tuple[Path, ...] = (),
+    reference_mask: tuple[Path, ...] = (),
     device: DeviceArgument = "auto",
     size: int | None = None,
     cameras: Path | None = None,
@@ -140,6 +142,9 @@ def edit(
         anchor: The view that the editor edits first and then sees beside every other one, so that all come out alike:
             `auto`, a view's number, or a picture of a view that you edited elsewhere. Editors that take one picture get
             a grid; `grid:` before it asks for that. For `pipeline` and `endpoint`.
+        reference: Pictures that the instruction refers to, as in "make the cube look like the picture"; for editors
+            that take several pictures.
+        reference_mask: A mask of the subject of each reference, white inside, where the rest is not meant.
         device: Where the scene is drawn and the editor's model computes.
         size: Longer side of the views in pixels, if a capture is fitted first or cameras are placed.
         cameras: For a file of splats: a capture in their frame whose cameras are used, in place of placed ones.
@@ -154,15 +159,15 @@ def edit(
     from restage.scenes.config import PHOTOGRAPHS, for_size
     from restage.scenes.device import choose_device
     from restage.scenes.io import capture_name, is_capture, splats_in
+    from restage.scenes.references import GivenPicture
     from restage.scenes.stage import find_scene, fit_folder
 
     device = choose_device(device)
     if then and (source_caption or target_caption):
         raise InputError("captions belong to one instruction; give them with --start instead of --then")
-    requests = [
-        EditRequest(instruction=text, source_caption=source_caption, target_caption=target_caption)
-        for text in (instruction, *then)
-    ]
+    if then and reference:
+        raise InputError("a reference belongs to one instruction; give it with --start instead of --then")
+    given = GivenPicture.read_all(reference, reference_mask)
     choice = EditChoice(
         method=method,
         editor=editor,
@@ -190,6 +195,13 @@ def edit(
         out = Path("runs") / capture_name(scene)
         show_progress(fit_folder(scene, out, partial(for_size, PHOTOGRAPHS), size=size, device=device))
         scene = out
+    references = tuple(picture.keep(find_scene(scene)) for picture in given)
+    requests = [
+        EditRequest(
+            instruction=text, source_caption=source_caption, target_caption=target_caption, references=references
+        )
+        for text in (instruction, *then)
+    ]
     if estimate_only or editor == "endpoint":
         say(f"estimate: {estimate_edit(find_scene(scene), choice, num_edits=len(requests))}")
     if estimate_only:

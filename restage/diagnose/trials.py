@@ -30,6 +30,7 @@ from restage.edit.editors.edit_model import ModelEditor
 from restage.edit.editors.exact import ExactEditor
 from restage.edit.editors.grade import anchors_of
 from restage.edit.editors.interface import Edited, Editor, EditorSource, ViewBatch
+from restage.edit.editors.referenced import show_references
 from restage.edit.job import EditJob
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import KeptEdits
@@ -39,6 +40,7 @@ from restage.records import EditRequest, Progress, content_id, derive_seed, read
 from restage.scenes.capture import Capture
 from restage.scenes.fit import psnr, render_views
 from restage.scenes.rasterize import rasterize
+from restage.scenes.references import read_references
 from restage.scenes.splats import Splats
 from restage.work.task import Facts, Task
 from restage.world.grammar import Description
@@ -136,6 +138,7 @@ class Trials:
         opened = self.editors.open(MenuEditor(name="edit_model", model=model), EditorSource(device=self.device))
         assert isinstance(opened, ModelEditor)
         editor = replace(opened, settings=EditSettings(steps=self.editor_steps, guidance=setup.guidance))
+        editor = show_references(editor, read_references(setup.truth.parents[1], read_case(setup.truth).request))
         return _Remembered(editor, content_id("editor", [self.editors.weights_id(model), setup.guidance]), self._edits)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from restage.edit.editors import EditorSource, MenuEditor, OpenEditors, check_editor
 from restage.edit.editors.interface import MAX_DRIFT
+from restage.edit.editors.referenced import show_references
 from restage.edit.job import Dialed, EditStep, Method, TimeLimited, asked_pictures
 from restage.edit.methods import METHODS
 from restage.edit.origins import weights_on
@@ -31,6 +32,7 @@ from restage.scenes.device import made_on
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
 from restage.scenes.io.splat_files import read_splats
+from restage.scenes.references import read_references
 from restage.scenes.splats import Splats
 
 __all__ = ["AUTO", "EditChoice", "OpenedEdit", "StartingPoint", "estimate_edit", "find_case", "name_case"]
@@ -153,6 +155,7 @@ def open_edit(
     if start is not None:
         capture = replace(capture, images=render_views(splats, capture.cameras))
     editor = (editors or OpenEditors()).open(menu_editor, source)
+    editor = show_references(editor, read_references(scene_folder, request))
     inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
     if choice.anchor:
         from restage.edit.editors.anchored import anchor_mark, find_anchor, follow_anchor  # OpenCV takes a moment

@@ -22,6 +22,7 @@ from restage.edit.editors import (
     OpenEditors,
     SceneEditor,
 )
+from restage.edit.editors.referenced import show_references
 from restage.edit.job import EditStep, Method, needs_editor
 from restage.edit.methods import METHODS
 from restage.edit.results import edit_scene, write_failure
@@ -35,6 +36,7 @@ from restage.scenes.capture import Capture
 from restage.scenes.device import made_on
 from restage.scenes.io import read_capture
 from restage.scenes.io.splat_files import read_splats
+from restage.scenes.references import read_references
 from restage.scenes.splats import Splats
 from restage.work.engine import settings_for, work_through
 from restage.work.task import EngineConfig, Facts, SetAside, Task, TaskQueue
@@ -166,7 +168,12 @@ class OpenEdits:
 
     def open_editor(self, unit: EditUnit, source: EditorSource) -> Editor | None:
         """Open the editor of a unit; None for a method that asks none."""
-        return None if unit.editor == NO_EDITOR else self.editors.open(self.settings.editors[unit.editor], source)
+        if unit.editor == NO_EDITOR:
+            return None
+        editor = self.editors.open(self.settings.editors[unit.editor], source)
+        run = self.settings.folder
+        references = read_references(unit.scene_folder(run), read_case(unit.truth_folder(run)).request)
+        return show_references(editor, references)
 
     def facts_of(self, unit: EditUnit, case: EditCase) -> dict[str, Any]:
         """Returns what a record says of its unit beside the result."""

@@ -67,6 +67,8 @@ class EditSection:
     views: Sequence[str]
     before: list[str | None]
     truth: list[str | None]
+    references: list[str]
+    """Pictures that the request refers to."""
     methods: Sequence[MethodEntry]
     chosen: int  # index of the method that is shown first
     width: int
@@ -166,6 +168,10 @@ def _edit_section(
         views=views,
         before=[prepared.copy(entry.before.get(view), f"{view}-before") for view in views],
         truth=[prepared.copy(entry.truth.get(view), f"{view}-truth") for view in views],
+        references=[
+            assets.add_picture(read_picture(path, max_px=config.max_px), f"edit-{number}-reference")
+            for path in entry.references
+        ],
         methods=methods,
         chosen=methods.index(chosen),
         width=first[0],

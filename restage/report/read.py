@@ -98,6 +98,7 @@ class EditEntry:
     before: Mapping[str, Path]  # the scene before the edit, by view
     is_before_rendered: bool
     """Whether `before` are renders of the unedited scene, not the pictures of the capture."""
+    references: Sequence[Path]  # pictures that the request refers to
     truth: Mapping[str, Path]
     truth_masks: Mapping[str, Path]
 
@@ -283,9 +284,17 @@ def _read_edits(run: Path, scene: SceneEntry) -> Iterator[EditEntry]:
             results=results,
             before=scene.renders or scene.pictures,
             is_before_rendered=bool(scene.renders),
+            references=_references(run / "scenes" / scene.name, request),
             truth=_pictures(truth / layout.IMAGES) if truth else {},
             truth_masks=_pictures(truth / layout.MASKS) if truth else {},
         )
+
+
+def _references(scene_folder: Path, request: EditRequest | None) -> tuple[Path, ...]:
+    """Pictures that a request refers to, as far as they are there."""
+    names = [Path(reference.picture).name for reference in request.references] if request else []
+    paths = [scene_folder / layout.REFERENCES / name for name in names]
+    return tuple(path for path in paths if path.is_file())
 
 
 def _read_results(run: Path, edit_folder: Path) -> list[ResultEntry]:

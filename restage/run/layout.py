@@ -14,7 +14,7 @@ __all__ = ["CAPTURE", "CONTACT_SHEET", "DEPTH", "DIAGNOSIS", "EDITOR_VIEWS", "ED
 __all__ += ["EDIT_RECORDS", "FITS", "FIT_RECORD", "FIT_STATE", "HELD_OUT", "IMAGES", "MANIFEST", "MASKS", "ORBIT"]
 __all__ += ["PAGE", "PROMPTS", "RUN_RECORD", "SCORES", "SOURCE", "SPLATS", "STAGES", "STAGE_MARK", "STAGE_MARKS"]
 __all__ += ["TRANSFORMS", "TRUTH", "VIEW_SCORES", "check_is_run", "counting_order", "folders_in", "is_stage_done"]
-__all__ += ["ANSWERS", "CHANGES", "ORIGINS", "REGIONS", "REGION_MASKS", "STUDY_FILES", "result_folder"]
+__all__ += ["ANSWERS", "CHANGES", "ORIGINS", "REFERENCES", "REGIONS", "REGION_MASKS", "STUDY_FILES", "result_folder"]
 
 STAGES = ("prompts", "pairs", "train", "world", "scenes", "edit", "compare", "report")
 """Stages in the order data flows; each has a folder of its name."""
@@ -43,6 +43,8 @@ SOURCE = "source.json"
 FITS = f"scenes/*/{FIT_RECORD}"
 SPLATS = "splats.ply"
 REGIONS = "regions"
+REFERENCES = "references"
+"""Pictures that requests refer to, each named by its SHA-256."""
 HELD_OUT = "held_out"
 """Renders of held-out views, of a fit and of a result."""
 

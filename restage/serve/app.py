@@ -30,6 +30,7 @@ from restage.records import EditRequest, InputError, MissingExtra, derive_seed, 
 from restage.run.doors import Door, find_port, is_loopback
 from restage.run.progress import say
 from restage.scenes.io.images import UNREADABLE, open_picture
+from restage.scenes.references import ShownPicture
 from restage.serve.batching import BatchingQueue, QueueFull
 from restage.serve.config import ServeConfig
 from restage.serve.guard import ApiError, Guard
@@ -150,7 +151,8 @@ class _Service:
         )
         noise_level = _number(fields, "noise_level", 1.0, lowest=0.001, highest=1.0)
         return [
-            EditItem(picture, request, seed, noise_level, start, region, tuple(references)) for seed in _seeds(fields)
+            EditItem(picture, request, seed, noise_level, start, region, tuple(map(ShownPicture, references)))
+            for seed in _seeds(fields)
         ]
 
     def read_paint(self, fields: Mapping[str, str]) -> list[PaintItem]:

@@ -18,6 +18,7 @@ from restage.edit.editors import MenuEditor
 from restage.edit.editors.interface import Editor, EditorSource, SeededNoise, ViewBatch, hold_outside
 from restage.records import EditRequest, InputError, read_json
 from restage.run.models import models_in
+from restage.scenes.references import ShownPicture
 
 __all__ = ["EditItem", "PaintItem", "Painting", "ServedEditor", "editor_of_folder", "open_served"]
 
@@ -44,7 +45,7 @@ class EditItem:
     start: Float[Tensor, "3 h w"] | None = None
     """What partial noise is added to; None for the picture."""
     region: Float[Tensor, "h w"] | None = None
-    references: tuple[Float[Tensor, "3 _ _"], ...] = ()
+    references: tuple[ShownPicture, ...] = ()
 
     @property
     def kind(self) -> Hashable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from restage.run.layout import CAPTURE, DEPTH, EDIT_CASE, IMAGES, MASKS, TRANSFO
 from restage.scenes.capture import turn_upright
 from restage.scenes.config import FitConfig
 from restage.scenes.io import read_capture, write_capture
+from restage.scenes.references import GivenPicture
 from restage.world.config import CaptureConfig, WorldConfig
 from restage.world.grammar import Description, Edit
 from restage.world.render import render_view
@@ -108,10 +109,14 @@ class FolderScene:
     fit: FitConfig = field(default_factory=FitConfig)
     kind: str = "free"
     """Kind of edit that its rows are filed under; `grade` where `write_grade_truth` wrote the truths."""
+    references: Mapping[str, tuple[GivenPicture, ...]] = field(default_factory=dict)
+    """Pictures that an edit's request refers to, by the edit's name; `GivenPicture.read_all` reads them from files."""
 
     def __post_init__(self) -> None:
         if not self.requests:
             raise InputError(f"{self.name}: expected at least one edit")
+        if unknown := sorted(set(self.references) - set(self.requests)):
+            raise InputError(f"{self.name}: there are references for {', '.join(unknown)}, which is no edit of it")
 
     @property
     def edits(self) -> tuple[str, ...]:
@@ -121,7 +126,9 @@ class FolderScene:
     def facts_of(self, edit: str) -> Mapping[str, Any]:
         """Returns what a result of this edit depends on; see `StudyScene.facts_of`."""
         how = {"size": self.size, "is_upright": self.is_upright, "fit": self.fit}
-        return {"folder": self.folder.name, "request": self.requests[edit], **how}
+        references = tuple(picture.reference for picture in self.references.get(edit, ()))
+        request = replace(self.requests[edit], references=references)
+        return {"folder": self.folder.name, "request": request, **how}
 
     def write(self, folder: Path) -> Iterator[str]:
         """Write capture, requests and truth; see `StudyScene.write`."""
@@ -130,6 +137,8 @@ class FolderScene:
             write_capture(capture if self.is_upright else turn_upright(capture), folder / CAPTURE)
         yield f"{self.name}: capture"
         for edit, request in self.requests.items():
+            references = tuple(picture.keep(folder) for picture in self.references.get(edit, ()))
+            request = replace(request, references=references)
             target = folder / TRUTH / edit
             has_truth = self.truths is not None and (self.truths / edit / "images").is_dir()
             case = EditCase(scene=self.name, kind=self.kind, request=request, has_truth=has_truth)

@@ -21,6 +21,7 @@ from restage.records import EditRequest, InputError
 from restage.scenes.io.splat_files import SPLAT_FORMATS
 from restage.view.layers import PICTURE_LAYERS, SPLAT_LAYERS
 from restage.view.pictures import FRAMES_PER_SECOND, MAX_FRAMES, PATHS, path_cameras, render_clip, view_picture
+from restage.view.reference_control import ReferenceControl
 from restage.view.region_controls import RegionControls
 from restage.view.scene import KeptEdit
 from restage.view.shortcuts import add_shortcuts, show_help
@@ -144,6 +145,7 @@ class Controls:
         self.editor = gui.add_dropdown("Editor", tuple(EDITORS), initial_value="edit_model")
         self.seed = gui.add_number("Seed", 0, min=0, step=1)
         self.is_chained = gui.add_checkbox("On top", False, hint="Else from the scene before any edit.")
+        self.reference = ReferenceControl(self.page)
         with gui.add_folder("Captions and settings", expand_by_default=False) as more:
             self.source_caption = gui.add_text("Before", "", hint="What is to be seen before; some editors use it.")
             self.target_caption = gui.add_text("After", "", hint="What is to be seen after.")
@@ -193,6 +195,7 @@ class Controls:
         """Fit the controls to the scene that the session has chosen."""
         session, scene = self.page.session, self.page.session.scene
         self.region.forget_handles()
+        self.reference.show(())
         facts = [f"{len(scene.splats):,} splats"]
         if scene.capture is not None:
             facts.append(f"{len(scene.capture.cameras)} views")
@@ -278,12 +281,14 @@ class Controls:
                 self.instruction.value = case.request.instruction
                 self.source_caption.value = case.request.source_caption
                 self.target_caption.value = case.request.target_caption
+                self.reference.show(case.request.references)
 
     def _start(self) -> None:
         request = EditRequest(
             instruction=self.instruction.value,
             source_caption=self.source_caption.value,
             target_caption=self.target_caption.value,
+            references=self.reference.references,
         )
         choice = EditChoice(
             method=self.method.value, editor=self.editor.value, seed=int(self.seed.value), settings=self.settings.read()

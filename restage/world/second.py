@@ -277,11 +277,12 @@ def _sample_paint(rng: np.random.Generator, scene: Description, kind: str, split
 def reference_scene(edit: Edit, seed: int) -> Description:
     """Return another world that shows what a `look` asks for: on its first object, of any kind, on other ground.
 
-    Half of them show a second object that has nothing to do with it.
+    Half of them show a second object that has nothing to do with it. Of an edit of another kind, which changes the
+    shape as well, the first object has the shape, too.
     """
     (item,) = (o for o in edit.after.objects if o not in edit.before.objects)
     rng = np.random.default_rng(derive_seed("reference", seed))
-    kind = item.kind if rng.uniform() < 0.5 else str(rng.choice(KINDS))
+    kind = item.kind if edit.kind != "look" or rng.uniform() < 0.5 else str(rng.choice(KINDS))
     shown = replace(item, kind=kind, size="", x=0.0, y=0.0, z=0.0, yaw_rad=round(float(rng.uniform(0, 6.2832)), 4))
     objects, time = [shown], str(rng.choice(TIMES))
     if rng.uniform() < 0.5:

@@ -7,6 +7,7 @@ What is complete on disk is not made again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jaxtyping import Float
@@ -24,7 +25,7 @@ from restage.records import (
     write_json,
 )
 from restage.run.folder import RunFolder
-from restage.run.layout import CAPTURE, EDIT_CASE, TRANSFORMS, TRUTH
+from restage.run.layout import CAPTURE, EDIT_CASE, REFERENCES, TRANSFORMS, TRUTH
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture
 from restage.scenes.io.nerfstudio import write_capture
@@ -32,6 +33,7 @@ from restage.world import grammar, second
 from restage.world.capture import make_capture, make_truth, shown_together
 from restage.world.config import CaptureConfig, WorldConfig
 from restage.world.description import Description, Edit
+from restage.world.references import REFERENCED_KINDS, give_picture, render_reference
 
 __all__ = ["edit_name", "make_scene", "run_world", "sample_scene"]
 
@@ -120,12 +122,15 @@ def _claim_folder(folder: Path, description: Description) -> None:
 
 
 def _write_truth(folder: Path, edit: Edit, capture: Capture, seed: int) -> None:
-    """Write the true edited views and masks of all views, `edit.json` last."""
+    """Write the true edited views and masks of all views, a picture that the edit refers to, and `edit.json` last."""
     truth = make_truth(edit, capture.cameras)
     for file_name, image, mask in zip(capture.file_names, truth.images, truth.masks, strict=True):
         _write_png(folder / "images" / file_name, image.permute(1, 2, 0))
         _write_png(folder / "masks" / file_name, mask)
     request = grammar.request_of(edit, seed)
+    if edit.kind in REFERENCED_KINDS:
+        shown = render_reference(edit, derive_seed(seed, edit_name(edit)), size=capture.cameras.width)
+        request = replace(request, references=(give_picture(shown).keep(folder.parents[1]),))
     write_json(folder / EDIT_CASE, EditCase(scene=capture.name, kind=edit.kind, request=request, has_truth=True))
 
 
@@ -153,5 +158,5 @@ def run_world(run: RunFolder, config: WorldConfig) -> Iterator[Progress]:
         for note in make_scene(folder, description, edits, name=name, seed=seed, config=config.capture):
             done += 1
             yield Progress(stage=STAGE, done=done, total=total, note=note)
-    made = [f"scenes/{name}/{part}/**/*" for name in names for part in ("capture", "truth")]
+    made = [f"scenes/{name}/{part}/**/*" for name in names for part in ("capture", "truth", REFERENCES)]
     run.mark_done(STAGE, config, also=made, scenes=names)

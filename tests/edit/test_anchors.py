@@ -36,7 +36,7 @@ class Painter:
         self.batches.append(batch)
         images = torch.full_like(batch.originals, 0.25)
         if batch.references:
-            images[:] = batch.references[0].mean(dim=(1, 2))[:, None, None]
+            images[:] = batch.references[0].picture.mean(dim=(1, 2))[:, None, None]
         elif batch.originals.shape[2] > picture(0).shape[1]:
             height, width = (side // 2 for side in batch.originals.shape[2:])
             images[:] = torch.nan
@@ -73,7 +73,7 @@ def test_the_anchor_is_edited_once_and_all_others_follow_it(form):
         assert others.regions[:, height:, width:].min() == 1
     else:
         assert torch.equal(others.originals, batch.originals[[0, 2, 3]]) and others.regions is None
-        assert (others.references[0] == 0.25).all()
+        assert (others.references[0].picture == 0.25).all()
 
 
 def test_a_picture_of_the_users_is_not_edited_and_the_others_follow_it():
@@ -92,7 +92,7 @@ def test_an_anchor_changes_inside_its_region_alone():
     region[:40] = 1
     painter = Painter(REFERENCE)
     AnchoredEditor(painter, Anchor(11, batch.originals[1], region=region), REFERENCE).edit(batch)
-    shown = painter.batches[1].references[0]
+    shown = painter.batches[1].references[0].picture
     assert (shown[:, :40] == 0.25).all() and torch.equal(shown[:, 40:], batch.originals[1, :, 40:])
 
 
@@ -113,7 +113,7 @@ def test_an_anchor_that_drifted_is_put_back_before_it_is_shown():
     still = grade_views(batch.originals[1:], "make it golden").images[0]
     drifted = drifting.edit(batch).images[1]
     inside = (slice(None), slice(8, -8), slice(8, -8))
-    error, before = ((one - still)[inside].abs().mean() for one in (painter.batches[0].references[0], drifted))
+    error, before = ((one - still)[inside].abs().mean() for one in (painter.batches[0].references[0].picture, drifted))
     assert error < 0.3 * before
     assert edited.drifts[1] == pytest.approx(drifting.drift_of(batch, 11).share(96, 96), abs=2e-3)
     strict = follow_anchor(SettledEditor(Both(), max_drift=0.01), Anchor(11, batch.originals[1]), "auto")

@@ -24,6 +24,7 @@ from restage.records import EditRequest, InputError
 from restage.run.folder import RunFolder
 from restage.scenes.io.nerfstudio import write_capture
 from restage.scenes.io.splat_files import read_splats, write_splats
+from restage.scenes.references import ShownPicture
 from tests.edit.tiny_pipelines import BUILDERS, build, save
 
 REQUEST = EditRequest(instruction="a red cube", source_caption="", target_caption="")
@@ -225,7 +226,7 @@ def spy_on(name: str, *options: str, **changes) -> list[dict]:
 def test_pictures_masks_and_references_go_where_the_table_says():
     reference, region = torch.rand(3, 20, 40), torch.zeros(3, 32, 32)
     region[:, :16] = 1
-    how = {"references": (reference,), "regions": region}
+    how = {"references": (ShownPicture(reference),), "regions": region}
     first = spy_on("Flux2KleinPipeline", **how)[0]
     assert [picture.size for picture in first["image"]] == [(64, 64), (64, 64)]
     assert (first["height"], first["width"]) == (64, 64) and first["guidance_scale"] == 4.0

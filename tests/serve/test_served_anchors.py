@@ -32,7 +32,7 @@ class FollowingExact:
         indices = tuple(int((self.views - view).abs().mean(dim=(1, 2, 3)).argmin()) for view in batch.originals)
         truth = self.exact.edit(replace(batch, view_indices=indices))
         (shown,) = self.exact.edit(replace(batch.select([0]), view_indices=(self.anchor,))).images
-        if batch.references and torch.equal(batch.references[0], shown):
+        if batch.references and torch.equal(batch.references[0].picture, shown):
             return truth
         is_anchor = torch.tensor(indices) == self.anchor
         images = torch.where(is_anchor[:, None, None, None], truth.images, batch.originals)

@@ -23,6 +23,7 @@ from restage.edit.families import IN_GRID
 from restage.edit.pictures import read_image
 from restage.records import InputError, file_sha256
 from restage.scenes.capture import Capture
+from restage.scenes.references import ShownPicture
 
 __all__ = ["Anchor", "AnchoredEditor", "anchor_mark", "find_anchor", "follow_anchor"]
 
@@ -82,12 +83,15 @@ class AnchoredEditor:
             else:
                 others.append(place)
         if others:
-            instruction = f"{batch.request.instruction.rstrip('. ')}. {self.form.words}"
+            instruction = batch.request.instruction
+            if self.form.words:
+                instruction = f"{instruction.rstrip('. ')}. {self.form.words}"
             part = replace(batch.select(others), request=replace(batch.request, instruction=instruction))
             if self.form.is_grid:
                 edited = self._edit_in_grid(part, first.images[0])
             else:
-                edited = self.editor.edit(replace(part, references=(first.images[0], *batch.references)))
+                anchor = ShownPicture(first.images[0], first.masks[0])
+                edited = self.editor.edit(replace(part, references=(anchor, *batch.references)))
             images[others], masks[others] = edited.images, edited.masks
             left_out = {others[place]: reason for place, reason in edited.left_out.items()}
         return Edited(images, masks, left_out, drifts)

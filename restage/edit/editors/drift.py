@@ -251,6 +251,11 @@ class DriftingEditor:
         if not 0 <= self.max_drift_px < 1000:
             raise InputError(f"expected a drift of 0 to 1000 pixels, got {self.max_drift_px}")
 
+    @property
+    def takes_references(self) -> bool:
+        """Whether the other one looks at pictures beside the view."""
+        return getattr(self.editor, "takes_references", False)
+
     def drift_of(self, batch: ViewBatch, index: int) -> Drift:
         """The drift of a view: mostly a shift, partly a zoom and a small turn."""
         height, width = batch.originals.shape[2:]

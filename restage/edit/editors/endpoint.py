@@ -133,6 +133,11 @@ class EndpointEditor:
         is_alone = "references" not in model.takes if model.is_ours else ONE_PICTURE.search(model.id) is not None
         return AnchorForm(is_alone, IN_GRID if is_alone else SECOND_PICTURE)
 
+    @property
+    def takes_references(self) -> bool:
+        """Whether the model looks at more pictures than the view."""
+        return not self.anchor_form.is_grid
+
     def prepare(self, asked: AskedPictures | None) -> None:
         """Refuse a method before anything is paid that the endpoint cannot be told about."""
         if asked is not None and asked.from_renders and "noise_level" not in self.asker.model.takes:
@@ -180,7 +185,7 @@ class EndpointEditor:
             fields["source_caption"] = batch.request.source_caption
             fields["target_caption"] = batch.request.target_caption
         region = None if batch.regions is None else batch.regions[place].cpu()
-        pictures = (original, *(reference.cpu() for reference in batch.references))
+        pictures = (original, *(reference.picture.cpu() for reference in batch.references))
         if frame is not None:
             # A reference of the view's shape is another view, which is to lie in its picture as the view does.
             pictures = tuple(frame.put(one) if one.shape == original.shape else one for one in pictures)

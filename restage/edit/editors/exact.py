@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class ExactEditor:
 
     truth: Path  # truth folder: images/ and masks/, by the file names of the views
     file_names: tuple[str, ...]  # of every view of the whole capture, in order
+    takes_references: ClassVar[bool] = True
 
     @classmethod
     def open(cls, source: EditorSource) -> ExactEditor:
@@ -84,6 +86,11 @@ class NoisyEditor:
             shift_share=strength * SHIFT_SHARE,
             miss_share=strength * MISS_SHARE,
         )
+
+    @property
+    def takes_references(self) -> bool:
+        """Whether the other one looks at pictures beside the view."""
+        return getattr(self.editor, "takes_references", False)
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit and disturb; see `Editor.edit`.

@@ -20,6 +20,7 @@ from restage.diffusion.schedule import Schedule
 from restage.edit.sharing import AnchoredNoise, DepthMaps, ViewSharing
 from restage.records import EditRequest, InputError, derive_seed
 from restage.run.endpoint_config import EndpointConfig
+from restage.scenes.references import ShownPicture
 
 __all__ = ["MAX_DRIFT", "AnchorForm", "AskedPictures", "Branches", "Edited", "Editor", "EditorFactory", "EditorSource"]
 __all__ += ["KnownScores", "NoiseKeys", "PredictNoise", "ScoreModel", "SeededNoise", "ViewBatch"]
@@ -55,8 +56,8 @@ class ViewBatch:
     sharing: ViewSharing | None = None
     """How the views attend to each other; None to edit each by itself, as an editor does that cannot share attention
     (`can_share_attention`)."""
-    references: tuple[Float[Tensor, "3 _ _"], ...] = ()
-    """Pictures that the instruction may name, for editors that take several."""
+    references: tuple[ShownPicture, ...] = ()
+    """Pictures that the instruction may name, for editors that take several (`takes_references`)."""
     regions: Float[Tensor, "batch height width"] | None = None
     """Where each view may change, 1 inside, for editors that take masks; None for everywhere."""
     join_masks: Callable[[Sequence[int], Tensor], Tensor] | None = None

@@ -175,7 +175,7 @@ class PipelineEditor:
         return _Prepared(
             _resize(batch.views, size),
             _resize(batch.originals, size),
-            [_fit(reference.cpu(), size) for reference in batch.references],
+            [_fit(reference.picture.cpu(), size) for reference in batch.references],
             regions,
             [*seeds],
             noises,

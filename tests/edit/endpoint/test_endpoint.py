@@ -26,6 +26,7 @@ from restage.run.endpoint_config import EndpointConfig
 from restage.run.folder import RunFolder
 from restage.run.paid import PaidAnswers
 from restage.run.reading import EditRecord
+from restage.scenes.references import ShownPicture
 from tests.edit.endpoint.fake_images import answer_bytes, answer_with, encode, invert, pixels_of
 from tests.fake_server import Plain, fail
 
@@ -110,7 +111,7 @@ def test_masks_of_the_server_come_back(server, batch, open_editor):
 def test_regions_and_references_are_sent_as_the_protocol_has_them(server, batch, open_editor):
     regions = torch.zeros(4, 16, 24)
     regions[:, :, :10] = 1
-    told = dataclasses.replace(batch, regions=regions, references=(torch.rand(3, 8, 8),))
+    told = dataclasses.replace(batch, regions=regions, references=(ShownPicture(torch.rand(3, 8, 8)),))
     open_editor().edit(told)
     for asked in server.asked:
         image, reference = asked.files["image[]"]
