@@ -50,6 +50,9 @@ class MiniatureConfig:
     version: Literal["filtered", "unfiltered", "exact"] = "filtered"
     """Pairs that the edit model is trained on: those that the rule accepts (the model that ships), all that were made,
     or rendered ones; the others go to `edit_model_unfiltered` and `edit_model_exact`."""
+    references: Literal["none", "words", "beside", "tokens"] = "none"
+    """Train an edit model that looks at a picture as well, on rendered pairs: `beside` the view, or as `tokens` in
+    cross attention; `words` sees the same pairs without their pictures. It goes to `edit_model_<this>`."""
     batch_size: int | None = None
     """Examples in a training step; default: the recipe's."""
     seed: int = 0
@@ -137,6 +140,11 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
 
     if part == "pictures":
         yield from pictures.make_pictures(folder / "pictures", config.num_pictures)
+    elif part == "edit-model" and config.references != "none":
+        recipe = edit_model.REFERENCE_RECIPE
+        recipe = replace(recipe, train=replace(recipe.train, training=as_asked(recipe.train.training)))
+        arm, device = config.references, config.device
+        yield from edit_model.train_with_references(folder / "miniature", arm, recipe, start=start, device=device)
     elif part == "edit-model":
         recipe = edit_model.RECIPE
         recipe = replace(recipe, train=replace(recipe.train, training=as_asked(recipe.train.training)))

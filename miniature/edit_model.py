@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from miniature.rendered_pairs import render_pairs, write_pictured_prompts
+from miniature.rendered_pairs import render_pairs, render_referenced_pairs, write_pictured_prompts
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.config import TrainingConfig
@@ -34,14 +34,17 @@ from restage.train.stage import load_start, train_edit_model
 __all__ = [
     "NO_RULE",
     "RECIPE",
+    "REFERENCE_RECIPE",
     "EditModelRecipe",
     "PairSet",
     "VersionName",
     "train_edit",
+    "train_with_references",
 ]
 
 
 VersionName = Literal["filtered", "unfiltered", "exact"]
+ReferenceArm = Literal["words", "beside", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,50 @@ RECIPE = EditModelRecipe(
         train_text_encoder=True,
     ),
 )
+
+
+REFERENCE_RECIPE = EditModelRecipe(
+    made=replace(RECIPE.made, num_prompts=0, seed=211),
+    rule=NO_RULE,
+    num_pairs=9600,
+    train=replace(
+        RECIPE.train,
+        training=TrainingConfig(
+            num_steps=6000, batch_size=32, learning_rate=5e-4, num_warmup_steps=100, ema_decay=0.998
+        ),
+    ),
+)
+"""Trains an edit model on, from pairs of which three in four refer to a picture. All are rendered, so none is made."""
+
+
+def train_with_references(
+    folder: Path,
+    arm: ReferenceArm,
+    recipe: EditModelRecipe = REFERENCE_RECIPE,
+    *,
+    start: Path | None = None,
+    device: str = "cpu",
+) -> Iterator[Progress]:
+    """Train an edit model that looks at a reference, by one of the arms, and save it as `<folder>/edit_model_<arm>`.
+
+    Each arm sees the same pairs in the same order; `words` sees no picture, which the others are measured against.
+    Command: `restage miniature train edit-model --references tokens --compile`.
+
+    Args:
+        folder: Of the models.
+        arm: How it looks at references; see `restage.diffusion.references`.
+        recipe: How many rendered pairs, and how it is trained.
+        start: An edit model that training goes on from; None for `<folder>/edit_model`, or else the text-to-image one.
+        device: Where the model is trained, such as `cuda`.
+    """
+    own = folder / "edit_model"
+    start = start or (own if own.is_dir() else folder / "text_to_image")
+    config = replace(recipe.train, references=arm)
+    pairs = render_referenced_pairs(recipe.num_pairs, seed=recipe.made.seed)
+    state, shared = folder / "state" / f"edit_model_{arm}", folder / "text_to_image"
+    yield from train_edit_model(pairs, load_start(start, device), state, config, text_to_image=shared)
+    model = replace(load_edit_model(state), guidance=GUIDANCE)
+    save_edit_model(model, folder / f"edit_model_{arm}", text_to_image=shared)
 
 
 def train_edit(

@@ -18,13 +18,17 @@ from restage.prompts.store import write_prompts
 from restage.records import Progress, PromptPair, derive_seed, write_atomically
 from restage.scenes.cameras import Cameras
 from restage.scenes.io.images import to_uint8
+from restage.scenes.references import ShownPicture
 from restage.train.examples import ExactPair
-from restage.world.capture import change_mask, sample_pictured_edit
+from restage.world.capture import change_mask, sample_camera, sample_pictured_edit
 from restage.world.description import Edit
+from restage.world.grammar import undo_of
+from restage.world.references import render_reference, sample_referenced_edit
 from restage.world.render import render_view
-from restage.world.second import prompt_pair_of
+from restage.world.second import caption_of, prompt_pair_of, reference_scene
 
-__all__ = ["PAIR_KINDS", "TURNED", "render_pair", "render_pairs", "write_pictured_prompts"]
+__all__ = ["PAIR_KINDS", "TURNED", "render_pair", "render_pairs", "render_referenced_pair", "render_referenced_pairs"]
+__all__ += ["write_pictured_prompts"]
 
 TURNED = "add, turned"
 """Removals of what an addition has put at a place in words, so that undoing them adds it there: in a pair made of a
@@ -70,6 +74,46 @@ def render_pair(index: int, seed: int) -> ExactPair:
     before, after = render_view(edit.before, camera).image, render_view(edit.after, camera).image
     mask = torch.from_numpy(change_mask(before, after))
     return ExactPair(torch.from_numpy(before), torch.from_numpy(after), mask, prompt)
+
+
+REFERENCED = ("look", "swap", "", "look", "another view", "swap", "look", "")
+"""What the reference of a pair shows, in turn: the look of an object, a thing to be put in an object's place, or the
+edited scene from another side; empty for an ordinary pair without a reference."""
+UNMASKED_SHARE = 0.3
+"""Share of references, among those with nothing but the object that is meant, that come without its mask."""
+
+
+def render_referenced_pairs(count: int, *, seed: int) -> Iterator[ExactPair]:
+    """Render exact pairs with references, and ordinary ones among them, by `REFERENCED` in turn."""
+    return (render_referenced_pair(index, seed) for index in range(count))
+
+
+def render_referenced_pair(index: int, seed: int) -> ExactPair:
+    """Render the exact pair of this index, and what its instruction refers to."""
+    shown, item = REFERENCED[index % len(REFERENCED)], derive_seed("referenced pair", seed, index)
+    if not shown:
+        return render_pair(index // len(REFERENCED), item)
+    if shown == "another view":
+        kind = ("recolour", "pattern", "reshape", "add")[index // len(REFERENCED) % 4]
+        edit, camera = sample_pictured_edit(kind, item)
+        prompt = prompt_pair_of(edit, item, camera)
+        aside = sample_camera(edit.after, derive_seed("another view", item))
+        before, after = render_view(edit.before, aside).image, render_view(edit.after, aside).image
+        changed = torch.from_numpy(change_mask(before, after))
+        # Where another object hides all of it, there is nothing to refer to.
+        reference = ShownPicture(torch.from_numpy(after), changed) if changed.any() else None
+    else:
+        edit, camera = sample_referenced_edit(shown, item)
+        captions = {"source": caption_of(edit.before, item, camera), "target": caption_of(edit.after, item, camera)}
+        undo = undo_of(edit, item) if shown == "look" else ""
+        prompt = PromptPair(**captions, instruction=edit.instruction, kind=edit.kind, undo=undo)
+        reference = render_reference(edit, item)
+        is_alone = len(reference_scene(edit, item).objects) == 1
+        if is_alone and item % 100 < 100 * UNMASKED_SHARE:
+            reference = reference._replace(mask=None)
+    before, after = render_view(edit.before, camera).image, render_view(edit.after, camera).image
+    mask = torch.from_numpy(change_mask(before, after))
+    return ExactPair(torch.from_numpy(before), torch.from_numpy(after), mask, prompt, reference)
 
 
 def write_pictured_prompts(folder: Path, count: int, *, seed: int) -> Iterator[Progress]:

@@ -21,11 +21,15 @@ __all__ += [
     "LocalBlend",
     "Padding",
     "Placement",
+    "ReferenceArm",
     "SamplerConfig",
     "TrainingConfig",
     "Window",
 ]
 
+
+ReferenceArm = Literal["words", "mutual", "beside", "tokens"]
+"""How an edit model looks at a reference picture; see `restage.diffusion.references`."""
 
 Padding = Literal["own", "public"]
 """How the tokens after the words are connected, if the two captions have different numbers of tokens. `own`: end token

@@ -9,18 +9,21 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from restage.diffusion.backbone import load_backbone, save_backbone, save_half
+from restage.diffusion.backbone import Backbone, load_backbone, save_backbone, save_half
 from restage.diffusion.editor import EditModel, Guidance
 from restage.diffusion.loading import load_model
+from restage.diffusion.references import Beside, PictureTokens, Reader, Words, load_tokens, save_tokens
 from restage.records import InputError, canonical_json, file_sha256, read_json, write_json
 
 __all__ = ["add_mask_output", "edit_weights_sha256", "load_edit_model", "save_edit_model", "widen_unet"]
 
+PICTURE_TOKENS = "picture_tokens.safetensors"
 START_MASK_PROBABILITY = 0.05
 """What an untrained mask output says everywhere: most pixels of most edits stay as they are."""
 
@@ -80,6 +83,14 @@ class _Record:
     text_to_image: Path | None = None
     condition_scale: float | None = None
     guidance: Guidance = field(default_factory=Guidance)
+    references: Literal["words", "beside", "tokens"] = "words"
+
+
+def _reader_of(record: _Record, folder: Path, backbone: Backbone, unet: UNet2DConditionModel) -> Reader:
+    if record.references == "tokens":
+        channels, width = backbone.vae.config["latent_channels"], unet.config["cross_attention_dim"]
+        return load_tokens(folder / PICTURE_TOKENS, unet, channels, width)
+    return Beside() if record.references == "beside" else Words()
 
 
 def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
@@ -92,7 +103,8 @@ def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
         backbone = load_backbone(folder, device)
         published = 1.0 / backbone.vae.config.get("scaling_factor", 1.0)
         scale = published if record.condition_scale is None else record.condition_scale
-        return EditModel(backbone, backbone.unet, scale, record.guidance)
+        reader = _reader_of(record, folder, backbone, backbone.unet)
+        return EditModel(backbone, backbone.unet, scale, record.guidance, reader=reader)
     backbone = load_backbone(folder / record.text_to_image, device)
     has_own_text_encoder = (folder / "text_encoder").is_dir()
     if has_own_text_encoder:
@@ -101,7 +113,8 @@ def load_edit_model(folder: Path, device: str = "cpu") -> EditModel:
     unet = load_model(UNet2DConditionModel, folder / "unet").to(device, memory_format=torch.channels_last)
     unet.eval().requires_grad_(False)
     scale = 1.0 if record.condition_scale is None else record.condition_scale
-    return EditModel(backbone, unet, scale, record.guidance, has_own_text_encoder)
+    reader = _reader_of(record, folder, backbone, unet)
+    return EditModel(backbone, unet, scale, record.guidance, has_own_text_encoder, reader)
 
 
 def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None = None) -> None:
@@ -119,20 +132,25 @@ def save_edit_model(model: EditModel, folder: Path, text_to_image: Path | None =
         if model.has_own_text_encoder:
             save_half(model.backbone.text_encoder, folder / "text_encoder")
     shared = None if text_to_image is None else Path(os.path.relpath(text_to_image.resolve(), folder.resolve()))
-    record = {
+    record: dict[str, Any] = {
         "text_to_image": shared,
         "condition_scale": model.condition_scale,
         "guidance": dataclasses.asdict(model.guidance),
         "latent_channels": model.latent_channels,
         "has_mask_output": model.has_mask_output,
     }
+    if model.takes_references:
+        record["references"] = model.reader.name
+    if isinstance(model.reader, PictureTokens):
+        save_tokens(model.reader, folder / PICTURE_TOKENS)
     write_json(folder / "edit_model.json", record)
 
 
 def edit_weights_sha256(folder: Path) -> str:
-    """One hash over the files of an edit model that are its own: of its UNet, and of its text encoder if it has one."""
+    """One hash over the files of an edit model that are its own: of its UNet, its text encoder, its picture tokens."""
     if not (folder / "unet").is_dir():
         raise InputError(f"{folder} holds no edit model; expected a folder unet in it")
     files = [path for part in ("text_encoder", "unet") for path in sorted((folder / part).glob("*"))]
+    files += sorted(folder.glob(PICTURE_TOKENS))
     hashes = [[path.relative_to(folder).as_posix(), file_sha256(path)] for path in files]
     return hashlib.sha256(canonical_json(hashes).encode()).hexdigest()

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone
 from restage.diffusion.hardware import bfloat16_autocast
+from restage.diffusion.references import Reader, Words
 from restage.diffusion.sampling import Edited, denoise, initial_noise
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError
@@ -60,6 +61,13 @@ class EditCondition(NamedTuple):
     original_latents: Latents
     text: Text  # embedded instruction
     no_text: Text  # embedded empty text
+    reference: Float[Tensor, "batch channels_and_subject _ _"] | None = None
+    """What the instruction refers to, for models that look at it (`restage.diffusion.references`)."""
+
+    @property
+    def untold(self) -> EditCondition:
+        """The same without instruction and reference."""
+        return self._replace(text=self.no_text, reference=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +127,8 @@ class EditModel:
     """What it is best used with where the caller names no other."""
     has_own_text_encoder: bool = False
     """Whether the text encoder was trained with it, so that it is not the text-to-image model's."""
+    reader: Reader = Words()
+    """How it looks at references."""
 
     def __post_init__(self) -> None:
         c = self.latent_channels
@@ -150,22 +160,44 @@ class EditModel:
         """The noise schedule."""
         return self.backbone.schedule
 
-    def encode_condition(self, originals: Pictures, instructions: Sequence[str]) -> EditCondition:
-        """Encode original pictures and one instruction each."""
+    @property
+    def takes_references(self) -> bool:
+        """Whether it looks at a picture beside the original."""
+        return self.reader.name != "words"
+
+    def encode_reference(self, prepared: Float[Tensor, "batch 4 _ _"]) -> Float[Tensor, "batch channels _ _"]:
+        """Encode references that `prepare_reference` has cut out: their latents, and where their subjects are."""
+        latents = self.backbone.encode_images(prepared[:, :3])
+        subject = functional.adaptive_avg_pool2d(prepared[:, 3:], latents.shape[2:])
+        return torch.cat([latents, subject.to(latents)], dim=1)
+
+    def encode_condition(
+        self,
+        originals: Pictures,
+        instructions: Sequence[str],
+        reference: Float[Tensor, "4 side side"] | None = None,
+    ) -> EditCondition:
+        """Encode original pictures and one instruction each, and a reference that all of them share."""
         original_latents = self.backbone.encode_images(originals)
         texts = sorted(set(instructions))  # views of one scene share an instruction: it is embedded once
         embedded = self.backbone.encode_text(["", *texts])
         rows = [1 + texts.index(instruction) for instruction in instructions]
-        return EditCondition(original_latents, embedded[rows], embedded[[0] * len(rows)])
+        shown = None if reference is None else self.encode_reference(reference[None]).expand(len(rows), -1, -1, -1)
+        return EditCondition(original_latents, embedded[rows], embedded[[0] * len(rows)], shown)
 
     def predict(
-        self, latents: Latents, timesteps: Int[Tensor, " batch"], original_latents: Latents, text: Text
+        self,
+        latents: Latents,
+        timesteps: Int[Tensor, " batch"],
+        original_latents: Latents,
+        text: Text,
+        reference: Float[Tensor, "batch channels_and_subject _ _"] | None = None,
     ) -> EditPrediction:
         """Predict the noise in `latents` and the mask of the edit, without guidance; no original is all zeros."""
         inputs = torch.cat([latents, original_latents * self.condition_scale], dim=1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with timed("model"):
-            output = self.unet(inputs, timesteps, encoder_hidden_states=text).sample.float()
+            output = self.reader.read(self.unet, inputs, timesteps, text, reference).float()
         prediction = output[:, : self.latent_channels]
         mask_logits = output[:, self.latent_channels] if self.has_mask_output else None
         return EditPrediction(self.schedule.to_epsilon(prediction, latents, timesteps), mask_logits)
@@ -184,15 +216,18 @@ class EditModel:
         is_inside = guidance.lowest_noise <= noise_level <= guidance.highest_noise
         needed = 3 if guidance.image != 1 else 1 + int(guidance.text != 1)
         variants = needed if is_inside else 1
-        original, text, no_text = condition
-        # The variants are [with both | without text | without both], so that fewer of them is a prefix.
+        original, text, no_text, reference = condition
+        # The variants are [with both | without text | without both], so that fewer of them is a prefix. A reference is
+        # part of what is asked for: it comes and goes with the text.
         rows = [(original, text), (original, no_text), (torch.zeros_like(original), no_text)][:variants]
         if text is no_text:
             # Told nothing, the predictions with and without the instruction are one, which is computed once.
             rows = rows[min(1, variants - 1) :]
         several = latents.repeat(len(rows), 1, 1, 1)
         originals, texts = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        epsilon, mask_logits = self.predict(several, timesteps.repeat(len(rows)), originals, texts)
+        if reference is not None:
+            reference = torch.cat([reference, *[torch.zeros_like(reference)] * (len(rows) - 1)])
+        epsilon, mask_logits = self.predict(several, timesteps.repeat(len(rows)), originals, texts, reference)
         parts = epsilon.chunk(len(rows))
         full, *rest = (parts[0],) * (variants - len(rows)) + parts
         mask = None
@@ -262,12 +297,13 @@ def edit_images(
     noise_level: float,
     seeds: Sequence[int] | Callable[[Sequence[int]], Tensor],
     settings: EditSettings | None = None,
+    reference: Float[Tensor, "4 side side"] | None = None,
 ) -> Edited:
     """Edit pictures by one instruction for all, or one for each.
 
     Sampling starts from `views`, noised to a share of the schedule in (0, 1] (at 1 it forgets them), and is conditioned
     on the unedited `originals`. `seeds` holds one for each picture, or draws the unit noise of all pictures for latents
-    of a shape (c, h, w).
+    of a shape (c, h, w). `reference` is what all instructions refer to, cut out by `prepare_reference`.
 
     Returns:
         Images in [0, 1], and the masks of what was meant to change, soft in [0, 1], the mean over the sampling steps,
@@ -292,7 +328,7 @@ def edit_images(
     parts, noise, (height, width) = [], None, views.shape[-2:]
     for start in range(0, len(views), settings.batch_size):
         part = slice(start, start + settings.batch_size)
-        condition = model.encode_condition(originals[part], instructions[part])
+        condition = model.encode_condition(originals[part], instructions[part], reference)
         if noise is None:
             shape = condition.original_latents.shape[1:]
             noise = seeds(shape) if callable(seeds) else initial_noise(shape, seeds)

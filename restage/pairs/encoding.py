@@ -23,6 +23,7 @@ from torch import Tensor
 
 from restage.records import InputError, PromptPair, canonical_json, check_is_no_pipe, parse_json, write_atomically
 from restage.scenes.io.images import UNREADABLE, open_picture, to_uint8
+from restage.scenes.references import ShownPicture
 
 __all__ = ["EncodedPair", "ImagePair", "PairRecord", "decode_pair", "encode_pair", "make_preview", "read_tar"]
 
@@ -90,6 +91,8 @@ class ImagePair:
     mask: Float[Tensor, "height width"]  # 1 where the pictures may differ, 0 elsewhere
     prompt: PromptPair
     facts: Mapping[str, Any]  # how the pair was made and scored, as JSON values
+    reference: ShownPicture | None = None
+    """Picture that the instruction refers to, of any size."""
 
 
 @dataclass(frozen=True, kw_only=True)

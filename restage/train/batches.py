@@ -36,6 +36,8 @@ class EditBatch(NamedTuple):
     """Embedded texts, or tokens, as the model in training takes them."""
     has_condition: Bool[Tensor, " batch"]
     """Whether text and original are both given: only then can a mask be told, and is it trained."""
+    reference: Float[Tensor, "batch channels_and_subject _ _"] | None = None
+    """What the text refers to, zeros where it is dropped or there is none; None where none is looked at."""
 
 
 # Two, because a batch across the border of two epochs takes from the orders of both; kept, because shuffling a million
@@ -59,6 +61,7 @@ class _Shown(NamedTuple):
     edited: Tensor
     text: Int[Tensor, " batch"]
     settled_text: Int[Tensor, " batch"]
+    is_swapped: Bool[Tensor, " batch"]
 
 
 def _in_direction(examples: Examples, rows: Tensor, is_backwards: Tensor) -> _Shown:
@@ -76,6 +79,7 @@ def _in_direction(examples: Examples, rows: Tensor, is_backwards: Tensor) -> _Sh
         edited=torch.where(pictures, source, edited),
         text=torch.where(swapped, undo, examples.text[rows]),
         settled_text=torch.where(swapped, examples.settled_undo[rows], examples.settled_text[rows]),
+        is_swapped=swapped,
     )
 
 
@@ -88,7 +92,7 @@ def sample_edit_batch(
     # All four draws are made for every row, so that a change of one share leaves the other draws as they are.
     is_mirrored, is_identity, dropped, is_backwards = (torch.from_numpy(rng.random(batch_size)) for _ in range(4))
     rows = torch.where(is_mirrored < mix.mirror_share, examples.mirrored[rows], rows)
-    source, edited, text, settled_text = _in_direction(examples, rows, is_backwards < mix.backwards_share)
+    source, edited, text, settled_text, is_swapped = _in_direction(examples, rows, is_backwards < mix.backwards_share)
     mask = examples.masks[rows].float()
     # Where nothing is to change, an edit is asked for again on the edited picture, or none on the one before.
     others = torch.from_numpy(rng.choice(np.array(examples.leave_alone), size=batch_size))
@@ -112,7 +116,11 @@ def sample_edit_batch(
         text=texts.float() if texts.is_floating_point() else texts.long(),
         has_condition=~(has_no_text | has_no_image),
     )
-    return EditBatch(*(item.to(device) for item in batch))
+    if examples.references is not None:
+        # A reference belongs to the pair's own instruction, and comes and goes with it.
+        is_told = ~(has_no_text | is_swapped | (unchanged & ~is_settled))
+        batch = batch._replace(reference=examples.references[rows].float() * is_told[:, None, None, None])
+    return EditBatch(*(None if item is None else item.to(device) for item in batch))
 
 
 def draw_timesteps(count: int, num_timesteps: int, shift: float, generator: torch.Generator) -> Int[Tensor, " count"]:
@@ -163,8 +171,8 @@ def edit_loss_parts(
     There are at most `num_parts`. Everything is drawn at once, so that their number changes no more than the order of
     sums.
 
-    `unet` is an edit UNet with mask output, or a module that is called like one with tokens in place of embedded text;
-    timesteps and noise are drawn from the generator, on the CPU.
+    `unet` is an edit UNet with mask output, or a module that is called like one with tokens in place of embedded text,
+    and with `reference` where the batch has any; timesteps and noise are drawn from the generator, on the CPU.
     """
     target, channels = batch.target, batch.target.shape[1]
     t = draw_timesteps(len(target), schedule.num_train_timesteps, noise_shift, generator).to(target.device)
@@ -178,7 +186,8 @@ def edit_loss_parts(
     num_masks = has_mask.sum().clamp(min=1)
 
     def loss_of(rows: slice) -> dict[str, Float[Tensor, ""]]:
-        output = unet(inputs[rows], t[rows], encoder_hidden_states=batch.text[rows]).sample.float()
+        shown = {} if batch.reference is None else {"reference": batch.reference[rows]}
+        output = unet(inputs[rows], t[rows], encoder_hidden_states=batch.text[rows], **shown).sample.float()
         squared = (output[:, :channels] - wanted[rows]).square()
         share = len(output) / len(target)
         noise_loss = (squared * pixel_weights[rows]).mean() * share

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from restage.diffusion.config import Injection, Placement, TrainingConfig
-from restage.records import InputError
+from restage.records import InputError, added_later
 
 __all__ = ["Arm", "BranchConfig", "ExampleMix", "LossWeights", "TrainConfig", "default_training"]
 
@@ -71,6 +71,10 @@ class TrainConfig:
     train_text_encoder: bool = False
     """Whether the text encoder is trained, too, and saved with the model. InstructPix2Pix keeps it as it is, since CLIP
     has read all of English; an encoder that has only read captions does not know the words of instructions."""
+
+    references: Literal["words", "beside", "tokens"] = added_later("words")
+    """How the model looks at the pairs' reference pictures: not at all, beside the view, or as tokens in cross
+    attention."""
 
     def __post_init__(self) -> None:
         if not self.noise_shift > 0:

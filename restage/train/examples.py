@@ -16,13 +16,16 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone
-from restage.records import InputError, Progress, PromptPair, canonical_json
+from restage.diffusion.references import prepare_reference
+from restage.records import InputError, Progress, PromptPair, canonical_json, derive_seed
+from restage.scenes.references import ShownPicture
 from restage.train.chunks import ChunkFile, FileRows, StoredRows, check_or_make, hash_tensors
 
 __all__ = ["Examples", "ExactPair", "TrainingPair", "can_be_mirrored", "encode_examples"]
@@ -39,9 +42,9 @@ TEXT_CHUNK_SIZE = 8 * TEXT_BATCH_SIZE
 LEAVE_ALONE = ("leave it as it is", "change nothing", "keep everything as it is", "do not change anything")
 """Instructions of examples that teach the model to change nothing."""
 FIRST_TEXTS = ("", *LEAVE_ALONE)
-SETTLED_KINDS = frozenset({"recolour", "reshape", "ground", "time", "remove", "move", "pattern"})
+SETTLED_KINDS = frozenset({"recolour", "reshape", "ground", "time", "remove", "move", "pattern", "look", "swap"})
 """Kinds of edit that ask for a state, so that nothing is left to do if they are asked for again."""
-SETTLED_BACKWARDS = SETTLED_KINDS - {"remove"} | {"add"}
+SETTLED_BACKWARDS = SETTLED_KINDS - {"remove", "swap"} | {"add"}
 """Kinds of edit whose way back asks for a state."""
 SIDE_WORDS = re.compile(
     r"\b(left|right|clockwise|counterclockwise|anticlockwise|east\w*|west\w*|mirror\w*|flip\w*|text|letters?|sign)\b",
@@ -74,6 +77,11 @@ class TrainingPair(Protocol):
         """Captions and instruction."""
         ...
 
+    @property
+    def reference(self) -> ShownPicture | None:
+        """Picture that the instruction refers to, if it does."""
+        ...
+
 
 class ExactPair(NamedTuple):
     """A pair that was rendered rather than generated, to measure what generating costs."""
@@ -82,6 +90,7 @@ class ExactPair(NamedTuple):
     edited: Float[Tensor, "3 h w"]
     mask: Float[Tensor, "h w"]
     prompt: PromptPair
+    reference: ShownPicture | None = None
 
 
 def can_be_mirrored(prompt: PromptPair) -> bool:
@@ -110,6 +119,8 @@ class Examples:
     text, and those of `leave_alone` follow."""
     num_pairs: int  # number of pairs; they are the first rows, and their mirror images follow
     id: str  # content id
+    references: Float[Tensor, "rows channels_and_subject height width"] | StoredRows | None = None
+    """Latents of the references and where their subjects are, zeros for none; None where none are looked at."""
 
     @property
     def leave_alone(self) -> tuple[int, ...]:
@@ -133,6 +144,40 @@ def changed_mask(pair: TrainingPair) -> Float[Tensor, "h w"]:
     return pair.mask * (smooth > CHANGE_THRESHOLD)
 
 
+CROP_ZOOM, CROP_SHIFT = (0.9, 1.5), 0.12
+"""How the squares around the subjects of references vary, so that no place in them means a place in the view."""
+
+
+def _cut_out(reference: ShownPicture | None, side: int, seed: int) -> Float[Tensor, "4 side side"]:
+    """Cut out a reference at random, or return one without a subject."""
+    if reference is None:
+        return torch.zeros(4, side, side)
+    rng = np.random.default_rng(seed)
+    zoom, (down, across) = rng.uniform(*CROP_ZOOM), rng.uniform(-CROP_SHIFT, CROP_SHIFT, 2)
+    return prepare_reference(*reference, side, zoom=float(zoom), shift=(float(down), float(across)))
+
+
+def _encode_references(
+    pairs: Sequence[TrainingPair], is_mirrored: list[bool], backbone: Backbone
+) -> Float[Tensor, "rows channels_and_subject h w"]:
+    """Encode the references of pairs and of their mirror images, which are mirrored and cut out anew."""
+    side, rows = pairs[0].source.shape[1], []
+    shown = [(pair, False) for pair in pairs] + [
+        (pair, True) for pair, has_image in zip(pairs, is_mirrored, strict=True) if has_image
+    ]
+    for pair, is_image in shown:
+        cut = _cut_out(pair.reference, side, derive_seed("reference crop", pair.prompt.id, int(is_image)))
+        rows.append(cut.flip(-1) if is_image else cut)
+    encoded = []
+    for part in torch.stack(rows).split(ENCODE_BATCH_SIZE):
+        latents = backbone.encode_images(part[:, :3]).cpu()
+        subject = functional.adaptive_avg_pool2d(part[:, 3:], latents.shape[2:])
+        # What an empty picture looks like in latents is to be no sign of anything.
+        is_there = subject.flatten(1).amax(dim=1)[:, None, None, None] > 0
+        encoded.append(torch.cat([latents * is_there, subject], dim=1).to(torch.float16))
+    return torch.cat(encoded)
+
+
 def _encode_images(pairs: Sequence[TrainingPair], is_mirrored: list[bool], backbone: Backbone) -> dict[str, Tensor]:
     def with_mirror_images(images: Iterable[Tensor]) -> Tensor:
         stacked = torch.stack(list(images))
@@ -150,7 +195,13 @@ def _encode_images(pairs: Sequence[TrainingPair], is_mirrored: list[bool], backb
 
 
 def _encode_chunk(
-    pairs: Sequence[TrainingPair], is_mirrored: list[bool], backbone: Backbone, folder: Path, fingerprint: str
+    pairs: Sequence[TrainingPair],
+    is_mirrored: list[bool],
+    backbone: Backbone,
+    folder: Path,
+    fingerprint: str,
+    *,
+    with_references: bool,
 ) -> ChunkFile:
     """Encode some pairs, and the mirror images of those marked after them, unless the same ones were encoded before."""
     # The name follows from weights and pixels, not from ids, so that pairs that came out differently are encoded anew.
@@ -161,10 +212,19 @@ def _encode_chunk(
                 f"source, edited and mask of a pair must have one size, got {tuple(pair.source.shape)}, "
                 f"{tuple(pair.edited.shape)} and {tuple(pair.mask.shape)} ({pair.prompt.instruction!r})"
             )
-        for image in (pair.source, pair.edited, pair.mask):
+        images = [pair.source, pair.edited, pair.mask]
+        if with_references:
+            digest.update(pair.prompt.id.encode())  # where the reference is cut depends on it
+            images += [image for image in pair.reference or () if image is not None]
+        for image in images:
             digest.update(image.cpu().contiguous().numpy().tobytes())
     path = folder / f"latents-{digest.hexdigest()[:16]}.safetensors"
-    return check_or_make(path, lambda: _encode_images(pairs, is_mirrored, backbone))
+
+    def encode() -> dict[str, Tensor]:
+        encoded = _encode_images(pairs, is_mirrored, backbone)
+        return encoded | ({"references": _encode_references(pairs, is_mirrored, backbone)} if with_references else {})
+
+    return check_or_make(path, encode)
 
 
 def _encode_texts(texts: Sequence[str], backbone: Backbone, folder: Path, fingerprint: str) -> StoredRows:
@@ -237,7 +297,7 @@ class _Set:
         segments = [FileRows(index, 0, pairs) for index, (pairs, _) in enumerate(self.counts)]
         segments += [FileRows(index, pairs, images) for index, (pairs, images) in enumerate(self.counts)]
         return Examples(
-            **{name: StoredRows(name, self.files, segments) for name in ("source", "edited", "masks")},
+            **{name: StoredRows(name, self.files, segments) for name in sorted(self.files[0].tensors)},
             mirrored=mirrored,
             text=text,
             settled_text=torch.where(is_settled, text, -1),
@@ -250,14 +310,20 @@ class _Set:
 
 
 def encode_examples(
-    pairs: Iterable[TrainingPair], backbone: Backbone, folder: Path, *, mirror: bool = True, embed_texts: bool = True
+    pairs: Iterable[TrainingPair],
+    backbone: Backbone,
+    folder: Path,
+    *,
+    mirror: bool = True,
+    embed_texts: bool = True,
+    with_references: bool = False,
 ) -> Generator[Progress, None, Examples]:
     """Encode image pairs of one size, read a chunk at a time, or find what was encoded into the folder before.
 
     The examples read latents and embedded texts from the folder's files when they are asked for, so their number is
     not bounded by memory; the files have to stay. With `mirror` the mirror image of each pair whose texts name no side
-    is encoded, too. Without `embed_texts` texts become tokens, for a text encoder in training. The generator returns
-    the examples.
+    is encoded, too. Without `embed_texts` texts become tokens, for a text encoder in training. `with_references` also
+    encodes the pictures that instructions refer to. The generator returns the examples.
     """
     fingerprint = _fingerprint(backbone)
     folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +331,7 @@ def encode_examples(
         encoded, rest = _Set(prompts), iter(pairs)
         while part := list(islice(rest, CHUNK_SIZE)):
             is_mirrored = [mirror and can_be_mirrored(pair.prompt) for pair in part]
-            file = _encode_chunk(part, is_mirrored, backbone, folder, fingerprint)
+            file = _encode_chunk(part, is_mirrored, backbone, folder, fingerprint, with_references=with_references)
             encoded.add(file, [pair.prompt for pair in part], is_mirrored)
             done = len(encoded.instructions)
             yield Progress(stage="train", done=done, total=done, note=f"{done} pairs encoded")

@@ -5,20 +5,22 @@ The recipe of the shipped model calls `train_edit_model` as well.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Int
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.config import ReferenceArm
 from restage.diffusion.edit_models import add_mask_output, load_edit_model, save_edit_model, widen_unet
 from restage.diffusion.editor import EditModel
 from restage.diffusion.loading import read_config
+from restage.diffusion.references import Beside, PictureTokens, Reader, Words
 from restage.diffusion.training import LossParts, draw_losses, train
 from restage.records import InputError, Progress, content_id, derive_seed
 from restage.run.folder import RunFolder
@@ -55,16 +57,32 @@ NUM_PARTS = 2
 bits. A compiled model would be compiled for each size of part."""
 
 
-class _UnetAndText(nn.Module):
-    """UNet and text encoder as one module that is called like the UNet, with tokens in place of embedded text."""
+class _Trained(nn.Module):
+    """All that is trained as one module that is called like the UNet, which may be given references as well.
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
+    With a text encoder it takes tokens in place of embedded text.
+    """
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module | None, reader: Reader) -> None:
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+        self.unet, self.text_encoder, self.reader = unet, text_encoder, reader
 
-    def forward(self, inputs: Tensor, timesteps: Tensor, *, encoder_hidden_states: Int[Tensor, "b tokens"]) -> Any:
-        text = self.text_encoder(input_ids=encoder_hidden_states).last_hidden_state
-        return self.unet(inputs, timesteps, encoder_hidden_states=text)
+    def forward(
+        self, inputs: Tensor, timesteps: Tensor, *, encoder_hidden_states: Tensor, reference: Tensor | None = None
+    ) -> UNet2DConditionOutput:
+        text = encoder_hidden_states
+        if self.text_encoder is not None:
+            text = self.text_encoder(input_ids=text).last_hidden_state
+        return UNet2DConditionOutput(sample=self.reader.read(self.unet, inputs, timesteps, text, reference))
+
+
+def _reader_for(model: EditModel, arm: ReferenceArm) -> Reader:
+    """Make what looks at references in training; what the model has of it is trained on."""
+    if arm == model.reader.name:
+        return copy.deepcopy(model.reader)
+    if arm == "tokens":
+        return PictureTokens(model.unet, model.latent_channels, model.unet.config["cross_attention_dim"])
+    return Beside() if arm == "beside" else Words()
 
 
 def train_edit_model(
@@ -89,15 +107,23 @@ def train_edit_model(
     model = _edit_model_from(start)
     mirror = config.mix.mirror_share > 0
     examples = yield from encode_examples(
-        pairs, model.backbone, folder / "cache", mirror=mirror, embed_texts=not config.train_text_encoder
+        pairs,
+        model.backbone,
+        folder / "cache",
+        mirror=mirror,
+        embed_texts=not config.train_text_encoder,
+        with_references=config.references != "words",
     )
+    model = dataclasses.replace(model, reader=_reader_for(model, config.references))
     trained: nn.Module = model.unet
+    text_encoder = None
     if config.train_text_encoder:
         text_encoder = copy.deepcopy(model.backbone.text_encoder)
         backbone = dataclasses.replace(model.backbone, text_encoder=text_encoder)
         model = dataclasses.replace(model, backbone=backbone, has_own_text_encoder=True)
-        trained = _UnetAndText(model.unet, text_encoder)
-    trained.requires_grad_(True)
+    if text_encoder is not None or model.takes_references:
+        trained = _Trained(model.unet, text_encoder, model.reader)
+    trained.to(model.unet.device).requires_grad_(True)
     same = dataclasses.replace(config, training=default_training())  # the loop compares that part itself
     made_from = content_id("train", [same, model.condition_scale, hash_tensors(trained.state_dict()), examples.id])
 
@@ -118,9 +144,12 @@ def train_edit_model(
             num_parts=1 if is_whole else NUM_PARTS,
         )
 
-    for step in train(trained, loss_of, folder=folder, config=config.training, made_from=made_from):
-        note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
-        yield Progress(stage="train", done=step.step, total=step.num_steps, note=note)
+    with contextlib.ExitStack() as stack:
+        if isinstance(model.reader, PictureTokens):  # once, since parts of a batch are computed side by side
+            stack.enter_context(model.reader.attached(model.unet))
+        for step in train(trained, loss_of, folder=folder, config=config.training, made_from=made_from):
+            note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
+            yield Progress(stage="train", done=step.step, total=step.num_steps, note=note)
     trained.requires_grad_(False)
     draw_losses(folder)
     save_edit_model(model, folder, text_to_image)

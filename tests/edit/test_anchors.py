@@ -124,7 +124,7 @@ def test_an_anchor_that_drifted_is_put_back_before_it_is_shown():
 def test_editors_that_can_be_shown_nothing_are_refused(tiny_scene, tmp_path):
     source = EditorSource(file_names=tiny_scene.capture.file_names, truth=tiny_scene.write(tmp_path))
     for name in ("grade", "exact", "drifting-1-exact"):
-        with pytest.raises(InputError, match="omit --anchor, or choose pipeline or endpoint"):
+        with pytest.raises(InputError, match="omit --anchor, or choose pipeline, endpoint, or an edit model"):
             follow_anchor(open_editor(name, source), Anchor(0, tiny_scene.capture.images[0]), "auto")
     forced = follow_anchor(Painter(REFERENCE), Anchor(0, picture(0)), "grid:auto")
     assert isinstance(forced, AnchoredEditor) and forced.form.is_grid and "upper right" in forced.form.words

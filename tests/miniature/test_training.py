@@ -18,7 +18,14 @@ from miniature.command import MiniatureConfig, train_miniature
 from miniature.grounding import WordTargets
 from miniature.pictures import Pictures, make_pictures, picture_scene
 from miniature.probe_pictures import concatenate_labels, render_labeled
-from miniature.rendered_pairs import PAIR_KINDS, TURNED, render_pairs, write_pictured_prompts
+from miniature.rendered_pairs import (
+    PAIR_KINDS,
+    TURNED,
+    render_pairs,
+    render_referenced_pair,
+    render_referenced_pairs,
+    write_pictured_prompts,
+)
 from miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
 from restage.diffusion.backbone import Backbone, load_backbone, load_vae, save_backbone, save_tokenizer
 from restage.diffusion.clip import load_clip
@@ -39,7 +46,7 @@ from restage.world.capture import CHANGE_THRESHOLD, camera_at
 from restage.world.description import COLORS, KINDS, PATTERNS, SECOND_EDIT_KINDS
 from restage.world.grammar import object_phrase
 from restage.world.places import RELATIONS, carriers, places_of, read_place
-from tests.tiny_models import tokenizer_of_the_world
+from tests.tiny_models import tokenizer_of_the_world, write_tiny_models
 
 
 @pytest.fixture(scope="module")
@@ -493,3 +500,28 @@ def test_shipped_models_load_and_keep_within_their_size() -> None:
     assert load_edit_model(models.edit_model).has_mask_output
     image = torch.from_numpy(np.full((1, 3, 128, 128), 0.5, np.float32))
     assert load_clip(models.clip).encode_images(image).norm() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_edit_model_learns_to_look_at_pictures_by_one_command(tmp_path: Path) -> None:
+    models = write_tiny_models(tmp_path / "miniature")
+    recipe = edit_model.REFERENCE_RECIPE
+    training = replace(recipe.train.training, num_steps=2, batch_size=4)
+    recipe = replace(recipe, num_pairs=8, train=replace(recipe.train, training=training))
+    for arm in ("beside", "tokens"):
+        list(edit_model.train_with_references(models, arm, recipe))
+        trained = load_edit_model(models / f"edit_model_{arm}")
+        assert trained.reader.name == arm and trained.guidance == edit_model.GUIDANCE
+    assert (models / "edit_model_tokens" / "picture_tokens.safetensors").is_file()
+
+
+def test_three_in_four_pairs_for_that_refer_to_a_picture() -> None:
+    pairs = list(render_referenced_pairs(16, seed=5))
+    kinds = [pair.prompt.kind for pair in pairs]
+    assert {"look", "swap", "recolour"} <= set(kinds)
+    shown = [pair for pair in pairs if pair.reference is not None]
+    assert 10 <= len(shown) <= 12
+    for pair in pairs:
+        change = (pair.edited - pair.source).abs().amax(0)
+        assert bool(((change > CHANGE_THRESHOLD) == (pair.mask > 0)).all())
+        assert (pair.reference is not None) or pair.prompt.kind not in ("look", "swap")
+    torch.testing.assert_close(render_referenced_pair(3, 5).edited, pairs[3].edited)

@@ -64,7 +64,7 @@ def open_editor(name: str, source: EditorSource) -> Editor:
     check_editor(name)
     variant = VARIANT.fullmatch(name)
     plain = variant[3] if variant else name
-    if source.options and plain not in ("endpoint", "pipeline"):
+    if source.options and plain not in ("edit_model", "endpoint", "pipeline"):
         raise InputError(f"the editor {name} has no options; leave out {' '.join(source.options)}")
     editor = EDITORS[plain](source)
     if variant and variant[1] == "noisy":

@@ -149,8 +149,8 @@ def follow_anchor(editor: Editor, anchor: Anchor, how: str) -> AnchoredEditor | 
         form, inner = getattr(inner, "anchor_form", None), getattr(inner, "editor", None)
     if form is None:
         raise InputError(
-            "this editor can be shown no edited view beside the one that it edits; omit --anchor, or choose pipeline "
-            "or endpoint"
+            "this editor can be shown no edited view beside the one that it edits; omit --anchor, or choose pipeline, "
+            "endpoint, or an edit model that was trained with references"
         )
     if how.startswith(GRID):
         form = form._replace(is_grid=True, words=IN_GRID)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -20,10 +20,12 @@ from torch.nn import functional
 from restage.diffusion.attention import attention_layers
 from restage.diffusion.edit_models import load_edit_model
 from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images
+from restage.diffusion.references import Mutual, prepare_reference
 from restage.diffusion.schedule import Schedule
-from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ViewBatch
+from restage.edit.editors.interface import AnchorForm, Branches, Edited, EditorSource, PredictNoise, ViewBatch
 from restage.edit.sharing import ViewSharing, near_epipolar_lines
 from restage.records import EditRequest, InputError
+from restage.scenes.references import ShownPicture
 
 __all__ = ["ModelEditor", "ModelScores", "open_edit_model", "open_instruct_pix2pix", "share_attention"]
 
@@ -38,7 +40,21 @@ class ModelEditor:
 
     model: EditModel
     settings: EditSettings | None = None  # steps and guidance; the edit model's own defaults if None
-    shares_attention: ClassVar[bool] = True
+
+    @property
+    def shares_attention(self) -> bool:
+        """Whether views can attend to each other; not where they attend to the reference by the same layers."""
+        return self.model.reader.name != "mutual"
+
+    @property
+    def takes_references(self) -> bool:
+        """Whether the model looks at a picture beside the view."""
+        return self.model.takes_references
+
+    @property
+    def anchor_form(self) -> AnchorForm | None:
+        """How it is shown an edited view: as the reference, by the instruction alone; None if it looks at none."""
+        return AnchorForm(is_grid=False, words="") if self.takes_references else None
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
@@ -46,7 +62,7 @@ class ModelEditor:
         if batch.sharing is not None:
             # Views can attend to each other only while they are in the model together.
             settings = replace(settings, batch_size=len(batch.views))
-            sharing = share_attention(self.model.unet, batch.sharing)
+            sharing = share_attention(self.model.unet, batch.sharing, is_beside=self.model.reader.name == "beside")
         with sharing:
             edited = edit_images(
                 self.model,
@@ -56,6 +72,7 @@ class ModelEditor:
                 noise_level=batch.noise_level,
                 seeds=batch.draw_noise,
                 settings=settings,
+                reference=_prepare(batch.references, batch.views),
             )
         return edited.to(batch.views.device)
 
@@ -64,12 +81,20 @@ class ModelEditor:
         return ModelScores(self.model, (self.settings or EditSettings()).guidance or self.model.guidance)
 
 
+def _prepare(references: Sequence[ShownPicture], views: Tensor) -> Float[Tensor, "4 side side"] | None:
+    if len(references) > 1:
+        raise InputError(f"the edit model looks at one reference, got {len(references)}, an anchor's view included")
+    # As high as the views, which it may be put beside.
+    return prepare_reference(*references[0], views.shape[2]).to(views) if references else None
+
+
 @dataclass(frozen=True)
 class ModelScores:
     """Noise predictions of an edit model: with the instruction, and with guidance on the original alone."""
 
     model: EditModel
     guidance: Guidance
+    references: tuple[ShownPicture, ...] = ()
 
     @property
     def schedule(self) -> Schedule:
@@ -84,9 +109,9 @@ class ModelScores:
         self, original: Float[Tensor, "1 3 h w"], request: EditRequest, *, view_index: int, seed: int
     ) -> Branches:
         """Both branches see the original view; only one the instruction."""
-        condition = self.model.encode_condition(original, [request.instruction])
-        untold = condition._replace(text=condition.no_text)
-        return Branches(self._predictor(condition), self._predictor(untold))
+        reference = _prepare(self.references, original)
+        condition = self.model.encode_condition(original, [request.instruction], reference)
+        return Branches(self._predictor(condition), self._predictor(condition.untold))
 
     def _predictor(self, condition: EditCondition) -> PredictNoise:
         def predict(latents: Tensor, timestep: int, guidance: float | None) -> Tensor:
@@ -106,9 +131,19 @@ def _open(source: EditorSource, what: str, settings: EditSettings | None = None)
     return ModelEditor(load_edit_model(source.model, source.device), settings)
 
 
+MUTUAL = "references=mutual"
+"""Option that lets an edit model look at a reference without having been trained for it."""
+
+
 def open_edit_model(source: EditorSource) -> ModelEditor:
     """Open a trained edit model."""
-    return _open(source, "a trained edit model")
+    if set(source.options) - {MUTUAL}:
+        raise InputError(f"the editor edit_model has one option, {MUTUAL}; got {' '.join(source.options)}")
+    editor = _open(source, "a trained edit model")
+    if not source.options:
+        return editor
+    model = editor.model
+    return replace(editor, model=replace(model, reader=Mutual(model.schedule, model.backbone.encode_text([""]))))
 
 
 def open_instruct_pix2pix(source: EditorSource) -> ModelEditor:
@@ -125,6 +160,8 @@ class _Plan:
     """What a call of the UNet shares: the roles of the views at this denoising step."""
 
     sharing: ViewSharing
+    is_beside: bool = False
+    """Whether a square picture lies to the right of each view, the same one at each."""
     step: int = -1
     keys: list[int] = field(default_factory=list)
     _near: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
@@ -137,9 +174,16 @@ class _Plan:
         """Which tokens of a key view lie near the epipolar line of each token of another view."""
         if (view, key, num_tokens) not in self._near:
             cameras = self.sharing.cameras
-            height = round(math.sqrt(num_tokens * cameras.height / cameras.width))
-            pair = cameras[[view, key]].to_size(num_tokens // height, height)
-            self._near[view, key, num_tokens] = near_epipolar_lines(pair, reach=self.sharing.epipolar_reach)
+            height = round(math.sqrt(num_tokens / (cameras.width / cameras.height + self.is_beside)))
+            width = num_tokens // height - self.is_beside * height
+            near = near_epipolar_lines(cameras[[view, key]].to_size(width, height), reach=self.sharing.epipolar_reach)
+            if self.is_beside:
+                # What lies beside the views is one picture, whose tokens match one by one.
+                own = torch.arange(num_tokens).reshape(height, -1)[:, :width].flatten()
+                whole = torch.eye(num_tokens, dtype=torch.bool)
+                whole[own[:, None], own] = near
+                near = whole
+            self._near[view, key, num_tokens] = near
         return self._near[view, key, num_tokens]
 
 
@@ -195,10 +239,13 @@ def best_matches(
 
 
 @contextlib.contextmanager
-def share_attention(unet: nn.Module, sharing: ViewSharing) -> Iterator[None]:
-    """Within it, each call of the UNet is one denoising step of all views together, in their order, times variants."""
+def share_attention(unet: nn.Module, sharing: ViewSharing, *, is_beside: bool = False) -> Iterator[None]:
+    """Within it, each call of the UNet is one denoising step of all views together, in their order, times variants.
+
+    With `is_beside` the same square picture lies to the right of each.
+    """
     layers = [layer for layer in attention_layers(unet) if not layer.is_cross_attention]
-    plan = _Plan(sharing)
+    plan = _Plan(sharing, is_beside)
     processors = [_SharingProcessor(plan) for _ in layers]
     before: list[Any] = [layer.processor for layer in layers]
     # Counted by calls of the UNet: a layer cannot know which denoising step it is in.
