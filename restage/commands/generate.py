@@ -25,7 +25,7 @@ CLIP_SUFFIXES = (".mp4", ".webm", ".gif")
 
 def build_generate() -> Callable[..., None]:
     """Build `restage generate`."""
-    from restage.generate.config import PicturesConfig, ScenesOptions
+    from restage.generate.config import LayoutConfig, PicturesConfig, ScenesOptions
 
     def generate(
         caption: Positional[CaptionsArgument] = (),
@@ -33,6 +33,7 @@ def build_generate() -> Callable[..., None]:
         out: Path,
         captions: Path | None = None,
         config: Annotated[PicturesConfig, arg(name="")] = PicturesConfig(),  # noqa: B008
+        layout: Annotated[LayoutConfig, arg(name="")] = LayoutConfig(),  # noqa: B008
         scenes: Annotated[ScenesOptions, arg(name="")] = ScenesOptions(),  # noqa: B008
         backbone: Path | None = None,
         seed: int = 0,
@@ -40,7 +41,12 @@ def build_generate() -> Callable[..., None]:
     ) -> None:
         """Make what captions say: pictures, where --out ends in .png or .jpg, else scenes, in a run of that folder.
 
+        With --control or --like the pictures keep a layout, and --out may be a folder of frames.
+
         Example: restage generate "a red cube and a blue ball on the grass at noon" --out cube.png --num 4
+
+        Example: restage generate "a blue house on the snow" --like runs/mine:3 --branch training/miniature/control
+        --out house.png
 
         Example: restage generate "a red cone on the grass at noon" --out runs/cone; restage view runs/cone
 
@@ -56,6 +62,7 @@ def build_generate() -> Callable[..., None]:
             out: The picture to write, or the folder of the run.
             captions: A text file with a caption on each line, in place of captions here.
             config: How pictures are sampled.
+            layout: What holds the layout of pictures.
             scenes: How scenes are made.
             backbone: Folder of a text-to-image model of diffusers; default: the one that comes with the package, which
                 knows the miniature world only.
@@ -69,14 +76,23 @@ def build_generate() -> Callable[..., None]:
         if suffix in CLIP_SUFFIXES:
             raise InputError(f"clips cannot be made from text; expected --out to end in .png or .jpg, got {out}")
         check_device(device)
-        if suffix not in PICTURE_SUFFIXES:
+        if suffix not in PICTURE_SUFFIXES and not layout.is_given:
             _make_scenes(texts, scenes, out=out, seeds=range(seed, seed + config.num), backbone=backbone, device=device)
             return
         from restage.diffusion.backbone import load_backbone
 
-        model = load_backbone(backbone or models_in().text_to_image, device)
-        show_progress(generate_pictures(model, texts, config, out=out, seed=seed))
-        for path in picture_paths(out, config.num * len(texts)):
+        sources, layouts = (), []
+        if layout.is_given:
+            from restage.generate.layouts import branch_sources, read_layouts
+
+            if not layout.control and not layout.like:
+                raise InputError("a control branch needs something to hold to: --control NAME=FILE or --like RUN:VIEW")
+            sources = branch_sources(layout.branch)
+        model = load_backbone(backbone or models_in().text_to_image, device, branches=sources)
+        if layout.is_given:
+            layouts = read_layouts(layout.control, layout.like, model.branches)
+        show_progress(generate_pictures(model, texts, config, out=out, seed=seed, layouts=layouts))
+        for path in picture_paths(out, config.num * len(texts) * max(1, len(layouts))):
             say(f"picture: {path}")
 
     return generate

@@ -205,6 +205,7 @@ class Branch:
     window: tuple[float, float] = (0.0, 1.0)
     """When it is on, [from, until), in shares of the noise schedule from noise to clean."""
     near: float = 1.0  # z depth in world units whose inverse depth counts as 1
+    sha256: str = ""  # hash of its folder
     to_out: Mapping[str, Tensor] = field(default_factory=dict)
     """Change of the UNet's weights that the branch was trained with."""
 
@@ -322,6 +323,7 @@ def load_branch(source: BranchSource, unet: UNet2DConditionModel, unet_folder: P
         weight=source.weight,
         window=(source.start, source.end),
         near=record.near if record else 1.0,
+        sha256=folder_sha256(folder),
         to_out=_load_to_out(folder / TO_OUT),
     )
 

@@ -7,7 +7,28 @@ from pathlib import Path
 
 from restage.records import InputError
 
-__all__ = ["PicturesConfig", "ScenesOptions"]
+__all__ = ["LayoutConfig", "PicturesConfig", "ScenesOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutConfig:
+    """What holds the layout of pictures."""
+
+    control: tuple[str, ...] = ()
+    """Conditions, each as NAME=FILE: depth=, of inverse depth (near is white) or z depth (.npy); ids=, a number for
+    each pixel, 0 sky, 1 ground; canny=, a picture whose edges are found. With a folder in place of a file, frames are
+    made, one for each of its files."""
+    like: str = ""
+    """RUN:VIEW, for the layout of a view of a fitted scene; RUN for frames like all its views; or the folder of a clip
+    of the miniature world, for frames like its own."""
+    branch: tuple[str, ...] = ()
+    """Control branches, each as FOLDER, or NAME=FOLDER for a ControlNet of diffusers, such as depth=path/to/controlnet;
+    ",weight=0.5,start=0,end=0.6" may follow. Default: the one that comes with the package."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether anything holds the layout."""
+        return bool(self.control or self.like or self.branch)
 
 
 @dataclass(frozen=True, kw_only=True)

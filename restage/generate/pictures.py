@@ -5,6 +5,7 @@ A file that is there and was made from the same is left as it is, so that the sa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,11 +14,13 @@ from jaxtyping import Float
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from restage.diffusion.conditions import Conditions
 from restage.diffusion.sampling import sample_images
 from restage.generate.config import PicturesConfig
 from restage.records import InputError, Progress, canonical_json, derive_seed, write_atomically
 from restage.run.models import folder_sha256
 from restage.scenes.io.images import open_picture, to_uint8
+from restage.train.chunks import hash_tensors
 
 if TYPE_CHECKING:
     from restage.diffusion.backbone import Backbone
@@ -33,6 +36,7 @@ class _Wanted(NamedTuple):
     path: Path
     caption: str
     seed: int  # of the noise
+    frame: int  # number of its layout
     record: str  # what the picture is made from, as JSON
 
 
@@ -53,9 +57,17 @@ def made_from(path: Path) -> str:
 
 
 def generate_pictures(
-    backbone: Backbone, captions: Sequence[str], config: PicturesConfig, *, out: Path, seed: int = 0
+    backbone: Backbone,
+    captions: Sequence[str],
+    config: PicturesConfig,
+    *,
+    out: Path,
+    seed: int = 0,
+    layouts: Sequence[Conditions] = (),
 ) -> Iterator[Progress]:
     """Make `config.num` pictures of each caption; the noise of one depends on its caption, its number and the seed.
+
+    With layouts, the backbone's control branches hold each picture to one; several are frames, which share their noise.
 
     Raises:
         InputError: a file is there that was made from something else, or a caption is too long.
@@ -63,23 +75,25 @@ def generate_pictures(
     if not captions or backbone.folder is None:
         raise InputError("expected at least one caption, and a model that was loaded from a folder")
     made: dict[str, Any] = {"model": folder_sha256(backbone.folder), "steps": config.steps, "guidance": config.guidance}
+    if layouts:
+        made["branches"] = [[branch.sha256, branch.weight, *branch.window] for branch in backbone.branches]
+    hashes = [hash_tensors(layout) for layout in layouts]
+    orders = list(itertools.product(captions, range(config.num), range(max(1, len(layouts)))))
     wanted = []
-    for path, (caption, sample) in zip(
-        picture_paths(out, config.num * len(captions)),
-        [(caption, sample) for caption in captions for sample in range(config.num)],
-        strict=True,
-    ):
+    for path, (caption, sample, frame) in zip(picture_paths(out, len(orders)), orders, strict=True):
         noise_seed = derive_seed(seed, caption, sample)
-        record = canonical_json({**made, "caption": caption, "seed": noise_seed})
+        record = canonical_json(
+            {**made, "caption": caption, "seed": noise_seed, **({"layout": hashes[frame]} if layouts else {})}
+        )
         if not path.exists():
-            wanted.append(_Wanted(path, caption, noise_seed, record))
+            wanted.append(_Wanted(path, caption, noise_seed, frame, record))
         elif made_from(path) != record:
             raise InputError(f"{path} is there and was made from something else; choose another --out, or remove it")
-    total, done = config.num * len(captions), config.num * len(captions) - len(wanted)
+    total, done = len(orders), len(orders) - len(wanted)
     for start in range(0, len(wanted), config.batch_size):
         batch = wanted[start : start + config.batch_size]
         images = sample_images(
-            backbone,
+            backbone.steered([layouts[item.frame] for item in batch]) if layouts else backbone,
             [item.caption for item in batch],
             seeds=[item.seed for item in batch],
             steps=config.steps,
