@@ -254,6 +254,10 @@ class PromptPair:
     """File of a picture that shows one of the captions, relative to the pairs' own file; empty for none."""
     pictured: str = "source"
     """Which caption the picture shows: `source`, or `target`, from which the picture before the edit is then made."""
+    reference: str = added_later("")
+    """File of a picture that the instruction refers to, relative to the pairs' own file; empty for none."""
+    reference_mask: str = added_later("")
+    """File of a mask of the subject in that picture, white inside; empty for none."""
     undo: str = ""
     """Instruction that leads back from the target to the source, so that the pair can be learned both ways; empty for
     none. No part of the id, for no picture depends on it."""
@@ -266,6 +270,8 @@ class PromptPair:
         for name in ("instruction",) if self.writer == "foreign" else ("source", "target", "instruction"):
             if not getattr(self, name).strip():
                 raise InputError(f"a prompt pair needs a {name}, got an empty text")
+        if self.reference_mask and not self.reference:
+            raise InputError("a prompt pair has a mask of a reference, but no reference")
         if self.pictured not in ("source", "target"):
             raise InputError(f"a prompt pair's picture shows 'source' or 'target', got {self.pictured!r}")
 

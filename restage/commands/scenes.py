@@ -281,7 +281,8 @@ def export(
         path: A run with one fitted scene, `<run>/scenes/<scene>`, the folder of an edit, or a file of splats, which is
             converted; for pairs, a run.
         target: What to write: a file of splats, or a folder.
-        format: For pairs: `hf` (for Hugging Face's load_dataset), `webdataset`, or `instruct-pix2pix` (for its loader).
+        format: For pairs: `hf` (for Hugging Face's load_dataset), `webdataset`, `instruct-pix2pix` (for its loader), or
+            `tryon` (laid out as VITON-HD, of pairs that refer to a picture).
             For splats it may be named too: `ply`, `compressed-ply`, `spz`, `splat`, `sog` or `gltf`.
         out: The same as OUT.
         frame: Coordinates of the splats: the capture's own, which its cameras fit, or the run's, upright with z up.

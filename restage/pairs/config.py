@@ -145,7 +145,7 @@ class CampaignConfig(EngineConfig):
             raise InputError(f"cost_per_hour must be at least 0, got {self.cost_per_hour}")
 
 
-FORMAT_NAMES = ("hf", "webdataset", "instruct-pix2pix", "imagefolder")
+FORMAT_NAMES = ("hf", "webdataset", "instruct-pix2pix", "imagefolder", "tryon")
 """Forms of data sets; a folder is taken for the first one that it looks like."""
 MaskIs = Literal["auto", "white", "black", "transparent", "opaque", "none"]
 MULTIPLE_OF = 8
@@ -158,7 +158,8 @@ class ImportConfig:
 
     format: str = "auto"
     """Form of the data set: `hf` (parquet files with pictures), `webdataset` (tars), `instruct-pix2pix` (its folders),
-    `imagefolder` (pictures as files, named in metadata.jsonl), or `auto` for what the folder looks like."""
+    `imagefolder` (pictures as files, named in metadata.jsonl), `tryon` (persons and garments, laid out as VITON-HD),
+    or `auto` for what the folder looks like."""
     size: int | None = None
     """Number of pixels a side: pictures are cropped to a square in the middle and scaled to it. None leaves them as
     they are; they must then have one size, whose sides are multiples of 8."""

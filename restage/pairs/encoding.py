@@ -25,7 +25,8 @@ from restage.records import InputError, PromptPair, canonical_json, check_is_no_
 from restage.scenes.io.images import UNREADABLE, open_picture, to_uint8
 from restage.scenes.references import ShownPicture
 
-__all__ = ["EncodedPair", "ImagePair", "PairRecord", "decode_pair", "encode_pair", "make_preview", "read_tar"]
+__all__ = ["EncodedPair", "ImagePair", "PairRecord", "decode_pair", "decode_reference", "encode_pair", "make_preview"]
+__all__ += ["read_tar"]
 
 
 def read_picture(folder: Path, name: str) -> bytes:
@@ -77,6 +78,8 @@ PREVIEW = "preview"
 """Column of the sidecar with a small picture of the pair as JPEG; the manifest has no such column."""
 MEMBERS = ("source.png", "edited.png", "mask.png", "json")
 """Names of a pair's files in the tar, after its id."""
+REFERENCE_MEMBERS = ("reference.png", "reference_mask.png")
+"""Names of the files of a pair's reference, before the record, where there is one."""
 MAX_FILE_BYTES = 100_000_000
 """Size of a file up to which it can be a picture or a record of one pair."""
 
@@ -122,6 +125,26 @@ def _png(array: np.ndarray, mode: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def _png_mask(mask: Float[Tensor, "height width"]) -> bytes:
+    return _png((mask > 0.5).numpy() * np.uint8(255), "1")
+
+
+def _encode_reference(shown: ShownPicture) -> list[tuple[str, bytes]]:
+    picture, mask = REFERENCE_MEMBERS
+    return [(picture, _png(to_uint8(shown.picture))), *([] if shown.mask is None else [(mask, _png_mask(shown.mask))])]
+
+
+def decode_reference(picture: bytes, mask: bytes | None) -> ShownPicture:
+    """Decode a picture that an instruction refers to, upright, and the mask of its subject, white inside."""
+    shown = torch.from_numpy(np.array(upright_picture(picture, "the reference"))).permute(2, 0, 1).float() / 255
+    if not mask:
+        return ShownPicture(shown)
+    subject = torch.from_numpy(np.array(upright_picture(mask, "the mask of the reference", "L")) > 127).float()
+    if subject.shape != shown.shape[1:] or not subject.any():
+        raise InputError("the mask of the reference is empty, or of another size than the reference")
+    return ShownPicture(shown, subject)
+
+
 def pixel_sha256(
     source: Float[Tensor, "3 height width"],
     edited: Float[Tensor, "3 height width"],
@@ -155,7 +178,8 @@ def encode_pair(pair: ImagePair) -> EncodedPair:
     members = (
         ("source.png", _png(to_uint8(pair.source))),
         ("edited.png", _png(to_uint8(pair.edited))),
-        ("mask.png", _png(((pair.mask > 0.5).numpy() * np.uint8(255)), "1")),
+        ("mask.png", _png_mask(pair.mask)),
+        *([] if pair.reference is None else _encode_reference(pair.reference)),
         ("json", canonical_json({"id": pair.id, "prompt": pair.prompt, "facts": dict(pair.facts)}).encode()),
     )
     return EncodedPair(
@@ -186,7 +210,18 @@ def decode_pair(parts: Mapping[str, bytes], where: str = "a stored pair") -> Ima
     record: PairRecord = parse_json(parts["json"], PairRecord, where=f"{where}, json")
     arrays = (np.array(load_picture(parts[name], f"{where}, {name}"), dtype=np.float32) / 255 for name in MEMBERS[:3])
     source, edited, mask = (torch.from_numpy(array).permute(2, 0, 1).contiguous() for array in arrays)
-    return ImagePair(id=record.id, source=source, edited=edited, mask=mask[0], prompt=record.prompt, facts=record.facts)
+    reference = None
+    if (picture := parts.get(REFERENCE_MEMBERS[0])) is not None:
+        reference = decode_reference(picture, parts.get(REFERENCE_MEMBERS[1]))
+    return ImagePair(
+        id=record.id,
+        source=source,
+        edited=edited,
+        mask=mask[0],
+        prompt=record.prompt,
+        facts=record.facts,
+        reference=reference,
+    )
 
 
 def check_member(member: tarfile.TarInfo) -> None:

@@ -51,6 +51,10 @@ class PairJob:
     picture: bytes = dataclasses.field(default=b"", repr=False)
     """Content of the picture file that the pair is made from; empty if there is none."""
 
+    reference: bytes = dataclasses.field(default=b"", repr=False)
+    """Content of the picture file that the instruction refers to; empty if there is none."""
+    reference_mask: bytes = dataclasses.field(default=b"", repr=False)
+
     @property
     def is_picture(self) -> bool:
         """Whether one side of the pair is a given picture."""
@@ -82,13 +86,14 @@ def make_jobs(
     """
     jobs, plain = [], to_plain(config)
     for prompt in prompts:
-        picture = read_picture(folder or Path(), prompt.picture) if prompt.picture else b""
+        files = {name: getattr(prompt, name) for name in ("picture", "reference", "reference_mask")}
+        given = {name: read_picture(folder or Path(), file) if file else b"" for name, file in files.items()}
         for sample in range(samples_per_prompt):
             pair_id = content_id("pair", {"prompt": prompt.id, "sample": sample, "seed": run_seed, "config": plain})
             seed = derive_seed(run_seed, prompt.source, sample)
             share = np.random.default_rng(derive_seed(seed, prompt.id, "self_share")).uniform(*config.self_share)
             share = round(share, 4)
-            jobs.append(PairJob(id=pair_id, prompt=prompt, sample=sample, seed=seed, self_share=share, picture=picture))
+            jobs.append(PairJob(id=pair_id, prompt=prompt, sample=sample, seed=seed, self_share=share, **given))
     return jobs
 
 

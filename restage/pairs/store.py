@@ -24,6 +24,7 @@ from restage.pairs.config import PairRule
 from restage.pairs.encoding import (
     MAX_FILE_BYTES,
     PREVIEW,
+    REFERENCE_MEMBERS,
     EncodedPair,
     ImagePair,
     decode_pair,
@@ -77,6 +78,7 @@ class Mark:
     num_bytes: Mapping[str, int] = field(default_factory=dict)
     """Sizes of the shard's files; none in versions that did not keep them."""
     content: str = ""  # content id of what the shard was made from
+    num_references: int = 0  # accepted pairs that refer to a picture
     rule: str = ""  # id of the rule that chose what is stored; empty for imported pairs
 
 
@@ -162,6 +164,9 @@ def write_shard(
     contents = {"tar": write_tar(encoded), "parquet": _sidecar(encoded, rows)}
     hashes = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in contents.items()}
     sizes = {suffix: len(content) for suffix, content in contents.items()}
+    num_references = sum(dict(pair.members).keys() >= {REFERENCE_MEMBERS[0]} for pair in encoded)
+    if num_references:
+        facts = {**facts, "num_references": num_references}
     mark = seal({**facts, "sha256": hashes, "num_bytes": sizes, "num_accepted": len(encoded), "num_pairs": len(rows)})
     if has_shard(place, index, mark):
         return mark  # another driver was quicker, and its mark must not vanish even for a moment

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from restage.diffusion.hardware import keep_freed_memory
 from restage.pairs.config import GenerateConfig, PairRule, PairsConfig
-from restage.pairs.encoding import PREVIEW, EncodedPair, ImagePair, encode_pair, make_preview, pixel_sha256
+from restage.pairs.encoding import (
+    PREVIEW,
+    EncodedPair,
+    ImagePair,
+    decode_reference,
+    encode_pair,
+    make_preview,
+    pixel_sha256,
+)
 from restage.pairs.files import Files, open_files
 from restage.pairs.generate import GeneratedPairs, PairJob, generate_pairs, make_control, make_jobs
 from restage.pairs.score import ImageTextModel, PairScores, judge, rule_id, score_pairs
@@ -301,7 +309,9 @@ def _judged(jobs: tuple[PairJob, ...], made: Made, rule: PairRule) -> Iterator[t
         # JSON has no NaN: what could not be scored is null there, with the reason beside it.
         plain = {name: value if value == value else None for name, value in scores._asdict().items()}
         stored = {**facts, "scores": plain}
-        pair = ImagePair(id=job.id, source=source, edited=edited, mask=mask, prompt=job.prompt, facts=stored)
+        reference = decode_reference(job.reference, job.reference_mask) if job.reference else None
+        shown = {"source": source, "edited": edited, "mask": mask, "reference": reference}
+        pair = ImagePair(id=job.id, prompt=job.prompt, facts=stored, **shown)
         reason = judge(scores, rule)
         yield (
             pair,

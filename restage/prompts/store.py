@@ -132,7 +132,7 @@ def copy_pictures(
     from restage.scenes.io.images import path_inside, read_image  # loads torch, which prompts alone do not need
 
     names: dict[str, str] = {"": ""}
-    asked = sorted({pair.picture for pair in pairs} - {""})
+    asked = sorted({name for pair in pairs for name in (pair.picture, pair.reference, pair.reference_mask)} - {""})
     for done, name in enumerate(asked, start=1):
         path = path_inside(folder, name, "the picture of a prompt pair")
         if not path.is_file():
@@ -145,4 +145,5 @@ def copy_pictures(
             with write_atomically(copy) as temporary:
                 temporary.write_bytes(path.read_bytes())
         yield Progress(stage="pictures", done=done, total=len(asked))
-    yield tuple(replace(pair, picture=names[pair.picture]) for pair in pairs)
+    parts = ("picture", "reference", "reference_mask")
+    yield tuple(replace(pair, **{part: names[getattr(pair, part)] for part in parts}) for pair in pairs)

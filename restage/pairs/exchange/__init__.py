@@ -11,11 +11,12 @@ from restage.pairs.exchange.foreign import PairFormat
 from restage.pairs.exchange.huggingface import HUGGINGFACE
 from restage.pairs.exchange.image_folder import IMAGE_FOLDER
 from restage.pairs.exchange.instruct_pix2pix import INSTRUCT_PIX2PIX
+from restage.pairs.exchange.tryon import TRYON
 from restage.pairs.exchange.webdataset import WEBDATASET
 
 __all__ = ["FORMATS"]
 
 FORMATS: dict[str, PairFormat] = dict(
-    zip(FORMAT_NAMES, (HUGGINGFACE, WEBDATASET, INSTRUCT_PIX2PIX, IMAGE_FOLDER), strict=True)
+    zip(FORMAT_NAMES, (HUGGINGFACE, WEBDATASET, INSTRUCT_PIX2PIX, IMAGE_FOLDER, TRYON), strict=True)
 )
 """Forms of data sets by name."""

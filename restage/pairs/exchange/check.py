@@ -20,12 +20,20 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from restage.pairs.config import MULTIPLE_OF
-from restage.pairs.encoding import ImagePair, make_preview, pixel_sha256, upright_picture
+from restage.pairs.encoding import (
+    ImagePair,
+    array_sha256,
+    decode_reference,
+    make_preview,
+    pixel_sha256,
+    upright_picture,
+)
 from restage.pairs.exchange.foreign import ForeignPair, json_or_none
 from restage.pairs.score import PairScores
 from restage.pairs.store import prompt_columns
 from restage.prompts.store import pair_of_record
 from restage.records import InputError, PromptPair, canonical_json, content_id, to_plain
+from restage.scenes.references import ShownPicture
 
 __all__ = ["BadPair", "Checker", "MaskLayers", "MaskVotes", "decode_mask", "rejected_row"]
 
@@ -219,15 +227,20 @@ class Checker:
         """Return the pair as one of ours, and its row."""
         prompt, facts = _prompt(pair)
         source, edited, mask = self._pictures(pair)
+        reference = _reference(pair)
         found = (source.shape[2], source.shape[1])
         self.found_size = self.found_size or found
         if found != self.found_size:
             raise BadPair("another size than the first picture; --size brings all to one")
         given = pair.texts.get("id", "")
         pixels = pixel_sha256(source, edited, mask)
-        pair_id = given if OUR_ID.fullmatch(given) else content_id("pair", {"prompt": prompt, "pixels": pixels})
+        content = {"prompt": prompt, "pixels": pixels}
+        if reference is not None:
+            content["reference"] = [array_sha256(x.numpy()) for x in reference if x is not None]
+        pair_id = given if OUR_ID.fullmatch(given) else content_id("pair", content)
         facts = {**facts, "from": clean(pair.where)}
-        image_pair = ImagePair(id=pair_id, source=source, edited=edited, mask=mask, prompt=prompt, facts=facts)
+        shown = {"source": source, "edited": edited, "mask": mask, "reference": reference}
+        image_pair = ImagePair(id=pair_id, prompt=prompt, facts=facts, **shown)
         known = {name: _score(pair.row.get(name)) for name in PairScores._fields}
         measured = {"change": float((source - edited).abs().mean()), "mask_share": float(mask.mean())}
         is_told = self.mask_is == "auto" and self._named_meaning(pair) != "auto"
@@ -254,6 +267,16 @@ class Checker:
         named, own = self._named_meaning(pair), "white" if layers.alpha is None else "transparent"
         region = layers.region(self.meanings.get(own, own) if named == "auto" else named)
         return source, edited, torch.from_numpy(region).float()
+
+
+def _reference(pair: ForeignPair) -> ShownPicture | None:
+    """Decode what a pair refers to, of any size."""
+    if pair.reference is None:
+        return None
+    try:
+        return decode_reference(pair.reference, pair.reference_mask)
+    except InputError:
+        raise BadPair("the reference or its mask cannot be decoded, or they do not fit") from None
 
 
 def _row(pair: ImagePair, scores: PairScores, foreign: ForeignPair) -> dict[str, Any]:

@@ -28,6 +28,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
         *("image_after", "after", "edited", "output", "target"),
     ),
     "mask": ("mask_image", "mask_img", "mask"),
+    "reference": ("reference_image", "reference_img", "reference", "garment", "cloth"),
+    "reference_mask": ("reference_mask_image", "reference_mask", "cloth_mask"),
     "source_caption": (
         *("original_prompt", "source_caption", "source_prompt", "input_caption", "input_prompt", "caption"),
         *("input", "source"),
@@ -41,7 +43,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "key"),
 }
 """Parts of a pair and what data sets call them; the first name that is there is taken."""
-PICTURES = ("source", "edited", "mask")
+PICTURES = ("source", "edited", "mask", "reference", "reference_mask")
 TEXTS = tuple(part for part in ALIASES if part not in PICTURES)
 NEEDED = ("source", "edited", "instruction")
 """Parts without which nothing can be learned; captions are for generating, and training does without."""
@@ -60,6 +62,9 @@ class ForeignPair(NamedTuple):
     mask_is: str = ""
     """What the layout says of the mask's edited region, such as `white`; empty if it says nothing."""
     remark: str = ""  # how the parts were found, if that was guessed; for people
+    reference: bytes | None = None
+    """Content of the picture that the instruction refers to."""
+    reference_mask: bytes | None = None
 
 
 class Names(NamedTuple):
@@ -112,9 +117,9 @@ def texts_of(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]
 def pair_of_row(
     where: str, row: Mapping[str, Any], names: Names, pictures: Iterable[bytes | None], **texts: str
 ) -> ForeignPair:
-    """Return the pair of a data set's row, with its source, edited picture and mask, and texts from elsewhere."""
+    """Return the pair of a data set's row, with its `PICTURES`, and texts from elsewhere."""
     found = {**texts_of(row, names.by_part), **texts}
-    return ForeignPair(where, *pictures, texts=found, row=row, remark=names.remark)
+    return ForeignPair(where, **dict(zip(PICTURES, pictures, strict=True)), texts=found, row=row, remark=names.remark)
 
 
 def json_or_none(content: bytes | str | None) -> Any:
@@ -148,7 +153,7 @@ class ExportedPair(NamedTuple):
     """An accepted pair, with its files as they were stored."""
 
     id: str
-    parts: Mapping[str, bytes]  # `source.png`, `edited.png`, `mask.png`, `json`
+    parts: Mapping[str, bytes]  # `source.png`, `edited.png`, `mask.png`, `json`, those of a reference
     row: Mapping[str, Any]  # row of the sidecar, without preview
 
     @property
@@ -171,6 +176,11 @@ class PairSet:
         """Content id of everything that an export depends on."""
         hashes = [mark["sha256"] for mark in self.marks.values()]
         return content_id("set", {"shards": hashes, "left_out": self.reader.left_out, "rule": self.reader.rule})
+
+    @property
+    def has_references(self) -> bool:
+        """Whether any pair refers to a picture."""
+        return any(mark.get("num_references") for mark in self.marks.values())
 
     def rows(self, index: int) -> list[dict[str, Any]]:
         """Read the rows of a shard, accepted or not."""

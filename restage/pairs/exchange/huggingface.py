@@ -25,6 +25,8 @@ __all__ = ["HUGGINGFACE"]
 FILE_MB = 256
 """Size at which a new file is begun; the hub recommends files of a few hundred MB."""
 PICTURE_COLUMNS = {"original_image": "source.png", "edited_image": "edited.png", "mask_image": "mask.png"}
+REFERENCE_COLUMNS = {"reference_image": "reference.png", "reference_mask": "reference_mask.png"}
+"""Columns of sets in which pairs refer to pictures."""
 TEXT_COLUMNS = {
     "id": "id",
     "original_prompt": "source_caption",
@@ -38,21 +40,22 @@ READ_ROWS = 16
 """Number of rows that are unpacked at once: a small file may name one large picture in each."""
 
 
-def _schema() -> pa.Schema:
+def _schema(pictures: Mapping[str, str]) -> pa.Schema:
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    fields = [(name, picture) for name in PICTURE_COLUMNS]
+    fields = [(name, picture) for name in pictures]
     fields += [(name, pa.string()) for name in TEXT_COLUMNS]
     fields += [(name, pa.float64()) for name in PairScores._fields]
-    features: dict[str, Any] = {name: {"_type": "Image"} for name in PICTURE_COLUMNS}
+    features: dict[str, Any] = {name: {"_type": "Image"} for name in pictures}
     features |= {name: {"dtype": "string", "_type": "Value"} for name in (*TEXT_COLUMNS, "record")}
     features |= {name: {"dtype": "float64", "_type": "Value"} for name in PairScores._fields}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return pa.schema([*fields, ("record", pa.string())], metadata=metadata)
 
 
-def _row(pair: foreign.ExportedPair) -> dict[str, Any]:
+def _row(pair: foreign.ExportedPair, columns: Mapping[str, str]) -> dict[str, Any]:
     pictures = {
-        column: {"bytes": pair.parts[name], "path": f"{pair.id}.{name}"} for column, name in PICTURE_COLUMNS.items()
+        column: {"bytes": pair.parts[name], "path": f"{pair.id}.{name}"} if name in pair.parts else None
+        for column, name in columns.items()
     }
     texts = {column: pair.row.get(name, "") for column, name in TEXT_COLUMNS.items()}
     scores = {name: pair.row.get(name) for name in PairScores._fields}
@@ -74,14 +77,15 @@ def _groups(pair_set: foreign.PairSet) -> list[list[int]]:
 
 def _export(pair_set: foreign.PairSet, folder: Path) -> Iterator[Progress]:
     """Write `data/train-<n>-of-<m>.parquet`; a shard's pairs are one row group."""
-    groups, schema = _groups(pair_set), _schema()
+    columns = PICTURE_COLUMNS | (REFERENCE_COLUMNS if pair_set.has_references else {})
+    groups, schema = _groups(pair_set), _schema(columns)
     done = 0
     for number, group in enumerate(groups):
         path = folder / "data" / f"train-{number:05d}-of-{len(groups):05d}.parquet"
         if not path.exists():
             with write_atomically(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
                 for index in group:
-                    rows = [_row(pair) for pair in pair_set.pairs(index)]
+                    rows = [_row(pair, columns) for pair in pair_set.pairs(index)]
                     if rows:
                         writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                     done += 1

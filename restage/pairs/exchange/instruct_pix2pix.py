@@ -60,7 +60,9 @@ def _write_folder(folder: Path, pairs: Sequence[foreign.ExportedPair]) -> list[s
         for seed, pair in zip(seeds, pairs, strict=True):
             _write(folder / f"{seed}_0.jpg", _jpeg(pair.parts["source.png"]))
             _write(folder / f"{seed}_1.jpg", _jpeg(pair.parts["edited.png"]))
-            _write(folder / f"{seed}_mask.png", pair.parts["mask.png"])
+            for part in ("mask.png", "reference.png", "reference_mask.png"):
+                if part in pair.parts:
+                    _write(folder / f"{seed}_{part}", pair.parts[part])
         lines = (json.dumps(_metadata(pair)) for pair in pairs)
         _write(folder / "metadata.jsonl", "".join(f"{line}\n" for line in lines).encode())
         row = pairs[0].row
@@ -137,7 +139,9 @@ def _read_pairs(folder: Path) -> Iterator[foreign.ForeignPair]:
                 mask=foreign.read_file(folder, f"{name}/{seed}_mask.png"),
                 texts=texts,
                 row={"seed": seed, **scores.get(seed, {})},
-                mask_is="white",  # only our own exports have masks in this layout
+                mask_is="white",  # only our own exports have masks and references in this layout
+                reference=foreign.read_file(folder, f"{name}/{seed}_reference.png"),
+                reference_mask=foreign.read_file(folder, f"{name}/{seed}_reference_mask.png"),
             )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from restage.pairs.encoding import MEMBERS, PREVIEW, PairRecord, bytes_sha256, read_tar
+from restage.pairs.encoding import MEMBERS, PREVIEW, REFERENCE_MEMBERS, PairRecord, bytes_sha256, read_tar
 from restage.pairs.files import Files
 from restage.pairs.score import is_left_out_list
 from restage.pairs.store import Mark, read_table, shard_name
@@ -196,7 +196,7 @@ def _match(tar: bytes, rows: list[dict[str, Any]]) -> Iterator[StoredPair]:
 
 
 def _compare(key: str, parts: Mapping[str, bytes], row: Mapping[str, Any]) -> None:
-    if tuple(parts) != MEMBERS:
+    if tuple(name for name in parts if name not in REFERENCE_MEMBERS) != MEMBERS:
         raise InputError(f"{key} has the files {', '.join(parts)}; expected {', '.join(MEMBERS)}")
     record: PairRecord = parse_json(parts["json"], PairRecord, where=f"{key}.json")
     texts = (record.id, record.prompt.source, record.prompt.target, record.prompt.instruction)
