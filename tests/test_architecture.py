@@ -22,6 +22,7 @@ ROOMS = (
     "scenes",
     "regions",
     "world",
+    "clips",
     "prompts",
     "pairs",
     "train",

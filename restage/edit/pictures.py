@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.records import InputError, write_atomically
-from restage.scenes.io.images import UNREADABLE, open_picture, quantize, to_uint8, write_png
+from restage.clips.files import write_film
+from restage.records import InputError
+from restage.scenes.io.images import UNREADABLE, open_picture, quantize, write_png
 
 __all__ = ["quantize", "read_image", "read_mask", "write_image", "write_mask", "write_video"]
 
@@ -47,20 +47,5 @@ def write_mask(path: Path, mask: Float[Tensor, "h w"]) -> None:
 
 
 def write_video(path: Path, frames: Float[Tensor, "n 3 h w"]) -> None:
-    """Write RGB frames in [0, 1] as an H.264 clip that browsers play, atomically; odd sizes lose their last line."""
-    height, width = (side - side % 2 for side in frames.shape[2:])
-    with write_atomically(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary),
-            (width, height),
-            fps=FRAMES_PER_SECOND,
-            codec="libx264",
-            quality=8,
-            macro_block_size=2,
-            ffmpeg_log_level="error",
-            output_params=["-threads", "1", "-movflags", "+faststart"],
-        )
-        writer.send(None)
-        for frame in frames[:, :, :height, :width]:
-            writer.send(to_uint8(frame))
-        writer.close()
+    """Write frames as a film; see `write_film`."""
+    write_film(path, frames, frames_per_s=FRAMES_PER_SECOND)

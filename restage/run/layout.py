@@ -14,7 +14,8 @@ __all__ = ["CAPTURE", "CONTACT_SHEET", "DEPTH", "DIAGNOSIS", "EDITOR_VIEWS", "ED
 __all__ += ["EDIT_RECORDS", "FITS", "FIT_RECORD", "FIT_STATE", "HELD_OUT", "IMAGES", "MANIFEST", "MASKS", "ORBIT"]
 __all__ += ["PAGE", "PROMPTS", "RUN_RECORD", "SCORES", "SOURCE", "SPLATS", "STAGES", "STAGE_MARK", "STAGE_MARKS"]
 __all__ += ["TRANSFORMS", "TRUTH", "VIEW_SCORES", "check_is_run", "counting_order", "folders_in", "is_stage_done"]
-__all__ += ["ANSWERS", "CHANGES", "ORIGINS", "REFERENCES", "REGIONS", "REGION_MASKS", "STUDY_FILES", "result_folder"]
+__all__ += ["ANSWERS", "CHANGES", "CLIPS", "CLIP_FRAMES", "CLIP_RECORD", "CLIP_SOUND", "CLIP_TRUTH", "DESCRIPTION"]
+__all__ += ["FILM", "ORIGINS", "REFERENCES", "REGIONS", "REGION_MASKS", "STUDY_FILES", "result_folder"]
 
 STAGES = ("prompts", "pairs", "train", "world", "scenes", "edit", "compare", "report")
 """Stages in the order data flows; each has a folder of its name."""
@@ -47,6 +48,17 @@ REFERENCES = "references"
 """Pictures that requests refer to, each named by its SHA-256."""
 HELD_OUT = "held_out"
 """Renders of held-out views, of a fit and of a result."""
+
+# In the folder of a clip, which is a scene of a run, too.
+CLIP_RECORD = "clip.json"
+CLIP_FRAMES = "frames"
+CLIP_SOUND = "sound.mka"
+CLIP_TRUTH = "truth.npz"
+"""Depth, object ids and flow of a clip of the world."""
+DESCRIPTION = "description.json"
+"""What a scene of the world holds."""
+CLIPS = f"scenes/*/{CLIP_RECORD}"
+FILM = "clip.mp4"
 
 # In the folder of what an edit should give, `scenes/<scene>/truth/<edit>`.
 TRUTH = "truth"

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from restage.clips.config import ClipOptions
+from restage.clips.files import StoredClip, is_film, open_clip, store_clip, write_film
+from restage.edit.pictures import write_image
+from restage.records import InputError
+
+RATE = 10.0
+
+
+def shades(count: int, height: int = 32, width: int = 48) -> torch.Tensor:
+    """Frames that can be told apart by their gray."""
+    return torch.linspace(0.1, 0.9, count).reshape(-1, 1, 1, 1).expand(-1, 3, height, width).contiguous()
+
+
+def grays(clip: StoredClip) -> np.ndarray:
+    return clip.read(range(len(clip))).mean(dim=(1, 2, 3)).numpy()
+
+
+def ffmpeg(*arguments: str) -> None:
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments], check=True)
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """Two seconds of film with a tone."""
+    write_film(tmp_path / "silent.mp4", shades(20), frames_per_s=RATE)
+    tone = ["-f", "lavfi", "-i", "sine=frequency=440:duration=2"]
+    ffmpeg("-i", str(tmp_path / "silent.mp4"), *tone, "-c:v", "copy", "-c:a", "aac", str(tmp_path / "film.mp4"))
+    return tmp_path / "film.mp4"
+
+
+def stored(source: Path, folder: Path, **options: object) -> StoredClip:
+    *_, last = store_clip(source, folder, ClipOptions(**options))  # pyright: ignore[reportArgumentType]
+    assert last.done == last.total
+    return open_clip(folder)
+
+
+def head_of(path: Path) -> dict[str, object]:
+    return next(imageio_ffmpeg.read_frames(str(path)))  # pyright: ignore[reportReturnType]
+
+
+def test_a_film_comes_back_frame_by_frame_with_rate_and_sound(film: Path, tmp_path: Path) -> None:
+    clip = stored(film, tmp_path / "clip")
+    assert len(clip) == 20 and clip.record.frames_per_s == RATE and clip.record.source == "film.mp4"
+    np.testing.assert_allclose(grays(clip), np.linspace(0.1, 0.9, 20), atol=0.02)
+    write_film(tmp_path / "out.mp4", clip.read(range(20)), frames_per_s=RATE, sound=clip.sound)
+    head = head_of(tmp_path / "out.mp4")
+    assert (head["fps"], head["size"], head["audio_codec"]) == (RATE, (48, 32), "aac")
+    assert abs(float(str(head["duration"])) - 2) < 0.15
+
+
+def test_start_length_every_and_size_choose_frames(film: Path, tmp_path: Path) -> None:
+    clip = stored(film, tmp_path / "clip", start_s=0.5, length_s=1.0, every=2, size=24)
+    assert len(clip) == 5 and clip.record.frames_per_s == RATE / 2
+    assert clip.read([0]).shape == (1, 3, 16, 24)
+    np.testing.assert_allclose(grays(clip), np.linspace(0.1, 0.9, 20)[5:15:2], atol=0.03)
+    assert clip.sound is not None
+    assert abs(float(str(head_of_sound(clip.sound))) - 1) < 0.15
+
+
+def head_of_sound(path: Path) -> float:
+    told = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)], capture_output=True, text=True, check=False
+    )
+    hours, minutes, seconds = told.stderr.partition("Duration: ")[2].partition(",")[0].split(":")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".gif", ".mkv"])
+def test_other_films_are_read_too(film: Path, tmp_path: Path, suffix: str) -> None:
+    other = film.with_suffix(suffix)
+    codec = {".webm": ["-c:v", "libvpx", "-c:a", "libopus"], ".gif": [], ".mkv": ["-c", "copy"]}[suffix]
+    ffmpeg("-i", str(film), *codec, str(other))
+    clip = stored(other, tmp_path / "clip")
+    assert len(clip) == 20 and clip.record.frames_per_s == RATE
+    np.testing.assert_allclose(grays(clip), np.linspace(0.1, 0.9, 20), atol=0.04)
+    assert (clip.sound is None) == (suffix == ".gif")
+    if suffix == ".webm":  # MP4 takes opus as it is
+        write_film(tmp_path / "out.mp4", clip.read(range(20)), frames_per_s=RATE, sound=clip.sound)
+        assert head_of(tmp_path / "out.mp4")["audio_codec"] == "opus"
+
+
+def test_a_folder_of_frames_is_read_by_name(tmp_path: Path) -> None:
+    for index, frame in enumerate(shades(6)):
+        write_image(tmp_path / "frames" / f"{index}.png", frame)
+    clip = stored(tmp_path / "frames", tmp_path / "clip", every=2, frames_per_s=12.0, start_s=1 / 12)
+    assert clip.record.frames_per_s == 6 and clip.sound is None
+    np.testing.assert_allclose(grays(clip), np.linspace(0.1, 0.9, 6)[1::2], atol=0.01)
+
+
+def test_frames_are_read_one_after_the_other(tmp_path: Path) -> None:
+    alive = 0
+
+    def frames() -> Iterator[torch.Tensor]:
+        nonlocal alive
+        for frame in shades(40):
+            alive += 1
+            yield frame
+
+    write_film(tmp_path / "film.mp4", frames(), frames_per_s=RATE)
+    assert alive == 40
+    steps = store_clip(tmp_path / "film.mp4", tmp_path / "clip", ClipOptions())
+    next(steps)
+    assert len(list((tmp_path / "clip" / "frames").glob("*.png"))) == 1
+    steps.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert not (tmp_path / "clip" / "clip.json").exists()
+
+
+def test_a_clip_is_kept_and_another_one_refused(film: Path, tmp_path: Path) -> None:
+    stored(film, tmp_path / "clip", every=5)
+    assert [step.note for step in store_clip(film, tmp_path / "clip", ClipOptions(every=5))] == ["read before"]
+    with pytest.raises(InputError, match="other options"):
+        list(store_clip(film, tmp_path / "clip", ClipOptions(every=4)))
+
+
+def test_what_is_no_clip_is_refused_in_one_line(film: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    for source, options, message in (
+        (tmp_path / "broken.mp4", {}, "not readable as a film"),
+        (tmp_path / "none.mp4", {}, "does not exist"),
+        (tmp_path / "one.png", {}, "expected a film"),
+        (tmp_path / "empty", {}, "holds no pictures"),
+        (film, {"start_s": 9.0}, "no frame"),
+        (film, {"frames_per_s": 5.0}, "a rate of its own"),
+    ):
+        with pytest.raises(InputError, match=message):
+            list(store_clip(source, tmp_path / "clip", ClipOptions(**options)))  # pyright: ignore[reportArgumentType]
+    for wrong in ({"every": 0}, {"size": 2}, {"length_s": 0.0}, {"start_s": -1.0}, {"frames_per_s": 0.0}):
+        with pytest.raises(InputError, match="expected"):
+            ClipOptions(**wrong)
+    assert not is_film(tmp_path / "one.png") and is_film(film)
+
+
+def test_frames_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "frames" / "0.png", shades(1)[0])
+    write_image(tmp_path / "frames" / "1.png", shades(1, 16)[0])
+    with pytest.raises(InputError, match="frames of one size"):
+        list(store_clip(tmp_path / "frames", tmp_path / "clip", ClipOptions()))
