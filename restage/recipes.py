@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from restage.clips.config import ClipOptions
+from restage.clips.files import copy_clip, store_clip
+from restage.compare.clips import judge_clip
 from restage.compare.config import CompareConfig
+from restage.compare.judges import open_judges
 from restage.compare.stage import run_compare
 from restage.diffusion.config import TrainingConfig
 from restage.edit.choosing import choose_editor
+from restage.edit.clips.stage import ClipChoice, find_clip, open_clip_edit
 from restage.edit.config import EditConfig
 from restage.edit.editors import OpenEditors
 from restage.edit.single import AUTO, EditChoice, StartingPoint, open_edit
@@ -27,7 +33,7 @@ from restage.records import EditRequest, InputError, Progress, read_json
 from restage.report.stage import ReportConfig, run_report
 from restage.run import profile
 from restage.run.folder import RunFolder, open_run, working
-from restage.run.layout import CAPTURE, EDIT_RECORD, TRANSFORMS
+from restage.run.layout import CAPTURE, CLIP_RECORD, EDIT_RECORD, RUN_RECORD, TRANSFORMS
 from restage.run.models import Models, models_in
 from restage.run.reading import EditRecord
 from restage.scenes.config import ScenesConfig
@@ -38,7 +44,7 @@ from restage.world.config import WorldConfig
 from restage.world.stage import run_world
 
 __all__ = ["DemoConfig", "EditChoice", "RULE", "STAGES", "Stage", "demo", "demo_config", "edit_folder"]
-__all__ += ["learn_forms"]
+__all__ += ["edit_clip_folder", "learn_forms", "take_clip"]
 
 
 class Stage(NamedTuple):
@@ -175,3 +181,35 @@ def edit_folder(
             reason = read_json(start / EDIT_RECORD, EditRecord).reason
             note = f"{start} ({reason})" if reason else str(start)
             yield Progress(stage="edit", done=1, total=1, note=note)
+
+
+def take_clip(source: Path, out: Path, options: ClipOptions) -> Iterator[Progress]:
+    """Read a film, a folder of frames or a clip that was made before into a run; the last note is its folder there."""
+    folder = out / "scenes" / re.sub(r"[^A-Za-z0-9_.-]+", "-", source.resolve().stem)
+    with working(open_run(out), "scenes"):
+        if (source / CLIP_RECORD).is_file():
+            copy_clip(source, folder)
+        else:
+            yield from store_clip(source, folder, options)
+    yield Progress(stage="clip", done=1, total=1, note=str(folder))
+
+
+def edit_clip_folder(clip: Path, requests: Sequence[EditRequest], choice: ClipChoice) -> Iterator[Progress]:
+    """Edit a clip of a run by each of some requests; the last step's note is the folder of the last result."""
+    clip_folder = find_clip(clip) if (clip / RUN_RECORD).is_file() else clip
+    with working(open_run(clip_folder.parent.parent), "edit") as run:
+        editors = OpenEditors()
+        for request in requests:
+            used = choice
+            if choice.editor == AUTO:
+                asked = EditChoice(editor=AUTO, model=choice.model, device=choice.device)
+                found, why = choose_editor(
+                    replace(asked, model_options=choice.model_options, endpoint=choice.endpoint), clip_folder, request
+                )
+                used = replace(choice, editor=found.editor, model=found.model)
+                yield Progress(stage="edit", done=0, total=1, note=f"with the editor {used.editor}: {why}")
+            opened = open_clip_edit(run, clip_folder, request=request, choice=used, editors=editors)
+            yield from opened.steps
+            yield Progress(stage="compare", done=0, total=1, note="measuring")
+            judge_clip(run.path, opened.folder, open_judges(CompareConfig()))
+            yield Progress(stage="compare", done=1, total=1, note=str(opened.folder))

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from restage.records import InputError, Score, file_sha256, read_json, to_plain
-from restage.run.layout import EDIT_CASES, PAGE, PROMPTS, RUN_RECORD, SCORES, SPLATS, STAGES, is_stage_done
+from restage.run.layout import (
+    CLIP_FRAMES,
+    CLIPS,
+    EDIT_CASES,
+    PAGE,
+    PROMPTS,
+    RUN_RECORD,
+    SCORES,
+    SPLATS,
+    STAGES,
+    is_stage_done,
+)
 from restage.run.profile import add_up
 from restage.run.reading import RunRecord, StageMark, flat_items, read_fits, read_marks, read_results, read_run_record
 from restage.scores.definitions import metrics_shown_in
@@ -75,6 +86,15 @@ def _scene_lines(run: Path) -> Iterator[str]:
         yield from (f"    note: {text}" for text in fit.notes)
 
 
+def _clip_lines(run: Path) -> Iterator[str]:
+    for path in sorted(run.glob(CLIPS)):
+        count, rate = (
+            len(list((path.parent / CLIP_FRAMES).glob("*.png"))),
+            read_json(path, dict[str, Any])["frames_per_s"],
+        )
+        yield f"  clip {path.parent.name}: {count} frames, {rate:g} a second"
+
+
 def _edit_lines(run: Path) -> Iterator[str]:
     found = read_results(run)
     if len(found) <= MAX_EDIT_LINES:
@@ -119,7 +139,7 @@ def describe_run(run: Path) -> list[str]:
             lines.append(f"{stage:<8} done  {facts}")
         elif (run / stage).exists():
             lines.append(f"{stage:<8} begun")
-    lines += [*_campaign_lines(run), *_scene_lines(run), *_edit_lines(run), *_score_lines(run)]
+    lines += [*_campaign_lines(run), *_scene_lines(run), *_clip_lines(run), *_edit_lines(run), *_score_lines(run)]
     if (run / PAGE).exists():
         lines.append(f"page: {run / PAGE}")
     return lines

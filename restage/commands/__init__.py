@@ -6,7 +6,7 @@ a function in one of the modules here, a line in this menu, and a line in `SUMMA
 
 from collections.abc import Callable
 
-from restage.commands import change, generate, pairs, region, runs, scenes, stages
+from restage.commands import change, clips, generate, pairs, region, runs, scenes, stages
 
 __all__ = ["COMMANDS"]
 
@@ -22,7 +22,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
         "Make scenes of the miniature world: captures, and the exact truth of their edits.\n\n"
         "Example: restage world runs/mine --edit-kinds recolour time",
     ),
-    "clip": lambda: scenes.clip,
+    "clip": clips.build_clip,
     "train": stages.build_train,
     "fit": scenes.build_fit,
     "region": region.build_region,

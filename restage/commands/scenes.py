@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from restage.audit.show import describe_run
+from restage.commands.clips import edit_a_clip, is_clip
 from restage.commands.stages import DeviceArgument, RunArgument, StoreArgument
 from restage.records import EditRequest, InputError
 from restage.run.endpoint_config import EndpointConfig
@@ -18,14 +19,13 @@ from restage.run.environment import check_device
 from restage.run.folder import open_run, working
 from restage.run.progress import say, show_progress
 
-__all__ = ["clip", "edit", "build_edits", "export", "build_fit", "build_serve", "view"]
+__all__ = ["edit", "build_edits", "export", "build_fit", "build_serve", "view"]
 
 SceneArgument = Annotated[Path, arg(metavar="SCENE")]
 CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
 ShownArgument = Annotated[
     Path, arg(metavar="PATH", help="A run, a fitted scene, a capture with a fit, or splats as PLY (3DGS layout).")
 ]
-ClipArgument = Annotated[Path, arg(metavar="CLIP")]
 ExportedArgument = Annotated[str, arg(metavar="PATH")]
 TargetArgument = Annotated[Path | None, arg(metavar="OUT")]
 InstructionArgument = Annotated[str, arg(metavar="INSTRUCTION")]
@@ -88,7 +88,7 @@ def edit(
     scene: Positional[SceneArgument],
     instruction: Positional[InstructionArgument],
     *,
-    method: str = "restage",
+    method: str = "auto",
     editor: str = "auto",
     then: tuple[str, ...] = (),
     start: Path | None = None,
@@ -111,18 +111,22 @@ def edit(
     estimate_only: bool = False,
     endpoint: Annotated[EndpointConfig, arg(name="")] = EndpointConfig(),  # noqa: B008
 ) -> None:
-    """Edit a scene by an instruction, or by several one after another.
+    """Edit a scene or a clip by an instruction, or a scene by several one after another.
 
     Example: restage edit runs/mine "make the cube blue" --then "turn it to night" --strength 0.7
+
+    Example: restage edit film.mp4 "make it golden" --size 512
 
     Nothing is overwritten: to undo an edit, go on from the one before, or from the scene. An edit that is stopped
     with Ctrl-C leaves its scene as it was then in its folder, and starts over when it is asked for again.
 
     Args:
-        scene: The run folder of a fitted scene; a capture, which is then fitted first; or a file of splats, which
-            cameras are placed around and whose renders stand for photographs.
+        scene: The run folder of a fitted scene; a capture, which is then fitted first; a file of splats, which
+            cameras are placed around and whose renders stand for photographs; or a clip: a film (mp4, webm, gif, ...),
+            what `restage clip` made, or with a method for clips a folder of frames.
         instruction: What to change.
-        method: One of the menu in `restage/edit`.
+        method: One of the menu in `restage/edit/methods`, by default `restage`; for a clip one of that in
+            `restage/edit/clips`, by default `carried`. A film with a method for scenes is fitted first.
         editor: One of the menu in `restage/edit/editors`, or `noisy-<0 to 1>-<one of them>`; by default one
             that suits the scene, the instruction and this machine, which is said.
         then: More instructions; each starts from the result of the one before.
@@ -146,7 +150,7 @@ def edit(
             that take several pictures.
         reference_mask: A mask of the subject of each reference, white inside, where the rest is not meant.
         device: Where the scene is drawn and the editor's model computes.
-        size: Longer side of the views in pixels, if a capture is fitted first or cameras are placed.
+        size: Longer side of the views in pixels, if a capture is fitted first, cameras are placed or a film is read.
         cameras: For a file of splats: a capture in their frame whose cameras are used, in place of placed ones.
         up: For a file of splats: which of its axes is up.
         seed: Seed for the edit's noise.
@@ -165,11 +169,34 @@ def edit(
     device = choose_device(device)
     if then and (source_caption or target_caption):
         raise InputError("captions belong to one instruction; give them with --start instead of --then")
+    if is_clip(scene, method):
+        only_scenes = {"then": then, "start": start, "time-budget": time_budget, "region": region, "anchor": anchor}
+        only_scenes |= {"cameras": cameras, "reference": reference}
+        wrong = [f"--{name}" for name, value in only_scenes.items() if value]
+        if wrong or strength != 1:
+            raise InputError(f"{', '.join(wrong or ['--strength'])}: only scenes are edited so; {scene} is a clip")
+        edit_a_clip(
+            scene,
+            EditRequest(instruction=instruction, source_caption=source_caption, target_caption=target_caption),
+            size=size,
+            estimate_only=estimate_only,
+            choice={
+                "method": "carried" if method == "auto" else method,
+                "editor": editor,
+                "model": model,
+                "model_options": model_options,
+                "max_drift": max_drift,
+                "device": device,
+                "seed": seed,
+                "endpoint": endpoint,
+            },
+        )
+        return
     if then and reference:
         raise InputError("a reference belongs to one instruction; give it with --start instead of --then")
     given = GivenPicture.read_all(reference, reference_mask)
     choice = EditChoice(
-        method=method,
+        method="restage" if method == "auto" else method,
         editor=editor,
         model=model,
         model_options=model_options,
@@ -304,36 +331,6 @@ def export(
 
         show_progress(export_pairs(path, place, format, store=store))
         say(f"{format}: {place}")
-
-
-def clip(
-    folder: Positional[ClipArgument],
-    *,
-    motion: Literal["slide", "turn", "sun", "still"] = "slide",
-    moves_camera: bool = False,
-    num_frames: int = 8,
-    size: int = 128,
-    seed: int = 0,
-) -> None:
-    """Make a moving clip of the miniature world: frames, exact flow, depth and object ids, and pictures to look at.
-
-    Example: restage clip clips/first --motion turn --moves-camera
-
-    Args:
-        folder: Folder of the clip.
-        motion: What moves: an object that slides or turns, the sun, or nothing.
-        moves_camera: Let the camera go around the scene.
-        num_frames: Number of frames.
-        size: Width and height in pixels.
-        seed: Seed for scene, motion and camera.
-    """
-    from restage.world.clips import sample_clip, write_clip
-
-    if (folder / "clip.json").exists():
-        raise InputError(f"{folder} holds a clip already; choose another folder")
-    sampled = sample_clip(seed, motion=motion, moves_camera=moves_camera, num_frames=num_frames, size=size)
-    write_clip(sampled, folder)
-    say(f"clip: {folder}; look at {folder / 'clip.webp'} or {folder / 'sheet.png'}")
 
 
 def view(

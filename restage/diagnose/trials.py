@@ -34,7 +34,7 @@ from restage.edit.editors.referenced import show_references
 from restage.edit.job import EditJob
 from restage.edit.pictures import quantize, read_image, read_mask
 from restage.edit.results import KeptEdits
-from restage.edit.sharing import AnchoredNoise
+from restage.edit.sharing import AnchoredNoise, CarriedNoise
 from restage.edit.stage import load_scene, read_case
 from restage.records import EditRequest, Progress, content_id, derive_seed, read_json, to_plain, write_json
 from restage.scenes.capture import Capture
@@ -176,7 +176,7 @@ class _Remembered:
         return getattr(self.editor, name)  # what else some editors offer to some methods
 
     def edit(self, batch: ViewBatch) -> Edited:
-        if batch.sharing is not None or isinstance(batch.noise_keys, AnchoredNoise):
+        if batch.sharing is not None or isinstance(batch.noise_keys, AnchoredNoise | CarriedNoise):
             return self.editor.edit(batch)  # both hold whole tensors, which cost more to name than is ever saved
         views = (batch.views.cpu(), batch.originals.cpu())
         pixels = [hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest() for x in views]

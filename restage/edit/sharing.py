@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,8 +23,8 @@ from restage.scenes.initial import surroundings_of
 from restage.scenes.layouts import splat_depths
 from restage.scenes.splats import Splats
 
-__all__ = ["AnchoredNoise", "DepthMaps", "ViewSharing", "Warped", "fundamental_matrix", "near_epipolar_lines"]
-__all__ += ["render_depths", "warp"]
+__all__ = ["AnchoredNoise", "CarriedNoise", "DepthMaps", "FrameSharing", "Sharing", "ViewSharing", "Warped"]
+__all__ += ["fundamental_matrix", "near_epipolar_lines", "render_depths", "warp"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,30 @@ class AnchoredNoise:
         cells = _cells_of(self.maps, shape[1])
         return torch.stack([_draw_view(view, shape, seed, number) for number, view in enumerate(cells)])
 
+    def select(self, places: Sequence[int]) -> AnchoredNoise:
+        """That of some of the views."""
+        return AnchoredNoise(DepthMaps(self.maps.cameras[places], self.maps.depths[places]))
+
+
+@dataclass(frozen=True)
+class CarriedNoise:
+    """Unit noise for frames of a clip, whose grains go along with what the frames show; see `AnchoredNoise`.
+
+    Each pixel of a frame has the number of a grain, and what is followed from frame to frame keeps its own: what was
+    a cell of space there, for which depth must be known, is here a point of the clip.
+    """
+
+    grains: Int[Tensor, "n h w"]
+
+    def draw(self, shape: Sequence[int], seed: int) -> Float[Tensor, "n c h w"]:
+        """Noise for each frame on a grid of `shape` (c, h, w)."""
+        cells = self.grains[..., None].cpu().numpy()
+        return torch.stack([_draw_view(frame, shape, seed, number) for number, frame in enumerate(cells)])
+
+    def select(self, places: Sequence[int]) -> CarriedNoise:
+        """That of some of the frames."""
+        return CarriedNoise(self.grains[list(places)])
+
 
 def _cells_of(maps: DepthMaps, grid_height: int) -> np.ndarray:
     """Cell of every pixel of every view, as whole numbers "n h w 4": a level of size and three coordinates.
@@ -122,7 +146,7 @@ def _draw_view(cells: np.ndarray, shape: Sequence[int], seed: int, number: int) 
     rows = np.arange(cells.shape[0]) * height // cells.shape[0]
     columns = np.arange(cells.shape[1]) * width // cells.shape[1]
     pixels = (rows[:, None] * width + columns).reshape(-1)
-    known, cell = np.unique(cells.reshape(-1, 4), axis=0, return_inverse=True)
+    known, cell = np.unique(cells.reshape(-1, cells.shape[-1]), axis=0, return_inverse=True)
     pairs, counts = np.unique(cell.reshape(-1) * (height * width) + pixels, return_counts=True)
     # Each cell goes to one pixel only: shared ones would make neighbors' noise correlated.
     by_count = np.lexsort((pairs, -counts))
@@ -156,6 +180,31 @@ def _mix(keys: np.ndarray) -> np.ndarray:
     return keys ^ (keys >> np.uint64(31))
 
 
+class Sharing(Protocol):
+    """How the views of a batch attend to each other: in groups of neighbors, each with a key view."""
+
+    @property
+    def num_views(self) -> int:
+        """Views of the batch."""
+        ...
+
+    def keys_at(self, step: int) -> list[int]:
+        """Key views of a step, ascending: one of each group of views that follow each other."""
+        ...
+
+    def nearest_keys(self, view: int, keys: Sequence[int]) -> list[tuple[float, int]]:
+        """Weight and place among `keys` of the two nearest; the nearer weighs more, both add up to 1."""
+        ...
+
+
+def _draw_keys(num_views: int, group_size: int, seed: int, step: int) -> list[int]:
+    generator = np.random.default_rng(derive_seed(seed, "key views", step))
+    # Drawn anew at every step, so that no view's own errors are handed to all others throughout.
+    starts = range(0, num_views, group_size)
+    ends = [min(start + group_size, num_views) for start in starts]
+    return [int(generator.integers(start, end)) for start, end in zip(starts, ends, strict=True)]
+
+
 @dataclass(frozen=True)
 class ViewSharing:
     """Views in groups of neighbors; at each step one view of each group, drawn anew, is a key view."""
@@ -172,13 +221,14 @@ class ViewSharing:
                 f"expected group_size >= 1 and epipolar_reach > 0, got {self.group_size} and {self.epipolar_reach}"
             )
 
+    @property
+    def num_views(self) -> int:
+        """Views of the batch."""
+        return len(self.cameras)
+
     def keys_at(self, step: int) -> list[int]:
-        """Key views of a step, ascending: one of each group of views that follow each other."""
-        generator = np.random.default_rng(derive_seed(self.seed, "key views", step))
-        # Drawn anew at every step, so that no view's own errors are handed to all others throughout.
-        starts = range(0, len(self.cameras), self.group_size)
-        ends = [min(start + self.group_size, len(self.cameras)) for start in starts]
-        return [int(generator.integers(start, end)) for start, end in zip(starts, ends, strict=True)]
+        """See `Sharing.keys_at`."""
+        return _draw_keys(self.num_views, self.group_size, self.seed, step)
 
     def nearest_keys(self, view: int, keys: Sequence[int]) -> list[tuple[float, int]]:
         """Weight and place among `keys` of the two nearest by position; the nearer weighs more, both add up to 1."""
@@ -190,6 +240,33 @@ class ViewSharing:
         total = distances[first] + distances[rest[0]]
         share = distances[rest[0]] / total if total > 0 else 1.0
         return [(share, first), (1 - share, rest[0])]
+
+
+@dataclass(frozen=True)
+class FrameSharing:
+    """Frames of a clip that attend to each other; with groups of one, every frame attends to all.
+
+    With larger groups the frames that are no key take over the outputs of key frames at the best match of features, as
+    `ViewSharing` does; as there are no cameras, a match may be anywhere, and is looked for in what the model sees in
+    the unedited frames at the same noise.
+    """
+
+    num_views: int
+    group_size: int
+    seed: int
+
+    def keys_at(self, step: int) -> list[int]:
+        """See `Sharing.keys_at`."""
+        return _draw_keys(self.num_views, self.group_size, self.seed, step)
+
+    def nearest_keys(self, view: int, keys: Sequence[int]) -> list[tuple[float, int]]:
+        """See `Sharing.nearest_keys`; weights are those of TokenFlow, the sigmoid of the share of the way."""
+        first, *rest = sorted(range(len(keys)), key=lambda place: abs(keys[place] - view))[:2]
+        if not rest:
+            return [(1.0, first)]
+        near, far = (abs(keys[place] - view) for place in (first, rest[0]))
+        weight = 1 / (1 + math.exp(-far / (near + far)))
+        return [(weight, first), (1 - weight, rest[0])]
 
 
 def fundamental_matrix(cameras: Cameras) -> Float[Tensor, "3 3"]:

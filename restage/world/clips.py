@@ -7,6 +7,7 @@ judges motion.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,16 +18,27 @@ from jaxtyping import Bool, Float32, Int32
 from numpy import ndarray as Array
 from PIL import Image, ImageDraw
 
-from restage.records import InputError, derive_seed, write_atomically, write_json
+from restage.records import (
+    EditCase,
+    EditRequest,
+    InputError,
+    derive_seed,
+    read_json,
+    write_atomically,
+    write_json,
+)
+from restage.run.layout import CLIP_RECORD, DESCRIPTION, EDIT_CASE, IMAGES, MASKS, TRUTH
 from restage.scenes.cameras import Cameras, project_points, unproject_depth
-from restage.world import second
-from restage.world.capture import camera_at, clearness_of, middle_height, scene_radius, shown_together
+from restage.world import grammar, second
+from restage.world.capture import CHANGE_THRESHOLD, camera_at, clearness_of, middle_height, scene_radius, shown_together
 from restage.world.description import Description, Edit
 from restage.world.kernels import FIRST_OBJECT_ID
 from restage.world.places import MAX_REACH, MIN_GAP, carriers, gap_between
 from restage.world.render import cast_rays, render_view
+from restage.world.stage import edit_name
 
-__all__ = ["MOTIONS", "Clip", "ClipTruth", "edit_clip", "render_clip", "sample_clip", "write_clip"]
+__all__ = ["MOTIONS", "Clip", "ClipTruth", "edit_clip", "read_clip", "render_clip", "sample_clip", "sample_clip_edits"]
+__all__ += ["write_clip", "write_clip_truth"]
 
 MOTIONS = ("slide", "turn", "sun", "still")
 """What moves beside the camera."""
@@ -242,8 +254,59 @@ def write_clip(clip: Clip, folder: Path, *, frames_per_s: int = 8) -> ClipTruth:
         pictures[0].save(temporary, format="WEBP", append_images=pictures[1:], **settings)
     with write_atomically(folder / "sheet.png") as temporary:
         _draw_sheet(clip, truth, pictures).save(temporary, format="PNG")
-    write_json(folder / "clip.json", clip.to_plain())
+    write_json(folder / DESCRIPTION, clip.frames[0])
+    write_json(folder / CLIP_RECORD, {**clip.to_plain(), "frames_per_s": frames_per_s})
     return truth
+
+
+def read_clip(folder: Path) -> Clip:
+    """Read a clip of the world back from its `clip.json`; another clip, which has no descriptions, is refused."""
+    plain = read_json(folder / CLIP_RECORD, _ClipPlain)
+    cameras, size = plain.cameras, plain.cameras.size
+    matrices = (torch.tensor(matrix, dtype=torch.float32) for matrix in (cameras.camera_to_world, cameras.intrinsics))
+    return Clip(motion=plain.motion, frames=plain.frames, cameras=Cameras(*matrices, size, size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CamerasPlain:
+    camera_to_world: list[list[list[float]]]
+    intrinsics: list[list[list[float]]]
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ClipPlain:
+    motion: str
+    frames: tuple[Description, ...]
+    cameras: _CamerasPlain
+
+
+def sample_clip_edits(clip: Clip, kinds: Sequence[str], seed: int, *, edition: int = 2) -> list[Edit]:
+    """Sample an edit of each kind of a clip's first frame, in the words of an edition of the grammar."""
+    writer = second if edition == 2 else grammar
+    return [
+        writer.sample_edit(clip.frames[0], derive_seed("clip edit", seed), kind=kind, split="all") for kind in kinds
+    ]
+
+
+def write_clip_truth(clip: Clip, edit: Edit, folder: Path) -> str:
+    """Write the exact frames of an edited clip below its folder, as the truth of a scene's edit; returns its name."""
+    edited = edit_clip(clip, edit)
+    name = edit_name(edit)
+    truth = folder / TRUTH / name
+    for index, (before, after) in enumerate(zip(clip.frames, edited.frames, strict=True)):
+        source, target = (render_view(frame, clip.cameras[index]).image for frame in (before, after))
+        file = f"frame_{index:03d}.png"
+        with write_atomically(truth / IMAGES / file) as temporary:
+            _to_uint8(target.transpose(1, 2, 0)).save(temporary, format="PNG")
+        changed = np.abs(target - source).max(axis=0) > CHANGE_THRESHOLD
+        with write_atomically(truth / MASKS / file) as temporary:
+            Image.fromarray(changed.astype(np.uint8) * 255).save(temporary, format="PNG")
+    pair = grammar.prompt_pair_of(edit, 0)
+    request = EditRequest(instruction=edit.instruction, source_caption=pair.source, target_caption=pair.target)
+    case = EditCase(scene=folder.resolve().name, kind=edit.kind, request=request, has_truth=True)
+    write_json(truth / EDIT_CASE, case)
+    return name
 
 
 def _to_uint8(image: Float32[Array, "h w 3"]) -> Image.Image:

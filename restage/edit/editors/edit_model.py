@@ -23,7 +23,7 @@ from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Gui
 from restage.diffusion.references import Mutual, prepare_reference
 from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import AnchorForm, Branches, Edited, EditorSource, PredictNoise, ViewBatch
-from restage.edit.sharing import ViewSharing, near_epipolar_lines
+from restage.edit.sharing import FrameSharing, Sharing, ViewSharing, near_epipolar_lines
 from restage.records import EditRequest, InputError
 from restage.scenes.references import ShownPicture
 
@@ -62,7 +62,9 @@ class ModelEditor:
         if batch.sharing is not None:
             # Views can attend to each other only while they are in the model together.
             settings = replace(settings, batch_size=len(batch.views))
-            sharing = share_attention(self.model.unet, batch.sharing, is_beside=self.model.reader.name == "beside")
+            source = _SourceInputs(self.model, batch) if isinstance(batch.sharing, FrameSharing) else None
+            is_beside = self.model.reader.name == "beside"
+            sharing = share_attention(self.model.unet, batch.sharing, source=source, is_beside=is_beside)
         with sharing:
             edited = edit_images(
                 self.model,
@@ -155,15 +157,34 @@ def open_instruct_pix2pix(source: EditorSource) -> ModelEditor:
     return _open(source, "an InstructPix2Pix model in diffusers layout", PUBLISHED)
 
 
+@dataclass(frozen=True)
+class _SourceInputs:
+    """Turns the inputs of a call of the UNet into those of the unedited views at the same noise, told nothing."""
+
+    model: EditModel
+    batch: ViewBatch
+
+    def __call__(self, inputs: Tensor, timesteps: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        num_views, channels = len(self.batch.views), self.model.latent_channels
+        original, t = inputs[:num_views, channels:], timesteps[:num_views]
+        clean = original / self.model.condition_scale
+        noise = self.batch.draw_noise(clean.shape[1:]).to(clean)
+        noisy = self.model.schedule.add_noise(clean, noise, t)
+        untold = text[-num_views:]  # the last variant of a guided call has no text
+        return torch.cat([noisy, original], dim=1), t, untold
+
+
 @dataclass
 class _Plan:
     """What a call of the UNet shares: the roles of the views at this denoising step."""
 
-    sharing: ViewSharing
+    sharing: Sharing
     is_beside: bool = False
     """Whether a square picture lies to the right of each view, the same one at each."""
     step: int = -1
     keys: list[int] = field(default_factory=list)
+    is_source: bool = False
+    """Whether this call is of the unedited views, whose features are kept for matching."""
     _near: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
     def begin_step(self) -> None:
@@ -173,6 +194,7 @@ class _Plan:
     def near(self, view: int, key: int, num_tokens: int) -> Bool[Tensor, "tokens tokens"]:
         """Which tokens of a key view lie near the epipolar line of each token of another view."""
         if (view, key, num_tokens) not in self._near:
+            assert isinstance(self.sharing, ViewSharing)
             cameras = self.sharing.cameras
             height = round(math.sqrt(num_tokens / (cameras.width / cameras.height + self.is_beside)))
             width = num_tokens // height - self.is_beside * height
@@ -193,20 +215,19 @@ class _SharingProcessor:
     def __init__(self, plan: _Plan) -> None:
         self.plan = plan
         self.num_calls = 0
+        self.source: Tensor | None = None
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
         self.num_calls += 1
-        to_q, to_k, to_v, (to_out, dropout) = attn.to_q, attn.to_k, attn.to_v, cast(nn.ModuleList, attn.to_out)
-        assert to_k is not None and to_v is not None
-        num_views = len(self.plan.sharing.cameras)
+        to_out, dropout = cast(nn.ModuleList, attn.to_out)
+        if self.plan.is_source:
+            self.source = hidden_states
+            return dropout(to_out(_attend(attn, hidden_states))) / attn.rescale_output_factor
+        num_views = self.plan.sharing.num_views
         states = hidden_states.unflatten(0, (-1, num_views))
         keys = self.plan.keys
-        of_keys = states[:, keys].flatten(1, 2)  # all tokens of all key views are one sequence
-        query, key, value = (
-            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (to_q(of_keys), to_k(of_keys), to_v(of_keys))
-        )
-        found = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        found = found.unflatten(1, (len(keys), -1))
+        # All tokens of all key views are one sequence.
+        found = _attend(attn, states[:, keys].flatten(1, 2)).unflatten(1, (len(keys), -1))
         # Other views take over outputs rather than attend: it is what makes them agree, and it costs no attention.
         out = found.new_empty(*states.shape[:-1], found.shape[-1])
         out[:, keys] = found
@@ -220,36 +241,63 @@ class _SharingProcessor:
         plan, total = self.plan, 0.0
         for weight, number in plan.sharing.nearest_keys(view, plan.keys):
             key = plan.keys[number]
-            near = plan.near(view, key, states.shape[2]).to(states.device)
-            match = best_matches(states[:, view], states[:, key], near)
+            if self.source is None:
+                near = plan.near(view, key, states.shape[2]).to(states.device)
+                match = best_matches(states[:, view], states[:, key], near)
+            else:
+                match = best_matches(self.source[[view]], self.source[[key]]).expand(len(states), -1)
             taken = found[:, number].gather(1, match[:, :, None].expand(-1, -1, found.shape[-1]))
             total = total + weight * taken
         assert isinstance(total, Tensor)
         return total
 
 
+def _attend(attn: Attention, states: Float[Tensor, "b n c"]) -> Float[Tensor, "b n inner"]:
+    """Plain self-attention, before the projection of what it gives."""
+    to_q, to_k, to_v = attn.to_q, attn.to_k, attn.to_v
+    assert to_k is not None and to_v is not None
+    query, key, value = (layer(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in (to_q, to_k, to_v))
+    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
 def best_matches(
-    features: Float[Tensor, "b n c"], others: Float[Tensor, "b m c"], allowed: Bool[Tensor, "n m"]
+    features: Float[Tensor, "b n c"], others: Float[Tensor, "b m c"], allowed: Bool[Tensor, "n m"] | None = None
 ) -> Tensor:
     """Index of the most similar (by cosine) of the others for each feature, among the allowed; of all if none is."""
     similarity = functional.normalize(features.float(), dim=2) @ functional.normalize(others.float(), dim=2).mT
+    if allowed is None:
+        return similarity.argmax(dim=2)
     # A token whose line misses the other view would have nothing to take; the best match anywhere is better than that.
     is_free = allowed | ~allowed.any(dim=1, keepdim=True)
     return similarity.masked_fill(~is_free, -math.inf).argmax(dim=2)
 
 
 @contextlib.contextmanager
-def share_attention(unet: nn.Module, sharing: ViewSharing, *, is_beside: bool = False) -> Iterator[None]:
+def share_attention(
+    unet: nn.Module, sharing: Sharing, *, source: _SourceInputs | None = None, is_beside: bool = False
+) -> Iterator[None]:
     """Within it, each call of the UNet is one denoising step of all views together, in their order, times variants.
 
-    With `is_beside` the same square picture lies to the right of each.
+    With `is_beside` the same square picture lies to the right of each. With `source`, matches are looked for in the
+    features of the unedited views, at the cost of one more variant.
     """
     layers = [layer for layer in attention_layers(unet) if not layer.is_cross_attention]
     plan = _Plan(sharing, is_beside)
     processors = [_SharingProcessor(plan) for _ in layers]
     before: list[Any] = [layer.processor for layer in layers]
+
+    def begin(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if plan.is_source:
+            return
+        plan.begin_step()
+        if source is not None and len(plan.keys) < sharing.num_views:
+            latents, t, text = source(*inputs, options["encoder_hidden_states"])
+            plan.is_source = True
+            module(latents, t, **{**options, "encoder_hidden_states": text})
+            plan.is_source = False
+
     # Counted by calls of the UNet: a layer cannot know which denoising step it is in.
-    hook = unet.register_forward_pre_hook(lambda module, inputs: plan.begin_step())
+    hook = unet.register_forward_pre_hook(begin, with_kwargs=True)
     try:
         for layer, processor in zip(layers, processors, strict=True):
             layer.processor = processor  # pyright: ignore[reportAttributeAccessIssue]  (it is called, no more)

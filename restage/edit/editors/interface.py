@@ -17,7 +17,7 @@ from torch import Tensor
 
 from restage.diffusion.sampling import Edited, initial_noise
 from restage.diffusion.schedule import Schedule
-from restage.edit.sharing import AnchoredNoise, DepthMaps, ViewSharing
+from restage.edit.sharing import AnchoredNoise, CarriedNoise, Sharing
 from restage.records import EditRequest, InputError, derive_seed
 from restage.run.endpoint_config import EndpointConfig
 from restage.scenes.references import ShownPicture
@@ -34,7 +34,7 @@ class SeededNoise:
     seeds: tuple[int, ...]
 
 
-NoiseKeys = tuple[int, ...] | AnchoredNoise | SeededNoise | None
+NoiseKeys = tuple[int, ...] | AnchoredNoise | CarriedNoise | SeededNoise | None
 """Says, together with a seed, which noise each view of a batch starts from; see `ViewBatch.noise_keys`."""
 
 
@@ -52,8 +52,8 @@ class ViewBatch:
     noise_keys: NoiseKeys = None
     """With `seed`, all that the noise of each view depends on: views with equal keys share their noise. None stands for
     `view_indices`, so that the noise of a view does not depend on the batch. `AnchoredNoise` belongs to the surfaces
-    that these views show."""
-    sharing: ViewSharing | None = None
+    that these views show, `CarriedNoise` to the points of a clip."""
+    sharing: Sharing | None = None
     """How the views attend to each other; None to edit each by itself, as an editor does that cannot share attention
     (`can_share_attention`)."""
     references: tuple[ShownPicture, ...] = ()
@@ -81,8 +81,8 @@ class ViewBatch:
     def select(self, places: Sequence[int]) -> ViewBatch:
         """Some views of the batch, each by itself: they neither share attention nor have masks joined."""
         chosen, keys = list(places), self.noise_keys
-        if isinstance(keys, AnchoredNoise):
-            keys = AnchoredNoise(DepthMaps(keys.maps.cameras[chosen], keys.maps.depths[chosen]))
+        if isinstance(keys, AnchoredNoise | CarriedNoise):
+            keys = keys.select(chosen)
         elif isinstance(keys, SeededNoise):
             keys = SeededNoise(tuple(keys.seeds[place] for place in chosen))
         elif keys is not None:
@@ -100,7 +100,7 @@ class ViewBatch:
 
     def draw_noise(self, shape: Sequence[int]) -> Float[Tensor, "batch channels rows columns"]:
         """Unit noise for each view, on latents of this shape (channels, rows, columns)."""
-        if isinstance(self.noise_keys, AnchoredNoise):
+        if isinstance(self.noise_keys, AnchoredNoise | CarriedNoise):
             return self.noise_keys.draw(shape, self.seed)
         return initial_noise(shape, self.noise_seeds())
 
@@ -111,6 +111,8 @@ class ViewBatch:
         if isinstance(self.noise_keys, AnchoredNoise):
             raise InputError("noise that belongs to the surfaces of a scene is drawn from no seed of a single view")
         keys = self.view_indices if self.noise_keys is None else self.noise_keys
+        if isinstance(keys, CarriedNoise):  # frames of a clip differ by little, and so does the same noise for all
+            keys = (0,) * len(self.view_indices)
         return tuple(derive_seed(self.seed, "view noise", key) for key in keys)
 
 

@@ -1,0 +1,16 @@
+"""The menu of clip methods: one line each."""
+
+from restage.edit.clips.carried import Carried
+from restage.edit.clips.frames import Frozen, Nothing, PerFrame, SharedAttention, TokenFlow
+from restage.edit.clips.job import ClipMethod
+
+__all__ = ["CLIP_METHODS"]
+
+CLIP_METHODS: dict[str, type[ClipMethod]] = {
+    "nothing": Nothing,
+    "frozen": Frozen,
+    "per_frame": PerFrame,
+    "shared_attention": SharedAttention,
+    "tokenflow": TokenFlow,
+    "carried": Carried,
+}
