@@ -115,7 +115,7 @@ class CachedWay:
                     schedule=training.backbone.schedule,
                     condition_scale=1.0,
                     weights=LossWeights(mask=0.1),
-                )
+                ).whole()
             training.finish(torch.stack(list(terms.values())).sum())
 
 

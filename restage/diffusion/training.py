@@ -52,6 +52,11 @@ class LossParts(NamedTuple):
 
     parts: tuple[Callable[[], Terms], ...]  # the same terms from each, whose sums are the loss of the batch
 
+    def whole(self) -> Terms:
+        """Compute one part after the other, and return the sums of their terms."""
+        terms = [part() for part in self.parts]
+        return {name: torch.stack([part[name] for part in terms]).sum() for name in terms[0]}
+
 
 LossFunction = Callable[[int, torch.Generator], Terms | LossParts]
 """From a step and its random generator to the terms of the loss, whose sum is minimised."""

@@ -22,7 +22,7 @@ from restage.records import derive_seed
 from restage.train.config import ExampleMix, LossWeights
 from restage.train.examples import Examples
 
-__all__ = ["EditBatch", "draw_timesteps", "edit_loss", "edit_loss_parts", "sample_edit_batch"]
+__all__ = ["EditBatch", "draw_timesteps", "edit_loss", "sample_edit_batch"]
 
 
 class EditBatch(NamedTuple):
@@ -133,29 +133,6 @@ def draw_timesteps(count: int, num_timesteps: int, shift: float, generator: torc
 
 
 def edit_loss(
-    unet: nn.Module,
-    batch: EditBatch,
-    generator: torch.Generator,
-    *,
-    schedule: Schedule,
-    condition_scale: float,
-    weights: LossWeights,
-    noise_shift: float = 1.0,
-) -> dict[str, Float[Tensor, ""]]:
-    """Return the loss of a batch; see `edit_loss_parts`."""
-    (part,) = edit_loss_parts(
-        unet,
-        batch,
-        generator,
-        schedule=schedule,
-        condition_scale=condition_scale,
-        weights=weights,
-        noise_shift=noise_shift,
-    ).parts
-    return dict(part())
-
-
-def edit_loss_parts(
     unet: nn.Module,
     batch: EditBatch,
     generator: torch.Generator,

@@ -24,7 +24,7 @@ from restage.diffusion.references import Beside, PictureTokens, Reader, Words
 from restage.diffusion.training import LossParts, draw_losses, train
 from restage.records import InputError, Progress, content_id, derive_seed
 from restage.run.folder import RunFolder
-from restage.train.batches import edit_loss_parts, sample_edit_batch
+from restage.train.batches import edit_loss, sample_edit_batch
 from restage.train.chunks import hash_tensors
 from restage.train.config import TrainConfig, default_training
 from restage.train.examples import TrainingPair, encode_examples
@@ -133,7 +133,7 @@ def train_edit_model(
             examples, config.mix, batch_size=training.batch_size, seed=training.seed, step=step, device=device
         )
         is_whole = config.training.is_compiled or model.unet.device.type != "cpu"
-        return edit_loss_parts(
+        return edit_loss(
             trained,
             batch,
             generator,

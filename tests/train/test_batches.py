@@ -10,7 +10,7 @@ from torch.nn import functional
 from restage.diffusion.edit_models import START_MASK_PROBABILITY, widen_unet
 from restage.diffusion.schedule import Schedule
 from restage.records import InputError
-from restage.train.batches import edit_loss, edit_loss_parts, sample_edit_batch
+from restage.train.batches import edit_loss, sample_edit_batch
 from restage.train.config import ExampleMix, LossWeights, TrainConfig
 from restage.train.examples import Examples
 from tests.train.tiny import CHANNELS, WIDTH, tiny_unet
@@ -148,7 +148,7 @@ def test_the_loss_is_what_the_two_parts_say(prediction_type: str):
             schedule=schedule,
             condition_scale=0.25,
             weights=weights,
-        )
+        ).whole()
         noisy, t = caught["inputs"][:, :CHANNELS], caught["t"]
         torch.testing.assert_close(caught["inputs"][:, CHANNELS:], 0.25 * batch.original)
         signal, sigma = schedule.coefficients(t, noisy)
@@ -165,7 +165,7 @@ def test_a_step_on_another_device_mixes_no_devices():
     unet = widen_unet(tiny_unet())
     unet.to("meta")  # pyright: ignore[reportArgumentType]
     generator = torch.Generator().manual_seed(0)
-    loss = edit_loss(unet, batch, generator, schedule=SCHEDULE, condition_scale=1.0, weights=LossWeights())
+    loss = edit_loss(unet, batch, generator, schedule=SCHEDULE, condition_scale=1.0, weights=LossWeights()).whole()
     (loss["noise"] + loss["mask"]).backward()
     assert loss["noise"].device.type == "meta"
 
@@ -196,8 +196,8 @@ def test_masks_are_not_trained_where_a_condition_is_missing():
     options = {"schedule": SCHEDULE, "condition_scale": 1.0, "weights": LossWeights()}
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        assert float(edit_loss(unet, sample(dropped), generator, **options)["mask"]) == 0
-        assert float(edit_loss(unet, sample(PLAIN), generator, **options)["mask"]) > 0
+        assert float(edit_loss(unet, sample(dropped), generator, **options).whole()["mask"]) == 0
+        assert float(edit_loss(unet, sample(PLAIN), generator, **options).whole()["mask"]) > 0
 
 
 def test_the_parts_of_a_loss_add_up_to_that_of_the_whole_batch():
@@ -205,8 +205,8 @@ def test_the_parts_of_a_loss_add_up_to_that_of_the_whole_batch():
     options = {"schedule": SCHEDULE, "condition_scale": 1.0, "weights": LossWeights(mask=0.5, changed=2.0)}
     batch = sample(replace(PLAIN, drop_both=0.3))
     with torch.no_grad():
-        whole = edit_loss(unet, batch, torch.Generator().manual_seed(5), **options)
-        loss = edit_loss_parts(unet, batch, torch.Generator().manual_seed(5), **options, num_parts=4)
+        whole = edit_loss(unet, batch, torch.Generator().manual_seed(5), **options).whole()
+        loss = edit_loss(unet, batch, torch.Generator().manual_seed(5), **options, num_parts=4)
         terms = [part() for part in loss.parts]
     assert len(terms) == 3  # two rows each
     for name, value in whole.items():
