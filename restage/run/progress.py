@@ -7,18 +7,19 @@ and stops the work at its next step.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, TextIO
 
 from restage.records import Progress
 
-__all__ = ["PrintableStream", "is_stop_requested", "plain_lines", "printable", "say"]
+__all__ = ["PlainLines", "PrintableStream", "is_stop_requested", "printable", "report", "say"]
 __all__ += ["show_progress", "stop_on_signals"]
 
 # Control characters but tab and line feed, halves of surrogate pairs, and what turns the direction of writing.
@@ -70,55 +71,80 @@ PLAIN_LINES_PER_STAGE = 10
 MAX_SILENCE_S = 120.0
 """Seconds after which the next step is shown, whatever its share."""
 
+Show = Callable[[Progress], object]
+_shows: list[Show] = []  # the innermost display comes last
+
+
+def report(step: Progress) -> None:
+    """Show a step from deep within work that yields none itself, where a display is open; otherwise do nothing."""
+    if _shows:
+        _shows[-1](step)
+
 
 def show_progress(steps: Iterable[Progress], *, file: TextIO | None = None) -> Progress | None:
     """Work through the steps with bars on a terminal and about ten plain lines a stage elsewhere; returns the last."""
     out, last = file or sys.stdout, None
+    with _bars() if out.isatty() else _plain(out) as show:
+        _shows.append(show)
+        try:
+            for last in steps:
+                show(last)
+                if is_stop_requested():  # the interrupt was swallowed by compiled code
+                    raise KeyboardInterrupt
+        finally:
+            _shows.pop()
+    return last
 
-    def kept() -> Iterator[Progress]:
-        nonlocal last
-        for last in steps:
-            yield last
-            if is_stop_requested():  # the interrupt was swallowed by compiled code
-                raise KeyboardInterrupt
 
-    if out.isatty():
-        _show_bars(kept())
-    else:
-        for line in plain_lines(kept()):
+class PlainLines:
+    """A line for the first and last step of a stage, each tenth between, and after a long silence, with its seconds."""
+
+    def __init__(self) -> None:
+        self.stage, self.shown, self.spoke_s = "", -1, time.monotonic()
+        self.started_s: dict[str, float] = {}
+
+    def line_for(self, step: Progress) -> str | None:
+        """Return the line to be shown for a step, if any."""
+        now_s = time.monotonic()
+        if step.stage != self.stage:
+            self.stage, self.shown = step.stage, -1
+            self.started_s.setdefault(step.stage, now_s)
+        tenth = step.done * PLAIN_LINES_PER_STAGE // max(step.total, 1)
+        if tenth == self.shown and now_s - self.spoke_s < MAX_SILENCE_S:
+            return None
+        self.shown, self.spoke_s = tenth, now_s
+        note = f"  {step.note}" if step.note else ""
+        return f"{step.stage:<8} {step.done:>5}/{step.total:<5} {now_s - self.started_s[step.stage]:6.1f} s{note}"
+
+
+@contextlib.contextmanager
+def _plain(out: TextIO) -> Iterator[Show]:
+    lines = PlainLines()
+
+    def show(step: Progress) -> None:
+        if line := lines.line_for(step):
             try:
                 say(line, file=out)
             except BrokenPipeError:  # nobody reads on: the same as Ctrl-C
                 raise KeyboardInterrupt from None
-    return last
+
+    yield show
 
 
-def plain_lines(steps: Iterable[Progress]) -> Iterator[str]:
-    """A line for the first and last step of a stage, each tenth between, and after a long silence, with its seconds."""
-    stage, shown, spoke_s = None, -1, time.monotonic()
-    started_s: dict[str, float] = {}
-    for step in steps:
-        now_s = time.monotonic()
-        if step.stage != stage:
-            stage, shown = step.stage, -1
-            started_s.setdefault(stage, now_s)
-        tenth = step.done * PLAIN_LINES_PER_STAGE // max(step.total, 1)
-        if tenth != shown or now_s - spoke_s >= MAX_SILENCE_S:
-            shown, spoke_s = tenth, now_s
-            note = f"  {step.note}" if step.note else ""
-            yield f"{step.stage:<8} {step.done:>5}/{step.total:<5} {now_s - started_s[step.stage]:6.1f} s{note}"
-
-
-def _show_bars(steps: Iterable[Progress]) -> None:
+@contextlib.contextmanager
+def _bars() -> Iterator[Show]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bars(*columns, TextColumn("{task.fields[note]}", markup=False)) as bars:
         tasks: dict[str, Any] = {}
-        for step in steps:
+
+        def show(step: Progress) -> None:
             if step.stage not in tasks:
                 for task in tasks.values():
                     bars.stop_task(task)
                 tasks[step.stage] = bars.add_task(step.stage, total=step.total, note="")
             bars.update(tasks[step.stage], completed=step.done, total=step.total, note=printable(step.note))
+
+        yield show

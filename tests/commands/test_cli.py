@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from restage.cli import SUMMARIES, run
 from restage.records import Progress, Score, read_json
-from restage.run.progress import plain_lines
+from restage.run.progress import PlainLines
 from restage.scores.rows import write_scores
 
 
@@ -354,9 +355,14 @@ def test_unexpected_error_keeps_its_traceback_and_marks_the_run_failed(tmp_path:
     assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
 
 
+def plain_lines(steps: Iterable[Progress]) -> list[str]:
+    lines = PlainLines()
+    return [line for step in steps if (line := lines.line_for(step))]
+
+
 def test_plain_progress_is_about_ten_lines_a_stage() -> None:
     steps = [Progress(stage="fit", done=done, total=1000, note="loss") for done in range(1001)]
-    lines = list(plain_lines(steps))
+    lines = plain_lines(steps)
     assert len(lines) == 11
     assert "1000/1000" in lines[-1] and "loss" in lines[-1]
 
@@ -364,7 +370,7 @@ def test_plain_progress_is_about_ten_lines_a_stage() -> None:
 def test_plain_progress_is_never_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10**9, 50))
     monkeypatch.setattr("restage.run.progress.time.monotonic", lambda: next(clock))
-    lines = list(plain_lines(Progress(stage="pairs", done=done, total=1000) for done in range(7)))
+    lines = plain_lines(Progress(stage="pairs", done=done, total=1000) for done in range(7))
     assert [line.split()[1] for line in lines] == ["0/1000", "3/1000", "6/1000"]
 
 

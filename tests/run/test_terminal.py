@@ -5,7 +5,7 @@ import pytest
 
 import restage
 from restage.records import Progress
-from restage.run.progress import printable, say, show_progress
+from restage.run.progress import printable, report, say, show_progress
 
 NASTY = "a\x1b]0;owned\x07b\x1b[2J\x9bm\r\u202egnp"
 
@@ -22,6 +22,16 @@ def test_names_from_outside_cannot_command_the_terminal(capsys):
     shown = capsys.readouterr().out
     assert shown.count(r"\x1b[2J") == 2
     assert "\x1b" not in shown and "\x9b" not in shown and "\r" not in shown
+
+
+def test_what_work_reports_from_within_is_shown_among_its_steps(capsys):
+    def work():
+        report(Progress(stage="features", done=2, total=2))
+        yield Progress(stage="fit", done=1, total=1)
+
+    show_progress(work())
+    report(Progress(stage="nobody", done=1, total=1))  # looks at it
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["features", "fit"]
 
 
 @pytest.mark.parametrize("place", ["cli.py", "commands", "audit", "view", "run/progress.py"])

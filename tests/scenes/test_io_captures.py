@@ -1,6 +1,9 @@
 """A path is taken for what it is; the real bear reads in every form; photographs need pycolmap and say so."""
 
+import contextlib
 import json
+import signal
+import sqlite3
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,7 @@ import torch
 from PIL import Image
 
 from restage.cli import run
-from restage.records import InputError, MissingExtra
+from restage.records import InputError, MissingExtra, Progress
 from restage.scenes.config import FitConfig
 from restage.scenes.io import (
     capture_name,
@@ -119,15 +122,47 @@ def test_photographs_without_pycolmap_name_the_extra(folder, monkeypatch):
         read_capture(folder / "images")
 
 
-def test_too_few_or_unconnected_photographs_are_refused(tmp_path):
+def test_too_few_or_unconnected_photographs_are_refused(tmp_path, monkeypatch):
     pytest.importorskip("pycolmap", reason="needs restage[colmap]")
     generator = torch.Generator().manual_seed(0)
     save_images(torch.rand(2, 3, 64, 64, generator=generator), tmp_path, ("a.png", "b.png"))
     with pytest.raises(InputError, match="at least 3 photographs, got 2"):
         read_capture(tmp_path)
     save_images(torch.rand(2, 3, 64, 64, generator=generator), tmp_path, ("c.png", "d.png"))
+    reported: list[Progress] = []
+    monkeypatch.setattr("restage.scenes.io.photographs.report", reported.append)
     with pytest.raises(InputError, match="0 of 4 connect"):
         read_capture(tmp_path)
+    last = {step.stage: (step.done, step.total) for step in reported}
+    assert last == {"features": (4, 4), "matches": (6, 6), "cameras": (4, 4)}
+
+
+def test_a_stop_reaches_structure_from_motion_at_once(tmp_path, monkeypatch):
+    pytest.importorskip("pycolmap", reason="needs restage[colmap]")
+    save_images(torch.rand(3, 3, 64, 64), tmp_path, ("a.png", "b.png", "c.png"))
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def stop(step: Progress) -> None:
+        if step.stage == "matches":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("restage.scenes.io.photographs.report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        read_capture(tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_what_colmap_has_written_is_counted_without_a_lock(tmp_path):
+    from restage.scenes.io.photographs import _rows_in
+
+    database = tmp_path / "database.db"
+    assert _rows_in(database, "keypoints") == 0
+    with contextlib.closing(sqlite3.connect(database)) as writer:
+        writer.execute("CREATE TABLE keypoints (x)")
+        writer.execute("INSERT INTO keypoints VALUES (1)")
+        writer.commit()
+        writer.execute("BEGIN EXCLUSIVE")
+        assert _rows_in(database, "keypoints") == 1
 
 
 @needs_bear

@@ -6,9 +6,17 @@ not read, are given to it as upright copies; the capture is then made of the ori
 
 from __future__ import annotations
 
+import contextlib
+import math
+import signal
+import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import cv2
 import imageio_ffmpeg
@@ -17,13 +25,16 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
-from restage.records import InputError, MissingExtra
+from restage.records import InputError, MissingExtra, Progress
+from restage.run.progress import report
 from restage.scenes.io.colmap import ModelFiles, lens_of, pose_of, read_cameras, read_colmap_points, read_images
 from restage.scenes.io.images import UNREADABLE, Orientation, list_images, open_picture, read_head
 from restage.scenes.io.posed import Photo, PosedPhotos, ReadOptions, SceneFormat, note
 
 __all__ = ["MIN_PHOTOGRAPHS", "PHOTOGRAPHS", "VIDEO", "find_cameras", "pose_photographs", "sharpest_frames"]
 __all__ += ["sharpness"]
+
+Result = TypeVar("Result")
 
 MIN_PHOTOGRAPHS = 3
 ENOUGH = 0.5
@@ -36,6 +47,8 @@ MIN_FOR_PRINCIPAL_POINT = 20
 MAX_FEATURES = 4096
 """A photograph; half of COLMAP's default, since matching on a CPU takes four times as long for twice as many."""
 ORIENTATION = 0x0112
+LOOK_EVERY_S = 0.5
+TAKEN_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PLAIN_SUFFIXES = (".jpg", ".jpeg", ".png")
 """Read by every pycolmap."""
 
@@ -105,6 +118,10 @@ def find_cameras(folder: Path, workplace: Path, where: str) -> ModelFiles:
         import pycolmap  # pyright: ignore[reportMissingImports]  (optional)
     except ImportError:
         raise MissingExtra(f"{where} holds photographs without cameras, and pycolmap", "colmap") from None
+    if threading.current_thread() is threading.main_thread():
+        # Its import takes over SIGTERM and others, prints a stack trace at each and aborts.
+        for number in TAKEN_SIGNALS:
+            signal.signal(number, signal.getsignal(number))
     photographs = list_images(folder)
     if len(photographs) < MIN_PHOTOGRAPHS:
         raise InputError(f"{where}: expected at least {MIN_PHOTOGRAPHS} photographs, got {len(photographs)}")
@@ -113,9 +130,9 @@ def find_cameras(folder: Path, workplace: Path, where: str) -> ModelFiles:
     # It would print its errors before ours, and leave a log file of each in the temporary folder.
     pycolmap.logging.minloglevel = pycolmap.logging.Level.FATAL.value
     pycolmap.set_random_seed(0)
-    _match_features(folder, [path.name for path in photographs], database, has_one_camera=has_one_camera)
-    options = pycolmap.IncrementalPipelineOptions(num_threads=1, random_seed=0)
-    models = pycolmap.incremental_mapping(database, folder, workplace / "models", options)
+    names = [path.name for path in photographs]
+    _match_features(folder, names, database, has_one_camera=has_one_camera)
+    models = _place_cameras(folder, database, workplace / "models", len(names))
     model = max(models.values(), key=lambda model: model.num_reg_images(), default=None)
     num_found = 0 if model is None else model.num_reg_images()
     if model is None or num_found < MIN_PHOTOGRAPHS:
@@ -138,7 +155,8 @@ def _match_features(folder: Path, names: list[str], database: Path, *, has_one_c
     import pycolmap  # pyright: ignore[reportMissingImports]  (optional)
 
     num_threads, device = torch.get_num_threads(), pycolmap.Device.cpu
-    pycolmap.extract_features(
+    extract = partial(
+        pycolmap.extract_features,
         database,
         folder,
         image_names=names,
@@ -149,15 +167,70 @@ def _match_features(folder: Path, names: list[str], database: Path, *, has_one_c
         ),
         device=device,
     )
+    _watched(extract, "features", len(names), partial(_rows_in, database, "keypoints"))
     matching = pycolmap.FeatureMatchingOptions(num_threads=num_threads)
     # With a seed of its own each pair's check is the same on any number of threads.
     verification = pycolmap.TwoViewGeometryOptions(ransac=pycolmap.RANSACOptions(random_seed=0))
     common = {"matching_options": matching, "verification_options": verification, "device": device}
     if len(names) <= MAX_EXHAUSTIVE:
-        pycolmap.match_exhaustive(database, **common)
+        match, num_pairs = partial(pycolmap.match_exhaustive, database, **common), math.comb(len(names), 2)
     else:
         pairing = pycolmap.SequentialPairingOptions(overlap=SEQUENCE_OVERLAP, quadratic_overlap=True)
-        pycolmap.match_sequential(database, pairing_options=pairing, **common)
+        match = partial(pycolmap.match_sequential, database, pairing_options=pairing, **common)
+        # Each with its 15 neighbors, and with those 16, 32, ... further on.
+        num_pairs = len(names) * 2 * SEQUENCE_OVERLAP
+    _watched(match, "matches", num_pairs, partial(_rows_in, database, "matches"))
+
+
+def _place_cameras(folder: Path, database: Path, output: Path, num_photographs: int) -> dict[int, Any]:
+    """Return COLMAP's models of the photographs that were matched."""
+    import pycolmap  # pyright: ignore[reportMissingImports]  (optional)
+
+    num_placed = 0
+
+    def count(placed: int | None = None) -> None:
+        nonlocal num_placed
+        num_placed = num_placed + 1 if placed is None else placed
+
+    place = partial(
+        pycolmap.incremental_mapping,
+        database,
+        folder,
+        output,
+        pycolmap.IncrementalPipelineOptions(num_threads=1, random_seed=0),
+        initial_image_pair_callback=partial(count, 2),
+        next_image_callback=count,
+    )
+    return _watched(place, "cameras", num_photographs, lambda: num_placed)
+
+
+def _watched(work: Callable[..., Result], stage: str, total: int, num_done: Callable[[], int]) -> Result:
+    """Do a step of COLMAP's in another thread; report how far it is, and stop it where this thread is interrupted."""
+    import pycolmap  # pyright: ignore[reportMissingImports]  (optional)
+
+    stop = pycolmap.CancellationToken()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(work, cancellation_token=stop)
+        try:
+            report(Progress(stage=stage, done=0, total=total))
+            while not wait([running], timeout=LOOK_EVERY_S).done:
+                report(Progress(stage=stage, done=min(num_done(), total), total=total))
+        except BaseException:
+            stop.cancel()
+            raise
+        found = running.result()
+        report(Progress(stage=stage, done=total, total=total))
+        return found
+
+
+def _rows_in(database: Path, table: str) -> int:
+    """Count what COLMAP has written so far; 0 while the table cannot be read."""
+    try:
+        # "Immutable" takes no lock, since COLMAP aborts the process when it finds one; the count may be wrong for once.
+        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?immutable=1", uri=True)) as connection:
+            return connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+    except sqlite3.DatabaseError:
+        return 0
 
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
