@@ -19,7 +19,9 @@ from restage.train.config import Arm
 
 __all__ = ["MiniatureConfig", "miniature", "train_miniature"]
 
-PartName = Literal["pictures", "autoencoder", "text-to-image", "control", "clip", "edit-model", "probe", "views"]
+PartName = Literal[
+    "pictures", "autoencoder", "text-to-image", "control", "clip", "edit-model", "probe", "views", "motion"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class MiniatureConfig:
     """Size of the training set."""
     num_rings: int = 4000
     """Scenes that the part views is trained on, each from eight sides."""
+    num_clips: int = 3000
+    """Clips of eight frames that the part motion is trained on."""
     num_steps: int | None = None
     """Training steps; default: the recipe's."""
     compile: bool = False
@@ -111,7 +115,7 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
     Raises:
         InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
     """
-    from miniature import autoencoder, clip, control, edit_model, pictures, probe, text_to_image, views
+    from miniature import autoencoder, clip, control, edit_model, motion, pictures, probe, text_to_image, views
     from restage.diffusion.config import TrainingConfig
     from restage.pairs.config import CampaignConfig
     from restage.train.config import BranchConfig
@@ -126,7 +130,7 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
     folder, start = config.folder, config.start
     if start is not None and part in ("pictures", "clip"):
         raise InputError(f"{part} starts from nothing; a model to start from is for the other parts")
-    if config.compile and part in ("probe", "views"):
+    if config.compile and part in ("probe", "views", "motion"):
         raise InputError(f"PyTorch's compiler fails on the part {part}; omit --compile")
 
     def as_asked(training: TrainingConfig) -> TrainingConfig:
@@ -160,6 +164,10 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
         with without_denormals():
             how = {"num_rings": config.num_rings, "start": start, "device": config.device}
             yield from views.train_views(folder / "miniature", as_asked(views.RECIPE), **how)
+    elif part == "motion":
+        with without_denormals():
+            how = {"num_clips": config.num_clips, "start": start, "device": config.device}
+            yield from motion.train_motion(folder / "miniature", as_asked(motion.RECIPE), **how)
     elif part in recipes:
         if not (folder / "pictures").is_dir():
             raise InputError(f"{folder / 'pictures'} does not exist; run: restage miniature train pictures")
@@ -171,4 +179,6 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
         with without_denormals():
             yield from train(folder / "miniature", found, as_asked(training), device=config.device, **more)
     else:
-        raise InputError(f"unknown part {part!r}; choose from pictures, edit-model, views, {', '.join(recipes)}")
+        raise InputError(
+            f"unknown part {part!r}; choose from pictures, edit-model, views, motion, {', '.join(recipes)}"
+        )

@@ -271,7 +271,9 @@ def _ffmpeg(*arguments: str, what: str) -> None:
 def write_film(
     path: Path, frames: Iterable[Float[Tensor, "3 h w"]], *, frames_per_s: float, sound: Path | None = None
 ) -> None:
-    """Write RGB frames in [0, 1] as an H.264 film that browsers play, atomically; odd sizes lose their last line.
+    """Write RGB frames in [0, 1] as a film that browsers play, atomically; odd sizes lose their last line.
+
+    It is encoded as VP9 where the name ends in .webm, else as H.264.
 
     `sound` is a file whose first track is put beside them: as it is where MP4 can hold it, else as AAC.
     """
@@ -297,15 +299,16 @@ def _encode(path: Path, frames: Iterable[Tensor], frames_per_s: float) -> None:
     for frame in frames:
         height, width = (side - side % 2 for side in frame.shape[1:])
         if writer is None:
+            is_webm = path.suffix.lower() == ".webm"
+            codec = {"codec": "libvpx-vp9", "bitrate": 2_000_000} if is_webm else {"codec": "libx264", "quality": 8}
             writer = imageio_ffmpeg.write_frames(
                 str(path),
                 (width, height),
                 fps=frames_per_s,
-                codec="libx264",
-                quality=8,
                 macro_block_size=2,
                 ffmpeg_log_level="error",
-                output_params=["-threads", "1", "-movflags", "+faststart"],
+                output_params=["-threads", "1", *([] if is_webm else ["-movflags", "+faststart"])],
+                **codec,
             )
             writer.send(None)
         writer.send(to_uint8(frame[:, :height, :width]))

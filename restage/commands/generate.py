@@ -15,7 +15,7 @@ from restage.run.models import models_in
 from restage.run.progress import say, show_progress
 
 if TYPE_CHECKING:
-    from restage.generate.config import ScenesOptions
+    from restage.generate.config import PicturesConfig, ScenesOptions
 
 __all__ = ["build_generate"]
 
@@ -35,11 +35,13 @@ def build_generate() -> Callable[..., None]:
         config: Annotated[PicturesConfig, arg(name="")] = PicturesConfig(),  # noqa: B008
         layout: Annotated[LayoutConfig, arg(name="")] = LayoutConfig(),  # noqa: B008
         scenes: Annotated[ScenesOptions, arg(name="")] = ScenesOptions(),  # noqa: B008
+        frames: int | None = None,
+        motion: Path | None = None,
         backbone: Path | None = None,
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
-        """Make what captions say: pictures, where --out ends in .png or .jpg, else scenes, in a run of that folder.
+        """Make what captions say: pictures, where --out ends in .png or .jpg, clips with --frames, else scenes.
 
         With --control or --like the pictures keep a layout, and --out may be a folder of frames.
 
@@ -59,11 +61,14 @@ def build_generate() -> Callable[..., None]:
 
         Args:
             caption: What is to be seen; several captions make pictures, or scenes, of each.
-            out: The picture to write, or the folder of the run.
+            out: The picture or the clip to write, or the folder of the run.
             captions: A text file with a caption on each line, in place of captions here.
             config: How pictures are sampled.
             layout: What holds the layout of pictures.
             scenes: How scenes are made.
+            frames: Frames of a clip, which is made where --out ends in .mp4, .webm or .gif (then 8), or with this.
+            motion: Folder of the temporal attention that makes clips, as `restage miniature train motion` or
+                diffusers' MotionAdapter saves it (AnimateDiff, with --backbone); default: motion beside the backbone.
             backbone: Folder of a text-to-image model of diffusers; default: the one that comes with the package, which
                 knows the miniature world only.
             seed: Seed for the noise; further scenes of a caption take the seeds after it.
@@ -73,9 +78,15 @@ def build_generate() -> Callable[..., None]:
 
         texts = _captions(caption, captions)
         suffix = out.suffix.lower()
-        if suffix in CLIP_SUFFIXES:
-            raise InputError(f"clips cannot be made from text; expected --out to end in .png or .jpg, got {out}")
         check_device(device)
+        if suffix in CLIP_SUFFIXES or frames is not None:
+            if suffix in PICTURE_SUFFIXES or layout.is_given:
+                raise InputError(
+                    "--frames makes clips, from text alone; --out ends in .mp4, .webm or .gif, or is a folder"
+                )
+            where = {"out": out, "num_frames": frames or 8, "seed": seed, "device": device}
+            _make_clips(texts, config, motion=motion, backbone=backbone, **where)
+            return
         if suffix not in PICTURE_SUFFIXES and not layout.is_given:
             _make_scenes(texts, scenes, out=out, seeds=range(seed, seed + config.num), backbone=backbone, device=device)
             return
@@ -96,6 +107,35 @@ def build_generate() -> Callable[..., None]:
             say(f"picture: {path}")
 
     return generate
+
+
+def _make_clips(
+    captions: list[str],
+    config: "PicturesConfig",
+    *,
+    motion: Path | None,
+    backbone: Path | None,
+    out: Path,
+    num_frames: int,
+    seed: int,
+    device: str,
+) -> None:
+    from restage.diffusion.backbone import load_backbone
+    from restage.diffusion.motion import load_motion
+    from restage.generate.clips import clip_paths, generate_clips
+
+    folder = backbone or models_in().text_to_image
+    motion = motion or folder.with_name("motion")
+    if not (motion / "config.json").is_file():
+        raise InputError(
+            f"{motion} holds no temporal attention, without which frames have nothing in common; train it with "
+            "restage miniature train motion, or name a MotionAdapter of diffusers with --motion"
+        )
+    model = load_backbone(folder, device)
+    adapter = load_motion(motion, model.unet, device)
+    show_progress(generate_clips(model, adapter, captions, config, out=out, num_frames=num_frames, seed=seed))
+    for path in clip_paths(out, config.num * len(captions)):
+        say(f"clip: {path}")
 
 
 def _make_scenes(

@@ -1,0 +1,132 @@
+"""The miniature's temporal attention: it learns from moving clips how frames of one scene belong together.
+
+Clips are rendered and encoded once; the text-to-image model's own weights stay.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from miniature.control import base_of
+from restage.diffusion.backbone import Backbone, load_backbone, save_half
+from restage.diffusion.config import TrainingConfig
+from restage.diffusion.motion import build_motion, load_motion, moving
+from restage.diffusion.training import train
+from restage.records import Progress, derive_seed, write_atomically
+from restage.run.models import folder_sha256
+from restage.world.clips import MOTIONS, Clip, sample_clip
+from restage.world.render import render_view
+from restage.world.second import caption_of
+
+__all__ = ["NUM_CLIPS", "NUM_FRAMES", "RECIPE", "make_clips", "motion_clip", "train_motion"]
+
+RECIPE = TrainingConfig(num_steps=5000, batch_size=32, learning_rate=2e-4, num_warmup_steps=100, ema_decay=0.998)
+"""A batch is counted in frames: 4 clips of 8 cost what 32 pictures cost."""
+NUM_CLIPS, SHARD_SIZE, NUM_FRAMES = 3000, 50, 8
+DROP_TEXT = 0.1
+KINDS = tuple(itertools.product(MOTIONS, (False, True)))[:-2] + (("still", True),)
+"""What moves, and whether the camera does, in turn; a clip in which nothing does is a picture."""
+
+
+def motion_clip(index: int, *, seed: int = 0) -> Clip:
+    """The clip of a number, of the split `train`."""
+    motion, moves_camera = KINDS[index % len(KINDS)]
+    return sample_clip(
+        derive_seed("motion clip", seed, index), motion=motion, moves_camera=moves_camera, num_frames=NUM_FRAMES
+    )
+
+
+def make_clips(folder: Path, backbone: Backbone, num_clips: int, *, seed: int = 0) -> Iterator[Progress]:
+    """Render clips and encode them, in shards that hold latents alone; shards that are there are kept."""
+    for first in range(0, num_clips, SHARD_SIZE):
+        path = folder / f"shard-{first // SHARD_SIZE:05d}.npy"
+        if not path.exists():
+            latents = []
+            for index in range(first, first + SHARD_SIZE):
+                clip = motion_clip(index, seed=seed)
+                frames = [render_view(frame, clip.cameras[place]).image for place, frame in enumerate(clip.frames)]
+                latents.append(backbone.encode_images(torch.from_numpy(np.stack(frames))).half().cpu().numpy())
+            with write_atomically(path) as temporary:
+                np.save(temporary, np.stack(latents))
+        yield Progress(stage="clips", done=min(first + SHARD_SIZE, num_clips), total=num_clips)
+
+
+class _Moved(nn.Module):
+    """The UNet with temporal attention, which alone is trained."""
+
+    def __init__(self, unet: nn.Module, motion: nn.Module) -> None:
+        super().__init__()
+        self.unet, self.motion = unet.requires_grad_(False), motion
+
+    def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        motion: Any = self.motion
+        with moving(self.unet, motion, NUM_FRAMES):
+            return self.unet(latents, timesteps, encoder_hidden_states=text).sample
+
+
+def train_motion(
+    folder: Path,
+    config: TrainingConfig = RECIPE,
+    *,
+    num_clips: int = NUM_CLIPS,
+    start: Path | None = None,
+    device: str = "cpu",
+) -> Iterator[Progress]:
+    """Train it on the autoencoder's latents of clips, and save `<folder>/motion` in half precision.
+
+    The objective is the model's own; all frames of a clip have one noise level, and noise of their own. Clips are
+    rendered and encoded first, to `<folder>/state/clips-<model>`. Command: `restage miniature train motion`.
+
+    Args:
+        folder: Of the models.
+        config: How long and how fast.
+        num_clips: Clips of eight frames that are rendered.
+        start: Temporal attention of the same UNet that training goes on from; None for one that changes nothing.
+        device: Where to train, such as `cuda`.
+    """
+    base = base_of(folder)
+    backbone = load_backbone(base, device)
+    cache = folder / "state" / f"clips-{folder_sha256(base / 'vae')[:8]}"
+    yield from make_clips(cache, backbone, num_clips, seed=config.seed)
+    shards = [
+        np.load(cache / f"shard-{number:05d}.npy", mmap_mode="r") for number in range(-(-num_clips // SHARD_SIZE))
+    ]
+    if start is None:
+        motion = build_motion(backbone.unet, seed=config.seed).to(device)
+    else:
+        motion = load_motion(start, backbone.unet, device).requires_grad_(True)
+    model = _Moved(backbone.unet, motion)
+
+    def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        count = max(1, config.batch_size // NUM_FRAMES)
+        chosen = torch.randint(num_clips, (count,), generator=generator).tolist()
+        latents = np.concatenate([shards[index // SHARD_SIZE][index % SHARD_SIZE] for index in chosen])
+        clean = torch.from_numpy(latents).float()
+        dropped = (torch.rand(count, generator=generator) < DROP_TEXT).tolist()
+        scenes = [motion_clip(index, seed=config.seed).frames[0] for index in chosen]
+        captions = [
+            "" if drop else caption_of(scene, derive_seed("caption", step, place))
+            for place, (drop, scene) in enumerate(zip(dropped, scenes, strict=True))
+        ]
+        num_levels = backbone.schedule.num_train_timesteps
+        spaced = (torch.randperm(count, generator=generator) + torch.rand(1, generator=generator)) / count
+        t = (spaced * num_levels).long().clamp(max=num_levels - 1).repeat_interleave(NUM_FRAMES)
+        noise = torch.randn(clean.shape, generator=generator)
+        clean, noise, t = (part.to(device) for part in (clean, noise, t))
+        text = backbone.encode_text(captions).repeat_interleave(NUM_FRAMES, dim=0)
+        noisy = backbone.schedule.add_noise(clean, noise, t).to(memory_format=torch.channels_last)
+        predicted = model(noisy, t, text).float()
+        return {"motion": nn.functional.mse_loss(predicted, backbone.schedule.target(clean, noise, t))}
+
+    made_from = f"{folder_sha256(base)} {num_clips}"
+    for step in train(model, loss_of, folder=folder / "state" / "motion", config=config, made_from=made_from):
+        note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
+        yield Progress(stage="motion", done=step.step, total=step.num_steps, note=note)
+    save_half(motion, folder / "motion")

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+from PIL import Image
+
+from restage.diffusion.backbone import load_backbone
+from restage.diffusion.motion import build_motion
+from restage.generate.clips import clip_paths, generate_clips
+from restage.generate.config import PicturesConfig
+from restage.records import InputError
+from tests.tiny_models import write_tiny_models
+
+CAPTIONS = ["a red cube", "a blue ball"]
+
+
+def test_clips_of_captions_are_written_and_kept(tmp_path: Path) -> None:
+    backbone = load_backbone(write_tiny_models(tmp_path / "models") / "text_to_image")
+    motion, config = build_motion(backbone.unet), PicturesConfig(steps=2)
+    steps = list(generate_clips(backbone, motion, CAPTIONS, config, out=tmp_path / "clip.mp4", num_frames=3))
+    assert [step.done for step in steps] == [1, 2, 3, 4] and steps[-1].total == 4
+    paths = clip_paths(tmp_path / "clip.mp4", 2)
+    assert [path.name for path in paths] == ["clip-000.mp4", "clip-001.mp4"]
+    assert imageio_ffmpeg.count_frames_and_secs(str(paths[0])) == (3, pytest.approx(0.375, abs=0.02))
+    before = paths[1].read_bytes()
+    again = list(generate_clips(backbone, motion, CAPTIONS, config, out=tmp_path / "clip.mp4", num_frames=3))
+    assert [step.note for step in again] == [f"{path.name} is there" for path in paths]
+    assert paths[1].read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webm"])
+def test_other_forms_are_written_too(tmp_path: Path, suffix: str) -> None:
+    backbone = load_backbone(write_tiny_models(tmp_path / "models") / "text_to_image")
+    out = tmp_path / f"clip{suffix}"
+    list(generate_clips(backbone, build_motion(backbone.unet), CAPTIONS[:1], PicturesConfig(steps=1), out=out))
+    if suffix == ".gif":
+        assert getattr(Image.open(out), "n_frames", 0) > 1
+    else:
+        assert next(imageio_ffmpeg.read_frames(str(out)))["codec"].startswith("vp9")
+
+
+def test_too_many_frames_are_refused(tmp_path: Path) -> None:
+    backbone = load_backbone(write_tiny_models(tmp_path / "models") / "text_to_image")
+    motion = build_motion(backbone.unet, num_frames=4)
+    for count in (1, 5):
+        with pytest.raises(InputError, match="2 to 4 frames"):
+            list(generate_clips(backbone, motion, CAPTIONS, PicturesConfig(), out=tmp_path / "a.mp4", num_frames=count))
