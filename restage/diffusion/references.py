@@ -27,7 +27,7 @@ from restage.diffusion.schedule import Schedule
 from restage.records import InputError, write_atomically
 
 __all__ = ["Beside", "Mutual", "PictureTokens", "Reader", "Words", "load_tokens"]
-__all__ += ["has_reference", "prepare_reference", "save_tokens"]
+__all__ += ["has_reference", "prepare_reference", "save_tokens", "with_processors"]
 
 Inputs = Float[Tensor, "batch inputs height width"]
 Outputs = Float[Tensor, "batch outputs height width"]
@@ -154,7 +154,8 @@ def _put_out(attn: Attention, out: Float[Tensor, "b heads n d"]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _with_processors(layers: list[Attention], processors: list[Any]) -> Iterator[None]:
+def with_processors(layers: list[Attention], processors: list[Any]) -> Iterator[None]:
+    """Give attention layers other processors within the context."""
     before: list[Any] = [layer.processor for layer in layers]
     try:
         for layer, processor in zip(layers, processors, strict=True):
@@ -223,7 +224,7 @@ class PictureTokens(nn.Module):
         processors = [_TwoSources(self, number) for number in range(len(layers))]
         self._is_attached = True
         try:
-            with _with_processors(layers, processors):
+            with with_processors(layers, processors):
                 yield
         finally:
             self._is_attached = False
@@ -307,7 +308,7 @@ class Mutual:
         shown = functional.interpolate(torch.cat([noisy, latents], dim=1), inputs.shape[2:], mode="bilinear")
         layers = [layer for layer in attention_layers(unet) if not layer.is_cross_attention]
         processors = [_ToReference(rows, functional.interpolate(subject, inputs.shape[2:])) for _ in layers]
-        with _with_processors(layers, processors):
+        with with_processors(layers, processors):
             output = _call(
                 unet,
                 torch.cat([inputs, shown]).contiguous(memory_format=torch.channels_last),

@@ -39,6 +39,7 @@ EDITORS: dict[str, EditorFactory] = {
     "instruct_pix2pix": _lazily("edit_model", "open_instruct_pix2pix"),
     "pipeline": _lazily("pipeline", "open_pipeline"),
     "text_to_image": _lazily("text_to_image", "open_text_to_image"),
+    "try_on": _lazily("try_on", "open_try_on"),
 }
 
 VARIANT = re.compile(r"(noisy|drifting)-(\d*\.?\d+)-(\w+)")
@@ -64,7 +65,7 @@ def open_editor(name: str, source: EditorSource) -> Editor:
     check_editor(name)
     variant = VARIANT.fullmatch(name)
     plain = variant[3] if variant else name
-    if source.options and plain not in ("edit_model", "endpoint", "pipeline"):
+    if source.options and plain not in ("edit_model", "endpoint", "pipeline", "try_on"):
         raise InputError(f"the editor {name} has no options; leave out {' '.join(source.options)}")
     editor = EDITORS[plain](source)
     if variant and variant[1] == "noisy":
@@ -84,7 +85,7 @@ def open_editor(name: str, source: EditorSource) -> Editor:
 NO_EDITOR = "none"
 """Name that stands for the editor of a method that asks none."""
 
-MODELS = ("edit_model", "instruct_pix2pix", "pipeline", "text_to_image")
+MODELS = ("edit_model", "instruct_pix2pix", "pipeline", "text_to_image", "try_on")
 """Editors that are a model and look nothing up that belongs to one case."""
 
 MAX_OPEN_MODELS = 3

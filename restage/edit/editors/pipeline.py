@@ -35,7 +35,7 @@ from restage.edit.sharing import AnchoredNoise
 from restage.records import InputError, from_plain, read_json
 from restage.scenes.io.images import to_uint8
 
-__all__ = ["PipelineEditor", "PipelineOptions", "open_pipeline"]
+__all__ = ["PipelineEditor", "PipelineOptions", "fit_picture", "open_pipeline", "resize_views"]
 
 Views = Float[Tensor, "batch 3 height width"]
 
@@ -145,7 +145,7 @@ class PipelineEditor:
             with torch.random.fork_rng():
                 called = self.pipeline(**arguments)
             images = torch.as_tensor(called[0])[:, :3].float().cpu()  # some answer with transparency
-            edited.append(_resize(images, size).clamp(0, 1))
+            edited.append(resize_views(images, size).clamp(0, 1))
         images = torch.cat(edited)
         return Edited(images.to(device), torch.ones_like(images[:, 0]).to(device))
 
@@ -171,11 +171,11 @@ class PipelineEditor:
         # A generator cannot draw noise of surfaces; each view then has its own.
         is_anchored = isinstance(batch.noise_keys, AnchoredNoise)
         seeds = (dataclasses.replace(batch, noise_keys=None) if is_anchored else batch).noise_seeds()
-        regions = None if batch.regions is None else _resize(batch.regions[:, None].cpu(), size)
+        regions = None if batch.regions is None else resize_views(batch.regions[:, None].cpu(), size)
         return _Prepared(
-            _resize(batch.views, size),
-            _resize(batch.originals, size),
-            [_fit(reference.picture.cpu(), size) for reference in batch.references],
+            resize_views(batch.views, size),
+            resize_views(batch.originals, size),
+            [fit_picture(reference.picture.cpu(), size) for reference in batch.references],
             regions,
             [*seeds],
             noises,
@@ -255,19 +255,22 @@ class PipelineEditor:
         return functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
-def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_views(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return pictures at a size, height before width."""
     if tuple(images.shape[2:]) == size:
         return images
     return functional.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def _fit(image: Float[Tensor, "3 h w"], size: tuple[int, int]) -> Float[Tensor, "3 h2 w2"]:
+def fit_picture(
+    image: Float[Tensor, "3 h w"], size: tuple[int, int], *, ground: float = 0.5
+) -> Float[Tensor, "3 h2 w2"]:
     """Return a picture at a size, its proportions kept, with gray beside it: some pipelines ask for equal shapes."""
     scale = min(size[0] / image.shape[1], size[1] / image.shape[2])
     inside = (max(1, round(scale * image.shape[1])), max(1, round(scale * image.shape[2])))
     top, left = (size[0] - inside[0]) // 2, (size[1] - inside[1]) // 2
     margins = (left, size[1] - inside[1] - left, top, size[0] - inside[0] - top)
-    return functional.pad(_resize(image[None], inside), margins, value=0.5)[0]
+    return functional.pad(resize_views(image[None], inside), margins, value=ground)[0]
 
 
 def _in_form(views: Tensor, family: Family, references: Sequence[Tensor]) -> Any:
