@@ -136,18 +136,23 @@ class Backbone:
             self._compiled = dataclasses.replace(self, unet=unet)
         return self._compiled
 
-    def steered(self, given: Sequence[Conditions]) -> Backbone:
+    def steered(self, given: Sequence[Conditions], size: tuple[int, int] | None = None) -> Backbone:
         """Return a backbone that paints so many pictures under these conditions, one for each row of its batches.
 
-        Batches may hold all rows several times, as guidance does. It shares all parts with this one.
+        Batches may hold all rows several times, as guidance does. It shares all parts with this one. `size` is the
+        height and width of the pictures in pixels; default: that of the UNet's training.
 
         Raises:
             InputError: there is no control branch, or a picture lacks what one takes.
         """
         if not self.branches:
             raise InputError("conditions need a control branch; name one with --branch")
-        inputs = tuple(branch.prepare(given, self.picture_size).to(self.device) for branch in self.branches)
+        inputs = tuple(branch.prepare(given, size or self.picture_size).to(self.device) for branch in self.branches)
         return dataclasses.replace(self, inputs=inputs)
+
+    def with_rows(self, rows: Integer[Tensor, " chosen"]) -> Backbone:
+        """Return a backbone that paints these of the pictures that it is steered for, in this order."""
+        return dataclasses.replace(self, inputs=tuple(condition[rows.to(self.device)] for condition in self.inputs))
 
     def token_ids(self, texts: Sequence[str]) -> Int[Tensor, "b tokens"]:
         """Return the tokens of texts for the (first) text encoder, padded to the tokenizer's length."""

@@ -23,8 +23,8 @@ from restage.scenes.initial import surroundings_of
 from restage.scenes.layouts import splat_depths
 from restage.scenes.splats import Splats
 
-__all__ = ["AnchoredNoise", "CarriedNoise", "DepthMaps", "FrameSharing", "Sharing", "ViewSharing", "Warped"]
-__all__ += ["fundamental_matrix", "near_epipolar_lines", "render_depths", "warp"]
+__all__ = ["AnchoredNoise", "CarriedNoise", "DepthMaps", "FrameSharing", "Sharing", "ViewLayout", "ViewSharing"]
+__all__ += ["Warped", "fundamental_matrix", "near_epipolar_lines", "render_depths", "warp"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,23 @@ class DepthMaps:
 
     cameras: Cameras
     depths: Float[Tensor, "n h w"]  # z in the camera frame, in world units; infinite where nothing is seen
+
+
+@dataclass(frozen=True)
+class ViewLayout:
+    """What holds views that are painted anew: the depth of each, and some of them that all attend to."""
+
+    depths: Float[Tensor, "n h w"]  # z in the camera frame, in world units; infinite where nothing is seen
+    references: tuple[int, ...]
+    """Places in the batch of the views that all attend to."""
+    own_share: float = 0.6
+    """Weight of a view's attention to itself; the reference views share the rest."""
+
+    def __post_init__(self) -> None:
+        if not self.references or not all(0 <= place < len(self.depths) for place in self.references):
+            raise InputError(f"expected reference views out of {len(self.depths)}, got {self.references}")
+        if not 0 <= self.own_share <= 1:
+            raise InputError(f"expected own_share in [0, 1], got {self.own_share}")
 
 
 class Warped(NamedTuple):

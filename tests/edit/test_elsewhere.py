@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pds": {"num_steps": 3},
     "dreamcatalyst": {"num_steps": 3},
     "depth_fusion": {"num_steps": 4},
+    "controlled": {"num_steps": 4},
     "remove": {},
     "joint": {"num_views": 4, "noise_levels": (1.0, 0.3), "steps_per_round": 2},
     "restage": {"num_key_views": 5, "color_steps": 3, "shape_steps": 3, "max_renewed_share": 1.0},

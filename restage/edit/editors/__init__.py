@@ -65,7 +65,7 @@ def open_editor(name: str, source: EditorSource) -> Editor:
     check_editor(name)
     variant = VARIANT.fullmatch(name)
     plain = variant[3] if variant else name
-    if source.options and plain not in ("edit_model", "endpoint", "pipeline", "try_on"):
+    if source.options and plain not in ("edit_model", "endpoint", "pipeline", "text_to_image", "try_on"):
         raise InputError(f"the editor {name} has no options; leave out {' '.join(source.options)}")
     editor = EDITORS[plain](source)
     if variant and variant[1] == "noisy":

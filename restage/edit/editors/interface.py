@@ -17,7 +17,7 @@ from torch import Tensor
 
 from restage.diffusion.sampling import Edited, initial_noise
 from restage.diffusion.schedule import Schedule
-from restage.edit.sharing import AnchoredNoise, CarriedNoise, Sharing
+from restage.edit.sharing import AnchoredNoise, CarriedNoise, Sharing, ViewLayout
 from restage.records import EditRequest, InputError, derive_seed
 from restage.run.endpoint_config import EndpointConfig
 from restage.scenes.references import ShownPicture
@@ -56,6 +56,8 @@ class ViewBatch:
     sharing: Sharing | None = None
     """How the views attend to each other; None to edit each by itself, as an editor does that cannot share attention
     (`can_share_attention`)."""
+    layout: ViewLayout | None = None
+    """What holds the views where they are painted anew, for editors that can (`text_to_image`); None for nothing."""
     references: tuple[ShownPicture, ...] = ()
     """Pictures that the instruction may name, for editors that take several (`takes_references`)."""
     regions: Float[Tensor, "batch height width"] | None = None
@@ -79,7 +81,7 @@ class ViewBatch:
             raise InputError(f"expected a noise level in (0, 1], got {self.noise_level}")
 
     def select(self, places: Sequence[int]) -> ViewBatch:
-        """Some views of the batch, each by itself: they neither share attention nor have masks joined."""
+        """Some views of the batch, each by itself: they share neither attention nor layout, nor have masks joined."""
         chosen, keys = list(places), self.noise_keys
         if isinstance(keys, AnchoredNoise | CarriedNoise):
             keys = keys.select(chosen)
@@ -94,6 +96,7 @@ class ViewBatch:
             view_indices=tuple(self.view_indices[place] for place in chosen),
             noise_keys=keys,
             sharing=None,
+            layout=None,
             regions=None if self.regions is None else self.regions[chosen],
             join_masks=None,
         )

@@ -1,7 +1,7 @@
 """A text-to-image model as an editor: the view is noised and denoised again under the caption of the edited scene.
 
 SDEdit (Meng et al. 2022, arXiv 2108.01073). What it is for is distillation: SDS, DDS and PDS were published with such a
-model. It needs the captions of the request.
+model; and the method `controlled`, which has it paint views from their own noise. It needs the request's captions.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from restage.diffusion.backbone import Backbone, TextCondition, load_backbone
+from restage.diffusion.config import BranchSource
 from restage.diffusion.sampling import denoise, guided, sample_images
 from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ViewBatch
+from restage.edit.editors.regenerated import regenerate
 from restage.records import EditRequest, InputError
 from restage.run.models import models_in
 
@@ -57,8 +59,13 @@ class TextToImageEditor:
         scales = torch.full((len(views),), self.guidance)
         towards = guided(backbone, after, empty.select(torch.tensor([0])), scales)
         difference = backbone.predict_noise(latents, first, after) - backbone.predict_noise(latents, first, before)
-        for state in denoise(backbone.schedule, latents, predict=towards, timesteps=table):
-            latents = state.latents
+        if batch.layout is not None:
+            one = torch.tensor([0])
+            told = {"before": before.select(one), "after": after.select(one), "guidance": self.guidance}
+            latents = regenerate(backbone, batch, batch.layout, **told, num_steps=self.steps)
+        else:
+            for state in denoise(backbone.schedule, latents, predict=towards, timesteps=table):
+                latents = state.latents
         masks = difference.abs().mean(dim=1)
         # Predictions have no unit of their own, so the place that differs most counts as sure.
         masks = masks / masks.amax(dim=(1, 2), keepdim=True).clamp_min(1e-8)
@@ -112,6 +119,16 @@ class TextToImageScores:
 
 
 def open_text_to_image(source: EditorSource) -> TextToImageEditor:
-    """Open a diffusers text-to-image folder; the miniature's if none is named."""
+    """Open a diffusers text-to-image folder; the miniature's if none is named.
+
+    Options are control branches, `branch=FOLDER` or `branch=NAME=FOLDER,weight=0.5`, which the method `controlled`
+    gives the splats' depth to.
+    """
     folder = source.model or models_in().text_to_image
-    return TextToImageEditor(load_backbone(folder, source.device))
+    branches = []
+    for option in source.options:
+        name, _, text = option.partition("=")
+        if name != "branch":
+            raise InputError(f"text_to_image has the option branch=FOLDER alone, got {option!r}")
+        branches.append(BranchSource.parse(text))
+    return TextToImageEditor(load_backbone(folder, source.device, branches=branches))

@@ -1,6 +1,7 @@
 """The menu of edit methods: one file each, and one line in `METHODS`."""
 
 from restage.edit.job import Method
+from restage.edit.methods.controlled import Controlled
 from restage.edit.methods.depth_fusion import DepthFusion
 from restage.edit.methods.distill import Dds, Sds
 from restage.edit.methods.idu import Idu, Igs2gs
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "pds": Pds,
     "dreamcatalyst": DreamCatalyst,
     "depth_fusion": DepthFusion,
+    "controlled": Controlled,
     "joint": Joint,
     "restage": Restage,
     "remove": Remove,

@@ -27,12 +27,16 @@ LONG: dict[str, dict[str, Any]] = {
     "pds": {"num_steps": 900},
     "dreamcatalyst": {"num_steps": 300},
     "depth_fusion": {"num_steps": 300},
+    "controlled": {"num_steps": 300},
     "joint": {"noise_levels": (1.0, 0.3), "steps_per_round": 150},
     "restage": {"noise_levels": (1.0,), "color_steps": 60, "shape_steps": 60},
 }
 """Settings with which a method gets to the truth soon; one that is not named here is tried with its defaults."""
 SHORT: dict[str, dict[str, Any]] = {
-    **{name: {"num_steps": 6} for name in ("replace_once", "sds", "dds", "pds", "dreamcatalyst", "depth_fusion")},
+    **{
+        name: {"num_steps": 6}
+        for name in ("replace_once", "sds", "dds", "pds", "dreamcatalyst", "depth_fusion", "controlled")
+    },
     "idu": {"num_steps": 12, "edit_every": 2},
     "igs2gs": {"num_steps": 4, "edit_every": 2},
     "joint": {"steps_per_round": 2},

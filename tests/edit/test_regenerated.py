@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from restage.diffusion.attention import attention_layers
+from restage.diffusion.backbone import load_backbone
+from restage.edit.editors import EditorSource, open_editor, regenerated
+from restage.edit.editors.interface import ViewBatch
+from restage.edit.editors.regenerated import attend_to_references, regenerate
+from restage.edit.job import EditJob
+from restage.edit.methods.controlled import Controlled
+from restage.edit.sharing import ViewLayout
+from restage.records import InputError
+from restage.scenes.layouts import splat_depths
+from tests.tiny_branch import write_tiny_branch
+from tests.tiny_models import write_tiny_models
+
+CAPTIONS = {"source_caption": "a red ball on the grass", "target_caption": "a blue ball on the sand"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_tiny_models(tmp_path_factory.mktemp("models"))
+    write_tiny_branch(folder / "text_to_image", folder / "branch")
+    return folder / "text_to_image"
+
+
+def open_with_branch(model: Path) -> Any:
+    source = EditorSource(model=model, options=(f"branch={model.parent / 'branch'}",))
+    return open_editor("text_to_image", source)
+
+
+def batch_of(scene: Any, number: int, layout: ViewLayout) -> ViewBatch:
+    images = scene.capture.images[:number]
+    request = replace(scene.request, **CAPTIONS)
+    indices = tuple(range(number))
+    return ViewBatch(images, images, request=request, view_indices=indices, noise_level=1.0, seed=0, layout=layout)
+
+
+def layout_of(scene: Any, number: int, own_share: float = 0.6) -> ViewLayout:
+    return ViewLayout(splat_depths(scene.splats, scene.capture.cameras[range(number)]), (1, 3), own_share)
+
+
+def test_a_view_attends_to_itself_and_to_the_mean_of_the_references(model: Path) -> None:
+    unet = load_backbone(model).unet
+    layer: Any = attention_layers(unet)[0]
+    states = torch.randn(2 * 3, 16, layer.to_q.in_features)  # two halves of three views
+    with pytest.raises(RuntimeError, match="only some"), attend_to_references(unet, 3, 2, 0.6):
+        found = layer(states)
+    query, key, value = (
+        part(states).unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in (layer.to_q, layer.to_k, layer.to_v)
+    )
+    for row in range(6):
+        half = 3 * (row // 3)
+        attend = [
+            functional.scaled_dot_product_attention(query[row], key[other], value[other])
+            for other in (row, half, half + 1)
+        ]
+        out = 0.6 * attend[0] + 0.2 * attend[1] + 0.2 * attend[2]
+        torch.testing.assert_close(found[row], layer.to_out[0](out.transpose(0, 1).flatten(1)))
+
+
+def test_views_come_back_where_nothing_is_asked_for(model: Path, tiny_scene: Any) -> None:
+    backbone = replace(load_backbone(model), has_autocast=False)
+    text = backbone.encode_prompts([CAPTIONS["source_caption"]])
+    batch = batch_of(tiny_scene, 5, layout_of(tiny_scene, 5, own_share=1.0))
+    assert batch.layout is not None
+    told = {"before": text, "after": text, "guidance": 1.0}
+    found = regenerate(backbone, batch, batch.layout, **told, num_steps=20)
+    clean = backbone.encode_images(batch.originals)
+    noise = torch.randn_like(clean)
+    assert (found - clean).abs().mean() < 0.2 * (noise - clean).abs().mean()
+
+
+def test_a_view_does_not_depend_on_how_many_are_painted_at_once(
+    model: Path, tiny_scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = open_with_branch(model)
+    batch = batch_of(tiny_scene, 6, layout_of(tiny_scene, 6))
+    whole = editor.edit(batch).images
+    monkeypatch.setattr(regenerated, "VIEWS_AT_ONCE", 1)
+    torch.testing.assert_close(editor.edit(batch).images, whole, rtol=0, atol=0.03)
+
+
+def test_depth_and_references_matter(model: Path, tiny_scene: Any) -> None:
+    editor, layout = open_with_branch(model), layout_of(tiny_scene, 5)
+    found = editor.edit(batch_of(tiny_scene, 5, layout)).images
+    flat = editor.edit(batch_of(tiny_scene, 5, replace(layout, depths=torch.full_like(layout.depths, 2.0)))).images
+    alone = editor.edit(batch_of(tiny_scene, 5, replace(layout, own_share=1.0))).images
+    assert found.shape == tiny_scene.capture.images[:5].shape
+    assert (found - flat).abs().mean() > 1e-4 and (found - alone).abs().mean() > 1e-4
+
+
+def test_the_method_paints_all_views_and_fits_to_them(model: Path, tiny_scene: Any) -> None:
+    request = replace(tiny_scene.request, **CAPTIONS)
+    job = EditJob.of(tiny_scene.splats, tiny_scene.capture, request, open_with_branch(model), 0)
+    *_, last = Controlled(num_steps=2).run(job)
+    assert not torch.equal(last.splats.sh, tiny_scene.splats.sh)
+
+
+def test_options_and_layouts_that_make_no_sense_are_refused(model: Path, tiny_scene: Any) -> None:
+    with pytest.raises(InputError, match="branch=FOLDER alone"):
+        open_editor("text_to_image", EditorSource(model=model, options=("twig=1",)))
+    for changes in ({"references": ()}, {"references": (9,)}, {"own_share": 1.5}):
+        with pytest.raises(InputError):
+            replace(layout_of(tiny_scene, 4), **changes)
+    with pytest.raises(InputError, match="at least 1"):
+        Controlled(num_references=0)
