@@ -38,6 +38,7 @@ from restage.run.layout import (
     FIT_STATE,
     FITS,
     HELD_OUT,
+    JUDGED,
     REFERENCES,
     REGIONS,
     RUN_RECORD,
@@ -64,7 +65,7 @@ STATES = ("train/cache/*", "train/state.pt")
 PAIR_RECORDS = ("pairs/plan.json", "pairs/rule.json")
 """What finished pairs were made from and are judged by, if they were made here."""
 OPEN = (
-    *("pairs/*", "rounds/*", "diagnose/*", "verify/*", f"{ANSWERS}/*", RUN_RECORD),
+    *("pairs/*", "rounds/*", "diagnose/*", "verify/*", f"{ANSWERS}/*", f"{JUDGED}/*", RUN_RECORD),
     *(f"scenes/*/{FIT_STATE}", "scenes/*/description.json", f"scenes/*/{SOURCE}", "edit/*/preview.png", *STUDY_FILES),
     *(f"edit/*/{CHANGES}", f"scenes/*/{REGIONS}/*", f"scenes/*/{REFERENCES}/*"),
 )

@@ -41,7 +41,7 @@ from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.scenes.splats import SH_C0, Splats
 from restage.scenes.stage import PREVIEW, capture_sha256, measure_fit
 
-__all__ = ["SceneOrder", "generate_scenes", "scene_name"]
+__all__ = ["SceneOrder", "beside", "capture_of", "generate_scenes", "scene_name"]
 
 SAVE_EVERY_S, PEEK_EVERY_S = 10.0, 5.0
 NUM_VIEWS, NUM_PREVIEWS = 40, 4
@@ -91,7 +91,7 @@ def generate_scenes(folder: Path, order: SceneOrder) -> Iterator[Progress]:
         InputError: the generator, its preset or the model cannot be used, or a folder holds another scene.
     """
     base = order.model or models_in().text_to_image
-    views = order.views or _beside(base)
+    views = order.views or beside(base)
     name = order.generator if order.generator != "auto" else "ism" if views is None else "refined"
     generator = make_generator(name, order.preset)
     if order.num_steps is not None:
@@ -120,7 +120,7 @@ def generate_scenes(folder: Path, order: SceneOrder) -> Iterator[Progress]:
                 yield Progress(stage="scenes", done=done, total=len(items) * step.total, note=note)
 
 
-def _beside(model: Path) -> Path | None:
+def beside(model: Path) -> Path | None:
     """The add-on of several views that was trained for a model, as `restage miniature` lays it out."""
     folder = model.parent / "views"
     return folder if (folder / "config.json").is_file() else None
