@@ -14,7 +14,7 @@ from benchmarks import generate
 from benchmarks.generate import Judged, Settings, depth_error, figures_of, main, summarize
 from benchmarks.inverse_reading import faces_shown, is_two_faced, read_scene, scaled_cameras, with_yaw
 from benchmarks.miniature.verdicts import Seen
-from miniature.probe import Probe, save_probe
+from miniature.probe import Probe
 from miniature.probe_pictures import label_of
 from restage.generate.generators import Blob, Refined, Sds
 from restage.generate.rig import Rig, azimuth_rad
@@ -113,9 +113,10 @@ def test_the_benchmark_runs_to_its_last_line_and_goes_on_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = write_tiny_models(tmp_path / "models")
-    torch.manual_seed(0)
-    save_probe(Probe((8, 8, 16)), tmp_path / "probe.safetensors")
-    monkeypatch.setattr(generate, "load_probe", lambda path: Probe((8, 8, 16)).eval().requires_grad_(False))
+    probe = Probe((8, 8, 16)).eval().requires_grad_(False)
+    monkeypatch.setattr(generate, "load_probe", lambda path: probe)
+    monkeypatch.setattr("benchmarks.inverse_reading.SCALES", (1.0,))
+    monkeypatch.setattr("benchmarks.inverse_reading.NUM_YAWS", 2)
     small = Blob(num_splats=60, num_ground=60, num_sky=20)
     menu = {
         "sds": Sds(num_steps=2, blob=small),
@@ -128,7 +129,6 @@ def test_the_benchmark_runs_to_its_last_line_and_goes_on_after_a_kill(
     settings = Settings(
         out=tmp_path / "out",
         models=models,
-        probe=tmp_path / "probe.safetensors",
         generators=("sds", "views", "refined"),
         captions=1,
         seeds=2,
