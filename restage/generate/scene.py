@@ -28,7 +28,7 @@ from restage.records import (
     write_record,
 )
 from restage.run.folder import open_run, working
-from restage.run.layout import CAPTURE, FIT_RECORD, FIT_STATE, SPLATS
+from restage.run.layout import AROUND, CAPTURE, FIT_RECORD, FIT_STATE, SAMPLED, SPLATS
 from restage.run.models import folder_sha256, models_in
 from restage.run.reading import FitRecord
 from restage.scenes.capture import Capture
@@ -38,13 +38,14 @@ from restage.scenes.io import read_capture, write_capture
 from restage.scenes.io.images import write_png
 from restage.scenes.io.posed import ReadOptions, split_every
 from restage.scenes.io.splat_files import read_splats, write_splats
+from restage.scenes.rasterize import rasterize
 from restage.scenes.splats import SH_C0, Splats
 from restage.scenes.stage import PREVIEW, capture_sha256, measure_fit
 
 __all__ = ["SceneOrder", "beside", "capture_of", "generate_scenes", "scene_name"]
 
 SAVE_EVERY_S, PEEK_EVERY_S = 10.0, 5.0
-NUM_VIEWS, NUM_PREVIEWS = 40, 4
+NUM_VIEWS, NUM_PREVIEWS, NUM_AROUND = 40, 4, 8
 STATE_VERSION = 1
 USERS_OF_VIEWS = ("refined", "views")
 """Generators that the add-on of several views makes a difference to."""
@@ -184,15 +185,28 @@ class _Scene:
             "generated_from": self.config["caption"],
             **made_on(self.job.backbone.device.type),
         }
-        files = [self.folder / SPLATS, *self.folder.glob("held_out*.png"), *self.folder.glob("held_out/*.png")]
+        self._draw_around(last.splats)
+        files = [
+            self.folder / SPLATS,
+            self.folder / AROUND,
+            *self.folder.glob("held_out*.png"),
+            *self.folder.glob("held_out/*.png"),
+        ]
         if last.views is not None:
             sampled, renders = (views.cpu() for views in last.views)
             record["sampled_views_psnr_db"] = float(psnr(renders, sampled).mean())
-            files.append(self.folder / "sampled.png")
+            files.append(self.folder / SAMPLED)
             write_png(files[-1], _strip(sampled, renders))
         write_record(self.folder / FIT_RECORD, record, files=files)
         for path in (self.folder / FIT_STATE, self.folder / PREVIEW):
             path.unlink(missing_ok=True)
+
+    @torch.no_grad()
+    def _draw_around(self, splats: Splats) -> None:
+        cameras = self.job.rig.ring(NUM_AROUND, size=self.job.size)
+        depths = torch.stack([rasterize(splats, cameras[view]).depth.cpu() for view in range(NUM_AROUND)])
+        near = (1 - depths / (2.5 * self.job.rig.distance)).clamp(0, 1)[:, None].expand(-1, 3, -1, -1)
+        write_png(self.folder / AROUND, _strip(render_views(splats, cameras).cpu(), near))
 
     def _peek(self, splats: Splats) -> None:
         cameras = self.job.rig.ring(NUM_PREVIEWS, size=self.job.size)

@@ -120,6 +120,7 @@ function setUpEdit(article) {
 }
 
 document.querySelectorAll("[data-edit]").forEach(setUpEdit);
+document.querySelectorAll("#scenes [data-role=turn]").forEach((figure) => setUpTurn(figure, () => 0, () => 0));
 
 // Clips play while they can be seen, unless the reader asked for less motion.
 if ("IntersectionObserver" in window && !matchMedia("(prefers-reduced-motion: reduce)").matches) {

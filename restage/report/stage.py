@@ -31,10 +31,11 @@ from restage.report.read import ReportConfig, RunContents, SceneEntry, find_figu
 from restage.report.slides import write_slides
 from restage.report.summary import summarise, write_latex
 from restage.report.trace import rows_data, trace_results
+from restage.report.turn import SceneStore, TurnableEdit
 from restage.report.words import interval_mark, loss_curve
 from restage.run import layout
 from restage.run.folder import RunFolder
-from restage.run.layout import PAGE, SCORES
+from restage.run.layout import AROUND, PAGE, SAMPLED, SCORES
 from restage.run.profile import StageTime, add_up
 from restage.run.reading import SplatsFile, StageMark, read_run_record
 from restage.scores.definitions import METRICS
@@ -58,6 +59,8 @@ class FittedScene(NamedTuple):
     view: str
     splats_from: SplatsFile | None  # the file of splats that were taken as the fit; None for a fit
     record: Mapping[str, Any]  # all of its `fit.json`
+    turnable: TurnableEdit | None  # the scene itself, of one that was made from words
+    sheets: Mapping[str, str]  # further pictures of such a scene by their path, and what they show
 
 
 def write_page(contents: RunContents, config: ReportConfig, run: RunFolder | None) -> Iterator[EditSection]:
@@ -136,7 +139,7 @@ def _page_values(
         "train": contents.train,
         "train_facts": facts.get("train", {}),
         "curve": loss_curve(contents.train),
-        "scenes": [_fitted_scene(scene, assets, config.max_px) for scene in contents.scenes],
+        "scenes": [_fitted_scene(contents.path, scene, assets, config.max_px) for scene in contents.scenes],
         "downloads": {name: path for form, name, path in DOWNLOADS if form in config.formats},
         "command": shlex.join(contents.record.command),
         "profile": _profile(contents),
@@ -174,7 +177,16 @@ def wall_seconds(contents: RunContents, run: RunFolder | None) -> float:
     return closed_s + running_s or math.nan
 
 
-def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> FittedScene:
+SHEETS = {
+    f"scenes/{{}}/{AROUND}": "All around, and how near it is",
+    f"scenes/{{}}/{SAMPLED}": "The views that were painted for it, and what it shows there",
+    f"{layout.JUDGED}/{{}}.png": "Views that it was not made from; what the probe reads in their cells; "
+    "the exact render of what was read; depth",
+}
+"""Pictures of a scene that was made from words, by where they lie in the run, and what they show."""
+
+
+def _fitted_scene(run: Path, scene: SceneEntry, assets: AssetFolder, max_px: int) -> FittedScene:
     shared = [view for view in scene.renders if view in scene.pictures]
     view = shared[len(shared) // 2] if shared else next(iter(spread(list(scene.pictures), 1)), "")
 
@@ -186,6 +198,8 @@ def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> Fitted
     facts = [(key, value) for key, value in scene.plain.items() if isinstance(value, int | float) and "psnr" not in key]
     facts = [(key, max(value, 0) if key == "seconds" else value) for key, value in facts]
     psnr_db = scene.fit.held_out_psnr_db if scene.fit else None
+    is_generated = scene.fit is not None and bool(scene.fit.generated_from)
+    found = {run / place.format(scene.name): words for place, words in SHEETS.items()} if is_generated else {}
     return FittedScene(
         name=scene.name,
         psnr_db=math.nan if psnr_db is None else psnr_db,
@@ -195,6 +209,8 @@ def _fitted_scene(scene: SceneEntry, assets: AssetFolder, max_px: int) -> Fitted
         view=view,
         splats_from=scene.fit.splats_from if scene.fit else None,
         record=scene.plain,
+        turnable=SceneStore(assets, 0).store_scene(run / "scenes" / scene.name, view) if is_generated else None,
+        sheets={assets.add_file(path, scene.name): words for path, words in found.items() if path.is_file()},
     )
 
 

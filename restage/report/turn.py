@@ -171,6 +171,22 @@ class SceneStore:
         }
         return TurnableEdit(width=cameras.width, height=cameras.height, script_data=data, note=_count(shown))
 
+    def store_scene(self, scene: Path, view: str) -> TurnableEdit | None:
+        """Store a scene by itself, first seen from a view; None where its splats or its cameras are not stored."""
+        cameras = read_cameras(scene)
+        shown = self._add(scene, cameras, f"scene-{scene.name}") if cameras is not None else None
+        if cameras is None or shown is None:
+            return None
+        data = {
+            "width": cameras.width,
+            "height": cameras.height,
+            "up": cameras.up,
+            "cameras": [cameras.script_data(view, shown.middle)],
+            "before": None,
+            "after": [shown.path],
+        }
+        return TurnableEdit(width=cameras.width, height=cameras.height, script_data=data, note=_count(shown))
+
     def _add(self, folder: Path, cameras: SceneCameras, label: str) -> PackedScene | None:
         path = folder / SPLATS
         if path not in self.packed:

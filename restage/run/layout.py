@@ -16,7 +16,7 @@ __all__ += ["PAGE", "PROMPTS", "RUN_RECORD", "SCORES", "SOURCE", "SPLATS", "STAG
 __all__ += ["TRANSFORMS", "TRUTH", "VIEW_SCORES", "check_is_run", "counting_order", "folders_in", "is_stage_done"]
 __all__ += ["ANSWERS", "CHANGES", "CLIPS", "CLIP_FRAMES", "CLIP_RECORD", "CLIP_SOUND", "CLIP_TRUTH", "DESCRIPTION"]
 __all__ += ["FILM", "ORIGINS", "REFERENCES", "REGIONS", "REGION_MASKS", "STUDY_FILES", "result_folder"]
-__all__ += ["JUDGED"]
+__all__ += ["AROUND", "JUDGED", "SAMPLED"]
 
 STAGES = ("prompts", "pairs", "train", "world", "scenes", "edit", "compare", "report")
 """Stages in the order data flows; each has a folder of its name."""
@@ -32,6 +32,8 @@ ANSWERS = "endpoint"
 """Answers of an image endpoint, a file each."""
 DIAGNOSIS = "diagnose/diagnosis.json"
 PAGE = "report/index.html"
+AROUND, SAMPLED = "around.png", "sampled.png"
+"""Pictures beside the fit of a scene that was made from words."""
 JUDGED = "judged"
 """What `benchmarks.generate` found out about generated scenes: a record and a picture for each."""
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from restage.generate.scene import SceneOrder, generate_scenes, scene_name
 from restage.generate.view_sampler import ViewSampler
 from restage.pairs.config import VerifyConfig
 from restage.records import InputError, Progress, read_json
+from restage.report.stage import write_report
 from restage.scenes.io import read_capture
 from restage.scenes.io.splat_files import read_splats
 from restage.scenes.stage import find_scene
@@ -119,6 +121,21 @@ def test_long_captions_that_begin_alike_have_folders_of_their_own() -> None:
 def test_an_empty_caption_is_refused() -> None:
     with pytest.raises(InputError, match="a red cone on grass"):
         SceneOrder(captions=(" ",))
+
+
+def test_the_page_turns_a_generated_scene_and_shows_it_from_all_sides(model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    list(generate_scenes(run, order(model)))
+    sheet = run / "judged" / f"{scene_name(CAPTION, 0)}.png"
+    sheet.parent.mkdir()
+    sheet.write_bytes((find_scene(run) / "around.png").read_bytes() + b" ")
+    page = write_report(run)
+    text = page.read_text()
+    assert f"“{CAPTION}” <span>by sds, seed 0" in text and "dB held-out PSNR" not in text
+    data = json.loads(text.partition('data-role="turn-data">')[2].partition("</script>")[0])
+    assert data["before"] is None and (page.parent / data["after"][0]).is_file()
+    assert "All around, and how near it is" in text and "what the probe reads in their cells" in text
+    assert not verify_folder(str(run), VerifyConfig())
 
 
 def test_the_residual_of_sampled_views_is_recorded(model: Path, add_on: Path, tmp_path: Path) -> None:

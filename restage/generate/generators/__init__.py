@@ -21,7 +21,15 @@ GENERATORS: dict[str, type[Generator]] = {"ism": Ism, "refined": Refined, "sds":
 _LARGE = Blob(num_splats=20_000, num_ground=6_000, num_sky=2_000)
 PRESETS: dict[str, dict[str, Generator]] = {
     "sd15": {
-        "sds": Sds(num_steps=10_000, guidance=100.0, is_annealed=False, says_view=True, blob=_LARGE),
+        "sds": Sds(
+            num_steps=10_000,
+            guidance=100.0,
+            lowest_noise=0.02,
+            highest_noise=0.98,
+            last_noise=None,
+            says_view=True,
+            blob=_LARGE,
+        ),
         "ism": Ism(num_steps=5_000, interval=80, says_view=True, blob=_LARGE),
     }
 }

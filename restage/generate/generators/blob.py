@@ -1,4 +1,4 @@
-"""What distillation starts from: a gray cloud of splats where the object will be, on a ground, under a sky."""
+"""What distillation starts from: a gray ball of splats where the object will be, on a ground, under a sky."""
 
 from __future__ import annotations
 
@@ -29,35 +29,37 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """How many splats there are, and how large the cloud is; lengths are shares of the cameras' distance."""
+    """How many splats there are, and how large the ball is; lengths are shares of the cameras' distance."""
 
     num_splats: int = 3000
-    """Splats of the cloud; DreamGaussian has 5,000."""
+    """Splats of the ball; DreamGaussian has 5,000."""
     num_ground: int = 1500
     num_sky: int = 500
-    spread: float = 0.11
-    """Standard deviation of the cloud."""
-    opacity: float = 0.1
-    """Opacity of a splat of the cloud, as in DreamGaussian."""
+    radius: float = 0.15
+    """Radius of the ball, which stands on the ground."""
+    opacity: float = 0.5
+    """Opacity of a splat of the ball. In DreamGaussian it is 0.1, and objects appear in the mist; the miniature's model
+    takes mist for ground that it has to clear, and a solid thing for an object that it has to paint and shape."""
 
     def __post_init__(self) -> None:
-        if min(self.num_splats, self.num_ground, self.num_sky) < 1 or not (0 < self.opacity < 1 and self.spread > 0):
-            raise InputError(f"expected splats of each kind, an opacity in (0, 1) and a spread above 0, got {self}")
+        if min(self.num_splats, self.num_ground, self.num_sky) < 1 or not (0 < self.opacity < 1 and self.radius > 0):
+            raise InputError(f"expected splats of each kind, an opacity in (0, 1) and a radius above 0, got {self}")
 
     def make(self, rig: Rig, seed: int) -> Start:
-        """Lay out ground and sky, and throw the cloud."""
+        """Lay out ground and sky, and fill the ball."""
         generator = torch.Generator().manual_seed(derive_seed(seed, "blob"))
         ground, ground_spacing = _disc(self.num_ground, 2.5 * rig.distance)
         sky = _dome(self.num_sky, 2.8 * rig.distance)
-        cloud = self.spread * rig.distance * torch.randn(self.num_splats, 3, generator=generator)
-        cloud[:, 2] = (cloud[:, 2] + 0.9 * rig.target_height).abs()  # nothing lies below the ground
-        cloud_scale = self.spread * rig.distance / self.num_splats ** (1 / 3)
+        radius = self.radius * rig.distance
+        directions = torch.nn.functional.normalize(torch.randn(self.num_splats, 3, generator=generator), dim=1)
+        ball = radius * torch.rand(self.num_splats, 1, generator=generator) ** (1 / 3) * directions
+        ball[:, 2] += radius
         scales = torch.cat([
             ground_spacing[:, None] * torch.tensor([1.0, 1.0, 0.05]),
             torch.full((self.num_sky, 3), 2.8 * rig.distance * math.sqrt(2 / self.num_sky)),
-            torch.full((self.num_splats, 3), cloud_scale),
+            torch.full((self.num_splats, 3), radius / self.num_splats ** (1 / 3)),
         ])  # fmt: skip
-        means = torch.cat([ground, sky, cloud])
+        means = torch.cat([ground, sky, ball])
         opacities = torch.full((len(means),), 0.95)
         opacities[-self.num_splats :] = self.opacity
         colors = 0.5 + 0.05 * torch.randn(len(means), 3, generator=generator)

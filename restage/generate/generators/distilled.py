@@ -1,4 +1,4 @@
-"""Distillation from nothing: render a view of a cloud of splats, ask the model for a gradient, move the splats.
+"""Distillation from nothing: render a view of a ball of splats, ask the model for a gradient, move the splats.
 
 `sds` and `ism` differ in the gradient alone.
 """
@@ -61,8 +61,8 @@ def view_words(cameras: Cameras) -> str:
 class Distilled:
     """Settings that both gradients share; learning rates are those of DreamGaussian, in units of the distance.
 
-    Ground and sky are there from the start and only get colors; where a splat of the cloud lies, how large and how
-    opaque it is, is learned. No splats are born on the way: the cloud has enough for pictures of 128 pixels.
+    Ground and sky are there from the start and only get colors; where a splat of the ball lies, how large and how
+    opaque it is, is learned. No splats are born on the way: the ball has enough for pictures of 128 pixels.
     """
 
     num_steps: int = 900
@@ -71,10 +71,9 @@ class Distilled:
     """Guidance on the caption."""
     lowest_noise: float = 0.02
     highest_noise: float = 0.98
-    """Range of the noise level, in shares of the schedule."""
-    is_annealed: bool = True
-    """Whether the highest noise falls linearly to the lowest over the run, as in DreamGaussian; if not, every level is
-    as likely at every step."""
+    """Range that the noise level is drawn from evenly, in shares of the schedule."""
+    last_noise: float | None = None
+    """The highest noise falls to this over the run, linearly; None for a range that stays."""
     says_view: bool = False
     """Whether captions say which side is seen, as in DreamFusion; for models whose captions do."""
     blob: Blob = field(default_factory=Blob)
@@ -87,6 +86,7 @@ class Distilled:
 
     def __post_init__(self) -> None:
         check_noise_range(self.lowest_noise, self.highest_noise)
+        check_noise_range(self.lowest_noise, self.highest_noise if self.last_noise is None else self.last_noise)
         if self.num_steps < 1 or not 0 < self.means_decay <= 1:
             raise InputError(f"expected at least one step and means_decay in (0, 1], got {self}")
 
@@ -111,10 +111,8 @@ class Distilled:
             seed, share = derive_seed(job.seed, "distill", step), step / self.num_steps
             camera = job.rig.draw(seed, size=job.size)
             text = encode(f"{job.caption}, {view_words(camera)}" if self.says_view else job.caption)
-            top = self.highest_noise + share * (self.lowest_noise - self.highest_noise)
-            # Annealed, each step has its level, give or take a little; a level alone would leave the rest unseen.
-            low, high = (0.8 * top, top) if self.is_annealed else (self.lowest_noise, self.highest_noise)
-            t = draw_timestep(schedule, max(low, self.lowest_noise), max(high, self.lowest_noise), seed=seed)
+            last = self.highest_noise if self.last_noise is None else self.last_noise
+            t = draw_timestep(schedule, self.lowest_noise, (1 - share) * self.highest_noise + share * last, seed=seed)
             towards = _predictor(backbone, text, empty, self.guidance)
 
             def objective(color: Tensor, t: int = t, seed: int = seed, towards: _Predict = towards) -> Tensor:

@@ -32,7 +32,6 @@ class Ism(Distilled):
     """Steps of the schedule between two stages of the inversion up to s, as published."""
     scale: float = 0.1
     """Factor on the gradient, as published; Adam does not see it but at its start."""
-    is_annealed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,8 +17,8 @@ class Sds(Distilled):
     """Gradient `(1 - abar_t) (eps_hat(z_t; y) - eps)` (Poole et al. 2022, arXiv 2209.14988, equation 3).
 
     Published with Stable Diffusion (threestudio's dreamfusion-sd): guidance 100, t from 2 to 98 % of the schedule,
-    10,000 steps of Adam, captions that say the side that is seen, a blob to start from. `SD15` is that; the defaults
-    are for the miniature, with annealed noise (DreamGaussian, arXiv 2309.16653).
+    10,000 steps of Adam, captions that say the side that is seen, a blob to start from: the preset `sd15`. The
+    defaults are for the miniature.
     """
 
     guidance: float = 20.0
