@@ -34,6 +34,7 @@ SUMMARIES = {
     "pairs": "make an image pair for each prompt pair with Prompt-to-Prompt, score it, keep or reject it",
     "calibrate": "measure which thresholds for pairs suit a CLIP, and write them into its folder",
     "train": "train the edit model on the accepted pairs",
+    "train-control": "train a control branch (depth, ids, edges) on the pictures of a run",
     "world": "make scenes of the miniature world, with the exact truth of their edits",
     "clip": "make a clip: of the miniature world with its truth, an orbit of a scene, or from a film",
     "scenes": "fit every capture of a run",

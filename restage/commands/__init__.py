@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     ),
     "clip": clips.build_clip,
     "train": stages.build_train,
+    "train-control": stages.build_train_control,
     "fit": scenes.build_fit,
     "region": region.build_region,
     "edit": lambda: scenes.edit,

@@ -4,8 +4,9 @@ Annotations are evaluated when a command is built: hence no `from __future__ imp
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -87,6 +88,9 @@ def build_pairs() -> Callable[..., None]:
         engine: Annotated[CampaignConfig, arg(name="")] = CampaignConfig(),  # noqa: B008
         store: StoreArgument = "",
         rejudge: bool = False,
+        control: tuple[Literal["depth", "canny"], ...] = (),
+        branch: tuple[str, ...] = (),
+        depth_model: Path | None = None,
         models: ModelsArgument = None,
         run_seed: RunSeedArgument = 0,
     ) -> None:
@@ -103,11 +107,19 @@ def build_pairs() -> Callable[..., None]:
             store: Where shards lie, such as s3://bucket/run; default: the run's folder. A run that began in a store
                 needs it named each time.
             rejudge: Judge the existing pairs by the rule given now; only what needs it is made again.
+            control: What of the source holds the layout of both pictures: depth, which --depth-model reads, or canny,
+                its edges.
+            branch: Control branches for that, each as FOLDER, or NAME=FOLDER for a ControlNet of diffusers, such as
+                depth=path/to/controlnet.
+            depth_model: Folder of a DPT or Depth Anything of transformers.
             models: Folder of the models to start from.
             run_seed: Seed for a new run.
         """
         from restage.recipes import make_pairs
 
+        if control or branch or depth_model:
+            held = replace(config.generate, held_by=control, branch=branch, depth_model=depth_model)
+            config = replace(config, generate=held)
         with working(open_run(run, seed=run_seed), "pairs") as opened:
             found = models_in(models)
             show_progress(make_pairs(opened, config, found, engine=engine, store=store, is_rejudging=rejudge))

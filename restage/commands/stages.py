@@ -5,14 +5,15 @@ Annotations are evaluated when a command is built: hence no `from __future__ imp
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 import restage
-from restage.records import InputError
+from restage.records import InputError, Progress
+from restage.run.environment import check_device
 from restage.run.folder import hold_stages, open_run, working
 from restage.run.layout import SCORES, check_is_run
 from restage.run.models import models_in
@@ -20,7 +21,7 @@ from restage.run.progress import say, show_progress
 from restage.work.task import EngineConfig
 
 __all__ = ["DeviceArgument", "ModelsArgument", "RunArgument", "RunSeedArgument", "StoreArgument", "build_miniature"]
-__all__ += ["build_stage", "build_train", "demo", "diagnose", "study"]
+__all__ += ["build_stage", "build_train", "build_train_control", "demo", "diagnose", "study"]
 
 RunArgument = Annotated[Path, arg(metavar="RUN", help="Folder of the run; it is made if it does not exist.")]
 ModelsArgument = Annotated[
@@ -131,6 +132,63 @@ def build_train() -> Callable[..., None]:
         say(f"train: {run / 'train'}")
 
     return train
+
+
+def build_train_control() -> Callable[..., None]:
+    """Build `restage train-control`."""
+    from restage.diffusion.config import TrainingConfig
+    from restage.train.config import BranchConfig
+
+    def train_control(
+        run: Positional[Annotated[Path, arg(metavar="RUN")]],
+        *,
+        condition: str,
+        out: Path | None = None,
+        caption: str = "",
+        config: Annotated[BranchConfig, arg(name="")] = BranchConfig(),  # noqa: B008
+        training: TrainingConfig = TrainingConfig(num_steps=2000, batch_size=16, learning_rate=1e-4),  # noqa: B008
+        backbone: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Train a control branch on the pictures of a run, for restage generate --control and --like.
+
+        Example: restage train-control runs/mine --condition depth --out models/mine-depth
+
+        Ctrl-C stops it at any time; the same command goes on from the last checkpoint.
+
+        Args:
+            run: The run: views of its fitted scenes, or its pairs.
+            condition: What the branch takes: depth (of the splats), ids (of the scene's regions), canny (edges of the
+                pairs, or of the views), or a folder of pictures with the names of views or pairs.
+            out: Folder of the branch; default: models/ and the names of run and condition.
+            caption: What the views of its scenes show, if the scenes do not say it.
+            config: What the branch is.
+            training: How long and how fast.
+            backbone: Folder of the text-to-image model; default: the one that comes with the package.
+            device: Where to train, such as `cuda`.
+        """
+        from restage.diffusion.backbone import load_backbone
+        from restage.train.control import BranchData, train_branch
+        from restage.train.control_data import encode_run, examples_of
+
+        check_is_run(run)
+        check_device(device)
+        examples, near = examples_of(run, condition, caption=caption)
+        folder = out or Path("models") / f"{run.resolve().name}-{Path(condition).name}"
+        model = load_backbone(backbone or models_in().text_to_image, device)
+
+        def steps() -> Iterator[Progress]:
+            for step in encode_run(model, examples, near, config, training):
+                if isinstance(step, BranchData):
+                    where = {"state": folder / "state", "folder": folder}
+                    yield from train_branch(model, step, config, training=training, **where)
+                else:
+                    yield step
+
+        show_progress(steps())
+        say(f"control branch: {folder}")
+
+    return train_control
 
 
 def build_miniature() -> Callable[..., None]:

@@ -30,11 +30,20 @@ from torch.utils.hooks import RemovableHandle
 from restage.diffusion.conditions import Conditions, as_picture, num_channels, stack_conditions
 from restage.diffusion.config import BranchSource, Injection, Placement
 from restage.diffusion.loading import load_model, read_config
-from restage.records import InputError, read_json, to_plain, write_atomically, write_json
+from restage.records import InputError, content_id, hash_files, read_json, to_plain, write_atomically, write_json
 from restage.run.models import folder_sha256
 
 __all__ = ["BRANCH_RECORD", "Branch", "BranchRecord", "ControlBranch", "Residuals"]
-__all__ += ["add_to_out", "build_branch", "cross_normalize", "hook_into", "injected", "load_branch", "out_layers"]
+__all__ += [
+    "add_to_out",
+    "branch_sha256",
+    "build_branch",
+    "cross_normalize",
+    "hook_into",
+    "injected",
+    "load_branch",
+    "out_layers",
+]
 __all__ += ["save_branch"]
 
 BRANCH_RECORD, TO_OUT = "branch.json", "to_out.safetensors"
@@ -290,6 +299,11 @@ def save_branch(
     write_json(folder / BRANCH_RECORD, record)
 
 
+def branch_sha256(folder: Path) -> str:
+    """Return a hash of a branch's own files; what lies in folders below, such as the state of a training, is not."""
+    return content_id("branch", hash_files(folder, (path for path in sorted(folder.glob("*")) if path.is_file())))
+
+
 def load_branch(source: BranchSource, unet: UNet2DConditionModel, unet_folder: Path) -> Branch:
     """Open a branch's folder, one that was trained here or a ControlNet of diffusers, on the UNet's device.
 
@@ -323,7 +337,7 @@ def load_branch(source: BranchSource, unet: UNet2DConditionModel, unet_folder: P
         weight=source.weight,
         window=(source.start, source.end),
         near=record.near if record else 1.0,
-        sha256=folder_sha256(folder),
+        sha256=branch_sha256(folder),
         to_out=_load_to_out(folder / TO_OUT),
     )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from restage.diffusion.config import BLEND_ONLY, IN_PLACE, ControlOptions, SamplerConfig
-from restage.records import InputError
+from restage.diffusion.config import BLEND_ONLY, IN_PLACE, BranchSource, ControlOptions, SamplerConfig
+from restage.records import InputError, added_later
 from restage.run.limits import num_usable_cores
 from restage.work.task import EngineConfig
 
@@ -46,6 +47,13 @@ class GenerateConfig:
     as the pair maker of InstructPix2Pix does (there from 0.1 to 0.9)."""
     batch_size: int = 16
     """Number of pairs in a UNet call; pairs of one source caption and sample share their source."""
+    held_by: tuple[str, ...] = added_later(())
+    """What of the source holds the layout of both pictures, through control branches: `depth`, which `depth_model`
+    reads, and `canny`, its edges."""
+    branch: tuple[str, ...] = added_later(())
+    """Control branches for that, each as [NAME=]FOLDER[,weight=W][,start=S][,end=E]."""
+    depth_model: Path | None = added_later(None)
+    """Folder of a DPT or Depth Anything of transformers."""
     is_compiled: bool | None = None
     """Whether to compile the UNet, which takes some minutes in each process and is faster afterwards. None: in runs of
     at least 2000 pairs, on machines that can."""
@@ -57,6 +65,18 @@ class GenerateConfig:
         if self.batch_size < 1 or self.inversion_iterations < 1:
             counts = f"{self.batch_size} and {self.inversion_iterations}"
             raise InputError(f"batch_size and inversion_iterations must be at least 1, got {counts}")
+        if set(self.held_by) - {"depth", "canny"} or bool(self.held_by) != bool(self.branch):
+            raise InputError("pairs are held by depth or canny, with a control branch: --control depth --branch FOLDER")
+        if ("depth" in self.held_by) != (self.depth_model is not None):
+            raise InputError(
+                "the depth of pictures needs a model that reads it, and the model is for depth alone: "
+                "--control depth --depth-model FOLDER"
+            )
+
+    @property
+    def branches(self) -> tuple[BranchSource, ...]:
+        """The control branches."""
+        return tuple(BranchSource.parse(text) for text in self.branch)
 
     def for_run(self, num_pairs: int) -> GenerateConfig:
         """Decide what depends on the length of the run and on this machine."""

@@ -17,19 +17,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from restage.diffusion.conditions import Conditions
 from restage.diffusion.control import PairControl
 from restage.diffusion.control_options import build_control
 from restage.diffusion.pair_sampler import PairBatch, sample_pairs
-from restage.diffusion.sampling import invert_latents, latent_shape
+from restage.diffusion.sampling import invert_latents, sample_images
 from restage.diffusion.word_maps import blend_masks
 from restage.pairs.config import GenerateConfig
 from restage.pairs.encoding import decode_picture, read_picture
 from restage.records import PromptPair, content_id, derive_seed, to_plain
+from restage.scenes.layouts import edges_of
 
 if TYPE_CHECKING:
     from restage.diffusion.backbone import Backbone
+    from restage.diffusion.depth import DepthModel
 
-__all__ = ["GeneratedPairs", "PairJob", "generate_pairs", "make_control", "make_jobs"]
+__all__ = ["GeneratedPairs", "PairJob", "generate_pairs", "layouts_of", "make_control", "make_jobs"]
 
 SHAPE_KINDS = frozenset({"reshape", "add", "remove", "resize", "move"})
 """Kinds of edit that change the outlines of objects."""
@@ -125,21 +128,25 @@ def reversed_prompt(prompt: PromptPair) -> PromptPair:
 
 
 def _batch(
-    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, *, pad_to: int
+    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, *, pad_to: int, depth: DepthModel | None
 ) -> tuple[tuple[str, ...], PairBatch]:
     """Return the names of the controls, and the tensors of all jobs; jobs with the same source share it."""
     names, controls = zip(*(make_control(backbone, job, config) for job in jobs), strict=True)
     keys = [(job.prompt.source, job.seed, job.picture) for job in jobs]
     sources = list(dict.fromkeys(keys))
     source_text = backbone.encode_prompts([caption for caption, _, _ in sources])
-    trajectories = None
+    trajectories, conditions, pictures = None, None, None
     if jobs[0].is_picture:
+        height, width = backbone.picture_size
+        pictures = torch.stack([decode_picture(content, (height, width)) for _, _, content in sources])
+    if config.held_by:
+        shown = _sample_sources(backbone, sources, config) if pictures is None else pictures
+        conditions = layouts_of(shown, config.held_by, depth)
+    if pictures is not None:
         # Inversion runs in batches of the padded size as well, since a compiled UNet knows no other.
         rows = torch.arange(-(-len(sources) // pad_to) * pad_to) % len(sources)
-        height, width = (side * backbone.pixels_per_latent for side in latent_shape(backbone)[1:])
-        pictures = torch.stack([decode_picture(content, (height, width)) for _, _, content in sources])
         trajectories = invert_latents(
-            backbone,
+            backbone if conditions is None else backbone.steered([conditions[row] for row in rows.tolist()]),
             backbone.encode_images(pictures.to(backbone.device))[rows],
             source_text.select(rows),
             num_steps=config.sampler.num_steps,
@@ -153,7 +160,33 @@ def _batch(
         seeds=tuple(seed for _, seed, _ in sources),
         guidance=torch.full((len(sources),), float(config.guidance)),
         trajectories=trajectories,
+        conditions=conditions,
     )
+
+
+def _sample_sources(
+    backbone: Backbone, sources: Sequence[tuple[str, int, bytes]], config: GenerateConfig
+) -> Float[Tensor, "sources 3 height width"]:
+    """Paint the sources by themselves: what the pair keeps the layout of."""
+    captions, seeds, _ = zip(*sources, strict=True)
+    sampler = config.sampler
+    how = {"steps": sampler.num_steps, "guidance": config.guidance, "solver": sampler.solver}
+    return sample_images(backbone, captions, seeds=seeds, **how)
+
+
+def layouts_of(
+    pictures: Float[Tensor, "n 3 height width"], names: Sequence[str], depth: DepthModel | None
+) -> tuple[Conditions, ...]:
+    """Read conditions from pictures: `depth` by a model, `canny` by itself."""
+    found: list[dict[str, Tensor]] = [{} for _ in pictures]
+    if "depth" in names:
+        assert depth is not None
+        for conditions, read in zip(found, depth.read(pictures), strict=True):
+            conditions["depth"] = read
+    if "canny" in names:
+        for conditions, picture in zip(found, pictures, strict=True):
+            conditions["canny"] = edges_of(picture.cpu())
+    return tuple(found)
 
 
 def _is_backwards(job: PairJob, config: GenerateConfig) -> bool:
@@ -163,7 +196,9 @@ def _is_backwards(job: PairJob, config: GenerateConfig) -> bool:
     return config.is_removal_reversed and job.prompt.kind == "remove"
 
 
-def generate_pairs(backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig) -> GeneratedPairs:
+def generate_pairs(
+    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, depth: DepthModel | None = None
+) -> GeneratedPairs:
     """Make one batch of pairs; the same jobs in the same batch give the same pictures.
 
     A pair with a picture is made from the noise that the picture would have come from. The side that it shows is the
@@ -171,7 +206,7 @@ def generate_pairs(backbone: Backbone, jobs: Sequence[PairJob], config: Generate
     `is_compiled` is True (see `GenerateConfig.for_run`).
     """
     if len({job.is_picture for job in jobs}) > 1:
-        return _generate_apart(backbone, jobs, config)
+        return _generate_apart(backbone, jobs, config, depth)
     is_reversed = torch.tensor([_is_backwards(job, config) for job in jobs])
     sampled = [
         dataclasses.replace(job, prompt=reversed_prompt(job.prompt)) if back else job
@@ -180,7 +215,7 @@ def generate_pairs(backbone: Backbone, jobs: Sequence[PairJob], config: Generate
     sampler = config.sampler
     if config.is_compiled:
         backbone, sampler = backbone.compiled(), dataclasses.replace(sampler, pad_to=max(sampler.pad_to, PAD_COMPILED))
-    names, batch = _batch(backbone, sampled, config, pad_to=sampler.pad_to)
+    names, batch = _batch(backbone, sampled, config, pad_to=sampler.pad_to, depth=depth)
     (state,) = deque(sample_pairs(backbone, batch, sampler), maxlen=1)
     latents = (state.source_latents, state.edit_latents)
     sources, second = backbone.decode_latents(torch.cat(latents)).cpu().split([len(part) for part in latents])
@@ -194,13 +229,15 @@ def generate_pairs(backbone: Backbone, jobs: Sequence[PairJob], config: Generate
     return GeneratedPairs(before, after, masks, names, (sampler.num_steps,) * len(jobs))
 
 
-def _generate_apart(backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig) -> GeneratedPairs:
+def _generate_apart(
+    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, depth: DepthModel | None
+) -> GeneratedPairs:
     """Make the pairs that have a picture, then the others, and return all in the order of the jobs."""
     # Their source trajectories differ in kind (inverted or sampled), which one batch cannot mix.
     order = sorted(range(len(jobs)), key=lambda index: not jobs[index].is_picture)
     cut = sum(job.is_picture for job in jobs)
     groups = (order[:cut], order[cut:])
-    first, second = (generate_pairs(backbone, [jobs[index] for index in group], config) for group in groups)
+    first, second = (generate_pairs(backbone, [jobs[index] for index in group], config, depth) for group in groups)
     place = [order.index(index) for index in range(len(jobs))]
     sources, edited, masks = (torch.cat([a, b])[place] for a, b in zip(first[:3], second[:3], strict=True))
     controls, steps = (*first.controls, *second.controls), (*first.steps, *second.steps)

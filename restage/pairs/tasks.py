@@ -35,6 +35,7 @@ from restage.work.task import Facts, Task
 
 if TYPE_CHECKING:
     from restage.diffusion.backbone import Backbone
+    from restage.diffusion.depth import DepthModel
 
 __all__ = ["LoadedMaker", "Maker", "ModelMaker", "PairTask", "ShardWork", "TaskPlan", "read_plan"]
 
@@ -84,6 +85,7 @@ class LoadedMaker:
     clip: ImageTextModel
     generate: GenerateConfig
     id: str = ""
+    depth: DepthModel | None = None  # reads the depth of sources, if pairs are held by it
 
     def open(self, device: str) -> LoadedMaker:
         """Return itself, since its models are loaded."""
@@ -98,7 +100,7 @@ class LoadedMaker:
 
     def make(self, jobs: Sequence[PairJob]) -> Made:
         """Make one batch."""
-        made = generate_pairs(self.backbone, jobs, self.generate)
+        made = generate_pairs(self.backbone, jobs, self.generate, self.depth)
         prompts = [job.prompt for job in jobs]
         with timed("score"):
             scores = score_pairs(self.clip, prompts, sources=made.sources, edited=made.edited, masks=made.masks)
@@ -118,7 +120,7 @@ class ModelMaker:
     @classmethod
     def of(cls, text_to_image: Path, clip: Path, generate: GenerateConfig) -> ModelMaker:
         """Describe the models in two folders; folders inside the package are found on every machine."""
-        models_id = content_id("models", [folder_sha256(text_to_image), folder_sha256(clip)])
+        models_id = content_id("models", _hashes(text_to_image, clip, generate))
         return cls(text_to_image=_portable(text_to_image), clip=_portable(clip), generate=generate, id=models_id)
 
     def open(self, device: str) -> OpenMaker:
@@ -127,12 +129,25 @@ class ModelMaker:
         from restage.diffusion.clip import load_clip
 
         text_to_image, clip = _here(self.text_to_image), _here(self.clip)
-        found = content_id("models", [folder_sha256(text_to_image), folder_sha256(clip)])
+        found = content_id("models", _hashes(text_to_image, clip, self.generate))
         if found != self.id:
             raise InputError(f"the models in {text_to_image} and {clip} are not those of the campaign; copy those here")
-        backbone = load_backbone(text_to_image, device)
-        generate = self.generate.for_run(self.num_pairs)
-        return LoadedMaker(backbone, load_clip(clip, device), generate, self.id).open(device)
+        backbone = load_backbone(text_to_image, device, branches=self.generate.branches)
+        generate, depth = self.generate.for_run(self.num_pairs), None
+        if generate.depth_model is not None:
+            from restage.diffusion.depth import load_depth_model
+
+            depth = load_depth_model(generate.depth_model, device)
+        return LoadedMaker(backbone, load_clip(clip, device), generate, self.id, depth).open(device)
+
+
+def _hashes(text_to_image: Path, clip: Path, generate: GenerateConfig) -> list[str]:
+    more = [] if generate.depth_model is None else [folder_sha256(generate.depth_model)]
+    if generate.branch:
+        from restage.diffusion.branches import branch_sha256
+
+        more += [branch_sha256(source.folder) for source in generate.branches]
+    return [folder_sha256(text_to_image), folder_sha256(clip), *more]
 
 
 def _portable(folder: Path) -> str:
