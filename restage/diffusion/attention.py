@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from restage.diffusion.control import INJECT, MUTUAL, StepControl
 from restage.records import InputError
 
-__all__ = ["attention_layers", "controlled", "num_self_layers"]
+__all__ = ["attention_layers", "controlled", "num_self_layers", "watched_keys"]
 
 
 def _num_halves(control: StepControl, rows: int) -> int:
@@ -309,3 +309,21 @@ def controlled(unet: nn.Module) -> Iterator[None]:
     # is on its way out has left some layers uncalled; it is not reached here.
     if len({processor.num_calls for processor in processors}) != 1:
         raise RuntimeError("control reached only some attention layers; were attention processors replaced inside?")
+
+
+@contextlib.contextmanager
+def watched_keys(unet: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect, within it, the keys of self-attention layers, "b tokens c", in the order of their calls."""
+    layers = [layer for layer in attention_layers(unet) if not layer.is_cross_attention]
+    keys: list[Tensor] = []
+    handles = [
+        cast(nn.Module, layer.to_k).register_forward_hook(lambda module, inputs, output: keys.append(output))
+        for layer in layers
+    ]
+    try:
+        yield keys
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(keys) != len(layers):
+        raise RuntimeError(f"expected the keys of {len(layers)} layers, got {len(keys)}; was the model called once?")

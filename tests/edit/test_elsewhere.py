@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "depth_fusion": {"num_steps": 4},
     "controlled": {"num_steps": 4},
     "remove": {},
+    "video": {"color_steps": 2, "shape_steps": 2},
     "joint": {"num_views": 4, "noise_levels": (1.0, 0.3), "steps_per_round": 2},
     "restage": {"num_key_views": 5, "color_steps": 3, "shape_steps": 3, "max_renewed_share": 1.0},
 }

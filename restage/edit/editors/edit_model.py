@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from restage.diffusion.attention import attention_layers
+from restage.diffusion.attention import attention_layers, watched_keys
 from restage.diffusion.edit_models import load_edit_model
 from restage.diffusion.editor import EditCondition, EditModel, EditSettings, Guidance, edit_images
 from restage.diffusion.references import Mutual, prepare_reference
 from restage.diffusion.schedule import Schedule
-from restage.edit.editors.interface import AnchorForm, Branches, Edited, EditorSource, PredictNoise, ViewBatch
+from restage.edit.editors.interface import AnchorForm, Branches, Edited, EditorSource, PredictNoise, ReadKeys, ViewBatch
 from restage.edit.sharing import FrameSharing, Sharing, ViewSharing, near_epipolar_lines
 from restage.records import EditRequest, InputError
 from restage.scenes.references import ShownPicture
@@ -107,13 +107,33 @@ class ModelScores:
         """Latents of unit variance; gradients reach the pictures."""
         return self.model.backbone.encode_with_gradient(images)
 
+    def decode(self, latents: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
+        """See `ClipScores.decode`."""
+        return self.model.backbone.decode_latents(latents)
+
     def branches(
-        self, original: Float[Tensor, "1 3 h w"], request: EditRequest, *, view_index: int, seed: int
+        self, original: Float[Tensor, "n 3 h w"], request: EditRequest, *, view_index: int, seed: int
     ) -> Branches:
-        """Both branches see the original view; only one the instruction."""
-        reference = _prepare(self.references, original)
-        condition = self.model.encode_condition(original, [request.instruction], reference)
+        """Both branches see the original view, or views; only one the instruction."""
+        condition = self._condition(original, request)
         return Branches(self._predictor(condition), self._predictor(condition.untold))
+
+    def _condition(self, originals: Tensor, request: EditRequest) -> EditCondition:
+        reference = _prepare(self.references, originals)
+        return self.model.encode_condition(originals, [request.instruction] * len(originals), reference)
+
+    def read_keys(self, originals: Float[Tensor, "n 3 h w"], request: EditRequest) -> ReadKeys:
+        """See `ClipScores`."""
+        told = self._condition(originals, request)
+
+        def read(latents: Tensor, timestep: int, is_edited: bool) -> list[Tensor]:
+            condition = told if is_edited else told.untold
+            t = torch.full((len(latents),), timestep, device=latents.device)
+            with watched_keys(self.model.unet) as keys:
+                self.model.predict(latents, t, condition.original_latents, condition.text, condition.reference)
+            return keys
+
+        return read
 
     def _predictor(self, condition: EditCondition) -> PredictNoise:
         def predict(latents: Tensor, timestep: int, guidance: float | None) -> Tensor:

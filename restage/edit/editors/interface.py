@@ -23,8 +23,8 @@ from restage.run.endpoint_config import EndpointConfig
 from restage.scenes.references import ShownPicture
 
 __all__ = ["MAX_DRIFT", "AnchorForm", "AskedPictures", "Branches", "Edited", "Editor", "EditorFactory", "EditorSource"]
-__all__ += ["KnownScores", "NoiseKeys", "PredictNoise", "ScoreModel", "SeededNoise", "ViewBatch"]
-__all__ += ["can_share_attention", "hold_outside", "score_model_of"]
+__all__ += ["ClipScores", "KnownScores", "NoiseKeys", "PredictNoise", "ReadKeys", "ScoreModel", "SeededNoise"]
+__all__ += ["ViewBatch", "can_share_attention", "hold_outside", "score_model_of"]
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,23 @@ class ScoreModel(Protocol):
         ...
 
 
+ReadKeys = Callable[[Tensor, int, bool], list[Tensor]]
+"""Reads the keys of a UNet's self-attention layers, "n tokens c" each, with gradients to the latents "n c h w":
+(latents, timestep, is_edited) -> keys; `is_edited` tells which branch's text the model is shown."""
+
+
+@runtime_checkable
+class ClipScores(ScoreModel, Protocol):
+    """A score model that clips can be distilled with: `branches` takes several originals, and latents become pictures.
+
+    `read_keys(originals, request) -> ReadKeys` may be there too, where there is a UNet to read in.
+    """
+
+    def decode(self, latents: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
+        """Pictures in [0, 1], as large as those that were encoded or a little larger."""
+        ...
+
+
 def score_model_of(editor: Editor) -> ScoreModel:
     """Return the score model that an editor offers by `scores()`: all of the menu but `pipeline`."""
     scores = getattr(editor, "scores", None)
@@ -221,11 +238,16 @@ class KnownScores:
         """Pixels in [-1, 1]."""
         return images * 2 - 1
 
+    def decode(self, latents: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """See `ClipScores.decode`."""
+        return (latents / 2 + 0.5).clamp(0, 1)
+
     def branches(
-        self, original: Float[Tensor, "1 3 h w"], request: EditRequest, *, view_index: int, seed: int
+        self, original: Float[Tensor, "n 3 h w"], request: EditRequest, *, view_index: int, seed: int
     ) -> Branches:
-        """Ask the editor for the view, once."""
-        batch = ViewBatch(original, original, request=request, view_indices=(view_index,), noise_level=1.0, seed=seed)
+        """Ask the editor for the view, once; several originals are views that follow each other."""
+        indices = tuple(range(view_index, view_index + len(original)))
+        batch = ViewBatch(original, original, request=request, view_indices=indices, noise_level=1.0, seed=seed)
         edited = self.editor.edit(batch)
         return Branches(self._predictor(edited.images), self._predictor(original))
 

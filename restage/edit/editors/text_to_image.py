@@ -15,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from restage.diffusion.attention import watched_keys
 from restage.diffusion.backbone import Backbone, TextCondition, load_backbone
 from restage.diffusion.config import BranchSource
 from restage.diffusion.sampling import denoise, guided, sample_images
 from restage.diffusion.schedule import Schedule
-from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ViewBatch
+from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ReadKeys, ViewBatch
 from restage.edit.editors.regenerated import regenerate
 from restage.records import EditRequest, InputError
 from restage.run.models import models_in
@@ -100,8 +101,25 @@ class TextToImageScores:
         """Latents of unit variance; gradients reach the pictures."""
         return self.backbone.encode_with_gradient(images)
 
+    def decode(self, latents: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
+        """See `ClipScores.decode`."""
+        return self.backbone.decode_latents(latents)
+
+    def read_keys(self, originals: Float[Tensor, "n 3 h w"], request: EditRequest) -> ReadKeys:
+        """See `ClipScores`."""
+        before, after = (self.backbone.encode_prompts([text]).expand(len(originals)) for text in _captions(request))
+
+        def read(latents: Tensor, timestep: int, is_edited: bool) -> list[Tensor]:
+            t = torch.full((len(latents),), timestep, device=latents.device)
+            tokens = (after if is_edited else before).tokens
+            with watched_keys(self.backbone.unet) as keys:
+                self.backbone.unet(latents, t, encoder_hidden_states=tokens)
+            return keys
+
+        return read
+
     def branches(
-        self, original: Float[Tensor, "1 3 h w"], request: EditRequest, *, view_index: int, seed: int
+        self, original: Float[Tensor, "n 3 h w"], request: EditRequest, *, view_index: int, seed: int
     ) -> Branches:
         """One branch for each caption, with classifier-free guidance."""
         before, after = _captions(request)
@@ -111,9 +129,10 @@ class TextToImageScores:
 
     def _predictor(self, text: TextCondition, empty: TextCondition) -> PredictNoise:
         def predict(latents: Tensor, timestep: int, guidance: float | None) -> Tensor:
-            scale = torch.tensor([self.guidance if guidance is None else guidance])
-            t = torch.tensor([timestep], device=latents.device)
-            return guided(self.backbone, text, empty, scale)(latents, t, 0)
+            count = len(latents)
+            scale = torch.full((count,), self.guidance if guidance is None else guidance)
+            t = torch.full((count,), timestep, device=latents.device)
+            return guided(self.backbone, text.expand(count), empty, scale)(latents, t, 0)
 
         return predict
 

@@ -10,6 +10,7 @@ from restage.edit.methods.pds import DreamCatalyst, Pds
 from restage.edit.methods.remove import Remove
 from restage.edit.methods.replace_once import Nothing, ReplaceOnce
 from restage.edit.methods.restage import Restage
+from restage.edit.methods.video import Video
 
 __all__ = ["METHODS"]
 
@@ -27,4 +28,5 @@ METHODS: dict[str, type[Method]] = {
     "joint": Joint,
     "restage": Restage,
     "remove": Remove,
+    "video": Video,
 }

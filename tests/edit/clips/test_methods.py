@@ -10,18 +10,23 @@ import torch
 from restage.clips.files import open_clip
 from restage.clips.flow import ClipFlow
 from restage.edit.clips.carried import Carried, agree, carry_grains
+from restage.edit.clips.dreammotion import DreamMotion, spatial_similarity_loss, temporal_similarity_loss
 from restage.edit.clips.frames import SharedAttention, TokenFlow
 from restage.edit.clips.job import ClipJob, ClipMethod, Held
 from restage.edit.clips.menu import CLIP_METHODS
+from restage.edit.clips.tune_a_video import TuneAVideo, sparse_causal
 from restage.edit.editors import EditorSource, open_editor
 from restage.edit.editors.edit_model import ModelEditor
 from restage.edit.editors.exact import NoisyEditor
 from restage.edit.editors.grade import GradeEditor
 from restage.edit.editors.interface import Edited, Editor, ViewBatch
-from restage.records import EditRequest
+from restage.edit.editors.text_to_image import TextToImageEditor
+from restage.records import EditRequest, InputError
 from tests.tiny_models import write_tiny_models
 
 SETTINGS: dict[str, dict[str, Any]] = {name: {} for name in CLIP_METHODS}
+SETTINGS["dreammotion"] = {"num_steps": 60}
+PLAIN = ("nothing", "frozen", "tune_a_video")  # what gives no exact clip, whatever the editor
 GOLDEN = EditRequest(instruction="make it golden", source_caption="", target_caption="")
 
 
@@ -38,7 +43,7 @@ def result(method: ClipMethod, job: ClipJob) -> Edited:
     return Edited(last.images, last.masks)
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("nothing", "frozen")])
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in PLAIN])
 def test_with_an_exact_editor_every_method_gives_the_exact_clip(
     name: str, world_clip: tuple[Path, EditRequest]
 ) -> None:
@@ -161,3 +166,107 @@ def test_an_editor_without_attention_edits_each_frame_from_the_same_noise(world_
     assert seen[0].sharing is None and seen[0].noise_keys == (0,) * len(job.frames)
     result(Carried(), job)
     assert len(set(seen[1].noise_seeds())) == 1  # for editors that take seeds alone
+
+
+def test_dreammotion_is_held_to_the_source_and_masked(
+    world_clip: tuple[Path, EditRequest], tiny_edit_model: ModelEditor
+) -> None:
+    job = job_of(world_clip[0], GOLDEN, tiny_edit_model, 3)
+    steps = list(DreamMotion(num_steps=11, mask="none", spatial_weight=0.0, temporal_weight=0.0).run(job))
+    assert [step.step for step in steps] == [10, 11]
+    free, held = (
+        result(DreamMotion(num_steps=3, mask="none", spatial_weight=weight, temporal_weight=weight), job).images
+        for weight in (0.0, 30.0)
+    )
+    assert not torch.allclose(free, held, atol=1e-4)
+    read = tiny_edit_model.scores().read_keys(job.frames, GOLDEN)
+    source, push = torch.randn(2, 3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    moved = source + 0.5 * push
+
+    def unlike(latents: torch.Tensor) -> float:
+        with torch.no_grad():
+            keys = [read(latents, 300, True), read(source, 300, False)]
+        return float(spatial_similarity_loss(*keys) + temporal_similarity_loss(*keys))
+
+    gradient = DreamMotion()._similarity_gradient(read, moved, source, 300)
+    assert unlike(moved - 0.05 * gradient / gradient.std()) < unlike(moved)
+
+
+def test_self_similarity_is_that_of_its_definition() -> None:
+    keys = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(1))
+    other = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(2))
+    cosine = torch.nn.functional.cosine_similarity
+    spatial = sum(
+        float((cosine(keys[n, i], keys[n, j], dim=0) - cosine(other[n, i], other[n, j], dim=0)) ** 2)
+        for n in range(2)
+        for i in range(5)
+        for j in range(5)
+    )
+    assert float(spatial_similarity_loss([keys], [other])) == pytest.approx(spatial / 50, rel=1e-4)
+    means = keys.mean(dim=1), other.mean(dim=1)
+    temporal = 2 * float((cosine(means[0][0], means[0][1], dim=0) - cosine(means[1][0], means[1][1], dim=0)) ** 2)
+    assert float(temporal_similarity_loss([keys], [other])) == pytest.approx(temporal / 4, rel=1e-3)
+    assert float(spatial_similarity_loss([keys], [3 * keys])) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.fixture(scope="session")
+def tiny_painter(tmp_path_factory: pytest.TempPathFactory) -> TextToImageEditor:
+    models = write_tiny_models(tmp_path_factory.mktemp("painter"))
+    editor = open_editor("text_to_image", EditorSource(model=models / "text_to_image"))
+    assert isinstance(editor, TextToImageEditor)
+    return editor
+
+
+def test_tune_a_video_tunes_a_copy_and_follows_the_caption(
+    world_clip: tuple[Path, EditRequest], tiny_painter: TextToImageEditor
+) -> None:
+    request = replace(GOLDEN, source_caption="a red cube on the grass", target_caption="a blue cube on the grass")
+    job = job_of(world_clip[0], request, tiny_painter, 3)
+    before = {name: value.clone() for name, value in tiny_painter.backbone.unet.state_dict().items()}
+    method = TuneAVideo(num_steps=10, sampling_steps=2, learning_rate=1e-3)
+    steps = list(method.run(job))
+    assert [step.step for step in steps] == [10, 10, 11, 12]
+    after = tiny_painter.backbone.unet.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    untuned = result(replace(method, learning_rate=1e-9), job).images
+    images = steps[-1].images
+    assert images is not None and not torch.allclose(images, untuned, atol=1e-4)
+    with pytest.raises(InputError, match="choose --editor text_to_image"):
+        list(method.run(job_of(world_clip[0], request, GradeEditor(), 2)))
+    with pytest.raises(InputError, match="by captions"):
+        list(method.run(job_of(world_clip[0], GOLDEN, tiny_painter, 2)))
+
+
+def test_sparse_causal_attention_sees_the_first_frame_and_the_one_before(tiny_painter: TextToImageEditor) -> None:
+    unet = tiny_painter.backbone.unet
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(4, 4, 8, 8, generator=generator)
+    text = torch.randn(1, 5, unet.config["cross_attention_dim"], generator=generator).expand(4, -1, -1)
+
+    def predicted(changed: int | None) -> torch.Tensor:
+        shown = latents.clone()
+        if changed is not None:
+            shown[changed] += 1
+        with torch.no_grad(), sparse_causal(unet, 4):
+            return unet(shown, torch.full((4,), 100), encoder_hidden_states=text).sample
+
+    plain = predicted(None)
+    moved = {
+        frame: {other for other in range(4) if not torch.allclose(predicted(frame)[other], plain[other], atol=1e-6)}
+        for frame in range(4)
+    }
+    # Through several layers what a frame sees reaches all behind it, and none before.
+    assert moved == {0: {0, 1, 2, 3}, 1: {1, 2, 3}, 2: {2, 3}, 3: {3}}
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for wrong in (
+        lambda: DreamMotion(num_steps=0),
+        lambda: DreamMotion(spatial_weight=-1.0),
+        lambda: DreamMotion(lowest_noise=0.9, highest_noise=0.2),
+        lambda: TuneAVideo(num_steps=0),
+        lambda: TokenFlow(frames_per_key=0),
+        lambda: Carried(mask_low=0.6),
+    ):
+        with pytest.raises(InputError, match="expected"):
+            wrong()
