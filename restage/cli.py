@@ -7,6 +7,7 @@ heavy itself, so that `restage --help` answers at once.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import io
 import os
@@ -112,7 +113,12 @@ def run(arguments: Sequence[str]) -> int:
         width = max(map(len, SUMMARIES))
         commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items())
         say(OVERVIEW.format(commands))
-        return 0 if arguments else EXIT_BAD_INPUT
+        if arguments:
+            return 0
+        from restage.audit.next_steps import describe_steps, next_steps
+
+        say("\n".join(["", "Next, by what lies in runs/:", *describe_steps(next_steps())]))
+        return EXIT_BAD_INPUT
     if arguments[0] == "--version":
         from restage import __version__
 
@@ -120,7 +126,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     name = arguments[0]
     if name not in SUMMARIES:
-        say(f"restage: no command {name!r}; expected one of: {', '.join(SUMMARIES)}", file=sys.stderr)
+        near = difflib.get_close_matches(name, SUMMARIES, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of: {', '.join(SUMMARIES)}"
+        say(f"restage: no command {name!r}; {hint}", file=sys.stderr)
         return EXIT_BAD_INPUT
     try:
         for argument in arguments:

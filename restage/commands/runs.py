@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from restage.audit.bundle import BundleConfig, pack_bundle
+from restage.audit.next_steps import describe_steps, next_steps, steps_of_run
 from restage.audit.show import describe_profile, describe_run, list_runs
 from restage.commands.stages import DeviceArgument, ModelsArgument, RunArgument, StoreArgument
 from restage.records import InputError
@@ -37,7 +38,7 @@ def show(run: Positional[RunArgument], *, row: int | None = None, profile: bool 
     if profile:
         say("\n".join(describe_profile(run)))
     elif row is None:
-        say("\n".join(describe_run(run)))
+        say("\n".join([*describe_run(run), "next:", *describe_steps(list(steps_of_run(run)))]))
     else:
         from restage.report.trace import describe_row
 
@@ -227,5 +228,6 @@ def doctor(*, runs: Path = Path("runs"), online: bool = False, start: bool = Fal
         say(checks.to_json(findings))
     else:
         checks.show_table(findings)
+        say("\n".join(["next:", *describe_steps(next_steps(runs))]))
     if not checks.is_healthy(findings):
         raise SystemExit(1)

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from restage.records import Progress
 
-__all__ = ["PlainLines", "PrintableStream", "is_stop_requested", "printable", "report", "say"]
+__all__ = ["PlainLines", "PrintableStream", "duration", "is_stop_requested", "printable", "report", "say"]
 __all__ += ["show_progress", "stop_on_signals"]
 
 # Control characters but tab and line feed, halves of surrogate pairs, and what turns the direction of writing.
@@ -68,6 +68,8 @@ def is_stop_requested() -> bool:
 
 
 PLAIN_LINES_PER_STAGE = 10
+PACE_KNOWN_S = 5.0
+"""Seconds of a stage after which it is said how long the rest will take."""
 MAX_SILENCE_S = 120.0
 """Seconds after which the next step is shown, whatever its share."""
 
@@ -97,11 +99,15 @@ def show_progress(steps: Iterable[Progress], *, file: TextIO | None = None) -> P
 
 
 class PlainLines:
-    """A line for the first and last step of a stage, each tenth between, and after a long silence, with its seconds."""
+    """A line for the first and last step of a stage, each tenth between, and after a long silence.
+
+    With the seconds since its first step, and about how many are left.
+    """
 
     def __init__(self) -> None:
         self.stage, self.shown, self.spoke_s = "", -1, time.monotonic()
         self.started_s: dict[str, float] = {}
+        self.first_done: dict[str, int] = {}  # what was done before does not count in the pace
 
     def line_for(self, step: Progress) -> str | None:
         """Return the line to be shown for a step, if any."""
@@ -109,12 +115,25 @@ class PlainLines:
         if step.stage != self.stage:
             self.stage, self.shown = step.stage, -1
             self.started_s.setdefault(step.stage, now_s)
+            self.first_done.setdefault(step.stage, step.done)
         tenth = step.done * PLAIN_LINES_PER_STAGE // max(step.total, 1)
         if tenth == self.shown and now_s - self.spoke_s < MAX_SILENCE_S:
             return None
         self.shown, self.spoke_s = tenth, now_s
         note = f"  {step.note}" if step.note else ""
-        return f"{step.stage:<8} {step.done:>5}/{step.total:<5} {now_s - self.started_s[step.stage]:6.1f} s{note}"
+        elapsed_s, done = now_s - self.started_s[step.stage], step.done - self.first_done[step.stage]
+        left = ""
+        if done and elapsed_s > PACE_KNOWN_S and step.done < step.total:
+            left = f", {duration(elapsed_s / done * (step.total - step.done))} left"
+        return f"{step.stage:<8} {step.done:>5}/{step.total:<5} {elapsed_s:6.1f} s{left}{note}"
+
+
+def duration(seconds: float) -> str:
+    """Say about how long something takes."""
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
 
 
 @contextlib.contextmanager
@@ -133,11 +152,11 @@ def _plain(out: TextIO) -> Iterator[Show]:
 
 @contextlib.contextmanager
 def _bars() -> Iterator[Show]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, TextColumn("{task.fields[note]}", markup=False)) as bars:
+    with Bars(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False)) as bars:
         tasks: dict[str, Any] = {}
 
         def show(step: Progress) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from restage.cli import SUMMARIES, run
 from restage.records import Progress, Score, read_json
-from restage.run.progress import PlainLines
+from restage.run.progress import PlainLines, duration
 from restage.scores.rows import write_scores
 
 
@@ -372,6 +372,17 @@ def test_plain_progress_is_never_silent_for_long(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("restage.run.progress.time.monotonic", lambda: next(clock))
     lines = plain_lines(Progress(stage="pairs", done=done, total=1000) for done in range(7))
     assert [line.split()[1] for line in lines] == ["0/1000", "3/1000", "6/1000"]
+
+
+def test_plain_progress_says_how_long_the_rest_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter(range(0, 10**9, 60))
+    monkeypatch.setattr("restage.run.progress.time.monotonic", lambda: next(clock))
+    lines = plain_lines(Progress(stage="pairs", done=done, total=1000) for done in (500, 600, 700, 1000))
+    assert [", 4 min left" in line for line in lines] == [False, True, False, False]
+    assert ", 3 min left" in lines[2] and "left" not in lines[3]
+    assert [duration(seconds) for seconds in (3, 119, 7300, 1e6)] == ["3 s", "119 s", "2 h", "12 days"]
 
 
 def test_plain_progress_counts_a_stages_seconds_through_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:
