@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import re
 from pathlib import Path
 
 import pytest
 
+from restage.cli import SUMMARIES, run
 from tests.test_architecture import ROOMS
 
 REPOSITORY = Path(__file__).parent.parent
-PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")])
+PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 PATH = re.compile(r"`((?:restage|miniature|benchmarks|tests|docs)/[\w./-]*\w\.\w+)`")
+
+
+BLOCK = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"(?:^|[\s;|&(])(?:\.venv/bin/)?restage ([a-z][\w-]*)((?: (?!&&|\||;|#|restage )\S+)*)")
 
 
 def names_of(pages: list[Path]) -> list[str]:
@@ -61,3 +69,34 @@ def test_the_drawing_of_the_architecture_has_every_room_in_its_order() -> None:
     assert order and tuple(re.split(r",\s+", order[1])) == ROOMS
     drawing = text.split("```mermaid")[1].split("```")[0]
     assert [room for room in ROOMS if not re.search(rf"\b{room}\b", drawing)] == []
+
+
+def commands_in(page: Path) -> list[tuple[str, list[str]]]:
+    """The commands in a page's shell blocks: each with the options that it is given."""
+    found = []
+    for block in BLOCK.findall(page.read_text()):
+        for name, arguments in COMMAND.findall(block.replace("\\\n", " ")):
+            found.append((name, re.findall(r"(?:^| )(--[a-z][\w.-]*)", arguments)))
+    return found
+
+
+@functools.cache
+def help_of(command: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        run([command, "--help"])
+    return out.getvalue()
+
+
+# The log tells of commands as they were on its days, and files of results name their own.
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "log"], ids=lambda page: page.name)
+def test_commands_that_a_page_shows_exist_and_take_its_options(page: Path) -> None:
+    for name, options in commands_in(page):
+        assert name in SUMMARIES, f"restage {name}"
+        if name == "miniature":  # its options are those of its parts
+            continue
+        for option in options:
+            assert re.search(rf"{re.escape(option)}\b(?![-.])", help_of(name)), f"restage {name} {option}"
+
+
+def test_the_readme_shows_commands() -> None:
+    assert {"fit", "edit", "region", "pairs", "study"} <= {name for name, _ in commands_in(REPOSITORY / "README.md")}
