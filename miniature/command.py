@@ -20,7 +20,7 @@ from restage.train.config import Arm
 __all__ = ["MiniatureConfig", "miniature", "train_miniature"]
 
 PartName = Literal[
-    "pictures", "autoencoder", "text-to-image", "control", "clip", "edit-model", "probe", "views", "motion"
+    "pictures", "autoencoder", "text-to-image", "control", "reader", "clip", "edit-model", "probe", "views", "motion"
 ]
 
 
@@ -115,7 +115,7 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
     Raises:
         InputError: there is no such part, it starts from nothing, or what it needs has not been made yet.
     """
-    from miniature import autoencoder, clip, control, edit_model, motion, pictures, probe, text_to_image, views
+    from miniature import autoencoder, clip, control, edit_model, motion, pictures, probe, reader, text_to_image, views
     from restage.diffusion.config import TrainingConfig
     from restage.pairs.config import CampaignConfig
     from restage.train.config import BranchConfig
@@ -124,6 +124,7 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
         "autoencoder": (autoencoder.train_autoencoder, autoencoder.RECIPE),
         "text-to-image": (text_to_image.train_text_to_image, text_to_image.RECIPE),
         "control": (control.train_control, control.RECIPE),
+        "reader": (reader.train_reader, reader.RECIPE),
         "clip": (clip.train_clip, clip.RECIPE),
         "probe": (probe.train_probe, probe.RECIPE),
     }

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from miniature.pictures import Pictures, picture_scene
 from miniature.text_to_image import SHARES, encode_pictures
-from restage.diffusion.backbone import load_backbone
+from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.conditions import NUM_SLOTS, slots_of
 from restage.diffusion.config import TrainingConfig
 from restage.records import InputError, Progress, content_id, derive_seed, write_atomically
@@ -22,7 +22,8 @@ from restage.train.config import BranchConfig
 from restage.train.control import BranchBatch, BranchData, drop_conditions, train_branch
 from restage.world.render import NEAR, layout_of, render_view
 
-__all__ = ["CONDITIONS", "RECIPE", "Layouts", "base_of", "render_layouts", "train_control"]
+__all__ = ["CONDITIONS", "RECIPE", "Layouts", "base_of", "prepare_control", "render_layouts"]
+__all__ += ["train_control"]
 
 RECIPE = TrainingConfig(num_steps=2500, batch_size=32, learning_rate=1e-4, num_warmup_steps=50, ema_decay=0.996)
 CONDITIONS = ("depth", "ids")
@@ -75,13 +76,18 @@ class Layouts:
         count = len(pictures.shards)
         self.shards = [np.load(folder / f"shard-{number:05d}.layout.npy", mmap_mode="r") for number in range(count)]
 
+    def truth(self, indices: list[int]) -> tuple[Float[Tensor, "b size size"], Int[Tensor, "b size size"]]:
+        """Return inverse depth and ids of pictures."""
+        size = len(self.shards[0])
+        found = torch.from_numpy(np.stack([self.shards[i // size][i % size] for i in indices]))
+        return found[:, 0].float() / 255, found[:, 1].long()
+
     def conditions(self, indices: list[int], generator: torch.Generator) -> Float[Tensor, "b channels size size"]:
         """Return the conditions of pictures; which slot an object has is drawn anew, so that it tells no kind."""
-        size, rows = len(self.shards[0]), []
-        for index in indices:
-            depth, ids = torch.from_numpy(self.shards[index // size][index % size].astype(np.int64))
+        rows = []
+        for depth, ids in zip(*self.truth(indices), strict=True):
             order = torch.randperm(NUM_SLOTS, generator=generator).tolist()
-            rows.append(torch.cat([depth[None] / 255, slots_of(ids, order)]))
+            rows.append(torch.cat([depth[None], slots_of(ids, order)]))
         return torch.stack(rows)
 
 
@@ -107,6 +113,21 @@ def train_control(
         device: Where to train, such as `cuda`.
     """
     config = config or BranchConfig()
+    backbone, data = yield from prepare_control(folder, pictures, training, config, start=start, device=device)
+    state = folder / "state" / config.name
+    yield from train_branch(backbone, data, config, training=training, state=state, folder=folder / config.name)
+
+
+def prepare_control(
+    folder: Path,
+    pictures: Pictures,
+    training: TrainingConfig,
+    config: BranchConfig,
+    *,
+    start: Path | None = None,
+    device: str = "cpu",
+) -> Generator[Progress, None, tuple[Backbone, BranchData]]:
+    """Load the model that a branch is for, and make its training set; the arguments are those of `train_control`."""
     base = start or base_of(folder)
     backbone = load_backbone(base, device)
     # Latents of another autoencoder than the folder's are kept apart from those that its other parts train on.
@@ -115,10 +136,7 @@ def train_control(
     yield from encode_pictures(cache, pictures, backbone)
     yield from render_layouts(folder.parent / "pictures", pictures)
     latents = torch.from_numpy(np.load(cache / "state" / "latents.npy")[: len(pictures)])
-    data = _control_data(pictures, Layouts(folder.parent / "pictures", pictures), latents, config, training)
-    yield from train_branch(
-        backbone, data, config, training=training, state=folder / "state" / config.name, folder=folder / config.name
-    )
+    return backbone, _control_data(pictures, Layouts(folder.parent / "pictures", pictures), latents, config, training)
 
 
 def _control_data(
