@@ -1,10 +1,23 @@
-"""Restage edits 3D scenes by text, and shows how well."""
+"""Restage edits 3D scenes by text, and shows how well. In Python: `restage.fit`, `restage.edit`, `restage.load`."""
 
 import os
+from importlib import import_module
+from typing import Any
 
 from restage.run.limits import allowed_cores, num_usable_cores
 
 __version__ = "0.1.0"
+__all__ = ["Edit", "Scene", "edit", "fit", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the Python API at its first use: most of what starts here needs none of it."""
+    if name == "edit":  # the package, which can be called
+        return import_module("restage.edit")
+    if name in __all__:
+        return getattr(import_module("restage.api"), name)
+    raise AttributeError(f"module 'restage' has no attribute {name!r}")
+
 
 # OpenMP reads these when torch loads it. By default its threads spin while they wait for each other: two pools, or one
 # beside other busy processes, then take turns at doing nothing.

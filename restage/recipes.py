@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -156,18 +156,18 @@ def learn_forms(
 
 def edit_folder(
     scene: Path, requests: Sequence[EditRequest], choice: EditChoice, *, start: Path | None = None
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, list[Path]]:
     """Edit a fitted scene by one request after another, each from the result of the one before.
 
     Each becomes an edit case without truth of the scene, so that `compare` and `report` see it too, and has a folder
-    of its own. The last step's note is the folder of the last result, and what there is to say about it. The first
+    of its own; these are returned. The last step's note is the last one, and what there is to say about it. The first
     edit starts from a finished one in the folder `start`, or from the fitted scene.
     """
     scene_folder = find_scene(scene)
     if not (scene_folder / CAPTURE / TRANSFORMS).is_file():
         raise InputError(f"{scene_folder} holds splats that were not fitted here, or an edit; {FIT_FIRST}")
     with working(open_run(scene_folder.parent.parent), "edit") as run:
-        editors = OpenEditors()
+        editors, folders = OpenEditors(), list[Path]()
         for request in requests:
             point = None if start is None else StartingPoint.of(start)
             used = choice
@@ -178,9 +178,11 @@ def edit_folder(
             for step in opened.steps:
                 yield Progress(stage="edit", done=step.step, total=step.num_steps, note=step.note)
             start = opened.folder
+            folders.append(start)
             reason = read_json(start / EDIT_RECORD, EditRecord).reason
             note = f"{start} ({reason})" if reason else str(start)
             yield Progress(stage="edit", done=1, total=1, note=note)
+        return folders
 
 
 def take_clip(source: Path, out: Path, options: ClipOptions) -> Iterator[Progress]:

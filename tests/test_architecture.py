@@ -33,6 +33,7 @@ ROOMS = (
     "audit",
     "report",
     "recipes",
+    "api",
     "diagnose",
     "view",
     "serve",

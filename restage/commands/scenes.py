@@ -17,7 +17,7 @@ from restage.records import EditRequest, InputError
 from restage.run.endpoint_config import EndpointConfig
 from restage.run.environment import check_device
 from restage.run.folder import open_run, working
-from restage.run.progress import say, show_progress
+from restage.run.progress import say, show_progress, show_result
 
 __all__ = ["edit", "build_edits", "export", "build_fit", "build_serve", "view"]
 
@@ -233,13 +233,9 @@ def edit(
         say(f"estimate: {estimate_edit(find_scene(scene), choice, num_edits=len(requests))}")
     if estimate_only:
         return
-    last = show_progress(edit_folder(scene, requests, choice, start=start))
-    folder = last.note if last else ""
-    while folder and not Path(folder).is_dir():  # what is said about a result stands behind its folder
-        folder = folder.rpartition(" (")[0]
-    if folder:
-        say(describe_change(Path(folder)))
-    say(f"edited: {last.note if last else scene}")
+    *_, folder = show_result(edit_folder(scene, requests, choice, start=start))
+    say(describe_change(folder))
+    say(f"edited: {folder}")
 
 
 def build_edits() -> Callable[..., None]:

@@ -13,14 +13,16 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from restage.records import Progress
 
 __all__ = ["PlainLines", "PrintableStream", "duration", "is_stop_requested", "printable", "report", "say"]
-__all__ += ["show_progress", "stop_on_signals"]
+__all__ += ["show_progress", "show_result", "stop_on_signals"]
+
+Result = TypeVar("Result")
 
 # Control characters but tab and line feed, halves of surrogate pairs, and what turns the direction of writing.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -96,6 +98,17 @@ def show_progress(steps: Iterable[Progress], *, file: TextIO | None = None) -> P
         finally:
             _shows.pop()
     return last
+
+
+def show_result(steps: Generator[Progress, None, Result]) -> Result:
+    """Work through the steps as `show_progress` does, and return what they lead to."""
+    found: list[Result] = []
+
+    def kept() -> Iterator[Progress]:
+        found.append((yield from steps))
+
+    show_progress(kept())
+    return found[0]
 
 
 class PlainLines:

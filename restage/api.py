@@ -1,0 +1,249 @@
+"""Restage from Python: `restage.fit`, `restage.load`, `restage.edit`. In a notebook results show themselves.
+
+    import restage
+
+    scene = restage.fit("photographs", size=256)
+    gold = restage.edit(scene, "turn the bear into gold", editor="grade", region="bear")
+    gold                             # before and after, beside each other
+    night = restage.edit(gold, "turn it to night")
+    night.splats                     # tensors
+
+They do what the commands of these names do, in the same runs: what was made here, `restage view` and `restage report`
+find.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restage.records import EditRequest, InputError, read_json
+from restage.run.layout import CAPTURE, EDIT_RECORD, FIT_RECORD, HELD_OUT, SCORES, SPLATS
+from restage.run.progress import show_result
+from restage.run.reading import EditRecord, FitRecord
+
+if TYPE_CHECKING:
+    from restage.scenes.capture import Capture
+    from restage.scenes.splats import Splats
+
+__all__ = ["Edit", "Scene", "edit", "fit", "load"]
+
+SHOWN_VIEWS = 3
+SHOWN_PX = 220
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A fitted scene of a run."""
+
+    folder: Path  # `<run>/scenes/<scene>`
+
+    @property
+    def run(self) -> Path:
+        """Folder of its run."""
+        return self.folder.parent.parent
+
+    @property
+    def record(self) -> FitRecord:
+        """What is known of its fit."""
+        return read_json(self.folder / FIT_RECORD, FitRecord)
+
+    @cached_property
+    def splats(self) -> Splats:
+        """Its splats, on the CPU."""
+        return _splats_in(self.folder)
+
+    @cached_property
+    def capture(self) -> Capture:
+        """Its views and their cameras."""
+        from restage.scenes.io import read_capture
+
+        return read_capture(self.folder / CAPTURE)
+
+    def _repr_html_(self) -> str:
+        record = self.record
+        psnr = "" if record.held_out_psnr_db is None else f"{record.held_out_psnr_db:.1f} dB on held-out views"
+        facts = {"scene": self.folder.name, "splats": record.num_splats, "fit": psnr, "folder": self.folder}
+        return _shown([_renders(self.folder)], ["fit"], facts)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A finished edit of a scene; another edit can start from it."""
+
+    folder: Path  # `<run>/edit/<scene>/<edit>/<method>-<editor>/<seed>`
+    scene: Scene
+
+    @property
+    def record(self) -> EditRecord:
+        """What was asked for, how it was made, and what is to be said about it."""
+        return read_json(self.folder / EDIT_RECORD, EditRecord)
+
+    @cached_property
+    def splats(self) -> Splats:
+        """The edited splats, on the CPU."""
+        return _splats_in(self.folder)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Its scores on held-out views by the names of metrics, once `restage compare` has measured them."""
+        from restage.scores.rows import read_scores
+
+        path, record = self.scene.run / SCORES, self.record
+        own = (record.scene, record.edit, record.method, record.editor, record.seed)
+        rows = read_scores(path) if path.is_file() else []
+        return {row.metric: row.value for row in rows if (row.scene, row.edit, row.method, row.editor, row.seed) == own}
+
+    def _repr_html_(self) -> str:
+        record = self.record
+        asked = record.request.instruction if record.request else record.edit
+        facts: dict[str, Any] = {"instruction": asked, "made by": f"{record.method} with {record.editor}"}
+        facts |= {"seconds": f"{record.cost.get('seconds', 0):.0f}", "to be said": record.reason}
+        facts |= {name: f"{value:.3f}" for name, value in self.scores.items()}
+        facts["folder"] = self.folder
+        return _shown([_renders(self.scene.folder), _renders(self.folder)], ["before", "after"], facts)
+
+
+def fit(
+    capture: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    size: int | None = None,
+    again: bool = False,
+    device: str = "auto",
+    **settings: Any,
+) -> Scene:
+    """Fit Gaussian splats to a capture, or open the fit that is there already.
+
+    Args:
+        capture: Folder or file of any form that `restage fit --help` lists.
+        out: Folder of the run; default: `runs/` and the capture's name.
+        size: Longer side of the views in pixels; default: as they are.
+        again: Whether a finished fit is thrown away and made anew.
+        device: Where to fit: `auto`, `cpu`, `cuda` or `cuda:N`.
+        settings: Fields of `restage.scenes.config.FitConfig`, such as `steps`.
+
+    Raises:
+        InputError: the capture, the folder or a setting cannot be used.
+    """
+    from restage.scenes.config import PHOTOGRAPHS, for_size
+    from restage.scenes.device import choose_device
+    from restage.scenes.io import capture_name
+    from restage.scenes.stage import fit_folder
+
+    source = Path(capture)
+    folder = Path("runs") / capture_name(source) if out is None else Path(out)
+    config = partial(for_size, _replaced(PHOTOGRAPHS, settings))
+    show_result(fit_folder(source, folder, config, size=size, again=again, device=choose_device(device)))
+    return Scene(folder / "scenes" / capture_name(source))
+
+
+def load(path: str | os.PathLike[str]) -> Scene | Edit:
+    """Open the only scene of a run, the folder of a scene, or the folder of an edit.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    from restage.scenes.stage import find_scene
+
+    folder = Path(path)
+    if (folder / EDIT_RECORD).is_file():
+        record, run = read_json(folder / EDIT_RECORD, EditRecord), folder.resolve().parents[4]
+        return Edit(folder, Scene(run / "scenes" / record.scene))
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected a run, a scene of one, or an edit")
+    return Scene(find_scene(folder))
+
+
+def edit(
+    scene: Scene | Edit | str | os.PathLike[str],
+    instruction: str,
+    *,
+    region: str | os.PathLike[str] | None = None,
+    reference: Sequence[str | os.PathLike[str]] = (),
+    source_caption: str = "",
+    target_caption: str = "",
+    device: str = "auto",
+    **choice: Any,
+) -> Edit:
+    """Edit a fitted scene by an instruction, or go on from another edit.
+
+    Args:
+        scene: A scene, an edit to start from, or the folder of a run with one scene.
+        instruction: What to change.
+        region: Where the scene may change; see `restage edit --help`.
+        reference: Pictures that the instruction refers to.
+        source_caption: What the scene shows before the edit.
+        target_caption: What the scene shows after it.
+        device: Where the scene is drawn and the editor's model computes.
+        choice: Fields of `restage.recipes.EditChoice`, such as `method`, `editor`, `model`, `seed`, `strength` and
+            `settings`. The editor is by default one that suits the scene and the instruction.
+
+    Raises:
+        InputError: something that was given cannot be used.
+    """
+    from restage.edit.single import AUTO, EditChoice
+    from restage.recipes import edit_folder
+    from restage.scenes.device import choose_device
+    from restage.scenes.references import GivenPicture
+
+    opened = scene if isinstance(scene, (Scene, Edit)) else load(scene)
+    start = opened.folder if isinstance(opened, Edit) else None
+    base = opened.scene if isinstance(opened, Edit) else opened
+    chosen = _replaced(EditChoice(editor=AUTO, device=choose_device(device)), choice)
+    if region is not None:
+        chosen = replace(chosen, region=Path(region))
+    references = [picture.keep(base.folder) for picture in GivenPicture.read_all([*map(Path, reference)], ())]
+    request = EditRequest(
+        instruction=instruction,
+        source_caption=source_caption,
+        target_caption=target_caption,
+        references=tuple(references),
+    )
+    (folder,) = show_result(edit_folder(base.folder, [request], chosen, start=start))
+    return Edit(folder, base)
+
+
+def _replaced(config: Any, settings: dict[str, Any]) -> Any:
+    unknown = [name for name in settings if name not in config.__dataclass_fields__]
+    if unknown:
+        known = ", ".join(config.__dataclass_fields__)
+        raise InputError(f"unknown settings {', '.join(unknown)}; expected some of {known}")
+    return replace(config, **settings)
+
+
+def _splats_in(folder: Path) -> Splats:
+    from restage.scenes.io.splat_files import read_splats
+
+    return read_splats(folder / SPLATS)
+
+
+def _renders(folder: Path) -> list[Path]:
+    return sorted((folder / HELD_OUT).glob("*.png"))[:SHOWN_VIEWS]
+
+
+def _shown(columns: Sequence[Sequence[Path]], heads: Sequence[str], facts: dict[str, Any]) -> str:
+    """Return rows of pictures side by side, and a table of facts, as HTML that needs no other file."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{_picture(path, name)}</td>" for path, name in zip(row, heads, strict=True)) + "</tr>"
+        for row in zip(*columns, strict=False)
+    )
+    told = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+        if str(value)
+    )
+    return f"<table><tr>{head}</tr>{rows}</table><table>{told}</table>"
+
+
+def _picture(path: Path, what: str) -> str:
+    content = base64.b64encode(path.read_bytes()).decode()
+    label = html.escape(f"{what}, view {path.stem}", quote=True)
+    return f'<img alt="{label}" width="{SHOWN_PX}" src="data:image/png;base64,{content}">'

@@ -1,0 +1,68 @@
+"""Fit, load and edit from Python: the same runs as from the shell, results that show themselves, errors in one line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import restage
+from restage.cli import run
+from restage.records import InputError
+from restage.scenes.io import write_capture
+from tests.scenes.tiny_captures import small_capture
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> restage.Scene:
+    folder = tmp_path_factory.mktemp("api")
+    write_capture(small_capture(), folder / "mine")
+    return restage.fit(folder / "mine", folder / "run", steps=10, num_splats=300)
+
+
+def test_a_fit_is_a_run_as_the_shell_makes_it(scene: restage.Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(scene.splats) == scene.record.num_splats
+    assert len(scene.capture.cameras) == len(scene.capture.images)
+    assert run(["show", str(scene.run)]) == 0
+    assert "scene mine" in capsys.readouterr().out
+    assert restage.load(scene.run).folder == scene.folder
+
+
+def test_an_edit_changes_the_splats_and_another_starts_from_it(scene: restage.Scene) -> None:
+    gold = restage.edit(scene, "make it golden", editor="grade", device="cpu")
+    assert gold.record.editor == "grade" and not torch.equal(gold.splats.sh, scene.splats.sh)
+    dark = restage.edit(gold, "make it darker", editor="grade", method="replace_once", device="cpu")
+    assert dark.record.method == "replace_once" and dark.scene == scene
+    assert not torch.equal(dark.splats.sh, gold.splats.sh)
+    loaded = restage.load(gold.folder)
+    assert isinstance(loaded, restage.Edit) and loaded.record.id == gold.record.id
+    assert dark.scores == {}
+
+
+def test_results_show_themselves_in_a_notebook(scene: restage.Scene) -> None:
+    edit = restage.edit(scene, "make it <b>golden</b>", editor="grade", device="cpu")
+    for shown, heads in ((scene._repr_html_(), ["fit"]), (edit._repr_html_(), ["before", "after"])):
+        assert re.findall(r"<th>(fit|before|after)</th>", shown)[: len(heads)] == heads
+        assert shown.count("data:image/png;base64,") % len(heads) == 0 and "data:image/png" in shown
+        assert shown.count("<img alt=") == shown.count("<img")
+    assert "&lt;b&gt;golden" in edit._repr_html_()
+
+
+def test_what_cannot_be_used_is_one_line(scene: restage.Scene, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown settings stepz"):
+        restage.fit(tmp_path, stepz=10)
+    with pytest.raises(InputError, match="unknown settings colour"):
+        restage.edit(scene, "make it golden", colour="red")
+    with pytest.raises(InputError, match="not a folder"):
+        restage.load(tmp_path / "none")
+
+
+def test_the_package_is_light_until_it_is_used() -> None:
+    program = (
+        "import sys, restage; assert not {'numpy', 'torch'} & set(sys.modules); restage.fit; import restage.edit.job"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
