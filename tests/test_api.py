@@ -6,15 +6,20 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import restage
+from restage.api import _shown
 from restage.cli import run
+from restage.edit.methods.replace_once import ReplaceOnce
 from restage.records import InputError
 from restage.scenes.io import write_capture
 from tests.scenes.tiny_captures import small_capture
+
+QUICK: dict[str, Any] = {"editor": "grade", "method": "replace_once", "settings": ReplaceOnce(num_steps=6), "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +38,9 @@ def test_a_fit_is_a_run_as_the_shell_makes_it(scene: restage.Scene, capsys: pyte
 
 
 def test_an_edit_changes_the_splats_and_another_starts_from_it(scene: restage.Scene) -> None:
-    gold = restage.edit(scene, "make it golden", editor="grade", device="cpu")
+    gold = restage.edit(scene, "make it golden", **QUICK)
     assert gold.record.editor == "grade" and not torch.equal(gold.splats.sh, scene.splats.sh)
-    dark = restage.edit(gold, "make it darker", editor="grade", method="replace_once", device="cpu")
+    dark = restage.edit(gold, "make it bronze", **QUICK)
     assert dark.record.method == "replace_once" and dark.scene == scene
     assert not torch.equal(dark.splats.sh, gold.splats.sh)
     loaded = restage.load(gold.folder)
@@ -44,12 +49,13 @@ def test_an_edit_changes_the_splats_and_another_starts_from_it(scene: restage.Sc
 
 
 def test_results_show_themselves_in_a_notebook(scene: restage.Scene) -> None:
-    edit = restage.edit(scene, "make it <b>golden</b>", editor="grade", device="cpu")
+    edit = restage.edit(scene, "make it golden", **QUICK)
     for shown, heads in ((scene._repr_html_(), ["fit"]), (edit._repr_html_(), ["before", "after"])):
         assert re.findall(r"<th>(fit|before|after)</th>", shown)[: len(heads)] == heads
         assert shown.count("data:image/png;base64,") % len(heads) == 0 and "data:image/png" in shown
         assert shown.count("<img alt=") == shown.count("<img")
-    assert "&lt;b&gt;golden" in edit._repr_html_()
+    assert "make it golden" in edit._repr_html_()
+    assert "<b>" not in _shown([[]], ["<b>"], {"<b>": "<b>"})
 
 
 def test_what_cannot_be_used_is_one_line(scene: restage.Scene, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -79,6 +79,7 @@ def has_reference(reference: Reference) -> Bool[Tensor, " batch"]:
     return reference[:, -1].flatten(1).amax(dim=1) > 0
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Calls an edit UNet so that it sees a reference, each arm in its own way."""
 

@@ -15,7 +15,7 @@ from restage.scenes.io.images import UNREADABLE, open_picture, quantize, write_p
 
 __all__ = ["quantize", "read_image", "read_mask", "write_image", "write_mask", "write_video"]
 
-FRAMES_PER_SECOND = 15
+FRAMES_PER_SECOND = 15.0
 
 
 def read_image(path: Path) -> Float[Tensor, "3 h w"]:

@@ -185,7 +185,7 @@ def path_cameras(scene: ViewScene, kind: str, *, num_frames: int) -> Cameras:
     if kind not in PATHS:
         raise InputError(f"unknown path {kind!r}; choose from {', '.join(PATHS)}")
     if not 2 <= num_frames <= MAX_FRAMES:
-        raise InputError(f"expected 2 to {MAX_FRAMES} frames, got {num_frames}; {FRAMES_PER_SECOND} make a second")
+        raise InputError(f"expected 2 to {MAX_FRAMES} frames, got {num_frames}; {FRAMES_PER_SECOND:g} make a second")
     if scene.capture is None:
         if kind != "orbit":
             raise InputError(f"{scene.name} has no training views to follow; choose the orbit")
