@@ -19,7 +19,8 @@ from restage.records import InputError
 from restage.scenes.io import write_capture
 from tests.scenes.tiny_captures import small_capture
 
-QUICK: dict[str, Any] = {"editor": "grade", "method": "replace_once", "settings": ReplaceOnce(num_steps=6), "device": "cpu"}
+SETTINGS = ReplaceOnce(num_steps=6)
+QUICK: dict[str, Any] = {"editor": "grade", "method": "replace_once", "settings": SETTINGS, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
