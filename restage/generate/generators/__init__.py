@@ -27,10 +27,21 @@ PRESETS: dict[str, dict[str, Generator]] = {
             lowest_noise=0.02,
             highest_noise=0.98,
             last_noise=None,
+            num_pictures=0,
+            other_decay=1.0,
             says_view=True,
             blob=_LARGE,
         ),
-        "ism": Ism(num_steps=5_000, interval=80, says_view=True, blob=_LARGE),
+        "ism": Ism(
+            num_steps=5_000,
+            guidance=7.5,
+            lowest_noise=0.02,
+            highest_noise=0.5,
+            last_noise=None,
+            num_pictures=0,
+            says_view=True,
+            blob=_LARGE,
+        ),
     }
 }
 """`sd15`: as published with Stable Diffusion 1.5, for a GPU."""

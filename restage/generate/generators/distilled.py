@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.diffusion.backbone import Backbone, TextCondition
-from restage.diffusion.sampling import guided
+from restage.diffusion.sampling import guided, sample_images
 from restage.diffusion.schedule import Schedule
 from restage.edit.methods.distill import draw_timestep
 from restage.edit.methods.idu import check_noise_range
@@ -25,10 +25,15 @@ from restage.generate.job import GenerateJob, GenerateStep
 from restage.generate.rig import azimuth_rad
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras
-from restage.scenes.config import LearningRates
-from restage.scenes.optimizer import SplatOptimizer
+from restage.scenes.config import LearningRates, RefineConfig
+from restage.scenes.fit import refine_splats
+from restage.scenes.optimizer import SplatOptimizer, Targets
+from restage.scenes.splats import Splats
 
 __all__ = ["Distilled", "Draw", "view_words"]
+
+COLORING = LearningRates(means=0.0, log_scales=0.0, rotations=0.0, opacity_logits=0.0, sh=5e-2)
+COLORING_STEPS = 80
 
 Latents = Float[Tensor, "1 c h w"]
 
@@ -78,8 +83,13 @@ class Distilled:
     """Whether captions say which side is seen, as in DreamFusion; for models whose captions do."""
     blob: Blob = field(default_factory=Blob)
     """What it starts from."""
+    num_pictures: int = 4
+    """Pictures that the model makes of the caption, each as if from another side; ground, sky and ball get their colors
+    from these, which agree on no more than that. 0 for none: they start gray."""
     means_decay: float = 0.02
     """Share of the learning rate of positions that is left at the end."""
+    other_decay: float = 0.2
+    """Share of all other learning rates that is left at the end, since every gradient is noise for the most part."""
     rates: ClassVar[LearningRates] = LearningRates(
         means=1e-3, log_scales=5e-3, rotations=5e-3, opacity_logits=5e-2, sh=1e-2
     )
@@ -87,20 +97,31 @@ class Distilled:
     def __post_init__(self) -> None:
         check_noise_range(self.lowest_noise, self.highest_noise)
         check_noise_range(self.lowest_noise, self.highest_noise if self.last_noise is None else self.last_noise)
-        if self.num_steps < 1 or not 0 < self.means_decay <= 1:
-            raise InputError(f"expected at least one step and means_decay in (0, 1], got {self}")
+        if self.num_steps < 1 or self.num_pictures < 0 or not (0 < self.means_decay <= 1 and 0 < self.other_decay <= 1):
+            raise InputError(f"expected at least one step, no pictures or some, and decays in (0, 1], got {self}")
 
     def _gradient(self, draw: Draw) -> Tensor:
         """Gradient in the latents of the render."""
         raise NotImplementedError
+
+    def _colored(self, splats: Splats, job: GenerateJob) -> Splats:
+        """The same splats in colors of pictures that the model makes of the caption."""
+        seeds = [derive_seed(job.seed, "picture", number) for number in range(self.num_pictures)]
+        pictures = sample_images(job.backbone, [job.caption] * self.num_pictures, seeds=seeds)
+        targets = Targets(job.rig.ring(self.num_pictures, size=job.size), pictures)
+        config = RefineConfig(steps=COLORING_STEPS, rates=COLORING, cooldown_share=0.5, seed=job.seed)
+        *_, last = refine_splats(splats, targets, config=config)
+        return last.splats
 
     def run(self, job: GenerateJob, state: Mapping[str, Any] | None = None) -> Iterator[GenerateStep]:
         """Distill; see `Generator.run`."""
         backbone, schedule = job.backbone, job.backbone.schedule
         start = self.blob.make(job.rig, job.seed)
         around = start.splats[: start.num_around].to(backbone.device)
-        optimizer = SplatOptimizer(start.splats.to(backbone.device), self.rates, scene_size=job.rig.distance)
-        first = 0
+        begun, first = start.splats.to(backbone.device), 0
+        if state is None and self.num_pictures:
+            begun = self._colored(begun, job)
+        optimizer = SplatOptimizer(begun, self.rates, scene_size=job.rig.distance)
         if state is not None:
             optimizer.load_state(state["optimizer"])
             first = int(state["step"])
@@ -125,7 +146,8 @@ class Distilled:
                     target = latents.detach() - self._gradient(draw)
                 return 0.5 * (latents - target).square().sum()
 
-            optimizer.rates = replace(self.rates, means=self.rates.means * self.means_decay**share)
+            rates = {name: rate * self.other_decay**share for name, rate in vars(self.rates).items()}
+            optimizer.rates = replace(self.rates, **rates | {"means": self.rates.means * self.means_decay**share})
             loss = optimizer.descend(camera, objective)
             for name in ("means", "log_scales", "rotations", "opacity_logits"):
                 optimizer.splats.parameters()[name][: len(around)] = getattr(around, name)
