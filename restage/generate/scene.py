@@ -94,9 +94,9 @@ def generate_scenes(folder: Path, order: SceneOrder) -> Iterator[Progress]:
     base = order.model or models_in().text_to_image
     views = order.views or beside(base)
     name = order.generator if order.generator != "auto" else "ism" if views is None else "refined"
-    generator = make_generator(name, order.preset)
+    generator: Any = make_generator(name, order.preset)
     if order.num_steps is not None:
-        generator = replace(generator, num_steps=order.num_steps)  # pyright: ignore[reportCallIssue]  (all have steps)
+        generator = replace(generator, num_steps=order.num_steps)
     made_with = {"model_sha256": folder_sha256(base)}
     if views is not None and name in USERS_OF_VIEWS:
         made_with["views_sha256"] = folder_sha256(views)

@@ -30,7 +30,8 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def published(name: str) -> Any:
-    return replace(make_generator(name, "sd15"), num_steps=3, blob=SMALL)  # pyright: ignore[reportCallIssue]
+    generator: Any = make_generator(name, "sd15")
+    return replace(generator, num_steps=3, blob=SMALL)
 
 
 @pytest.mark.parametrize("name", ["sds", "ism", "views", "refined"])

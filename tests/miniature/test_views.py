@@ -22,8 +22,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def config(folder: Path, num_steps: int, **more: int) -> MiniatureConfig:
-    return MiniatureConfig(folder=folder, num_rings=6, num_steps=num_steps, batch_size=8, **more)
+def config(folder: Path, num_steps: int) -> MiniatureConfig:
+    return MiniatureConfig(folder=folder, num_rings=6, num_steps=num_steps, batch_size=8)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
