@@ -34,6 +34,7 @@ PRESETS: dict[str, dict[str, Generator]] = {
         ),
         "ism": Ism(
             num_steps=5_000,
+            interval=80,
             guidance=7.5,
             lowest_noise=0.02,
             highest_noise=0.5,

@@ -20,20 +20,20 @@ from restage.diffusion.sampling import guided, sample_images
 from restage.diffusion.schedule import Schedule
 from restage.edit.methods.distill import draw_timestep
 from restage.edit.methods.idu import check_noise_range
-from restage.generate.generators.blob import Blob
+from restage.generate.generators.blob import Blob, Start
 from restage.generate.job import GenerateJob, GenerateStep
 from restage.generate.rig import azimuth_rad
 from restage.records import InputError, derive_seed
 from restage.scenes.cameras import Cameras
-from restage.scenes.config import LearningRates, RefineConfig
-from restage.scenes.fit import refine_splats
-from restage.scenes.optimizer import SplatOptimizer, Targets
-from restage.scenes.splats import Splats
+from restage.scenes.config import LearningRates
+from restage.scenes.optimizer import SplatOptimizer
+from restage.scenes.rasterize import splat_weights
+from restage.scenes.splats import SH_C0, Splats
 
 __all__ = ["Distilled", "Draw", "view_words"]
 
-COLORING = LearningRates(means=0.0, log_scales=0.0, rotations=0.0, opacity_logits=0.0, sh=5e-2)
-COLORING_STEPS = 80
+MIN_SEEN = 0.05
+"""Pixels, at least, that a splat must cover over all pictures to take its color from them."""
 
 Latents = Float[Tensor, "1 c h w"]
 
@@ -72,12 +72,13 @@ class Distilled:
 
     num_steps: int = 900
     """Views that are rendered and moved."""
-    guidance: float = 7.5
-    """Guidance on the caption."""
-    lowest_noise: float = 0.02
-    highest_noise: float = 0.98
+    guidance: float = 2.0
+    """Guidance on the caption. Models that follow captions without much of it, as the miniature's does, take more for a
+    wish to have more of everything that is green."""
+    lowest_noise: float = 0.2
+    highest_noise: float = 0.9
     """Range that the noise level is drawn from evenly, in shares of the schedule."""
-    last_noise: float | None = None
+    last_noise: float | None = 0.5
     """The highest noise falls to this over the run, linearly; None for a range that stays."""
     says_view: bool = False
     """Whether captions say which side is seen, as in DreamFusion; for models whose captions do."""
@@ -104,14 +105,24 @@ class Distilled:
         """Gradient in the latents of the render."""
         raise NotImplementedError
 
-    def _colored(self, splats: Splats, job: GenerateJob) -> Splats:
-        """The same splats in colors of pictures that the model makes of the caption."""
+    @torch.no_grad()
+    def _colored(self, start: Start, job: GenerateJob) -> Splats:
+        """The splats to start from, each in the mean color of what pictures of the caption show where it is seen."""
+        splats = start.splats.to(job.backbone.device)
         seeds = [derive_seed(job.seed, "picture", number) for number in range(self.num_pictures)]
         pictures = sample_images(job.backbone, [job.caption] * self.num_pictures, seeds=seeds)
-        targets = Targets(job.rig.ring(self.num_pictures, size=job.size), pictures)
-        config = RefineConfig(steps=COLORING_STEPS, rates=COLORING, cooldown_share=0.5, seed=job.seed)
-        *_, last = refine_splats(splats, targets, config=config)
-        return last.splats
+        cameras = job.rig.ring(self.num_pictures, size=job.size)
+        sums, weights = torch.zeros_like(splats.means), torch.zeros_like(splats.opacity_logits)
+        for view, picture in enumerate(pictures):
+            found = splat_weights(splats, cameras[view], picture)
+            sums, weights = sums + found[0], weights + found[1]
+        for part in (slice(0, start.num_around), slice(start.num_around, None)):
+            shown, seen = sums[part], weights[part]
+            # What no picture shows, such as the inside of the ball, is colored like the rest of its kind.
+            mean = shown.sum(dim=0) / seen.sum().clamp_min(1e-6)
+            colors = torch.where(seen[:, None] > MIN_SEEN, shown / seen[:, None].clamp_min(1e-6), mean)
+            splats.sh[part, 0] = (colors - 0.5) / SH_C0
+        return splats
 
     def run(self, job: GenerateJob, state: Mapping[str, Any] | None = None) -> Iterator[GenerateStep]:
         """Distill; see `Generator.run`."""
@@ -120,7 +131,7 @@ class Distilled:
         around = start.splats[: start.num_around].to(backbone.device)
         begun, first = start.splats.to(backbone.device), 0
         if state is None and self.num_pictures:
-            begun = self._colored(begun, job)
+            begun = self._colored(start, job)
         optimizer = SplatOptimizer(begun, self.rates, scene_size=job.rig.distance)
         if state is not None:
             optimizer.load_state(state["optimizer"])

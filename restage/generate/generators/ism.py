@@ -19,13 +19,14 @@ __all__ = ["Ism"]
 class Ism(Distilled):
     """Gradient `scale sqrt((1 - abar_t) / abar_t) (eps_hat(x_t; y) - eps(x_s))`, x_s and x_t by inversion of a render.
 
-    Liang et al. 2023 (arXiv 2311.11284, equation 17). Noise is not drawn: x_s comes from the render by steps of DDIM
-    without a caption, and x_t by one more, so that both predictions see the same picture. Their code turns renders over
-    at random; here none is, since what is left and right would be lost.
+    Liang et al. 2023 (arXiv 2311.11284, equation 17), with guidance 7.5 and t from 2 to 50 % of the schedule. No noise
+    is drawn: x_s comes from the render by steps of DDIM without a caption, and x_t by one more, so that both
+    predictions see the same picture. Their code turns renders over at random; here none is, since what is left and
+    right would be lost.
     """
 
-    highest_noise: float = 0.5
-    """Noise goes up to half of the schedule, as published: an interval there still sees the render."""
+    num_steps: int = 450
+    """Views that are rendered and moved; each takes about five calls of the model."""
     interval: int = 50
     """Steps of the schedule between s and t; published: 80, from 100 at the start."""
     stride: int = 200

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from restage.generate.generators.ism import Ism
+from restage.generate.generators.sds import Sds
 from restage.generate.generators.views import Views
 from restage.generate.job import GenerateJob, GenerateStep, Generator
 from restage.generate.view_sampler import ViewSampler
@@ -23,7 +23,7 @@ __all__ = ["Refined"]
 
 @dataclass(frozen=True, kw_only=True)
 class Refined:
-    """A scene by `views` (by `ism` where there is no add-on), then made clearer by the machinery of editing.
+    """A scene by `views` (by `sds` where there is no add-on), then made clearer by the machinery of editing.
 
     In each round views are rendered from between those of the last, noised lightly with noise that belongs to the
     scene's surfaces, denoised together under the caption, and fitted to. What a view shows wrongly is then judged by a
@@ -49,7 +49,7 @@ class Refined:
 
     def run(self, job: GenerateJob, state: Mapping[str, Any] | None = None) -> Iterator[GenerateStep]:
         """Make the first scene, then refine it; see `Generator.run`."""
-        first: Generator = Ism(num_steps=self.num_steps) if job.views is None else Views(num_steps=self.num_steps)
+        first: Generator = Sds(num_steps=self.num_steps) if job.views is None else Views(num_steps=self.num_steps)
         extra = len(self.noise_levels) * self.steps_per_round
         begun = dict(state or {})
         if "splats" in begun:

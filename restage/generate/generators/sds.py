@@ -21,9 +21,6 @@ class Sds(Distilled):
     defaults are for the miniature.
     """
 
-    guidance: float = 20.0
-    """Guidance on the caption; 100 is published, to overcome the averaging of many views."""
-
     def _gradient(self, draw: Draw) -> Tensor:
         predicted = draw.towards(draw.noised(), draw.timestep)
         return sds_gradient(predicted, draw.noise, schedule=draw.schedule, timestep=draw.timestep)

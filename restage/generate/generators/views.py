@@ -51,7 +51,7 @@ class Views:
         if job.views is None:
             raise InputError(
                 "the generator views needs an add-on that makes several views at once; name its folder with --views, "
-                "or choose another generator, such as ism"
+                "or choose another generator, such as sds"
             )
         device = job.backbone.device
         cameras = job.rig.ring(self.num_views, size=job.size)
