@@ -70,7 +70,7 @@ class Distilled:
     opaque it is, is learned. No splats are born on the way: the ball has enough for pictures of 128 pixels.
     """
 
-    num_steps: int = 900
+    num_steps: int = 700
     """Views that are rendered and moved."""
     guidance: float = 2.0
     """Guidance on the caption. Models that follow captions without much of it, as the miniature's does, take more for a

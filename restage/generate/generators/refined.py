@@ -30,13 +30,13 @@ class Refined:
     model that sees all others; as in SDEdit (arXiv 2108.01073) little noise keeps what is right.
     """
 
-    num_steps: int = 900
+    num_steps: int = 500
     """Steps of the first scene."""
     noise_levels: tuple[float, ...] = (0.5, 0.3)
     """Share of the schedule that each round starts at."""
     num_views: int = 8
     """Views that are painted again together in a round."""
-    steps_per_round: int = 300
+    steps_per_round: int = 250
     """Fit steps after each round."""
     sampler: ViewSampler = field(default_factory=ViewSampler)
     """How views are painted."""
