@@ -110,7 +110,7 @@ RECIPE = EditModelRecipe(
 REFERENCE_RECIPE = EditModelRecipe(
     made=replace(RECIPE.made, num_prompts=0, seed=211),
     rule=NO_RULE,
-    num_pairs=9600,
+    num_pairs=7200,
     train=replace(
         RECIPE.train,
         training=TrainingConfig(
@@ -132,7 +132,8 @@ def train_with_references(
     """Train an edit model that looks at a reference, by one of the arms, and save it as `<folder>/edit_model_<arm>`.
 
     Each arm sees the same pairs in the same order; `words` sees no picture, which the others are measured against.
-    Command: `restage miniature train edit-model --references tokens --compile`.
+    Command: `restage miniature train edit-model --references tokens`. Each start first renders the pairs, in 6 minutes
+    on one core.
 
     Args:
         folder: Of the models.
@@ -146,6 +147,11 @@ def train_with_references(
     config = replace(recipe.train, references=arm)
     pairs = render_referenced_pairs(recipe.num_pairs, seed=recipe.made.seed)
     state, shared = folder / "state" / f"edit_model_{arm}", folder / "text_to_image"
+    # What arms encode alike they encode once: files of the cache are named by their content.
+    (folder / "state" / "reference_cache").mkdir(parents=True, exist_ok=True)
+    state.mkdir(exist_ok=True)
+    if not (state / "cache").exists():
+        (state / "cache").symlink_to(Path("..", "reference_cache"), target_is_directory=True)
     yield from train_edit_model(pairs, load_start(start, device), state, config, text_to_image=shared)
     model = replace(load_edit_model(state), guidance=GUIDANCE)
     save_edit_model(model, folder / f"edit_model_{arm}", text_to_image=shared)

@@ -206,6 +206,8 @@ class PictureTokens(nn.Module):
         """Turn references into tokens; those of a row without one are zeros, which attention gets nothing from."""
         found = []
         for size in range(NUM_SIZES):
+            if min(reference.shape[2:]) < PATCH * 2**size:
+                break  # a small one has fewer sizes
             scaled = functional.avg_pool2d(reference, 2**size)
             patches = functional.unfold(scaled, PATCH, stride=PATCH).transpose(1, 2)
             rows, columns = (edge // PATCH for edge in scaled.shape[2:])

@@ -14,7 +14,9 @@ from restage.report.read import ReportConfig
 from restage.report.stage import run_report, write_report
 from restage.report.words import format_duration
 from restage.run.folder import RunFolder
+from restage.scenes.references import GivenPicture
 from restage.scores.rows import read_scores, write_scores
+from tests.scenes.test_references import picture
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{ 7 * 7 }}"
 
@@ -315,3 +317,16 @@ def test_the_page_says_where_the_time_went_and_where_splats_were_taken_from(fake
     assert "edit 2 min 40 s 3 min 10 s 2 render 2 min, other 38 s" in text
     assert text.index("scenes 80 s") < text.index("edit 2 min 40 s") and "save 1.0 s" not in text
     assert "taken from bear.spz, not fitted here" in text and "abcdef012345" in text
+
+
+def test_pictures_that_an_edit_refers_to_are_shown_with_it(fake_run):
+    run = fake_run()
+    case = run / "scenes" / "world-7" / "truth" / "edit-0" / "edit.json"
+    record = json.loads(case.read_text())
+    kept = GivenPicture(picture()).keep(run / "scenes" / "world-7")
+    record["request"]["references"] = [{"picture": kept.picture}, {"picture": "gone.png"}]
+    case.write_text(json.dumps(record))
+    tags = Elements(read_page(run)).tags
+    shown = [attrs for tag, attrs in tags if tag == "img" and attrs.get("class") == "reference"]
+    assert len(shown) == 1 and "make the red sphere blue" in shown[0]["alt"]
+    assert (run / "report" / shown[0]["src"]).is_file()

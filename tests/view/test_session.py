@@ -1,6 +1,7 @@
 import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from restage.recipes import edit_folder
 from restage.records import EditRequest, InputError, read_json
 from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.view import EditStopped, ViewSession, open_scenes
+from restage.view.reference_control import keep_upload
 from restage.view.scene import list_kept
 from restage.view.versions import stop_between_layers
 from restage.world.clips import sample_clip, write_clip
+from tests.scenes.test_references import picture
 from tests.view.conftest import QUICK
 
 BLUE = EditRequest(instruction="make it blue", source_caption="", target_caption="")
@@ -292,3 +295,27 @@ def test_paths_with_nothing_to_show_say_what_to_do(tmp_path, run_folder):
             open_scenes(path)
     with pytest.raises(InputError, match="capture without a fit; run: restage fit"):
         open_scenes(tmp_path / "unfitted")
+
+
+def test_an_uploaded_picture_is_kept_with_the_scene_and_asked_for(session: ViewSession, monkeypatch) -> None:
+    class Copier(DimEditor):
+        takes_references = True
+
+        def edit(self, batch: ViewBatch) -> Edited:
+            assert len(batch.references) == 1
+            return super().edit(batch)
+
+    monkeypatch.setitem(EDITORS, "edit_model", lambda source: Copier())
+    kept = keep_upload(session, "photo.png", picture())
+    assert session.scene.folder is not None
+    assert (session.scene.folder / "references" / kept.picture).read_bytes() == picture()
+    request = replace(FREE, references=(kept,))
+    assert list(session.edit(request, DIM))
+    assert session.shown.kept is not None
+    record = read_json(session.shown.kept.folder / "record.json")
+    assert record["request"]["references"] == [{"picture": kept.picture}]
+    with pytest.raises(InputError, match="is not readable as an image"):
+        keep_upload(session, "text.png", b"no picture")
+    monkeypatch.setattr("restage.view.reference_control.MAX_BYTES", 10)
+    with pytest.raises(InputError, match="expected a picture of at most"):
+        keep_upload(session, "photo.png", picture())
