@@ -147,8 +147,14 @@ class Backbone:
         """
         if not self.branches:
             raise InputError("conditions need a control branch; name one with --branch")
-        inputs = tuple(branch.prepare(given, size or self.picture_size).to(self.device) for branch in self.branches)
-        return dataclasses.replace(self, inputs=inputs)
+        inputs = []
+        for branch in self.branches:
+            condition = branch.prepare(given, size or self.picture_size).to(self.device)
+            if isinstance(branch.model, ControlBranch):
+                with torch.no_grad(), self.precision():
+                    condition = branch.model.encode(condition)
+            inputs.append(condition)
+        return dataclasses.replace(self, inputs=tuple(inputs))
 
     def with_rows(self, rows: Integer[Tensor, " chosen"]) -> Backbone:
         """Return a backbone that paints these of the pictures that it is steered for, in this order."""
@@ -254,7 +260,7 @@ class Backbone:
             if not branch.is_on(int(timesteps[0]), self.schedule.num_train_timesteps):
                 continue
             if isinstance(branch.model, ControlBranch):
-                features = branch.model(condition, timesteps[: len(condition)])
+                features = branch.model.finish(condition, timesteps[: len(condition)])
                 change = partial(branch.model.inject, features=features, weight=branch.weight)
                 within.enter_context(injected(self.unet, branch.model.config["placement"], change))
                 continue

@@ -66,10 +66,10 @@ def cross_normalize(
 class ControlBranch(ModelMixin, ConfigMixin):
     """Turns conditions, at the size of the picture, into features that are added to the UNet's at one place.
 
-    Shaped as in ControlNeXt: three convolutions, residual blocks with the time step between strided convolutions, a
-    residual convolution and a 1x1 convolution to the UNet's width. The third convolution is strided as well, so that
-    most is computed at a quarter of the picture's size or less. It sees neither latents nor text: one evaluation serves
-    both halves of guidance.
+    Shaped as in ControlNeXt: three convolutions, residual blocks between strided convolutions, a residual convolution
+    and a 1x1 convolution to the UNet's width. It sees neither latents nor text, so that one evaluation serves both
+    halves of guidance; and only its last residual block, on the latents' grid, is told the time step, so that all
+    before it is computed once for a picture (`encode`).
     """
 
     @register_to_config
@@ -92,12 +92,14 @@ class ControlBranch(ModelMixin, ConfigMixin):
             layers += [nn.Conv2d(inputs, outputs, 3, step, 1), nn.GroupNorm(groups, outputs), nn.SiLU()]
         self.stem = nn.Sequential(*layers)
         num_stages = round(math.log2(stride)) - 2
-        blocks = [
-            ResnetBlock2D(in_channels=width, out_channels=width, temb_channels=time, groups=groups)
-            for _ in range(num_stages + 1)
-        ]
-        self.blocks = nn.ModuleList(blocks)
+
+        def block(told: int | None) -> ResnetBlock2D:
+            temb: Any = told
+            return ResnetBlock2D(in_channels=width, out_channels=width, temb_channels=temb, groups=groups)
+
+        self.blocks = nn.ModuleList([block(None) for _ in range(num_stages)])
         self.downs = nn.ModuleList([nn.Conv2d(width, width, 3, 2, 1) for _ in range(num_stages)])
+        self.timed = block(time)
         self.mix = nn.Sequential(
             nn.Conv2d(width, width, 3, 1, 1), nn.SiLU(), nn.GroupNorm(groups, width), nn.Conv2d(width, width, 3, 1, 1)
         )
@@ -110,12 +112,19 @@ class ControlBranch(ModelMixin, ConfigMixin):
         self, condition: Float[Tensor, "b c height width"], timesteps: Int[Tensor, " b"]
     ) -> Float[Tensor, "b out h w"]:
         """Return features on the latents' grid."""
-        time = self.time_embedding(self.time_proj(timesteps).to(condition.dtype))
+        return self.finish(self.encode(condition), timesteps)
+
+    def encode(self, condition: Float[Tensor, "b c height width"]) -> Float[Tensor, "b width h w"]:
+        """Do what does not depend on the time step."""
         x = self.stem(condition)
-        for index, block in enumerate(self.blocks):
-            x = block(x, time)
-            if index < len(self.downs):
-                x = self.downs[index](x)
+        for block, down in zip(self.blocks, self.downs, strict=True):
+            x = down(block(x, None))
+        return x
+
+    def finish(self, encoded: Float[Tensor, "b width h w"], timesteps: Int[Tensor, " b"]) -> Float[Tensor, "b out h w"]:
+        """Do the rest."""
+        time = self.time_embedding(self.time_proj(timesteps).to(encoded.dtype))
+        x = self.timed(encoded, time)
         return self.out(x + self.mix(x))
 
     def inject(

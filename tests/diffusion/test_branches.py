@@ -239,7 +239,7 @@ def test_features_are_added_where_the_branch_says(base: Published, tmp_path: Pat
     latents, t = initial_noise(latent_shape(backbone), [1]), torch.tensor([500])
     steered = backbone.steered([LAYOUT])
     steered.predict_noise(latents, t, backbone.encode_prompts(["a ball"]))
-    features = model(steered.inputs[0], t)
+    features = model.finish(steered.inputs[0], t)
     features = torch.nn.functional.adaptive_avg_pool2d(features, hidden[0].shape[2:])
     expected = hidden[0] + cross_normalize(features, hidden[0])
     torch.testing.assert_close(seen[-1]["hidden_states"], expected)
