@@ -187,6 +187,25 @@ function setUpRows() {
 }
 setUpRows();
 
+// Films of one clip play together: the others follow the first one.
+const FOLLOW_S = 0.06;
+for (const edit of document.querySelectorAll(".clip-edit")) {
+  const [lead, ...others] = edit.querySelectorAll("video");
+  const button = edit.querySelector("[data-clip=play]");
+  const follow = () => others.forEach((film) => {
+    if (Math.abs(film.currentTime - lead.currentTime) > FOLLOW_S) film.currentTime = lead.currentTime;
+  });
+  const play = () => [lead, ...others].forEach((film) => film.play().catch(() => {}));
+  const stop = () => { [lead, ...others].forEach((film) => film.pause()); follow(); };
+  lead.addEventListener("timeupdate", follow);
+  button.addEventListener("click", () => {
+    button.textContent = lead.paused ? "Stop" : "Play";
+    (lead.paused ? play : stop)();
+  });
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) button.textContent = "Play";
+  else play();
+}
+
 // A link to a record opens it.
 function openRecord() {
   const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));

@@ -25,6 +25,7 @@ from markupsafe import Markup
 from restage.audit.bundle import add_entry
 from restage.records import InputError, Progress, Score, content_id, file_sha256, read_json, write_atomically
 from restage.report import words
+from restage.report.clips import clip_sections
 from restage.report.gallery import EditSection, edit_sections, spread
 from restage.report.pictures import AssetFolder, read_picture
 from restage.report.read import ReportConfig, RunContents, SceneEntry, find_figure, read_contents
@@ -119,6 +120,7 @@ def _page_values(
         "wall_s": wall_seconds(contents, run),
         "hardware": words.hardware_in_words(contents.record.machine),
         "sections": sections,
+        "clips": clip_sections(contents.path, assets),
         "num_edits": sum(edit.has_pictures for edit in contents.edits),
         "rows": rows,
         "metrics": METRICS,
