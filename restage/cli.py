@@ -64,7 +64,7 @@ SUMMARIES = {
 }
 
 SWITCHES = ("change", "clip", "diff", "doctor", "edit", "fit", "import", "miniature", "pairs", "region", "show")
-SWITCHES += ("verify",)
+SWITCHES += ("ls", "verify")
 """Commands whose Boolean options are switches, such as --json; elsewhere they take a value: --is-bf16 False."""
 
 

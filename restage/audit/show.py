@@ -32,6 +32,7 @@ from restage.scores.tables import markdown_table, method_table
 
 __all__ = ["Changed", "RunDifference", "ScoreGap", "changed_values", "compare_runs", "describe_difference"]
 __all__ += ["describe_profile", "describe_run", "difference_to_plain", "find_runs", "list_runs"]
+__all__ += ["profile_to_plain", "run_to_plain", "runs_to_plain"]
 
 MAX_EDIT_LINES = 24
 """Edits that are listed one by one."""
@@ -59,17 +60,53 @@ def find_runs(folder: Path) -> list[Path]:
 
 def list_runs(folder: Path) -> list[str]:
     """One line for each run: where, status, stages done, time."""
+    lines = []
+    for run in runs_to_plain(folder):
+        done = " ".join(run["stages"]) or "no stage yet"
+        told = (
+            f"unreadable  {run['problem']}" if "problem" in run else f"{run['status']}  {run['wall_s']:.0f} s  {done}"
+        )
+        lines.append(f"{run['path']}  {told}")
+    return lines
+
+
+def runs_to_plain(folder: Path) -> list[dict[str, Any]]:
+    """What `list_runs` says, as plain data for JSON: `path`, and `status`, `wall_s`, `stages`, or `problem`."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; say where runs are, such as: restage ls runs")
-    lines = []
+    found = []
     for path in find_runs(folder):
-        done = " ".join(stage for stage in STAGES if is_stage_done(path, stage)) or "no stage yet"
+        stages = [stage for stage in STAGES if is_stage_done(path, stage)]
         try:
             record = read_json(path / RUN_RECORD, RunRecord)
-            lines.append(f"{path}  {record.status}  {record.wall_s:.0f} s  {done}")
+            facts = {"id": record.id, "status": record.status, "seed": record.seed, "wall_s": record.wall_s}
+            facts |= {"started_s": record.started_s, "command": record.command, "git_commit": record.git_commit}
         except InputError as error:  # one broken record must not hide the other runs
-            lines.append(f"{path}  unreadable  {error}")
-    return lines
+            facts = {"problem": str(error)}
+        found.append({"path": str(path), **facts, "stages": stages})
+    return found
+
+
+def run_to_plain(run: Path) -> dict[str, Any]:
+    """What `describe_run` says and more, as plain data for JSON: every record; a score that is NaN is null there."""
+    rows = [to_plain(row) for row in (read_scores(run / SCORES) if (run / SCORES).exists() else [])]
+    for row in rows:
+        row.update({name: None for name, value in row.items() if isinstance(value, float) and math.isnan(value)})
+    return to_plain(
+        {
+            "run": read_run_record(run),
+            "stages": read_marks(run),
+            "scenes": read_fits(run),
+            "edits": {folder.relative_to(run).as_posix(): record for folder, record in read_results(run).items()},
+            "scores": rows,
+            "page": str(run / PAGE) if (run / PAGE).exists() else None,
+        }
+    )
+
+
+def profile_to_plain(run: Path) -> dict[str, Any]:
+    """What `describe_profile` says, as plain data for JSON."""
+    return to_plain(add_up(*(session.profile for session in read_run_record(run).sessions)))
 
 
 def _scene_lines(run: Path) -> Iterator[str]:

@@ -4,6 +4,7 @@ Annotations are evaluated when a command is built: hence no `from __future__ imp
 """
 
 from collections.abc import Callable
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from restage.audit.bundle import BundleConfig, pack_bundle
 from restage.audit.next_steps import describe_steps, next_steps, steps_of_run
-from restage.audit.show import describe_profile, describe_run, list_runs
+from restage.audit.show import describe_profile, describe_run, list_runs, profile_to_plain, run_to_plain, runs_to_plain
 from restage.commands.stages import DeviceArgument, ModelsArgument, RunArgument, StoreArgument
 from restage.records import InputError
 from restage.run.folder import open_run, working
@@ -24,7 +25,7 @@ VerifiedArgument = Annotated[
 ]
 
 
-def show(run: Positional[RunArgument], *, row: int | None = None, profile: bool = False) -> None:
+def show(run: Positional[RunArgument], *, row: int | None = None, profile: bool = False, json: bool = False) -> None:
     """Print what a run holds: its stages with their facts, its edits, its table of methods, its page.
 
     Example: restage show runs/demo; restage show runs/demo --row 40; restage show runs/demo --profile
@@ -34,8 +35,13 @@ def show(run: Positional[RunArgument], *, row: int | None = None, profile: bool 
         profile: Print instead where the time went: seconds of each stage and of its parts, and how long threads waited
             for a free core. What worker processes did is not among them.
         row: Print instead where this number comes from: a row of compare/scores.parquet, as named on the page.
+        json: Print JSON instead of lines, with every record as it is.
     """
-    if profile:
+    if json:
+        if row is not None:
+            raise InputError("--row is told in lines alone; --json has all rows, under `scores`")
+        say(dumps(profile_to_plain(run) if profile else run_to_plain(run), allow_nan=False))
+    elif profile:
         say("\n".join(describe_profile(run)))
     elif row is None:
         say("\n".join([*describe_run(run), "next:", *describe_steps(list(steps_of_run(run)))]))
@@ -45,15 +51,16 @@ def show(run: Positional[RunArgument], *, row: int | None = None, profile: bool 
         say("\n".join(describe_row(run, row)))
 
 
-def ls(folder: Positional[Path] = Path("runs")) -> None:
+def ls(folder: Positional[Path] = Path("runs"), *, json: bool = False) -> None:
     """List the runs in a folder, each with its path, status, time and finished stages.
 
     Example: restage ls runs
 
     Args:
         folder: Where the runs are.
+        json: Print JSON instead of lines.
     """
-    say("\n".join(list_runs(folder)) or f"no runs in {folder}")
+    say(dumps(runs_to_plain(folder)) if json else "\n".join(list_runs(folder)) or f"no runs in {folder}")
 
 
 def build_verify() -> Callable[..., None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,18 @@ def test_many_edits_are_counted_by_method(run: Path, capsys: pytest.CaptureFixtu
         target.write_text(record.read_text())
     assert restage(["show", str(run)]) == 0
     assert "  30 edits by idu-edit_model: done" in capsys.readouterr().out
+
+
+def test_json_has_every_record(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert restage(["show", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["run"]["id"] == read_json(run / "run.json")["id"]
+    assert found["edits"]["edit/ball/blue/idu-edit_model/0"]["method"] == "idu"
+    assert {(row["method"], row["value"]) for row in found["scores"]} >= {("idu", 0.5), ("restage", 0.75)}
+    assert restage(["ls", str(run.parent), "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert listed["path"] == str(run) and listed["status"] == found["run"]["status"]
+    (run / "run.json").write_text("{")
+    restage(["ls", str(run.parent), "--json"])
+    assert "problem" in json.loads(capsys.readouterr().out)[0]
+    assert restage(["show", str(run), "--json", "--row", "1"]) == 2
