@@ -57,6 +57,7 @@ SUMMARIES = {
     "ls": "list runs",
     "diagnose": "say which part makes one run worse than another, by exchanging one part at a time",
     "diff": "print what differs between two runs: config, versions, data, weights, scores",
+    "rerun": "make a run again by the commands that made it, and print what differs",
     "track": "send the records of runs to trackio or MLflow",
     "bundle": "pack a run into one file that others can check",
     "verify": "check that a run or bundle is as it was written, and that its numbers follow from its pictures",

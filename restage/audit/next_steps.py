@@ -57,7 +57,7 @@ def steps_of_run(run: Path) -> Iterator[NextStep]:
     """Yield what comes next in a run, the most urgent first."""
     record, name = read_run_record(run), shlex.quote(str(run))
     if record.status in ("stopped", "failed") and record.command:
-        yield NextStep(_again(record), f"it was {record.status}; the command that began it goes on from there")
+        yield NextStep(_again(record), f"it was {record.status}; the same command goes on from there")
     has_edits = any(run.glob(EDIT_RECORDS))
     yield from _training_steps(run, name)
     yield from _scene_steps(run, name, has_edits=has_edits)
@@ -74,8 +74,9 @@ def steps_of_run(run: Path) -> Iterator[NextStep]:
 
 
 def _again(record: RunRecord) -> str:
-    """Return the command that made a run, as it is typed."""
-    program, *arguments = record.command
+    """Return the command of a run's last session, as it is typed."""
+    last = record.sessions[-1].command if record.sessions else ()
+    program, *arguments = last or record.command
     return shlex.join([Path(program).name, *arguments])
 
 

@@ -52,6 +52,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None]]] = {
     "show": lambda: runs.show,
     "ls": lambda: runs.ls,
     "diff": lambda: runs.diff,
+    "rerun": lambda: runs.rerun,
     "track": lambda: runs.track,
     "bundle": lambda: runs.bundle,
     "verify": runs.build_verify,

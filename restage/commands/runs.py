@@ -18,7 +18,7 @@ from restage.records import InputError
 from restage.run.folder import open_run, working
 from restage.run.progress import say, show_progress
 
-__all__ = ["bundle", "diff", "doctor", "ls", "build_report", "show", "track", "build_verify"]
+__all__ = ["bundle", "diff", "doctor", "ls", "build_report", "rerun", "show", "track", "build_verify"]
 
 VerifiedArgument = Annotated[
     str, arg(metavar="PATH", help="A run, a bundle of one, or a folder or URL of shards of image pairs.")
@@ -213,6 +213,32 @@ def diff(first: Positional[Path], second: Positional[Path], *, json: bool = Fals
 
     found = compare_runs(first, second)
     say(difference_to_plain(found) if json else "\n".join(describe_difference(found)))
+
+
+def rerun(run: Positional[RunArgument], *, out: Annotated[Path, arg(aliases=("-o",))]) -> None:
+    """Make a run again in another folder, by the commands that made it, and print what differs.
+
+    Example: restage rerun runs/mine --out runs/again
+
+    Every command of a session that ended well is given again, with the new folder in place of the run's. Start it where
+    the run was made: other paths in the commands stay as they are. What was done in the viewer is not among them. The
+    exit code is 1 if data, weights or scores differ.
+
+    Args:
+        run: The run.
+        out: Folder for the new one.
+    """
+    from restage.audit.rerun import differing_results
+    from restage.audit.rerun import rerun as repeat
+    from restage.audit.show import compare_runs, describe_difference
+
+    for line in repeat(run, out):
+        say(line)
+    found = compare_runs(run, out)
+    differing = differing_results(run, out)
+    say("\n".join([*describe_difference(found), f"edited splats: {len(differing)} differ", *differing]))
+    if found.data or found.weights or found.scores or differing:
+        raise SystemExit(1)
 
 
 def doctor(*, runs: Path = Path("runs"), online: bool = False, start: bool = False, json: bool = False) -> None:

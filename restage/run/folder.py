@@ -244,7 +244,7 @@ class RunFolder:
             "id": self.id,
             "config": to_plain(self.config),
             "seed": self.seed,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": _command(),
             "git_commit": git_commit(),
             "versions": versions(),
             "machine": machine(),
@@ -256,6 +256,7 @@ class RunFolder:
         """Write the end of this session into `run.json`: `done`, `stopped` (by the user) or `failed`, time, memory."""
         session = {
             "status": status,
+            "command": _command(),
             "wall_s": time.monotonic() - self._began_s,
             "peak_memory_mb": process_peak_mb(),
             "git_commit": git_commit(),
@@ -326,6 +327,10 @@ class RunFolder:
             for name, path in names.items()
             if not any(fnmatch.fnmatch(name, pattern) for pattern in UNSEALED)
         }
+
+
+def _command() -> list[str]:
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 @dataclass(frozen=True, kw_only=True)

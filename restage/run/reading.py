@@ -21,6 +21,8 @@ class Session:
     """One session of work in a run."""
 
     status: str = ""
+    command: tuple[str, ...] = ()
+    """Empty in versions that kept the first one of a run alone."""
     wall_s: float = 0.0
     peak_memory_mb: float = 0.0
     git_commit: str = ""
