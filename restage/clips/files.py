@@ -34,7 +34,8 @@ from restage.records import (
     write_json,
 )
 from restage.run.layout import CLIP_FRAMES, CLIP_RECORD, CLIP_SOUND, CLIP_TRUTH, DESCRIPTION, TRUTH
-from restage.scenes.io.images import UNREADABLE, list_images, open_picture, read_image, to_uint8
+from restage.scenes.cameras import Cameras
+from restage.scenes.io.images import UNREADABLE, list_images, open_picture, read_head, read_image, to_uint8
 
 __all__ = [
     "DEFAULT_RATE",
@@ -58,6 +59,14 @@ def is_film(path: Path) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipPath:
+    """The cameras of a clip, one a frame."""
+
+    camera_to_world: list[list[list[float]]]
+    intrinsics: list[list[list[float]]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClipRecord:
     """What a `clip.json` says of a clip, whoever made it; one of the world says more beside it."""
 
@@ -67,6 +76,10 @@ class ClipRecord:
     source_sha256: str = ""
     options: ClipOptions = ClipOptions()
     """How it was read."""
+    motion: str = ""
+    """What moves in a clip of the world; empty for clips that say nothing of it."""
+    cameras: ClipPath | None = None
+    """Cameras of a clip of the world or an orbit."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,15 @@ class StoredClip:
         """The sound of the clip; None for a silent one."""
         path = self.folder / CLIP_SOUND
         return path if path.is_file() else None
+
+    @property
+    def still_cameras(self) -> Cameras | None:
+        """Cameras of the frames where nothing moves but them; None where they are unknown or something does."""
+        path = self.record.cameras
+        if path is None or self.record.motion not in ("", "still"):
+            return None
+        width, height = read_head(self.frame_paths[0])[:2]
+        return Cameras(torch.tensor(path.camera_to_world), torch.tensor(path.intrinsics), width, height)
 
     def read(self, indices: Sequence[int]) -> Float[Tensor, "n 3 h w"]:
         """Read frames, RGB in [0, 1]."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from restage.edit.editors.interface import Editor, NoiseKeys, ViewBatch, can_share_attention
 from restage.edit.sharing import FrameSharing
 from restage.records import EditRequest, InputError
+from restage.scenes.cameras import Cameras
 
 __all__ = ["ClipJob", "ClipMethod", "ClipStep", "Finished", "Held", "Windowed", "WindowStep", "edit_windows", "spans"]
 
@@ -41,6 +42,8 @@ class ClipJob:
     seed: int
     held: Held | None = None
     """How the window before has ended: the first frames of this one, edited already. None for the first window."""
+    cameras: Cameras | None = None
+    """One a frame, of a clip of a scene in which nothing moves; None where they are unknown, or something does."""
 
     def batch(
         self,
@@ -146,11 +149,13 @@ def edit_windows(
     seed: int,
     first: int = 0,
     held: Held | None = None,
+    cameras: Cameras | None = None,
 ) -> Iterator[WindowStep]:
     """Edit a clip, whose frames `read` gives by their indices, from window `first` on, which begins with `held`."""
     windows = spans(num_frames, method.window, method.overlap)
     for number, span in list(enumerate(windows))[first:]:
-        step, job = None, ClipJob(read(span), tuple(span), request, editor, seed, held)
+        path = None if cameras is None else cameras[list(span)]
+        step, job = None, ClipJob(read(span), tuple(span), request, editor, seed, held, path)
         for step in method.run(job):
             yield WindowStep(number, len(windows), step._replace(images=None, masks=None, cells=None))
         if step is None or step.images is None or step.masks is None:

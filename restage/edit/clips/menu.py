@@ -4,6 +4,7 @@ from restage.edit.clips.carried import Carried
 from restage.edit.clips.dreammotion import DreamMotion
 from restage.edit.clips.frames import Frozen, Nothing, PerFrame, SharedAttention, TokenFlow
 from restage.edit.clips.job import ClipMethod
+from restage.edit.clips.through_splats import ThroughSplats
 from restage.edit.clips.tune_a_video import TuneAVideo
 
 __all__ = ["CLIP_METHODS"]
@@ -16,5 +17,6 @@ CLIP_METHODS: dict[str, type[ClipMethod]] = {
     "tokenflow": TokenFlow,
     "tune_a_video": TuneAVideo,
     "dreammotion": DreamMotion,
+    "through_splats": ThroughSplats,
     "carried": Carried,
 }

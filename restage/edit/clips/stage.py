@@ -183,11 +183,12 @@ def _edit(
         return clip.read(indices).to(device)
 
     how = {"request": request, "editor": editor, "seed": seed, "first": first, "held": held}
+    cameras = clip.still_cameras
     if first:
         yield Progress(
             stage="edit", done=windows[first - 1].start, total=len(clip), note=f"{first} windows were done before"
         )
-    for step in edit_windows(read, len(clip), method, **how):
+    for step in edit_windows(read, len(clip), method, cameras=cameras, **how):
         if step.finished is not None:
             _store_window(folder, step.window, step.finished, result_id)
         yield _progress(step, windows, len(clip))
