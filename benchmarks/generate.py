@@ -104,6 +104,8 @@ class Judged:
     """Median relative difference of depth from the exact render of what was read, where that shows no sky."""
     is_two_faced: bool | None
     """None for scenes without an object that looks different from behind."""
+    has_face: bool | None
+    """Whether any view shows such an object from its front; one that looks alike all around has no face at all."""
     clip_similarity: float
 
     @property
@@ -154,16 +156,17 @@ class Judge:
             sampled_psnr_db=record.sampled_views_psnr_db,
             inverse_iou=read.iou,
             depth_error=depth_error(depths, read),
-            is_two_faced=self._is_two_faced(read, images),
+            **self._faces(read, images),
             clip_similarity=float((self.clip.encode_images(images) @ self.clip.encode_text([asked.caption]).T).mean()),
         )
 
-    def _is_two_faced(self, read: ReadScene, images: Float[Tensor, "n 3 h w"]) -> bool | None:
+    def _faces(self, read: ReadScene, images: Float[Tensor, "n 3 h w"]) -> dict[str, bool | None]:
         objects = () if read.description is None else read.description.objects
         faced = [index for index, item in enumerate(objects) if item.kind in FACED]
         if not faced:
-            return None
-        return any(is_two_faced(faces_shown(read, index, images, self.cameras), self.cameras) for index in faced)
+            return {"is_two_faced": None, "has_face": None}
+        shown = [faces_shown(read, index, images, self.cameras) for index in faced]
+        return {"is_two_faced": any(is_two_faced(one, self.cameras) for one in shown), "has_face": all(map(any, shown))}
 
 
 def depth_error(depths: Float[Tensor, "n h w"], read: ReadScene) -> float | None:
@@ -260,6 +263,7 @@ def figures_of(rows: Sequence[Judged]) -> dict[str, float | None]:
         "depth_error": mean([row.depth_error for row in rows if row.depth_error is not None]),
         "two_faced_share": mean(faced),
         "faced": len(faced),
+        "faceless_share": mean([not row.has_face for row in rows if row.has_face is not None]),
         "clip_similarity": mean([row.clip_similarity for row in rows]),
         "scenes": len(rows),
     }

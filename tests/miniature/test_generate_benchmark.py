@@ -93,16 +93,23 @@ def test_a_house_has_one_face_and_one_that_turns_to_every_camera_has_several() -
 
 
 def row(right_share: float, num_objects: int = 1, **more: object) -> Judged:
-    facts = dict(seconds=10.0, sampled_psnr_db=None, inverse_iou=0.5, depth_error=None, is_two_faced=None)
+    facts = dict(
+        seconds=10.0, sampled_psnr_db=None, inverse_iou=0.5, depth_error=None, is_two_faced=None, has_face=None
+    )
     facts |= {"caption": "a cone", "seed": 0, "clip_similarity": right_share, **more}
     return Judged(right_share=right_share, num_objects=num_objects, **facts)  # pyright: ignore[reportArgumentType]
 
 
 def test_figures_count_scenes_whose_views_are_all_right() -> None:
-    rows = [row(1.0, is_two_faced=False), row(0.9, is_two_faced=True), row(1.0, 2, seconds=30.0), row(0.0, 2)]
+    rows = [
+        row(1.0, is_two_faced=False, has_face=False),
+        row(0.9, is_two_faced=True, has_face=True),
+        row(1.0, 2, seconds=30.0),
+        row(0.0, 2),
+    ]
     found = figures_of(rows)
     assert (found["one_object"], found["two_objects"], found["seconds"]) == (0.5, 0.5, 10.0)
-    assert (found["two_faced_share"], found["faced"]) == (0.5, 2)
+    assert (found["two_faced_share"], found["faced"], found["faceless_share"]) == (0.5, 2, 0.5)
     assert found["depth_error"] is None and found["clip_rank_agreement"] == pytest.approx(1)
     summary = summarize({"refined": found, "sds": figures_of([row(0.5)])})
     assert summary["refined_one_object"] == 0.5 and summary["sds_two_objects"] is None
