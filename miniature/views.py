@@ -121,10 +121,10 @@ def train_views(
     rings = Rings(folder / "state" / "rings", num_rings, seed=config.seed)
     torch.manual_seed(config.seed)  # initial weights only
     if start is None:
-        add_on = build_view_attention(backbone.unet, num_views=NUM_VIEWS).to(device)
+        add_on = build_view_attention(backbone.unet, num_views=NUM_VIEWS)
     else:
         add_on = load_view_attention(start, backbone.unet, device).requires_grad_(True)
-    model = _Viewed(backbone.unet, add_on)
+    model = _Viewed(backbone.unet, add_on).to(device)
     side = int(backbone.unet.config["sample_size"])
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
