@@ -47,6 +47,7 @@ def build_change() -> Callable[..., None]:
         preview: bool = False,
         undo: bool = False,
         redo: bool = False,
+        name: str | None = None,
         device: DeviceArgument = "auto",
     ) -> None:
         """Change the splats of a region at once and exactly, without an editor: color, place, size, or gone.
@@ -79,6 +80,7 @@ def build_change() -> Callable[..., None]:
             preview: clean: only say and show what would be deleted.
             undo: Take back the last change; its result is kept.
             redo: Bring back what was undone last.
+            name: What to call the change that the history stands at, or the one that WHAT makes; empty takes it away.
             device: Where the scene is drawn.
         """
         from restage.scenes.stage import find_scene
@@ -90,6 +92,9 @@ def build_change() -> Callable[..., None]:
             if what or (undo and redo):
                 raise InputError("give --undo or --redo alone")
             _step_back(run_path, scene_folder.name, is_undo=undo)
+            return
+        if what is None and name is not None:
+            _name_change(run_path, scene_folder.name, name)
             return
         if what is None:
             _list_changes(run_path, scene_folder.name)
@@ -110,6 +115,8 @@ def build_change() -> Callable[..., None]:
                 else f"{what} needs a region: --region NAME (restage region --help makes one)"
             )
         _change(run_path, scene_folder, operation, region=region, on=on, case=case, device=device)
+        if name is not None:
+            _name_change(run_path, scene_folder.name, name)
 
     return change
 
@@ -194,6 +201,17 @@ def _step_back(run_path: Path, scene: str, *, is_undo: bool) -> None:
     say(f"the scene stands at: {current_change(run_path, scene) or 'the fitted scene'}")
 
 
+def _name_change(run_path: Path, scene: str, name: str) -> None:
+    from restage.edit.direct.changes import current_change, name_result
+
+    folder = current_change(run_path, scene)
+    if folder is None:
+        raise InputError(f"{scene} stands at the fitted scene, which takes no name")
+    with working(open_run(run_path), "edit"):
+        name_result(run_path, folder, name)
+    say(f"named: {folder}")
+
+
 def _list_changes(run_path: Path, scene: str) -> None:
     from restage.edit.direct.changes import read_history
     from restage.records import read_json
@@ -207,4 +225,5 @@ def _list_changes(run_path: Path, scene: str) -> None:
         record = read_json(run_path / place / EDIT_RECORD, EditRecord)
         mark = "*" if history.current[-1:] == (place,) else " "
         state = "" if place in history.current else " (undone)"
-        say(f"{mark} {record.request.instruction if record.request else place}{state}: {run_path / place}")
+        called = f"{history.names[place]}: " if place in history.names else ""
+        say(f"{mark} {called}{record.request.instruction if record.request else place}{state}: {run_path / place}")

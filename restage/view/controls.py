@@ -93,6 +93,8 @@ def field_hints(record: type) -> dict[str, str]:
 
 
 OWN_WORDS = "my own words"
+EVERYWHERE = "everywhere"
+NO_ANCHOR = "none"
 NOTHING_KEPT = "none yet"
 
 
@@ -144,11 +146,17 @@ class Controls:
         self.method.on_update(self._handler(lambda _: self.settings.load(self.method.value)))
         self.editor = gui.add_dropdown("Editor", tuple(EDITORS), initial_value="edit_model")
         self.seed = gui.add_number("Seed", 0, min=0, step=1)
+        self.region_of_edit = gui.add_dropdown(
+            "Where", (EVERYWHERE,), hint="Where the scene may change: regions of the run, which Region makes."
+        )
         self.is_chained = gui.add_checkbox("On top", False, hint="Else from the scene before any edit.")
         self.reference = ReferenceControl(self.page)
         with gui.add_folder("Captions and settings", expand_by_default=False) as more:
             self.source_caption = gui.add_text("Before", "", hint="What is to be seen before; some editors use it.")
             self.target_caption = gui.add_text("After", "", hint="What is to be seen after.")
+            self.anchor = gui.add_dropdown(
+                "Anchor", (NO_ANCHOR,), hint="The view that is edited first, and shown to the editor with all others."
+            )
         self.settings = SettingsForm(gui, more)
         self.settings.load(self.method.value)
         self.start = gui.add_button("Edit", icon="player-play")
@@ -175,6 +183,11 @@ class Controls:
         self.undo.on_click(self._handler(lambda _: self.travel(self.page.session.undo)))
         self.redo = gui.add_button("Redo", icon="arrow-forward-up")
         self.redo.on_click(self._handler(lambda _: self.travel(self.page.session.redo)))
+        self.version_name = gui.add_text(
+            "Call it", "", hint="A name for the version that is shown; empty takes it away."
+        )
+        name = gui.add_button("Name", icon="tag")
+        name.on_click(self._handler(lambda _: self._name_version()))
         self.kept = gui.add_dropdown("Kept", (NOTHING_KEPT,), hint="Finished edits of this scene in the run folder.")
         self.open = gui.add_button("Open", icon="folder-open")
         self.open.on_click(self._handler(lambda _: self._open_kept()))
@@ -194,7 +207,7 @@ class Controls:
     def load(self) -> None:
         """Fit the controls to the scene that the session has chosen."""
         session, scene = self.page.session, self.page.session.scene
-        self.region.forget_handles()
+        self.region.load()
         self.reference.show(())
         facts = [f"{len(scene.splats):,} splats"]
         if scene.capture is not None:
@@ -210,6 +223,8 @@ class Controls:
         self.layer.options = (*SPLAT_LAYERS, *(layer for layer in PICTURE_LAYERS if is_there.get(layer, True)))
         names = () if scene.capture is None else scene.capture.file_names
         self.view.options = ("none", *names)
+        train = () if scene.capture is None else tuple(names[view] for view in scene.capture.train_indices)
+        self.anchor.options = (NO_ANCHOR, "auto", *train)
         self.photograph.visible = False
         self.path.options = tuple(PATHS) if scene.capture is not None else ("orbit",)
         self.is_chained.value = False
@@ -226,7 +241,10 @@ class Controls:
         if labels != self.kept.options:
             self.kept.options = labels
         self.open.disabled = is_busy or labels == (NOTHING_KEPT,)
-        self.region.refresh()
+        regions = session.regions()
+        if (EVERYWHERE, *regions) != self.region_of_edit.options:
+            self.region_of_edit.options = (EVERYWHERE, *regions)
+        self.region.refresh(regions)
 
     def say(self, text: str) -> None:
         """Say what the layer shows; empty for nothing."""
@@ -290,8 +308,16 @@ class Controls:
             target_caption=self.target_caption.value,
             references=self.reference.references,
         )
+        region, anchor, capture = self.region_of_edit.value, self.anchor.value, self.page.session.scene.capture
+        if capture is not None and anchor in capture.file_names:
+            anchor = str(capture.file_names.index(anchor))
         choice = EditChoice(
-            method=self.method.value, editor=self.editor.value, seed=int(self.seed.value), settings=self.settings.read()
+            method=self.method.value,
+            editor=self.editor.value,
+            seed=int(self.seed.value),
+            settings=self.settings.read(),
+            region=None if region == EVERYWHERE else Path(region),
+            anchor="" if anchor == NO_ANCHOR else anchor,
         )
         self.page.start_edit(request, choice, is_chained=self.is_chained.value)
 
@@ -325,6 +351,10 @@ class Controls:
         move()
         self.page.refresh()
         self.page.start_keeping()
+
+    def _name_version(self) -> None:
+        self.page.session.name_version(self.version_name.value)
+        self.refresh()
 
     def _kept_by_label(self) -> dict[str, KeptEdit]:
         """Finished edits by what the user reads; those that read alike have the name of their case added."""

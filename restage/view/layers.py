@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ __all__ = ["Backgrounds", "PICTURE_LAYERS", "SPLAT_LAYERS", "SceneNodes"]
 
 TRAIN_RGB, HELD_OUT_RGB = (38, 166, 142), (240, 138, 36)
 MARK_RGB = (255, 140, 26)
-OUTLINE_SHARE = 0.02
-"""How far before the camera the lasso is drawn, as a share of its distance from the scene."""
+PATH_SHARE = 0.02
+"""How far before the camera the path of the mouse is drawn, as a share of its distance from the scene."""
+CANVAS_DISTANCES = 100.0
+"""Radius of the ball that the mouse draws on, in distances of the cameras from the scene."""
 FRUSTUM_SHARE = 0.07
 """Size of a frustum as a share of the cameras' mean distance from their middle."""
 
@@ -133,24 +135,45 @@ class SceneNodes:
         )
         return self.show_layer(self.page.layer)
 
-    def carry(self, position: np.ndarray, wxyz: np.ndarray) -> None:
-        """Move the lifted splats."""
+    def carry(self, **placed: Any) -> None:
+        """Move the lifted splats: `position`, `wxyz`, `scale`."""
         if "lifted" in self.splats:
-            self.splats["lifted"].position, self.splats["lifted"].wxyz = position, wxyz
+            for name, value in placed.items():
+                setattr(self.splats["lifted"], name, value)
 
-    def show_outline(self, camera: Cameras | None, corners: Sequence[tuple[float, float]]) -> None:
-        """Draw a polygon just before a camera, by shares of its picture; None draws none."""
+    def show_canvas(self, on_stroke: Callable[[Any], Any] | None, modifiers: Sequence[str | None]) -> None:
+        """Have the mouse draw where it is dragged, instead of turning the scene; None gives it back.
+
+        viser tells how the mouse is dragged on a thing of the scene only: here a ball around everything, unseen.
+        """
+        scene = self.page.server.scene
+        scene.remove_by_name("/canvas")
+        if on_stroke is None:
+            return
+        canvas = scene.add_icosphere(
+            "/canvas",
+            radius=CANVAS_DISTANCES * self.look_distance,
+            opacity=0.0,
+            side="double",
+            cast_shadow=False,
+            receive_shadow=False,
+        )
+        for modifier in modifiers:
+            canvas.on_drag("left", modifier=modifier)(on_stroke)
+
+    def show_path(self, camera: Cameras | None, corners: Sequence[tuple[float, float]]) -> None:
+        """Draw a path just before a camera, by shares of its picture; no camera takes it away."""
         scene = self.page.server.scene
         if camera is None or len(corners) < 2:
-            scene.remove_by_name("/outline")
+            scene.remove_by_name("/path")
             return
         pixels = torch.tensor(corners) * torch.tensor([camera.width, camera.height])
         focal, center = camera.intrinsics[0, [0, 1], [0, 1]], camera.intrinsics[0, :2, 2]
         rays = torch.cat([(pixels - center) / focal, torch.ones(len(corners), 1)], dim=1)
-        depth = OUTLINE_SHARE * self.look_distance
+        depth = PATH_SHARE * self.look_distance
         points = camera.positions + depth * rays @ camera.camera_to_world[0, :3, :3].T
-        segments = torch.stack([points, points.roll(-1, dims=0)], dim=1).numpy()
-        scene.add_line_segments("/outline", segments, colors=MARK_RGB, thickness=2.0, thickness_units="screen")
+        segments = torch.stack([points[:-1], points[1:]], dim=1).numpy()
+        scene.add_line_segments("/path", segments, colors=MARK_RGB, thickness=2.0, thickness_units="screen")
 
     def show_layer(self, layer: str) -> None:
         """Show the splats of a layer, or none for a layer of pictures."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,10 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from restage.edit.direct.operations import Delete, Duplicate, Operation, Recolor, Scale, Transform, region_center
-from restage.records import InputError
 from restage.regions.region import Region, combine, grow, shrink
 from restage.scenes.cameras import Cameras
 from restage.view import pictures
-from restage.view.selecting import Point, disc_mask, polygon_mask, region_in_mask, region_size
+from restage.view.selecting import Point, polygon_mask, region_in_mask, region_size, stroke_mask
 
 __all__ = ["RegionControls", "TOOLS"]
 
@@ -21,9 +22,9 @@ OFF = "off"
 TOOLS = {
     OFF: "The mouse turns the scene.",
     "object": "Click at a thing.",
-    "brush": "Click to paint what you see.",
+    "brush": "Click or drag to paint what you see.",
     "box": "Drag a box around what you see.",
-    "lasso": "Click the corners around what you see, then press Close, or Enter.",
+    "lasso": "Drag around what you see.",
 }
 """What each tool asks for."""
 WITH_KEYS = "Shift adds to the choice, Alt takes away."
@@ -35,6 +36,9 @@ PICK_HEIGHT_PX = 360
 COPY_SIZES = 2.2
 """How far a copy lies beside what is copied, in sizes of it."""
 GIZMO_SIZES = 1.5
+SCALER_SIZES = 2.5
+"""How far above the center of what is chosen the handle that scales stands, in sizes of it."""
+MIN_FACTOR, MAX_FACTOR = 0.05, 20.0
 
 
 class RegionControls:
@@ -42,16 +46,13 @@ class RegionControls:
 
     def __init__(self, page: Any) -> None:
         self.page = page
-        self._corners: list[Point] = []
-        self._lasso_camera: Cameras | None = None
-        self.gizmo: Any = None
+        self._path: list[Point] = []  # of the mouse while it is dragged
+        self.handles: tuple[Any, ...] = ()
         self._held: Region | None = None  # what the handles are at
         gui = page.server.gui
         self.tool = gui.add_dropdown("Tool", tuple(TOOLS), initial_value=OFF)
         self.tool.on_update(page.handler(lambda _: self.use(self.tool.value)))
         self.said = gui.add_markdown(TOOLS[OFF])
-        self.close = gui.add_button("Close lasso", icon="lasso", visible=False)
-        self.close.on_click(page.handler(lambda _: self.close_lasso()))
         self.size = gui.add_slider(
             "Size",
             0.5,
@@ -77,9 +78,11 @@ class RegionControls:
             self._add_button(gui, "Delete", "trash", lambda: self.change(Delete()))
             self._add_button(gui, "Remove and fill", "eraser", self.remove)
             self._add_button(gui, "Duplicate", "copy", self.duplicate)
-            self.factor = gui.add_number("Factor", 1.2, min=0.05, max=20.0, step=0.05)
+            self.factor = gui.add_number("Factor", 1.2, min=MIN_FACTOR, max=MAX_FACTOR, step=0.05)
             self._add_button(gui, "Scale", "resize", lambda: self.change(Scale(factor=float(self.factor.value))))
-            self.moves = gui.add_checkbox("Move and turn", False, hint="With handles in the scene.")
+            self.moves = gui.add_checkbox(
+                "Handles", False, hint="In the scene: arrows and rings move and turn, the arrow above scales."
+            )
             self.moves.on_update(page.handler(lambda _: self._show_gizmo()))
 
     def _add_button(self, gui: Any, label: str, icon: str, act: Any) -> None:
@@ -88,8 +91,6 @@ class RegionControls:
     def use(self, tool: str) -> None:
         """Take up a tool; the scene cannot be turned by dragging while a box is drawn."""
         self.tool.value = tool
-        self._corners = []
-        self._draw_lasso(None)
         scene = self.page.server.scene
         scene.remove_click_callback()
         scene.remove_rect_select_callback()
@@ -98,6 +99,7 @@ class RegionControls:
                 scene.on_rect_select(modifier=modifier)(self.page.handler(self._on_box))
             else:
                 scene.on_click(modifier=modifier)(self.page.handler(self._on_click))
+        self.page.nodes.show_canvas(self._on_stroke if tool in ("brush", "lasso") else None, tuple(MODIFIERS))
         self.page.nodes.show_frustums(tool == OFF and self.page.controls.are_cameras_shown.value)
         # Said last, once the browser has been told of the tool.
         self.said.content = f"{TOOLS[tool]} {WITH_KEYS}" if tool != OFF else TOOLS[OFF]
@@ -123,29 +125,25 @@ class RegionControls:
             self.said.content = f"{TOOLS['object']} {WITH_KEYS}"
             self.page.refresh()
         elif self.tool.value == "brush":
-            self._choose_in(camera, disc_mask(camera, event.screen_pos, self.size.value / 100), event.modifier)
-        elif self.tool.value == "lasso":
-            moved = self._lasso_camera is None or not torch.allclose(
-                self._lasso_camera.camera_to_world, camera.camera_to_world, atol=1e-4
-            )
-            self._corners = [] if moved else self._corners  # corners belong to one picture
-            self._lasso_camera, self._how = camera, event.modifier
-            self._corners.append(event.screen_pos)
-            self._draw_lasso(event.client)
+            self._choose_in(camera, stroke_mask(camera, [event.screen_pos], self.size.value / 100), event.modifier)
 
-    def close_lasso(self) -> None:
-        """Choose what is inside of the corners that were clicked."""
-        if self._lasso_camera is None or len(self._corners) < 3:
-            raise InputError("click three corners or more with the lasso first")
-        mask = polygon_mask(self._lasso_camera, self._corners)
-        self._corners = []
-        self._draw_lasso(None)
-        self._choose_in(self._lasso_camera, mask, self._how)
+    async def _on_stroke(self, event: Any) -> None:
+        """Follow the mouse while it is dragged; viser awaits this, so that events come in their order."""
+        if event.phase == "start":
+            self._path = [event.start_screen_pos]
+        self._path.append(event.end_screen_pos)
+        is_over = event.phase == "end"
+        self.page.nodes.show_path(None if is_over else self._camera(event), self._path)
+        if is_over:
+            # Rendering takes too long for the loop that all browsers are served in.
+            await asyncio.to_thread(self.page.handler(self._end_stroke), event)
 
-    def _draw_lasso(self, client: Any) -> None:
-        """Show the corners so far, just before the camera; no client hides them."""
-        self.close.visible = self.tool.value == "lasso"
-        self.page.nodes.show_outline(self._lasso_camera if client is not None else None, self._corners)
+    def _end_stroke(self, event: Any) -> None:
+        camera, path = self._camera(event), self._path
+        if self.tool.value == "lasso":
+            self._choose_in(camera, polygon_mask(camera, path), event.modifier)
+        elif self.tool.value == "brush":
+            self._choose_in(camera, stroke_mask(camera, path, self.size.value / 100), event.modifier)
 
     def _choose_in(self, camera: Cameras, mask: torch.Tensor, modifier: str | None) -> None:
         session = self.page.session
@@ -216,8 +214,8 @@ class RegionControls:
         self.page.refresh()
         self.page.start_keeping()
 
-    def refresh(self) -> None:
-        """Show what is chosen, and the regions of the run."""
+    def refresh(self, regions: Sequence[str]) -> None:
+        """Show what is chosen, and the names of the run's regions."""
         session = self.page.session
         region = session.selected
         if region is None:
@@ -225,14 +223,15 @@ class RegionControls:
         else:
             count = int(region.inside.sum())
             self.chosen.content = f"**{count:,}** of {len(region.weights):,} splats are chosen."
-        names = tuple(session.regions()) or (NONE_SAVED,)
+        names = tuple(regions) or (NONE_SAVED,)
         if names != self.saved.options:
             self.saved.options = names
         self._show_gizmo()
 
-    def forget_handles(self) -> None:
-        """Take note that the scene was built anew, without handles."""
-        self.gizmo = self._held = None
+    def load(self) -> None:
+        """Take up the tool again in a scene that was built anew, which has no handles yet."""
+        self.handles, self._held = (), None
+        self.use(self.tool.value)
 
     def _show_gizmo(self) -> None:
         """Put handles at what is chosen, and take old ones away."""
@@ -240,25 +239,34 @@ class RegionControls:
         if region is self._held:  # they may be in the user's hand
             return
         self._held = region
-        if self.gizmo is not None:
-            self.gizmo.remove()
-            self.gizmo = None
+        for handle in self.handles:
+            handle.remove()
+        self.handles = ()
         self.page.nodes.lift(region)
         if region is None:
             return
         splats = self.page.session.shown.splats
-        center = region_center(splats, region.weights.to(splats.means.device)).tolist()
-        self.gizmo = self.page.server.scene.add_transform_controls(
-            "/gizmo",
-            scale=GIZMO_SIZES * region_size(splats, region),
-            line_width=4.0,
-            depth_test=False,
-            position=tuple(center),
+        center = region_center(splats, region.weights.to(splats.means.device)).cpu().numpy()
+        size = region_size(splats, region)
+        above = np.array([0.0, 0.0, SCALER_SIZES * size])
+        add = self.page.server.scene.add_transform_controls
+        look = {"line_width": 4.0, "depth_test": False}
+        mover = add("/handles/move", scale=GIZMO_SIZES * size, position=tuple(center), **look)
+        mover.on_update(self.page.handler(lambda event: self._drag(event, center)))
+        scaler = add(
+            "/handles/scale",
+            scale=0.5 * GIZMO_SIZES * size,
+            position=tuple(center + above),
+            active_axes=(False, False, True),
+            disable_sliders=True,
+            disable_rotations=True,
+            **look,
         )
-        self.gizmo.on_update(self.page.handler(lambda event: self._drag(event, np.array(center))))
+        scaler.on_update(self.page.handler(lambda event: self._drag_scale(event, center, above)))
+        self.handles = (mover, scaler)
 
     def _drag(self, event: Any, center: np.ndarray) -> None:
-        self.page.nodes.carry(event.target.position, event.target.wxyz)
+        self.page.nodes.carry(position=event.target.position, wxyz=event.target.wxyz)
         if event.phase != "end":
             return
         matrix = np.eye(4)
@@ -266,3 +274,11 @@ class RegionControls:
         matrix[:3, 3] = np.asarray(event.target.position) - matrix[:3, :3] @ center
         a, b, c, d = ((float(w), float(x), float(y), float(z)) for w, x, y, z in matrix)
         self.change(Transform(matrix=(a, b, c, d)))
+
+    def _drag_scale(self, event: Any, center: np.ndarray, above: np.ndarray) -> None:
+        """Scale by how many times as far above the center the handle is as it was."""
+        factor = (np.asarray(event.target.position) - center) @ above / (above @ above)
+        factor = round(float(np.clip(factor, MIN_FACTOR, MAX_FACTOR)), 3)
+        self.page.nodes.carry(scale=factor)
+        if event.phase == "end":
+            self.change(Scale(factor=factor))

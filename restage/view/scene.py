@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from restage.edit.direct.changes import read_history
 from restage.records import EditCase, InputError, read_json
 from restage.run.layout import CAPTURE, EDIT_RECORD, FIT_RECORD, RUN_RECORD, SPLATS, TRANSFORMS
 from restage.run.reading import EditRecord, FitRecord
@@ -31,10 +32,13 @@ class KeptEdit:
     seed: int
     record_id: str
     is_done: bool = True  # whether it came to its end; a failed edit has nothing to show
+    name: str = ""  # what the user calls it
 
     @property
     def label(self) -> str:
         """What the user reads in lists; tells edits of one scene apart."""
+        if self.name:
+            return f"{self.name}: {self.instruction}"
         text = f"{self.instruction} | {self.method}, {self.editor}, seed {self.seed}"
         mark = self.edit.rpartition("-on-")[1:]
         return f"{text} | {''.join(mark).lstrip('-')}" if mark[0] else text
@@ -132,8 +136,9 @@ def list_kept(scene: ViewScene) -> list[KeptEdit]:
 
 
 def read_kept(folder: Path) -> KeptEdit:
-    """Read the record of an edit."""
+    """Read the record of an edit, and its name in the scene's history."""
     record = read_json(folder / EDIT_RECORD, EditRecord)
+    run = folder.parents[4]
     return KeptEdit(
         folder=folder,
         edit=record.edit,
@@ -143,4 +148,5 @@ def read_kept(folder: Path) -> KeptEdit:
         seed=record.seed,
         record_id=record.id,
         is_done=record.status == "done",
+        name=read_history(run, record.scene).names.get(folder.relative_to(run).as_posix(), ""),
     )

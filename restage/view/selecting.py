@@ -16,7 +16,7 @@ from restage.scenes.cameras import Cameras, project_points
 from restage.scenes.rasterize import rasterize
 from restage.scenes.splats import Splats
 
-__all__ = ["Point", "disc_mask", "polygon_mask", "region_in_mask", "region_size"]
+__all__ = ["Point", "polygon_mask", "region_in_mask", "region_size", "stroke_mask"]
 
 REACH = 2.0
 """Splats are seen as far behind a surface as this many of their standard deviations."""
@@ -37,11 +37,17 @@ def polygon_mask(camera: Cameras, corners: Sequence[Point]) -> Float[Tensor, "h 
     return torch.from_numpy(np.array(drawn, np.float32))
 
 
-def disc_mask(camera: Cameras, center: Point, radius: float) -> Float[Tensor, "h w"]:
-    """1 within a radius, in shares of the height, around a point in the picture of a camera (n = 1)."""
-    x, y = torch.arange(camera.width) + 0.5, torch.arange(camera.height) + 0.5
-    across, down = x - center[0] * camera.width, y - center[1] * camera.height
-    return ((across[None] ** 2 + down[:, None] ** 2).sqrt() <= max(radius * camera.height, 0.5)).float()
+def stroke_mask(camera: Cameras, path: Sequence[Point], radius: float) -> Float[Tensor, "h w"]:
+    """1 within a radius, in shares of the height, around a path (or one point) in the picture of a camera (n = 1)."""
+    y, x = torch.meshgrid(torch.arange(camera.height) + 0.5, torch.arange(camera.width) + 0.5, indexing="ij")
+    pixels = torch.stack([x, y], dim=-1)
+    corners = torch.tensor(path) * torch.tensor([camera.width, camera.height])
+    nearest = torch.full((camera.height, camera.width), torch.inf)
+    for start, end in zip(corners, [*corners[1:], corners[-1]], strict=True):
+        along = end - start
+        share = ((pixels - start) @ along / (along @ along).clamp_min(1e-9)).clamp(0, 1)
+        nearest = torch.minimum(nearest, (pixels - start - share[..., None] * along).norm(dim=-1))
+    return (nearest <= max(radius * camera.height, 0.5)).float()
 
 
 @torch.no_grad()

@@ -37,13 +37,12 @@ def shortcuts_of(controls: Any) -> list[Shortcut]:
         Shortcut("Choose with a brush", "P", lambda: region.use("brush")),
         Shortcut("Choose in a box", "X", lambda: region.use("box")),
         Shortcut("Choose with a lasso", "L", lambda: region.use("lasso")),
-        Shortcut("Close the lasso", "enter", region.close_lasso),
         Shortcut("Put the tool away", "escape", lambda: region.use("off")),
         Shortcut("Choose nothing", "N", lambda: region.choose(None)),
         Shortcut("Recolor what is chosen", "C", region.recolor),
         Shortcut("Delete what is chosen", "delete", lambda: region.change(Delete())),
         Shortcut("Duplicate what is chosen", "U", region.duplicate),
-        Shortcut("Handles to move and turn", "M", region.toggle_gizmo),
+        Shortcut("Handles to move, turn and scale", "M", region.toggle_gizmo),
         Shortcut("Help", "H", lambda: show_help(controls)),
     ]
 

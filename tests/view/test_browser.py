@@ -95,6 +95,20 @@ class Shown:
 
         self.wait_for(is_so, f"a ball of channel {channel} in {name}.png")
 
+    def drag(self, *places: tuple[float, float]) -> None:
+        """Drag the mouse along places of the window."""
+        self.page.mouse.move(*places[0])
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*place, steps=3)
+            self.page.wait_for_timeout(300)
+        self.page.mouse.up()
+
+    def camera(self) -> tuple[float, ...]:
+        """Where the browser's camera is and how it is turned."""
+        (client,) = self.viewer.server.get_clients().values()
+        return (*client.camera.position.tolist(), *client.camera.wxyz.tolist())
+
     def type_in(self, label: str, text: str) -> None:
         self.page.locator(f"label:text-is('{label}')").locator("xpath=ancestor::div[3]").locator("input").fill(text)
 
@@ -268,21 +282,25 @@ def test_an_object_is_clicked_recolored_deleted_brought_back_moved_and_saved(sho
     shown.page.keyboard.press("Control+z")
     shown.wait_for(lambda: session.position == 0, "both to be undone")
 
-    shown.page.get_by_label("Move and turn").check(force=True)
+    shown.page.get_by_label("Handles").check(force=True)
     shown.wait_for(lambda: "lifted" in shown.viewer.nodes.splats, "the handles")
     shown.page.wait_for_timeout(1500)
-    gizmo = shown.viewer.controls.region.gizmo
-    tip = gizmo.position + np.array([0.0, 0.0, 0.75 * gizmo.scale])
-    x, y = shown.pixel_of(*tip.tolist())
-    shown.page.mouse.move(x, y)
-    shown.page.mouse.down()
-    for step in (10, 20, 40):
-        shown.page.mouse.move(x, y - step)
-        shown.page.wait_for_timeout(300)
-    shown.page.mouse.up()
+    mover, scaler = shown.viewer.controls.region.handles
+    x, y = shown.pixel_of(*(mover.position + np.array([0.0, 0.0, 0.75 * mover.scale])).tolist())
+    shown.drag((x, y), (x, y - 10), (x, y - 20), (x, y - 40))
     shown.wait_for(lambda: session.position == 1 and session.shown.label.startswith("transform"), "the ball to move")
     moved = session.shown.splats.means[:80] - session.before.means[:80]
     assert float(moved[:, 2].median()) > 0.05 and float(moved[:, :2].abs().median()) < 0.02
+
+    shown.page.wait_for_timeout(1500)
+    _, scaler = shown.viewer.controls.region.handles
+    before = session.shown.splats
+    x, y = shown.pixel_of(*(scaler.position + np.array([0.0, 0.0, 0.75 * scaler.scale])).tolist())
+    shown.drag((x, y), (x, y - 10), (x, y - 20), (x, y - 30))
+    shown.wait_for(lambda: session.position == 2 and session.shown.label.startswith("scale"), "the ball to grow")
+    grown = (session.shown.splats.log_scales - before.log_scales)[:80]
+    assert 0.02 < float(grown.median()) < 1 and float(grown.max() - grown.min()) < 1e-4
+    assert torch.equal(session.shown.splats.log_scales[80:], before.log_scales[80:])
 
     shown.type_in("Name", "the-ball")
     shown.press("Save region")
@@ -293,6 +311,9 @@ def test_an_object_is_clicked_recolored_deleted_brought_back_moved_and_saved(sho
     shown.open_tab("History")
     shown.wait_for_text("All changes are in the run folder.")
     shown.page.get_by_role("listitem").get_by_text("transform selection").wait_for()
+    shown.type_in("Call it", "the large ball")
+    shown.press("Name")
+    shown.page.get_by_role("listitem").get_by_text("the large ball: scale selection").wait_for()
 
 
 def test_a_box_a_lasso_and_the_brush_choose_what_is_drawn_at_and_help_lists_the_keys(shown: Shown) -> None:
@@ -309,15 +330,14 @@ def test_a_box_a_lasso_and_the_brush_choose_what_is_drawn_at_and_help_lists_the_
     shown.wait_for(lambda: session.selected is not None, "a choice by the box")
     in_box = int(session.chosen().inside.sum())
     shown.page.keyboard.press("l")
-    shown.wait_for_text("Click the corners around what you see")
-    for across, down in ((-60, -60), (60, -60), (0, 40)):
-        shown.page.mouse.click(x + across, y + down)
-        shown.page.wait_for_timeout(400)
-    shown.page.keyboard.press("Enter")
+    shown.wait_for_text("Drag around what you see.")
+    before = shown.camera()
+    shown.drag((x - 60, y - 60), (x + 60, y - 60), (x, y + 40))
     shown.wait_for(lambda: 0 < int(session.chosen().inside.sum()) < in_box, "less by the lasso")
+    assert shown.camera() == before, "the scene does not turn while one draws"
     in_lasso = int(session.chosen().inside.sum())
     shown.page.keyboard.press("p")
-    shown.wait_for_text("Click to paint what you see.")
+    shown.wait_for_text("Click or drag to paint what you see.")
     shown.page.keyboard.down("Shift")
     in_front = max(session.before.means[80:].tolist(), key=lambda point: shown.pixel_of(*point)[1])
     shown.page.mouse.click(*shown.pixel_of(*in_front))
@@ -326,9 +346,9 @@ def test_a_box_a_lasso_and_the_brush_choose_what_is_drawn_at_and_help_lists_the_
     shown.page.keyboard.press("Escape")
     shown.wait_for(lambda: shown.viewer.controls.region.tool.value == "off", "the tool to be put away")
     shown.page.keyboard.press("h")
-    shown.wait_for_text("Handles to move and turn")
+    shown.wait_for_text("Handles to move, turn and scale")
     shown.press("Close")
-    shown.page.get_by_text("Handles to move and turn").wait_for(state="detached")
+    shown.page.get_by_text("Handles to move, turn and scale").wait_for(state="detached")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.scenes.splats import Splats
 from restage.view import ViewSession
 from restage.view.region_controls import PICK_HEIGHT_PX
-from restage.view.selecting import disc_mask, polygon_mask, region_in_mask, region_size
+from restage.view.selecting import polygon_mask, region_in_mask, region_size, stroke_mask
 from tests.edit.conftest import TinyScene
 
 GOLD = Recolor(towards="gold")
@@ -150,11 +151,15 @@ def test_shapes_drawn_in_a_window_choose_what_is_seen_in_them(session, tiny_scen
     chosen = region_in_mask(session.before, camera, box, "box").inside
     assert (chosen & tiny_scene.is_ball).sum() > 30, "those of the ball that face the camera"
     middle = ((left + right) / 2, (top + bottom) / 2)
-    dab = region_in_mask(session.before, camera, disc_mask(camera, middle, 0.06), "brush")
+    dab = region_in_mask(session.before, camera, stroke_mask(camera, [middle], 0.06), "brush")
     assert tiny_scene.is_ball[dab.inside].all() and 0 < dab.inside.sum() < chosen.sum()
     assert 0.05 < region_size(session.before, dab) < 0.3
+    across = stroke_mask(camera, [(0.2, 0.5), (0.7, 0.5), (0.7, 0.8)], 0.1)
+    # Two strips that overlap at the corner, and round ends and outer corner.
+    wanted = 0.2 * (0.5 + 0.3) - 0.1**2 + 1.25 * math.pi * 0.1**2
+    assert float(across.mean()) == pytest.approx(wanted, rel=0.05)
     with pytest.raises(InputError, match="there are no splats"):
-        region_in_mask(session.before, camera, disc_mask(camera, (0.01, 0.01), 0.005), "brush")
+        region_in_mask(session.before, camera, stroke_mask(camera, [(0.01, 0.01)], 0.005), "brush")
     with pytest.raises(InputError, match="three corners"):
         polygon_mask(camera, [(0.1, 0.1), (0.2, 0.2)])
 
@@ -224,3 +229,25 @@ def test_a_thing_is_removed_and_its_place_filled_as_from_the_shell(session, ball
     assert current_change(run_folder, "tiny") == kept.folder and not session.is_running
     session.undo()
     assert current_change(run_folder, "tiny") == session.versions[1].kept.folder
+
+
+def test_a_version_has_a_name_that_the_run_keeps(session, ball, run_folder):
+    with pytest.raises(InputError, match="the scene before any edit"):
+        session.name_version("mine")
+    session.select(ball, name="ball")
+    session.change(Recolor(towards="gold"))
+    with pytest.raises(InputError, match="not written into the run yet"):
+        session.name_version("mine")
+    list(session.keep())
+    session.name_version("  golden  ")
+    assert session.shown.label == "golden: recolor ball towards gold"
+    session.change(Recolor(towards="red"))
+    list(session.keep())
+    again = ViewSession(run_folder)
+    assert [version.label for version in again.versions][:2] == ["before", "golden: recolor ball towards gold"]
+    assert "golden: recolor ball towards gold" in [kept.label for kept in again.kept_edits()]
+    again.undo()
+    again.name_version("")
+    assert "golden" not in again.shown.label and read_history(run_folder, "tiny").names == {}
+    with pytest.raises(InputError, match="at most 80 letters on one line"):
+        again.name_version("a" * 81)

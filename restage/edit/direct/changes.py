@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,8 +26,10 @@ from restage.run.reading import EditRecord
 from restage.scenes.device import made_on
 from restage.scenes.fit import render_views
 
-__all__ = ["DirectEdit", "History", "current_change", "describe_operation", "open_change", "read_history"]
-__all__ += ["redo_change", "undo_change"]
+__all__ = ["DirectEdit", "History", "current_change", "describe_operation", "name_result", "open_change"]
+__all__ += ["read_history", "redo_change", "undo_change"]
+
+MAX_NAME = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +54,23 @@ class DirectEdit:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The direct edits of a scene, by the folders of their results relative to the run."""
+    """The direct edits of a scene, by the folders of their results relative to the run; names for any of its edits."""
 
     made: tuple[str, ...] = ()  # all, in the order in which they were made
     current: tuple[str, ...] = ()  # those that count, each on top of the one before; the last is how the scene stands
     undone: tuple[str, ...] = ()  # what can be brought back, the last of them first
+    names: Mapping[str, str] = field(default_factory=dict)  # what the user calls results, by their folders
 
 
 def describe_operation(name: str, operation: Operation | Method, region_name: str) -> str:
     """Say in words what is done, such as "recolor bear towards gold"."""
     words = [name, region_name]
-    for field in fields(operation):  # pyright: ignore[reportArgumentType]
-        value = getattr(operation, field.name)
-        if value == field.default or field.name == "matrix":
+    for parameter in fields(operation):  # pyright: ignore[reportArgumentType]
+        value = getattr(operation, parameter.name)
+        if value == parameter.default or parameter.name == "matrix":
             continue
         numbers = value if isinstance(value, tuple) else (value,)
-        words += [field.name, *(f"{number:g}" if isinstance(number, float) else str(number) for number in numbers)]
+        words += [parameter.name, *(f"{number:g}" if isinstance(number, float) else str(number) for number in numbers)]
     return " ".join(words)
 
 
@@ -154,7 +157,7 @@ def _kept(steps: Iterator[EditStep], run: Path, folder: Path, start: StartingPoi
     begun = () if start is None else (find_result(run, scene, start.record_id).relative_to(run).as_posix(),)
     before = history.current if history.current[-1:] == begun else begun
     made = history.made if place in history.made else (*history.made, place)
-    _write(run, scene, History(made=made, current=(*before, place)))
+    _write(run, scene, replace(history, made=made, current=(*before, place), undone=()))
 
 
 def read_history(run: Path, scene: str) -> History:
@@ -187,6 +190,17 @@ def redo_change(run: Path, scene: str) -> Path:
     *before, last = history.undone
     _write(run, scene, replace(history, current=(*history.current, last), undone=tuple(before)))
     return run / last
+
+
+def name_result(run: Path, folder: Path, name: str) -> None:
+    """Give the result of an edit a name in the scene's history; an empty one takes it away."""
+    if "\n" in name or len(name) > MAX_NAME:
+        raise InputError(f"expected a name of at most {MAX_NAME} letters on one line, got {len(name)}")
+    place = folder.resolve().relative_to(run.resolve()).as_posix()
+    scene = place.split("/")[1]
+    history = read_history(run, scene)
+    names = {**history.names, place: name.strip()}
+    _write(run, scene, replace(history, names={place: name for place, name in names.items() if name}))
 
 
 def _write(run: Path, scene: str, history: History) -> None:

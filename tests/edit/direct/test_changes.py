@@ -21,7 +21,7 @@ from restage.regions.region import Region
 from restage.run.folder import RunFolder
 from restage.run.reading import EditRecord
 from restage.scenes.io.splat_files import read_splats, write_splats
-from restage.view.session import list_kept, load_scene
+from restage.view.scene import list_kept, load_scene
 from tests.commands.test_cli import assert_is_bad_input, restage
 
 CONFIG = EditConfig(methods=("nothing",), editors=("exact",))
@@ -179,6 +179,8 @@ def test_the_shell_changes_chains_lists_and_undoes(place):
     result = restage("change", place.scene, "--undo")
     assert "recolor" in result.stdout.splitlines()[1]
     assert restage("change", place.scene, "--redo").returncode == 0
+    assert restage("change", place.scene, "--name", "up in the air").returncode == 0
+    assert "* up in the air: move ball" in restage("change", place.scene).stdout
     result = restage("change", place.scene, "delete", "--region", "ball", "--on", "scene", "--device", "cpu")
     record = json.loads((the_current(run) / "record.json").read_text())
     assert "starts_from" not in record["inputs"] and record["method"] == "delete"
