@@ -19,6 +19,7 @@ from PIL import Image
 from restage.edit.job import EditJob, EditStep
 from restage.edit.methods import METHODS
 from restage.records import read_json
+from restage.regions.region import Region
 from restage.run.folder import RunFolder, StepByStep
 from restage.scenes.cameras import project_points
 from restage.scenes.io.splat_files import read_splats
@@ -247,6 +248,25 @@ def test_an_instruction_is_shown_as_it_was_typed_and_none_of_it_becomes_part_of_
     shown.open_tab("History")
     shown.page.get_by_role("listitem").get_by_text("make it <a>blue</a>").wait_for()
     assert shown.page.locator("a:text-is('blue')").count() == 0
+
+
+def test_an_edit_stays_inside_of_the_region_that_is_chosen_and_takes_an_anchor(shown: Shown) -> None:
+    session, is_ball = shown.session, torch.arange(200) < 80
+    session.select(Region.of(session.before, is_ball.float(), by="hand"))
+    session.save_region("ball")
+    shown.viewer.refresh()
+    shown.choose("Where", "ball")
+    shown.type_in("Instruction", "make it blue")
+    shown.choose("Editor", "grade")
+    shown.viewer.controls.anchor.value = "auto"
+    shown.press("Edit")
+    shown.wait_for_text("this editor can be shown no edited view")
+    shown.viewer.controls.anchor.value = "none"
+    shown.press("Edit")
+    shown.wait_for_text("kept in the run folder")
+    kept, changed = session.shown.kept, (session.shown.splats.sh != session.before.sh).flatten(1).any(dim=1)
+    assert kept is not None and "ball" in kept.edit
+    assert changed[:80].all() and changed[80:].float().mean() < 0.5
 
 
 def test_an_object_is_clicked_recolored_deleted_brought_back_moved_and_saved(shown: Shown) -> None:
