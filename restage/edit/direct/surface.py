@@ -6,7 +6,6 @@ One surface is filled, as seen from straight above, and not each view, so that t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,18 +19,8 @@ from restage.records import derive_seed
 from restage.scenes.cameras import Cameras, project_points
 from restage.scenes.splats import SH_C0, Splats
 
-__all__ = [
-    "Painting",
-    "Plane",
-    "Shadow",
-    "distance_from",
-    "fill_unseen",
-    "find_plane",
-    "find_shadow",
-    "lay_splats",
-    "look_up",
-]
-__all__ += ["look_up", "paint_plane", "plane_depths"]
+__all__ = ["Painting", "Plane", "distance_from", "fill_unseen", "find_plane", "lay_splats", "look_up"]
+__all__ += ["paint_plane", "plane_depths"]
 
 NUM_TRIALS = 400
 MAX_POINTS = 4000
@@ -40,20 +29,12 @@ THICKNESS = 0.08
 """Points this near to a plane, as a share of the thing's size, lie on it."""
 MIN_AHEAD = 0.9
 """Share of the thing's splats, and of the cameras, that lie on the near side of what it stands on."""
-MAX_TEXELS = 240
+MAX_TEXELS = 420
 """Points of a painting along a side, at most."""
-MAX_AREA, MAX_SPREAD = 0.3, 0.12
-"""A shadow covers no more than the first share of what is seen of the plane; none can be told where the plane, far from
-the thing, differs from a plane of light by more than the second."""
-CONTACT = (0.2, 0.95)
-"""A thing throws no shadow if, up to this share of its size around its foot, the plane is hardly darker than farther
-off."""
+MIN_AGREEING, AGREE = 3, 0.03
+"""So many views agree on the color of a point if half of them differ by less than this."""
 RIM, MIN_HOLE = 3, 9
 """Points around a hole that a patch has to suit, and points from which on a hole is worth a patch."""
-BLUR, DARK, FAR, SOFT, MAX_GAIN, NUM_REFITS = 0.06, 0.97, 1.8, 0.4, 6.0, 5
-"""Shadows are looked for in a painting that is blurred by this share of the thing's size, where it is darker than this
-share of what it is farther away than so many sizes; gains end within a share of the size around it, are limited, and
-are found in so many rounds."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +57,7 @@ class Painting:
     points: Float[Tensor, "rows columns 3"]
     spacing: float  # of the points, in world units
     colors: Float[Tensor, "3 rows columns"]
-    is_seen: Bool[Tensor, "rows columns"]  # whether a view shows the point
+    is_seen: Bool[Tensor, "rows columns"]  # whether a view shows the point, or views agree on its color
     is_empty: Bool[Tensor, "rows columns"]  # whether more views look past the point than show it, two at least
 
 
@@ -147,7 +128,7 @@ def paint_plane(
     ticks = torch.arange(-reach, reach, spacing)
     down, across = torch.meshgrid(ticks, ticks, indexing="ij")
     points = plane.origin + across[..., None] * plane.axes[0] + down[..., None] * plane.axes[1]
-    shown, num_past = [], torch.zeros(points.shape[:2])
+    shown, open_to, num_past = [], [], torch.zeros(points.shape[:2])
     for view in range(len(cameras)):
         found, inside = look_up(
             torch.cat([images[view], hidden[view][None], depths[view][None]]), points, cameras[view]
@@ -156,12 +137,19 @@ def paint_plane(
         # Seen at a slant, a surface's depth is that of a whole pixel: hence the wide limit.
         is_open = inside & (found[3] == 0)
         is_shown = is_open & ((found[4] - away).abs() < 0.05 * away)
-        num_past += is_open & (found[4] > 1.05 * away)
+        is_past = is_open & (found[4] >= 1.05 * away)
+        num_past += is_past
         shown.append(torch.where(is_shown, found[:3], torch.nan))
-    stack = torch.stack(shown)
-    colors = stack.nanmedian(dim=0).values
-    num_shown = torch.isfinite(stack[:, 0]).sum(dim=0)
-    return Painting(plane, points, spacing, colors.nan_to_num(0.0), num_shown > 0, num_past > num_shown.clamp(min=1))
+        open_to.append(torch.where(is_shown | is_past, found[:3], torch.nan))
+    stack, every = torch.stack(shown), torch.stack(open_to)
+    num_shown, num_open = (torch.isfinite(maps[:, 0]).sum(dim=0) for maps in (stack, every))
+    # Where all is of one color, depths of a fit mean little, and colors tell that the surface is there.
+    middle = every.nanmedian(dim=0).values
+    differences = (every - middle).abs().mean(dim=1).nanmedian(dim=0).values
+    agree = (num_open >= MIN_AGREEING) & (differences < AGREE)
+    colors = torch.where(num_shown > 0, stack.nanmedian(dim=0).values, middle).nan_to_num(0.0)
+    is_seen = (num_shown > 0) | agree
+    return Painting(plane, points, spacing, colors, is_seen, ~agree & (num_past > num_shown.clamp(min=1)))
 
 
 def look_up(
@@ -176,76 +164,9 @@ def look_up(
     return found, inside.reshape(points.shape[:2])
 
 
-class Shadow(NamedTuple):
-    """A dark stain on a plane that begins at the thing which stands there."""
-
-    is_dark: Bool[Tensor, "rows columns"]
-    gains: Float[Tensor, "3 rows columns"]  # factors that take it away; 1 outside
-
-
-def find_shadow(painting: Painting, foot: Bool[Tensor, "rows columns"], *, size: float) -> Shadow:
-    """Find the shadow that a thing throws on the plane, from its foot on; what is nearer to another foot is another's.
-
-    Without it, the plane's colors are taken to change linearly, as they do far from the thing where it is not darker:
-    nearby, things dim the light from the sky even where they throw no shadow.
-    """
-    ticks = torch.linspace(-1, 1, foot.shape[1])[None, :], torch.linspace(-1, 1, foot.shape[0])[:, None]
-    x, y = (axis.expand(foot.shape) for axis in ticks)
-    basis = torch.stack([torch.ones_like(x), x, y], dim=-1)
-    sigma = max(1.0, BLUR * size / painting.spacing)
-    smooth = _blur(painting.colors, painting.is_seen, sigma)
-    is_far = painting.is_seen & (distance_from(foot) * painting.spacing > FAR * size)
-    light, is_light = smooth.mean(dim=0), is_far
-    for _ in range(NUM_REFITS):
-        factors = is_light[..., None]
-        fitted = (
-            basis
-            @ torch.linalg.lstsq(
-                (basis * factors).flatten(0, 1), (smooth.permute(1, 2, 0) * factors).flatten(0, 1)
-            ).solution
-        )
-        ratio = light / fitted.mean(dim=-1).clamp_min(1e-3)
-        is_light = is_far & (ratio > DARK)
-        if is_light.sum() < max(2, 0.2 * is_far.sum()):  # dark for the most part: no shadow
-            return Shadow(torch.zeros_like(foot), torch.ones_like(painting.colors))
-    # What has a pattern of its own differs from a plane of light as well: only what is darker than that is shadow.
-    spread = float(ratio[is_light].std())
-    if spread > MAX_SPREAD:  # another material: what is dark before it need not be shadow
-        return Shadow(torch.zeros_like(foot), torch.ones_like(painting.colors))
-    limit = min(DARK, 1 - 2 * spread)
-    rim = painting.is_seen & (distance_from(foot | ~painting.is_seen) * painting.spacing < CONTACT[0] * size)
-    rim &= distance_from(foot) * painting.spacing < size
-    if not bool(rim.any()) or float(ratio[rim].mean()) > CONTACT[1]:
-        return Shadow(torch.zeros_like(foot), torch.ones_like(painting.colors))
-    unseen = (~painting.is_seen | foot).numpy().astype(np.uint8)
-    _, labels = cv2.connectedComponents(unseen)
-    parts = torch.from_numpy(labels)
-    own = (parts > 0) & torch.isin(parts, parts[foot].unique())
-    others = (parts > 0) & ~own
-    dark = ((ratio < limit) & painting.is_seen & ~(distance_from(others) < distance_from(own))) | own
-    _, labels = cv2.connectedComponents(dark.numpy().astype(np.uint8))
-    is_dark = dark & torch.isin(torch.from_numpy(labels), torch.from_numpy(labels)[own].unique())
-    if is_dark.sum() > MAX_AREA * painting.is_seen.sum():  # another material, and no shadow
-        return Shadow(torch.zeros_like(foot), torch.ones_like(painting.colors))
-    gains = (fitted.permute(2, 0, 1) / smooth.clamp_min(1e-2)).clamp(1, MAX_GAIN)
-    # Shadows end softly, and so do the gains: a step would be seen as an edge.
-    ends = (1 - distance_from(is_dark) * painting.spacing / (SOFT * size)).clamp(0, 1) * painting.is_seen
-    return Shadow(ends > 0, 1 + (gains - 1) * ends)
-
-
 def distance_from(marked: Bool[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     """Distance of each point from the nearest marked one, in points."""
     return torch.from_numpy(cv2.distanceTransform((~marked).numpy().astype(np.uint8), cv2.DIST_L2, 5))
-
-
-def _blur(colors: Float[Tensor, "3 rows columns"], known: Bool[Tensor, "rows columns"], sigma: float) -> Tensor:
-    """Gaussian mean of the known points around each point."""
-
-    def blurred(plane: Tensor) -> Tensor:
-        return torch.from_numpy(cv2.GaussianBlur(plane.numpy(), (0, 0), sigma))
-
-    weights = blurred(known.float()).clamp_min(1e-4)
-    return torch.stack([blurred(plane * known) / weights for plane in colors])
 
 
 def fill_unseen(

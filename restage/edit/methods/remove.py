@@ -12,13 +12,13 @@ from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn import functional
 
+from restage.edit.direct.shadows import GRAIN, Shadow, find_shadow, light_up, without_grain
 from restage.edit.direct.surface import (
     Painting,
     Plane,
     distance_from,
     fill_unseen,
     find_plane,
-    find_shadow,
     lay_splats,
     look_up,
     paint_plane,
@@ -28,9 +28,12 @@ from restage.edit.editors.interface import AskedPictures
 from restage.edit.job import EditJob, EditStep
 from restage.edit.methods.renewal import join_splats
 from restage.edit.methods.restage import choose_key_views
-from restage.records import InputError
+from restage.records import InputError, derive_seed
 from restage.regions.masks import INSIDE, lift_masks, mean_shown, render_masks
 from restage.scenes.cameras import Cameras, unproject_depth
+from restage.scenes.config import LearningRates, RefineConfig
+from restage.scenes.fit import refine_splats
+from restage.scenes.optimizer import Targets
 from restage.scenes.rasterize import rasterize, splat_weights
 from restage.scenes.splats import SH_C0, Splats
 
@@ -38,15 +41,24 @@ __all__ = ["Remove"]
 
 Masks = Float[Tensor, "views height width"]
 
-NEAR, AROUND, REACH = 1.0, 2.5, 4.0
+NEAR, AROUND, REACH = 1.0, 2.5, 7.0
 """The surface that a thing stands on is filled up to the first times its size around its foot, looked for up to the
-second around its center, and painted up to the third."""
+second around its center, and painted up to the third, which low light throws shadows to."""
 THICKNESS = 0.2
 """Splats this near to the surface, as a share of the thing's size, lie on it."""
 FRINGE, EDGE = 2, 3
 """Points of the painting right beside what no view sees that are not trusted either, and that the fill goes over."""
 COVERED = 0.8
 """Splats show a surface where they cover a pixel by more than this."""
+
+ON_PLANE, SAME, LIT = 0.05, 0.1, 1.005
+"""Nothing is before the plane where the depth that a view shows is less than the first share short of the plane's; it
+shows the plane where its color differs by less than the second from the painting's. Gains up to the third change
+nothing."""
+SHOWS_LIT, PAINTED = 0.2, 0.3
+"""Splats are fitted of which this share shows what is lit; pixels that are painted count for less than photographs."""
+ROUNDS, RATE = 5, 0.02
+"""How often each view is looked at in the fit, and by what rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +71,10 @@ class Remove:
     3. What no view sees is the surface that the thing stands on, under it. That is a plane, fitted to the surfaces
        around the thing (`find_plane`). It is painted from all views, as seen from straight above (`paint_plane`);
        the hole in the painting is filled once, and laid out in flat splats, so that it is the same from all sides.
-    4. The shadow on that plane that begins at the thing goes with it (`find_shadow`).
+    4. The shadow on that plane that begins at the thing goes with it (`find_shadow`): the photographs are lit as if it
+       was not there, and the colors of the splats that show the place are fitted to them.
 
-    Nothing else changes: all other splats stay bit for bit. Fitting what was touched to the painting and to the
-    photographs, without the pixels that the thing covers, brought nothing (docs/log/2026-11-30-direct.md). Without a
-    region, masks of the editor say what goes.
+    Nothing else changes: all other splats stay bit for bit. Without a region, masks of the editor say what goes.
 
     Memory: that of the views twice, and of the painting once for each view.
     """
@@ -121,21 +132,27 @@ class Remove:
         is_on = painting.plane.heights(rest.means.cpu()).abs() < THICKNESS * thing.size
         stays = ~(inside & is_on & is_needed[row, column]).to(kept.device)
         kept, rest = kept[stays], rest[stays]
-        is_dark = torch.zeros_like(is_needed)
-        if self.takes_shadow:
-            is_dark, gains = find_shadow(painting, foot, size=thing.size)
-            painting = replace(painting, colors=painting.colors * gains)
-            rest = _without_shadow(rest, painting, gains, thickness=THICKNESS * thing.size)
+        shadow = find_shadow(painting, foot, size=thing.size) if self.takes_shadow else None
+        colors, is_dark = painting.colors, torch.zeros_like(is_needed)
+        if shadow is not None:
+            colors, is_dark = colors * shadow.gains, shadow.share > 0
+            rest = _without_shadow(rest, painting, shadow.gains, thickness=THICKNESS * thing.size)
         picture = None
         if self.fill == "editor" and bool((is_needed & ~painting.is_seen).any()):
             yield EditStep(1, 2, 0.0, rest.to(device), "filling one view", kept.to(device))
             edited = job.editor.edit(job.batch([reference], noise_level=1.0, seed=job.seed)).images[0]
             picture = look_up(edited.cpu(), painting.points, cameras[reference])[0]
-        painting = fill_unseen(painting, ~is_dark, picture)
-        fresh = lay_splats(painting, is_needed, splats.sh.shape[1])
+        filled = fill_unseen(replace(painting, colors=colors), ~is_dark, picture)
+        fresh = lay_splats(filled, is_needed, splats.sh.shape[1])
         origins = torch.cat([kept, kept.new_full((len(fresh),), -1)])
+        made = join_splats(rest, fresh)
+        if shadow is not None:
+            yield EditStep(1, 2, 0.0, made.to(device), "fitting views without the shadow", origins.to(device))
+            is_under = ~painting.is_seen & (distance_from(foot) * painting.spacing < NEAR * thing.size)
+            place = _Place(painting, filled.colors, is_under, shadow, thing.masks, thing.size)
+            made = _fit_lit(made, job.capture.images.cpu(), cameras, place, seed=job.seed)
         note = f"{len(splats) - len(rest)} splats are gone, and {len(fresh)} fill the place"
-        yield EditStep(2, 2, 0.0, join_splats(rest, fresh).to(device), note, origins.to(device))
+        yield EditStep(2, 2, 0.0, made.to(device), note, origins.to(device))
 
     def _weights(self, job: EditJob) -> Float[Tensor, " n"]:
         if job.weights is not None:
@@ -240,6 +257,61 @@ def _without_shadow(
     lit.sh[is_lit] *= factors[is_lit, None]
     lit.sh[is_lit, 0] += 0.5 * (factors[is_lit] - 1) / SH_C0  # colors are harmonics plus one half
     return lit
+
+
+class _Place(NamedTuple):
+    """The surface that a thing stood on, as it was and as it is to be."""
+
+    painting: Painting
+    filled: Float[Tensor, "3 rows columns"]  # its colors, without the thing and its shadow
+    is_under: Bool[Tensor, "rows columns"]  # what no view shows below the thing and right beside it
+    shadow: Shadow
+    masks: Masks  # of the thing
+    size: float  # of the thing
+
+
+def _fit_lit(splats: Splats, images: Float[Tensor, "n 3 h w"], cameras: Cameras, place: _Place, *, seed: int) -> Splats:
+    """Fit the colors of splats that show a lit part of a plane to photographs that are lit the same.
+
+    Splats are larger than the edge of a shadow is wide, so that a gain for each leaves the edge to be seen; in the
+    photographs, edges lie where they are, even if the ground is no plane. Where the thing was, there is the painting.
+    """
+    depths, painting, shadow = _surfaces(splats, cameras), place.painting, place.shadow
+    plain = torch.stack(
+        [shadow.share, painting.is_seen.float(), place.is_under.float(), torch.ones(shadow.share.shape)]
+    )
+    maps = torch.cat([shadow.light, place.filled, painting.colors, plain])
+    targets, weights, is_lit = images.clone(), 1 - place.masks, torch.zeros_like(place.masks)
+    for view in range(len(cameras)):
+        away, image = plane_depths(painting.plane, cameras[view]), images[view]
+        is_open = torch.isfinite(away) & (depths[view] > (1 - ON_PLANE) * away)
+        is_on = is_open & (depths[view] < (1 + ON_PLANE) * away)
+        points = unproject_depth(torch.where(is_open, away, 1.0), cameras[view])
+        offsets = (points - painting.points[0, 0]) @ painting.plane.axes[:2].T / painting.spacing
+        grid = (offsets / (torch.tensor(maps.shape[:0:-1]) - 1) * 2 - 1)[None]
+        found = functional.grid_sample(maps[None], grid, align_corners=True)[0]
+        light, filled, color = found[:9].split(3)
+        share, seen, under, within = found[9:]
+        is_in = within > 0.99
+        # Where the ground lies lower than the plane, only its color says that it is what was painted.
+        is_same = is_in & (seen > 0.5) & (is_on | (is_open & ((image - color).abs().mean(dim=0) < SAME)))
+        focal, middle = float(cameras.intrinsics[view, 0, 0]), float(away[torch.isfinite(away)].median())
+        smooth = without_grain(image, GRAIN * place.size * focal / middle)
+        factors = light_up(smooth, light, share * is_same)
+        is_painted = is_in & is_on & ((place.masks[view] > 0) | (under > 0.5))
+        targets[view] = torch.where(is_painted, filled, image * factors).clamp(0, 1)
+        weights[view] = torch.where(is_painted, PAINTED, weights[view])
+        is_lit[view] = (is_painted | (factors > LIT).any(dim=0)).float()
+    trainable = (mean_shown(splats, cameras, is_lit) > SHOWS_LIT).float()
+    config = RefineConfig(
+        steps=ROUNDS * len(cameras),
+        rates=LearningRates(means=0, log_scales=0, rotations=0, opacity_logits=0, sh=RATE),
+        cooldown_share=0.5,
+        seed=derive_seed(seed, "light"),
+    )
+    for step in refine_splats(splats, Targets(cameras, targets, weights), config=config, trainable=trainable):
+        last = step
+    return last.splats.detach()
 
 
 def _shown(splats: Splats, cameras: Cameras, maps: Masks) -> Float[Tensor, " n"]:

@@ -1,0 +1,150 @@
+"""The shadow of a thing on the surface that it stands on: found in a painting of that surface, and taken away."""
+
+from __future__ import annotations
+
+import heapq
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.ndimage import distance_transform_edt, median_filter
+from torch import Tensor
+
+from restage.edit.direct.surface import Painting, distance_from
+
+__all__ = ["GRAIN", "Shadow", "find_shadow", "light_up", "without_grain"]
+
+MAX_AREA, MAX_SPREAD = 0.3, 0.12
+"""A shadow covers no more than the first share of what is seen of the plane; none can be told where the plane, far from
+the thing, differs from a plane of light by more than the second."""
+CONTACT = (0.2, 0.95)
+"""A thing throws no shadow if, up to this share of its size around its foot, the plane is hardly darker than farther
+off."""
+GRAIN, DARK = 0.12, 0.97
+"""What is smaller than the first share of the thing's size is the plane's own pattern; shadows are darker than the
+second share of the light."""
+NEAR, FAR, LOCAL, NUM_REFITS = 1.8, 4.0, 1.0, 5
+"""The light is fitted to what lies between so many sizes from the thing and so many, in so many rounds; where it
+differs from a plane, that is what it does within the third around it."""
+SOFT, MAX_GAIN = 0.4, 6.0
+"""Gains end within a share of the size around a shadow, and are limited."""
+
+
+class Shadow(NamedTuple):
+    """A dark stain on a plane that begins at the thing which stands there."""
+
+    is_dark: Bool[Tensor, "rows columns"]
+    light: Float[Tensor, "3 rows columns"]  # colors that the plane would have without it
+    share: Float[Tensor, "rows columns"]  # how much of it is to be taken away, from 1 inside to 0 outside
+    gains: Float[Tensor, "3 rows columns"]  # factors that take it away; 1 outside
+
+
+def find_shadow(painting: Painting, foot: Bool[Tensor, "rows columns"], *, size: float) -> Shadow:
+    """Find the shadow that a thing throws on the plane, from its foot on; what flows to another foot is another's.
+
+    Without it, the plane's colors are taken to change as they do far from the thing where it is not darker: nearby,
+    things dim the light from the sky even where they throw no shadow.
+    """
+    ones = torch.ones_like(painting.colors)
+    none = Shadow(torch.zeros_like(foot), ones, torch.zeros(foot.shape), ones)
+    away = distance_from(foot) * painting.spacing / size
+    # Unseen points get the nearest color.
+    _, (row, column) = distance_transform_edt((~painting.is_seen).numpy(), return_indices=True)
+    smooth = without_grain(painting.colors[:, row, column], GRAIN * size / painting.spacing)
+    brightness = smooth.mean(dim=0)
+    is_far = painting.is_seen & (away > NEAR)
+    is_light = is_far & (away < FAR)
+    num_far, spread, light = int(is_light.sum()), 0.0, smooth
+    for _ in range(NUM_REFITS):
+        light = _fit_light(smooth, is_light)
+        ratio = brightness / light.mean(dim=0).clamp_min(1e-3)
+        is_light = is_far & (away < FAR) & (ratio > DARK)
+        if int(is_light.sum()) < max(2, 0.2 * num_far):  # dark for the most part: no shadow
+            return none
+        spread = float(ratio[is_light].std())
+    # What has a pattern of its own differs from a plane of light as well: only what is darker than that is shadow.
+    if spread > MAX_SPREAD:  # another material: what is dark before it need not be shadow
+        return none
+    limit = min(DARK, 1 - 2 * spread)
+    light = light + _local_rest(smooth - light, is_far & (ratio > limit), LOCAL * size / painting.spacing)
+    ratio = brightness / light.mean(dim=0).clamp_min(1e-3)
+    rim = painting.is_seen & (distance_from(foot | ~painting.is_seen) * painting.spacing < CONTACT[0] * size)
+    rim &= away < 1
+    if not bool(rim.any()) or float(ratio[rim].mean()) > CONTACT[1]:
+        return none
+    feet = _feet(painting, foot)
+    basins = _basins(ratio, feet, ((ratio < limit) & painting.is_seen) | (feet > 0))
+    is_dark = basins == 1
+    if is_dark.sum() > MAX_AREA * painting.is_seen.sum():  # another material, and no shadow
+        return none
+    # Shadows end softly, and so does the light: a step would be seen as an edge. It ends at other things' shadows, too.
+    is_own = painting.is_seen & (basins <= 1)
+    share = (1 - distance_from(is_dark) * painting.spacing / (SOFT * size)).clamp(0, 1) * is_own
+    return Shadow(share > 0, light, share, light_up(smooth, light, share))
+
+
+def light_up(
+    smooth: Float[Tensor, "3 rows columns"],
+    light: Float[Tensor, "3 rows columns"],
+    share: Float[Tensor, "rows columns"],
+) -> Float[Tensor, "3 rows columns"]:
+    """Factors of at least 1 that bring what is darker than the light a share of the way up to it."""
+    return 1 + ((light / smooth.clamp_min(1e-2)).clamp(1, MAX_GAIN) - 1) * share
+
+
+def without_grain(colors: Float[Tensor, "3 rows columns"], width: float) -> Float[Tensor, "3 rows columns"]:
+    """Colors without what is narrower than half a width, in points; edges of larger things stay sharp."""
+    size = max(3, round(width))
+    return torch.from_numpy(np.stack([median_filter(plane, size=size, mode="nearest") for plane in colors.numpy()]))
+
+
+def _fit_light(smooth: Float[Tensor, "3 rows columns"], chosen: Bool[Tensor, "rows columns"]) -> Tensor:
+    """Colors that change linearly over the plane, as those of the chosen points do; "3 rows columns"."""
+    down, across = (torch.linspace(-1, 1, count) for count in chosen.shape)
+    basis = torch.stack([torch.ones(chosen.shape), *torch.meshgrid(down, across, indexing="ij")], dim=-1)
+    solution = torch.linalg.lstsq(basis[chosen], smooth[:, chosen].T).solution
+    return (basis @ solution).permute(2, 0, 1)
+
+
+def _local_rest(rest: Float[Tensor, "3 rows columns"], known: Bool[Tensor, "rows columns"], sigma: float) -> Tensor:
+    """Mean of what is left at known points around each point; fades to 0 where none is near."""
+
+    def blurred(plane: Tensor) -> Tensor:
+        return torch.from_numpy(cv2.GaussianBlur(plane.numpy(), (0, 0), sigma))
+
+    weights = blurred(known.float()) + 0.05
+    return torch.stack([blurred(plane * known) / weights for plane in rest])
+
+
+def _feet(painting: Painting, foot: Bool[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
+    """Where things hide the plane: 1 under the thing, higher numbers under others, 0 elsewhere."""
+    unseen = ~painting.is_seen | foot
+    count, labels = cv2.connectedComponents(unseen.numpy().astype(np.uint8))
+    parts = torch.from_numpy(labels)
+    own = parts[foot].unique()
+    # What reaches the edge of the painting lies outside of all views: nothing need stand there.
+    edge = torch.cat([parts[0], parts[-1], parts[:, 0], parts[:, -1]]).unique()
+    kinds = torch.arange(count) + 1
+    kinds[edge], kinds[0], kinds[own] = 0, 0, 1
+    return kinds[parts]
+
+
+def _basins(
+    heights: Float[Tensor, "rows columns"], feet: Int[Tensor, "rows columns"], inside: Bool[Tensor, "rows columns"]
+) -> Int[Tensor, "rows columns"]:
+    """Flood what lies inside from the feet, the deepest places first: the number of the foot, 0 for what none reaches.
+
+    So shadows that touch are parted where it is brightest between them (a watershed, Meyer 1994).
+    """
+    found, levels, open_points = feet.numpy().copy(), heights.numpy(), inside.numpy()
+    height, width = found.shape
+    queue = [(0.0, int(row), int(column)) for row, column in np.argwhere(found > 0)]
+    while queue:  # equal heights at the start: a heap already
+        level, row, column = heapq.heappop(queue)
+        for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            if 0 <= r < height and 0 <= c < width and open_points[r, c] and found[r, c] == 0:
+                found[r, c] = found[row, column]
+                heapq.heappush(queue, (max(level, float(levels[r, c])), r, c))
+    return torch.from_numpy(found)
