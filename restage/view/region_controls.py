@@ -36,7 +36,7 @@ PICK_HEIGHT_PX = 360
 COPY_SIZES = 2.2
 """How far a copy lies beside what is copied, in sizes of it."""
 GIZMO_SIZES = 1.5
-SCALER_SIZES = 2.5
+SCALER_SIZES = 2.0
 """How far above the center of what is chosen the handle that scales stands, in sizes of it."""
 MIN_FACTOR, MAX_FACTOR = 0.05, 20.0
 

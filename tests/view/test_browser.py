@@ -312,7 +312,9 @@ def test_an_object_is_clicked_recolored_deleted_brought_back_moved_and_saved(sho
     moved = session.shown.splats.means[:80] - session.before.means[:80]
     assert float(moved[:, 2].median()) > 0.05 and float(moved[:, :2].abs().median()) < 0.02
 
-    shown.page.wait_for_timeout(1500)
+    (client,) = shown.viewer.server.get_clients().values()
+    client.camera.position = client.camera.look_at + 1.8 * (client.camera.position - client.camera.look_at)
+    shown.page.wait_for_timeout(2500)
     _, scaler = shown.viewer.controls.region.handles
     before = session.shown.splats
     x, y = shown.pixel_of(*(scaler.position + np.array([0.0, 0.0, 0.75 * scaler.scale])).tolist())

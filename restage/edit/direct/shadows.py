@@ -22,14 +22,15 @@ the thing, differs from a plane of light by more than the second."""
 CONTACT = (0.2, 0.95)
 """A thing throws no shadow if, up to this share of its size around its foot, the plane is hardly darker than farther
 off."""
-GRAIN, DARK = 0.12, 0.97
+GRAIN, DARK, MIN_POINTS = 0.25, 0.97, 30
 """What is smaller than the first share of the thing's size is the plane's own pattern; shadows are darker than the
-second share of the light."""
+second share of the light, which is fitted to so many points or more."""
 NEAR, FAR, LOCAL, NUM_REFITS = 1.8, 4.0, 1.0, 5
 """The light is fitted to what lies between so many sizes from the thing and so many, in so many rounds; where it
 differs from a plane, that is what it does within the third around it."""
-SOFT, MAX_GAIN = 0.4, 6.0
-"""Gains end within a share of the size around a shadow, and are limited."""
+SOFT, MAX_GAIN, STEP = 0.4, 6.0, 0.001
+"""Gains end within a share of the size around a shadow, and are limited. A step to the next point counts as much as so
+great a change of brightness."""
 
 
 class Shadow(NamedTuple):
@@ -41,8 +42,10 @@ class Shadow(NamedTuple):
     gains: Float[Tensor, "3 rows columns"]  # factors that take it away; 1 outside
 
 
-def find_shadow(painting: Painting, foot: Bool[Tensor, "rows columns"], *, size: float) -> Shadow:
-    """Find the shadow that a thing throws on the plane, from its foot on; what flows to another foot is another's.
+def find_shadow(
+    painting: Painting, foot: Bool[Tensor, "rows columns"], others: Bool[Tensor, "rows columns"], *, size: float
+) -> Shadow:
+    """Find the shadow that a thing throws on the plane, from its foot on, and not those of other things.
 
     Without it, the plane's colors are taken to change as they do far from the thing where it is not darker: nearby,
     things dim the light from the sky even where they throw no shadow.
@@ -54,27 +57,29 @@ def find_shadow(painting: Painting, foot: Bool[Tensor, "rows columns"], *, size:
     _, (row, column) = distance_transform_edt((~painting.is_seen).numpy(), return_indices=True)
     smooth = without_grain(painting.colors[:, row, column], GRAIN * size / painting.spacing)
     brightness = smooth.mean(dim=0)
-    is_far = painting.is_seen & (away > NEAR)
+    is_far = painting.is_seen & (away > NEAR) & (distance_from(others) * painting.spacing > SOFT * size)
     is_light = is_far & (away < FAR)
-    num_far, spread, light = int(is_light.sum()), 0.0, smooth
+    num_far, limit, light = int(is_light.sum()), DARK, smooth
+    if num_far < MIN_POINTS:
+        return none
     for _ in range(NUM_REFITS):
         light = _fit_light(smooth, is_light)
         ratio = brightness / light.mean(dim=0).clamp_min(1e-3)
-        is_light = is_far & (away < FAR) & (ratio > DARK)
-        if int(is_light.sum()) < max(2, 0.2 * num_far):  # dark for the most part: no shadow
+        # A pattern of the plane's own makes it as often brighter as darker; a shadow only makes it darker.
+        middle, bright = ratio[is_light].quantile(torch.tensor([0.5, 0.84])).tolist()
+        if bright - middle > MAX_SPREAD:  # another material: what is dark before it need not be shadow
             return none
-        spread = float(ratio[is_light].std())
-    # What has a pattern of its own differs from a plane of light as well: only what is darker than that is shadow.
-    if spread > MAX_SPREAD:  # another material: what is dark before it need not be shadow
-        return none
-    limit = min(DARK, 1 - 2 * spread)
+        limit = min(DARK, 1 - 2 * (bright - middle))
+        is_light = is_far & (away < FAR) & (ratio > limit)
+        if int(is_light.sum()) < max(MIN_POINTS, 0.2 * num_far):  # dark for the most part: no shadow
+            return none
     light = light + _local_rest(smooth - light, is_far & (ratio > limit), LOCAL * size / painting.spacing)
     ratio = brightness / light.mean(dim=0).clamp_min(1e-3)
     rim = painting.is_seen & (distance_from(foot | ~painting.is_seen) * painting.spacing < CONTACT[0] * size)
     rim &= away < 1
     if not bool(rim.any()) or float(ratio[rim].mean()) > CONTACT[1]:
         return none
-    feet = _feet(painting, foot)
+    feet = torch.where(_own(painting, foot), 1, torch.where(others, 2, 0))
     basins = _basins(ratio, feet, ((ratio < limit) & painting.is_seen) | (feet > 0))
     is_dark = basins == 1
     if is_dark.sum() > MAX_AREA * painting.is_seen.sum():  # another material, and no shadow
@@ -96,7 +101,7 @@ def light_up(
 
 def without_grain(colors: Float[Tensor, "3 rows columns"], width: float) -> Float[Tensor, "3 rows columns"]:
     """Colors without what is narrower than half a width, in points; edges of larger things stay sharp."""
-    size = max(3, round(width))
+    size = max(5, round(width))
     return torch.from_numpy(np.stack([median_filter(plane, size=size, mode="nearest") for plane in colors.numpy()]))
 
 
@@ -118,33 +123,34 @@ def _local_rest(rest: Float[Tensor, "3 rows columns"], known: Bool[Tensor, "rows
     return torch.stack([blurred(plane * known) / weights for plane in rest])
 
 
-def _feet(painting: Painting, foot: Bool[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
-    """Where things hide the plane: 1 under the thing, higher numbers under others, 0 elsewhere."""
-    unseen = ~painting.is_seen | foot
-    count, labels = cv2.connectedComponents(unseen.numpy().astype(np.uint8))
+def _own(painting: Painting, foot: Bool[Tensor, "rows columns"]) -> Bool[Tensor, "rows columns"]:
+    """What no view shows under a thing, with its foot."""
+    _, labels = cv2.connectedComponents((~painting.is_seen | foot).numpy().astype(np.uint8))
     parts = torch.from_numpy(labels)
-    own = parts[foot].unique()
-    # What reaches the edge of the painting lies outside of all views: nothing need stand there.
-    edge = torch.cat([parts[0], parts[-1], parts[:, 0], parts[:, -1]]).unique()
-    kinds = torch.arange(count) + 1
-    kinds[edge], kinds[0], kinds[own] = 0, 0, 1
-    return kinds[parts]
+    return torch.isin(parts, parts[foot].unique())
 
 
 def _basins(
     heights: Float[Tensor, "rows columns"], feet: Int[Tensor, "rows columns"], inside: Bool[Tensor, "rows columns"]
 ) -> Int[Tensor, "rows columns"]:
-    """Flood what lies inside from the feet, the deepest places first: the number of the foot, 0 for what none reaches.
+    """Part what lies inside among the feet: the number of the foot from which the way leads least into the darker.
 
-    So shadows that touch are parted where it is brightest between them (a watershed, Meyer 1994).
+    From its foot on, a shadow is even or fades, and so shadows that touch are parted where it is brightest between; 0
+    for what no foot reaches.
     """
-    found, levels, open_points = feet.numpy().copy(), heights.numpy(), inside.numpy()
+    found, levels, is_open = np.zeros(feet.shape, np.int64), heights.numpy(), inside.numpy()
     height, width = found.shape
-    queue = [(0.0, int(row), int(column)) for row, column in np.argwhere(found > 0)]
-    while queue:  # equal heights at the start: a heap already
-        level, row, column = heapq.heappop(queue)
+    starts = feet.numpy()
+    # Shortest paths (Dijkstra); all begin at cost 0, which makes the list a heap.
+    queue = [(0.0, int(row), int(column), int(starts[row, column])) for row, column in np.argwhere(starts > 0)]
+    while queue:
+        cost, row, column, foot = heapq.heappop(queue)
+        if found[row, column]:
+            continue
+        found[row, column] = foot
         for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-            if 0 <= r < height and 0 <= c < width and open_points[r, c] and found[r, c] == 0:
-                found[r, c] = found[row, column]
-                heapq.heappush(queue, (max(level, float(levels[r, c])), r, c))
+            if 0 <= r < height and 0 <= c < width and is_open[r, c] and not found[r, c]:
+                # Under a foot nothing is seen, and no brightness known.
+                darker = 0.0 if starts[row, column] else max(0.0, float(levels[row, column] - levels[r, c]))
+                heapq.heappush(queue, (cost + darker + STEP, r, c, foot))
     return torch.from_numpy(found)

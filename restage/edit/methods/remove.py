@@ -48,6 +48,8 @@ THICKNESS = 0.2
 """Splats this near to the surface, as a share of the thing's size, lie on it."""
 FRINGE, EDGE = 2, 3
 """Points of the painting right beside what no view sees that are not trusted either, and that the fill goes over."""
+STANDS, MIN_STANDING = 0.2, 5
+"""Other things stand where so many splats or more are higher above the plane than this share of the thing's size."""
 COVERED = 0.8
 """Splats show a surface where they cover a pixel by more than this."""
 
@@ -132,7 +134,9 @@ class Remove:
         is_on = painting.plane.heights(rest.means.cpu()).abs() < THICKNESS * thing.size
         stays = ~(inside & is_on & is_needed[row, column]).to(kept.device)
         kept, rest = kept[stays], rest[stays]
-        shadow = find_shadow(painting, foot, size=thing.size) if self.takes_shadow else None
+        shadow = (
+            find_shadow(painting, foot, _others(painting, rest, thing), size=thing.size) if self.takes_shadow else None
+        )
         colors, is_dark = painting.colors, torch.zeros_like(is_needed)
         if shadow is not None:
             colors, is_dark = colors * shadow.gains, shadow.share > 0
@@ -235,6 +239,19 @@ def _foot(painting: Painting, thing: _Thing) -> Bool[Tensor, "rows columns"]:
     return foot
 
 
+def _others(painting: Painting, rest: Splats, thing: _Thing) -> Bool[Tensor, "rows columns"]:
+    """Points of a painting that other things stand on."""
+    points = rest.means[rest.opacity_logits > 0].cpu()
+    high = points[painting.plane.heights(points) > STANDS * thing.size]
+    row, column, inside = _places(painting, high)
+    counts = torch.zeros(painting.is_seen.shape)
+    counts.index_put_((row[inside], column[inside]), torch.ones(int(inside.sum())), accumulate=True)
+    # A single splat high above the plane is a floater.
+    width = max(1, round(STANDS * thing.size / painting.spacing))
+    near = functional.avg_pool2d(counts[None, None], 2 * width + 1, 1, width)[0, 0] * (2 * width + 1) ** 2
+    return near >= MIN_STANDING
+
+
 def _places(painting: Painting, points: Float[Tensor, "n 3"]) -> tuple[Tensor, Tensor, Tensor]:
     """Row and column of the point of a painting below each point, clamped, and whether it lies inside."""
     offsets = (points - painting.points[0, 0]) @ painting.plane.axes[:2].T / painting.spacing
@@ -298,7 +315,7 @@ def _fit_lit(splats: Splats, images: Float[Tensor, "n 3 h w"], cameras: Cameras,
         focal, middle = float(cameras.intrinsics[view, 0, 0]), float(away[torch.isfinite(away)].median())
         smooth = without_grain(image, GRAIN * place.size * focal / middle)
         factors = light_up(smooth, light, share * is_same)
-        is_painted = is_in & is_on & ((place.masks[view] > 0) | (under > 0.5))
+        is_painted = is_in & is_on & ((under > 0.5) | ((place.masks[view] > 0) & (share > 0)))
         targets[view] = torch.where(is_painted, filled, image * factors).clamp(0, 1)
         weights[view] = torch.where(is_painted, PAINTED, weights[view])
         is_lit[view] = (is_painted | (factors > LIT).any(dim=0)).float()
