@@ -36,8 +36,11 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; tests 
 
 FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
 PATIENCE_S = 200
-VISERS_OWN = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN"
-"""What viser 1.1 itself logs for any scene with splats."""
+VISERS_OWN = (
+    "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN",
+    "Unable to preventDefault inside passive event listener invocation.",
+)
+"""What viser 1.1 itself logs for any scene with splats, and where the mouse is dragged on a thing of the scene."""
 
 
 @dataclass(frozen=True, kw_only=True)
