@@ -340,7 +340,7 @@ def print_table(arms: dict[str, Any], plain: Backbone, without: dict[str, float]
     """Print what each arm came to, on the worlds of the curves."""
     print("| arm | parameters | CPU s a step | id IoU | PSNR, dB | caption right | steps to .7 |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    rows = [("no control", 0, 0.0, without, None)]
+    rows: list[tuple[str, int, float, dict[str, float], int | None]] = [("no control", 0, 0.0, without, None)]
     for name, record in arms.items():
         source = BranchSource(folder=args.out / "arms" / name)
         model = load_backbone(plain.folder or Path(), branches=[source]).branches[0].model

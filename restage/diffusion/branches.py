@@ -132,7 +132,7 @@ class ControlBranch(ModelMixin, ConfigMixin):
     ) -> Float[Tensor, "n c h w"]:
         """Add features to the UNet's; the n rows are those of b pictures, once or (guidance) several times."""
         if features.shape[2:] != hidden.shape[2:]:
-            features = functional.adaptive_avg_pool2d(features, hidden.shape[2:])
+            features = functional.adaptive_avg_pool2d(features, (hidden.shape[2], hidden.shape[3]))
         features = _repeated(features, len(hidden)).to(hidden.dtype)
         if self.config["injection"] == "cross_norm":
             features = cross_normalize(features, hidden)
@@ -293,7 +293,7 @@ def add_to_out(unet: nn.Module, change: Mapping[str, Tensor]) -> None:
         if name not in weights or weights[name].shape != delta.shape:
             raise InputError(f"a control branch changes {name}, which the UNet does not have in that shape")
         with torch.no_grad():
-            weights[name] += delta.to(weights[name])
+            weights[name].add_(delta.to(weights[name]))
 
 
 def save_branch(
