@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from restage.diffusion.schedule import Schedule
-from restage.generate.generators import GENERATORS, Blob, GenerateJob, Ism, Sds, Views, make_generator
+from restage.generate.generators import GENERATORS, Blob, Ism, Sds, make_generator
 from restage.generate.generators.distilled import Draw, view_words
 from restage.generate.rig import Rig, azimuth_rad, rays_of
 from restage.records import InputError
@@ -119,12 +119,6 @@ def test_the_menu_refuses_what_is_not_on_it() -> None:
     for name, preset in (("views", "sd15"), ("sds", "sdxl")):
         with pytest.raises(InputError, match="sd15 for sds and ism"):
             make_generator(name, preset)
-
-
-def test_views_without_an_add_on_say_where_to_get_one() -> None:
-    job = GenerateJob("a cone", backbone=None, seed=0)  # pyright: ignore[reportArgumentType]  (it is not reached)
-    with pytest.raises(InputError, match="needs an add-on"):
-        next(iter(Views().run(job)))
 
 
 @pytest.mark.parametrize(

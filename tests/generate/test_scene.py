@@ -118,6 +118,12 @@ def test_long_captions_that_begin_alike_have_folders_of_their_own() -> None:
     assert scene_name("雪だるま", 3).startswith("scene-") and scene_name("雪だるま", 3).endswith("-3")
 
 
+def test_views_without_an_add_on_say_where_to_get_one_and_leave_nothing(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="needs an add-on"):
+        list(generate_scenes(tmp_path / "run", order(model, "views")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_empty_caption_is_refused() -> None:
     with pytest.raises(InputError, match="a red cone on grass"):
         SceneOrder(captions=(" ",))
