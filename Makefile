@@ -1,10 +1,11 @@
 # Everything runs inside .venv, which each target makes or repairs as needed.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check benchmark-methods clean nerfstudio test-nerfstudio
+.PHONY: help demo test check docs benchmark-methods clean nerfstudio test-nerfstudio
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/restage-installed
+DOCS_STAMP := $(VENV)/docs-installed
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first interpreter that starts and is new enough; 3.11 comes first, since constraints.txt is tested there.
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 python; do \
@@ -33,6 +34,10 @@ check: $(STAMP)  ## Check lint, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
+docs: $(DOCS_STAMP)  ## Build the documentation site in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "Ready: build/site/index.html (to search it, serve the folder: $(BIN)/python -m http.server -d build/site)"
+
 nerfstudio: $(NERF_STAMP)  ## Install nerfstudio with Restage's methods in an environment of its own (about 3.5 GB)
 	@echo "Ready: $(NERF_VENV)/bin/ns-train restage -h (docs/nerfstudio.md)"
 
@@ -46,6 +51,9 @@ benchmark-methods: $(STAMP)  ## Compare every edit method on unseen worlds, hour
 clean:  ## Remove the environments and caches; runs stay
 	rm -rf $(VENV) $(NERF_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find restage tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DOCS_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]' && touch $@
 
 # An environment whose installation was interrupted has no stamp: it is completed, or made anew if that fails.
 $(STAMP): pyproject.toml constraints.txt

@@ -100,3 +100,10 @@ def test_commands_that_a_page_shows_exist_and_take_its_options(page: Path) -> No
 
 def test_the_readme_shows_commands() -> None:
     assert {"fit", "edit", "region", "pairs", "study"} <= {name for name, _ in commands_in(REPOSITORY / "README.md")}
+
+
+def test_the_site_has_every_page_in_its_navigation() -> None:
+    listed = re.findall(r": ([\w/]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    pages = {page.name for page in (REPOSITORY / "docs").glob("*.md")}
+    made = {"index.md", "commands.md", "python.md", "contributing.md", "changes.md"}
+    assert set(listed) == pages | made | {"log/README.md"}
