@@ -104,9 +104,13 @@ def render_referenced_pair(index: int, seed: int) -> ExactPair:
         reference = ShownPicture(torch.from_numpy(after), changed) if changed.any() else None
     else:
         edit, camera = sample_referenced_edit(shown, item)
-        captions = {"source": caption_of(edit.before, item, camera), "target": caption_of(edit.after, item, camera)}
-        undo = undo_of(edit, item) if shown == "look" else ""
-        prompt = PromptPair(**captions, instruction=edit.instruction, kind=edit.kind, undo=undo)
+        prompt = PromptPair(
+            source=caption_of(edit.before, item, camera),
+            target=caption_of(edit.after, item, camera),
+            instruction=edit.instruction,
+            kind=edit.kind,
+            undo=undo_of(edit, item) if shown == "look" else "",
+        )
         reference = render_reference(edit, item)
         is_alone = len(reference_scene(edit, item).objects) == 1
         if is_alone and item % 100 < 100 * UNMASKED_SHARE:

@@ -168,7 +168,7 @@ class EditModel:
     def encode_reference(self, prepared: Float[Tensor, "batch 4 _ _"]) -> Float[Tensor, "batch channels _ _"]:
         """Encode references that `prepare_reference` has cut out: their latents, and where their subjects are."""
         latents = self.backbone.encode_images(prepared[:, :3])
-        subject = functional.adaptive_avg_pool2d(prepared[:, 3:], latents.shape[2:])
+        subject = functional.adaptive_avg_pool2d(prepared[:, 3:], (latents.shape[2], latents.shape[3]))
         return torch.cat([latents, subject.to(latents)], dim=1)
 
     def encode_condition(

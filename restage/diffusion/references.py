@@ -338,6 +338,6 @@ class _ToReference:
         is_subject = functional.adaptive_max_pool2d(self.subject, size).flatten(2) > 0.5
         seen = torch.cat([torch.ones_like(is_subject), is_subject], dim=2)[:, None]
         bias = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, torch.finfo(query.dtype).min)
-        both = (torch.cat([x[rows], x[-count:]], dim=2) for x in (key, value))
-        out = out.index_copy(0, rows, _attend(query[rows], *both, bias))
+        keys, values = (torch.cat([x[rows], x[-count:]], dim=2) for x in (key, value))
+        out = out.index_copy(0, rows, _attend(query[rows], keys, values, bias))
         return _put_out(attn, out)

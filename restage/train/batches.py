@@ -120,7 +120,8 @@ def sample_edit_batch(
         # A reference belongs to the pair's own instruction, and comes and goes with it.
         is_told = ~(has_no_text | is_swapped | (unchanged & ~is_settled))
         batch = batch._replace(reference=examples.references[rows].float() * is_told[:, None, None, None])
-    return EditBatch(*(None if item is None else item.to(device) for item in batch))
+    reference = None if batch.reference is None else batch.reference.to(device)
+    return EditBatch._make([*(item.to(device) for item in batch[:5]), reference])
 
 
 def draw_timesteps(count: int, num_timesteps: int, shift: float, generator: torch.Generator) -> Int[Tensor, " count"]:

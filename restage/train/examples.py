@@ -171,7 +171,7 @@ def _encode_references(
     encoded = []
     for part in torch.stack(rows).split(ENCODE_BATCH_SIZE):
         latents = backbone.encode_images(part[:, :3]).cpu()
-        subject = functional.adaptive_avg_pool2d(part[:, 3:], latents.shape[2:])
+        subject = functional.adaptive_avg_pool2d(part[:, 3:], (latents.shape[2], latents.shape[3]))
         # What an empty picture looks like in latents is to be no sign of anything.
         is_there = subject.flatten(1).amax(dim=1)[:, None, None, None] > 0
         encoded.append(torch.cat([latents * is_there, subject], dim=1).to(torch.float16))

@@ -81,7 +81,8 @@ def _reader_for(model: EditModel, arm: ReferenceArm) -> Reader:
     if arm == model.reader.name:
         return copy.deepcopy(model.reader)
     if arm == "tokens":
-        return PictureTokens(model.unet, model.latent_channels, model.unet.config["cross_attention_dim"])
+        width = model.unet.config["cross_attention_dim"]
+        return PictureTokens(model.unet, model.latent_channels, width).to(model.unet.device)
     return Beside() if arm == "beside" else Words()
 
 
@@ -123,7 +124,7 @@ def train_edit_model(
         model = dataclasses.replace(model, backbone=backbone, has_own_text_encoder=True)
     if text_encoder is not None or model.takes_references:
         trained = _Trained(model.unet, text_encoder, model.reader)
-    trained.to(model.unet.device).requires_grad_(True)
+    trained.requires_grad_(True)
     same = dataclasses.replace(config, training=default_training())  # the loop compares that part itself
     made_from = content_id("train", [same, model.condition_scale, hash_tensors(trained.state_dict()), examples.id])
 

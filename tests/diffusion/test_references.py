@@ -87,7 +87,7 @@ def test_rows_without_a_reference_get_nothing_from_those_of_others(model: EditMo
     shown = with_arm(model, "tokens").encode_reference(reference(0.9, 0.1, 0.1)[None])
     for arm in ("beside", "tokens", "mutual"):
         looking = with_arm(model, arm)
-        inputs = [draw(2, CHANNELS, 8, 8), torch.tensor([300, 300]), draw(2, CHANNELS, 8, 8, seed=1)]
+        inputs = (draw(2, CHANNELS, 8, 8), torch.tensor([300, 300]), draw(2, CHANNELS, 8, 8, seed=1))
         text = looking.backbone.encode_text(["make it so"] * 2)
         with torch.no_grad():
             mixed = looking.predict(*inputs, text, torch.cat([shown, torch.zeros_like(shown)])).epsilon

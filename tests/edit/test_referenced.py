@@ -12,7 +12,7 @@ from restage.audit.records import check_records
 from restage.cli import run as restage
 from restage.edit.editors import EDITORS
 from restage.edit.editors.exact import ExactEditor, NoisyEditor
-from restage.edit.editors.interface import Edited, ViewBatch
+from restage.edit.editors.interface import Edited, KnownScores, ViewBatch, score_model_of
 from restage.edit.editors.referenced import show_references
 from restage.edit.editors.settled import SettledEditor
 from restage.edit.methods import ReplaceOnce
@@ -113,8 +113,7 @@ def test_what_goes_around_an_editor_hands_pictures_on(tiny_scene) -> None:
         assert torch.allclose(edited.images.mean(dim=(2, 3))[0], shown[0].picture.mean(dim=(1, 2)), atol=1e-5)
     exact = ExactEditor(Path("nowhere"), ())
     assert show_references(exact, ()) is exact
-    scores = show_references(exact, shown).scores()
-    assert type(scores).__name__ == "KnownScores"
+    assert isinstance(score_model_of(show_references(exact, shown)), KnownScores)
 
 
 def test_a_mask_says_which_part_of_a_picture_is_meant(run) -> None:

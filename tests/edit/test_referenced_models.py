@@ -14,7 +14,7 @@ from restage.diffusion.references import Beside, PictureTokens
 from restage.edit.editors import EditorSource, open_editor
 from restage.edit.editors.anchored import Anchor, follow_anchor
 from restage.edit.editors.edit_model import MUTUAL, ModelEditor, _Plan
-from restage.edit.editors.interface import ViewBatch
+from restage.edit.editors.interface import ViewBatch, score_model_of
 from restage.edit.editors.referenced import show_references
 from restage.edit.methods import ReplaceOnce, Restage
 from restage.edit.methods.distill import Sds
@@ -38,6 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of random models, by how they look at references."""
     models = write_tiny_models(tmp_path_factory.mktemp("models"))
     model = load_edit_model(models / "edit_model")
+    assert model.unet.conv_out.bias is not None
     model.unet.conv_out.bias.data[CHANNELS] = 2.0  # nearly everything may change
     tokens = PictureTokens(model.unet, CHANNELS, WIDTH)
     torch.nn.init.constant_(tokens.picture_weights, 1.0)
@@ -71,7 +72,7 @@ def test_views_and_predictions_depend_on_the_reference(tiny_scene, folders, arm:
         show_references(editor, SHOWN).edit(batch(tiny_scene))
     predicted = []
     for shown in SHOWN:
-        scores = show_references(editor, (shown,)).scores()
+        scores = score_model_of(show_references(editor, (shown,)))
         branches = scores.branches(tiny_scene.capture.images[:1], tiny_scene.request, view_index=0, seed=0)
         latents = scores.encode(tiny_scene.capture.images[:1])
         predicted.append([branch(latents, 500, 2.0) for branch in branches])
@@ -133,9 +134,9 @@ def test_views_follow_an_anchor_by_the_instruction_alone(tiny_scene, folders, ar
         def anchor_form(self):
             return self.editor.anchor_form
 
-        def edit(self, part: ViewBatch):
-            asked.append(part)
-            return self.editor.edit(part)
+        def edit(self, batch: ViewBatch):
+            asked.append(batch)
+            return self.editor.edit(batch)
 
     originals, truth = tiny_scene.capture.images, tiny_scene.truth_images
     anchor = Anchor(1, originals[1], edited=truth[1])

@@ -91,7 +91,8 @@ def edit(folder: Path, asked: ViewBatch) -> Edited:
 def test_the_garment_decides_and_views_do_not_depend_on_their_batch(tiny_scene, folder: Path) -> None:
     dark, bright = edit(folder, batch(tiny_scene)), edit(folder, batch(tiny_scene, 0.9))
     assert dark.images.shape == (2, 3, 32, 32) and float((dark.images - bright.images).abs().max()) > 1e-4
-    assert torch.equal(dark.masks, batch(tiny_scene).regions)
+    regions = batch(tiny_scene).regions
+    assert regions is not None and torch.equal(dark.masks, regions)
     alone = edit(folder, batch(tiny_scene, indices=(1,)))
     torch.testing.assert_close(alone.images[0], dark.images[1], rtol=0, atol=1e-4)
     near = edit(folder, batch(tiny_scene, noise_level=0.1))

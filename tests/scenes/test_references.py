@@ -24,9 +24,8 @@ def picture(width: int = 6, height: int = 4, kind: str = "PNG", **how) -> bytes:
 
 def mask(width: int = 6, height: int = 4) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.tile(np.uint8([255] * (width // 2) + [0] * (width - width // 2)), (height, 1))).save(
-        buffer, "PNG"
-    )
+    row = np.array([255] * (width // 2) + [0] * (width - width // 2), np.uint8)
+    Image.fromarray(np.tile(row, (height, 1))).save(buffer, "PNG")
     return buffer.getvalue()
 
 

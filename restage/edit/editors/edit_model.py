@@ -87,7 +87,10 @@ def _prepare(references: Sequence[ShownPicture], views: Tensor) -> Float[Tensor,
     if len(references) > 1:
         raise InputError(f"the edit model looks at one reference, got {len(references)}, an anchor's view included")
     # As high as the views, which it may be put beside.
-    return prepare_reference(*references[0], views.shape[2]).to(views) if references else None
+    if not references:
+        return None
+    picture, mask = references[0]
+    return prepare_reference(picture, mask, views.shape[2]).to(views)
 
 
 @dataclass(frozen=True)
@@ -187,9 +190,12 @@ class _SourceInputs:
     def __call__(self, inputs: Tensor, timesteps: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         num_views, channels = len(self.batch.views), self.model.latent_channels
         original, t = inputs[:num_views, channels:], timesteps[:num_views]
-        clean = original / self.model.condition_scale
+        noisy = inputs[:num_views, :channels].clone()
+        # What may lie to the right of a view stays as it is.
+        width = inputs.shape[3] - (inputs.shape[2] if self.model.reader.name == "beside" else 0)
+        clean = original[..., :width] / self.model.condition_scale
         noise = self.batch.draw_noise(clean.shape[1:]).to(clean)
-        noisy = self.model.schedule.add_noise(clean, noise, t)
+        noisy[..., :width] = self.model.schedule.add_noise(clean, noise, t)
         untold = text[-num_views:]  # the last variant of a guided call has no text
         return torch.cat([noisy, original], dim=1), t, untold
 

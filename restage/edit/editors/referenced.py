@@ -27,7 +27,7 @@ class ReferencedEditor:
         """Edit a batch of views; see `Editor.edit`. References of the batch itself, such as an anchor, come first."""
         return self.editor.edit(replace(batch, references=(*batch.references, *self.references)))
 
-    def scores(self) -> ScoreModel:
+    def scores(self) -> ScoreModel | KnownScores:
         """The score model of the other one, which sees the pictures, too."""
         scores: Any = score_model_of(self.editor)
         if isinstance(scores, KnownScores):

@@ -81,16 +81,17 @@ class TryOnEditor:
         images = []
         with with_processors(layers, [_Skip() for _ in layers]):
             for place in range(len(views)):
-                given = (part[place : place + 1] for part in (views, originals, regions, noise))
-                painted = self._paint(*given, garment, noise_level=batch.noise_level)
+                part = slice(place, place + 1)
+                about = (views[part], originals[part], regions[part], noise[part], garment)
+                painted = self._paint(*about, noise_level=batch.noise_level)
                 images.append(resize_views(painted, (height, width)))
         return Edited(torch.cat(images).to(batch.views.device), batch.regions.to(batch.views.device))
 
     def _encode(self, images: Float[Tensor, "b 3 h w"]) -> Tensor:
         device = next(self.vae.parameters())
         with torch.no_grad():
-            latents: Any = self.vae.encode((images * 2 - 1).to(device)).latent_dist.mode()
-        return latents.float() * self.vae.config["scaling_factor"]
+            encoded: Any = self.vae.encode((images * 2 - 1).to(device))
+        return encoded.latent_dist.mode().float() * self.vae.config["scaling_factor"]
 
     def _paint(
         self, view: Tensor, original: Tensor, region: Tensor, noise: Tensor, garment: Tensor, *, noise_level: float
@@ -185,5 +186,6 @@ def open_try_on(source: EditorSource) -> TryOnEditor:
     load_attention(unet, weights[0])
     vae = load_model(AutoencoderKL, folder / "vae", dtype=dtype)
     schedule, _ = Schedule.read(folder / "scheduler" / "scheduler_config.json")
-    parts = (part.to(source.device).eval().requires_grad_(False) for part in (unet, vae))
-    return TryOnEditor(*parts, schedule, options)
+    for part in (unet, vae):
+        part.to(source.device).eval().requires_grad_(False)
+    return TryOnEditor(unet, vae, schedule, options)
