@@ -172,10 +172,13 @@ def train_branch(
     The loss is the one that the backbone was trained with. Its own weights stay as they are.
 
     Raises:
-        InputError: the state is of another training, or the backbone does not come from a folder.
+        InputError: the state is of another training, the backbone does not come from a folder, or the training is to be
+            compiled.
     """
     if backbone.folder is None:
         raise InputError("a control branch is trained for a model that lies in a folder")
+    if training.is_compiled:
+        raise InputError("a control branch is trained without PyTorch's compiler; omit --compile")
     unet, schedule = backbone.unet, backbone.schedule
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)  # initial weights only

@@ -112,3 +112,9 @@ def test_conditions_are_left_out_together_or_but_for_one() -> None:
     for share in (~is_steered.bool(), has_depth & ~has_ids, has_ids & ~has_depth):
         assert 0.17 < float(share.float().mean()) < 0.23
     assert bool((has_depth | has_ids).all()) and bool((has_ids == kept[:, 1:, 0, 0].any(dim=1)).all())
+
+
+def test_a_compiled_training_is_refused_before_it_begins(backbone: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="omit --compile"):
+        trained(backbone, tmp_path, ARMS[0], is_compiled=True)
+    assert not (tmp_path / "state").exists()
