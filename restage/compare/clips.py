@@ -262,7 +262,7 @@ def judge_clip(run: Path, result: Path, judges: Judges) -> ClipScores:
     clip = open_clip(run / "scenes" / record.scene)
     edited = StoredClip(result, tuple(list_images(result / CLIP_FRAMES)), ClipRecord())
     truth = _true_frames(clip, record)
-    exact = _exact_flow(clip)
+    exact = _exact_flow(clip.folder if truth is None else truth)
     stretches = _stretches(clip, edited, truth, exact, record.request)
     scores, picture = score_clip(stretches, record.request, judges, has_exact_flow=exact is not None)
     if picture is not None:
@@ -297,8 +297,9 @@ class _Exact(NamedTuple):
     object_ids: Int[np.ndarray, "n h w"]
 
 
-def _exact_flow(clip: StoredClip) -> _Exact | None:
-    path = clip.folder / CLIP_TRUTH
+def _exact_flow(folder: Path) -> _Exact | None:
+    """Exact flow of a clip, or of what an edit should make of it, where shapes may be others."""
+    path = folder / CLIP_TRUTH
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as saved:

@@ -27,7 +27,7 @@ from restage.records import (
     write_atomically,
     write_json,
 )
-from restage.run.layout import CLIP_RECORD, DESCRIPTION, EDIT_CASE, IMAGES, MASKS, TRUTH
+from restage.run.layout import CLIP_RECORD, CLIP_TRUTH, DESCRIPTION, EDIT_CASE, IMAGES, MASKS, TRUTH
 from restage.scenes.cameras import Cameras, project_points, unproject_depth
 from restage.world import grammar, second
 from restage.world.capture import CHANGE_THRESHOLD, camera_at, clearness_of, middle_height, scene_radius, shown_together
@@ -247,8 +247,7 @@ def write_clip(clip: Clip, folder: Path, *, frames_per_s: int = 8) -> ClipTruth:
     for index, picture in enumerate(pictures):
         with write_atomically(folder / "frames" / f"frame_{index:03d}.png") as temporary:
             picture.save(temporary, format="PNG")
-    with write_atomically(folder / "truth.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **{name: value for name, value in truth._asdict().items() if name != "images"})
+    _write_arrays(folder / CLIP_TRUTH, truth)
     with write_atomically(folder / "clip.webp") as temporary:
         settings = {"save_all": True, "duration": 1000 // frames_per_s, "loop": 0, "lossless": True}
         pictures[0].save(temporary, format="WEBP", append_images=pictures[1:], **settings)
@@ -257,6 +256,12 @@ def write_clip(clip: Clip, folder: Path, *, frames_per_s: int = 8) -> ClipTruth:
     write_json(folder / DESCRIPTION, clip.frames[0])
     write_json(folder / CLIP_RECORD, {**clip.to_plain(), "frames_per_s": frames_per_s})
     return truth
+
+
+def _write_arrays(path: Path, truth: ClipTruth) -> None:
+    arrays: dict[str, Any] = {name: value for name, value in truth._asdict().items() if name != "images"}
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read_clip(folder: Path) -> Clip:
@@ -291,17 +296,17 @@ def sample_clip_edits(clip: Clip, kinds: Sequence[str], seed: int, *, edition: i
 
 def write_clip_truth(clip: Clip, edit: Edit, folder: Path) -> str:
     """Write the exact frames of an edited clip below its folder, as the truth of a scene's edit; returns its name."""
-    edited = edit_clip(clip, edit)
-    name = edit_name(edit)
+    name, known = edit_name(edit), render_clip(edit_clip(clip, edit))
     truth = folder / TRUTH / name
-    for index, (before, after) in enumerate(zip(clip.frames, edited.frames, strict=True)):
-        source, target = (render_view(frame, clip.cameras[index]).image for frame in (before, after))
+    for index, (before, target) in enumerate(zip(clip.frames, known.images, strict=True)):
+        source = render_view(before, clip.cameras[index]).image
         file = f"frame_{index:03d}.png"
         with write_atomically(truth / IMAGES / file) as temporary:
             _to_uint8(target.transpose(1, 2, 0)).save(temporary, format="PNG")
         changed = np.abs(target - source).max(axis=0) > CHANGE_THRESHOLD
         with write_atomically(truth / MASKS / file) as temporary:
             Image.fromarray(changed.astype(np.uint8) * 255).save(temporary, format="PNG")
+    _write_arrays(truth / CLIP_TRUTH, known)
     pair = grammar.prompt_pair_of(edit, 0)
     request = EditRequest(instruction=edit.instruction, source_caption=pair.source, target_caption=pair.target)
     case = EditCase(scene=folder.resolve().name, kind=edit.kind, request=request, has_truth=True)
