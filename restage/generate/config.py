@@ -56,7 +56,7 @@ class ScenesOptions:
 
     generator: str = "auto"
     """How scenes grow: `sds` and `ism` distill the model; `views` paints several views at once, by an add-on, and fits
-    splats to them; `refined` paints views of a first scene again, together. `auto`: refined with an add-on, else sds.
+    splats to them; `refined` paints views of a first scene again, together. `auto`: refined, or sds with a preset.
     """
     preset: str = ""
     """Settings for another model than the miniature: `sd15` for sds and ism with Stable Diffusion, on a GPU."""

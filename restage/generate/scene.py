@@ -93,7 +93,7 @@ def generate_scenes(folder: Path, order: SceneOrder) -> Iterator[Progress]:
     """
     base = order.model or models_in().text_to_image
     views = order.views or beside(base)
-    name = order.generator if order.generator != "auto" else "sds" if views is None else "refined"
+    name = order.generator if order.generator != "auto" else "sds" if order.preset else "refined"
     generator: Any = make_generator(name, order.preset)
     if order.num_steps is not None:
         generator = replace(generator, num_steps=order.num_steps)

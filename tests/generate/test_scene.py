@@ -112,6 +112,12 @@ def test_captions_times_seeds_make_scenes_of_their_own_which_are_made_once(model
         list(generate_scenes(tmp_path / "run", order(model, "ism")))
 
 
+def test_the_default_is_refined_and_works_without_an_add_on(model: Path, tmp_path: Path) -> None:
+    list(generate_scenes(tmp_path / "run", order(model, "auto")))
+    record = read_json(find_scene(tmp_path / "run") / "fit.json")
+    assert record["config"]["generator"] == "refined" and "views_sha256" not in record["config"]
+
+
 def test_long_captions_that_begin_alike_have_folders_of_their_own() -> None:
     long = "a big red cone next to a small blue ball on the side of a green tree on grass"
     assert scene_name(long, 0) != scene_name(f"{long} at night", 0)
