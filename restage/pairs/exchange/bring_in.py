@@ -52,7 +52,7 @@ def _read(folder: Path, form: str) -> Iterator[ForeignPair]:
     for known in FORMATS.values():
         if known.is_in is not None and known.is_in(folder):
             return known.read(folder)
-    layouts = "parquet files, tars, seeds.json with folders, metadata.jsonl with pictures, or image and cloth"
+    layouts = "parquet files, tars, seeds.json with folders, image and cloth, or metadata.jsonl with pictures"
     raise InputError(f"{folder} holds no data set of a form that is known; expected {layouts}")
 
 
