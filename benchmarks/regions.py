@@ -120,7 +120,7 @@ def find_objects(folder: Path, seed: int) -> list[list[Any]]:
 
 def click_inside(mask: np.ndarray, view: str, rng: np.random.Generator) -> Click:
     """A click at a place inside of a mask, away from its edge."""
-    depth = distance_transform_edt(mask)
+    depth = np.asarray(distance_transform_edt(mask))
     row, column = rng.choice(np.argwhere(depth >= min(EDGE_PX, depth.max())))
     return Click(view, (column + 0.5) / mask.shape[1], (row + 0.5) / mask.shape[0])
 
@@ -158,8 +158,8 @@ def click_bear(maker: RegionMaker, names: list[str], hand: Tensor) -> dict[str, 
         click = click_inside(hand[place].numpy(), names[place], rng)
         found = shown([click], [])
         one.append(iou(found, hand))
-        wrong = [distance_transform_edt((found & ~hand)[view].numpy()) for view in range(len(names))]
-        deepest = int(np.argmax([depth.max() for depth in wrong]))
+        wrong = np.stack([np.asarray(distance_transform_edt(one.numpy())) for one in found & ~hand])
+        deepest = int(wrong.max(axis=(1, 2)).argmax())
         if wrong[deepest].max() >= EDGE_PX:
             row, column = np.unravel_index(wrong[deepest].argmax(), wrong[deepest].shape)
             at = Click(names[deepest], (column + 0.5) / cameras.width, (row + 0.5) / cameras.height)

@@ -54,7 +54,9 @@ def find_shadow(
     none = Shadow(torch.zeros_like(foot), ones, torch.zeros(foot.shape), ones)
     away = distance_from(foot) * painting.spacing / size
     # Unseen points get the nearest color.
-    _, (row, column) = distance_transform_edt((~painting.is_seen).numpy(), return_indices=True)
+    row, column = np.asarray(
+        distance_transform_edt((~painting.is_seen).numpy(), return_distances=False, return_indices=True)
+    )
     smooth = without_grain(painting.colors[:, row, column], GRAIN * size / painting.spacing)
     brightness = smooth.mean(dim=0)
     is_far = painting.is_seen & (away > NEAR) & (distance_from(others) * painting.spacing > SOFT * size)
