@@ -114,14 +114,16 @@ class ControlBranch(ModelMixin, ConfigMixin):
         """Return features on the latents' grid."""
         return self.finish(self.encode(condition), timesteps)
 
-    def encode(self, condition: Float[Tensor, "b c height width"]) -> Float[Tensor, "b width h w"]:
+    def encode(self, condition: Float[Tensor, "b c height width"]) -> Float[Tensor, "b features h w"]:
         """Do what does not depend on the time step."""
         x = self.stem(condition)
         for block, down in zip(self.blocks, self.downs, strict=True):
             x = down(block(x, None))
         return x
 
-    def finish(self, encoded: Float[Tensor, "b width h w"], timesteps: Int[Tensor, " b"]) -> Float[Tensor, "b out h w"]:
+    def finish(
+        self, encoded: Float[Tensor, "b features h w"], timesteps: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b out h w"]:
         """Do the rest."""
         time = self.time_embedding(self.time_proj(timesteps).to(encoded.dtype))
         x = self.timed(encoded, time)
