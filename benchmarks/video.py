@@ -157,7 +157,8 @@ def rank_agreement(rows: Rows, metric: str, truth: str) -> float:
         pairs = [(scores.values[metric], scores.values[truth]) for (own, _), (_, scores) in rows.items() if own == clip]
         known = [(signs[0] * a, signs[1] * b) for a, b in pairs if a is not None and b is not None]
         if len(known) > 2 and all(len(set(column)) > 1 for column in zip(*known, strict=True)):
-            found.append(float(spearmanr(*zip(*known, strict=True)).statistic))
+            first, second = (list(column) for column in zip(*known, strict=True))
+            found.append(float(spearmanr(first, second)[0]))  # pyright: ignore[reportArgumentType]
     return mean(found)
 
 

@@ -99,7 +99,8 @@ def train_motion(
         np.load(cache / f"shard-{number:05d}.npy", mmap_mode="r") for number in range(-(-num_clips // SHARD_SIZE))
     ]
     if start is None:
-        motion = build_motion(backbone.unet, seed=config.seed).to(device)
+        motion = build_motion(backbone.unet, seed=config.seed)
+        motion.to(device=device)
     else:
         motion = load_motion(start, backbone.unet, device).requires_grad_(True)
     model = _Moved(backbone.unet, motion)

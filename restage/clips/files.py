@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,10 +126,13 @@ def open_clip(folder: Path) -> StoredClip:
     return StoredClip(folder, paths, record)
 
 
+_Frames = Generator[UInt8[np.ndarray, "h w 3"], None, None]
+
+
 class _Source(NamedTuple):
     frames_per_s: float  # before any are left out
     num_frames: int  # about; films say it roughly
-    frames: Iterator[UInt8[np.ndarray, "h w 3"]]
+    frames: _Frames
     has_sound: bool
 
 
@@ -183,7 +186,7 @@ def frame_name(index: int) -> str:
     return f"frame_{index:06d}.png"
 
 
-def _every(frames: Iterator[np.ndarray], step: int) -> Iterator[np.ndarray]:
+def _every(frames: _Frames, step: int) -> _Frames:
     with contextlib.closing(frames):
         for index, frame in enumerate(frames):
             if index % step == 0:
@@ -211,7 +214,7 @@ def _open_folder(source: Path, options: ClipOptions) -> _Source:
     return _Source(rate, len(chosen), _read_pictures(chosen, options.size), has_sound=False)
 
 
-def _read_pictures(paths: Sequence[Path], size: int | None) -> Iterator[np.ndarray]:
+def _read_pictures(paths: Sequence[Path], size: int | None) -> _Frames:
     first = None
     for path in paths:
         with open_picture(path) as image:
@@ -252,7 +255,7 @@ def _head_of(source: Path) -> dict[str, Any]:
         raise InputError(f"{source} is not readable as a film: {str(error).strip()[-200:]}") from None
 
 
-def _decode(source: Path, rate: float, options: ClipOptions) -> Iterator[np.ndarray]:
+def _decode(source: Path, rate: float, options: ClipOptions) -> _Frames:
     # Phones film at a rate that varies; what follows counts on even times.
     filters = [f"fps={rate:.6g}"]
     if options.size is not None:
@@ -326,7 +329,7 @@ def _encode(path: Path, frames: Iterable[Tensor], frames_per_s: float) -> None:
             writer = imageio_ffmpeg.write_frames(
                 str(path),
                 (width, height),
-                fps=frames_per_s,
+                fps=frames_per_s,  # pyright: ignore[reportArgumentType]  (ffmpeg takes any number)
                 macro_block_size=2,
                 ffmpeg_log_level="error",
                 output_params=["-threads", "1", *([] if is_webm else ["-movflags", "+faststart"])],

@@ -5,10 +5,9 @@ Flow is "2 h w": how far, in pixels to the right and down, what a pixel's center
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -115,7 +114,8 @@ def estimate_flow(frames: Float[Tensor, "n 3 h w"]) -> ClipFlow:
     size = [round(side * scale) for side in frames.shape[2:]]
     shown = frames if scale == 1 else functional.interpolate(frames, size, mode="bilinear", align_corners=False)
     pictures = [np.ascontiguousarray(frame) for frame in (shown.mean(dim=1).clamp(0, 1) * 255).byte().cpu().numpy()]
-    search: Callable[..., np.ndarray] = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc
+    opencv: Any = cv2  # its stubs do not know all of it
+    search = opencv.DISOpticalFlow_create(opencv.DISOPTICAL_FLOW_PRESET_MEDIUM).calc
 
     def flows(first: list[np.ndarray], second: list[np.ndarray]) -> Tensor:
         found = [torch.from_numpy(search(a, b, None)).permute(2, 0, 1) for a, b in zip(first, second, strict=True)]

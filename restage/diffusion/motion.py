@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_motion_model import MotionAdapter
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from restage.diffusion.loading import load_model
 from restage.records import InputError
@@ -101,11 +100,9 @@ def moving(unet: Any, motion: MotionAdapter, num_frames: int) -> Iterator[None]:
     def behind(number: int, layer: nn.Module) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             num_calls[number] += 1
-            states: Float[Tensor, "b c h w"] = output[0] if isinstance(output, tuple) else output
-            if not isinstance(states, Tensor):
-                states = output.sample
-            moved = layer(states, num_frames=num_frames)
-            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+            if not isinstance(output, tuple):  # residual blocks return states alone
+                return layer(output, num_frames=num_frames)
+            return (layer(output[0], num_frames=num_frames), *output[1:])
 
         return hook
 

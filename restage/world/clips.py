@@ -268,8 +268,8 @@ def read_clip(folder: Path) -> Clip:
     """Read a clip of the world back from its `clip.json`; another clip, which has no descriptions, is refused."""
     plain = read_json(folder / CLIP_RECORD, _ClipPlain)
     cameras, size = plain.cameras, plain.cameras.size
-    matrices = (torch.tensor(matrix, dtype=torch.float32) for matrix in (cameras.camera_to_world, cameras.intrinsics))
-    return Clip(motion=plain.motion, frames=plain.frames, cameras=Cameras(*matrices, size, size))
+    poses, intrinsics = torch.tensor(cameras.camera_to_world), torch.tensor(cameras.intrinsics)
+    return Clip(motion=plain.motion, frames=plain.frames, cameras=Cameras(poses, intrinsics, size, size))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,7 +140,7 @@ def test_what_is_no_clip_is_refused_in_one_line(film: Path, tmp_path: Path) -> N
             list(store_clip(source, tmp_path / "clip", ClipOptions(**options)))  # pyright: ignore[reportArgumentType]
     for wrong in ({"every": 0}, {"size": 2}, {"length_s": 0.0}, {"start_s": -1.0}, {"frames_per_s": 0.0}):
         with pytest.raises(InputError, match="expected"):
-            ClipOptions(**wrong)
+            ClipOptions(**wrong)  # pyright: ignore[reportArgumentType]
     assert not is_film(tmp_path / "one.png") and is_film(film)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from restage.records import InputError, read_json
 from restage.scenes.cameras import Cameras, project_points
 from restage.world import second
-from restage.world.clips import MOTIONS, Clip, edit_clip, render_clip, sample_clip, write_clip
+from restage.world.clips import MOTIONS, Clip, edit_clip, read_clip, render_clip, sample_clip, write_clip
 from restage.world.description import Description, SceneObject
 from restage.world.places import gap_between
 from restage.world.render import render_view
@@ -162,5 +162,8 @@ def test_a_clip_on_disk_has_frames_truth_and_what_to_look_at(tmp_path: Path) -> 
     assert np.abs(frame - truth.images[2].transpose(1, 2, 0)).max() < 0.003
     assert getattr(Image.open(tmp_path / "clip" / "clip.webp"), "n_frames", 1) == 3
     assert Image.open(tmp_path / "clip" / "sheet.png").width == 3 * 28
+    again = read_clip(tmp_path / "clip")
+    assert (again.motion, again.frames) == (clip.motion, clip.frames)
+    torch.testing.assert_close(again.cameras.camera_to_world, clip.cameras.camera_to_world)
     plain = read_json(tmp_path / "clip" / "clip.json")
     assert tuple(Description.from_plain(frame) for frame in plain["frames"]) == clip.frames

@@ -317,7 +317,7 @@ def share_attention(
             return
         plan.begin_step()
         if source is not None and len(plan.keys) < sharing.num_views:
-            latents, t, text = source(*inputs, options["encoder_hidden_states"])
+            latents, t, text = source(inputs[0], inputs[1], options["encoder_hidden_states"])
             plan.is_source = True
             module(latents, t, **{**options, "encoder_hidden_states": text})
             plan.is_source = False
