@@ -43,14 +43,14 @@ def run(folder: Path, start: Path, out: Path, *more: str) -> dict[str, float]:
 
 
 def test_the_benchmark_ends_with_its_line_and_goes_on_where_it_was_stopped(
-    folder: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pictures, "SHARD_SIZE", 4)
     run(folder, start, tmp_path, "--steps", "1", "--every", "1")
     record = json.loads((tmp_path / "arms" / "cross_norm.json").read_text())
-    capsys.readouterr()
+    capfd.readouterr()
     found = run(folder, start, tmp_path, "--steps", "2", "--every", "1")
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     assert KEYS <= json.loads(shown.splitlines()[-1]).keys() and found["num_worlds"] == 3
     after = json.loads((tmp_path / "arms" / "cross_norm.json").read_text())
     assert set(after["curve"]) == {"1", "2"} and after["curve"]["1"] == record["curve"]["1"]
