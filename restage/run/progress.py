@@ -150,7 +150,7 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _plain(out: TextIO) -> Iterator[Show]:
+def _plain(out: Any) -> Iterator[Show]:
     lines = PlainLines()
 
     def show(step: Progress) -> None:
