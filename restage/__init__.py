@@ -2,12 +2,15 @@
 
 import os
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restage.run.limits import allowed_cores, num_usable_cores
 
 __version__ = "0.1.0"
 __all__ = ["Edit", "Scene", "edit", "fit", "load"]
+
+if TYPE_CHECKING:
+    from restage.api import Edit, Scene, edit, fit, load
 
 
 def __getattr__(name: str) -> Any:

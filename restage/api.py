@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from restage.records import EditRequest, InputError, read_json
 from restage.run.layout import CAPTURE, EDIT_RECORD, FIT_RECORD, HELD_OUT, SCORES, SPLATS
-from restage.run.progress import show_result
+from restage.run.progress import show_progress, show_result
 from restage.run.reading import EditRecord, FitRecord
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def fit(
     source = Path(capture)
     folder = Path("runs") / capture_name(source) if out is None else Path(out)
     config = partial(for_size, _replaced(PHOTOGRAPHS, settings))
-    show_result(fit_folder(source, folder, config, size=size, again=again, device=choose_device(device)))
+    show_progress(fit_folder(source, folder, config, size=size, again=again, device=choose_device(device)))
     return Scene(folder / "scenes" / capture_name(source))
 
 
