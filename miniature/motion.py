@@ -100,7 +100,7 @@ def train_motion(
     ]
     if start is None:
         motion = build_motion(backbone.unet, seed=config.seed)
-        motion.to(device=device)
+        motion.to(device=device)  # pyright: ignore[reportCallIssue]
     else:
         motion = load_motion(start, backbone.unet, device).requires_grad_(True)
     model = _Moved(backbone.unet, motion)

@@ -316,10 +316,11 @@ def watched_keys(unet: nn.Module) -> Iterator[list[Tensor]]:
     """Collect, within it, the keys of self-attention layers, "b tokens c", in the order of their calls."""
     layers = [layer for layer in attention_layers(unet) if not layer.is_cross_attention]
     keys: list[Tensor] = []
-    handles = [
-        cast(nn.Module, layer.to_k).register_forward_hook(lambda module, inputs, output: keys.append(output))
-        for layer in layers
-    ]
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        keys.append(output)
+
+    handles = [cast(nn.Module, layer.to_k).register_forward_hook(keep) for layer in layers]
     try:
         yield keys
     finally:

@@ -61,7 +61,7 @@ class TuneAVideo(Windowed):
             raise InputError("tune_a_video works by captions; give --source-caption and --target-caption")
         backbone = replace(editor.backbone, unet=copy.deepcopy(editor.backbone.unet))
         motion = build_motion(backbone.unet, num_frames=max(count, 2), seed=derive_seed(job.seed, "motion") % 2**31)
-        motion.to(device=backbone.device)
+        motion.to(device=backbone.device)  # pyright: ignore[reportCallIssue]
         before, after = (
             backbone.encode_prompts([text]).expand(count) for text in (request.source_caption, request.target_caption)
         )
