@@ -44,7 +44,7 @@ SUMMARIES = {
     "edit": "edit a fitted scene or a clip by an instruction",
     "edits": "edit every scene of a run by several methods, for compare",
     "change": "recolor, move, turn, scale, copy or delete the splats of a region, at once",
-    "generate": "make pictures from captions",
+    "generate": "make scenes, clips or pictures from captions",
     "export": "write a scene as PLY, or image pairs for Hugging Face, WebDataset or InstructPix2Pix",
     "import": "read somebody else's image pairs, to train on",
     "compare": "score every edit of a run on held-out views",
