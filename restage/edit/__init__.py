@@ -8,6 +8,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+__all__ = []  # pyright: ignore[reportUnknownVariableType]
+
 
 class _Callable(ModuleType):
     """This package as a module that can be called, since one name stands for the package and for what it does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
 import os
 import platform
@@ -83,8 +84,9 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def git_commit() -> str:
-    """Commit of this code, with `+changes` if files differ from it; `unknown` without git."""
+    """Commit of this code when it was first asked for, with `+changes` if files differed; `unknown` without git."""
     # Without locks, since to look must not write: a status that is killed would leave a lock in the user's repository.
     git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
     try:

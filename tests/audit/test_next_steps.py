@@ -32,7 +32,8 @@ def test_where_there_is_no_run_it_begins_with_the_demo_and_a_fit(tmp_path: Path)
 def test_a_run_that_was_stopped_goes_on_first(run: Path) -> None:
     record = read_json(run / "run.json")
     write_json(
-        run / "run.json", {**record, "status": "stopped", "command": ["/usr/bin/restage", "demo", "--out", "a b"]}
+        run / "run.json",
+        {**record, "status": "stopped", "command": ["/usr/bin/restage", "demo", "--out", "a b"], "sessions": []},
     )
     assert commands(run)[0] == "restage demo --out 'a b'"
 

@@ -382,7 +382,7 @@ def test_plain_progress_says_how_long_the_rest_takes(
     lines = plain_lines(Progress(stage="pairs", done=done, total=1000) for done in (500, 600, 700, 1000))
     assert [", 4 min left" in line for line in lines] == [False, True, False, False]
     assert ", 3 min left" in lines[2] and "left" not in lines[3]
-    assert [duration(seconds) for seconds in (3, 119, 7300, 1e6)] == ["3 s", "119 s", "2 h", "12 days"]
+    assert [duration(seconds) for seconds in (3.0, 119.0, 7300.0, 1e6)] == ["3 s", "119 s", "2 h", "12 days"]
 
 
 def test_plain_progress_counts_a_stages_seconds_through_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def frames(count: int = 6) -> list:
 
 
 def test_a_film_is_edited_from_the_shell(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_film(here / "walk.mp4", frames(), frames_per_s=5)
+    write_film(here / "walk.mp4", frames(), frames_per_s=5.0)
     assert run(["edit", "walk.mp4", "make it golden", "--editor", "grade", "--size", "32"]) == 0
     told = capsys.readouterr().out
     assert "progress" in told and "edited: runs/walk/edit/walk/make-it-golden/carried-grade/0/clip.mp4" in told
@@ -50,7 +50,7 @@ def test_clips_are_made_from_the_shell(here: Path, capsys: pytest.CaptureFixture
 
 
 def test_what_clips_cannot_do_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_film(here / "walk.mp4", frames(), frames_per_s=5)
+    write_film(here / "walk.mp4", frames(), frames_per_s=5.0)
     for more, expected in (
         (["--then", "make it red"], "--then: only scenes"),
         (["--strength", "0.5"], "--strength: only scenes"),
@@ -61,7 +61,7 @@ def test_what_clips_cannot_do_is_one_line(here: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_clip_is_told_from_a_scene(here: Path) -> None:
-    write_film(here / "walk.mp4", frames(), frames_per_s=5)
+    write_film(here / "walk.mp4", frames(), frames_per_s=5.0)
     write_image(here / "shots" / "0.png", frames()[0])
     assert is_clip(here / "walk.mp4", "auto") and is_clip(here / "walk.mp4", "tokenflow")
     assert not is_clip(here / "walk.mp4", "idu")  # a scene is fitted to the film first

@@ -19,7 +19,8 @@ from restage.records import InputError, derive_seed
 
 __all__ = ["DreamMotion", "spatial_similarity_loss", "temporal_similarity_loss"]
 
-Keys = Sequence[Float[Tensor, "n tokens c"]]
+Keys = Sequence[Float[Tensor, "_ _ _"]]
+"""Frames, tokens and channels of each layer."""
 
 
 def spatial_similarity_loss(edited: Keys, source: Keys) -> Tensor:
@@ -109,7 +110,7 @@ class DreamMotion(Windowed):
             noised = [model.schedule.add_noise(clean, noise, times) for clean in (latents, source)]
             gradient = branches.edited(noised[0], t, self.guidance) - branches.source(noised[1], t, self.guidance)
             # At little noise a small change of the picture is a large one of the noise, and steps would overshoot.
-            signal, sigma = model.schedule.coefficients(times[:1], source)
+            signal, sigma = model.schedule.coefficients(times, source)
             gradient = gradient * (sigma / signal).clamp_max(1)
             if read is not None:
                 gradient = gradient + self._similarity_gradient(read, noised[0], noised[1], t)

@@ -322,7 +322,7 @@ def _fit_lit(splats: Splats, images: Float[Tensor, "n 3 h w"], cameras: Cameras,
     trainable = (mean_shown(splats, cameras, is_lit) > SHOWS_LIT).float()
     config = RefineConfig(
         steps=ROUNDS * len(cameras),
-        rates=LearningRates(means=0, log_scales=0, rotations=0, opacity_logits=0, sh=RATE),
+        rates=LearningRates(means=0.0, log_scales=0.0, rotations=0.0, opacity_logits=0.0, sh=RATE),
         cooldown_share=0.5,
         seed=derive_seed(seed, "light"),
     )
