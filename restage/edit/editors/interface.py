@@ -255,7 +255,7 @@ class KnownScores:
         clean = self.encode(image)
 
         def predict(latents: Tensor, timestep: int, guidance: float | None) -> Tensor:
-            signal, sigma = self.schedule.coefficients(torch.tensor([timestep]), latents)
+            signal, sigma = self.schedule.coefficients(torch.full((len(latents),), timestep), latents)
             return (latents - signal * clean) / sigma
 
         return predict
