@@ -37,6 +37,7 @@ class ViewerPage:
         self.layer = "edited"
         self._edit_thread: threading.Thread | None = None
         self._keep_thread: threading.Thread | None = None
+        self.drawing = threading.RLock()  # of what is shown: an edit, writing and each browser have their own threads
         server.gui.configure_theme(
             control_width="medium", dark_mode=True, show_logo=False, show_share_button=False, brand_color=(38, 166, 142)
         )
@@ -49,15 +50,17 @@ class ViewerPage:
 
     def load_scene(self) -> None:
         """Show the scene that the session has chosen."""
-        self.nodes.load()
-        self.controls.load()
-        self.refresh()
+        with self.drawing:
+            self.nodes.load()
+            self.controls.load()
+            self.refresh()
 
     def refresh(self) -> None:
         """Show the session's version and the chosen layer."""
-        self.nodes.show_splats(self.session.shown.splats, self.session.selected)
-        self.show_layer(self.layer)
-        self.controls.refresh()
+        with self.drawing:
+            self.nodes.show_splats(self.session.shown.splats, self.session.selected)
+            self.show_layer(self.layer)
+            self.controls.refresh()
 
     def show_layer(self, layer: str) -> None:
         """Switch to a layer: splats are shown as such, all else as a picture behind an empty scene."""
@@ -133,7 +136,8 @@ class ViewerPage:
                 for step in self.session.keep():
                     self.controls.say_kept(f"Writing into the run: {step.note}")
             self.controls.say_kept("All changes are in the run folder.")
-            self.controls.refresh()
+            with self.drawing:
+                self.controls.refresh()
 
     def _work(self, steps: Iterator[EditStep]) -> None:
         """Go through an edit, showing it as it goes; whatever its end is, the page says so."""

@@ -83,7 +83,7 @@ class RegionControls:
             self.moves = gui.add_checkbox(
                 "Handles", False, hint="In the scene: arrows and rings move and turn, the arrow above scales."
             )
-            self.moves.on_update(page.handler(lambda _: self._show_gizmo()))
+            self.moves.on_update(page.handler(lambda _: self._update_gizmo()))
 
     def _add_button(self, gui: Any, label: str, icon: str, act: Any) -> None:
         gui.add_button(label, icon=icon).on_click(self.page.handler(lambda _: act()))
@@ -233,16 +233,20 @@ class RegionControls:
         self.handles, self._held = (), None
         self.use(self.tool.value)
 
+    def _update_gizmo(self) -> None:
+        with self.page.drawing:
+            self._show_gizmo()
+
     def _show_gizmo(self) -> None:
         """Put handles at what is chosen, and take old ones away."""
         region = self.page.session.selected if self.moves.value else None
+        self.page.nodes.lift(region)  # again where splats were sent anew since
         if region is self._held:  # they may be in the user's hand
             return
         self._held = region
         for handle in self.handles:
             handle.remove()
         self.handles = ()
-        self.page.nodes.lift(region)
         if region is None:
             return
         splats = self.page.session.shown.splats
