@@ -20,7 +20,7 @@ PYTHON = """# From Python
 ::: restage.api
     options:
       show_root_heading: false
-      members: [fit, edit, load, Scene, Edit]
+      members: [fit, edit, generate, load, Scene, Edit]
 
 ## Methods
 Each is a frozen dataclass of settings; `restage.edit(scene, "...", method="joint")` takes its defaults, `settings=` an

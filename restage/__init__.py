@@ -1,4 +1,7 @@
-"""Restage edits 3D scenes by text, and shows how well. In Python: `restage.fit`, `restage.edit`, `restage.load`."""
+"""Restage edits 3D scenes by text, and shows how well.
+
+In Python: `restage.fit`, `restage.edit`, `restage.generate`, `restage.load`.
+"""
 
 import os
 from importlib import import_module
@@ -7,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from restage.run.limits import allowed_cores, num_usable_cores
 
 __version__ = "0.1.0"
-__all__ = ["Edit", "Scene", "edit", "fit", "load"]
+__all__ = ["Edit", "Scene", "edit", "fit", "generate", "load"]
 
 if TYPE_CHECKING:
-    from restage.api import Edit, Scene, edit, fit, load
+    from restage.api import Edit, Scene, edit, fit, generate, load
 
 
 def __getattr__(name: str) -> Any:
     """Load the Python API at its first use: most of what starts here needs none of it."""
-    if name == "edit":  # the package, which can be called
-        return import_module("restage.edit")
+    if name in ("edit", "generate"):  # packages, which can be called
+        return import_module(f"restage.{name}")
     if name in __all__:
         return getattr(import_module("restage.api"), name)
     raise AttributeError(f"module 'restage' has no attribute {name!r}")

@@ -1,4 +1,6 @@
-"""Restage from Python: `restage.fit`, `restage.load`, `restage.edit`. In a notebook results show themselves.
+"""Restage from Python: `restage.fit`, `restage.load`, `restage.edit`, `restage.generate`.
+
+In a notebook results show themselves.
 
     import restage
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from restage.scenes.capture import Capture
     from restage.scenes.splats import Splats
 
-__all__ = ["Edit", "Scene", "edit", "fit", "load"]
+__all__ = ["Edit", "Scene", "edit", "fit", "generate", "load"]
 
 SHOWN_VIEWS = 3
 SHOWN_PX = 220
@@ -208,6 +210,38 @@ def edit(
     )
     (folder,) = show_result(edit_folder(base.folder, [request], chosen, start=start))
     return Edit(folder, base)
+
+
+def generate(
+    caption: str,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    seed: int = 0,
+    generator: str = "auto",
+    device: str = "auto",
+    **order: Any,
+) -> Scene:
+    """Make a scene of splats from a caption, or open the one that is there already.
+
+    Args:
+        caption: What the scene shows.
+        out: Folder of the run; default: `runs/` and what the caption says.
+        seed: Seed for the noise; other seeds make other scenes of a caption, in the same run.
+        generator: How the scene grows: `sds`, `ism`, `views`, `refined` or `auto`; see `restage generate --help`.
+        device: Where to make it: `auto`, `cpu`, `cuda` or `cuda:N`.
+        order: Fields of `restage.generate.scene.SceneOrder`, such as `model`, `preset` and `num_steps`.
+
+    Raises:
+        InputError: the caption, the folder or a setting cannot be used.
+    """
+    from restage.generate.scene import SceneOrder, generate_scenes, scene_name
+    from restage.scenes.device import choose_device
+
+    base = SceneOrder(captions=(caption,), seeds=(seed,), generator=generator, device=choose_device(device))
+    name = scene_name(caption, seed)
+    folder = Path("runs") / name.rpartition("-")[0] if out is None else Path(out)
+    show_progress(generate_scenes(folder, _replaced(base, order)))
+    return Scene(folder / "scenes" / name)
 
 
 def _replaced(config: Any, settings: dict[str, Any]) -> Any:

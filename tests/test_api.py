@@ -18,6 +18,7 @@ from restage.edit.methods.replace_once import ReplaceOnce
 from restage.records import InputError
 from restage.scenes.io import write_capture
 from tests.scenes.tiny_captures import small_capture
+from tests.tiny_models import write_tiny_models
 
 SETTINGS = ReplaceOnce(num_steps=6)
 QUICK: dict[str, Any] = {"editor": "grade", "method": "replace_once", "settings": SETTINGS, "device": "cpu"}
@@ -49,6 +50,16 @@ def test_an_edit_changes_the_splats_and_another_starts_from_it(scene: restage.Sc
     assert dark.scores == {}
 
 
+def test_a_caption_becomes_a_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_tiny_models(tmp_path / "models") / "text_to_image"
+    monkeypatch.setattr("restage.generate.scene.NUM_VIEWS", 8)
+    monkeypatch.chdir(tmp_path)
+    made = restage.generate("a red cone", generator="sds", model=model, num_steps=2, device="cpu")
+    assert made.folder == Path("runs/a-red-cone/scenes/a-red-cone-0")
+    assert made.record.num_splats == len(made.splats) and "data:image/png" in made._repr_html_()
+    assert restage.load("runs/a-red-cone").folder == made.folder
+
+
 def test_results_show_themselves_in_a_notebook(scene: restage.Scene) -> None:
     edit = restage.edit(scene, "make it golden", **QUICK)
     for shown, heads in ((scene._repr_html_(), ["fit"]), (edit._repr_html_(), ["before", "after"])):
@@ -70,6 +81,7 @@ def test_what_cannot_be_used_is_one_line(scene: restage.Scene, tmp_path: Path) -
 
 def test_the_package_is_light_until_it_is_used() -> None:
     program = (
-        "import sys, restage; assert not {'numpy', 'torch'} & set(sys.modules); restage.fit; import restage.edit.job"
+        "import sys, restage; assert not {'numpy', 'torch'} & set(sys.modules);"
+        "restage.fit; import restage.edit.job, restage.generate"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
