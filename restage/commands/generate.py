@@ -4,6 +4,7 @@ Annotations are evaluated when a command is built: hence no `from __future__ imp
 """
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,14 +85,19 @@ def build_generate() -> Callable[..., None]:
                 raise InputError(
                     "--frames makes clips, from text alone; --out ends in .mp4, .webm or .gif, or is a folder"
                 )
+            _refuse("a clip", scenes)
             where = {"out": out, "num_frames": frames or 8, "seed": seed, "device": device}
             _make_clips(texts, config, motion=motion, backbone=backbone, **where)
             return
+        if motion is not None:
+            raise InputError("--motion is for clips, which --frames or an --out that ends in .mp4 asks for")
         if suffix not in PICTURE_SUFFIXES and not layout.is_given:
+            _refuse("a scene", replace(config, num=1))
             _make_scenes(texts, scenes, out=out, seeds=range(seed, seed + config.num), backbone=backbone, device=device)
             return
         from restage.diffusion.backbone import load_backbone
 
+        _refuse("a picture", scenes)
         sources, layouts = (), []
         if layout.is_given:
             from restage.generate.layouts import branch_sources, read_layouts
@@ -107,6 +113,14 @@ def build_generate() -> Callable[..., None]:
             say(f"picture: {path}")
 
     return generate
+
+
+def _refuse(what: str, options: "PicturesConfig | ScenesOptions") -> None:
+    """Refuse options that have no meaning for what is made, rather than leave them unheeded."""
+    changed = [field.name for field in fields(options) if getattr(options, field.name) != field.default]
+    if changed:
+        given = " and ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise InputError(f"{given} cannot be used for {what}; see restage generate --help")
 
 
 def _make_clips(

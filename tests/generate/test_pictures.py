@@ -85,6 +85,13 @@ def test_command_makes_pictures_of_the_captions_in_a_file(models: Path, tmp_path
         (["a ball", "--out", "x.png", "--frames", "4"], ".mp4, .webm or .gif"),
         (["a ball", "--out", "run", "--generator", "zero"], "choose from ism, refined, sds, views"),
         (["a ball", "--out", "run", "--generator", "views"], "needs an add-on"),
+        (
+            ["a ball", "--out", "run", "--guidance", "9", "--steps", "3"],
+            "--steps and --guidance cannot be used",
+        ),
+        (["a ball", "--out", "x.png", "--generator", "sds"], "--generator cannot be used for a picture"),
+        (["a ball", "--out", "x.gif", "--scene-steps", "9"], "--scene-steps cannot be used for a clip"),
+        (["a ball", "--out", "x.png", "--motion", "m"], "--motion is for clips"),
         (["a " + "big " * 60 + "ball", "--out", "run"], "too long"),
         (["a ball", "--captions", "none.txt", "--out", "x.png"], "not both"),
         (["--captions", "none.txt", "--out", "x.png"], "none.txt"),
