@@ -5,17 +5,19 @@ What is finished is not made again; what was stopped goes on from its last state
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from restage.diffusion.backbone import load_backbone
-from restage.generate.generators import GenerateJob, GenerateStep, Generator, make_generator
+from restage.generate.generators import GenerateJob, GenerateStep, make_generator
+from restage.generate.generators import Generator as SceneGenerator
 from restage.generate.rig import Rig
 from restage.records import (
     InputError,
@@ -42,7 +44,7 @@ from restage.scenes.rasterize import rasterize
 from restage.scenes.splats import SH_C0, Splats
 from restage.scenes.stage import PREVIEW, capture_sha256, measure_fit
 
-__all__ = ["SceneOrder", "beside", "capture_of", "generate_scenes", "scene_name"]
+__all__ = ["Growing", "SceneOrder", "beside", "capture_of", "generate_scenes", "grow_scenes", "scene_name"]
 
 SAVE_EVERY_S, PEEK_EVERY_S = 10.0, 5.0
 NUM_VIEWS, NUM_PREVIEWS, NUM_AROUND = 40, 4, 8
@@ -82,7 +84,27 @@ def scene_name(caption: str, seed: int) -> str:
     return f"{words[:48].strip('-') or 'scene'}{tail}-{seed}"
 
 
+class Growing(NamedTuple):
+    """A scene on its way."""
+
+    name: str
+    number: int  # of scenes before it
+    count: int  # of scenes in all
+    step: GenerateStep
+
+
 def generate_scenes(folder: Path, order: SceneOrder) -> Iterator[Progress]:
+    """Make scenes as `grow_scenes` does, and tell how far they are."""
+    with contextlib.closing(grow_scenes(folder, order)) as scenes:
+        for name, number, count, step in scenes:
+            note = f"{name}: {step.note}"
+            if step.loss:
+                note += f", loss {step.loss:.4g} ({PREVIEW})"
+            done, total = number * step.num_steps + step.step, count * step.num_steps
+            yield Progress(stage="scenes", done=done, total=total, note=note)
+
+
+def grow_scenes(folder: Path, order: SceneOrder) -> Generator[Growing, None, None]:
     """Make a scene of every caption and seed in the run of a folder, which is made if it does not exist.
 
     Each is `scenes/<name>` with `capture/`, `splats.ply` and, last, `fit.json`. While one grows, `preview.png` shows it
@@ -116,9 +138,7 @@ def generate_scenes(folder: Path, order: SceneOrder) -> Iterator[Progress]:
             }
             scene = _Scene(folder / "scenes" / scene_name(caption, seed), config, job)
             for step in scene.make(generator):
-                done = number * step.total + step.done
-                note = f"{scene.folder.name}: {step.note}"
-                yield Progress(stage="scenes", done=done, total=len(items) * step.total, note=note)
+                yield Growing(scene.folder.name, number, len(items), step)
 
 
 def beside(model: Path) -> Path | None:
@@ -135,14 +155,14 @@ class _Scene:
         self.id = content_id("fit", config)
         self.seconds = 0.0
 
-    def make(self, generator: Generator) -> Iterator[Progress]:
-        """Make it, unless it is there; yields its progress."""
+    def make(self, generator: SceneGenerator) -> Iterator[GenerateStep]:
+        """Make it, unless it is there; yields its steps."""
         if (self.folder / FIT_RECORD).exists():
             if read_json(self.folder / FIT_RECORD, FitRecord).id != self.id:
                 raise InputError(
                     f"{self.folder} holds a scene that was made otherwise; choose another --out, or remove it"
                 )
-            yield Progress(stage="scenes", done=1, total=1, note="made before")
+            yield GenerateStep(1, 1, 0.0, read_splats(self.folder / SPLATS), "made before", dict)
             return
         last, began_s = None, time.perf_counter()
         saved_s, peeked_s = began_s, began_s - PEEK_EVERY_S
@@ -158,8 +178,7 @@ class _Scene:
                 if now_s - saved_s > SAVE_EVERY_S:
                     self._save_state(last)
                     saved_s = time.perf_counter()
-                note = f"{last.note}, loss {last.loss:.4g} ({PREVIEW})"
-                yield Progress(stage="scenes", done=last.step, total=last.num_steps, note=note)
+                yield last
         except (KeyboardInterrupt, GeneratorExit) as stop:
             # An interrupt within a step leaves that step half done, which the last saved state knows nothing of.
             if last is not None and isinstance(stop, GeneratorExit):

@@ -20,6 +20,7 @@ from restage.edit.single import EditChoice
 from restage.records import EditRequest, InputError
 from restage.scenes.io.splat_files import SPLAT_FORMATS
 from restage.view.layers import PICTURE_LAYERS, SPLAT_LAYERS
+from restage.view.new_scene import NewSceneControls
 from restage.view.pictures import FRAMES_PER_SECOND, MAX_FRAMES, PATHS, path_cameras, render_clip, view_picture
 from restage.view.reference_control import ReferenceControl
 from restage.view.region_controls import RegionControls
@@ -129,6 +130,8 @@ class Controls:
             self._add_history(gui)
         with tabs.add_tab("Save"):
             self._add_save(gui)
+        with tabs.add_tab("New"):
+            self.new_scene = NewSceneControls(page)
         gui.add_button("Help (H)", icon="help").on_click(self._handler(lambda _: show_help(self)))
         add_shortcuts(self)
 
@@ -209,6 +212,9 @@ class Controls:
         session, scene = self.page.session, self.page.session.scene
         self.region.load()
         self.reference.show(())
+        if tuple(session.scenes) != self.scene.options:
+            self.scene.options = tuple(session.scenes)
+        self.scene.value, self.scene.visible = scene.name, len(session.scenes) > 1
         facts = [f"{len(scene.splats):,} splats"]
         if scene.capture is not None:
             facts.append(f"{len(scene.capture.cameras)} views")

@@ -147,8 +147,8 @@ class ViewerPage:
             end = f"Done in {time.monotonic() - started_s:.0f} s and kept in the run folder."
             if not num_steps:
                 end = "Made before, and opened from the run folder."
-        except EditStopped:
-            end = "Stopped; nothing was kept."
+        except EditStopped as stopped:
+            end = str(stopped)
         except InputError as error:
             end = f"This cannot be done: {error}"
             self.notify("This cannot be done", str(error))

@@ -10,22 +10,26 @@ import threading
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from restage.edit.direct.changes import describe_operation, open_change
 from restage.edit.direct.operations import OPERATIONS, Operation, carry_weights
 from restage.edit.editors import OpenEditors
 from restage.edit.job import EditStep
 from restage.edit.methods.remove import Remove
-from restage.edit.single import EditChoice, OpenedEdit, StartingPoint, find_case, open_edit
+from restage.edit.single import EditChoice, StartingPoint, find_case, open_edit
+from restage.generate.scene import SceneOrder, grow_scenes
 from restage.records import EditRequest, InputError
 from restage.regions.masks import INSIDE
 from restage.regions.region import Region
 from restage.run.folder import open_run, working
 from restage.view.choice import SceneChoice
-from restage.view.scene import read_kept
+from restage.view.scene import open_scenes, read_kept
 from restage.view.versions import Change, EditStopped, Version, stop_between_layers
 
 __all__ = ["ViewSession"]
+
+_Step = TypeVar("_Step")
 
 
 class ViewSession(SceneChoice):
@@ -95,21 +99,21 @@ class ViewSession(SceneChoice):
                     start=before.start,
                     device=self.device,
                 )
-            yield from self._steps(opened)
+            yield from self._steps(opened.steps)
         return opened.folder
 
-    def _steps(self, opened: OpenedEdit) -> Iterator[EditStep]:
+    def _steps(self, steps: Iterator[_Step]) -> Iterator[_Step]:
         while True:
             with self.computing:
-                step = next(opened.steps, None)
+                step = next(steps, None)
             if step is None:
                 return
             yield step
 
-    def _stoppable(self, opened: OpenedEdit) -> Iterator[EditStep]:
-        for step in self._steps(opened):
+    def _stoppable(self, steps: Iterator[_Step]) -> Iterator[_Step]:
+        for step in self._steps(steps):
             if self._stop.is_set():
-                raise EditStopped("stopped by the user")
+                raise EditStopped
             yield step
 
     def remove(self) -> Iterator[EditStep]:
@@ -131,7 +135,7 @@ class ViewSession(SceneChoice):
                         start=self.shown.start,
                         device=self.device,
                     )
-                yield from self._stoppable(opened)
+                yield from self._stoppable(opened.steps)
             self._add_kept(opened.folder)
         self.select(None)
 
@@ -178,8 +182,35 @@ class ViewSession(SceneChoice):
                 opened = open_edit(
                     run, self.scene.folder, request=request, choice=choice, start=start, editors=self._editors
                 )
-            yield from self._stoppable(opened)
+            yield from self._stoppable(opened.steps)
             return opened.folder
+
+    def generate(self, order: SceneOrder) -> Iterator[EditStep]:
+        """Make scenes from captions in the run, as `restage generate` does; the last one is then shown.
+
+        They are made on the session's device. What is stopped goes on when it is asked for again.
+
+        Yields:
+            Every step; its splats can be shown.
+        """
+        if self.why_not_edit:
+            raise InputError(self.why_not_edit)
+        with self._alone():
+            for step in self.keep():
+                yield step._replace(splats=self.shown.splats)
+            yield from self._make_run()
+            assert self.scene.run_folder is not None
+            name, run = "", self.scene.run_folder
+            scenes = grow_scenes(run, replace(order, device=self.device))
+            try:
+                with contextlib.closing(scenes), stop_between_layers(self._stop):
+                    for name, number, count, step in self._stoppable(scenes):
+                        done = number * step.num_steps + step.step
+                        yield EditStep(done, count * step.num_steps, step.loss, step.splats, f"{name}: {step.note}")
+            except EditStopped:
+                raise EditStopped("Stopped; the same caption, generator and seed go on from here.") from None
+            self.scenes = open_scenes(run)
+        self.choose_scene(name)
 
     def stop(self) -> None:
         """Ask the running edit to stop; it does so at its next step, or between two layers of its model."""

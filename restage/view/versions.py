@@ -28,6 +28,9 @@ SELECTION = "selection"
 class EditStopped(KeyboardInterrupt):
     """The user stopped the edit; a run records it like Ctrl-C, and no handler of errors takes it for one."""
 
+    def __init__(self, what_is_left: str = "Stopped; nothing was kept.") -> None:
+        super().__init__(what_is_left)
+
 
 class Clicked(NamedTuple):
     """Splats of the scene before any edit that clicks said to belong to a thing, and not to belong to it."""
@@ -74,7 +77,7 @@ def stop_between_layers(stop: threading.Event) -> Iterator[None]:
 
     def check(module: torch.nn.Module, inputs: object) -> None:
         if stop.is_set() and threading.get_ident() == thread:
-            raise EditStopped("stopped by the user")
+            raise EditStopped
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(check)
     try:

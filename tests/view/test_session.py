@@ -11,6 +11,8 @@ from restage.cli import run as restage
 from restage.edit.editors import EDITORS, Edited, ViewBatch
 from restage.edit.methods import ReplaceOnce
 from restage.edit.single import EditChoice
+from restage.generate.generators import Blob, Sds
+from restage.generate.scene import SceneOrder
 from restage.recipes import edit_folder
 from restage.records import EditRequest, InputError, read_json
 from restage.scenes.io.splat_files import read_splats, write_splats
@@ -20,6 +22,7 @@ from restage.view.scene import list_kept
 from restage.view.versions import stop_between_layers
 from restage.world.clips import sample_clip, write_clip
 from tests.scenes.test_references import picture
+from tests.tiny_models import write_tiny_models
 from tests.view.conftest import QUICK
 
 BLUE = EditRequest(instruction="make it blue", source_caption="", target_caption="")
@@ -147,6 +150,25 @@ def test_a_stopped_edit_leaves_nothing_and_the_next_one_runs(session, run_folder
     assert read_json(run_folder / "run.json")["status"] == "stopped"
     list(session.edit(BLUE, QUICK))
     assert session.shown.kept is not None
+
+
+def test_a_scene_grows_from_words_goes_on_after_a_stop_and_is_then_shown(session, run_folder, tmp_path, monkeypatch):
+    small = Sds(num_steps=4, blob=Blob(num_splats=60, num_ground=40, num_sky=20))
+    monkeypatch.setattr("restage.generate.scene.make_generator", lambda name, preset: small)
+    monkeypatch.setattr("restage.generate.scene.NUM_VIEWS", 8)
+    model = write_tiny_models(tmp_path / "models") / "text_to_image"
+    order = SceneOrder(captions=("a red cone",), generator="sds", model=model)
+    growing = session.generate(order)
+    first = next(growing)
+    assert (first.step, first.num_steps, len(first.splats)) == (1, 4, 120)
+    session.stop()
+    with pytest.raises(EditStopped, match="go on from here"):
+        list(growing)
+    assert session.scene.name == "tiny" and not session.is_running
+    assert [step.step for step in session.generate(order)][-1] == 4
+    assert session.scene.name == "a-red-cone-0" and session.why_not_edit == ""
+    assert set(session.scenes) == {"tiny", "a-red-cone-0"}
+    session.choose_scene("tiny")
 
 
 def test_stop_reaches_an_editor_in_the_middle_of_its_layers(session, monkeypatch):
