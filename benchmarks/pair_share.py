@@ -31,6 +31,8 @@ from restage.compare.metrics import progress
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import Clip, load_clip
 from restage.diffusion.edit_models import load_edit_model
+from restage.pairs.clip_rule import rule_for
+from restage.pairs.config import PairRule
 from restage.pairs.score import judge, score_pairs
 from restage.pairs.store import ImagePair, read_pairs
 from restage.records import file_sha256, read_json, write_json
@@ -53,7 +55,7 @@ def numbers_by_picture(folder: Path) -> dict[str, int]:
     return {file_sha256(path)[:16]: int(path.stem) for path in folder.glob("*.png")}
 
 
-def worth_of(pair: ImagePair, number: int, clip: Clip) -> Worth:
+def worth_of(pair: ImagePair, number: int, clip: Clip, rule: PairRule) -> Worth:
     """Score a pair by the rule, and by the renders of its scene before and after the edit."""
     scores = score_pairs(
         clip, [pair.prompt], sources=pair.source[None], edited=pair.edited[None], masks=pair.mask[None]
@@ -63,18 +65,19 @@ def worth_of(pair: ImagePair, number: int, clip: Clip) -> Worth:
     if pair.prompt.pictured == "target":
         painted, truth, other = pair.source, exact.source, exact.edited
     gained = progress(painted[None], other[None], truth[None], exact.mask[None].float()).mean
-    return Worth(not judge(scores, RECIPE.rule), float(np.nan_to_num(scores.direction_similarity, nan=-1.0)), gained)
+    return Worth(not judge(scores, rule), float(np.nan_to_num(scores.direction_similarity, nan=-1.0)), gained)
 
 
-def find_worths(folder: Path, pairs: Path, pictures: Path, clip: Clip) -> list[Worth]:
+def find_worths(folder: Path, pairs: Path, pictures: Path, clip_folder: Path) -> list[Worth]:
     """Score all pairs, once; those that are scored already are kept."""
     numbers = numbers_by_picture(pictures)
+    clip, rule = load_clip(clip_folder), rule_for(PairRule(), clip_folder)
     path = folder / "worths.json"
     worths = read_json(path, list[Worth]) if path.exists() else []
     for index, pair in enumerate(read_pairs(pairs)):
         if index < len(worths):
             continue
-        worths.append(worth_of(pair, numbers[Path(pair.prompt.picture).stem], clip))
+        worths.append(worth_of(pair, numbers[Path(pair.prompt.picture).stem], clip, rule))
         if len(worths) % (8 * SCORED_AT_ONCE) == 0:
             write_json(path, worths)
             print(f"scored {len(worths)} pairs", flush=True)
@@ -112,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     state.mkdir(parents=True, exist_ok=True)
     pairs = asked.folder / "state" / "edit_model_pairs" / "pairs"
     pictures = asked.folder / "state" / "edit_model_prompts" / "pictures"
-    worths = find_worths(state, pairs, pictures, load_clip(asked.folder / "clip"))
+    worths = find_worths(state, pairs, pictures, asked.folder / "clip")
     config = replace(RECIPE.train, training=replace(RECIPE.train.training, num_steps=asked.num_steps))
     cases = [case for world in asked.worlds for case in edit_cases(world, asked.cases)]
     results = state / "results.jsonl"

@@ -16,6 +16,7 @@ from restage.diffusion.clip import load_clip
 from restage.diffusion.config import TrainingConfig
 from restage.diffusion.edit_models import load_edit_model, save_edit_model
 from restage.diffusion.editor import Guidance
+from restage.pairs.clip_rule import rule_for
 from restage.pairs.config import PAIRS, CampaignConfig, PairRule, PairsConfig
 from restage.pairs.score import judge, score_pairs
 from restage.pairs.stage import run_campaign
@@ -24,7 +25,6 @@ from restage.pairs.tasks import ModelMaker
 from restage.prompts.config import PromptsConfig
 from restage.prompts.rejects import TokenLimits
 from restage.prompts.stage import run_prompts
-from restage.recipes import RULE
 from restage.records import InputError, Progress
 from restage.run.folder import RunFolder
 from restage.train.config import LossWeights, TrainConfig
@@ -62,8 +62,8 @@ class EditModelRecipe:
 
     made: PairSet
     """All of them are kept, so that the versions `filtered` and `unfiltered` share them."""
-    rule: PairRule
-    """Which of them the version `filtered` takes."""
+    rule: PairRule = PairRule()
+    """Which of them the version `filtered` takes; thresholds that it does not name are those of `<folder>/clip`."""
     num_pairs: int
     """Pairs to train on, the same number for each version: the first that are accepted."""
     train: TrainConfig
@@ -94,7 +94,6 @@ RECIPE = EditModelRecipe(
         pairs=replace(PAIRS, rule=NO_RULE, generate=replace(PAIRS.generate, guidance=PICTURE_GUIDANCE)),
         seed=203,
     ),
-    rule=RULE,
     num_pairs=7200,
     train=TrainConfig(
         training=TrainingConfig(
@@ -221,7 +220,7 @@ def _generate_pairs(
     maker = replace(maker, num_pairs=recipe.made.num_prompts)
     yield from run_campaign(run, config, maker, engine)
     run.close("done")
-    clip = load_clip(folder / "clip")
+    clip, rule = load_clip(folder / "clip"), rule_for(recipe.rule, folder / "clip")
     pairs_folder = run.path / "pairs"
     chosen: list[int] = []
     numbered = enumerate(read_pairs(pairs_folder))
@@ -232,7 +231,7 @@ def _generate_pairs(
             masks = torch.stack([pair.mask for _, pair in batch])
             prompts = [pair.prompt for _, pair in batch]
             scores = score_pairs(clip, prompts, sources=sources, edited=edited, masks=masks)
-            reasons = [judge(score, recipe.rule) for score in scores]
+            reasons = [judge(score, rule) for score in scores]
         chosen += [index for (index, _), reason in zip(batch, reasons, strict=True) if not reason]
         done = min(len(chosen), recipe.num_pairs)
         yield Progress(stage="filter", done=done, total=recipe.num_pairs, note=f"{len(chosen)} of {batch[-1][0] + 1}")
