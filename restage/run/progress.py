@@ -120,7 +120,8 @@ class PlainLines:
     def __init__(self) -> None:
         self.stage, self.shown, self.spoke_s = "", -1, time.monotonic()
         self.started_s: dict[str, float] = {}
-        self.first_done: dict[str, int] = {}  # what was done before does not count in the pace
+        self.last_done: dict[str, int] = {}
+        self.pace_from: dict[str, tuple[float, int]] = {}  # since when, and from where: what was done before is no pace
 
     def line_for(self, step: Progress) -> str | None:
         """Return the line to be shown for a step, if any."""
@@ -128,16 +129,20 @@ class PlainLines:
         if step.stage != self.stage:
             self.stage, self.shown = step.stage, -1
             self.started_s.setdefault(step.stage, now_s)
-            self.first_done.setdefault(step.stage, step.done)
+        # A stage may count twice: what it reads, then its own steps.
+        if step.done < self.last_done.get(step.stage, step.done + 1):
+            self.pace_from[step.stage] = (now_s, step.done)
+        self.last_done[step.stage] = step.done
         tenth = step.done * PLAIN_LINES_PER_STAGE // max(step.total, 1)
         if tenth == self.shown and now_s - self.spoke_s < MAX_SILENCE_S:
             return None
         self.shown, self.spoke_s = tenth, now_s
         note = f"  {step.note}" if step.note else ""
-        elapsed_s, done = now_s - self.started_s[step.stage], step.done - self.first_done[step.stage]
-        left = ""
-        if done and elapsed_s > PACE_KNOWN_S and step.done < step.total:
-            left = f", {duration(elapsed_s / done * (step.total - step.done))} left"
+        elapsed_s = now_s - self.started_s[step.stage]
+        since_s, first = self.pace_from[step.stage]
+        paced_s, done, left = now_s - since_s, step.done - first, ""
+        if done and paced_s > PACE_KNOWN_S and step.done < step.total:
+            left = f", {duration(paced_s / done * (step.total - step.done))} left"
         return f"{step.stage:<8} {step.done:>5}/{step.total:<5} {elapsed_s:6.1f} s{left}{note}"
 
 

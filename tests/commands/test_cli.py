@@ -385,6 +385,16 @@ def test_plain_progress_says_how_long_the_rest_takes(
     assert [duration(seconds) for seconds in (3.0, 119.0, 7300.0, 1e6)] == ["3 s", "119 s", "2 h", "12 days"]
 
 
+def test_time_left_is_never_negative_where_a_stage_counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**9, 60))
+    monkeypatch.setattr("restage.run.progress.time.monotonic", lambda: next(clock))
+    read = [Progress(stage="train", done=done, total=60) for done in (30, 60)]
+    trained = [Progress(stage="train", done=done, total=90) for done in (0, 30, 60)]
+    lines = plain_lines([*read, *trained])
+    assert ", 2 min left" in lines[3] and ", 60 s left" in lines[4]
+    assert [", " in line for line in lines] == [False, False, False, True, True]
+
+
 def test_plain_progress_counts_a_stages_seconds_through_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10**9, 10))
     monkeypatch.setattr("restage.run.progress.time.monotonic", lambda: next(clock))
