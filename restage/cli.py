@@ -76,7 +76,30 @@ Edit 3D scenes by text, and show how well.
 commands, in the order data flows:
 {}
 
-`restage COMMAND --help` explains each with an example. Start with: restage demo"""
+`restage COMMAND --help` explains each with an example. Start with: restage demo
+`restage --completion bash` (or zsh, or fish) prints what completes these names in your shell: docs/install.md"""
+
+BASH_COMPLETION = r"""_restage() {{
+  local word=${{COMP_WORDS[COMP_CWORD]}}
+  if [ "$COMP_CWORD" = 1 ]; then
+    COMPREPLY=($(compgen -W "{names}" -- "$word"))
+  elif [ "${{word#-}}" != "$word" ]; then
+    local options=$(restage "${{COMP_WORDS[1]}}" --help 2>/dev/null | grep -oE -e '--[a-z][a-z.-]*' | sort -u -r)
+    COMPREPLY=($(compgen -W "$options" -- "$word"))
+  fi
+}}
+complete -o default -F _restage restage
+"""
+FISH_COMPLETION = r"""complete -c restage -n __fish_use_subcommand -a '{names}' -f
+complete -c restage -n 'not __fish_use_subcommand; and string match -q -- "-*" (commandline -ct)' -a \
+  '(restage (commandline -opc)[2] --help 2>/dev/null | string match -ra -- "--[a-z][a-z.-]*" | sort -u)'
+"""
+COMPLETIONS = {
+    "bash": BASH_COMPLETION,
+    "zsh": "autoload -U +X compinit bashcompinit && compinit -u && bashcompinit\n" + BASH_COMPLETION,
+    "fish": FISH_COMPLETION,
+}
+"""What completes commands and options, by shell; options are those that a command's own help names."""
 
 
 def _prepare_environment() -> None:
@@ -124,6 +147,13 @@ def run(arguments: Sequence[str]) -> int:
         from restage import __version__
 
         say(f"restage {__version__}")
+        return 0
+    if arguments[0] == "--completion":
+        script = COMPLETIONS.get(arguments[1] if len(arguments) > 1 else "")
+        if script is None:
+            say("restage --completion: expected one of bash, zsh or fish", file=sys.stderr)
+            return EXIT_BAD_INPUT
+        say(script.format(names=" ".join(SUMMARIES)), end="")
         return 0
     name = arguments[0]
     if name not in SUMMARIES:
