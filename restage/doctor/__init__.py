@@ -44,6 +44,6 @@ def examine(*, runs: Path = Path("runs"), is_online: bool = False, starts: bool 
             try:
                 found = list(check())
             except Exception as error:  # what breaks a check is just what the user wants to know
-                advice = "Something that Restage needs does not start; reinstall it: make clean demo"
+                advice = f"Something that Restage needs does not start; reinstall it: {packages.reinstall_command()}"
                 found = [Finding(name, f"{type(error).__name__}: {error}", advice, is_problem=True)]
             yield from (replace(finding, group=group) for finding in found)

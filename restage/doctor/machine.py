@@ -347,7 +347,8 @@ def check_nerfstudio(folder: Path = PACKAGE.parent / ".venv-nerfstudio") -> Iter
     """Check nerfstudio's own environment, if there is one: that it starts, and that its packages suit each other."""
     python = folder / "bin" / "python"
     if not python.exists():
-        advice = "Only ns-train and `make test-nerfstudio` need it: make nerfstudio (3.5 GB, some minutes)"
+        where = "" if (folder.parent / "Makefile").is_file() else "in a clone of the repository "
+        advice = f"Only ns-train with Restage's methods needs it: {where}make nerfstudio (3.5 GB, some minutes)"
         yield Finding("nerfstudio", f"no environment {folder.name}", advice)
         return
     try:

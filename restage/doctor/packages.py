@@ -24,6 +24,8 @@ REPOSITORY = Path(restage.__file__).parents[1]
 EXTRA_USES = {"colmap": "cameras of plain photographs", "dev": "tests and checks", "serve": "restage serve"}
 EXTRA_USES |= {"view": "restage view"}
 """What some extras are for."""
+OF_A_CLONE = ("dev", "docs")
+"""Extras that serve nothing where restage was installed without its repository."""
 
 
 def installed_versions() -> dict[str, str]:
@@ -42,7 +44,7 @@ def restage_requirements() -> dict[str, list[Requirement]]:
     """Return what restage requires by extra, and always under `""`: by its checkout, if any, which may be newer."""
     path = REPOSITORY / "pyproject.toml"
     if path.is_file():
-        project = tomllib.loads(path.read_text())["project"]
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
         found = {"": project["dependencies"], **project["optional-dependencies"]}
         return {extra: list(map(Requirement, texts)) for extra, texts in found.items()}
     asked = list(map(Requirement, importlib.metadata.requires("restage") or []))
@@ -63,7 +65,7 @@ def _is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
 def read_constraints() -> dict[str, str]:
     """Return the exact versions that `make` installs by normalized name; nothing outside a checkout."""
     path = REPOSITORY / "constraints.txt"
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     pairs = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
     return {canonicalize_name(name): version.strip() for name, version in pairs}
 
@@ -75,14 +77,20 @@ def _install_command(extra: str = "") -> str:
     return f"{sys.executable} -m pip install 'restage{brackets}'"
 
 
+def reinstall_command() -> str:
+    """Return the command that installs restage anew: that of its checkout, if there is one."""
+    is_clone = (REPOSITORY / "Makefile").is_file()
+    return "make clean demo" if is_clone else f"{sys.executable} -m pip install --force-reinstall restage"
+
+
 def check_python() -> Iterator[Finding]:
     """Check version and word size, and whether this is an environment of its own."""
     version, bits = platform.python_version(), 8 * struct.calcsize("P")
     is_fine = sys.version_info >= (3, 11) and bits == 64
-    advice = "" if is_fine else "Install a 64-bit Python 3.11 or newer, then: make clean demo"
+    advice = "" if is_fine else f"Install a 64-bit Python 3.11 or newer, then: {reinstall_command()}"
     yield Finding("interpreter", f"{version}, {bits} bits, {sys.executable}", advice, is_problem=not is_fine)
     if sys.prefix == sys.base_prefix:
-        advice = "In an environment of its own other packages cannot interfere; make demo makes one."
+        advice = f"In an environment of its own other packages cannot interfere: {sys.executable} -m venv .venv"
         yield Finding("environment", "the system's own", advice)
 
 
@@ -118,11 +126,12 @@ def check_packages() -> Iterator[Finding]:
 def check_extras() -> Iterator[Finding]:
     """Report for each extra that it is installed, or the command that installs it."""
     versions = installed_versions()
+    is_clone = (REPOSITORY / "pyproject.toml").is_file()
     for extra, asked in sorted(restage_requirements().items()):
         missing = [requirement.name for requirement in asked if not _is_met(requirement, versions)]
         use = f" ({EXTRA_USES[extra]})" if extra in EXTRA_USES else ""
         found = f"missing or too old: {', '.join(missing)}{use}" if missing else f"installed{use}"
-        if extra:
+        if extra and (is_clone or extra not in OF_A_CLONE):
             yield Finding(f"restage[{extra}]", found, _install_command(extra) if missing else "")
 
 
