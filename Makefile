@@ -1,6 +1,6 @@
 # Everything runs inside .venv, which each target makes or repairs as needed.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs benchmark-methods clean nerfstudio test-nerfstudio
+.PHONY: help demo test test-docs check docs benchmark-methods clean nerfstudio test-nerfstudio
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,6 +28,9 @@ demo: $(STAMP)  ## From prompts to the report page of an edited 3D scene, in 3 t
 
 test: $(STAMP)  ## Run all tests that this machine can
 	@$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+test-docs: $(STAMP)  ## Run every shell block of README and docs on tiny settings, some minutes
+	@$(BIN)/python -m pytest -q --run-docs --numprocesses auto -o addopts="--import-mode=importlib --strict-markers" tests/docs
 
 check: $(STAMP)  ## Check lint, format and types
 	@$(BIN)/ruff check .

@@ -61,6 +61,7 @@ jaxtyping.jaxtyped = jaxtyped
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--run-docs", action="store_true", help="also run the shell blocks of the documentation")
 
 
 def _has_gpu() -> bool:
@@ -89,6 +90,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reasons = {"nerfstudio": "needs .venv-nerfstudio"} if not (REPOSITORY / ".venv-nerfstudio").exists() else {}
     if not config.getoption("--run-slow"):
         reasons["slow"] = "slow; runs with --run-slow"
+    if not config.getoption("--run-docs"):
+        reasons["docs"] = "runs with --run-docs: make test-docs"
     if any("gpu" in item.keywords for item in items) and not _has_gpu():
         reasons["gpu"] = "needs a CUDA device"
     for item in items:

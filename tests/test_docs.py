@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from restage.cli import SUMMARIES, run
+from tests.docs.blocks import read_blocks
 from tests.test_architecture import ROOMS
 
 REPOSITORY = Path(__file__).parent.parent
@@ -17,7 +18,6 @@ LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 PATH = re.compile(r"`((?:restage|miniature|benchmarks|tests|docs)/[\w./-]*\w\.\w+)`")
 
 
-BLOCK = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"(?:^|[\s;|&(])(?:\.venv/bin/)?restage ([a-z][\w-]*)((?: (?!&&|\||;|#|restage )\S+)*)")
 
 
@@ -74,8 +74,8 @@ def test_the_drawing_of_the_architecture_has_every_room_in_its_order() -> None:
 def commands_in(page: Path) -> list[tuple[str, list[str]]]:
     """The commands in a page's shell blocks: each with the options that it is given."""
     found = []
-    for block in BLOCK.findall(page.read_text()):
-        for name, arguments in COMMAND.findall(block.replace("\\\n", " ")):
+    for block in read_blocks(page):
+        for name, arguments in COMMAND.findall(block.text.replace("\\\n", " ")):
             found.append((name, re.findall(r"(?:^| )(--[a-z][\w.-]*)", arguments)))
     return found
 
@@ -104,6 +104,7 @@ def test_the_readme_shows_commands() -> None:
 
 def test_the_site_has_every_page_in_its_navigation() -> None:
     listed = re.findall(r": ([\w/]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), flags=re.MULTILINE)
-    pages = {page.name for page in (REPOSITORY / "docs").glob("*.md")}
+    docs = REPOSITORY / "docs"
+    pages = {page.relative_to(docs).as_posix() for folder in (docs, docs / "tutorials") for page in folder.glob("*.md")}
     made = {"index.md", "commands.md", "python.md", "contributing.md", "changes.md"}
     assert set(listed) == pages | made | {"log/README.md"}

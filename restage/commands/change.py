@@ -86,7 +86,7 @@ def build_change() -> Callable[..., None]:
         from restage.scenes.stage import find_scene
 
         scene_folder = find_scene(run)
-        run_path = scene_folder.resolve().parents[1]
+        run_path = (scene_folder if len(scene_folder.parents) > 1 else scene_folder.resolve()).parents[1]
         check_is_run(run_path)
         if undo or redo:
             if what or (undo and redo):
