@@ -21,7 +21,7 @@ from tests.tiny_models import write_tiny_models
 # What differs from run to run: times, memory, what wrote the record, and so seals and hashes of files with times.
 VOLATILE = {
     *("seconds", "wall_s", "started_s", "sessions", "cost", "peak_memory_mb", "elapsed_s", "time_s"),
-    *("command", "git_commit", "machine", "seal", "files"),
+    *("command", "user", "git_commit", "machine", "seal", "files"),
 }
 # Five moments, spread over the stages: in the middle of a shard, of training, of a capture, of an edit's pictures, and
 # after the scores were written but before the stage was marked.

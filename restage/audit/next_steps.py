@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from restage.audit.show import find_runs
+from restage.audit.listing import find_runs
 from restage.records import InputError
 from restage.run.layout import (
     CLIPS,

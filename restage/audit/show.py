@@ -17,22 +17,19 @@ from restage.run.layout import (
     EDIT_CASES,
     PAGE,
     PROMPTS,
-    RUN_RECORD,
     SCORES,
     SPLATS,
     STAGES,
-    is_stage_done,
 )
 from restage.run.profile import add_up
-from restage.run.reading import RunRecord, StageMark, flat_items, read_fits, read_marks, read_results, read_run_record
+from restage.run.reading import StageMark, flat_items, read_fits, read_marks, read_results, read_run_record
 from restage.scores.definitions import metrics_shown_in
 from restage.scores.rows import read_scores
 from restage.scores.statistics import clustered_estimate
 from restage.scores.tables import markdown_table, method_table
 
 __all__ = ["Changed", "RunDifference", "ScoreGap", "changed_values", "compare_runs", "describe_difference"]
-__all__ += ["describe_profile", "describe_run", "difference_to_plain", "find_runs", "list_runs"]
-__all__ += ["profile_to_plain", "run_to_plain", "runs_to_plain"]
+__all__ += ["describe_profile", "describe_run", "difference_to_plain", "profile_to_plain", "run_to_plain"]
 
 MAX_EDIT_LINES = 24
 """Edits that are listed one by one."""
@@ -50,41 +47,6 @@ class CampaignStatus:
     pairs_per_s_by_device: Mapping[str, float]
     hours_left: float | None = None
     failures: Mapping[str, int] = field(default_factory=dict)
-
-
-def find_runs(folder: Path) -> list[Path]:
-    """Run folders in `folder` and up to two levels below, by name."""
-    candidates = [folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*"))]
-    return [path for path in candidates if (path / RUN_RECORD).is_file()]
-
-
-def list_runs(folder: Path) -> list[str]:
-    """One line for each run: where, status, stages done, time."""
-    lines = []
-    for run in runs_to_plain(folder):
-        done = " ".join(run["stages"]) or "no stage yet"
-        told = (
-            f"unreadable  {run['problem']}" if "problem" in run else f"{run['status']}  {run['wall_s']:.0f} s  {done}"
-        )
-        lines.append(f"{run['path']}  {told}")
-    return lines
-
-
-def runs_to_plain(folder: Path) -> list[dict[str, Any]]:
-    """What `list_runs` says, as plain data for JSON: `path`, and `status`, `wall_s`, `stages`, or `problem`."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; say where runs are, such as: restage ls runs")
-    found = []
-    for path in find_runs(folder):
-        stages = [stage for stage in STAGES if is_stage_done(path, stage)]
-        try:
-            record = read_json(path / RUN_RECORD, RunRecord)
-            facts = {"id": record.id, "status": record.status, "seed": record.seed, "wall_s": record.wall_s}
-            facts |= {"started_s": record.started_s, "command": record.command, "git_commit": record.git_commit}
-        except InputError as error:  # one broken record must not hide the other runs
-            facts = {"problem": str(error)}
-        found.append({"path": str(path), **facts, "stages": stages})
-    return found
 
 
 def run_to_plain(run: Path) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from restage.audit.bundle import BundleConfig, pack_bundle
+from restage.audit.listing import RunFilter, list_runs, run_line
 from restage.audit.next_steps import describe_steps, next_steps, steps_of_run
-from restage.audit.show import describe_profile, describe_run, list_runs, profile_to_plain, run_to_plain, runs_to_plain
+from restage.audit.show import describe_profile, describe_run, profile_to_plain, run_to_plain
 from restage.commands.stages import DeviceArgument, ModelsArgument, RunArgument, StoreArgument
-from restage.records import InputError
+from restage.records import InputError, to_plain
 from restage.run.folder import open_run, working
 from restage.run.progress import say, show_progress
 
@@ -51,16 +52,39 @@ def show(run: Positional[RunArgument], *, row: int | None = None, profile: bool 
         say("\n".join(describe_row(run, row)))
 
 
-def ls(folder: Positional[Path] = Path("runs"), *, json: bool = False) -> None:
-    """List the runs in a folder, each with its path, status, time and finished stages.
+def ls(
+    folder: Positional[Path] = Path("runs"),
+    *,
+    all: bool = False,
+    wanted: Annotated[RunFilter, arg(name="")] = RunFilter(),  # noqa: B008
+    index: Path | None = None,
+    json: bool = False,
+) -> None:
+    """List the runs in a folder: path, status, time, stages, who made it, when, from which commit.
 
-    Example: restage ls runs
+    Example: restage ls runs; restage ls --all /shared/runs --user kim --since 2026-11-01 --index runs.html
 
     Args:
-        folder: Where the runs are.
+        folder: Where the runs are: this folder, or up to two levels below.
+        all: Look for runs at any depth.
+        wanted: Which runs.
+        index: Write a page of these runs: a picture of each, scores, who, when, from which code. It is one file that
+            opens from disk.
         json: Print JSON instead of lines.
     """
-    say(dumps(runs_to_plain(folder)) if json else "\n".join(list_runs(folder)) or f"no runs in {folder}")
+    runs = list_runs(folder, wanted=wanted, is_deep=all, with_results=json or index is not None)
+    if index is not None:
+        from restage.audit.run_index import write_index
+
+        show_progress(write_index(runs, index))
+        say(f"index: {index} ({len(runs)} runs)")
+    elif json:
+        plain = [{**to_plain(run), "is_dirty": run.is_dirty} for run in runs]
+        say(dumps([{name: value for name, value in run.items() if name != "problem" or value} for run in plain]))
+    else:
+        say(
+            "\n".join(map(run_line, runs)) or f"no runs in {folder}" + (" that are so" if wanted != RunFilter() else "")
+        )
 
 
 def build_verify() -> Callable[..., None]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import getpass
 import importlib.metadata
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +18,7 @@ from typing import Any
 
 from restage.records import InputError
 
-__all__ = ["BFLOAT16_FLAGS", "PeakMemory", "check_device", "choose_kernel_cache", "git_commit", "machine"]
+__all__ = ["BFLOAT16_FLAGS", "PeakMemory", "check_device", "choose_kernel_cache", "git_commit", "machine", "user_name"]
 __all__ += ["process_peak_mb", "processor_name", "versions"]
 
 BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
@@ -46,6 +46,9 @@ def choose_kernel_cache(package: Path) -> None:
         cache = cache.parent
     if "NUMBA_CACHE_DIR" in os.environ or os.access(package, os.W_OK) or os.access(cache, os.W_OK):
         return
+    if sys.platform == "win32":  # its temporary folders are each user's own
+        os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / "restage-kernels")
+        return
     folder = Path(tempfile.gettempdir()) / f"restage-kernels-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     # Kernels are code: one that somebody else may write to is no place for them.
@@ -55,6 +58,8 @@ def choose_kernel_cache(package: Path) -> None:
 
 def machine() -> dict[str, Any]:
     """Platform, Python, processor, number of cores, names of NVIDIA's GPUs, memory in GiB."""
+    import psutil  # 10 ms that `restage --help` does without
+
     # What NVIDIA's driver on Linux says of the GPUs, without starting anything.
     texts = [path.read_text() for path in sorted(GPU_FOLDER.glob("*/information"))]
     gpus = [re.search(r"^Model:\s*(.+)", text, re.MULTILINE) for text in texts]
@@ -64,7 +69,7 @@ def machine() -> dict[str, Any]:
         "processor": processor_name(),
         "cpu_count": os.cpu_count(),
         "gpus": [model.group(1).strip() for model in gpus if model],
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
 
 
@@ -97,6 +102,16 @@ def git_commit() -> str:
     if commit.returncode:
         return "unknown"
     return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def user_name() -> str:
+    """Return who runs this: `RESTAGE_USER`, which may be empty, else the name of the login; empty if nobody knows."""
+    if (given := os.environ.get("RESTAGE_USER")) is not None:
+        return given
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a number without a name, as in containers
+        return ""
 
 
 _before_resets: list[float] = [0.0]
@@ -142,5 +157,11 @@ def _mark_mb() -> float:
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
     if found:
         return int(found[1]) / 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # not there on Windows
+
     unit = 1024**2 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -8,7 +8,6 @@ dead holder nor a process that got its number since is taken for it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import fnmatch
 import json
 import os
@@ -37,7 +36,8 @@ from restage.records import (
     to_plain,
     write_json,
 )
-from restage.run.environment import git_commit, machine, process_peak_mb, versions
+from restage.run.environment import git_commit, machine, process_peak_mb, user_name, versions
+from restage.run.file_locks import lock_file
 from restage.run.layout import EDIT_RECORD, FIT_RECORD, FIT_STATE, RUN_RECORD, STAGE_MARK, STAGE_MARKS, STUDY_FILES
 from restage.run.profile import StageTime, listening
 from restage.run.progress import is_stop_requested
@@ -80,10 +80,12 @@ def hold_stages(run: Path, *stages: str) -> Iterator[None]:
 @contextlib.contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
     """Let no other process of this machine be within it for this folder: for the moment that a change takes."""
-    number = os.open(folder, os.O_RDONLY)
+    # Windows opens no folders.
+    place = folder / ".folder.lock" if sys.platform == "win32" else folder
+    number = os.open(place, os.O_RDWR | os.O_CREAT if sys.platform == "win32" else os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems do not lock folders
-            fcntl.flock(number, fcntl.LOCK_EX)
+            lock_file(number, waits=True)
         yield
     finally:
         os.close(number)
@@ -124,14 +126,15 @@ def _try_to_hold(path: Path, *, is_last_try: bool) -> int | None:
     is_kept = False
     try:
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(number, waits=False)
             is_locked = True
         except BlockingIOError:
             is_locked = False
         except OSError:
             is_locked = None  # this file system has no such locks: what the file says has to do
         try:
-            holder = parse_json(os.pread(number, 1 << 16, 0), Holder, where=path)
+            os.lseek(number, 0, os.SEEK_SET)
+            holder = parse_json(os.read(number, 1 << 16), Holder, where=path)
         except InputError:
             holder = None  # nobody, or somebody who is about to write who it is
         if holder is None:
@@ -171,7 +174,8 @@ def _write_holder(number: int, path: Path) -> None:
     holder = Holder(host=host, pid=process.pid, began_s=began_s, since_s=time.time(), command=command)
     try:
         os.ftruncate(number, 0)
-        os.pwrite(number, json.dumps(asdict(holder)).encode(), 0)
+        os.lseek(number, 0, os.SEEK_SET)
+        os.write(number, json.dumps(asdict(holder)).encode())
     except OSError as error:
         path.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
@@ -245,6 +249,7 @@ class RunFolder:
             "config": to_plain(self.config),
             "seed": self.seed,
             "command": _command(),
+            "user": user_name(),
             "git_commit": git_commit(),
             "versions": versions(),
             "machine": machine(),
@@ -257,6 +262,7 @@ class RunFolder:
         session = {
             "status": status,
             "command": _command(),
+            "user": user_name(),
             "wall_s": time.monotonic() - self._began_s,
             "peak_memory_mb": process_peak_mb(),
             "git_commit": git_commit(),

@@ -23,6 +23,8 @@ class Session:
     status: str = ""
     command: tuple[str, ...] = ()
     """Empty in versions that kept the first one of a run alone."""
+    user: str = ""
+    """Who ran it; empty in versions that did not keep it, and where `RESTAGE_USER` is empty."""
     wall_s: float = 0.0
     peak_memory_mb: float = 0.0
     git_commit: str = ""
@@ -39,6 +41,8 @@ class RunRecord:
     status: str
     config: Mapping[str, Any] = field(default_factory=dict)
     command: tuple[str, ...] = ()
+    user: str = ""
+    """Who began it, as in its sessions."""
     git_commit: str = "unknown"
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
