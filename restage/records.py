@@ -167,7 +167,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically."""
     with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(to_plain(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        temporary.write_text(
+            json.dumps(to_plain(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def write_record(path: Path, value: Mapping[str, Any], *, files: Iterable[Path] = ()) -> None:

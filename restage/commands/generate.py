@@ -183,7 +183,7 @@ def _captions(given: tuple[str, ...], file: Path | None) -> list[str]:
         if given:
             raise InputError("give captions here, or in a file with --captions, not both")
         try:
-            given = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+            given = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file} is not readable as captions, one on each line: {error}") from None
     if not given:

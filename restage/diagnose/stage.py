@@ -264,7 +264,7 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> None:
             "## Limits",
             limits,
         )
-        temporary.write_text("\n\n".join(parts) + "\n")
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     write_json(folder / "diagnosis.json", to_record(diagnosis, figure))
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ class LocalFiles:
 
     def sync(self) -> None:
         """Sync the folder itself: renaming a synced file does not yet make its new name durable."""
+        if sys.platform == "win32":  # opens no folders
+            return
         number = os.open(self.path, os.O_RDONLY)
         try:
             os.fsync(number)

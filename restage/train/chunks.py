@@ -120,11 +120,15 @@ class StoredRows:
     def _read(self, index: int, row: int, target: np.ndarray) -> None:
         path, offset = self._paths[index], self._starts[index] + row * target.nbytes
         try:
-            file = os.open(path, os.O_RDONLY)  # half the time of a file object
-            try:
-                count = os.preadv(file, [target.data], offset)
-            finally:
-                os.close(file)
+            if hasattr(os, "preadv"):
+                file = os.open(path, os.O_RDONLY)  # half the time of a file object
+                try:
+                    count = os.preadv(file, [target.data], offset)
+                finally:
+                    os.close(file)
+            else:  # Windows
+                content = np.fromfile(path, target.dtype, count=target.size, offset=offset)
+                count, target.reshape(-1)[: content.size] = content.nbytes, content
         except OSError as error:
             raise InputError(f"{path} can no longer be read, which training needs; start again: {error}") from None
         if count != target.nbytes:

@@ -258,9 +258,12 @@ def _serve(connection: Connection, settings: WorkerSettings, device: str) -> Non
 class _Process:
     def __init__(self, settings: WorkerSettings, place: str) -> None:
         # Forked from a small server that has imported everything and used no device: a new worker is there at once.
-        context = multiprocessing.get_context("forkserver")
+        # Windows has no such server: each worker imports everything itself there.
+        has_server = "forkserver" in multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if has_server else "spawn")
         work = settings.work
-        context.set_forkserver_preload([type(work).__module__, *getattr(work, "modules", ())])
+        if has_server:
+            context.set_forkserver_preload([type(work).__module__, *getattr(work, "modules", ())])
         self.place = place
         self.connection, theirs = context.Pipe()
         device = place.rpartition("#")[0]

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from restage.records import InputError, Progress, is_disk_full
 from restage.run.environment import versions
 from restage.run.limits import num_usable_cores
@@ -75,7 +77,7 @@ class DeviceWatch:
         """Whether nobody else uses the device now."""
         if not self.device.startswith("cuda"):
             own = self.num_own_threads if self.is_loaded else 0
-            others = os.getloadavg()[0] - own
+            others = psutil.getloadavg()[0] - own
             return others + self.num_own_threads <= num_usable_cores() + LOAD_SLACK
         if self._processes() - self.own:
             return False

@@ -35,6 +35,13 @@ def make_files(folder: Path, sizes: list[int]):
     return tensors, [check_or_make(folder / f"{i}.safetensors", lambda t=t: t) for i, t in enumerate(tensors)]
 
 
+@pytest.fixture(params=[True, False], ids=["preadv", "without preadv, as on Windows"])
+def _reading(request, monkeypatch):
+    if not request.param:
+        monkeypatch.delattr("os.preadv", raising=False)
+
+
+@pytest.mark.usefixtures("_reading")
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_rows_of_files_are_those_of_the_segments_end_to_end(name: str, tmp_path: Path):
     tensors, files = make_files(tmp_path, [3, 1, 4])
@@ -47,6 +54,7 @@ def test_rows_of_files_are_those_of_the_segments_end_to_end(name: str, tmp_path:
     assert torch.equal(stored[rows.int()], whole[rows])
 
 
+@pytest.mark.usefixtures("_reading")
 def test_a_file_that_is_cut_or_gone_later_is_named_in_one_line(tmp_path: Path):
     _, files = make_files(tmp_path, [3])
     stored, path = StoredRows("a", files, [FileRows(0, 0, 3)]), files[0].path

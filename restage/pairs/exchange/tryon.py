@@ -118,7 +118,7 @@ def _export(pair_set: foreign.PairSet, folder: Path) -> Iterator[Progress]:
     if not names:
         raise InputError("none of these pairs refers to a picture, which this form is about; choose another --format")
     with write_atomically(folder / "train_pairs.txt") as temporary:
-        temporary.write_text("".join(names))
+        temporary.write_text("".join(names), encoding="utf-8")
 
 
 TRYON = foreign.PairFormat(
