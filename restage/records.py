@@ -21,7 +21,7 @@ import msgspec
 
 __all__ = ["DIRECT", "EditCase", "EditRequest", "GRADED", "InputError", "MissingExtra", "Progress", "PromptPair"]
 __all__ += ["Reference", "Score", "added_later", "canonical_json", "check_is_no_pipe", "content_id", "derive_seed"]
-__all__ += ["file_sha256"]
+__all__ += ["did_you_mean", "file_sha256"]
 __all__ += ["from_plain", "has_right_seal", "hash_files", "parse_json", "read_json", "seal", "write_atomically"]
 __all__ += ["write_json", "write_record"]
 
@@ -36,6 +36,14 @@ DIRECT = "direct"
 
 class InputError(ValueError):
     """The user's input cannot be used; the command line prints the message as one line and exits with 2."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean NAME? " where a known name is near to what was given; else nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 class MissingExtra(InputError):

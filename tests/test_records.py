@@ -32,6 +32,7 @@ from restage.records import (
     canonical_json,
     content_id,
     derive_seed,
+    did_you_mean,
     file_sha256,
     from_plain,
     has_right_seal,
@@ -419,3 +420,8 @@ def test_only_an_edit_by_grading_is_graded() -> None:
     request = EditRequest(instruction="make it warm", source_caption="", target_caption="")
     cases = {kind: EditCase(scene="s", kind=kind, request=request, has_truth=True) for kind in (GRADED, "recolour")}
     assert cases[GRADED].is_graded and not cases["recolour"].is_graded
+
+
+def test_a_name_that_is_near_is_suggested() -> None:
+    assert did_you_mean("grde", ["exact", "grade"]) == "did you mean grade? "
+    assert did_you_mean("panda", ["exact", "grade"]) == ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from restage.records import InputError
+from restage.records import InputError, did_you_mean
 
 __all__ = ["EditConfig"]
 
@@ -34,7 +34,8 @@ class EditConfig:
 
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown:
-            raise InputError(f"unknown method {', '.join(unknown)}; choose from {', '.join(METHODS)}")
+            hint = did_you_mean(unknown[0], METHODS)
+            raise InputError(f"unknown method {', '.join(unknown)}; {hint}choose from {', '.join(METHODS)}")
         for editor in self.editors:
             check_editor(editor)
         if not self.methods or not self.editors or not self.seeds:

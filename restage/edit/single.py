@@ -20,7 +20,16 @@ from restage.edit.methods import METHODS
 from restage.edit.origins import weights_on
 from restage.edit.results import edit_scene
 from restage.edit.stage import EditUnit, load_scene, read_case
-from restage.records import EditCase, EditRequest, InputError, content_id, derive_seed, read_json, write_json
+from restage.records import (
+    EditCase,
+    EditRequest,
+    InputError,
+    content_id,
+    derive_seed,
+    did_you_mean,
+    read_json,
+    write_json,
+)
 from restage.regions.files import read_record
 from restage.regions.given import find_region, read_given, read_regions
 from restage.run.endpoint_config import EndpointConfig
@@ -77,7 +86,8 @@ class EditChoice:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise InputError(f"unknown method {self.method!r}; choose from {', '.join(METHODS)}")
+            hint = did_you_mean(self.method, METHODS)
+            raise InputError(f"unknown method {self.method!r}; {hint}choose from {', '.join(METHODS)}")
         if self.editor != AUTO:
             check_editor(self.editor)
         if self.settings is not None and not isinstance(self.settings, METHODS[self.method]):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from restage.diffusion.backbone import Backbone, load_backbone
-from restage.records import InputError
+from restage.records import InputError, did_you_mean
 from restage.regions.files import load_region, region_path, save_region
 from restage.regions.growing import (
     SplatGraph,
@@ -146,7 +146,8 @@ class RegionMaker:
         path = Path(name) if Path(name).is_file() else region_path(self.folder, name)
         if not path.is_file():
             known = sorted(found.stem for found in (self.folder / REGIONS).glob("[!.]*.npz"))
-            raise InputError(f"{self.folder.name} has no region {name!r}; there are: {', '.join(known) or 'none'}")
+            hint, listed = did_you_mean(name, known), ", ".join(known) or "none"
+            raise InputError(f"{self.folder.name} has no region {name!r}; {hint}there are: {listed}")
         return load_region(path, self.splats)
 
     def save(self, name: str, region: Region) -> Path:

@@ -33,6 +33,7 @@ from restage.records import (
     Progress,
     content_id,
     derive_seed,
+    did_you_mean,
     file_sha256,
     read_json,
     write_atomically,
@@ -73,7 +74,8 @@ class ClipChoice:
 
     def __post_init__(self) -> None:
         if self.method not in CLIP_METHODS:
-            raise InputError(f"unknown clip method {self.method!r}; choose from {', '.join(CLIP_METHODS)}")
+            hint = did_you_mean(self.method, CLIP_METHODS)
+            raise InputError(f"unknown clip method {self.method!r}; {hint}choose from {', '.join(CLIP_METHODS)}")
         if self.editor != AUTO:
             check_editor(self.editor)
         if self.settings is not None and not isinstance(self.settings, CLIP_METHODS[self.method]):

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 from restage.edit.editors.exact import ExactEditor, NoisyEditor
 from restage.edit.editors.grade import GradeEditor
 from restage.edit.editors.interface import MAX_DRIFT, Edited, Editor, EditorFactory, EditorSource, ViewBatch
-from restage.records import InputError, added_later, content_id
+from restage.records import InputError, added_later, content_id, did_you_mean
 from restage.run.endpoint_config import EndpointConfig
 from restage.run.models import models_in
 
@@ -55,7 +55,8 @@ def check_editor(name: str) -> None:
     is_too_much = variant and variant[1] == "noisy" and float(variant[2]) > 1
     if (variant[3] if variant else name) not in EDITORS or is_too_much:
         raise InputError(
-            f"unknown editor {name!r}; choose from {', '.join(EDITORS)}, noisy-<0 to 1>-<one of them> or "
+            f"unknown editor {name!r}; {did_you_mean(name, EDITORS)}"
+            f"choose from {', '.join(EDITORS)}, noisy-<0 to 1>-<one of them> or "
             "drifting-<pixels>-<one of them>"
         )
 
