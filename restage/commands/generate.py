@@ -16,7 +16,9 @@ from restage.run.models import models_in
 from restage.run.progress import say, show_progress
 
 if TYPE_CHECKING:
-    from restage.generate.config import PicturesConfig, ScenesOptions
+    from restage.diffusion.backbone import Backbone
+    from restage.diffusion.conditions import Conditions
+    from restage.generate.config import LayoutConfig, PicturesConfig, ScenesOptions
 
 __all__ = ["build_generate"]
 
@@ -44,12 +46,14 @@ def build_generate() -> Callable[..., None]:
     ) -> None:
         """Make what captions say: pictures, where --out ends in .png or .jpg, clips with --frames, else scenes.
 
-        With --control or --like the pictures keep a layout, and --out may be a folder of frames.
+        With --control or --like the pictures keep a layout, and --out may be a folder of frames, or a clip of them.
 
         Example: restage generate "a red cube and a blue ball on the grass at noon" --out cube.png --num 4
 
         Example: restage generate "a blue house on the snow" --like runs/mine:3 --branch training/miniature/control
         --out house.png
+
+        Example: restage generate "a red cube on the sand at night" --like clips/orbit --out orbit.mp4
 
         Example: restage generate "a red cone on the grass at noon" --out runs/cone; restage view runs/cone
 
@@ -81,13 +85,14 @@ def build_generate() -> Callable[..., None]:
         suffix = out.suffix.lower()
         check_device(device)
         if suffix in CLIP_SUFFIXES or frames is not None:
-            if suffix in PICTURE_SUFFIXES or layout.is_given:
+            if suffix in PICTURE_SUFFIXES or (frames is not None and layout.is_given):
                 raise InputError(
-                    "--frames makes clips, from text alone; --out ends in .mp4, .webm or .gif, or is a folder"
+                    "--frames makes clips from text alone; --out ends in .mp4, .webm or .gif, or is a folder, and "
+                    "clips with --control or --like have as many frames as these"
                 )
             _refuse("a clip", scenes)
             where = {"out": out, "num_frames": frames or 8, "seed": seed, "device": device}
-            _make_clips(texts, config, motion=motion, backbone=backbone, **where)
+            _make_clips(texts, config, layout, motion=motion, backbone=backbone, **where)
             return
         if motion is not None:
             raise InputError("--motion is for clips, which --frames or an --out that ends in .mp4 asks for")
@@ -95,19 +100,8 @@ def build_generate() -> Callable[..., None]:
             _refuse("a scene", replace(config, num=1))
             _make_scenes(texts, scenes, out=out, seeds=range(seed, seed + config.num), backbone=backbone, device=device)
             return
-        from restage.diffusion.backbone import load_backbone
-
         _refuse("a picture", scenes)
-        sources, layouts = (), []
-        if layout.is_given:
-            from restage.generate.layouts import branch_sources, read_layouts
-
-            if not layout.control and not layout.like:
-                raise InputError("a control branch needs something to hold to: --control NAME=FILE or --like RUN:VIEW")
-            sources = branch_sources(layout.branch)
-        model = load_backbone(backbone or models_in().text_to_image, device, branches=sources)
-        if layout.is_given:
-            layouts = read_layouts(layout.control, layout.like, model.branches)
+        model, layouts = _load(layout, backbone, device)
         show_progress(generate_pictures(model, texts, config, out=out, seed=seed, layouts=layouts))
         for path in picture_paths(out, config.num * len(texts) * max(1, len(layouts))):
             say(f"picture: {path}")
@@ -123,9 +117,25 @@ def _refuse(what: str, options: "PicturesConfig | ScenesOptions") -> None:
         raise InputError(f"{given} cannot be used for {what}; see restage generate --help")
 
 
+def _load(layout: "LayoutConfig", backbone: Path | None, device: str) -> "tuple[Backbone, list[Conditions]]":
+    """Load the model with the control branches that the layout asks for, and what they hold pictures to."""
+    from restage.diffusion.backbone import load_backbone
+
+    folder = backbone or models_in().text_to_image
+    if not layout.is_given:
+        return load_backbone(folder, device), []
+    from restage.generate.layouts import branch_sources, read_layouts
+
+    if not layout.control and not layout.like:
+        raise InputError("a control branch needs something to hold to: --control NAME=FILE or --like RUN:VIEW")
+    model = load_backbone(folder, device, branches=branch_sources(layout.branch))
+    return model, read_layouts(layout.control, layout.like, model.branches)
+
+
 def _make_clips(
     captions: list[str],
     config: "PicturesConfig",
+    layout: "LayoutConfig",
     *,
     motion: Path | None,
     backbone: Path | None,
@@ -134,20 +144,22 @@ def _make_clips(
     seed: int,
     device: str,
 ) -> None:
-    from restage.diffusion.backbone import load_backbone
     from restage.diffusion.motion import load_motion
     from restage.generate.clips import clip_paths, generate_clips
 
-    folder = backbone or models_in().text_to_image
-    motion = motion or folder.with_name("motion")
-    if not (motion / "config.json").is_file():
+    beside = (backbone or models_in().text_to_image).with_name("motion")
+    if motion is None and (beside / "config.json").is_file():
+        motion = beside
+    if motion is None and not layout.is_given:
         raise InputError(
-            f"{motion} holds no temporal attention, without which frames have nothing in common; train it with "
-            "restage miniature train motion, or name a MotionAdapter of diffusers with --motion"
+            f"{beside} holds no temporal attention, without which frames have nothing in common; train it with "
+            "restage miniature train motion, name a MotionAdapter of diffusers with --motion, or hold each frame to a "
+            "layout with --like"
         )
-    model = load_backbone(folder, device)
-    adapter = load_motion(motion, model.unet, device)
-    show_progress(generate_clips(model, adapter, captions, config, out=out, num_frames=num_frames, seed=seed))
+    model, layouts = _load(layout, backbone, device)
+    adapter = None if motion is None else load_motion(motion, model.unet, device)
+    made = generate_clips(model, adapter, captions, config, out=out, num_frames=num_frames, seed=seed, layouts=layouts)
+    show_progress(made)
     for path in clip_paths(out, config.num * len(captions)):
         say(f"clip: {path}")
 

@@ -1,4 +1,4 @@
-"""Turns a caption into a clip: frames that are sampled together, through temporal attention, written as a film."""
+"""Turns a caption into a clip: frames that temporal attention or a layout holds together, written as a film."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from restage.clips.files import DEFAULT_RATE, write_film
+from restage.diffusion.conditions import Conditions
 from restage.diffusion.motion import max_frames, moving
-from restage.diffusion.sampling import denoise, guided, initial_noise, latent_shape
+from restage.diffusion.sampling import denoise, guided, initial_noise, latent_shape, sample_images
 from restage.generate.config import PicturesConfig
 from restage.records import InputError, Progress, derive_seed, write_atomically
 from restage.scenes.io.images import to_uint8
@@ -35,43 +37,86 @@ def clip_paths(out: Path, count: int) -> list[Path]:
 
 def generate_clips(
     backbone: Backbone,
-    motion: MotionAdapter,
+    motion: MotionAdapter | None,
     captions: Sequence[str],
     config: PicturesConfig,
     *,
     out: Path,
     num_frames: int = 8,
     seed: int = 0,
+    layouts: Sequence[Conditions] = (),
 ) -> Iterator[Progress]:
     """Make `config.num` clips of each caption; a file that is there is kept.
 
-    The noise of a frame depends on the caption, the clip's number, the frame's and the seed.
+    With temporal attention all frames are sampled together, and the noise of a frame depends on the caption, the clip's
+    number, the frame's and the seed. Layouts, one for each frame, hold the frames by the backbone's control branches;
+    then it goes without temporal attention too, and frames share their noise.
 
     Raises:
         InputError: more frames are asked for than the temporal attention can tell apart, or none.
     """
-    if not 2 <= num_frames <= max_frames(motion):
+    num_frames = len(layouts) or num_frames
+    if motion is None and not layouts:
+        raise InputError("frames have nothing in common without temporal attention or a layout")
+    if motion is not None and not 2 <= num_frames <= max_frames(motion):
         raise InputError(f"expected 2 to {max_frames(motion)} frames, got {num_frames}")
     orders = [(caption, sample) for caption in captions for sample in range(config.num)]
     paths = clip_paths(out, len(orders))
-    table = backbone.schedule.timesteps(config.steps)
-    total = len(orders) * len(table)
+    total = len(orders) * config.steps
     for number, (path, (caption, sample)) in enumerate(zip(paths, orders, strict=True)):
         if path.exists():
-            yield Progress(stage="clips", done=(number + 1) * len(table), total=total, note=f"{path.name} is there")
+            yield Progress(stage="clips", done=(number + 1) * config.steps, total=total, note=f"{path.name} is there")
             continue
-        seeds = [derive_seed(seed, caption, sample, frame) for frame in range(num_frames)]
-        text = backbone.encode_prompts([caption]).expand(num_frames)
-        scale = torch.full((num_frames,), config.guidance)
-        noise = initial_noise(latent_shape(backbone), seeds).to(backbone.device)
-        predict = guided(backbone, text, backbone.encode_prompts([""]), scale)
-        last = None
-        with moving(backbone.unet, motion, num_frames):
-            for last in denoise(backbone.schedule, noise, predict=predict, timesteps=table):
-                done = number * len(table) + last.step
-                yield Progress(stage="clips", done=done, total=total, note=path.name)
-        assert last is not None
-        _write(path, backbone.decode_latents(last.latents).cpu())
+        frames = torch.zeros(0)
+        if motion is None:
+            parts = _sample_apart(backbone, caption, config, seed=derive_seed(seed, caption, sample), layouts=layouts)
+        else:
+            seeds = [derive_seed(seed, caption, sample, frame) for frame in range(num_frames)]
+            steered = backbone.steered(layouts) if layouts else backbone
+            parts = _sample_together(steered, motion, caption, config, seeds)
+        frames = None
+        for share, found in parts:
+            done, frames = number * config.steps + round(share * config.steps), found
+            yield Progress(stage="clips", done=done, total=total, note=path.name)
+        assert frames is not None
+        _write(path, frames)
+
+
+def _sample_together(
+    backbone: Backbone, motion: MotionAdapter, caption: str, config: PicturesConfig, seeds: Sequence[int]
+) -> Iterator[tuple[float, Tensor]]:
+    """Sample frames through temporal attention; yields the share that is done, and last the frames "n 3 h w"."""
+    text = backbone.encode_prompts([caption]).expand(len(seeds))
+    scale = torch.full((len(seeds),), config.guidance)
+    noise = initial_noise(latent_shape(backbone), seeds).to(backbone.device)
+    predict = guided(backbone, text, backbone.encode_prompts([""]), scale)
+    last = None
+    with moving(backbone.unet, motion, len(seeds)):
+        table = backbone.schedule.timesteps(config.steps)
+        for last in denoise(backbone.schedule, noise, predict=predict, timesteps=table):
+            if last.step < len(table):
+                yield last.step / len(table), noise
+    assert last is not None
+    yield 1.0, backbone.decode_latents(last.latents).cpu()
+
+
+def _sample_apart(
+    backbone: Backbone, caption: str, config: PicturesConfig, *, seed: int, layouts: Sequence[Conditions]
+) -> Iterator[tuple[float, Tensor]]:
+    """Sample each frame under its layout; yields the share that is done, and the frames so far."""
+    frames: list[Tensor] = []
+    for start in range(0, len(layouts), config.batch_size):
+        held = layouts[start : start + config.batch_size]
+        seeds = [seed] * len(held)
+        found = sample_images(
+            backbone.steered(held),
+            [caption] * len(held),
+            seeds=seeds,
+            steps=config.steps,
+            guidance=config.guidance,
+        )
+        frames.append(found.cpu())
+        yield (start + len(held)) / len(layouts), torch.cat(frames)
 
 
 def _write(path: Path, frames: torch.Tensor) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 from restage.cli import run
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.config import BranchSource
+from restage.diffusion.motion import build_motion
 from restage.generate.layouts import layouts_like, read_layouts
 from restage.records import InputError
 from restage.regions.files import write_region
@@ -89,6 +91,26 @@ def test_frames_are_held_each_to_its_own_file_and_share_their_noise(
     capsys.readouterr()
     assert generate(folder, tmp_path / "no", "--control", f"depth={frames}", "--like", str(clip)) == 2
     assert "2 of depth, 3 of ids" in capsys.readouterr().err
+
+
+def test_a_clip_is_held_frame_by_frame_and_may_have_temporal_attention_too(
+    folder: Path, tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    motion = build_motion(load_backbone(folder / "text_to_image").unet)
+    for name in ("up_blocks", "down_blocks"):  # untrained, it changes nothing
+        for layer in (layer for block in getattr(motion, name) for layer in block.motion_modules):
+            torch.nn.init.normal_(layer.proj_out.weight, std=0.5)
+    motion.save_pretrained(tmp_path / "motion")
+    like, films = ["--like", str(clip)], []
+    assert generate(folder, tmp_path / "alone.mp4", *like, "--batch-size", "2") == 0
+    assert generate(folder, tmp_path / "moved.mp4", *like, "--motion", str(tmp_path / "motion")) == 0
+    for name in ("alone.mp4", "moved.mp4"):
+        shape, *frames = imageio_ffmpeg.read_frames(str(tmp_path / name))
+        assert shape["size"] == (128, 128) and len(frames) == 3
+        films.append(np.stack([np.frombuffer(frame, np.uint8) for frame in frames]).astype(np.float32))
+    assert np.abs(films[0] - films[1]).mean() > 1
+    assert generate(folder, tmp_path / "no.mp4", *like, "--frames", "4") == 2
+    assert "as many frames as these" in capsys.readouterr().err
 
 
 def test_the_frames_of_a_clip_are_exact(clip: Path) -> None:
