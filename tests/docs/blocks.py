@@ -1,7 +1,8 @@
 """Runs the shell blocks of a page: every command as it stands there, with the small settings of `settings.py` put in.
 
 A block whose page says `<!-- not run: why -->` in the line before it is left out, and so is a command that a line of
-`NOT_RUN` names. Everything else has to run. The lines of a `text` block after it have to be among those printed.
+`NOT_RUN` names. Everything else has to run. The lines of a `text` block that follows, before the next heading, have to
+be among those printed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -66,12 +68,13 @@ class Command(NamedTuple):
 
 def read_blocks(page: Path) -> list[Block]:
     """Return the shell blocks of a page in their order."""
-    text, blocks = page.read_text(encoding="utf-8"), list[Block]()
+    text, blocks, end = page.read_text(encoding="utf-8"), list[Block](), 0
     for found in FENCED.finditer(text):
         if found["language"] in SHELLS:
             line = text.count("\n", 0, found.start("text"))
             blocks.append(Block(line, found["text"], found["reason"] or "", ()))
-        elif found["language"] == "text" and blocks:
+            end = found.end()
+        elif found["language"] == "text" and blocks and "\n#" not in text[end : found.start()]:
             blocks[-1] = blocks[-1]._replace(printed=(*blocks[-1].printed, *found["text"].splitlines()))
     return blocks
 
@@ -122,7 +125,7 @@ class Shell:
     port: int = 0
     """Port of what the page serves, in place of the page's own."""
     variables: dict[str, str] = field(default_factory=dict)
-    background: list[multiprocessing.process.BaseProcess] = field(default_factory=list)
+    background: list[BaseProcess] = field(default_factory=list)
 
     def run_block(self, block: Block) -> None:
         """Run every command of a block that can run.
@@ -216,7 +219,7 @@ def _small(words: list[str]) -> list[str]:
     return [*words, *(word for pattern, extra in SMALL.items() if re.search(pattern, line) for word in extra.split())]
 
 
-def _interrupt(process: multiprocessing.process.BaseProcess) -> None:
+def _interrupt(process: BaseProcess) -> None:
     assert process.pid is not None and process.is_alive(), "it has ended by itself"
     os.kill(process.pid, signal.SIGINT)
     process.join(60)

@@ -58,6 +58,13 @@ def _edited_run(place: Path) -> None:
     shell.run_block(Block(0, text.format(place.relative_to(shell.folder)), "", ()))
 
 
+def _fitted_run(place: Path) -> None:
+    """Make a run by one command, which is soon made again."""
+    shell = Shell(place.parents[1])
+    give(shell.folder, "photographs")
+    shell.run_block(Block(0, f"restage fit photographs --out {place.relative_to(shell.folder)}", "", ()))
+
+
 def _film(place: Path) -> None:
     shades = torch.linspace(0.3, 1, 6).reshape(-1, 1, 1, 1)
     noise = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
@@ -88,6 +95,8 @@ GIVEN: dict[str, Callable[[Path], object]] = {
     "runs/mine": _copy("run"),
     "bear-run": _copy("run"),
     "runs/other": _copy("run"),
+    "runs/demo": _copy("run"),
+    "runs/tower": _fitted_run,
     "runs/why": _edited_run,
 }
 """What makes a thing at its place, by its name on the pages."""

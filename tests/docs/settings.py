@@ -16,7 +16,7 @@ SMALL = {
     r"^edits": "--methods nothing replace_once --editors exact",
     r"^fit (?!.*--splats)": "--size 32 --steps 20 --num-splats 300",
     r"^generate (?!.*\.(png|mp4))": "--generator sds --scene-steps 2",
-    r"^generate": "--steps 2 --num 1",
+    r"^generate .*\.png": "--steps 2 --num 1",
     r"^pairs": "--generate.sampler.num-steps 2 --workers 1 --rule.min-change 0 --rule.min-mask-share 0 "
     "--rule.min-image-similarity -2 --rule.min-direction-similarity -2 --rule.min-text-similarity -2",
     r"^prompts": "--num-prompts 4",
@@ -52,7 +52,7 @@ NOT_RUN = {
     r"^python -m benchmarks": "takes hours",
     r"^restage diagnose": "makes trials for many minutes; tests/diagnose has stand-ins",
     r"--model (FOLDER|NAME|models/)|--editor (pipeline|try_on)": "needs somebody's model; tests/edit has tiny ones",
-    r"panda|host\.example|gpu:8000|--price-per|boxes\.json": "asks somebody's server; tests/edit/endpoint has its own",
+    r"panda|host\.example|--price-per|boxes\.json": "asks somebody's server; tests/edit/endpoint has its own",
     r"training/miniature": "needs what `restage miniature train` makes in hours",
     r"--backbone|--depth-model|controlnet": "needs models that do not come with the package",
 }

@@ -26,6 +26,10 @@ ray start
 ```python
 print("no shell")
 ```
+## A heading
+```text
+is printed by nothing
+```
 """
 
 
@@ -42,7 +46,7 @@ def run_text(folder: Path, text: str, *printed: str) -> None:
 def test_shell_blocks_are_found_with_what_they_print_and_why_they_are_not_run(page: Path) -> None:
     first, second = read_blocks(page)
     assert first.line == 2 and first.printed == ("runs/a  done  12 s  ...",) and not first.reason
-    assert second.text == "ray start\n" and second.reason == "needs three servers"
+    assert second.text == "ray start\n" and second.reason == "needs three servers" and not second.printed
 
 
 def test_commands_are_read_as_a_shell_reads_them(page: Path) -> None:
