@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from restage.audit.show import RunDifference
 from restage.records import InputError
 from restage.run.layout import SPLATS
 from restage.run.reading import read_results, read_run_record
+from restage.scores.definitions import COST_METRICS
 
-__all__ = ["commands_of", "differing_results", "moved", "rerun"]
+__all__ = ["commands_of", "comes_out_alike", "differing_results", "moved", "rerun"]
 
 NAMES_ITS_RUN = ("demo", "fit")
 """Commands that name a folder for the run themselves where `--out` is not given."""
@@ -82,6 +84,12 @@ def rerun(run: Path, out: Path) -> Iterator[str]:
         code = subprocess.run([sys.executable, "-m", "restage.cli", *line], check=False).returncode
         if code:
             raise InputError(f"restage {shlex.join(line)} ended with {code}; {out} holds what there is by now")
+
+
+def comes_out_alike(found: RunDifference, differing: Sequence[str]) -> bool:
+    """Whether data, weights, scores and edited splats are the same; seconds and memory never are."""
+    scores = [gap for gap in found.scores if gap.metric not in COST_METRICS]
+    return not (found.data or found.weights or scores or differing)
 
 
 def differing_results(first: Path, second: Path) -> list[str]:

@@ -137,7 +137,8 @@ def describe_run(run: Path) -> list[str]:
             facts = "  ".join(f"{name}={_short(value)}" for name, value in marks[stage].facts.items())
             lines.append(f"{stage:<8} done  {facts}")
         elif (run / stage).exists():
-            lines.append(f"{stage:<8} begun")
+            # A single fit or edit marks no stage as finished, and is none the less.
+            lines.append(f"{stage:<8} in part")
     lines += [*_campaign_lines(run), *_scene_lines(run), *_clip_lines(run), *_edit_lines(run), *_score_lines(run)]
     if (run / PAGE).exists():
         lines.append(f"page: {run / PAGE}")

@@ -252,7 +252,7 @@ def rerun(run: Positional[RunArgument], *, out: Annotated[Path, arg(aliases=("-o
         run: The run.
         out: Folder for the new one.
     """
-    from restage.audit.rerun import differing_results
+    from restage.audit.rerun import comes_out_alike, differing_results
     from restage.audit.rerun import rerun as repeat
     from restage.audit.show import compare_runs, describe_difference
 
@@ -261,7 +261,7 @@ def rerun(run: Positional[RunArgument], *, out: Annotated[Path, arg(aliases=("-o
     found = compare_runs(run, out)
     differing = differing_results(run, out)
     say("\n".join([*describe_difference(found), f"edited splats: {len(differing)} differ", *differing]))
-    if found.data or found.weights or found.scores or differing:
+    if not comes_out_alike(found, differing):
         raise SystemExit(1)
 
 
@@ -285,6 +285,7 @@ def doctor(*, runs: Path = Path("runs"), online: bool = False, start: bool = Fal
         say(checks.to_json(findings))
     else:
         checks.show_table(findings)
-        say("\n".join(["next:", *describe_steps(next_steps(runs))]))
+        steps = [step for step in next_steps(runs) if step.command != "restage doctor"]
+        say("\n".join(["next:", *describe_steps(steps)]))
     if not checks.is_healthy(findings):
         raise SystemExit(1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from restage.audit.rerun import commands_of, differing_results, moved
+from restage.audit.rerun import comes_out_alike, commands_of, differing_results, moved
+from restage.audit.show import compare_runs
 from restage.cli import run as restage
 from restage.records import InputError, read_json, write_json
+from restage.run.layout import SCORES
+from restage.scores.rows import read_scores, write_scores
 from tests.audit.sealed_run import write_sealed_run
 from tests.commands.test_cli import restage_process, write_capture_folder
 
@@ -77,6 +81,17 @@ def test_results_whose_splats_differ_are_named(run: Path, tmp_path: Path) -> Non
     path = other / "edit/ball/blue/idu-edit_model/0/record.json"
     write_json(path, {**read_json(path), "files": {"splats.ply": "0"}})
     assert differing_results(run, other) == ["edit/ball/blue/idu-edit_model/0"]
+
+
+def test_seconds_do_not_count_as_a_difference(run: Path, tmp_path: Path) -> None:
+    other, better = write_sealed_run(tmp_path / "other"), write_sealed_run(tmp_path / "better", bonus=0.1)
+    for place, seconds in ((run, 1.0), (other, 2.0)):
+        rows = read_scores(place / SCORES)
+        write_scores(place / SCORES, [*rows, replace(rows[0], metric="seconds", value=seconds, is_cost=True)])
+    found = compare_runs(run, other)
+    assert [gap.metric for gap in found.scores] == ["seconds"] and comes_out_alike(found, [])
+    assert not comes_out_alike(found, ["edit/ball/blue/idu-edit_model/0"])
+    assert not comes_out_alike(compare_runs(run, better), [])
 
 
 def test_a_folder_that_is_there_is_left_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
