@@ -365,4 +365,5 @@ def serve(config: ServeConfig) -> None:
         if token and not os.environ.get(TOKEN_VARIABLE):
             lines.append(f"serve: others need the token, as OPENAI_API_KEY: {token}")
         say("\n".join(lines))
-        server.run()
+        with contextlib.suppress(KeyboardInterrupt):  # the server raises the signal anew once it has ended
+            server.run()

@@ -1,9 +1,11 @@
 """What the server takes, refuses and counts; that it answers as an editor in this process does."""
 
 import base64
+import contextlib
 import dataclasses
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +20,7 @@ from restage.edit.editors.picture_client import OWNER, Part, decode_picture, enc
 from restage.edit.pictures import quantize
 from restage.records import EditRequest, InputError
 from restage.run.endpoint_config import EndpointConfig
+from restage.serve import app
 from restage.serve.batching import BatchingQueue, QueueFull
 from restage.serve.config import ServeConfig
 from restage.serve.served import ServedEditor, editor_of_folder, open_served
@@ -267,3 +270,17 @@ def test_an_editor_behind_the_server_edits_as_in_one_process(grade, tmp_path, mo
     inside = editor.edit(dataclasses.replace(batch, regions=regions))
     assert torch.equal(inside.images[:, :, 10:], views[:, :, 10:]) and np.array_equal(inside.masks, regions)
     assert torch.equal(inside.images[:, :, :10], edited.images[:, :, :10])
+
+
+def test_ctrl_c_ends_it_and_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupted:
+        def run(self) -> None:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def running(*_: object) -> Iterator[tuple[Interrupted, str, str]]:
+        yield Interrupted(), "http://127.0.0.1:8000/v1", ""
+
+    monkeypatch.setattr(app, "running_server", running)
+    app.serve(ServeConfig(editor="grade"))
+    assert "Ctrl-C ends it" in capsys.readouterr().out
