@@ -91,7 +91,7 @@ def test_the_number_of_a_dead_holder_that_another_process_got_is_no_holder(
         raise OSError(95, "Operation not supported")
 
     if not has_system_locks:
-        monkeypatch.setattr("restage.run.folder.fcntl.flock", refuse)
+        monkeypatch.setattr("restage.run.file_locks.fcntl.flock", refuse)
     with hold_stages(tmp_path, "pairs"):
         content = json.loads((tmp_path / ".pairs.lock").read_text())
         with pytest.raises(InputError, match=f"process {os.getpid()} on"), hold_stages(tmp_path, "pairs"):

@@ -182,7 +182,7 @@ def _find_thing(remove: Remove, splats: Splats, cameras: Cameras, weights: Float
     inside = weights >= remove.low
     points = splats.means[weights >= INSIDE]
     if not len(points):
-        raise InputError("nothing was found that could be removed; name a region")
+        raise InputError("nothing was found that could be removed; name a region that holds some of the scene's splats")
     center = points.median(dim=0).values
     size = max(float((points - center).norm(dim=1).quantile(0.9)), 1e-6)
     masks = _dilate((render_masks(splats, cameras, inside.float()) > 0.1).float(), remove.fringe_px)

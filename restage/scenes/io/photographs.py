@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import signal
 import sqlite3
 import tempfile
@@ -98,7 +99,10 @@ def pose_photographs(originals: Mapping[str, Path], where: str) -> PosedPhotos:
 def _upright_copy(path: Path, folder: Path) -> str:
     """Link or write a photograph as pycolmap is to see it; returns its name in the folder."""
     if path.suffix.lower() in PLAIN_SUFFIXES and read_head(path).orientation == 1:
-        (folder / path.name).symlink_to(path.resolve())
+        try:
+            (folder / path.name).symlink_to(path.resolve())
+        except OSError:  # Windows lets few users make links
+            shutil.copyfile(path, folder / path.name)
         return path.name
     with open_picture(path) as image:
         try:
