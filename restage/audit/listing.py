@@ -56,6 +56,11 @@ class ListedRun:
         return self.git_commit.endswith(DIRTY)
 
     @property
+    def is_clean(self) -> bool:
+        """Whether it is known that the code was what was committed."""
+        return self.git_commit not in ("", "unknown") and not self.is_dirty
+
+    @property
     def started(self) -> str:
         """When it was begun, in local time; empty if that is not known."""
         try:
@@ -116,7 +121,7 @@ class RunFilter:
                 not self.user or run.user == self.user,
                 run.git_commit.startswith(self.commit),
                 not self.dirty or run.is_dirty,
-                not self.clean or (run.git_commit and not run.is_dirty),
+                not self.clean or run.is_clean,
                 since_s is None or run.started_s >= since_s,
                 until_s is None or 0 < run.started_s <= until_s,
                 not self.asks_results

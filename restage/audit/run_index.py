@@ -31,15 +31,15 @@ HEAD = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline';
 script-src 'unsafe-inline'">
 <title>Runs</title><style>
-:root{color-scheme:light dark;--line:#8884;--quiet:#777}
+:root{color-scheme:light dark;--line:#8884}
 body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:80rem;padding:0 1rem}
 input{font:inherit;padding:.4rem .6rem;width:min(28rem,100%);box-sizing:border-box}
 table{border-collapse:collapse;width:100%;margin-top:1rem}
 th,td{text-align:left;vertical-align:top;padding:.5rem .7rem;border-bottom:1px solid var(--line)}
 img{display:block;width:120px;border-radius:4px}
 code{font-size:.85em;overflow-wrap:anywhere}
-small{color:var(--quiet);display:block;overflow-wrap:anywhere}
-.failed,.unreadable{color:#c33}
+small{opacity:.75;display:block;overflow-wrap:anywhere}
+.failed,.unreadable{color:light-dark(#b3261e,#ff8a80)}
 @media(max-width:45rem){thead{display:none}tr,td{display:block;border:0;padding:.15rem 0}
 tr{border-bottom:1px solid var(--line);padding:.8rem 0}}
 </style></head><body><h1>Runs</h1>
@@ -85,7 +85,7 @@ def _row(run: ListedRun, page: Path) -> str:
     command = html.escape(" ".join(run.command))
     status = html.escape(run.status)
     kind = status if run.status in ("failed", UNREADABLE) else ""
-    commit = "uncommitted changes" if run.is_dirty else "as committed" if run.git_commit else ""
+    commit = "uncommitted changes" if run.is_dirty else "as committed" if run.is_clean else ""
     when = f"{run.wall_s:.0f} s of work" if run.wall_s else ""
     cells = (
         _thumbnail(Path(run.path)),
