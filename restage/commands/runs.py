@@ -4,6 +4,7 @@ Annotations are evaluated when a command is built: hence no `from __future__ imp
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ from restage.audit.listing import RunFilter, list_runs, run_line
 from restage.audit.next_steps import describe_steps, next_steps, steps_of_run
 from restage.audit.show import describe_profile, describe_run, profile_to_plain, run_to_plain
 from restage.commands.stages import DeviceArgument, ModelsArgument, RunArgument, StoreArgument
-from restage.records import InputError, to_plain
+from restage.records import InputError, MissingExtra, to_plain
 from restage.run.folder import open_run, working
 from restage.run.progress import say, show_progress
 
@@ -161,6 +162,8 @@ def build_report() -> Callable[..., None]:
             raise InputError("name at least one run, such as: restage report runs/demo")
         for run in runs:
             check_is_run(run)
+        if "slides" in config.formats and find_spec("pptx") is None:  # before a page is written, and the run has failed
+            raise MissingExtra("python-pptx", "slides")
         from restage.report.stage import run_report, write_supplement
 
         for run in runs:

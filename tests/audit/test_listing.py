@@ -6,6 +6,7 @@ import html.parser
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,16 @@ def test_a_run_with_a_page_is_linked_from_where_the_index_lies(lab: Path) -> Non
     links = [tags["href"] for tag, tags in Page((lab / "pages" / "runs.html").read_text()).tags if tag == "a"]
     assert links == ["../x/b-cone/report/index.html"]
     shutil.rmtree(lab / "pages")
+
+
+def test_a_report_that_lacks_an_extra_leaves_the_run_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_sealed_run(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "pptx", None)
+    assert restage(["report", str(run), "--formats", "page", "slides"]) == 2
+    assert "pip install 'restage[slides]'" in capsys.readouterr().err
+    assert read_run_record(run).status == "done" and not (run / "report").exists()
 
 
 def test_an_index_has_to_be_a_page(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
