@@ -35,6 +35,7 @@ from restage.records import (
 )
 from restage.run.layout import CLIP_FRAMES, CLIP_RECORD, CLIP_SOUND, CLIP_TRUTH, DESCRIPTION, TRUTH
 from restage.scenes.cameras import Cameras
+from restage.scenes.io.films import open_film
 from restage.scenes.io.images import UNREADABLE, list_images, open_picture, read_head, read_image, to_uint8
 
 __all__ = [
@@ -249,10 +250,10 @@ def _open_film(source: Path, options: ClipOptions) -> _Source:
 
 def _head_of(source: Path) -> dict[str, Any]:
     try:
-        with contextlib.closing(imageio_ffmpeg.read_frames(str(source))) as stream:
-            return dict(next(stream))
-    except (OSError, RuntimeError, StopIteration, IndexError, ValueError) as error:
-        raise InputError(f"{source} is not readable as a film: {str(error).strip()[-200:]}") from None
+        with open_film(source) as film:
+            return film.head
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source} is not readable as a film: {error}") from None
 
 
 def _decode(source: Path, rate: float, options: ClipOptions) -> _Frames:
@@ -262,19 +263,15 @@ def _decode(source: Path, rate: float, options: ClipOptions) -> _Frames:
         filters.append(
             f"scale=w='min({options.size},iw)':h='min({options.size},ih)':force_original_aspect_ratio=decrease"
         )
+    start = ["-ss", f"{options.start_s:.6f}"] if options.start_s else []
     length = [] if options.length_s is None else ["-t", f"{options.length_s:.6f}"]
-    stream = imageio_ffmpeg.read_frames(
-        str(source),
-        input_params=["-ss", f"{options.start_s:.6f}"] if options.start_s else [],
-        output_params=[*length, "-vf", ",".join(filters)],
-    )
-    with contextlib.closing(stream):
+    with contextlib.ExitStack() as stack:
         try:
-            width, height = next(stream)["size"]
-        except (OSError, RuntimeError, StopIteration, IndexError, ValueError) as error:
-            raise InputError(f"{source}: no frame at {options.start_s:g} s: {str(error).strip()[-200:]}") from None
-        for content in stream:
-            yield np.frombuffer(content, np.uint8).reshape(height, width, 3)
+            output_params = [*length, "-vf", ",".join(filters)]
+            film = stack.enter_context(open_film(source, input_params=start, output_params=output_params))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{source}: no frame at {options.start_s:g} s: {error}") from None
+        yield from film.frames
 
 
 def _store_sound(source: Path, target: Path, options: ClipOptions) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +16,7 @@ from restage.clips.config import ClipOptions
 from restage.clips.files import StoredClip, is_film, open_clip, store_clip, write_film
 from restage.edit.pictures import write_image
 from restage.records import InputError
+from restage.scenes.io.films import open_film
 
 RATE = 10.0
 
@@ -47,7 +50,18 @@ def stored(source: Path, folder: Path, **options: object) -> StoredClip:
 
 
 def head_of(path: Path) -> dict[str, object]:
-    return next(imageio_ffmpeg.read_frames(str(path)))  # pyright: ignore[reportReturnType]
+    with open_film(path) as film:
+        return film.head
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("num_frames", [0, 3, 30])
+def test_a_film_that_was_read_to_any_frame_leaves_no_pipe_and_no_process(film: Path, num_frames: int) -> None:
+    before = psutil.Process().num_fds(), len(psutil.Process().children())
+    with open_film(film) as opened:
+        found = list(itertools.islice(opened.frames, num_frames))
+    assert len(found) == min(num_frames, 20)
+    assert (psutil.Process().num_fds(), len(psutil.Process().children())) == before
 
 
 def test_a_film_comes_back_frame_by_frame_with_rate_and_sound(film: Path, tmp_path: Path) -> None:

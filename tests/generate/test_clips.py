@@ -11,6 +11,7 @@ from restage.diffusion.motion import build_motion
 from restage.generate.clips import clip_paths, generate_clips
 from restage.generate.config import PicturesConfig
 from restage.records import InputError
+from restage.scenes.io.films import open_film
 from tests.tiny_models import write_tiny_models
 
 CAPTIONS = ["a red cube", "a blue ball"]
@@ -36,9 +37,11 @@ def test_other_forms_are_written_too(tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"clip{suffix}"
     list(generate_clips(backbone, build_motion(backbone.unet), CAPTIONS[:1], PicturesConfig(steps=1), out=out))
     if suffix == ".gif":
-        assert getattr(Image.open(out), "n_frames", 0) > 1
+        with Image.open(out) as picture:
+            assert getattr(picture, "n_frames", 0) > 1
     else:
-        assert next(imageio_ffmpeg.read_frames(str(out)))["codec"].startswith("vp9")
+        with open_film(out) as film:
+            assert film.head["codec"].startswith("vp9")
 
 
 def test_too_many_frames_are_refused(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
-import imageio_ffmpeg
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -29,6 +28,7 @@ from PIL import Image, ImageOps
 from restage.records import InputError, MissingExtra, Progress
 from restage.run.progress import report
 from restage.scenes.io.colmap import ModelFiles, lens_of, pose_of, read_cameras, read_colmap_points, read_images
+from restage.scenes.io.films import open_film
 from restage.scenes.io.images import UNREADABLE, Orientation, list_images, open_picture, read_head
 from restage.scenes.io.posed import Photo, PosedPhotos, ReadOptions, SceneFormat, note
 
@@ -273,23 +273,21 @@ def sharpest_frames(path: Path) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"
     """Cut a video into stretches of equal length and yield the sharpest frame of each, upright, with its index."""
     # Only ever smaller, in its own shape; ffmpeg turns what a phone has filmed upright before it scales.
     scale = f"scale=w='min({MAX_SIDE},iw)':h='min({MAX_SIDE},ih)':force_original_aspect_ratio=decrease"
-    try:
-        stream = imageio_ffmpeg.read_frames(str(path), output_params=["-vf", scale])
-        head = next(stream)
-    except (OSError, RuntimeError, StopIteration, IndexError, ValueError) as error:
-        raise InputError(f"{path} is not readable as a video: {str(error).strip()[-200:]}") from None
-    width, height = head["size"]
-    num_frames = max(1, round((head["duration"] or 0) * (head["fps"] or 0)))
-    stretch = max(head["fps"] / FRAMES_A_SECOND, num_frames / NUM_FRAMES, 1.0)
-    best: tuple[float, int, np.ndarray] | None = None
-    for index, content in enumerate(stream):
-        if best is not None and int(index / stretch) > int(best[1] / stretch):
-            yield best[1], best[2]
-            best = None
-        frame = np.frombuffer(content, np.uint8).reshape(height, width, 3)
-        score = sharpness(frame)
-        if best is None or score > best[0]:
-            best = (score, index, frame)
+    with contextlib.ExitStack() as stack:
+        try:
+            film = stack.enter_context(open_film(path, output_params=["-vf", scale]))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is not readable as a video: {error}") from None
+        num_frames = max(1, round((film.head["duration"] or 0) * (film.head["fps"] or 0)))
+        stretch = max(film.head["fps"] / FRAMES_A_SECOND, num_frames / NUM_FRAMES, 1.0)
+        best: tuple[float, int, np.ndarray] | None = None
+        for index, frame in enumerate(film.frames):
+            if best is not None and int(index / stretch) > int(best[1] / stretch):
+                yield best[1], best[2]
+                best = None
+            score = sharpness(frame)
+            if best is None or score > best[0]:
+                best = (score, index, frame)
     if best is None:
         raise InputError(f"{path}: expected a video with frames, got none")
     yield best[1], best[2]

@@ -1,0 +1,66 @@
+"""Frames of a film as ffmpeg decodes them, with what it says of the film; clips and videos of scenes are read by it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import imageio_ffmpeg
+import numpy as np
+from imageio_ffmpeg import _parsing
+from jaxtyping import UInt8
+
+__all__ = ["Film", "open_film"]
+
+
+class Film(NamedTuple):
+    """A film that is being decoded."""
+
+    head: dict[str, Any]
+    """What ffmpeg says of it: `fps`, `duration` in seconds, `size` of the frames, `audio_codec` if it has sound."""
+    frames: Iterator[UInt8[np.ndarray, "h w 3"]]
+
+
+@contextlib.contextmanager
+def open_film(path: Path, *, input_params: Sequence[str] = (), output_params: Sequence[str] = ()) -> Iterator[Film]:
+    """Decode a film with options of ffmpeg before and after the input.
+
+    `imageio_ffmpeg.read_frames` leaves its pipes open where ffmpeg ends by itself; here all are closed at the end.
+
+    Raises:
+        ValueError: The film cannot be decoded, with the end of what ffmpeg says.
+    """
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", *input_params, "-i", str(path), "-pix_fmt", "rgb24"]
+    command += ["-vcodec", "rawvideo", "-f", "image2pipe", *output_params, "-"]
+    # What it says goes to a file, since a pipe that nobody reads would fill up and stop it. In a process group of its
+    # own it does not see Ctrl-C, after which it would end early, as if the film were short.
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, bufsize=2**20, process_group=0
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            process.stdout.peek(1)  # pyright: ignore[reportAttributeAccessIssue]  # the head is complete before a frame
+            log.seek(0)
+            text = log.read().decode("utf-8", "ignore")
+            try:
+                head = _parsing.parse_ffmpeg_header(text)
+            except (IndexError, ValueError, AttributeError):
+                head = {}
+            if "Output #0" not in text or not head:
+                raise ValueError(text.strip()[-200:])
+            yield Film(head, _frames(process.stdout, *head["size"]))
+        finally:
+            process.kill()
+
+
+def _frames(stream: IO[bytes], width: int, height: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    size = width * height * 3
+    while len(content := stream.read(size)) == size:
+        yield np.frombuffer(content, np.uint8).reshape(height, width, 3)
