@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 
+# Else each worker, and each process that a test starts, would compile the whole package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Before torch and numba are imported: two OpenMP pools on the same cores stall each other.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
@@ -12,7 +16,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import contextlib  # noqa: E402
+import shutil  # noqa: E402
 import socket  # noqa: E402
+import tempfile  # noqa: E402
 import types  # noqa: E402
 import typing  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
@@ -21,6 +27,8 @@ from typing import Any  # noqa: E402
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+from tests.shared import SHARED_FOLDER, only_worker  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -64,6 +72,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-docs", action="store_true", help="also run the shell blocks of the documentation")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        _compile_kernels_one_at_a_time()
+    else:
+        os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="restage-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(SHARED_FOLDER), ignore_errors=True)
+
+
+def _compile_kernels_one_at_a_time() -> None:
+    """Let one worker at a time compile kernels, so that the others find them in numba's cache."""
+    from numba.core.dispatcher import Dispatcher
+
+    compile_kernel = Dispatcher.compile
+
+    def compile_alone(self: Dispatcher, signature: Any) -> Any:
+        with only_worker("kernels"):
+            return compile_kernel(self, signature)
+
+    Dispatcher.compile = compile_alone
+
+
 def _has_gpu() -> bool:
     import torch
 
@@ -71,11 +104,12 @@ def _has_gpu() -> bool:
 
 
 LONGEST_FIRST = (
-    "test_methods", "test_pair_sampler", "test_published", "test_ray", "test_study", "test_recipes", "test_campaign",
-    "test_attention", "test_training", "test_cli", "test_borders", "test_edit_model", "test_retraining",
+    "edit/methods/test_methods", "diffusion/test_pair_sampler", "test_ray", "diffusion/test_published",
+    "studies/test_study", "test_recipes", "pairs/test_campaign", "diffusion/test_attention", "miniature/test_training",
+    "edit/clips/test_methods", "commands/test_cli", "test_borders", "train/test_edit_model",
+    "diagnose/test_retraining",
 )  # fmt: skip
-"""Files that take longest, so that at the end no worker is left alone with one: a file stays with one worker. The very
-first compiles the kernels, and the next two need none, or several workers would compile the same ones."""
+"""Files that take longest, so that at the end no worker is left alone with one: a file stays with one worker."""
 
 
 @pytest.hookimpl(optionalhook=True)  # nerfstudio's environment has no xdist
@@ -85,8 +119,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+    ranks = {REPOSITORY / "tests" / f"{name}.py": rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
     reasons = {"nerfstudio": "needs .venv-nerfstudio"} if not (REPOSITORY / ".venv-nerfstudio").exists() else {}
     if not config.getoption("--run-slow"):
         reasons["slow"] = "slow; runs with --run-slow"

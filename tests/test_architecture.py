@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,11 @@ ROOMS = (
 )
 
 
-def imports_of(name: str, path: Path) -> set[str]:
+@functools.cache
+def imports_of(name: str) -> set[str]:
     """The modules of the package that a module imports, at its top, inside functions, and for type checkers alone."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{name} has a relative import"
             module = node.module or ""
@@ -59,9 +61,6 @@ def imports_of(name: str, path: Path) -> set[str]:
     found |= {other.rsplit(".", depth)[0] for other in found for depth in range(1, other.count(".") + 1)}
     found = {other for other in found if not f"{name}.".startswith(f"{other}.")}
     return {other for other in found if other in MODULES and other not in ("restage", name)}
-
-
-IMPORTS = {name: imports_of(name, path) for name, path in MODULES.items()}
 
 
 def find_circle(edges: dict[str, set[str]]) -> list[str]:
@@ -92,13 +91,13 @@ def test_every_module_is_in_a_room_of_the_list() -> None:
 @pytest.mark.parametrize("name", [name for name in MODULES if "." in name])
 def test_imports_point_from_high_rooms_to_low_ones(name: str) -> None:
     own = name.split(".")[1]
-    for other in IMPORTS[name]:
+    for other in imports_of(name):
         room = other.split(".")[1]
         assert ROOMS.index(room) <= ROOMS.index(own), f"{name} imports {other}, which is in a higher room"
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert find_circle(IMPORTS) == []
+    assert find_circle({name: imports_of(name) for name in MODULES}) == []
 
 
 def test_a_circle_is_found() -> None:
@@ -118,5 +117,5 @@ def test_the_package_needs_nothing_of_the_clone_around_it(name: str) -> None:
 
 def test_only_whole_runs_and_commands_know_the_report() -> None:
     allowed = {"report", "recipes", "commands"}
-    users = {name for name in MODULES if any(other.startswith("restage.report") for other in IMPORTS[name])}
+    users = {name for name in MODULES if any(other.startswith("restage.report") for other in imports_of(name))}
     assert {name.split(".")[1] for name in users} <= allowed

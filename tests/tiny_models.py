@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from miniature.tokenizer import MAX_TOKENS, build_tokenizer
-from restage.diffusion.backbone import Backbone, save_backbone, save_half
+from restage.diffusion.backbone import Backbone, save_backbone, save_half, save_tokenizer
 from restage.diffusion.edit_models import save_edit_model, widen_unet
 from restage.diffusion.editor import EditModel
+from restage.diffusion.loading import load_tokenizer
 from restage.diffusion.schedule import Schedule
 from restage.records import write_json
+from tests.shared import SHARED_FOLDER, only_worker, shared_folder
 
 CHANNELS, WIDTH, LATENT_SIZE = 4, 16, 16
 SCHEDULER = {"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
@@ -53,8 +56,14 @@ def _vae() -> AutoencoderKL:
 
 @functools.cache
 def tokenizer_of_the_world() -> Any:
-    """The tokenizer as it is built today; the building takes seconds."""
-    return build_tokenizer()
+    """The tokenizer as it is built today; the building takes seconds, so one worker does it for all."""
+    if SHARED_FOLDER not in os.environ:  # not in a run of the tests
+        return build_tokenizer()
+    folder = shared_folder() / "tokenizer"
+    with only_worker("tokenizer"):
+        if not folder.exists():
+            save_tokenizer(build_tokenizer(), folder)
+    return load_tokenizer(folder)
 
 
 def _text_config(tokenizer: Any) -> dict[str, Any]:
