@@ -16,6 +16,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import contextlib  # noqa: E402
+import dataclasses  # noqa: E402
+import functools  # noqa: E402
+import inspect  # noqa: E402
 import shutil  # noqa: E402
 import socket  # noqa: E402
 import tempfile  # noqa: E402
@@ -27,6 +30,7 @@ from typing import Any  # noqa: E402
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+from beartype.roar import BeartypeCallHintViolation  # noqa: E402
 
 from tests.shared import SHARED_FOLDER, only_worker  # noqa: E402
 
@@ -47,21 +51,47 @@ _jaxtyped = jaxtyping.jaxtyped
 
 
 def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """What the option --jaxtyping-packages decorates all that it imports with: jaxtyping where there are shapes.
+    """What the option --jaxtyping-packages decorates all that it imports with; as strict as jaxtyping's, and faster.
 
-    Where a function has none, the type checker alone checks as much, and calls of small functions cost half as much.
+    jaxtyping binds the arguments of each call to name them in errors, and checks them twice. Here the type checker
+    does it once, for functions with shapes while their axes are held together, for others alone.
     """
 
     def decorate(item: Any) -> Any:
+        if isinstance(item, type):
+            # As jaxtyping does, classes are checked where their fields are filled.
+            if dataclasses.is_dataclass(item) and "__init__" in vars(item):
+                item.__init__ = decorate(vars(item)["__init__"])
+            return item
         if isinstance(item, types.FunctionType):
             # Names that only type checkers import cannot be looked up here; jaxtyping knows how to leave them out.
             with contextlib.suppress(Exception):
-                hints = typing.get_type_hints(item)
-                if not any("jaxtyping." in str(hint) for hint in hints.values()):
+                told = str(typing.get_type_hints(item))
+                if "jaxtyping." not in told:
                     return typechecker(item)
+                # What a generator yields is looked at while another function's axes are held, and axes of the form
+                # "{n}" need the arguments by name: jaxtyping knows how.
+                if not inspect.isgeneratorfunction(item) and "{" not in told[1:-1]:
+                    return _with_axes(typechecker(item))
         return _jaxtyped(typechecker=typechecker)(item)
 
     return decorate
+
+
+def _with_axes(checked: Callable[..., Any]) -> Callable[..., Any]:
+    """Hold the sizes of named axes together over each call."""
+    axes = _jaxtyped("context")
+
+    @functools.wraps(checked)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        try:
+            with axes:
+                return checked(*args, **kwargs)
+        except BeartypeCallHintViolation as error:
+            raise jaxtyping.TypeCheckError(f"An annotation does not hold. {error}") from None
+
+    return call
 
 
 jaxtyping.jaxtyped = jaxtyped
