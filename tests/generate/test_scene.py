@@ -87,16 +87,15 @@ def test_a_scene_that_was_stopped_ends_as_one_that_was_not(
 ) -> None:
     asked = order(model, name, views=add_on if name in ("views", "refined") else None)
     list(generate_scenes(tmp_path / "whole", asked))
-    for number in (3, 6):
-        run = tmp_path / f"stopped-{number}"
-        stopped_after(generate_scenes(run, asked), number)
-        folder = run / "scenes" / scene_name(CAPTION, 0)
+    run, folder = tmp_path / "stopped", tmp_path / "stopped" / "scenes" / scene_name(CAPTION, 0)
+    for _ in range(2):
+        stopped_after(generate_scenes(run, asked), 3)
         assert (folder / "splats.ply").is_file() and not (folder / "fit.json").exists()
         assert not verify_folder(str(run), VerifyConfig())
-        list(generate_scenes(run, asked))
-        found, whole = (read_splats(find_scene(tmp_path / place) / "splats.ply") for place in (run.name, "whole"))
-        for parameter, value in whole.parameters().items():
-            assert torch.equal(found.parameters()[parameter], value), parameter
+    list(generate_scenes(run, asked))
+    found, whole = (read_splats(find_scene(tmp_path / place) / "splats.ply") for place in ("stopped", "whole"))
+    for parameter, value in whole.parameters().items():
+        assert torch.equal(found.parameters()[parameter], value), parameter
 
 
 def test_captions_times_seeds_make_scenes_of_their_own_which_are_made_once(model: Path, tmp_path: Path) -> None:
