@@ -41,6 +41,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "igs2gs": {"num_steps": 4, "edit_every": 2},
     "joint": {"steps_per_round": 2},
     "restage": {"color_steps": 3, "shape_steps": 3},
+    "video": {"color_steps": 3, "shape_steps": 3},
 }
 """Settings with which a method is done in a moment; one that is not named here is tried with its defaults."""
 EXACT_BARS = {**dict.fromkeys(LONG, (0.85, 0.01)), "dreamcatalyst": (0.3, 0.01), "depth_fusion": (0.85, 0.02)}
