@@ -89,6 +89,8 @@ def make_pipeline(version):
         beta_start=0.00085,
         beta_end=0.012,
         prediction_type="v_prediction" if version == "2" else "epsilon",
+        clip_sample=False,
+        steps_offset=1,
     )
     parts = {"vae": vae, "unet": unet, "scheduler": scheduler, "tokenizer": tokenizer}
     if version == "XL":
