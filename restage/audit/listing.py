@@ -187,8 +187,9 @@ def list_runs(
 
 
 def _listed(path: Path, *, with_results: bool) -> ListedRun:
-    done = tuple(stage for stage in STAGES if is_stage_done(path, stage))
-    begun = tuple(stage for stage in STAGES if stage not in done and (path / stage).is_dir())
+    there = [stage for stage in STAGES if (path / stage).is_dir()]
+    done = tuple(stage for stage in there if is_stage_done(path, stage))
+    begun = tuple(stage for stage in there if stage not in done)
     results = {record.parent.parent.name for record in path.glob(EDIT_RECORDS)} if with_results else set[str]()
     facts = {"path": str(path), "stages": done, "begun": begun, "contenders": tuple(sorted(results))}
     try:
