@@ -13,7 +13,7 @@ from restage.clips.files import ClipRecord, StoredClip, open_clip, write_film
 from restage.compare.clips import CLIP_METRICS, ClipMetric, ClipScores, read_clip_scores, scores_path
 from restage.report.pictures import AssetFolder
 from restage.report.words import format_number
-from restage.run.layout import CLIP_RECORD, FILM, IMAGES, TRUTH
+from restage.run.layout import CLIP_RECORD, CLIPS, FILM, IMAGES, TRUTH
 from restage.run.reading import EditRecord, read_results
 from restage.scenes.io.images import list_images
 
@@ -36,7 +36,7 @@ class ClipSection(NamedTuple):
     """One edit of one clip."""
 
     clip: str
-    instruction: str
+    instruction: str  # empty for a clip without an edit
     before: str
     truth: str | None
     num_frames: int
@@ -55,6 +55,8 @@ def clip_sections(run: Path, assets: AssetFolder) -> list[ClipSection]:
             and record.request is not None
         ):
             groups.setdefault((record.scene, record.request.instruction), []).append((folder, record))
+    edited = {clip for clip, _ in groups}
+    groups |= {(path.parent.name, ""): [] for path in sorted(run.glob(CLIPS)) if path.parent.name not in edited}
     return [_section(run, clip, instruction, results, assets) for (clip, instruction), results in groups.items()]
 
 

@@ -16,7 +16,16 @@ from restage.run import layout
 from restage.run.reading import EditRecord, FitRecord, RunRecord, StageMark, TrainingStep, read_marks, read_metrics
 from restage.scores.rows import read_scores
 
-__all__ = ["DiagnosisRecord", "EditEntry", "PairsEntry", "ReportConfig", "ResultEntry", "RunContents", "SceneEntry"]
+__all__ = [
+    "ClipEntry",
+    "DiagnosisRecord",
+    "EditEntry",
+    "PairsEntry",
+    "ReportConfig",
+    "ResultEntry",
+    "RunContents",
+    "SceneEntry",
+]
 __all__ += ["find_figure", "read_contents"]
 
 
@@ -120,6 +129,13 @@ class SceneEntry:
     """Renders of the unedited scene at held-out views, by view; empty when none are stored."""
 
 
+class ClipEntry(NamedTuple):
+    """A clip of the run."""
+
+    name: str
+    num_frames: int
+
+
 class PairsEntry(NamedTuple):
     """The image pairs: how many, and why some were rejected."""
 
@@ -172,7 +188,9 @@ class RunContents:
     stages: Mapping[str, StageMark]
     """The marks of finished stages by name, in the order data flows."""
     scenes: Sequence[SceneEntry]
+    clips: Sequence[ClipEntry]
     edits: Sequence[EditEntry]
+    """The edits of scenes, then those of clips."""
     scores: Sequence[Score]
     pairs: PairsEntry | None
     train: Sequence[TrainingStep]
@@ -195,9 +213,17 @@ def read_contents(path: Path) -> RunContents:
     """Read what there is of a run."""
     layout.check_is_run(path)
     (record, plain), marks = _read_both(path / layout.RUN_RECORD, RunRecord), read_marks(path)
-    of_scenes = (layout.CAPTURE, layout.TRUTH, layout.FIT_RECORD, layout.SPLATS)
-    folders = [f for f in layout.folders_in(path / "scenes") if any((f / name).exists() for name in of_scenes)]
-    scenes = [_read_scene(path, folder) for folder in folders]
+    folders = layout.folders_in(path / "scenes")
+    clips = [folder for folder in folders if (folder / layout.CLIP_RECORD).is_file()]
+    # Truth alone makes no scene of a clip, which has truth of its own.
+    of_scenes = (layout.CAPTURE, layout.FIT_RECORD, layout.SPLATS)
+    scenes = [
+        _read_scene(path, folder)
+        for folder in folders
+        if any((folder / name).exists() for name in (*of_scenes, *([] if folder in clips else [layout.TRUTH])))
+    ]
+    names = {scene.name for scene in scenes}
+    edited = [*scenes, *(_read_scene(path, folder) for folder in clips if folder.name not in names)]
     order = [*layout.STAGES, *sorted(set(marks) - set(layout.STAGES))]
     prompts_path = path / layout.PROMPTS
     diagnosis = (
@@ -209,7 +235,8 @@ def read_contents(path: Path) -> RunContents:
         plain=plain,
         stages={name: marks[name] for name in order if name in marks and name != "report"},
         scenes=scenes,
-        edits=[edit for scene in scenes for edit in _read_edits(path, scene)],
+        clips=[ClipEntry(folder.name, len(_pictures(folder / layout.CLIP_FRAMES))) for folder in clips],
+        edits=[edit for scene in edited for edit in _read_edits(path, scene)],
         scores=read_scores(path / layout.SCORES) if (path / layout.SCORES).exists() else (),
         pairs=_read_pairs(path),
         train=read_metrics(path),

@@ -25,7 +25,7 @@ from markupsafe import Markup
 from restage.audit.bundle import add_entry
 from restage.records import InputError, Progress, Score, content_id, file_sha256, read_json, write_atomically
 from restage.report import words
-from restage.report.clips import clip_sections
+from restage.report.clips import ClipSection, clip_sections
 from restage.report.gallery import EditSection, edit_sections, spread
 from restage.report.pictures import AssetFolder, read_picture
 from restage.report.read import ReportConfig, RunContents, SceneEntry, find_figure, read_contents
@@ -109,18 +109,20 @@ def _page_values(
     headline = headline_of(contents.scores)
     facts = {name: mark.facts for name, mark in contents.stages.items()}
     traces = trace_results(contents)
+    clips = clip_sections(contents.path, assets)
     names = {(entry.scene, name): entry.edit for entry in contents.edits for name in entry.names}
     instructions = {(entry.scene, name): entry.request.instruction for entry in contents.edits for name in entry.names}
     return {
         "contents": contents,
-        "sentence": describe(contents, sections),
+        "sentence": describe(contents, sections, clips),
+        "holdings": in_words(held) if sections and len(held := holdings(contents)) > 1 else "",
         "is_miniature": contents.is_miniature,
         "headline": headline,
         "headline_instruction": instructions.get((headline.scene, headline.edit), headline.edit) if headline else "",
         "wall_s": wall_seconds(contents, run),
         "hardware": words.hardware_in_words(contents.record.machine),
         "sections": sections,
-        "clips": clip_sections(contents.path, assets),
+        "clips": clips,
         "num_edits": sum(edit.has_pictures for edit in contents.edits),
         "rows": rows,
         "metrics": METRICS,
@@ -154,21 +156,52 @@ def _profile(contents: RunContents) -> dict[str, StageTime]:
     return {name: total[name] for name in [*layout.STAGES, *sorted(set(total) - set(layout.STAGES))] if name in total}
 
 
-def describe(contents: RunContents, sections: list[EditSection]) -> str:
-    """One sentence of what was run, from what is there."""
-    competitors = {method.method for section in sections for method in section.methods} - {"nothing"}
-    num_views = {len(result.held_out) for edit in contents.edits for result in edit.results}
-    kind = "miniature " if contents.is_miniature else ""
-    if not sections:
-        return f"A run with {words.count_of(len(contents.scenes), kind + 'scene')} and no edit yet."
-    scenes = words.count_of(len({section.entry.scene for section in sections}), kind + "scene")
-    methods = words.count_of(len(competitors), "method")
-    text = f"{words.count_of(len(sections), 'edit')} of {scenes} by text, with {methods}"
-    if contents.scores:
-        views = words.count_of(max(num_views), "held\N{NON-BREAKING HYPHEN}out view")
-        text += f", scored on {views} each"
-        text += " against exact truth" if contents.has_truth else ""
-    return text[0].upper() + text[1:] + "."
+def describe(contents: RunContents, sections: Sequence[EditSection], clips: Sequence[ClipSection]) -> str:
+    """One sentence of what was edited in a run, or of what is there to be edited."""
+    edited_clips = [clip for clip in clips if clip.columns]
+    parts = []
+    if sections:
+        competitors = {method.method for section in sections for method in section.methods} - {"nothing"}
+        kind = "miniature scene" if contents.is_miniature else "scene"
+        scenes = words.count_of(len({section.entry.scene for section in sections}), kind)
+        methods = words.count_of(len(competitors), "method")
+        text = f"{words.count_of(len(sections), 'edit')} of {scenes} by text, with {methods}"
+        if contents.scores:
+            num_views = max(len(result.held_out) for edit in contents.edits for result in edit.results)
+            views = words.count_of(num_views, "held\N{NON-BREAKING HYPHEN}out view")
+            text += f", scored on {views} each"
+            text += " against exact truth" if contents.has_truth else ""
+        parts.append(text)
+    if edited_clips:
+        count = words.count_of(len({clip.clip for clip in edited_clips}), "clip")
+        parts.append(f"{words.count_of(len(edited_clips), 'edit')} of {count} by text")
+    if not parts:
+        held = holdings(contents)
+        parts = [f"{in_words(held)}, with no edit yet" if contents.scenes or clips else in_words(held)]
+    text = "; ".join(part for part in parts if part) or "A run with nothing in it yet"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def holdings(contents: RunContents) -> list[str]:
+    """What a run holds, each kind of thing with its number, in the order data flows."""
+    pairs, fits = contents.pairs, [scene.fit for scene in contents.scenes]
+    num_steps = round(contents.train[-1].step) if contents.train else 0
+    num_made = sum(bool(fit.generated_from) for fit in fits if fit)
+    kinds = (
+        (contents.num_prompts or 0, "prompt pair", ""),
+        ((pairs.num_accepted or 0) + (pairs.num_rejected or 0) if pairs else 0, "image pair", ""),
+        (bool(num_steps), f"edit model after {words.count_of(num_steps, 'training step')}", ""),
+        (len(fits) - fits.count(None) - num_made, "fitted scene", ""),
+        (num_made, "scene made from words", "scenes made from words"),
+        (fits.count(None), "scene without a fit", "scenes without a fit"),
+        (len(contents.clips), "clip", ""),
+    )
+    return [words.count_of(number, noun, plural) for number, noun, plural in kinds if number]
+
+
+def in_words(items: Sequence[str]) -> str:
+    """A list as a sentence has it: `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
 def wall_seconds(contents: RunContents, run: RunFolder | None) -> float:

@@ -29,9 +29,9 @@ def format_number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "\N{EN DASH}"
 
 
-def count_of(number: int, noun: str) -> str:
+def count_of(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun: `one edit`, `3 edits`."""
-    return f"one {noun}" if number == 1 else f"{number} {noun}s"
+    return f"one {noun}" if number == 1 else f"{number} {plural or f'{noun}s'}"
 
 
 def format_duration(seconds: float) -> str:
