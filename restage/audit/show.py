@@ -30,6 +30,7 @@ from restage.scores.tables import markdown_table, method_table
 
 __all__ = ["Changed", "RunDifference", "ScoreGap", "changed_values", "compare_runs", "describe_difference"]
 __all__ += ["describe_profile", "describe_run", "difference_to_plain", "profile_to_plain", "run_to_plain"]
+__all__ += ["score_gaps"]
 
 MAX_EDIT_LINES = 24
 """Edits that are listed one by one."""
@@ -192,7 +193,14 @@ class ScoreGap:
     gap: float
     standard_error: float
     """Standard error of the gap, clustered by scene; NaN with fewer than two scenes."""
+    reach: float
+    """Half of the gap's 95 % interval; NaN with fewer than two scenes."""
     num_results: int
+
+    @property
+    def is_change(self) -> bool:
+        """Whether any result differs, as far as means and their errors tell."""
+        return self.first != self.second or self.standard_error > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +225,13 @@ def compare_runs(first: Path, second: Path) -> RunDifference:
     scores = [_scores(run) for run in (first, second)]
     counts = [_result_counts(rows) for rows in scores]
     only_in_one = changed_values(counts[0], counts[1])
-    return RunDifference(first=first, second=second, **named, scores=tuple(_gaps(*scores)), only_in_one=only_in_one)
+    changed = tuple(gap for gap in _gaps(*scores) if gap.is_change)
+    return RunDifference(first=first, second=second, **named, scores=changed, only_in_one=only_in_one)
+
+
+def score_gaps(first: Path, second: Path) -> list[ScoreGap]:
+    """How each metric of each method differs between two runs, over the results of both, equal ones among them."""
+    return list(_gaps(_scores(first), _scores(second)))
 
 
 def _facts(run: Path) -> dict[str, dict[str, str]]:
@@ -272,15 +286,17 @@ def _gaps(first: Mapping[tuple[str, ...], Score], second: Mapping[tuple[str, ...
     for (method, editor, metric), rows in groups.items():
         gap = clustered_estimate([two - one for one, two, _ in rows], [scene for *_, scene in rows])
         means = math.fsum(row[0] for row in rows) / len(rows), math.fsum(row[1] for row in rows) / len(rows)
-        if means[0] != means[1] or gap.standard_error > 0:
-            who: dict[str, Any] = {"method": method, "editor": editor, "metric": metric}
-            numbers: dict[str, Any] = {
-                "first": means[0],
-                "second": means[1],
-                "gap": gap.mean,
-                "standard_error": gap.standard_error,
-            }
-            yield ScoreGap(**who, **numbers, num_results=len(rows))
+        yield ScoreGap(
+            method=method,
+            editor=editor,
+            metric=metric,
+            first=means[0],
+            second=means[1],
+            gap=gap.mean,
+            standard_error=gap.standard_error,
+            reach=gap.reach,
+            num_results=len(rows),
+        )
 
 
 def describe_difference(found: RunDifference) -> list[str]:
@@ -309,5 +325,5 @@ def difference_to_plain(found: RunDifference) -> str:
     """All of it as JSON; NaN becomes null."""
     plain = to_plain(asdict(found))
     for gap in plain["scores"]:
-        gap["standard_error"] = None if math.isnan(gap["standard_error"]) else gap["standard_error"]
+        gap.update({name: None for name in ("standard_error", "reach") if math.isnan(gap[name])})
     return json.dumps(plain, indent=1, ensure_ascii=False)

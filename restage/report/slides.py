@@ -13,7 +13,7 @@ from PIL import Image
 from restage.records import MissingExtra, write_atomically
 from restage.report.pictures import load_images
 from restage.report.read import find_figure
-from restage.report.summary import EditFigure, Summary, best_row, cell_parts
+from restage.report.summary import EditFigure, Summary, cell_parts
 from restage.report.words import draw_loss
 from restage.scores.definitions import METRICS
 
@@ -124,7 +124,7 @@ class _Deck:
         self.text(slide, [self.summary.run_id], top=6.75, size=12)
 
     def table(self) -> None:
-        """Methods x metrics; the best competitor of a column is coloured."""
+        """Methods x metrics; a column's best competitors are colored, the second underlined."""
         summary = self.summary
         slide = self.slide("Methods on held-out views")
         rows = summary.rows[:MAX_TABLE_ROWS]
@@ -136,7 +136,6 @@ class _Deck:
             len(rows) + 1, len(heads), self.inches(MARGIN_IN), self.inches(1.5), *map(self.inches, room)
         )
         _plain_table(shape)
-        best = {name: best_row(summary.rows, name) for name in summary.metrics}
         for column, head in enumerate(heads):
             _set_cell(shape.table.cell(0, column), head, color=SOFT, is_left=column < 2)
         for number, row in enumerate(rows, start=1):
@@ -148,10 +147,14 @@ class _Deck:
                 _set_text(shape.table.cell(number, 0).text_frame, ["", *row.flag.split(", ")], size=10, color=SOFT)
             for column, metric in enumerate(summary.metrics, start=2):
                 mean, error = cell_parts(row.estimates[metric], metric)
-                color = ACCENT if best[metric] is row else ink
-                _set_cell(shape.table.cell(number, column), f"{mean} ± {error}" if error else mean or "–", color=color)
+                standing = summary.standings[metric].get((row.method, row.editor))
+                cell, color = shape.table.cell(number, column), ACCENT if standing == "best" else ink
+                _set_cell(cell, f"{mean} ± {error}" if error else mean or "–", color=color)
+                font = cell.text_frame.paragraphs[0].runs[0].font
+                font.bold, font.underline = standing == "best", standing == "second"
         _set_widths(shape.table, room[0])
-        self.text(slide, [summary.scope], top=6.6, size=13, height=0.6)
+        note = f"{summary.scope} Bold: best, or tied with it; underlined: second. Anchors in gray."
+        self.text(slide, [note], top=6.6, size=13, height=0.6)
 
     def edit(self, figure: EditFigure) -> None:
         entry = figure.entry

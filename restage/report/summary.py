@@ -11,25 +11,28 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
-from restage.records import write_atomically
+from restage.records import Score, write_atomically
 from restage.report.gallery import spread
 from restage.report.pictures import compose_grid, load_images
 from restage.report.read import EditEntry, ReportConfig, ResultEntry, RunContents
 from restage.report.words import count_of, draw_loss, format_duration
 from restage.scores.definitions import METRICS, metrics_shown_in
-from restage.scores.statistics import Estimate
+from restage.scores.statistics import Estimate, paired_difference
 from restage.scores.tables import Gap, MethodRow, anchor_note, gaps_to_best, method_table
 
-__all__ = ["EditFigure", "Summary", "best_row", "cell_parts", "escape_latex", "method_tabular", "summarise"]
-__all__ += ["write_latex"]
+__all__ = ["EditFigure", "Summary", "best_row", "cell_parts", "escape_latex", "latex_table", "method_tabular"]
+__all__ += ["standings", "summarise", "write_latex"]
 
 STRIP_VIEWS = 2
 STRIP_METHODS = 4
 """Competitors in a strip, best first."""
+
+
+Standing = Literal["best", "second"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ class Summary:
     is_miniature: bool
     rows: Sequence[MethodRow]
     metrics: tuple[str, ...]  # columns of the table
+    standings: Mapping[str, Mapping[tuple[str, str], Standing]]
+    """For each column, which methods with their editors are best and second."""
     gaps: Sequence[Gap]
     figures: Sequence[EditFigure]
     sheet: Path | None
@@ -93,6 +98,7 @@ def summarise(contents: RunContents, config: ReportConfig) -> Summary:
         is_miniature=contents.is_miniature,
         rows=rows,
         metrics=metrics,
+        standings={name: standings(rows, contents.scores, name) for name in metrics},
         gaps=gaps_to_best(rows, contents.scores),
         figures=[_figure(entry, order) for entry in spread(shown, config.max_edits)],
         sheet=contents.pairs.sheet_path if contents.pairs else None,
@@ -129,12 +135,38 @@ def best_row(rows: Sequence[MethodRow], metric: str) -> MethodRow | None:
 
     One that does next to nothing, or goes the wrong way, in all results is the best by nothing.
     """
+    ranked = _ranked(rows, metric)
+    return ranked[0] if ranked else None
+
+
+def _ranked(rows: Sequence[MethodRow], metric: str) -> list[MethodRow]:
     better = METRICS[metric].better
     fit = [row for row in rows if not row.is_anchor and row.flag not in ("no-op", "wrong way")]
-    scored = [row for row in fit if row.estimates[metric].num_scored]
-    if better == "neither" or not scored:
-        return None
-    return (max if better == "higher" else min)(scored, key=lambda row: row.estimates[metric].mean)
+    scored = [row for row in fit if row.estimates[metric].num_scored and better != "neither"]
+    return sorted(scored, key=lambda row: row.estimates[metric].mean, reverse=better == "higher")
+
+
+def standings(rows: Sequence[MethodRow], scores: Sequence[Score], metric: str) -> dict[tuple[str, str], Standing]:
+    """Which methods with their editors are best and second by a metric; ties share a place.
+
+    Two tie when their paired difference is within its own standard error, or cannot be told apart as it is printed.
+    """
+    found: dict[tuple[str, str], Standing] = {}
+    left = _ranked(rows, metric)
+    for place in ("best", "second"):
+        tied = [row for row in left if _is_tie(left[0], row, scores, metric)]
+        found |= {(row.method, row.editor): place for row in tied}
+        left = [row for row in left if row not in tied]
+    return found
+
+
+def _is_tie(first: MethodRow, second: MethodRow, scores: Sequence[Score], metric: str) -> bool:
+    digits = METRICS[metric].digits
+    if f"{first.estimates[metric].mean:.{digits}f}" == f"{second.estimates[metric].mean:.{digits}f}":
+        return True
+    who = [(row.method, row.editor) for row in (first, second)]
+    gap = paired_difference(scores, metric, first=who[0], second=who[1])
+    return abs(gap.mean) <= gap.standard_error  # NaN, with fewer than two scenes, ties nothing
 
 
 def cell_parts(estimate: Estimate, metric: str) -> tuple[str, str]:
@@ -199,20 +231,20 @@ def write_latex(summary: Summary, folder: Path) -> Iterator[str]:
 
 
 def method_tabular(summary: Summary) -> str:
-    """The table of methods: competitors by progress, then the anchors; the best competitor of a column is bold."""
+    """The table of methods: competitors by progress, then the anchors; best in bold, second underlined."""
     metrics = summary.metrics
     arrows = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "neither": ""}
     units = {name: " (dB)" if METRICS[name].unit == "dB" else "" for name in metrics}
     heads = [f"{METRICS[name].label}{units[name]}{arrows[METRICS[name].better]}" for name in metrics]
-    best = {name: best_row(summary.rows, name) for name in metrics}
     lines: list[str] = []
     for is_anchor in (False, True):
         rows = [row for row in summary.rows if row.is_anchor == is_anchor]
         if rows and is_anchor and len(rows) < len(summary.rows):
             lines.append(r"\midrule")
-        lines += [_row(row, summary, best) for row in rows]
-    caption = f"{summary.scope} Below the line: anchors, to read the others by. Run {summary.run_id}."
-    return _table(
+        lines += [_row(row, summary) for row in rows]
+    caption = f"{summary.scope} Best in bold, second underlined; whose paired difference is within its standard error "
+    caption += f"shares the place. Below the line: anchors, to read the others by. Run {summary.run_id}."
+    return latex_table(
         "ll" + "r" * len(metrics), ["Method", "Editor", *heads], lines, caption, "tab:methods", is_fitted=True
     )
 
@@ -228,24 +260,30 @@ def gaps_tabular(summary: Summary) -> str:
         mean, interval = f"${gap.mean:+.{digits}f}$", f"$[{gap.low:.{digits}f}, {gap.high:.{digits}f}]$"
         lines.append(" & ".join([*names, mean, interval, str(gap.num_pairs)]) + r" \\")
     caption = f"Differences to {best.method} ({best.editor}), case by case; intervals are over scenes."
-    return _table("lllrlr", heads, lines, caption, "tab:differences")
+    return latex_table("lllrlr", heads, lines, caption, "tab:differences")
 
 
-def _table(
+def latex_table(
     columns: str, heads: Sequence[str], rows: Sequence[str], caption: str, label: str, *, is_fitted: bool = False
 ) -> str:
+    """A floating table with booktabs; heads and rows are LaTeX, the caption is text."""
     start = [r"\begin{table}[ht]", r"\centering\small", *([FITTED] if is_fitted else [])]
     start += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(heads) + r" \\", r"\midrule"]
     end = [r"\bottomrule", r"\end{tabular}" + "}" * is_fitted, rf"\caption{{{escape_latex(caption)}}}"]
     return "\n".join([*start, *rows, *end, rf"\label{{{label}}}", r"\end{table}", ""])
 
 
-def _row(row: MethodRow, summary: Summary, best: dict[str, MethodRow | None]) -> str:
+MARKS: Mapping[Standing | None, str] = {"best": r"\textbf{%s}", "second": r"\underline{%s}", None: "%s"}
+
+
+def _row(row: MethodRow, summary: Summary) -> str:
     cells = []
     for name in summary.metrics:
         mean, error = cell_parts(row.estimates[name], name)
         shown = escape_latex(mean) if name == "seconds" else f"${mean}$" if mean else "--"
-        shown = rf"\textbf{{{shown}}}".replace("$", "") if best[name] is row and mean else shown
+        standing = summary.standings[name].get((row.method, row.editor)) if mean else None
+        # Bold acts on text alone, so that a number that needs no mathematics is set without.
+        shown = MARKS[standing] % (shown.replace("$", "") if standing == "best" and "-" not in shown else shown)
         missing = f" ({row.estimates[name].num_scored})" if row.estimates[name].num_missing and mean else ""
         cells.append(shown + (rf" {{\scriptsize$\pm${error}}}" if error else "") + missing)
     flag = rf" {{\scriptsize({escape_latex(row.flag)})}}" if row.flag else ""
