@@ -144,17 +144,21 @@ def build_report() -> Callable[..., None]:
         *,
         config: Annotated[ReportConfig, arg(name="")] = ReportConfig(),  # noqa: B008
         out: Path | None = None,
+        paper: Path | None = None,
     ) -> None:
-        """Write the page of a run, which opens from disk, and if you like LaTeX, slides and a supplementary zip.
+        """Write the page of a run, which opens from disk, and what a paper needs.
 
-        Example: restage report runs/mine --formats page latex slides zip
+        Example: restage report runs/mine --formats latex website --paper paper.toml
 
-        Files: RUN/report/index.html, paper/paper.tex, slides.pptx, supplement.zip.
+        Files: RUN/report/index.html, paper/paper.tex, slides.pptx, website/index.html, poster.pdf, poster.png,
+        teaser.mp4, supplement.zip.
 
         Args:
             runs: What to show.
             config: How it is made.
             out: With several runs and --formats zip, the zip of all of them; default: supplement.zip beside them.
+            paper: Texts of the website: a .toml, .yaml or .cff file with title, authors, abstract, url,
+                repository-code, links, venue, year, method-figure, method-caption, bibtex.
         """
         from restage.run.layout import PAGE, check_is_run
 
@@ -164,11 +168,13 @@ def build_report() -> Callable[..., None]:
             check_is_run(run)
         if "slides" in config.formats and find_spec("pptx") is None:  # before a page is written, and the run has failed
             raise MissingExtra("python-pptx", "slides")
+        from restage.report.paper import read_paper
         from restage.report.stage import run_report, write_supplement
 
+        texts = read_paper(paper) if paper is not None else None
         for run in runs:
             with working(open_run(run), "report") as opened:
-                show_progress(run_report(opened, config))
+                show_progress(run_report(opened, config, texts))
             say(f"report: {run / PAGE}")
         if len(runs) > 1 and "zip" in config.formats:
             say(f"all of them: {write_supplement(runs, out or runs[0].parent / 'supplement.zip')}")
@@ -224,10 +230,10 @@ def track(
             say(f"{name}: {SINKS[name](facts, project=project, where=where)}")
 
 
-def diff(first: Positional[Path], second: Positional[Path], *, json: bool = False) -> None:
+def diff(first: Positional[Path], second: Positional[Path], *, json: bool = False, latex: Path | None = None) -> None:
     """Print what differs between two runs: config, versions, data, weights, scores.
 
-    Example: restage diff runs/a runs/b
+    Example: restage diff runs/a runs/b; restage diff runs/a runs/b --latex rebuttal.tex
 
     Scores are compared result by result where both runs have them, with confidence intervals clustered by scene.
 
@@ -235,9 +241,15 @@ def diff(first: Positional[Path], second: Positional[Path], *, json: bool = Fals
         first: Folder of a run.
         second: Folder of another run.
         json: Print JSON instead of lines.
+        latex: Also write a table for a rebuttal to this file: each method before and after, with differences and
+            intervals.
     """
     from restage.audit.show import compare_runs, describe_difference, difference_to_plain
 
+    if latex is not None:
+        from restage.report.rebuttal import write_rebuttal
+
+        write_rebuttal(first, second, latex)
     found = compare_runs(first, second)
     say(difference_to_plain(found) if json else "\n".join(describe_difference(found)))
 

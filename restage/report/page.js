@@ -185,7 +185,21 @@ function setUpRows() {
     if (event.target === dialog) dialog.close();
   });
 }
-setUpRows();
+if (document.querySelector("#rows")) setUpRows();
+
+// A project page has sliders and scenes without a choice of methods.
+document.querySelectorAll(".shown-edit [data-compare]").forEach(setUpSlider);
+document.querySelectorAll(".shown-edit [data-role=turn]").forEach((figure) => setUpTurn(figure, () => 0, () => 0));
+for (const button of document.querySelectorAll("[data-copy]")) {
+  const entry = document.getElementById(button.dataset.copy);
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    getSelection().selectAllChildren(entry);
+    // A page that was opened from disk may have no clipboard: the text stays selected then.
+    const isCopied = await navigator.clipboard?.writeText(entry.textContent).then(() => true, () => false);
+    document.getElementById("copied").textContent = isCopied || document.execCommand("copy") ? "Copied." : "Press Ctrl+C.";
+  });
+}
 
 // Films of one clip play together: the others follow the first one.
 const FOLLOW_S = 0.06;

@@ -33,8 +33,9 @@ __all__ += ["find_figure", "read_contents"]
 class ReportConfig:
     """How the report page is made."""
 
-    formats: tuple[Literal["page", "latex", "slides", "zip"], ...] = ("page",)
-    """What is written: the page always; `paper/` for LaTeX, `slides.pptx`, and all of it as `supplement.zip`."""
+    formats: tuple[Literal["page", "latex", "slides", "website", "poster", "teaser", "zip"], ...] = ("page",)
+    """What is written: the page always; `paper/` for LaTeX, `slides.pptx`, `website/` for a paper's project page,
+    `poster.pdf` and `.png`, `teaser.mp4`, and all of it as `supplement.zip`."""
     max_views: int = 6
     """Held-out views shown per edit, evenly spaced over all; our choice, keeps a page of ten edits under 20 MB."""
     max_px: int = 512

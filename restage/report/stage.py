@@ -20,32 +20,41 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from markupsafe import Markup
 
 from restage.audit.bundle import add_entry
 from restage.records import InputError, Progress, Score, content_id, file_sha256, read_json, write_atomically
 from restage.report import words
 from restage.report.clips import ClipSection, clip_sections
 from restage.report.gallery import EditSection, edit_sections, spread
+from restage.report.paper import Paper
 from restage.report.pictures import AssetFolder, read_picture
+from restage.report.poster import write_poster
 from restage.report.read import ReportConfig, RunContents, SceneEntry, find_figure, read_contents
 from restage.report.slides import write_slides
 from restage.report.summary import summarise, write_latex
+from restage.report.teaser import write_teaser
+from restage.report.templates import open_template
 from restage.report.trace import rows_data, trace_results
 from restage.report.turn import SceneStore, TurnableEdit
-from restage.report.words import interval_mark, loss_curve
+from restage.report.website import write_website
+from restage.report.words import loss_curve
 from restage.run import layout
 from restage.run.folder import RunFolder
 from restage.run.layout import AROUND, PAGE, SAMPLED, SCORES
 from restage.run.profile import StageTime, add_up
 from restage.run.reading import SplatsFile, StageMark, read_run_record
-from restage.scores.definitions import METRICS
 from restage.scores.rows import read_scores
 from restage.scores.tables import further_metrics, gaps_to_best, headline_of, measured_columns, method_table
 
 __all__ = ["ReportConfig", "run_report", "write_page", "write_report", "write_supplement"]
 
-DOWNLOADS = (("latex", "LaTeX", "paper/paper.tex"), ("slides", "Slides", "slides.pptx"))
+DOWNLOADS = (
+    ("latex", "LaTeX", "paper/paper.tex"),
+    ("slides", "Slides", "slides.pptx"),
+    ("website", "Website", "website/index.html"),
+    ("poster", "Poster", "poster.pdf"),
+    ("teaser", "Teaser", "teaser.mp4"),
+)
 """What the page links to: the form, its name, and where it lies beside the page."""
 
 
@@ -72,32 +81,11 @@ def write_page(contents: RunContents, config: ReportConfig, run: RunFolder | Non
     for section in edit_sections(contents, assets, config):
         sections.append(section)
         yield section
-    page = _environment().get_template("page.html").render(**_page_values(contents, sections, assets, config, run))
+    page = open_template("page.html", ["page.css"]).render(**_page_values(contents, sections, assets, config, run))
     # The page comes after the pictures that it shows, and goes on showing the old ones until it is there.
     with write_atomically(page_path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     assets.drop_unused()
-
-
-def _environment() -> jinja2.Environment:
-    package = importlib.resources.files("restage.report")
-    sources = {name: package.joinpath(name).read_text(encoding="utf-8") for name in ("page.html", "parts.html")}
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader(sources),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = {"duration": words.unbroken_duration, "words": words.as_words, "plain": words.as_text}
-    environment.filters.update(filters, pretty=words.as_json, number=words.format_number)
-    environment.globals.update(
-        style=Markup(package.joinpath("page.css").read_text(encoding="utf-8")),
-        script=Markup("\n".join(package.joinpath(name).read_text(encoding="utf-8") for name in ("turn.js", "page.js"))),
-        interval_mark=interval_mark,
-        is_number=lambda value: math.isfinite(value),
-    )
-    return environment
 
 
 def _page_values(
@@ -125,7 +113,6 @@ def _page_values(
         "clips": clips,
         "num_edits": sum(edit.has_pictures for edit in contents.edits),
         "rows": rows,
-        "metrics": METRICS,
         "columns": measured_columns(rows, "page"),
         "further": further_metrics(rows),
         "gaps": gaps_to_best(rows, contents.scores),
@@ -252,12 +239,15 @@ def _fitted_scene(run: Path, scene: SceneEntry, assets: AssetFolder, max_px: int
 RECORDS = (layout.RUN_RECORD, *layout.STUDY_FILES, layout.STAGE_MARKS, layout.FITS, layout.EDIT_RECORDS)
 TABLES = (layout.SCORES, layout.VIEW_SCORES)
 DIAGNOSIS = ("diagnose/diagnosis.*",)
-REPORT = ("index.html", "assets/*", "paper/**/*", "slides.pptx")
+REPORT = ("index.html", "assets/*", "paper/**/*", "slides.pptx", "website/**/*", "poster.*", "teaser.*")
 NAMES = {
     "index.html": ("Page", "everything of the run, to look at"),
     "paper/paper.tex": ("Paper", "tables and figures as LaTeX, to be compiled"),
     "paper/tables.tex": ("Tables", "LaTeX, booktabs"),
     "slides.pptx": ("Slides", "PowerPoint, LibreOffice"),
+    "website/index.html": ("Website", "a project page; the folder can be served as it is"),
+    "poster.pdf": ("Poster", "a figure for a column of an A0 sheet"),
+    "teaser.mp4": ("Teaser", "a short film of the edits"),
     "data/scores.csv": ("Scores", "every number with its reason where there is none, as CSV"),
     "data/scores.parquet": ("Scores", "the same as Parquet, as it was sealed"),
     "data/views.parquet": ("Scores of views", "every number by held-out view"),
@@ -317,7 +307,6 @@ def _as_csv(scores: Sequence[Score]) -> bytes:
 
 
 def _index(runs: Sequence[Path], parts: Sequence[tuple[str, dict[str, Path | bytes]]]) -> str:
-    import importlib.resources
 
     package = importlib.resources.files("restage.report")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
@@ -330,7 +319,7 @@ def _index(runs: Sequence[Path], parts: Sequence[tuple[str, dict[str, Path | byt
     return template.render(runs=shown)
 
 
-def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
+def run_report(run: RunFolder, config: ReportConfig, paper: Paper | None = None) -> Iterator[Progress]:
     """Write the page of a run as its last stage, one step per edit; one that shows the same files is left alone.
 
     The page is a view of the run's other files: when these or its config have changed since, it is written anew.
@@ -338,38 +327,44 @@ def run_report(run: RunFolder, config: ReportConfig) -> Iterator[Progress]:
     shown_files = files_id(run.path)
     mark = run.path / "report" / layout.STAGE_MARK
     found = read_json(mark, StageMark) if mark.exists() else StageMark(id="")
-    if found.id == content_id("report", config) and found.facts.get("files") == shown_files:
+    if paper is None and found.id == content_id("report", config) and found.facts.get("files") == shown_files:
         yield Progress(stage="report", done=1, total=1, note="already done")
         return
     contents = read_contents(run.path)
     total = max(len(contents.edits), 1)
     for done, _ in enumerate(write_page(contents, config, run), start=1):
         yield Progress(stage="report", done=min(done, total), total=total)
-    for note in _write_formats(contents, config):
+    for note in _write_formats(contents, config, paper):
         yield Progress(stage="report", done=total, total=total, note=note)
     run.mark_done("report", config, files=shown_files)
     yield Progress(stage="report", done=total, total=total, note=str(run.path / layout.PAGE))
 
 
-def _write_formats(contents: RunContents, config: ReportConfig) -> Iterator[str]:
+def _write_formats(contents: RunContents, config: ReportConfig, paper: Paper | None) -> Iterator[str]:
     """Write what was asked for beside the page; gives the name of each file."""
     folder = (contents.path / layout.PAGE).parent
-    if {"latex", "slides"} & set(config.formats):
+    if {"latex", "slides", "website", "poster"} & set(config.formats):
         summary = summarise(contents, config)
         if "latex" in config.formats:
             yield from write_latex(summary, folder / "paper")
         if "slides" in config.formats:
             yield write_slides(summary, folder / "slides.pptx").name
+        if "website" in config.formats:
+            yield from write_website(summary, folder / "website", config=config, paper=paper)
+        if "poster" in config.formats:
+            yield from write_poster(summary, folder)
+    if "teaser" in config.formats:
+        yield from (path.name for path in write_teaser(contents, folder / "teaser.mp4"))
     if "zip" in config.formats:
         yield write_supplement([contents.path], folder / "supplement.zip").name
 
 
-def write_report(run_folder: Path, config: ReportConfig | None = None) -> Path:
+def write_report(run_folder: Path, config: ReportConfig | None = None, paper: Paper | None = None) -> Path:
     """Write the page of any run folder, however far the run came, in place of an older page; returns its path."""
     contents, config = read_contents(run_folder), config or ReportConfig()
     for _ in write_page(contents, config, None):
         pass
-    for _ in _write_formats(contents, config):
+    for _ in _write_formats(contents, config, paper):
         pass
     return run_folder / layout.PAGE
 

@@ -21,12 +21,18 @@ from restage.records import from_plain, to_plain
 from restage.run.reading import TrainingStep
 
 __all__ = ["as_json", "as_text", "as_words", "count_of", "draw_loss", "format_duration", "format_number"]
-__all__ += ["hardware_in_words", "interval_mark", "loss_curve", "nice_ticks", "smooth", "unbroken_duration"]
+__all__ += ["hardware_in_words", "interval_mark", "loss_curve", "nice_ticks", "quoted", "smooth"]
+__all__ += ["unbroken_duration"]
 
 
 def format_number(value: float, digits: int) -> str:
     """A number with so many digits after the point and a real minus; a dash for NaN."""
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "\N{EN DASH}"
+
+
+def quoted(text: str) -> str:
+    """The text in one line in quotation marks."""
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{' '.join(text.split())}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
 def count_of(number: int, noun: str, plural: str = "") -> str:
