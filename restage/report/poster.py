@@ -17,7 +17,7 @@ from restage.records import InputError, write_atomically
 from restage.report.gallery import spread
 from restage.report.pictures import load_images
 from restage.report.summary import Summary
-from restage.report.teaser import Wipe, find_wipes
+from restage.report.teaser import Wipe, drawable, find_wipes
 from restage.report.words import quoted
 from restage.scores.definitions import METRICS
 
@@ -99,7 +99,7 @@ def _draw(summary: Summary, wipes: list[Wipe]) -> Any:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(quoted(text), 40, max_lines=MAX_LINES, placeholder="\N{HORIZONTAL ELLIPSIS}")
+    return textwrap.wrap(drawable(quoted(text)), 40, max_lines=MAX_LINES, placeholder="\N{HORIZONTAL ELLIPSIS}")
 
 
 def _draw_bars(axes: Any, rows: list[Any], summary: Summary) -> None:
@@ -121,7 +121,7 @@ def _draw_bars(axes: Any, rows: list[Any], summary: Summary) -> None:
         f"{row.method}\n{row.editor}" if sum(other.method == row.method for other in rows) > 1 else row.method
         for row in rows
     ]
-    axes.set_yticks(places, names, fontsize=SMALL_PT, color=INK, parse_math=False)
+    axes.set_yticks(places, [drawable(line) for line in names], fontsize=SMALL_PT, color=INK, parse_math=False)
     axes.tick_params(axis="x", labelsize=SMALL_PT, colors=INK)
     axes.tick_params(axis="y", length=0)
     axes.axvline(0, color=INK, linewidth=2)

@@ -27,13 +27,15 @@ from restage.run.layout import CLIP_FRAMES
 from restage.scenes.io.images import list_images
 from restage.scores.tables import anchor_note, method_table
 
-__all__ = ["Wipe", "best_result", "find_wipes", "write_teaser"]
+__all__ = ["Wipe", "best_result", "drawable", "find_wipes", "write_teaser"]
 
-FRAMES_PER_S = 24
+FRAMES_PER_S = 24.0
 SECONDS_PER_EDIT = 3.0
 HEIGHT_PX, BAR_PX = 512, 72
 MAX_EDITS = 8
 """Evenly spaced over all; half a minute is long for a teaser."""
+FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+"""Comes with matplotlib, whose own default it is."""
 INK, PAPER, ACCENT = "#ecebe7", "#131416", "#f0885f"
 
 
@@ -43,6 +45,17 @@ class Wipe(NamedTuple):
     instruction: str
     before: Sequence[Path]
     after: Sequence[Path]
+
+
+def drawable(text: str) -> str:
+    """The text with a replacement character for each that the font lacks."""
+    from matplotlib.ft2font import FT2Font
+
+    known = FT2Font(str(FONT)).get_charmap()
+    return "".join(
+        character if character.isspace() or ord(character) in known else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
 
 
 def best_result(entry: EditEntry, contents: RunContents) -> ResultEntry | None:
@@ -134,10 +147,10 @@ def _fitted(image: Image.Image, width: int) -> Image.Image:
 
 def _fitted_text(line: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """The text in one line with the largest font that holds it; one that is too long even then is cut."""
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    font = ImageFont.truetype(str(path), 30)
+    line = drawable(line)
+    font = ImageFont.truetype(str(FONT), 30)
     for size in (30, 26, 22, 18):
-        font = ImageFont.truetype(str(path), size)
+        font = ImageFont.truetype(str(FONT), size)
         if font.getlength(line) <= width:
             return line, font
     while line and font.getlength(f"{line}\N{HORIZONTAL ELLIPSIS}") > width:
