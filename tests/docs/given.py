@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import shutil
 import tempfile
@@ -26,7 +27,9 @@ __all__ = ["GIVEN", "give"]
 @functools.cache
 def _made(kind: str) -> Path:
     """Return a folder that is made once for all pages of this process."""
-    folder = Path(tempfile.mkdtemp(prefix=f"restage-docs-{kind}-")) / kind
+    room = Path(tempfile.mkdtemp(prefix=f"restage-docs-{kind}-"))
+    atexit.register(shutil.rmtree, room, ignore_errors=True)
+    folder = room / kind
     {"run": _write_run, "photographs": _write_photographs}[kind](folder)
     return folder
 
