@@ -7,9 +7,10 @@ through. Called by `restage clip`, by the edit of clips, and wherever an orbit b
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import subprocess
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,9 +141,13 @@ class _Source(NamedTuple):
 def store_clip(source: Path, folder: Path, options: ClipOptions) -> Iterator[Progress]:
     """Read a film or a folder of frames into `frames/`, its sound beside it, and `clip.json` last.
 
+    What is transparent becomes black, as in pictures of scenes.
+
     A clip that is there and was read from the same source with the same options is kept; another is refused.
     """
     sha256 = _source_sha256(source)
+    if source.resolve() == (folder / CLIP_FRAMES).resolve():
+        raise InputError(f"{source} is where the frames of {folder} belong; choose another folder")
     if (folder / CLIP_RECORD).exists():
         found = open_clip(folder).record
         if (found.source_sha256, found.options) != (sha256, options):
@@ -159,6 +164,8 @@ def store_clip(source: Path, folder: Path, options: ClipOptions) -> Iterator[Pro
             yield Progress(stage="clip", done=done, total=max(done, total), note=f"{rate:g} frames a second")
     if not done:
         raise InputError(f"{source} has no frame between {options.start_s:g} s and its end or the asked length")
+    drop_frames(folder, done)
+    (folder / CLIP_SOUND).unlink(missing_ok=True)
     if opened.has_sound:
         _store_sound(source, folder / CLIP_SOUND, options)
     record = ClipRecord(frames_per_s=rate, source=source.resolve().name, source_sha256=sha256, options=options)
@@ -185,6 +192,14 @@ def copy_clip(source: Path, folder: Path) -> None:
 def frame_name(index: int) -> str:
     """File name of a frame; they sort as they are shown."""
     return f"frame_{index:06d}.png"
+
+
+def drop_frames(folder: Path, count: int) -> None:
+    """Remove what a longer clip, which was stopped before its record, left behind the frames of a clip."""
+    kept = {frame_name(index) for index in range(count)}
+    for path in (folder / CLIP_FRAMES).glob("frame_*.png"):
+        if path.name not in kept:
+            path.unlink()
 
 
 def _every(frames: _Frames, step: int) -> _Frames:
@@ -220,7 +235,11 @@ def _read_pictures(paths: Sequence[Path], size: int | None) -> _Frames:
     for path in paths:
         with open_picture(path) as image:
             try:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
+                upright = ImageOps.exif_transpose(image)
+                if upright.has_transparency_data:
+                    upright = upright.convert("RGBA")
+                    upright = Image.alpha_composite(Image.new("RGBA", upright.size, "black"), upright)
+                upright = upright.convert("RGB")
                 scale = 1.0 if size is None else min(1.0, size / max(upright.size))
                 if scale < 1:
                     width, height = (max(1, round(side * scale)) for side in upright.size)
@@ -245,7 +264,7 @@ def _open_film(source: Path, options: ClipOptions) -> _Source:
         raise InputError(f"{source} does not say how many frames a second it has; convert it to mp4 first")
     left = max(0.0, duration - options.start_s)
     length = left if options.length_s is None else min(left, options.length_s)
-    return _Source(rate, max(1, round(length * rate)), _decode(source, rate, options), "audio_codec" in head)
+    return _Source(rate, max(1, round(length * rate)), _decode(source, rate, options, head), "audio_codec" in head)
 
 
 def _head_of(source: Path) -> dict[str, Any]:
@@ -256,9 +275,25 @@ def _head_of(source: Path) -> dict[str, Any]:
         raise InputError(f"{source} is not readable as a film: {error}") from None
 
 
-def _decode(source: Path, rate: float, options: ClipOptions) -> _Frames:
+def _named(path: Path) -> str:
+    """A path as ffmpeg takes it: what stands before a colon would be a protocol, and a dash an option."""
+    return f"file:{path}"
+
+
+def _last_line(text: str) -> str:
+    """The last line of what ffmpeg says, which sums it up."""
+    return text.strip().rpartition("\n")[2][-200:]
+
+
+HAS_ALPHA = re.compile("rgba|bgra|argb|abgr|gbrap|yuva|ya8|ya16|pal8")
+"""Pixel formats of ffmpeg that have transparent pixels."""
+
+
+def _decode(source: Path, rate: float, options: ClipOptions, head: Mapping[str, Any]) -> _Frames:
     # Phones film at a rate that varies; what follows counts on even times.
     filters = [f"fps={rate:.6g}"]
+    if HAS_ALPHA.match(head["pix_fmt"]):
+        filters.append("format=gbrap,premultiply=inplace=1")
     if options.size is not None:
         filters.append(
             f"scale=w='min({options.size},iw)':h='min({options.size},ih)':force_original_aspect_ratio=decrease"
@@ -275,19 +310,32 @@ def _decode(source: Path, rate: float, options: ClipOptions) -> _Frames:
 
 
 def _store_sound(source: Path, target: Path, options: ClipOptions) -> None:
-    """Copy the sound of the frames that are taken, as it is: Matroska holds what any film holds."""
+    """Store the sound of the frames that are taken, as it is where Matroska can hold it; none if it ends before."""
     length = [] if options.length_s is None else ["-t", f"{options.length_s:.6f}"]
     with write_atomically(target) as temporary:
         # Before the film `-ss` would go back to the last whole picture, and copy the sound from there on.
-        cut = ["-i", str(source), "-ss", f"{options.start_s:.6f}", *length]
-        _ffmpeg(*cut, "-map", "0:a:0", "-c:a", "copy", str(temporary), what=f"the sound of {source}")
+        cut = ["-i", _named(source), "-ss", f"{options.start_s:.6f}", *length, "-map", "0:a:0"]
+        try:
+            _ffmpeg(*cut, "-c:a", "copy", _named(temporary), what=f"the sound of {source}")
+        except InputError:
+            _ffmpeg(*cut, "-c:a", "flac", _named(temporary), what=f"the sound of {source}")
+    if not _sound_codec(target):
+        target.unlink()
+
+
+def _sound_codec(path: Path) -> str:
+    """The codec of a file of sound; empty where there is nothing to hear."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-i", _named(path)]
+    told = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stderr
+    found = re.search(r"Audio: (\w+)", told)
+    return found.group(1) if found else ""
 
 
 def _ffmpeg(*arguments: str, what: str) -> None:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-y", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        raise InputError(f"{what} cannot be taken over: {done.stderr.strip()[-200:]}")
+        raise InputError(f"{what} cannot be taken over: {_last_line(done.stderr)}")
 
 
 def write_film(
@@ -297,23 +345,31 @@ def write_film(
 
     It is encoded as VP9 where the name ends in .webm, else as H.264.
 
-    `sound` is a file whose first track is put beside them: as it is where MP4 can hold it, else as AAC.
+    `sound` is a file whose first track is put beside them: as it is where browsers play it, else as AAC, or Opus.
     """
     with write_atomically(path) as temporary:
         if sound is None:
             _encode(temporary, frames, frames_per_s)
         else:
-            silent = temporary.with_name(f"{temporary.stem}.silent.tmp.mp4")
+            silent = temporary.with_name(f"{temporary.stem}.silent.tmp{path.suffix}")
+            codecs = PLAYED_SOUND[is_webm(path)]
+            codec = "copy" if _sound_codec(sound) in codecs else codecs[0]
             try:
                 _encode(silent, frames, frames_per_s)
-                both = ["-i", str(silent), "-i", str(sound), "-map", "0:v:0", "-map", "1:a:0", "-c:v", "copy"]
-                end = ["-movflags", "+faststart", str(temporary)]
-                try:
-                    _ffmpeg(*both, "-c:a", "copy", *end, what=f"the sound {sound}")
-                except InputError:
-                    _ffmpeg(*both, "-c:a", "aac", "-b:a", "192k", *end, what=f"the sound {sound}")
+                both = ["-i", _named(silent), "-i", _named(sound), "-map", "0:v:0", "-map", "1:a:0", "-c:v", "copy"]
+                how = ["-c:a", codec, "-b:a", "160k", "-movflags", "+faststart"]
+                _ffmpeg(*both, *how, _named(temporary), what=f"the sound {sound}")
             finally:
                 silent.unlink(missing_ok=True)
+
+
+PLAYED_SOUND = {False: ("aac", "mp3", "opus"), True: ("libopus", "opus", "vorbis")}
+"""What browsers play in MP4 and in WebM; the first is what others are turned into."""
+
+
+def is_webm(path: Path) -> bool:
+    """Whether a film of this name is WebM."""
+    return path.suffix.lower() == ".webm"
 
 
 def _encode(path: Path, frames: Iterable[Tensor], frames_per_s: float) -> None:
@@ -321,15 +377,15 @@ def _encode(path: Path, frames: Iterable[Tensor], frames_per_s: float) -> None:
     for frame in frames:
         height, width = (side - side % 2 for side in frame.shape[1:])
         if writer is None:
-            is_webm = path.suffix.lower() == ".webm"
-            codec = {"codec": "libvpx-vp9", "bitrate": 2_000_000} if is_webm else {"codec": "libx264", "quality": 8}
+            webm = is_webm(path)
+            codec = {"codec": "libvpx-vp9", "bitrate": 2_000_000} if webm else {"codec": "libx264", "quality": 8}
             writer = imageio_ffmpeg.write_frames(
-                str(path),
+                _named(path),
                 (width, height),
                 fps=frames_per_s,  # pyright: ignore[reportArgumentType]  (ffmpeg takes any number)
                 macro_block_size=2,
                 ffmpeg_log_level="error",
-                output_params=["-threads", "1", *([] if is_webm else ["-movflags", "+faststart"])],
+                output_params=["-threads", "1", *([] if webm else ["-movflags", "+faststart"])],
                 **codec,
             )
             writer.send(None)

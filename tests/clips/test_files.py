@@ -163,3 +163,69 @@ def test_frames_of_two_sizes_are_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "frames" / "1.png", shades(1, 16)[0])
     with pytest.raises(InputError, match="frames of one size"):
         list(store_clip(tmp_path / "frames", tmp_path / "clip", ClipOptions()))
+
+
+def test_names_that_ffmpeg_would_take_for_something_else_are_read_and_written(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("12:30.mp4", "-walk.mp4", "Прогулка в парке.mp4")):
+        Path(name).write_bytes(film.read_bytes())
+        clip = stored(Path(name), tmp_path / f"clip-{number}", length_s=0.5)
+        assert len(clip) == 5
+        write_film(Path(f"out-{name}"), clip.read(range(5)), frames_per_s=RATE, sound=clip.sound)
+        assert is_film(Path(f"out-{name}"))
+
+
+def test_frames_and_sound_of_a_longer_clip_that_was_stopped_are_not_taken_over(film: Path, tmp_path: Path) -> None:
+    steps = store_clip(film, tmp_path / "clip", ClipOptions())
+    for _ in range(9):
+        next(steps)
+    steps.close()  # pyright: ignore[reportAttributeAccessIssue]
+    (tmp_path / "clip" / "sound.mka").write_bytes(b"of another film")
+    clip = stored(tmp_path / "silent.mp4", tmp_path / "clip", every=5)
+    assert len(clip) == 4 and clip.sound is None
+    with pytest.raises(InputError, match="choose another folder"):
+        list(store_clip(tmp_path / "clip" / "frames", tmp_path / "clip", ClipOptions()))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("pcm.mov", "pcm_s16be"), ("ac3.mkv", "ac3"), ("old.mov", "adpcm_ima_qt"), ("two.mkv", "mp3")]
+)
+def test_sound_becomes_what_browsers_play(film: Path, tmp_path: Path, name: str, codec: str) -> None:
+    tones = ["-map", "0:v", "-map", "0:a", "-map", "0:a"] if name == "two.mkv" else []
+    ffmpeg("-i", str(film), *tones, "-c:v", "copy", "-c:a", codec, str(tmp_path / name))
+    clip = stored(tmp_path / name, tmp_path / "clip", every=5)
+    for suffix, expected in ((".mp4", "mp3" if codec == "mp3" else "aac"), (".webm", "opus")):
+        write_film(tmp_path / f"out{suffix}", clip.read(range(4)), frames_per_s=2.0, sound=clip.sound)
+        assert str(head_of(tmp_path / f"out{suffix}")["audio_codec"]).strip(",") == expected
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_part_after_the_end_of_the_sound_is_silent(film: Path, tmp_path: Path) -> None:
+    tone = ["-f", "lavfi", "-i", "sine=duration=0.5"]
+    ffmpeg("-i", str(tmp_path / "silent.mp4"), *tone, "-c:v", "copy", "-c:a", "aac", str(tmp_path / "short.mp4"))
+    assert stored(tmp_path / "short.mp4", tmp_path / "start", length_s=0.3).sound is not None
+    assert stored(tmp_path / "short.mp4", tmp_path / "end", start_s=1.0).sound is None
+
+
+def test_what_is_transparent_is_black_in_films_and_folders(tmp_path: Path) -> None:
+    pictures = [Image.new("RGBA", (32, 16), (250, 120, 40, 255)) for _ in range(3)]
+    for index, picture in enumerate(pictures):
+        picture.paste((250, 120, 40, 0), (16, 0, 32, 16))
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        picture.save(tmp_path / "frames" / f"{index}.png")
+    first, *rest = pictures
+    first.save(tmp_path / "film.gif", save_all=True, append_images=rest, duration=100, disposal=2)
+    ffmpeg("-framerate", "10", "-i", str(tmp_path / "frames" / "%d.png"), "-c:v", "qtrle", str(tmp_path / "film.mov"))
+    for number, source in enumerate(("frames", "film.gif", "film.mov")):
+        frames = stored(tmp_path / source, tmp_path / f"clip-{number}").read([0])[0] * 255
+        np.testing.assert_allclose(frames[:, 4, 4], (250, 120, 40), atol=1)
+        np.testing.assert_allclose(frames[:, 4, 20], 0, atol=1)
+
+
+def test_what_ffmpeg_says_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    with pytest.raises(InputError) as told:
+        list(store_clip(tmp_path / "broken.mp4", tmp_path / "clip", ClipOptions()))
+    assert "\n" not in str(told.value) and not (tmp_path / "clip").exists()

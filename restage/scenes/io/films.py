@@ -32,10 +32,11 @@ def open_film(path: Path, *, input_params: Sequence[str] = (), output_params: Se
     `imageio_ffmpeg.read_frames` leaves its pipes open where ffmpeg ends by itself; here all are closed at the end.
 
     Raises:
-        ValueError: The film cannot be decoded, with the end of what ffmpeg says.
+        ValueError: The film cannot be decoded, with the last line of what ffmpeg says.
     """
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", *input_params, "-i", str(path), "-pix_fmt", "rgb24"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", *input_params, "-i", f"file:{path}", "-pix_fmt", "rgb24"]
     command += ["-vcodec", "rawvideo", "-f", "image2pipe", *output_params, "-"]
+    # With `file:` what stands before a colon in a name is no protocol.
     # What it says goes to a file, since a pipe that nobody reads would fill up and stop it. In a process group of its
     # own it does not see Ctrl-C, after which it would end early, as if the film were short.
     with (
@@ -54,7 +55,7 @@ def open_film(path: Path, *, input_params: Sequence[str] = (), output_params: Se
             except (IndexError, ValueError, AttributeError):
                 head = {}
             if "Output #0" not in text or not head:
-                raise ValueError(text.strip()[-200:])
+                raise ValueError(text.strip().rpartition("\n")[2][-200:])
             yield Film(head, _frames(process.stdout, *head["size"]))
         finally:
             process.kill()
