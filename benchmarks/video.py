@@ -46,7 +46,7 @@ KINDS = ("recolour", "ground", "time", "reshape", "resize")
 MOTIONS = ("slide", "turn", "sun")
 TRUTH_ROW = "exact"
 METHODS = ("nothing", "frozen", "per_frame", "shared_attention", "tokenflow", "tune_a_video", "dreammotion", "carried")
-LEFT_OUT = {
+LEFT_OUT: dict[str, dict[str, Any]] = {
     "no-spatial": {"spatial_weight": 0.0},
     "no-temporal": {"temporal_weight": 0.0},
     "no-mask": {"mask": "none"},
@@ -58,12 +58,7 @@ def settings_of(name: str, *, is_tiny: bool) -> ClipMethod:
     """The method of a row; a tiny run takes a few steps."""
     steps: dict[str, Any] = {"num_steps": 3} if is_tiny else {}
     if name.startswith("dreammotion"):
-        left_out = {
-            "no-spatial": {"spatial_weight": 0.0},
-            "no-temporal": {"temporal_weight": 0.0},
-            "no-mask": {"mask": "none"},
-        }
-        return DreamMotion(**steps, **left_out.get(name.removeprefix("dreammotion-"), {}))
+        return DreamMotion(**steps, **LEFT_OUT.get(name.removeprefix("dreammotion-"), {}))
     if name == "tune_a_video":
         return TuneAVideo(**steps, **({"sampling_steps": 2} if is_tiny else {}))
     return CLIP_METHODS["per_frame" if name == TRUTH_ROW else name]()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from restage.run.limits import allowed_cores, num_usable_cores
 
 __version__ = "0.1.0"
-__all__ = ["Edit", "Scene", "edit", "fit", "generate", "load"]
+__all__ = ["Clip", "ClipEdit", "Edit", "Scene", "edit", "fit", "generate", "load"]
 
 if TYPE_CHECKING:
-    from restage.api import Edit, Scene, edit, fit, generate, load
+    from restage.api import Clip, ClipEdit, Edit, Scene, edit, fit, generate, load
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ In a notebook results show themselves.
     gold                             # before and after, beside each other
     night = restage.edit(gold, "turn it to night")
     night.splats                     # tensors
+    golden = restage.edit("film.mp4", "make it golden", size=512)    # a clip; golden.film is the new film
 
 They do what the commands of these names do, in the same runs: what was made here, `restage view` and `restage report`
 find.
@@ -23,21 +24,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from restage.records import EditRequest, InputError, read_json
-from restage.run.layout import CAPTURE, EDIT_RECORD, FIT_RECORD, HELD_OUT, SCORES, SPLATS
+from restage.run.layout import (
+    CAPTURE,
+    CLIP_FRAMES,
+    CLIP_RECORD,
+    CLIPS,
+    EDIT_RECORD,
+    FILM,
+    FIT_RECORD,
+    FITS,
+    HELD_OUT,
+    SCORES,
+    SPLATS,
+)
 from restage.run.progress import show_progress, show_result
 from restage.run.reading import EditRecord, FitRecord
 
 if TYPE_CHECKING:
+    from restage.clips.files import StoredClip
     from restage.scenes.capture import Capture
     from restage.scenes.splats import Splats
 
-__all__ = ["Edit", "Scene", "edit", "fit", "generate", "load"]
+__all__ = ["Clip", "ClipEdit", "Edit", "Scene", "edit", "fit", "generate", "load"]
 
 SHOWN_VIEWS = 3
 SHOWN_PX = 220
+SHOWN_FILM_BYTES = 8 * 2**20
+"""Films up to this size are shown as they are; of others, frames alone."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +119,74 @@ class Edit:
         return {row.metric: row.value for row in rows if (row.scene, row.edit, row.method, row.editor, row.seed) == own}
 
     def _repr_html_(self) -> str:
-        record = self.record
-        asked = record.request.instruction if record.request else record.edit
-        facts: dict[str, Any] = {"instruction": asked, "made by": f"{record.method} with {record.editor}"}
-        facts |= {"seconds": f"{record.cost.get('seconds', 0):.0f}", "to be said": record.reason}
-        facts |= {name: f"{value:.3f}" for name, value in self.scores.items()}
-        facts["folder"] = self.folder
+        facts = _facts_of(self.record, self.scores, self.folder)
         return _shown([_renders(self.scene.folder), _renders(self.folder)], ["before", "after"], facts)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip of a run: a film or a folder of frames that was read, a clip of the world, or an orbit."""
+
+    folder: Path  # `<run>/scenes/<clip>`
+
+    @property
+    def run(self) -> Path:
+        """Folder of its run."""
+        return self.folder.parent.parent
+
+    @cached_property
+    def frames(self) -> StoredClip:
+        """Its frames, which are read when they are asked for: `clip.frames.read([0, 1])` is "2 3 h w" in [0, 1]."""
+        from restage.clips.files import open_clip
+
+        return open_clip(self.folder)
+
+    def _repr_html_(self) -> str:
+        facts = {"clip": self.folder.name, "frames": len(self.frames)}
+        facts |= {"frames a second": f"{self.frames.record.frames_per_s:g}", "folder": self.folder}
+        return _shown([_some_frames(self.folder)], ["clip"], facts)
+
+
+@dataclass(frozen=True)
+class ClipEdit:
+    """A finished edit of a clip."""
+
+    folder: Path  # `<run>/edit/<clip>/<edit>/<method>-<editor>/<seed>`
+    clip: Clip
+
+    @property
+    def record(self) -> EditRecord:
+        """What was asked for, how it was made, and what is to be said about it."""
+        return read_json(self.folder / EDIT_RECORD, EditRecord)
+
+    @property
+    def film(self) -> Path:
+        """The edited film, with the sound of the clip."""
+        return self.folder / FILM
+
+    @cached_property
+    def frames(self) -> StoredClip:
+        """The edited frames; see `Clip.frames`."""
+        from restage.clips.files import StoredClip
+        from restage.scenes.io.images import list_images
+
+        return StoredClip(self.folder, tuple(list_images(self.folder / CLIP_FRAMES)), self.clip.frames.record)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Its scores by the names of `restage.compare.clips.CLIP_METRICS`, without those that cannot be measured."""
+        from restage.compare.clips import read_clip_scores
+
+        found = read_clip_scores(self.clip.run, self.record.id)
+        return {} if found is None else {name: value for name, value in found.values.items() if value is not None}
+
+    def _repr_html_(self) -> str:
+        facts = _facts_of(self.record, self.scores, self.folder)
+        shown = _shown([_some_frames(self.clip.folder), _some_frames(self.folder)], ["before", "after"], facts)
+        if self.film.stat().st_size > SHOWN_FILM_BYTES:
+            return shown
+        content = base64.b64encode(self.film.read_bytes()).decode()
+        return f'<video controls loop muted src="data:video/mp4;base64,{content}"></video>{shown}'
 
 
 def fit(
@@ -146,8 +223,8 @@ def fit(
     return Scene(folder / "scenes" / capture_name(source))
 
 
-def load(path: str | os.PathLike[str]) -> Scene | Edit:
-    """Open the only scene of a run, the folder of a scene, or the folder of an edit.
+def load(path: str | os.PathLike[str]) -> Scene | Edit | Clip | ClipEdit:
+    """Open the only scene or clip of a run, the folder of a scene or a clip, or the folder of an edit.
 
     Raises:
         InputError: there is none, or there are several.
@@ -157,59 +234,101 @@ def load(path: str | os.PathLike[str]) -> Scene | Edit:
     folder = Path(path)
     if (folder / EDIT_RECORD).is_file():
         record, run = read_json(folder / EDIT_RECORD, EditRecord), folder.resolve().parents[4]
-        return Edit(folder, Scene(run / "scenes" / record.scene))
+        base = run / "scenes" / record.scene
+        return ClipEdit(folder, Clip(base)) if (base / CLIP_RECORD).is_file() else Edit(folder, Scene(base))
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected a run, a scene of one, or an edit")
+    if (folder / CLIP_RECORD).is_file():
+        return Clip(folder)
+    if any(folder.glob(CLIPS)) and not any(folder.glob(FITS)):
+        from restage.edit.clips.stage import find_clip
+
+        return Clip(find_clip(folder))
     return Scene(find_scene(folder))
 
 
+@overload
+def edit(scene: Scene | Edit, instruction: str, **how: Any) -> Edit: ...
+@overload
+def edit(scene: Clip, instruction: str, **how: Any) -> ClipEdit: ...
+@overload
+def edit(scene: str | os.PathLike[str], instruction: str, **how: Any) -> Edit | ClipEdit: ...
 def edit(
-    scene: Scene | Edit | str | os.PathLike[str],
+    scene: Scene | Edit | Clip | str | os.PathLike[str],
     instruction: str,
     *,
     region: str | os.PathLike[str] | None = None,
     reference: Sequence[str | os.PathLike[str]] = (),
     source_caption: str = "",
     target_caption: str = "",
+    size: int | None = None,
+    out: str | os.PathLike[str] | None = None,
     device: str = "auto",
     **choice: Any,
-) -> Edit:
-    """Edit a fitted scene by an instruction, or go on from another edit.
+) -> Edit | ClipEdit:
+    """Edit a fitted scene or a clip by an instruction, or go on from another edit of a scene.
 
     Args:
-        scene: A scene, an edit to start from, or the folder of a run with one scene.
+        scene: A scene, an edit to start from, or the folder of a run with one scene; or a clip: a film, what
+            `restage clip` made, or with a `method` for clips a folder of frames.
         instruction: What to change.
         region: Where the scene may change; see `restage edit --help`.
         reference: Pictures that the instruction refers to.
         source_caption: What the scene shows before the edit.
         target_caption: What the scene shows after it.
+        size: Longer side of the frames in pixels, if a film is read.
+        out: Folder of the run that a film is read into; default: `runs/` and its name.
         device: Where the scene is drawn and the editor's model computes.
-        choice: Fields of `restage.recipes.EditChoice`, such as `method`, `editor`, `model`, `seed`, `strength` and
-            `settings`. The editor is by default one that suits the scene and the instruction.
+        choice: Fields of `restage.recipes.EditChoice`, for a clip of `restage.edit.clips.stage.ClipChoice`, such as
+            `method`, `editor`, `model`, `seed`, `strength` and `settings`. The editor is by default one that suits the
+            scene and the instruction.
 
     Raises:
         InputError: something that was given cannot be used.
     """
+    from restage.edit.clips.stage import is_clip
     from restage.edit.single import AUTO, EditChoice
     from restage.recipes import edit_folder
     from restage.scenes.device import choose_device
     from restage.scenes.references import GivenPicture
 
-    opened = scene if isinstance(scene, (Scene, Edit)) else load(scene)
+    request = EditRequest(instruction=instruction, source_caption=source_caption, target_caption=target_caption)
+    path = None if isinstance(scene, (Scene, Edit)) else scene.folder if isinstance(scene, Clip) else Path(scene)
+    if path is not None and is_clip(path, choice.get("method", AUTO)):
+        if region is not None or reference:
+            raise InputError("only scenes are edited with a region or a reference, and this is a clip")
+        return _edit_clip(path, request, size=size, out=None if out is None else Path(out), device=device, **choice)
+    if size is not None or out is not None:
+        raise InputError("size and out say how a film is read, and this is a scene")
+    opened = scene if isinstance(scene, (Scene, Edit)) else load(path or "")
+    if not isinstance(opened, (Scene, Edit)):
+        raise InputError(f"{path} is an edit of a clip, from which no other starts; edit its film, {FILM}")
     start = opened.folder if isinstance(opened, Edit) else None
     base = opened.scene if isinstance(opened, Edit) else opened
     chosen = _replaced(EditChoice(editor=AUTO, device=choose_device(device)), choice)
     if region is not None:
         chosen = replace(chosen, region=Path(region))
     references = [picture.keep(base.folder) for picture in GivenPicture.read_all([*map(Path, reference)], ())]
-    request = EditRequest(
-        instruction=instruction,
-        source_caption=source_caption,
-        target_caption=target_caption,
-        references=tuple(references),
-    )
+    request = replace(request, references=tuple(references))
     (folder,) = show_result(edit_folder(base.folder, [request], chosen, start=start))
     return Edit(folder, base)
+
+
+def _edit_clip(
+    path: Path, request: EditRequest, *, size: int | None, out: Path | None, device: str, **choice: Any
+) -> ClipEdit:
+    from restage.clips.config import ClipOptions
+    from restage.edit.clips.stage import ClipChoice
+    from restage.edit.single import AUTO
+    from restage.recipes import edit_clip_folder, take_clip
+    from restage.scenes.device import choose_device
+
+    chosen = _replaced(ClipChoice(editor=AUTO, device=choose_device(device)), choice)
+    taken = show_progress(take_clip(path, out, ClipOptions(size=size)))
+    assert taken is not None
+    edited = show_progress(edit_clip_folder(Path(taken.note), [request], chosen))
+    assert edited is not None
+    return ClipEdit(Path(edited.note), Clip(Path(taken.note)))
 
 
 def generate(
@@ -260,6 +379,18 @@ def _splats_in(folder: Path) -> Splats:
 
 def _renders(folder: Path) -> list[Path]:
     return sorted((folder / HELD_OUT).glob("*.png"))[:SHOWN_VIEWS]
+
+
+def _some_frames(folder: Path) -> list[Path]:
+    found = sorted((folder / CLIP_FRAMES).glob("*.png"))
+    return [found[place * (len(found) - 1) // (SHOWN_VIEWS - 1)] for place in range(SHOWN_VIEWS)] if found else []
+
+
+def _facts_of(record: EditRecord, scores: dict[str, float], folder: Path) -> dict[str, Any]:
+    asked = record.request.instruction if record.request else record.edit
+    facts: dict[str, Any] = {"instruction": asked, "made by": f"{record.method} with {record.editor}"}
+    facts |= {"seconds": f"{record.cost.get('seconds', 0):.0f}", "to be said": record.reason}
+    return facts | {name: f"{value:.3f}" for name, value in scores.items()} | {"folder": folder}
 
 
 def _shown(columns: Sequence[Sequence[Path]], heads: Sequence[str], facts: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from restage.records import EditRequest, InputError, Progress, read_json
 from restage.report.stage import ReportConfig, run_report
 from restage.run import profile
 from restage.run.folder import RunFolder, open_run, working
-from restage.run.layout import CAPTURE, CLIP_RECORD, EDIT_RECORD, RUN_RECORD, TRANSFORMS
+from restage.run.layout import CAPTURE, CLIP_RECORD, CLIPS, EDIT_RECORD, FIT_RECORD, RUN_RECORD, TRANSFORMS
 from restage.run.models import Models, models_in
 from restage.run.reading import EditRecord
 from restage.scenes.config import ScenesConfig
@@ -44,7 +44,7 @@ from restage.world.config import WorldConfig
 from restage.world.stage import run_world
 
 __all__ = ["DemoConfig", "EditChoice", "RULE", "STAGES", "Stage", "demo", "demo_config", "edit_folder"]
-__all__ += ["edit_clip_folder", "learn_forms", "take_clip"]
+__all__ += ["clip_name", "edit_clip_folder", "learn_forms", "take_clip"]
 
 
 class Stage(NamedTuple):
@@ -185,11 +185,28 @@ def edit_folder(
         return folders
 
 
-def take_clip(source: Path, out: Path, options: ClipOptions) -> Iterator[Progress]:
-    """Read a film, a folder of frames or a clip that was made before into a run; the last note is its folder there."""
-    folder = out / "scenes" / re.sub(r"[^A-Za-z0-9_.-]+", "-", source.resolve().stem)
+def clip_name(source: Path) -> str:
+    """Name a clip after its film or folder, in letters that paths and commands take well; `clip` where none is left."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", source.resolve().stem).strip("-.") or "clip"
+
+
+def take_clip(source: Path, out: Path | None, options: ClipOptions) -> Iterator[Progress]:
+    """Read a film, a folder of frames or a clip that was made before into a run; the last note is its folder there.
+
+    The run is by default `runs/` and the source's name. A clip of a run, or a run with one clip, stays where it is.
+    """
+    is_stored = (source / CLIP_RECORD).is_file()
+    if any(source.glob(CLIPS)) or (is_stored and source.resolve().parent.name == "scenes"):
+        if out is not None:
+            raise InputError(f"{source} is of a run already; another one is made of what is read into it")
+        yield Progress(stage="clip", done=1, total=1, note=str(source if is_stored else find_clip(source)))
+        return
+    out = Path("runs") / source.resolve().stem if out is None else out
+    folder = out / "scenes" / clip_name(source)
+    if (folder / FIT_RECORD).exists():
+        raise InputError(f"{folder} is a fitted scene; give the clip a run of its own, such as --out {out}-clip")
     with working(open_run(out), "scenes"):
-        if (source / CLIP_RECORD).is_file():
+        if is_stored:
             copy_clip(source, folder)
         else:
             yield from store_clip(source, folder, options)
@@ -204,11 +221,7 @@ def edit_clip_folder(clip: Path, requests: Sequence[EditRequest], choice: ClipCh
         for request in requests:
             used = choice
             if choice.editor == AUTO:
-                asked = EditChoice(editor=AUTO, model=choice.model, device=choice.device)
-                found, why = choose_editor(
-                    replace(asked, model_options=choice.model_options, endpoint=choice.endpoint), clip_folder, request
-                )
-                used = replace(choice, editor=found.editor, model=found.model)
+                used, why = choose_editor(choice, clip_folder, request)
                 yield Progress(stage="edit", done=0, total=1, note=f"with the editor {used.editor}: {why}")
             opened = open_clip_edit(run, clip_folder, request=request, choice=used, editors=editors)
             yield from opened.steps

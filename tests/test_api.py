@@ -14,6 +14,7 @@ import torch
 import restage
 from restage.api import _shown
 from restage.cli import run
+from restage.clips.files import write_film
 from restage.edit.methods.replace_once import ReplaceOnce
 from restage.records import InputError
 from restage.scenes.io import write_capture
@@ -70,11 +71,39 @@ def test_results_show_themselves_in_a_notebook(scene: restage.Scene) -> None:
     assert "<b>" not in _shown([[]], ["<b>"], {"<b>": "<b>"})
 
 
+def test_a_film_is_edited_and_shows_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_film(Path("walk.mp4"), torch.rand(4, 3, 32, 48), frames_per_s=5.0)
+    gold = restage.edit("walk.mp4", "make it golden", editor="grade", size=32, out="runs/mine", device="cpu")
+    assert isinstance(gold, restage.ClipEdit) and gold.film.is_file() and gold.scores["progress"] > 0.5
+    assert len(gold.frames) == len(gold.clip.frames) == 4 and gold.frames.read([3]).shape[0] == 1
+    again = restage.edit(gold.clip, "turn it to night", editor="grade", method="per_frame", device="cpu")
+    assert again.clip == gold.clip and again.record.method == "per_frame"
+    for found in (gold.clip.run, gold.clip.folder):
+        loaded = restage.load(found)
+        assert isinstance(loaded, restage.Clip) and loaded.folder.samefile(gold.clip.folder)
+    loaded = restage.load(gold.folder)
+    assert isinstance(loaded, restage.ClipEdit) and loaded.record.id == gold.record.id
+    shown = gold._repr_html_()
+    assert "data:video/mp4;base64," in shown and shown.count("<img alt=") == 6 and "make it golden" in shown
+    assert "data:image/png;base64," in gold.clip._repr_html_()
+    monkeypatch.setattr("restage.api.SHOWN_FILM_BYTES", 0)
+    assert "<video" not in gold._repr_html_()
+    with pytest.raises(InputError, match="only scenes"):
+        restage.edit(gold.clip, "make it golden", region="bear")
+    with pytest.raises(InputError, match="unknown settings strength"):
+        restage.edit(gold.clip, "make it golden", strength=0.5)
+    with pytest.raises(InputError, match="edit its film"):
+        restage.edit(gold.folder, "make it red")
+
+
 def test_what_cannot_be_used_is_one_line(scene: restage.Scene, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown settings stepz"):
         restage.fit(tmp_path, stepz=10)
     with pytest.raises(InputError, match="unknown settings colour"):
         restage.edit(scene, "make it golden", colour="red")
+    with pytest.raises(InputError, match="this is a scene"):
+        restage.edit(scene, "make it golden", size=32)
     with pytest.raises(InputError, match="not a folder"):
         restage.load(tmp_path / "none")
 

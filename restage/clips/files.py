@@ -181,6 +181,8 @@ def copy_clip(source: Path, folder: Path) -> None:
         return
     for name in (CLIP_FRAMES, TRUTH):
         if (source / name).is_dir():
+            if name == CLIP_FRAMES:  # those of another clip, whose copy was stopped, would stay among them
+                shutil.rmtree(folder / name, ignore_errors=True)
             shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
     for name in (CLIP_SOUND, CLIP_TRUTH, DESCRIPTION):
         if (source / name).is_file():

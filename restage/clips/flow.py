@@ -67,7 +67,7 @@ class ClipFlow:
 
     def trace(self, start: int, end: int) -> Traced:
         """Follow every point of frame `start` to frame `end`, from frame to frame."""
-        total = torch.zeros_like(self.forward[0])
+        total = self.forward.new_zeros(self.forward.shape[1:])  # a single frame has no flow
         is_seen = torch.ones_like(total[0], dtype=torch.bool)
         for frame in range(start, end, 1 if end > start else -1):
             flow, seen = (

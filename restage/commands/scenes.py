@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from restage.audit.show import describe_run
-from restage.commands.clips import edit_a_clip, is_clip
+from restage.commands.clips import edit_a_clip
 from restage.commands.stages import DeviceArgument, RunArgument, StoreArgument
 from restage.records import EditRequest, InputError
 from restage.run.endpoint_config import EndpointConfig
@@ -105,6 +105,7 @@ def edit(
     reference_mask: tuple[Path, ...] = (),
     device: DeviceArgument = "auto",
     size: int | None = None,
+    out: Path | None = None,
     cameras: Path | None = None,
     up: Literal["guess", "x", "-x", "y", "-y", "z", "-z"] = "guess",
     seed: int = 0,
@@ -151,12 +152,14 @@ def edit(
         reference_mask: A mask of the subject of each reference, white inside, where the rest is not meant.
         device: Where the scene is drawn and the editor's model computes.
         size: Longer side of the views in pixels, if a capture is fitted first, cameras are placed or a film is read.
+        out: Folder of the run that a capture, a file of splats or a film is read into; default: `runs/` and its name.
         cameras: For a file of splats: a capture in their frame whose cameras are used, in place of placed ones.
         up: For a file of splats: which of its axes is up.
         seed: Seed for the edit's noise.
         estimate_only: Say how many pictures the editor will be asked for, and what they cost, and edit nothing.
         endpoint: Where the editor `endpoint` asks, and what that may cost.
     """
+    from restage.edit.clips.stage import is_clip
     from restage.edit.results import describe_change
     from restage.edit.single import estimate_edit
     from restage.recipes import EditChoice, edit_folder
@@ -171,7 +174,7 @@ def edit(
         raise InputError("captions belong to one instruction; give them with --start instead of --then")
     if is_clip(scene, method):
         only_scenes = {"then": then, "start": start, "time-budget": time_budget, "region": region, "anchor": anchor}
-        only_scenes |= {"cameras": cameras, "reference": reference}
+        only_scenes |= {"cameras": cameras, "reference": reference, "reference-mask": reference_mask}
         wrong = [f"--{name}" for name, value in only_scenes.items() if value]
         if wrong or strength != 1:
             raise InputError(f"{', '.join(wrong or ['--strength'])}: only scenes are edited so; {scene} is a clip")
@@ -179,6 +182,7 @@ def edit(
             scene,
             EditRequest(instruction=instruction, source_caption=source_caption, target_caption=target_caption),
             size=size,
+            out=out,
             estimate_only=estimate_only,
             choice={
                 "method": "carried" if method == "auto" else method,
@@ -213,15 +217,17 @@ def edit(
         from restage.scenes.io.posed import ReadOptions
         from restage.scenes.taken import Placement, take_splats
 
-        out = Path("runs") / scene.name.split(".")[0]
+        out = out or Path("runs") / scene.name.split(".")[0]
         placement = Placement(up=up) if size is None else Placement(up=up, size=size)
         options = ReadOptions(size=size)
         show_progress(take_splats(scene, out, cameras=cameras, placement=placement, options=options))
         scene = out
     elif is_capture(scene):
-        out = Path("runs") / capture_name(scene)
+        out = out or Path("runs") / capture_name(scene)
         show_progress(fit_folder(scene, out, partial(for_size, PHOTOGRAPHS), size=size, device=device))
         scene = out
+    elif out is not None:
+        raise InputError(f"--out is for what is read into a new run; {scene} is of a run already")
     references = tuple(picture.keep(find_scene(scene)) for picture in given)
     requests = [
         EditRequest(

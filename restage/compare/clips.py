@@ -27,20 +27,21 @@ from restage.edit.pictures import write_image
 from restage.records import EditRequest, InputError, read_json, write_json
 from restage.run.layout import CLIP_FRAMES, CLIP_TRUTH, EDIT_RECORD, IMAGES, MASKS, TRUTH
 from restage.run.reading import EditRecord
-from restage.scenes.io.images import list_images
+from restage.scenes.io.images import list_images, read_head
 
 __all__ = ["CLIP_METRICS", "ClipMetric", "ClipScores", "describe_scores", "judge_clip", "motion_fidelity"]
 __all__ += ["point_spread", "read_clip_scores", "score_clip", "scores_path", "track_error", "warp_error"]
 
 Frames = Float[Tensor, "n 3 h w"]
 
-STRETCH = 24
-"""Frames that are measured at once; two stretches share one frame."""
+STRETCH, STRETCH_PIXELS = 24, 24 * 512 * 512
+"""Frames and pixels that are measured at once, at most; two stretches share one frame."""
 SEEN_TWICE = 2
 FIRST_OBJECT = 2
 """Object id from which on a pixel shows an object of the world; below it are sky and ground."""
-GRID = 8
-"""Distance in pixels between tracks that motion fidelity compares, at most; small frames have more of them."""
+GRID, MAX_TRACKS = 8, 1024
+"""Distance in pixels between tracks that motion fidelity compares, and about how many there are at most, as each is
+compared with all of the other clip. Small frames have them closer together."""
 
 
 class ClipMetric(NamedTuple):
@@ -166,7 +167,7 @@ def motion_fidelity(source: ClipFlow, edited: ClipFlow) -> float:
 def _track_steps(flow: ClipFlow) -> tuple[Float[Tensor, "f t 2"], Bool[Tensor, "f t"]]:
     """Steps of tracks from a grid of points of the first frame."""
     height, width = flow.forward.shape[2:]
-    stride = max(1, min(GRID, min(height, width) // 8))
+    stride = max(1, min(GRID, min(height, width) // 8), math.ceil(math.sqrt(height * width / MAX_TRACKS)))
     total, steps = torch.zeros_like(flow.forward[0]), []
     for step in flow.forward:
         moved = look_up(step, total)
@@ -320,7 +321,8 @@ def _stretches(
     known = None
     if truth is not None:
         known = [StoredClip(truth, tuple(list_images(truth / part)), ClipRecord()) for part in (IMAGES, MASKS)]
-    for span in spans(len(clip), STRETCH, 1):
+    width, height = read_head(clip.frame_paths[0])[:2]
+    for span in spans(len(clip), max(2, min(STRETCH, STRETCH_PIXELS // (width * height))), 1):
         source = clip.read(span)
         true_frames = regions = None
         if known is not None:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from restage.edit.editors.grade import read_grade
 from restage.edit.families import FAMILIES, cached_pipelines, find_model, pipeline_class
-from restage.edit.job import needs_editor
-from restage.edit.methods import METHODS
-from restage.edit.single import EditChoice
+from restage.edit.single import EditChoice, EditorChoice
 from restage.records import EditRequest, InputError
 from restage.run.layout import is_stage_done
 
 __all__ = ["ChosenEditor", "choose_editor", "is_miniature"]
 
 
-class ChosenEditor(NamedTuple):
+Choice = TypeVar("Choice", bound=EditorChoice)
+
+
+class ChosenEditor(NamedTuple, Generic[Choice]):
     """An editor that was chosen for the user."""
 
-    choice: EditChoice
+    choice: Choice
     reason: str  # why it was, to be said
 
 
@@ -30,13 +31,13 @@ def is_miniature(scene_folder: Path) -> bool:
     return (scene_folder / "description.json").is_file()
 
 
-def choose_editor(choice: EditChoice, scene_folder: Path, request: EditRequest) -> ChosenEditor:
+def choose_editor(choice: Choice, scene_folder: Path, request: EditRequest) -> ChosenEditor[Choice]:
     """Choose an editor; everything else is kept as it was chosen.
 
     Raises:
         InputError: no editor would do anything sensible here; lists the ways there are.
     """
-    if not needs_editor(METHODS[choice.method]):
+    if not choice.asks_editor:
         return ChosenEditor(replace(choice, editor="edit_model"), "the method asks none")
     has_address = bool(choice.endpoint.base_url or os.environ.get("OPENAI_BASE_URL"))
     if choice.model is not None and has_address and not choice.model.exists():
@@ -63,7 +64,8 @@ def choose_editor(choice: EditChoice, scene_folder: Path, request: EditRequest) 
         asked = read_grade(request.instruction)
     except InputError:
         asked = None
-    if asked is not None and (choice.region is not None or not asked.subject):
+    has_region = isinstance(choice, EditChoice) and choice.region is not None
+    if asked is not None and (has_region or not asked.subject):
         return ChosenEditor(replace(choice, editor="grade"), "the instruction names a color or a light")
     in_cache = ", ".join(pipeline.name for pipeline in cached) or "none"
     raise InputError(

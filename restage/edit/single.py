@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from restage.edit.editors import EditorSource, MenuEditor, OpenEditors, check_editor
 from restage.edit.editors.interface import MAX_DRIFT
 from restage.edit.editors.referenced import show_references
-from restage.edit.job import Dialed, EditStep, Method, TimeLimited, asked_pictures
+from restage.edit.job import Dialed, EditStep, Method, TimeLimited, asked_pictures, needs_editor
 from restage.edit.methods import METHODS
 from restage.edit.origins import weights_on
 from restage.edit.results import edit_scene
@@ -44,8 +44,8 @@ from restage.scenes.io.splat_files import read_splats
 from restage.scenes.references import read_references
 from restage.scenes.splats import Splats
 
-__all__ = ["AUTO", "EditChoice", "OpenedEdit", "StartingPoint", "estimate_edit", "find_case", "name_case"]
-__all__ += ["open_edit"]
+__all__ = ["AUTO", "EditChoice", "EditorChoice", "OpenedEdit", "StartingPoint", "estimate_edit", "find_case"]
+__all__ += ["name_case", "open_edit"]
 
 
 AUTO = "auto"
@@ -53,11 +53,17 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditChoice:
-    """How a user's scene is edited."""
+class EditorChoice:
+    """How a user's scene or clip is edited: a method of a menu, and the editor of pictures that it asks."""
 
-    method: str = "restage"
-    """Name of a method on the menu `METHODS`."""
+    menu: ClassVar[Mapping[str, type]] = {}
+    """Methods by their names."""
+    what: ClassVar[str] = "method"
+    """What messages call one."""
+    method: str
+    """Name of a method on the menu."""
+    settings: Any = None
+    """Settings of the method; None for its defaults."""
     editor: str = "edit_model"
     """A name on the menu `EDITORS`, `noisy-<strength>-<one of them>`, or `AUTO`, which is to be replaced before."""
     model: Path | None = None
@@ -69,14 +75,58 @@ class EditChoice:
     max_drift: float = MAX_DRIFT
     """Views that the editor moves farther than this share of their width are left out."""
     seed: int = 0
+    """Seed for the edit's noise."""
+    endpoint: EndpointConfig = EndpointConfig()
+    """Where the editor `endpoint` asks, and what that may cost."""
+
+    def __post_init__(self) -> None:
+        if self.method not in self.menu:
+            hint = did_you_mean(self.method, self.menu)
+            raise InputError(f"unknown {self.what} {self.method!r}; {hint}choose from {', '.join(self.menu)}")
+        if self.editor != AUTO:
+            check_editor(self.editor)
+        if self.settings is not None and not isinstance(self.settings, self.menu[self.method]):
+            raise InputError(f"expected settings of {self.method}, got {type(self.settings).__name__}")
+
+    @property
+    def asks_editor(self) -> bool:
+        """Whether the method asks an editor at all."""
+        return needs_editor(self.menu[self.method])
+
+    @property
+    def menu_editor(self) -> MenuEditor:
+        """The editor as it is opened."""
+        return MenuEditor(
+            name=self.editor,
+            model=self.model,
+            endpoint=self.endpoint,
+            options=self.model_options,
+            max_drift=self.max_drift,
+        )
+
+    def marks(self) -> list[str]:
+        """Tell the editor from the plain one of its name, in names of results; empty for defaults."""
+        marks = []
+        if self.model is not None:
+            marks.append(content_id("model", str(self.model))[-8:])
+        if self.model_options:
+            marks.append(content_id("options", sorted(self.model_options))[-8:])
+        if self.max_drift != MAX_DRIFT:
+            marks.append(f"drift-{self.max_drift:g}")
+        return marks
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditChoice(EditorChoice):
+    """How a user's scene is edited."""
+
+    menu: ClassVar[Mapping[str, type]] = METHODS
+    method: str = "restage"
     settings: Method | None = None
-    """Settings of the method; None for its defaults."""
     strength: float = 1.0
     """Share of its way that every splat goes, in [0, 1]."""
     time_budget_s: float | None = None
     """Seconds after which the method ends at its next step; None for its own end."""
-    endpoint: EndpointConfig = EndpointConfig()
-    """Where the editor `endpoint` asks, and what that may cost."""
     region: Path | None = None
     """Where the scene may change: the name of one of its regions, or a path for `read_regions`; None for everywhere."""
 
@@ -85,13 +135,7 @@ class EditChoice:
     to edit each view by itself."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            hint = did_you_mean(self.method, METHODS)
-            raise InputError(f"unknown method {self.method!r}; {hint}choose from {', '.join(METHODS)}")
-        if self.editor != AUTO:
-            check_editor(self.editor)
-        if self.settings is not None and not isinstance(self.settings, METHODS[self.method]):
-            raise InputError(f"expected settings of {self.method}, got {type(self.settings).__name__}")
+        super().__post_init__()
         self.resolved()
 
     def resolved(self) -> Method:
@@ -155,16 +199,9 @@ def open_edit(
     given = {"truth": truth, "model": edit_model_of(run.path), "device": choice.device, "answers": run.path / ANSWERS}
     source = EditorSource(file_names=capture.file_names, **given)
     regions = None if choice.region is None else read_regions(choice.region, capture, fitted)
-    menu_editor = MenuEditor(
-        name=choice.editor,
-        model=choice.model,
-        endpoint=choice.endpoint,
-        options=choice.model_options,
-        max_drift=choice.max_drift,
-    )
     if start is not None:
         capture = replace(capture, images=render_views(splats, capture.cameras))
-    editor = (editors or OpenEditors()).open(menu_editor, source)
+    editor = (editors or OpenEditors()).open(choice.menu_editor, source)
     editor = show_references(editor, read_references(scene_folder, request))
     inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
     if choice.anchor:
@@ -234,12 +271,7 @@ def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str
         # A name may be given to another region later.
         marks.append(f"in-{choice.region.stem}")
         marks += [read_record(choice.region).id[-8:]] if choice.region.suffix == ".npz" else []
-    if choice.model is not None:
-        marks.append(content_id("model", str(choice.model))[-8:])
-    if choice.model_options:
-        marks.append(content_id("options", sorted(choice.model_options))[-8:])
-    if choice.max_drift != MAX_DRIFT:
-        marks.append(f"drift-{choice.max_drift:g}")
+    marks += choice.marks()
     if choice.anchor:
         from restage.edit.editors.anchored import anchor_mark
 

@@ -32,7 +32,7 @@ from restage.records import (
     write_record,
 )
 from restage.run.folder import RunFolder, open_run, working
-from restage.run.layout import CAPTURE, FIT_RECORD, FIT_STATE, HELD_OUT, SOURCE, SPLATS, TRANSFORMS
+from restage.run.layout import CAPTURE, CLIP_RECORD, FIT_RECORD, FIT_STATE, HELD_OUT, SOURCE, SPLATS, TRANSFORMS
 from restage.run.profile import timed
 from restage.run.reading import FitRecord
 from restage.scenes.capture import Capture, turn_upright
@@ -363,6 +363,8 @@ def fit_folder(
         device: Where to fit.
     """
     scene_folder = folder / "scenes" / capture_name(capture_folder)
+    if (scene_folder / CLIP_RECORD).exists():
+        raise InputError(f"{scene_folder} is a clip; give the scene a run of its own, such as --out {folder}-scene")
     # Before the run's folder is made, so that a capture that cannot be read leaves nothing behind.
     source = SourceCheck(capture_folder, scene_folder, ReadOptions(size=size, follow_paths=follow_paths), again=again)
     with working(open_run(folder), "scenes"):

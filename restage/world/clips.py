@@ -244,6 +244,8 @@ def write_clip(clip: Clip, folder: Path, *, frames_per_s: int = 8) -> ClipTruth:
     """
     truth = render_clip(clip)
     pictures = [_to_uint8(image.transpose(1, 2, 0)) for image in truth.images]
+    for left in (folder / "frames").glob("frame_*.png"):  # by a longer clip that was stopped before its record
+        left.unlink()
     for index, picture in enumerate(pictures):
         with write_atomically(folder / "frames" / f"frame_{index:03d}.png") as temporary:
             picture.save(temporary, format="PNG")

@@ -51,3 +51,8 @@ def test_what_a_thing_hides_is_not_seen() -> None:
 def test_small_frames_and_a_single_one_have_flow_too() -> None:
     assert estimate_flow(moving(2, 1, size=32)).forward.shape == (1, 2, 32, 32)
     assert estimate_flow(moving(1, 1)).forward.shape == (0, 2, 64, 64)
+
+
+def test_the_points_of_a_single_frame_are_where_they_are() -> None:
+    traced = estimate_flow(moving(1, 1)).trace(0, 0)
+    assert traced.flow.shape == (2, 64, 64) and not traced.flow.any() and bool(traced.is_seen.all())

@@ -57,6 +57,20 @@ def test_motion_fidelity_is_1_for_the_same_motion_and_low_for_another() -> None:
     assert motion_fidelity(flows[0], ClipFlow(-right, right)) == pytest.approx(-1)
 
 
+def test_large_frames_have_no_more_tracks_and_shorter_stretches(tmp_path: Path) -> None:
+    steps, _ = clips._track_steps(ClipFlow(torch.zeros(1, 2, 720, 1280), torch.zeros(1, 2, 720, 1280)))
+    assert 512 < steps.shape[1] < 1.1 * clips.MAX_TRACKS
+    paths = tuple(tmp_path / "frames" / f"{index}.png" for index in range(5))
+    for path in paths:
+        write_image(path, torch.rand(3, 16, 24))
+    clip = StoredClip(tmp_path, paths, ClipRecord())
+    request = EditRequest(instruction="make it golden", source_caption="", target_caption="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clips, "STRETCH_PIXELS", 3 * 16 * 24)
+        found = [len(part.source) for part in clips._stretches(clip, clip, None, None, request)]
+    assert found == [3, 3]
+
+
 @pytest.fixture(scope="module")
 def truth() -> ClipTruth:
     scene = sample_description(5, split="all")

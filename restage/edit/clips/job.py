@@ -115,7 +115,7 @@ class Windowed:
 
 
 def spans(num_frames: int, window: int, overlap: int) -> list[range]:
-    """The windows of a clip, of equal length as far as possible; each but the first begins with `overlap` old ones."""
+    """The windows of a clip, of which the last may be shorter; each but the first begins with `overlap` old frames."""
     starts = range(0, max(1, num_frames - overlap), window - overlap)
     return [range(start, min(start + window, num_frames)) for start in starts]
 

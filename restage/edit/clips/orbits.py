@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from restage.clips.files import DEFAULT_RATE, ClipPath, ClipRecord, frame_name
+from restage.clips.files import DEFAULT_RATE, ClipPath, ClipRecord, drop_frames, frame_name
 from restage.edit.pictures import write_image
 from restage.edit.results import orbit_cameras
 from restage.edit.stage import load_scene
@@ -33,6 +33,7 @@ def write_orbit(run: Path, folder: Path, *, num_frames: int, size: int | None) -
     for index in range(num_frames):
         write_image(folder / CLIP_FRAMES / frame_name(index), render_views(splats, cameras[index])[0])
         yield Progress(stage="clip", done=index + 1, total=num_frames)
+    drop_frames(folder, num_frames)
     path = ClipPath(camera_to_world=cameras.camera_to_world.tolist(), intrinsics=cameras.intrinsics.tolist())
     record = ClipRecord(frames_per_s=DEFAULT_RATE, source=f"an orbit of {scene.name}", cameras=path)
     write_json(folder / CLIP_RECORD, record)

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.clips.files import ClipRecord, StoredClip, frame_name, open_clip, write_film
+from restage.clips.files import ClipRecord, StoredClip, frame_name, is_film, open_clip, write_film
 from restage.edit.clips.job import ClipMethod, Finished, Held, WindowStep, edit_windows, spans
 from restage.edit.clips.menu import CLIP_METHODS
-from restage.edit.editors import NO_EDITOR, EditorSource, MenuEditor, NoEditor, OpenEditors, check_editor
-from restage.edit.editors.interface import MAX_DRIFT, Editor
-from restage.edit.job import needs_editor
+from restage.edit.editors import NO_EDITOR, EditorSource, NoEditor, OpenEditors
+from restage.edit.editors.interface import Editor
+from restage.edit.methods import METHODS
 from restage.edit.pictures import write_image, write_mask
-from restage.edit.single import AUTO, find_case, name_case
+from restage.edit.single import EditorChoice, find_case, name_case
 from restage.edit.stage import EditUnit, read_case
 from restage.records import (
     EditRequest,
@@ -33,22 +33,31 @@ from restage.records import (
     Progress,
     content_id,
     derive_seed,
-    did_you_mean,
     file_sha256,
     read_json,
     write_atomically,
     write_json,
     write_record,
 )
-from restage.run.endpoint_config import EndpointConfig
 from restage.run.environment import PeakMemory
 from restage.run.folder import RunFolder
-from restage.run.layout import ANSWERS, CLIP_FRAMES, CLIP_RECORD, EDIT_CASE, EDIT_RECORD, FILM, MASKS, TRUTH
+from restage.run.layout import (
+    ANSWERS,
+    CLIP_FRAMES,
+    CLIP_RECORD,
+    CLIPS,
+    EDIT_CASE,
+    EDIT_RECORD,
+    FILM,
+    FITS,
+    MASKS,
+    TRUTH,
+)
 from restage.run.models import edit_model_of
 from restage.run.reading import EditRecord
 from restage.scenes.device import made_on
 
-__all__ = ["ClipChoice", "OpenedClipEdit", "find_clip", "open_clip_edit"]
+__all__ = ["ClipChoice", "OpenedClipEdit", "find_clip", "is_clip", "open_clip_edit"]
 
 WINDOWS = "windows"
 """Folder for how each finished window ended, while there is more to do."""
@@ -58,28 +67,13 @@ NO_OP_SHARE = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipChoice:
-    """How a clip is edited; fields are those of `EditChoice`."""
+class ClipChoice(EditorChoice):
+    """How a clip is edited."""
 
+    menu: ClassVar[Mapping[str, type]] = CLIP_METHODS
+    what: ClassVar[str] = "clip method"
     method: str = "carried"
-    editor: str = "edit_model"
-    model: Path | None = None
-    device: str = "cpu"
-    model_options: tuple[str, ...] = ()
-    max_drift: float = MAX_DRIFT
-    seed: int = 0
     settings: ClipMethod | None = None
-    """Settings of the method; None for its defaults."""
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-
-    def __post_init__(self) -> None:
-        if self.method not in CLIP_METHODS:
-            hint = did_you_mean(self.method, CLIP_METHODS)
-            raise InputError(f"unknown clip method {self.method!r}; {hint}choose from {', '.join(CLIP_METHODS)}")
-        if self.editor != AUTO:
-            check_editor(self.editor)
-        if self.settings is not None and not isinstance(self.settings, CLIP_METHODS[self.method]):
-            raise InputError(f"expected settings of {self.method}, got {type(self.settings).__name__}")
 
     def resolved(self) -> ClipMethod:
         """The method with its settings."""
@@ -94,9 +88,20 @@ class OpenedClipEdit:
     steps: Iterator[Progress]  # steps that lead to it; none if the result is there already
 
 
+def is_clip(path: Path, method: str) -> bool:
+    """Whether the edit of a clip is asked for: by what the path is, or for a folder of frames by the method."""
+    if (path / CLIP_RECORD).is_file():
+        return True
+    if any(path.glob(CLIPS)) and not any(path.glob(FITS)):
+        return True
+    if is_film(path):
+        return method == "auto" or method in CLIP_METHODS
+    return path.is_dir() and method in CLIP_METHODS and method not in METHODS
+
+
 def find_clip(run: Path) -> Path:
     """Returns the folder of a run's only clip."""
-    found = sorted(path.parent for path in run.glob(f"scenes/*/{CLIP_RECORD}"))
+    found = sorted(path.parent for path in run.glob(CLIPS))
     if len(found) != 1:
         there = f"it has {len(found)}: {', '.join(path.name for path in found)}" if found else "it has none"
         raise InputError(f"{run}: expected a run with one clip; {there}. Name one as RUN/scenes/CLIP")
@@ -118,8 +123,7 @@ def open_clip_edit(
     method, clip = choice.resolved(), open_clip(clip_folder)
     known = find_case(clip_folder, request)
     name, case = name_case(clip_folder, request, known=known, suffix=_suffix(choice, method), kind="clip")
-    is_asked = needs_editor(method)  # pyright: ignore[reportArgumentType]  (it looks for a class variable)
-    editor_name = choice.editor if is_asked else NO_EDITOR
+    editor_name = choice.editor if choice.asks_editor else NO_EDITOR
     unit = EditUnit(scene=clip_folder.name, edit=name, method=choice.method, editor=editor_name, seed=choice.seed)
     folder = unit.folder(run.path)
     if (folder / EDIT_RECORD).exists() and read_json(folder / EDIT_RECORD, EditRecord).status != "failed":
@@ -127,16 +131,10 @@ def open_clip_edit(
     truth = clip_folder / TRUTH / known if known else None
     names = tuple(path.with_suffix(".png").name for path in clip.frame_paths)
     editor: Editor = NoEditor()
-    if is_asked:
-        menu_editor = MenuEditor(
-            name=choice.editor,
-            model=choice.model,
-            endpoint=choice.endpoint,
-            options=choice.model_options,
-            max_drift=choice.max_drift,
-        )
+    if choice.asks_editor:
         given = {"model": edit_model_of(run.path), "device": choice.device, "answers": run.path / ANSWERS}
-        editor = (editors or OpenEditors()).open(menu_editor, EditorSource(file_names=names, truth=truth, **given))
+        source = EditorSource(file_names=names, truth=truth, **given)
+        editor = (editors or OpenEditors()).open(choice.menu_editor, source)
     case_file = clip_folder / TRUTH / name / EDIT_CASE
     if not case_file.exists():
         write_json(case_file, case)
@@ -152,16 +150,8 @@ def open_clip_edit(
 
 def _suffix(choice: ClipChoice, method: ClipMethod) -> str:
     """Returns what tells a result from the plain one of this instruction; empty for defaults."""
-    marks = []
-    if method != CLIP_METHODS[choice.method]():
-        marks.append(content_id("settings", method)[-8:])
-    if choice.model is not None:
-        marks.append(content_id("model", str(choice.model))[-8:])
-    if choice.model_options:
-        marks.append(content_id("options", sorted(choice.model_options))[-8:])
-    if choice.max_drift != MAX_DRIFT:
-        marks.append(f"drift-{choice.max_drift:g}")
-    return "".join(f"-{mark}" for mark in marks)
+    marks = [content_id("settings", method)[-8:]] if method != CLIP_METHODS[choice.method]() else []
+    return "".join(f"-{mark}" for mark in marks + choice.marks())
 
 
 def _edit(
@@ -179,6 +169,9 @@ def _edit(
     result_id = content_id("edited", content)
     windows = spans(len(clip), method.window, method.overlap)
     first, held = _resume(folder / WINDOWS, result_id, len(windows), device)
+    if not first:  # nothing of an edit that was stopped before, which may have been of a longer clip, is taken over
+        for made in (CLIP_FRAMES, MASKS):
+            shutil.rmtree(folder / made, ignore_errors=True)
     started_s, peak = time.perf_counter(), PeakMemory()
 
     def read(indices: Sequence[int]) -> Float[Tensor, "n 3 h w"]:

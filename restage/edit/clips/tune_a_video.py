@@ -25,9 +25,9 @@ class TuneAVideo(Windowed):
 
     Wu et al. 2022 (arXiv 2212.11565, and the public code): self attention becomes sparse-causal, keys and values being
     those of the first frame and the one before; a temporal attention with an output of zeros is added; it and the
-    queries of both attentions are trained on the clip with its caption, 500 steps at 3e-5; the clip's inverted latents
-    are then sampled with guidance. Here the temporal attention is that of AnimateDiff. Each window is tuned by itself,
-    and keeps what the model makes of all of the frame.
+    queries of both attentions are trained on the clip with its caption, 500 steps at 3e-5; the clip's latents, inverted
+    without text, are then sampled with guidance. Here the temporal attention is that of AnimateDiff. Each window is
+    tuned by itself, and keeps what the model makes of all of the frame.
 
     Memory: the UNet twice, its optimizer, and a window's activations.
     """
@@ -83,9 +83,10 @@ class TuneAVideo(Windowed):
                 optimizer.zero_grad(set_to_none=True)
                 if (step + 1) % REPORT_EVERY == 0:
                     yield ClipStep(step + 1, total, f"tuning on the clip, loss {float(loss.detach()):.3f}")
-            latents = invert_latents(backbone, clean, before, num_steps=self.sampling_steps)[0]
+            empty = backbone.encode_prompts([""])
+            latents = invert_latents(backbone, clean, empty.expand(count), num_steps=self.sampling_steps)[0]
             scale = torch.full((count,), editor.guidance if self.guidance is None else self.guidance)
-            predict = guided(backbone, after, backbone.encode_prompts([""]), scale)
+            predict = guided(backbone, after, empty, scale)
             table = backbone.schedule.timesteps(self.sampling_steps)
             for state in denoise(backbone.schedule, latents, predict=predict, timesteps=table, solver="ddim"):
                 latents = state.latents

@@ -34,9 +34,9 @@ def open_film(path: Path, *, input_params: Sequence[str] = (), output_params: Se
     Raises:
         ValueError: The film cannot be decoded, with the last line of what ffmpeg says.
     """
+    # With `file:` what stands before a colon in a name is no protocol.
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", *input_params, "-i", f"file:{path}", "-pix_fmt", "rgb24"]
     command += ["-vcodec", "rawvideo", "-f", "image2pipe", *output_params, "-"]
-    # With `file:` what stands before a colon in a name is no protocol.
     # What it says goes to a file, since a pipe that nobody reads would fill up and stop it. In a process group of its
     # own it does not see Ctrl-C, after which it would end early, as if the film were short.
     with (

@@ -9,6 +9,8 @@ import torch
 
 from restage.clips.files import open_clip
 from restage.clips.flow import ClipFlow
+from restage.diffusion import sampling
+from restage.diffusion.backbone import Backbone, TextCondition
 from restage.edit.clips.carried import Carried, agree, carry_grains
 from restage.edit.clips.dreammotion import DreamMotion, spatial_similarity_loss, temporal_similarity_loss
 from restage.edit.clips.frames import SharedAttention, TokenFlow
@@ -235,14 +237,22 @@ def tiny_painter(tmp_path_factory: pytest.TempPathFactory) -> TextToImageEditor:
 
 
 def test_tune_a_video_tunes_a_copy_and_follows_the_caption(
-    world_clip: tuple[Path, EditRequest], tiny_painter: TextToImageEditor
+    world_clip: tuple[Path, EditRequest], tiny_painter: TextToImageEditor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plain, inverted_with = sampling.invert_latents, []
+
+    def noted(backbone: Backbone, latents: torch.Tensor, text: TextCondition, *, num_steps: int) -> torch.Tensor:
+        inverted_with.append(text.tokens)
+        return plain(backbone, latents, text, num_steps=num_steps)
+
+    monkeypatch.setattr(sampling, "invert_latents", noted)
     request = replace(GOLDEN, source_caption="a red cube on the grass", target_caption="a blue cube on the grass")
     job = job_of(world_clip[0], request, tiny_painter, 3)
     before = {name: value.clone() for name, value in tiny_painter.backbone.unet.state_dict().items()}
     method = TuneAVideo(num_steps=10, sampling_steps=2, learning_rate=1e-3)
     steps = list(method.run(job))
     assert [step.step for step in steps] == [10, 10, 11, 12]
+    assert torch.equal(inverted_with[0][:1], tiny_painter.backbone.encode_prompts([""]).tokens)
     after = tiny_painter.backbone.unet.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     untuned = result(replace(method, learning_rate=1e-9), job).images

@@ -19,6 +19,8 @@ from restage.recipes import edit_clip_folder, take_clip
 from restage.records import EditRequest, InputError, Progress, read_json
 from restage.run.folder import open_run
 from restage.run.reading import EditRecord
+from restage.scenes.config import FitConfig
+from restage.scenes.stage import fit_folder
 
 SMALL = Carried(window=3, overlap=1)
 
@@ -98,6 +100,32 @@ def test_what_cannot_be_edited_is_refused(world_clip: tuple[Path, EditRequest], 
     (other / "clip.json").write_text(json.dumps({**plain, "frames_per_s": 3}))
     with pytest.raises(InputError, match="another clip"):
         list(take_clip(other, tmp_path / "run", ClipOptions()))
+
+
+def test_what_a_longer_clip_left_behind_is_not_taken_over(world_clip: tuple[Path, EditRequest], tmp_path: Path) -> None:
+    frames = open_run(tmp_path / "run").path / "scenes" / "tiny" / "frames"
+    frames.mkdir(parents=True)
+    (frames / "frame_999.png").write_bytes(b"of a copy that was stopped")
+    clip = run_of(world_clip, tmp_path / "run")
+    assert len(open_clip(clip)) == 5
+    opened = open_clip_edit(
+        open_run(tmp_path / "run"), clip, request=world_clip[1], choice=ClipChoice(editor="exact", settings=SMALL)
+    )
+    (opened.folder / "frames").mkdir(parents=True)
+    (opened.folder / "frames" / "frame_000999.png").write_bytes(b"of an edit that was stopped")
+    list(opened.steps)
+    assert len(files_of(opened.folder)) == 5
+
+
+def test_a_clip_and_a_scene_of_one_name_are_kept_apart(world_clip: tuple[Path, EditRequest], tmp_path: Path) -> None:
+    scene = tmp_path / "run" / "scenes" / "tiny"
+    scene.mkdir(parents=True)
+    (scene / "fit.json").write_text("{}")
+    with pytest.raises(InputError, match="is a fitted scene; give the clip a run of its own"):
+        run_of(world_clip, tmp_path / "run")
+    run_of(world_clip, tmp_path / "other")
+    with pytest.raises(InputError, match="is a clip; give the scene a run of its own"):
+        list(fit_folder(tmp_path / "tiny", tmp_path / "other", FitConfig()))
 
 
 def test_frames_are_read_a_window_at_a_time(
