@@ -32,7 +32,7 @@ GUIDES = {
     "records": ("runs/tower",),
     "reference": (),
     "regions": ("bear-run",),
-    "report": ("benchmarks/small_study.py",),
+    "report": ("benchmarks/small_study.py", "paper.toml", "runs/before", "runs/after"),
     "scenes": ("path/to/capture", "runs/demo"),
     "video": ("film.mp4", "walk.mp4", "runs/mine"),
 }
