@@ -172,7 +172,8 @@ def edit_folder(
             point = None if start is None else StartingPoint.of(start)
             used = choice
             if choice.editor == AUTO:
-                used, why = choose_editor(choice, scene_folder, request)
+                chosen = choose_editor(choice, scene_folder, request)
+                used, why = chosen.choice, chosen.reason
                 yield Progress(stage="edit", done=0, total=1, note=f"with the editor {used.editor}: {why}")
             opened = open_edit(run, scene_folder, request=request, choice=used, start=point, editors=editors)
             for step in opened.steps:
@@ -221,7 +222,8 @@ def edit_clip_folder(clip: Path, requests: Sequence[EditRequest], choice: ClipCh
         for request in requests:
             used = choice
             if choice.editor == AUTO:
-                used, why = choose_editor(choice, clip_folder, request)
+                chosen = choose_editor(choice, clip_folder, request)
+                used, why = chosen.choice, chosen.reason
                 yield Progress(stage="edit", done=0, total=1, note=f"with the editor {used.editor}: {why}")
             opened = open_clip_edit(run, clip_folder, request=request, choice=used, editors=editors)
             yield from opened.steps

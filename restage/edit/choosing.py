@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from restage.edit.editors.grade import read_grade
 from restage.edit.families import FAMILIES, cached_pipelines, find_model, pipeline_class
@@ -19,7 +19,8 @@ __all__ = ["ChosenEditor", "choose_editor", "is_miniature"]
 Choice = TypeVar("Choice", bound=EditorChoice)
 
 
-class ChosenEditor(NamedTuple, Generic[Choice]):
+@dataclass(frozen=True)
+class ChosenEditor(Generic[Choice]):
     """An editor that was chosen for the user."""
 
     choice: Choice
