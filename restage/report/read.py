@@ -26,7 +26,7 @@ __all__ = [
     "RunContents",
     "SceneEntry",
 ]
-__all__ += ["find_figure", "read_contents"]
+__all__ += ["find_figure", "read_contents", "without_user"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ def read_contents(path: Path) -> RunContents:
     return RunContents(
         path=path,
         record=record,
-        plain=plain,
+        plain=without_user(plain),
         stages={name: marks[name] for name in order if name in marks and name != "report"},
         scenes=scenes,
         clips=[ClipEntry(folder.name, len(_pictures(folder / layout.CLIP_FRAMES))) for folder in clips],
@@ -245,6 +245,13 @@ def read_contents(path: Path) -> RunContents:
         diagnosis=diagnosis[0],
         diagnosis_plain=diagnosis[1],
     )
+
+
+def without_user(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's record without who ran it, and so without its seal: a report may go to reviewers who are blind."""
+    kept = {name: value for name, value in record.items() if name not in ("user", "seal")}
+    sessions = [{name: value for name, value in one.items() if name != "user"} for one in record.get("sessions", ())]
+    return {**kept, "sessions": sessions}
 
 
 def _read_both(path: Path, kind: type[Kind]) -> tuple[Kind, dict[str, Any]]:

@@ -22,14 +22,23 @@ from typing import Any, NamedTuple
 import jinja2
 
 from restage.audit.bundle import add_entry
-from restage.records import InputError, Progress, Score, content_id, file_sha256, read_json, write_atomically
+from restage.records import (
+    InputError,
+    Progress,
+    Score,
+    canonical_json,
+    content_id,
+    file_sha256,
+    read_json,
+    write_atomically,
+)
 from restage.report import words
 from restage.report.clips import ClipSection, clip_sections
 from restage.report.gallery import EditSection, edit_sections, spread
 from restage.report.paper import Paper
 from restage.report.pictures import AssetFolder, read_picture
 from restage.report.poster import write_poster
-from restage.report.read import ReportConfig, RunContents, SceneEntry, find_figure, read_contents
+from restage.report.read import ReportConfig, RunContents, SceneEntry, find_figure, read_contents, without_user
 from restage.report.slides import write_slides
 from restage.report.summary import summarise, write_latex
 from restage.report.teaser import write_teaser
@@ -288,7 +297,9 @@ def _contents(run: Path) -> Iterator[tuple[str, Path | bytes]]:
             yield f"diagnosis/{path.name}", path
     for pattern in RECORDS:
         for path in _matching(run, pattern):
-            yield f"records/{path.relative_to(run).as_posix()}", path
+            is_run = pattern == layout.RUN_RECORD
+            content = canonical_json(without_user(read_json(path))).encode() if is_run else path
+            yield f"records/{path.relative_to(run).as_posix()}", content
 
 
 def _matching(run: Path, pattern: str) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
 import subprocess
 import zipfile
@@ -121,6 +122,17 @@ def test_supplement_follows_no_links(fake_run, tmp_path):
     with zipfile.ZipFile(write_supplement([tmp_path / "link"], tmp_path / "x.zip")) as archive:
         assert f"{run.name}/index.html" in archive.namelist()
         assert not [name for name in archive.namelist() if "secret" in str(archive.read(name)) or "key" in name]
+
+
+def test_supplement_does_not_say_who_ran_it(fake_run):
+    run = fake_run()
+    record = json.loads((run / "run.json").read_text())
+    record |= {"user": "jane-roe", "sessions": [{**session, "user": "jane-roe"} for session in record["sessions"]]}
+    (run / "run.json").write_text(json.dumps(record))
+    write_report(run, ReportConfig(formats=("page", "zip"), max_views=1))
+    with zipfile.ZipFile(run / "report" / "supplement.zip") as archive:
+        assert json.loads(archive.read(f"{run.name}/records/run.json"))["id"] == record["id"]
+        assert not [name for name in archive.namelist() if b"jane-roe" in archive.read(name)]
 
 
 def test_same_run_gives_the_same_supplement(fake_run):
