@@ -120,9 +120,9 @@ def _compile_kernels_one_at_a_time() -> None:
 
     compile_kernel = Dispatcher.compile
 
-    def compile_alone(self: Dispatcher, signature: Any) -> Any:
+    def compile_alone(self: Dispatcher, sig: Any) -> Any:
         with only_worker("kernels"):
-            return compile_kernel(self, signature)
+            return compile_kernel(self, sig)
 
     Dispatcher.compile = compile_alone
 
