@@ -1,6 +1,7 @@
 import os
 import stat
 
+import psutil
 import pytest
 
 from restage.work.worker import DeviceWatch
@@ -45,9 +46,9 @@ def test_a_gpu_whose_processes_cannot_be_seen_is_judged_by_its_use(nvidia_smi):
 def test_a_cpu_is_left_to_others_by_its_load(monkeypatch):
     monkeypatch.setattr("restage.work.worker.num_usable_cores", lambda: 4)
     for load, is_free in ((0.0, True), (3.4, True), (3.6, False), (9.0, False)):
-        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        monkeypatch.setattr(psutil, "getloadavg", lambda load=load: (load, 0.0, 0.0))
         assert DeviceWatch("cpu").is_free() == is_free
-    monkeypatch.setattr(os, "getloadavg", lambda: (4.4, 0.0, 0.0))
+    monkeypatch.setattr(psutil, "getloadavg", lambda: (4.4, 0.0, 0.0))
     watch = DeviceWatch("cpu", num_own_threads=1)
     watch.after_load()
     assert watch.is_free()  # one of the 4.4 is us
