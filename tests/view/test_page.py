@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from restage.regions.region import Region
-from restage.view import ViewSession
+from restage.view import ViewSession, open_scenes
 from restage.view.serve import serving
 
 pytest.importorskip("viser", reason="needs restage[view]")
@@ -32,3 +33,13 @@ def test_what_the_handles_hold_stays_lifted_when_its_splats_are_sent_again(page:
     assert "lifted" not in page.nodes.splats
     page.controls.refresh()
     assert "lifted" in page.nodes.splats
+
+
+def test_a_scene_that_was_made_meanwhile_is_shown_and_can_be_chosen(page: Any, run_folder: Path) -> None:
+    shutil.copytree(run_folder / "scenes" / "tiny", run_folder / "scenes" / "new")
+    page.session.scenes = open_scenes(run_folder)
+    page.session.choose_scene("new")
+    page.load_scene()
+    assert page.session.scene.name == page.controls.scene.value == "new" and page.controls.scene.visible
+    page.controls.scene.value = "tiny"
+    assert page.session.scene.name == "tiny"
