@@ -35,7 +35,7 @@ from miniature.probe import Probe, load_probe, read_pictures
 from restage.diffusion.clip import Clip, load_clip
 from restage.diffusion.loading import load_tokenizer
 from restage.generate.rig import Rig
-from restage.generate.scene import SceneOrder, beside, generate_scenes, scene_name
+from restage.generate.scene import USERS_OF_VIEWS, SceneOrder, beside, generate_scenes, scene_name
 from restage.records import derive_seed, read_json, write_atomically, write_json
 from restage.run.layout import FIT_RECORD, JUDGED, SPLATS
 from restage.run.models import models_in
@@ -219,7 +219,7 @@ def make_and_judge(settings: Settings, name: str, asked: Sequence[Asked], judge:
         generator=name,
         num_steps=settings.scene_steps,
         model=models.text_to_image,
-        views=settings.views,
+        views=settings.views if name in USERS_OF_VIEWS else None,
         device=settings.device,
     )
     show_progress(generate_scenes(folder, order))

@@ -46,6 +46,7 @@ __all__ = [
     "StoredClip",
     "is_film",
     "open_clip",
+    "read_comment",
     "store_clip",
     "write_film",
 ]
@@ -341,17 +342,22 @@ def _ffmpeg(*arguments: str, what: str) -> None:
 
 
 def write_film(
-    path: Path, frames: Iterable[Float[Tensor, "3 h w"]], *, frames_per_s: float, sound: Path | None = None
+    path: Path,
+    frames: Iterable[Float[Tensor, "3 h w"]],
+    *,
+    frames_per_s: float,
+    sound: Path | None = None,
+    comment: str = "",
 ) -> None:
     """Write RGB frames in [0, 1] as a film that browsers play, atomically; odd sizes lose their last line.
 
-    It is encoded as VP9 where the name ends in .webm, else as H.264.
+    It is encoded as VP9 where the name ends in .webm, else as H.264. A silent film may carry a comment of one line.
 
     `sound` is a file whose first track is put beside them: as it is where browsers play it, else as AAC, or Opus.
     """
     with write_atomically(path) as temporary:
         if sound is None:
-            _encode(temporary, frames, frames_per_s)
+            _encode(temporary, frames, frames_per_s, comment)
         else:
             silent = temporary.with_name(f"{temporary.stem}.silent.tmp{path.suffix}")
             codecs = PLAYED_SOUND[is_webm(path)]
@@ -374,8 +380,16 @@ def is_webm(path: Path) -> bool:
     return path.suffix.lower() == ".webm"
 
 
-def _encode(path: Path, frames: Iterable[Tensor], frames_per_s: float) -> None:
-    writer = None
+def read_comment(path: Path) -> str:
+    """Return the comment of a film, as `write_film` gives it one; empty where there is none."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", _named(path), "-f", "ffmetadata", "-"]
+    told = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
+    found = re.search(r"^comment=(.*)$", told.stdout, re.MULTILINE | re.IGNORECASE)
+    return re.sub(r"\\(.)", r"\1", found.group(1)) if found else ""
+
+
+def _encode(path: Path, frames: Iterable[Tensor], frames_per_s: float, comment: str = "") -> None:
+    writer, told = None, ["-metadata", f"comment={comment}"] if comment else []
     for frame in frames:
         height, width = (side - side % 2 for side in frame.shape[1:])
         if writer is None:
@@ -387,7 +401,7 @@ def _encode(path: Path, frames: Iterable[Tensor], frames_per_s: float) -> None:
                 fps=frames_per_s,  # pyright: ignore[reportArgumentType]  (ffmpeg takes any number)
                 macro_block_size=2,
                 ffmpeg_log_level="error",
-                output_params=["-threads", "1", *([] if webm else ["-movflags", "+faststart"])],
+                output_params=["-threads", "1", *([] if webm else ["-movflags", "+faststart"]), *told],
                 **codec,
             )
             writer.send(None)

@@ -24,6 +24,9 @@ __all__ = ["build_generate"]
 
 CaptionsArgument = Annotated[tuple[str, ...], arg(metavar="CAPTION...")]
 CLIP_SUFFIXES = (".mp4", ".webm", ".gif")
+OTHER_SUFFIXES = (".avif", ".bmp", ".tif", ".tiff", ".webp", ".avi", ".m4v", ".mkv", ".mov", ".npy", ".npz", ".json")
+OTHER_SUFFIXES += (".glb", ".gltf", ".ksplat", ".obj", ".ply", ".sog", ".splat", ".spz")
+"""What nobody means by the folder of a run."""
 
 
 def build_generate() -> Callable[..., None]:
@@ -57,23 +60,26 @@ def build_generate() -> Callable[..., None]:
 
         Example: restage generate "a red cone on the grass at noon" --out runs/cone; restage view runs/cone
 
-        Several pictures get numbers, as in cube-000.png. A picture that is there is kept; it says in its file what it
-        was made from, so that after Ctrl-C the same command goes on.
+        Example: restage generate --captions captions.txt --num 3 --generator sds ism refined --out runs/compared
+
+        Several pictures or clips get numbers, as in cube-000.png. One that is there is kept if it was made from the
+        same, which its file says, so that after Ctrl-C the same command goes on; else it is refused.
 
         A scene is splats with cameras and renders of its own, like one that was fitted: it can be viewed, edited and
         exported. While it grows, scenes/NAME/preview.png shows it, and Ctrl-C leaves scenes/NAME/splats.ply as it is
         then; the same command goes on.
 
         Args:
-            caption: What is to be seen; several captions make pictures, or scenes, of each.
+            caption: What is to be seen; several captions make pictures, clips or scenes of each.
             out: The picture or the clip to write, or the folder of the run.
-            captions: A text file with a caption on each line, in place of captions here.
+            captions: A text file (UTF-8) with a caption on each line, in place of captions here.
             config: How pictures are sampled.
             layout: What holds the layout of pictures.
             scenes: How scenes are made.
             frames: Frames of a clip, which is made where --out ends in .mp4, .webm or .gif (then 8), or with this.
             motion: Folder of the temporal attention that makes clips, as `restage miniature train motion` or
-                diffusers' MotionAdapter saves it (AnimateDiff, with --backbone); default: motion beside the backbone.
+                diffusers' MotionAdapter saves it (AnimateDiff, with --backbone); default: motion beside the backbone,
+                except for frames with a layout that are more than it can tell apart.
             backbone: Folder of a text-to-image model of diffusers; default: the one that comes with the package, which
                 knows the miniature world only.
             seed: Seed for the noise; further scenes of a caption take the seeds after it.
@@ -83,6 +89,11 @@ def build_generate() -> Callable[..., None]:
 
         texts = _captions(caption, captions)
         suffix = out.suffix.lower()
+        if suffix in OTHER_SUFFIXES:
+            raise InputError(
+                f"--out {out}: pictures end in {', '.join(PICTURE_SUFFIXES)}, clips in {', '.join(CLIP_SUFFIXES)}; "
+                "scenes, and frames of pictures, go into a folder, and restage export writes splats as a file"
+            )
         check_device(device)
         if suffix in CLIP_SUFFIXES or frames is not None:
             if suffix in PICTURE_SUFFIXES or (frames is not None and layout.is_given):
@@ -91,7 +102,7 @@ def build_generate() -> Callable[..., None]:
                     "clips with --control or --like have as many frames as these"
                 )
             _refuse("a clip", scenes)
-            where = {"out": out, "num_frames": frames or 8, "seed": seed, "device": device}
+            where = {"out": out, "num_frames": 8 if frames is None else frames, "seed": seed, "device": device}
             _make_clips(texts, config, layout, motion=motion, backbone=backbone, **where)
             return
         if motion is not None:
@@ -144,20 +155,21 @@ def _make_clips(
     seed: int,
     device: str,
 ) -> None:
-    from restage.diffusion.motion import load_motion
+    from restage.diffusion.motion import load_motion, max_frames
     from restage.generate.clips import clip_paths, generate_clips
 
     beside = (backbone or models_in().text_to_image).with_name("motion")
-    if motion is None and (beside / "config.json").is_file():
-        motion = beside
-    if motion is None and not layout.is_given:
+    found = beside if motion is None and (beside / "config.json").is_file() else motion
+    if found is None and not layout.is_given:
         raise InputError(
             f"{beside} holds no temporal attention, without which frames have nothing in common; train it with "
             "restage miniature train motion, name a MotionAdapter of diffusers with --motion, or hold each frame to a "
             "layout with --like"
         )
     model, layouts = _load(layout, backbone, device)
-    adapter = None if motion is None else load_motion(motion, model.unet, device)
+    adapter = None if found is None else load_motion(found, model.unet, device)
+    if adapter is not None and motion is None and layouts and not 2 <= len(layouts) <= max_frames(adapter):
+        adapter = None
     made = generate_clips(model, adapter, captions, config, out=out, num_frames=num_frames, seed=seed, layouts=layouts)
     show_progress(made)
     for path in clip_paths(out, config.num * len(captions)):
@@ -174,20 +186,27 @@ def _make_scenes(
     device: str,
 ) -> None:
     from restage.audit.show import describe_run
-    from restage.generate.scene import SceneOrder, generate_scenes
+    from restage.generate.scene import SceneOrder, choose_generator, generate_scenes
 
-    order = SceneOrder(
-        captions=tuple(captions),
-        seeds=tuple(seeds),
-        generator=options.generator,
-        preset=options.preset,
-        num_steps=options.scene_steps,
-        model=backbone,
-        views=options.views,
-        device=device,
-    )
-    show_progress(generate_scenes(out, order))
-    say("\n".join(describe_run(out)))
+    orders = {
+        name: SceneOrder(
+            captions=tuple(captions),
+            seeds=tuple(seeds),
+            generator=name,
+            preset=options.preset,
+            num_steps=options.scene_steps,
+            model=backbone,
+            views=options.views,
+            device=device,
+        )
+        for name in options.generator
+    }
+    for order in orders.values():  # what cannot be made is refused before anything is
+        choose_generator(order)
+    for name, order in orders.items():
+        folder = out if len(orders) == 1 else out / name
+        show_progress(generate_scenes(folder, order))
+        say("\n".join(describe_run(folder)))
 
 
 def _captions(given: tuple[str, ...], file: Path | None) -> list[str]:
@@ -195,9 +214,14 @@ def _captions(given: tuple[str, ...], file: Path | None) -> list[str]:
         if given:
             raise InputError("give captions here, or in a file with --captions, not both")
         try:
-            given = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+            lines = file.read_text(encoding="utf-8-sig").splitlines()  # as Windows' editor writes it, too
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file} is not readable as captions, one on each line: {error}") from None
+        given = tuple(line for line in lines if line.strip())
+        if not given:
+            raise InputError(f"{file} holds no captions; expected one on each line")
     if not given:
         raise InputError("expected a caption, or a file of captions with --captions")
-    return list(given)
+    if not all(caption.strip() for caption in given):
+        raise InputError("expected captions that say something, got an empty one")
+    return [caption.strip() for caption in given]

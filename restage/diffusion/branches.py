@@ -42,6 +42,7 @@ __all__ += [
     "hook_into",
     "injected",
     "load_branch",
+    "near_of",
     "out_layers",
 ]
 __all__ += ["save_branch"]
@@ -267,6 +268,19 @@ class Branch:
         return Residuals(tuple(down), mid)
 
 
+def near_of(branches: Sequence[Branch]) -> float | None:
+    """Return the z depth that counts as 1; None where no branch minds, since ControlNets have depth stretched.
+
+    Raises:
+        InputError: branches want depth on different scales.
+    """
+    found = {branch.near for branch in branches if "depth" in branch.conditions and not branch.takes_picture}
+    if len(found) > 1:
+        told = " and ".join(f"{near:g}" for near in sorted(found))
+        raise InputError(f"control branches were trained with depth on different scales ({told}); use one of them")
+    return found.pop() if found else None
+
+
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +317,9 @@ def save_branch(
 ) -> None:
     """Save a branch as a folder of safetensors and configs, `branch.json` last."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Without its record, what a stop leaves half written is no branch.
+    for name in (BRANCH_RECORD, TO_OUT):
+        (folder / name).unlink(missing_ok=True)
     model.save_pretrained(folder)
     if to_out:
         with write_atomically(folder / TO_OUT) as temporary:

@@ -15,13 +15,16 @@ from torch.nn import functional
 
 from restage.records import InputError
 
-__all__ = ["CHANNELS", "NUM_SLOTS", "Conditions", "as_picture", "invert_depth", "num_channels", "slots_of"]
-__all__ += ["stack_conditions"]
+__all__ = ["CHANNELS", "NUM_SLOTS", "Conditions", "as_picture", "invert_depth", "near_depth", "num_channels"]
+__all__ += ["slots_of", "stack_conditions"]
 
 NUM_SLOTS = 6
 """Things that are told apart, besides sky and ground."""
 CHANNELS = {"depth": 1, "ids": 2 + NUM_SLOTS, "canny": 1}
 """Channels of the conditions that are known; any other is a picture, of 3."""
+
+NEAR_SHARE = 0.02
+"""Share of the pixels that are nearer than where inverse depth counts as 1, where nothing else says where that is."""
 
 Conditions = Mapping[str, Float[Tensor, "_ _ _"]]
 """What is known of one picture: channels (`CHANNELS`), rows and columns of each condition, in [0, 1]."""
@@ -36,6 +39,12 @@ def invert_depth(depth: Float[Tensor, "height width"], near: float) -> Float[Ten
     """Return `near / depth`, at most 1; z depth in the unit of `near`, not finite or not above 0 where nothing is."""
     is_seen = torch.isfinite(depth) & (depth > 0)
     return torch.where(is_seen, near / torch.where(is_seen, depth, 1.0), 0.0).clamp(max=1.0)[None]
+
+
+def near_depth(depths: Float[Tensor, "*frames height width"]) -> float:
+    """Return the z depth that 2 % of what is seen is nearer than; 1 where nothing is seen."""
+    seen = depths[torch.isfinite(depths) & (depths > 0)]
+    return float(seen.kthvalue(int(NEAR_SHARE * (len(seen) - 1)) + 1).values) if len(seen) else 1.0
 
 
 def slots_of(
@@ -71,7 +80,7 @@ def stack_conditions(
                 continue
             if found.shape[0] != channels:
                 raise InputError(f"the condition {name} has {channels} channels, got {found.shape[0]}")
-            parts.append(_resized(found, size))
+            parts.append(_resized(name, found, size))
         rows.append(torch.cat([part.to(parts[0]) for part in parts]))
     return torch.stack(rows)
 
@@ -90,11 +99,14 @@ def as_picture(
     if name == "depth":
         low, high = condition.amin(), condition.amax()
         condition = (condition - low) / (high - low).clamp_min(1e-6)
-    return _resized(condition, size).expand(3, -1, -1)
+    return _resized(name, condition, size).expand(3, -1, -1)
 
 
-def _resized(condition: Float[Tensor, "c h w"], size: tuple[int, int]) -> Float[Tensor, "c height width"]:
-    if tuple(condition.shape[1:]) == size:
+def _resized(name: str, condition: Float[Tensor, "c h w"], size: tuple[int, int]) -> Float[Tensor, "c height width"]:
+    height, width = condition.shape[1:]
+    if (height, width) == size:
         return condition
+    if name == "canny" and height >= size[0] and width >= size[1]:
+        return functional.adaptive_max_pool2d(condition, size)  # edges are a pixel wide, and would be lost in part
     # The nearest pixel: between two depths, and two things, there is nothing.
     return functional.interpolate(condition[None], size, mode="nearest-exact")[0]

@@ -1,4 +1,7 @@
-"""Turns a caption into a clip: frames that temporal attention or a layout holds together, written as a film."""
+"""Turns a caption into a clip: frames that temporal attention or a layout holds together, written as a film.
+
+A film says what it was made from; one that is there and was made from the same is left as it is.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restage.clips.files import DEFAULT_RATE, write_film
+from restage.clips.files import DEFAULT_RATE, read_comment, write_film
 from restage.diffusion.conditions import Conditions
 from restage.diffusion.motion import max_frames, moving
 from restage.diffusion.sampling import denoise, guided, initial_noise, latent_shape, sample_images
 from restage.generate.config import PicturesConfig
-from restage.records import InputError, Progress, derive_seed, write_atomically
+from restage.generate.pictures import made_from, numbered, settings_of
+from restage.records import InputError, Progress, canonical_json, content_id, derive_seed, write_atomically
 from restage.scenes.io.images import to_uint8
+from restage.train.chunks import hash_tensors
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_motion_model import MotionAdapter
@@ -46,28 +51,36 @@ def generate_clips(
     seed: int = 0,
     layouts: Sequence[Conditions] = (),
 ) -> Iterator[Progress]:
-    """Make `config.num` clips of each caption; a file that is there is kept.
+    """Make `config.num` clips of each caption; a file that is there and was made from the same is kept.
 
     With temporal attention all frames are sampled together, and the noise of a frame depends on the caption, the clip's
     number, the frame's and the seed. Layouts, one for each frame, hold the frames by the backbone's control branches;
     then it goes without temporal attention too, and frames share their noise.
 
     Raises:
-        InputError: more frames are asked for than the temporal attention can tell apart, or none.
+        InputError: more frames are asked for than the temporal attention can tell apart, or none; a file is there that
+            was made from something else; or a caption is empty or too long.
     """
     num_frames = len(layouts) or num_frames
     if motion is None and not layouts:
         raise InputError("frames have nothing in common without temporal attention or a layout")
     if motion is not None and not 2 <= num_frames <= max_frames(motion):
         raise InputError(f"expected 2 to {max_frames(motion)} frames, got {num_frames}")
-    orders = [(caption, sample) for caption in captions for sample in range(config.num)]
+    orders = numbered(captions, config.num)
+    backbone.token_ids(captions)  # one that is too long is refused before anything is made
     paths = clip_paths(out, len(orders))
+    made = settings_of(backbone, config, layouts) | {"frames": num_frames, "seed": seed}
+    made |= {"layout": content_id("layouts", [hash_tensors(layout) for layout in layouts])} if layouts else {}
+    made |= {} if motion is None else {"motion": hash_tensors(motion.state_dict())}
+    records = [canonical_json({**made, "caption": caption, "sample": sample}) for caption, sample in orders]
+    for path, record in zip(paths, records, strict=True):
+        if path.exists() and _made_from(path) != record:
+            raise InputError(f"{path} is there and was made from something else; choose another --out, or remove it")
     total = len(orders) * config.steps
-    for number, (path, (caption, sample)) in enumerate(zip(paths, orders, strict=True)):
+    for number, (path, record, (caption, sample)) in enumerate(zip(paths, records, orders, strict=True)):
         if path.exists():
             yield Progress(stage="clips", done=(number + 1) * config.steps, total=total, note=f"{path.name} is there")
             continue
-        frames = torch.zeros(0)
         if motion is None:
             parts = _sample_apart(backbone, caption, config, seed=derive_seed(seed, caption, sample), layouts=layouts)
         else:
@@ -79,7 +92,7 @@ def generate_clips(
             done, frames = number * config.steps + round(share * config.steps), found
             yield Progress(stage="clips", done=done, total=total, note=path.name)
         assert frames is not None
-        _write(path, frames)
+        _write(path, frames, record)
 
 
 def _sample_together(
@@ -119,11 +132,15 @@ def _sample_apart(
         yield (start + len(held)) / len(layouts), torch.cat(frames)
 
 
-def _write(path: Path, frames: torch.Tensor) -> None:
+def _made_from(path: Path) -> str:
+    return made_from(path) if path.suffix.lower() == ".gif" else read_comment(path)
+
+
+def _write(path: Path, frames: torch.Tensor, record: str) -> None:
     if path.suffix.lower() == ".gif":
         first, *rest = (Image.fromarray(to_uint8(frame)) for frame in frames)
         with write_atomically(path) as temporary:
-            duration = round(1000 / DEFAULT_RATE)
-            first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0)
+            how = {"duration": round(1000 / DEFAULT_RATE), "loop": 0, "comment": record.encode()}
+            first.save(temporary, format="GIF", save_all=True, append_images=rest, **how)
     else:
-        write_film(path, frames, frames_per_s=DEFAULT_RATE)
+        write_film(path, frames, frames_per_s=DEFAULT_RATE, comment=record)

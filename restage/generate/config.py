@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class PicturesConfig:
     """How pictures are sampled."""
 
     num: int = 1
-    """Pictures, or scenes, of each caption."""
+    """Pictures, clips or scenes of each caption."""
     steps: int = 15
     """UNet calls for a picture."""
     guidance: float = 5.0
@@ -48,19 +49,24 @@ class PicturesConfig:
         if min(self.num, self.steps, self.batch_size) < 1:
             counts = f"{self.num}, {self.steps} and {self.batch_size}"
             raise InputError(f"num, steps and batch_size must be at least 1, got {counts}")
+        if not math.isfinite(self.guidance):
+            raise InputError(f"guidance must be a number, got {self.guidance}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesOptions:
     """How scenes are made; pictures and clips take none of it."""
 
-    generator: str = "auto"
+    generator: tuple[str, ...] = ("auto",)
     """How scenes grow: `sds` and `ism` distill the model; `views` paints several views at once, by an add-on, and fits
     splats to them; `refined` paints views of a first scene again, together. `auto`: refined, or sds with a preset.
+    Several make a run each, in folders of --out that have their names.
     """
     preset: str = ""
-    """Settings for another model than the miniature: `sd15` for sds and ism with Stable Diffusion, on a GPU."""
+    """Settings for another model than the miniature, which --backbone names: `sd15` for sds and ism with Stable
+    Diffusion, on a GPU."""
     scene_steps: int | None = None
     """Steps that a scene is distilled or fitted for; default: the generator's."""
     views: Path | None = None
-    """Folder of the add-on that makes several views at once; default: the one beside the model, if there is one."""
+    """Folder of the add-on that makes several views at once, for views and refined; default: the one beside the model,
+    if there is one."""

@@ -5,7 +5,7 @@ A file that is there and was made from the same is left as it is, so that the sa
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +25,7 @@ from restage.train.chunks import hash_tensors
 if TYPE_CHECKING:
     from restage.diffusion.backbone import Backbone
 
-__all__ = ["PICTURE_SUFFIXES", "generate_pictures", "made_from", "picture_paths"]
+__all__ = ["PICTURE_SUFFIXES", "generate_pictures", "made_from", "numbered", "picture_paths", "settings_of"]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MADE_FROM = "comment"
@@ -56,6 +56,21 @@ def made_from(path: Path) -> str:
         return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
 
 
+def numbered(captions: Sequence[str], num: int) -> list[tuple[str, int]]:
+    """Return each caption `num` times with the number of its sample; where one stands again, its numbers go on.
+
+    Raises:
+        InputError: there is no caption, or one is empty.
+    """
+    if not captions or not all(caption.strip() for caption in captions):
+        raise InputError("expected a caption, such as 'a red cone on grass', and none that is empty")
+    orders, seen = [], Counter[str]()
+    for caption in captions:
+        orders += [(caption, seen[caption] + sample) for sample in range(num)]
+        seen[caption] += num
+    return orders
+
+
 def generate_pictures(
     backbone: Backbone,
     captions: Sequence[str],
@@ -70,15 +85,12 @@ def generate_pictures(
     With layouts, the backbone's control branches hold each picture to one; several are frames, which share their noise.
 
     Raises:
-        InputError: a file is there that was made from something else, or a caption is too long.
+        InputError: a file is there that was made from something else, or a caption is empty or too long.
     """
-    if not captions or backbone.folder is None:
-        raise InputError("expected at least one caption, and a model that was loaded from a folder")
-    made: dict[str, Any] = {"model": folder_sha256(backbone.folder), "steps": config.steps, "guidance": config.guidance}
-    if layouts:
-        made["branches"] = [[branch.sha256, branch.weight, *branch.window] for branch in backbone.branches]
-    hashes = [hash_tensors(layout) for layout in layouts]
-    orders = list(itertools.product(captions, range(config.num), range(max(1, len(layouts)))))
+    made, hashes = settings_of(backbone, config, layouts), [hash_tensors(layout) for layout in layouts]
+    frames = range(max(1, len(layouts)))
+    orders = [(*order, frame) for order in numbered(captions, config.num) for frame in frames]
+    backbone.token_ids(captions)  # one that is too long is refused before anything is made
     wanted = []
     for path, (caption, sample, frame) in zip(picture_paths(out, len(orders)), orders, strict=True):
         noise_seed = derive_seed(seed, caption, sample)
@@ -103,6 +115,16 @@ def generate_pictures(
             write_picture(item.path, image, item.record)
             done += 1
             yield Progress(stage="pictures", done=done, total=total, note=item.path.name)
+
+
+def settings_of(backbone: Backbone, config: PicturesConfig, layouts: Sequence[Conditions]) -> dict[str, Any]:
+    """Return what everything that is made at once is made from, besides captions, noise and layouts."""
+    if backbone.folder is None:
+        raise InputError("expected a model that was loaded from a folder")
+    made: dict[str, Any] = {"model": folder_sha256(backbone.folder), "steps": config.steps, "guidance": config.guidance}
+    if layouts:
+        made["branches"] = [[branch.sha256, branch.weight, *branch.window] for branch in backbone.branches]
+    return made
 
 
 def write_picture(path: Path, image: Float[Tensor, "3 h w"], record: str) -> None:

@@ -18,6 +18,7 @@ import torch
 from restage.diffusion.backbone import load_backbone
 from restage.generate.generators import GenerateJob, GenerateStep, make_generator
 from restage.generate.generators import Generator as SceneGenerator
+from restage.generate.generators.views import NO_ADD_ON
 from restage.generate.rig import Rig
 from restage.records import (
     InputError,
@@ -44,7 +45,8 @@ from restage.scenes.rasterize import rasterize
 from restage.scenes.splats import SH_C0, Splats
 from restage.scenes.stage import PREVIEW, capture_sha256, measure_fit
 
-__all__ = ["Growing", "SceneOrder", "beside", "capture_of", "generate_scenes", "grow_scenes", "scene_name"]
+__all__ = ["USERS_OF_VIEWS", "Growing", "SceneOrder", "beside", "capture_of", "choose_generator", "generate_scenes"]
+__all__ += ["grow_scenes", "scene_name"]
 
 SAVE_EVERY_S, PEEK_EVERY_S = 10.0, 5.0
 NUM_VIEWS, NUM_PREVIEWS, NUM_AROUND = 40, 4, 8
@@ -74,13 +76,16 @@ class SceneOrder:
     def __post_init__(self) -> None:
         if not self.captions or not self.seeds or not all(caption.strip() for caption in self.captions):
             raise InputError("expected a caption of the scene, such as 'a red cone on grass', and none that is empty")
+        if self.preset and self.model is None:
+            raise InputError(f"the preset {self.preset} is for another model than the miniature; name its --backbone")
 
 
 def scene_name(caption: str, seed: int) -> str:
     """Name of a scene's folder: what its caption says, and its seed."""
     words = re.sub("[^a-z0-9]+", "-", caption.lower()).strip("-")
-    # Captions that begin alike must not share a folder.
-    tail = "" if len(words) <= 48 and words else f"-{content_id('caption', caption)[-6:]}"
+    # Captions that begin alike, or differ by what a folder's name cannot say, must not share a folder.
+    is_whole = 0 < len(words) <= 48 and words.replace("-", " ") == caption
+    tail = "" if is_whole else f"-{content_id('caption', caption)[-6:]}"
     return f"{words[:48].strip('-') or 'scene'}{tail}-{seed}"
 
 
@@ -113,12 +118,9 @@ def grow_scenes(folder: Path, order: SceneOrder) -> Generator[Growing, None, Non
     Raises:
         InputError: the generator, its preset or the model cannot be used, or a folder holds another scene.
     """
+    name, generator = choose_generator(order)
     base = order.model or models_in().text_to_image
     views = order.views or beside(base)
-    name = order.generator if order.generator != "auto" else "sds" if order.preset else "refined"
-    generator: Any = make_generator(name, order.preset)
-    if order.num_steps is not None:
-        generator = replace(generator, num_steps=order.num_steps)
     made_with = {"model_sha256": folder_sha256(base)}
     if views is not None and name in USERS_OF_VIEWS:
         made_with["views_sha256"] = folder_sha256(views)
@@ -139,6 +141,23 @@ def grow_scenes(folder: Path, order: SceneOrder) -> Generator[Growing, None, Non
             scene = _Scene(folder / "scenes" / scene_name(caption, seed), config, job)
             for step in scene.make(generator):
                 yield Growing(scene.folder.name, number, len(items), step)
+
+
+def choose_generator(order: SceneOrder) -> tuple[str, SceneGenerator]:
+    """Return the generator that makes an order, with its name on the menu.
+
+    Raises:
+        InputError: there is none of that name and preset, or its settings or the add-on cannot be used.
+    """
+    name = order.generator if order.generator != "auto" else "sds" if order.preset else "refined"
+    generator: Any = make_generator(name, order.preset)
+    if order.views is not None and name not in USERS_OF_VIEWS:
+        raise InputError(f"{name} makes no use of --views; the generators {' and '.join(USERS_OF_VIEWS)} do")
+    if order.views is not None and not (order.views / "config.json").is_file():
+        raise InputError(f"{order.views} holds no add-on of several views; make one with restage miniature train views")
+    if name == "views" and (order.views or beside(order.model or models_in().text_to_image)) is None:
+        raise InputError(NO_ADD_ON)
+    return name, generator if order.num_steps is None else replace(generator, num_steps=order.num_steps)
 
 
 def beside(model: Path) -> Path | None:

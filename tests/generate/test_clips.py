@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import pytest
+from diffusers.models.unets.unet_motion_model import MotionAdapter
 from PIL import Image
 
 from restage.diffusion.backbone import load_backbone
@@ -50,3 +52,36 @@ def test_too_many_frames_are_refused(tmp_path: Path) -> None:
     for count in (1, 5):
         with pytest.raises(InputError, match="2 to 4 frames"):
             list(generate_clips(backbone, motion, CAPTIONS, PicturesConfig(), out=tmp_path / "a.mp4", num_frames=count))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+def test_a_clip_made_from_something_else_is_neither_kept_nor_overwritten(tmp_path: Path, suffix: str) -> None:
+    backbone = load_backbone(write_tiny_models(tmp_path / "models") / "text_to_image")
+    motion, out = build_motion(backbone.unet), tmp_path / f"clip{suffix}"
+    odd = 'a "red" café; = # \\ 雪'
+
+    def made(motion: MotionAdapter = motion, caption: str = odd, **how: Any) -> list[str]:
+        config = PicturesConfig(steps=how.pop("steps", 1))
+        how = {"num_frames": 2, **how}
+        return [step.note for step in generate_clips(backbone, motion, [caption], config, out=out, **how)]
+
+    assert made() == [out.name]
+    before = out.read_bytes()
+    assert made() == [f"{out.name} is there"]
+    other = build_motion(backbone.unet, seed=1)
+    changes: list[dict[str, Any]] = [{"caption": "a ball"}, {"seed": 1}, {"steps": 2}, {"num_frames": 3}]
+    for change in [*changes, {"motion": other}]:
+        with pytest.raises(InputError, match="made from something else"):
+            made(**change)
+    assert out.read_bytes() == before
+
+
+def test_every_clip_is_asked_for_before_one_is_made(tmp_path: Path) -> None:
+    backbone = load_backbone(write_tiny_models(tmp_path / "models") / "text_to_image")
+    (tmp_path / "clip-001.mp4").write_bytes(b"mine")
+    steps = generate_clips(
+        backbone, build_motion(backbone.unet), CAPTIONS, PicturesConfig(steps=1), out=tmp_path / "clip.mp4"
+    )
+    with pytest.raises(InputError, match="clip-001.mp4 is there"):
+        list(steps)
+    assert not (tmp_path / "clip-000.mp4").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -11,6 +12,7 @@ from PIL import Image
 
 from restage.cli import run
 from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.conditions import stack_conditions
 from restage.diffusion.config import BranchSource
 from restage.diffusion.motion import build_motion
 from restage.generate.layouts import layouts_like, read_layouts
@@ -146,6 +148,12 @@ def test_a_view_of_a_scene_has_the_depth_of_its_splats_and_the_ids_of_its_region
         (["ids=FOLDER/color.png"], "", "gray or indexed"),
         (["depth=FOLDER/flat.npy"], "", "rows and columns"),
         (["ids=FOLDER/depth.npy"], "", "whole numbers"),
+        (["depth=FOLDER/red.png"], "", "gray picture"),
+        (["depth=FOLDER/two.npz"], "", "called depth, got a, b"),
+        (["depth=FOLDER/depth.png", "depth=FOLDER/depth.npy"], "", "given twice"),
+        (["dept=FOLDER/depth.png"], "", "no control branch takes dept; expected depth or ids"),
+        (["ids=FOLDER/below.npy"], "", "from 0 on"),
+        (["ids=FOLDER/many.npy"], "", "at most 6 things"),
         ([], "nowhere:3", "not there"),
         ([], "FOLDER:3", "one fitted scene"),
     ],
@@ -154,6 +162,10 @@ def test_bad_layouts_are_one_line(
     backbone: Backbone, folder: Path, control: list[str], like: str, expected: str
 ) -> None:
     Image.new("RGB", (8, 8)).save(folder / "color.png")
+    Image.new("RGB", (8, 8), "red").save(folder / "red.png")
+    np.savez(folder / "two.npz", a=np.ones((4, 4)), b=np.ones((4, 4)))
+    np.save(folder / "below.npy", np.full((4, 4), -1))
+    np.save(folder / "many.npy", np.arange(16).reshape(4, 4))
     np.save(folder / "flat.npy", np.zeros(4))
     places = [text.replace("FOLDER", str(folder)) for text in (*control, like)]
     with pytest.raises(InputError, match=expected):
@@ -169,13 +181,62 @@ def test_views_that_are_not_there_and_a_branch_without_conditions_are_refused(
     assert "--control NAME=FILE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["npz", "npz of several", "float16 with a channel", "float tiff"])
+def test_depth_is_read_from_every_form_of_array(folder: Path, backbone: Backbone, tmp_path: Path, form: str) -> None:
+    depth = np.load(folder / "depth.npy").astype(np.float16).astype(np.float32)
+    if form == "float tiff":
+        Image.fromarray(depth).save(path := tmp_path / "depth.tiff")
+    elif form.startswith("npz"):
+        more = {"other": depth + 1} if form.endswith("several") else {}
+        np.savez(path := tmp_path / "depth.npz", depth=depth, **more)
+    else:
+        np.save(path := tmp_path / "depth.npy", depth[..., None].astype(np.float16))
+    (found,) = read_layouts([f"depth={path}"], "", backbone.branches)
+    torch.testing.assert_close(found["depth"][0], torch.from_numpy(1.5 / depth).clamp(max=1), rtol=1e-3, atol=1e-3)
+
+
+def test_frames_are_counted_as_people_do_and_a_thing_keeps_its_slot(backbone: Backbone, tmp_path: Path) -> None:
+    for number in (1, 2, 11):  # the first thing leaves after the first frame, and numbers have gaps
+        ids = np.full((4, 4), 300, np.uint16)
+        ids[0], ids[1] = 0, 40 if number == 1 else 1
+        ids[2] = number == 2
+        Image.fromarray(ids).save(tmp_path / f"frame_{number}.png")
+    found = [frame["ids"] for frame in read_layouts([f"ids={tmp_path}"], "", backbone.branches)]
+    assert [bool(ids[1, 2].all()) for ids in found] == [False, True, False]
+    assert bool(found[0][2, 1].all()) and not any(bool(ids[2].any()) for ids in found[1:])
+    assert all(bool(ids[3, 3].all()) for ids in found)
+
+
+def test_depth_of_several_branches_is_on_the_scale_of_the_one_that_minds(backbone: Backbone, folder: Path) -> None:
+    (own,) = backbone.branches
+    net = replace(own, conditions=("depth",), takes_picture=True, near=1.0)
+    text = [f"depth={folder / 'depth.npy'}"]
+    (alone,), (after,) = (read_layouts(text, "", branches) for branches in ([own], [net, own]))
+    assert torch.equal(alone["depth"], after["depth"])
+    # A ControlNet alone sees everything, however small the units are.
+    depth = torch.from_numpy(np.load(folder / "depth.npy")) / 100
+    np.save(folder / "near.npy", depth.numpy())
+    (seen,) = read_layouts([f"depth={folder / 'near.npy'}"], "", [net])
+    assert float((seen["depth"] == 1).float().mean()) < 0.03 and len(seen["depth"].unique()) > 900
+    with pytest.raises(InputError, match="different scales"):
+        read_layouts(text, "", [own, replace(own, near=2.0)])
+
+
 def test_edges_are_found_in_a_picture_and_left_alone_in_one_of_edges(tmp_path: Path, backbone: Backbone) -> None:
+    branches = [replace(backbone.branches[0], conditions=("canny",))]
     picture = np.zeros((32, 32, 3), np.uint8)
     picture[:, 16:] = 128
     Image.fromarray(picture).save(tmp_path / "picture.png")
-    (found,) = read_layouts([f"canny={tmp_path / 'picture.png'}"], "", backbone.branches)
+    (found,) = read_layouts([f"canny={tmp_path / 'picture.png'}"], "", branches)
     edges = found["canny"][0]
     assert edges.sum() >= 20 and not edges[:, :14].any() and not edges[:, 18:].any()
     Image.fromarray((edges.numpy() * 255).astype(np.uint8)).save(tmp_path / "edges.png")
-    (again,) = read_layouts([f"canny={tmp_path / 'edges.png'}"], "", backbone.branches)
+    (again,) = read_layouts([f"canny={tmp_path / 'edges.png'}"], "", branches)
     assert torch.equal(again["canny"][0], edges)
+    # A drawing on white is a picture, and what is larger than the model's pictures keeps its lines.
+    Image.fromarray(255 - (edges.numpy() * 255).astype(np.uint8)).save(tmp_path / "drawing.png")
+    (drawn,) = read_layouts([f"canny={tmp_path / 'drawing.png'}"], "", branches)
+    assert float(drawn["canny"].mean()) < 0.5
+    line = torch.zeros(1, 64, 64)
+    line[0, 21] = 1
+    assert bool(stack_conditions(("canny",), [{"canny": line}], (16, 16))[0, 0, 5].all())

@@ -69,6 +69,33 @@ def test_a_file_made_from_something_else_is_not_overwritten(backbone: Backbone, 
     assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_caption_in_any_script_is_kept_in_the_file(backbone: Backbone, tmp_path: Path, suffix: str) -> None:
+    out, odd = tmp_path / f"x{suffix}", 'a "red" café; = \\ 雪だるま'
+    for _ in range(2):
+        list(generate_pictures(backbone, [odd], PicturesConfig(steps=1), out=out))
+    assert json.loads(made_from(out))["caption"] == odd
+
+
+def test_a_caption_that_stands_twice_has_two_pictures(backbone: Backbone, tmp_path: Path) -> None:
+    list(generate_pictures(backbone, [CAPTION, "a ball", CAPTION], PicturesConfig(steps=1), out=tmp_path / "x.png"))
+    records = [json.loads(made_from(tmp_path / f"x-00{number}.png")) for number in range(3)]
+    assert [record["seed"] for record in records[::2]] == [derive_seed(0, CAPTION, sample) for sample in range(2)]
+    for captions in ([CAPTION, " "], []):
+        with pytest.raises(InputError, match="expected a caption"):
+            list(generate_pictures(backbone, captions, CONFIG, out=tmp_path / "y.png"))
+
+
+def test_a_file_of_windows_is_read_as_others(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_bytes(b"\xef\xbb\xbf" + f"{CAPTION}\r\n\r\n  a ball \r\n".encode())
+    where = ["--captions", str(tmp_path / "captions.txt"), "--backbone", str(models / "text_to_image")]
+    assert run(["generate", *where, "--steps", "1", "--out", str(tmp_path / "x.png")]) == 0
+    found = [json.loads(made_from(tmp_path / f"x-00{number}.png"))["caption"] for number in range(2)]
+    assert found == [CAPTION, "a ball"]
+    (tmp_path / "captions.txt").write_text(" \n\n")
+    assert run(["generate", *where, "--steps", "1", "--out", str(tmp_path / "y.png")]) == 2
+
+
 def test_command_makes_pictures_of_the_captions_in_a_file(models: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text(f"{CAPTION}\n\na blue ball on the sand at night\n")
     where = ["--captions", str(tmp_path / "captions.txt"), "--backbone", str(models / "text_to_image")]
@@ -96,6 +123,10 @@ def test_command_makes_pictures_of_the_captions_in_a_file(models: Path, tmp_path
         (["a ball", "--captions", "none.txt", "--out", "x.png"], "not both"),
         (["--captions", "none.txt", "--out", "x.png"], "none.txt"),
         (["a ball", "--out", "x.png", "--num", "0"], "at least 1"),
+        (["a ball", "--out", "x.png", "--guidance", "nan"], "must be a number"),
+        (["a ball", " ", "--out", "x.png"], "got an empty one"),
+        (["a ball", "--out", "x.webp"], "pictures end in .png"),
+        (["a ball", "--out", "cone.ply"], "restage export"),
         (["a ball", "--out", "x.png", "--backbone", "none"], "none"),
     ],
 )

@@ -120,6 +120,10 @@ def test_the_default_is_refined_and_works_without_an_add_on(model: Path, tmp_pat
 def test_long_captions_that_begin_alike_have_folders_of_their_own() -> None:
     long = "a big red cone next to a small blue ball on the side of a green tree on grass"
     assert scene_name(long, 0) != scene_name(f"{long} at night", 0)
+    alike = ("a red cone on grass", "A red cone on grass", "a red cone, on grass", "a red  cone on grass")
+    assert (
+        len({scene_name(caption, 0) for caption in alike}) == 4 and scene_name(alike[0], 0) == "a-red-cone-on-grass-0"
+    )
     assert scene_name("雪だるま", 3).startswith("scene-") and scene_name("雪だるま", 3).endswith("-3")
 
 
@@ -165,3 +169,24 @@ def test_the_command_makes_as_many_scenes_as_asked_for(
     for seed in (4, 5):
         assert f"scene {scene_name(CAPTION, seed)}: 240 splats from '{CAPTION}'" in said
         assert read_json(tmp_path / "run" / "scenes" / scene_name(CAPTION, seed) / "fit.json")["steps"] == 2
+
+
+def test_the_command_compares_generators_in_runs_of_their_own(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", CAPTION, "--scene-steps", "2", "--backbone", str(model), "--out", str(tmp_path / "runs")]
+    assert run_command([*arguments, "--generator", "sds", "ism", "--views", str(tmp_path / "none")]) == 2
+    assert "sds makes no use of --views" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert run_command([*arguments, "--generator", "sds", "ism", "sds"]) == 0
+    for name in ("sds", "ism"):
+        record = read_json(tmp_path / "runs" / name / "scenes" / scene_name(CAPTION, 0) / "fit.json")
+        assert record["config"]["generator"] == name
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["ism", "sds"]
+
+
+def test_a_preset_or_an_add_on_that_cannot_be_used_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="name its --backbone"):
+        SceneOrder(captions=(CAPTION,), preset="sd15")
+    with pytest.raises(InputError, match="holds no add-on"):
+        list(generate_scenes(tmp_path / "run", order(model, "refined", views=tmp_path)))
+    assert not (tmp_path / "run").exists()

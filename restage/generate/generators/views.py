@@ -19,7 +19,13 @@ from restage.scenes.capture import Capture
 from restage.scenes.config import FitConfig
 from restage.scenes.fit import SplatFit, render_views
 
-__all__ = ["Views"]
+__all__ = ["NO_ADD_ON", "Views"]
+
+
+NO_ADD_ON = (
+    "the generator views needs an add-on that makes several views at once; name its folder with --views, or choose "
+    "another generator, such as sds"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +55,7 @@ class Views:
     def run(self, job: GenerateJob, state: Mapping[str, Any] | None = None) -> Iterator[GenerateStep]:
         """Paint, then fit; see `Generator.run`."""
         if job.views is None:
-            raise InputError(
-                "the generator views needs an add-on that makes several views at once; name its folder with --views, "
-                "or choose another generator, such as sds"
-            )
+            raise InputError(NO_ADD_ON)
         device = job.backbone.device
         cameras = job.rig.ring(self.num_views, size=job.size)
         start = self.blob.make(job.rig, job.seed).splats.to(device)
