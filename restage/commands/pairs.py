@@ -88,9 +88,10 @@ def build_pairs() -> Callable[..., None]:
         engine: Annotated[CampaignConfig, arg(name="")] = CampaignConfig(),  # noqa: B008
         store: StoreArgument = "",
         rejudge: bool = False,
-        control: tuple[Literal["depth", "canny"], ...] = (),
+        control: tuple[Literal["depth", "ids", "canny"], ...] = (),
         branch: tuple[str, ...] = (),
         depth_model: Path | None = None,
+        ids_model: Path | None = None,
         models: ModelsArgument = None,
         run_seed: RunSeedArgument = 0,
     ) -> None:
@@ -107,18 +108,20 @@ def build_pairs() -> Callable[..., None]:
             store: Where shards lie, such as s3://bucket/run; default: the run's folder. A run that began in a store
                 needs it named each time.
             rejudge: Judge the existing pairs by the rule given now; only what needs it is made again.
-            control: What of the source holds the layout of both pictures: depth, which --depth-model reads, or canny,
-                its edges.
+            control: What of the source holds the layout of both pictures: depth, which --depth-model reads, ids (what
+                is one thing), which --ids-model does, canny, its edges, or several of them.
             branch: Control branches for that, each as FOLDER, or NAME=FOLDER for a ControlNet of diffusers, such as
                 depth=path/to/controlnet.
             depth_model: Folder of a DPT or Depth Anything of transformers.
+            ids_model: Folder of a Mask2Former, MaskFormer or SegFormer of transformers.
             models: Folder of the models to start from.
             run_seed: Seed for a new run.
         """
         from restage.recipes import make_pairs
 
-        if control or branch or depth_model:
-            held = replace(config.generate, held_by=control, branch=branch, depth_model=depth_model)
+        if control or branch or depth_model or ids_model:
+            readers = {"depth_model": depth_model, "ids_model": ids_model}
+            held = replace(config.generate, held_by=control, branch=branch, **readers)
             config = replace(config, generate=held)
         with working(open_run(run, seed=run_seed), "pairs") as opened:
             found = models_in(models)

@@ -49,11 +49,13 @@ class GenerateConfig:
     """Number of pairs in a UNet call; pairs of one source caption and sample share their source."""
     held_by: tuple[str, ...] = added_later(())
     """What of the source holds the layout of both pictures, through control branches: `depth`, which `depth_model`
-    reads, and `canny`, its edges."""
+    reads, `ids`, which `ids_model` does, and `canny`, its edges."""
     branch: tuple[str, ...] = added_later(())
     """Control branches for that, each as [NAME=]FOLDER[,weight=W][,start=S][,end=E]."""
     depth_model: Path | None = added_later(None)
     """Folder of a DPT or Depth Anything of transformers."""
+    ids_model: Path | None = added_later(None)
+    """Folder of a Mask2Former, MaskFormer or SegFormer of transformers."""
     is_compiled: bool | None = None
     """Whether to compile the UNet, which takes some minutes in each process and is faster afterwards. None: in runs of
     at least 2000 pairs, on machines that can."""
@@ -65,13 +67,16 @@ class GenerateConfig:
         if self.batch_size < 1 or self.inversion_iterations < 1:
             counts = f"{self.batch_size} and {self.inversion_iterations}"
             raise InputError(f"batch_size and inversion_iterations must be at least 1, got {counts}")
-        if set(self.held_by) - {"depth", "canny"} or bool(self.held_by) != bool(self.branch):
-            raise InputError("pairs are held by depth or canny, with a control branch: --control depth --branch FOLDER")
-        if ("depth" in self.held_by) != (self.depth_model is not None):
+        if set(self.held_by) - {"depth", "ids", "canny"} or bool(self.held_by) != bool(self.branch):
             raise InputError(
-                "the depth of pictures needs a model that reads it, and the model is for depth alone: "
-                "--control depth --depth-model FOLDER"
+                "pairs are held by depth, ids or canny, with a control branch: --control depth --branch FOLDER"
             )
+        for name, model in (("depth", self.depth_model), ("ids", self.ids_model)):
+            if (name in self.held_by) != (model is not None):
+                raise InputError(
+                    f"control by {name} needs a model that reads it from pictures, which is for nothing else: "
+                    f"--control {name} --{name}-model FOLDER"
+                )
 
     @property
     def branches(self) -> tuple[BranchSource, ...]:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.diffusion.conditions import Conditions
+from restage.diffusion.conditions import Conditions, slots_of
 from restage.diffusion.control import PairControl
 from restage.diffusion.control_options import build_control
 from restage.diffusion.pair_sampler import PairBatch, sample_pairs
@@ -30,7 +30,7 @@ from restage.scenes.layouts import edges_of
 
 if TYPE_CHECKING:
     from restage.diffusion.backbone import Backbone
-    from restage.diffusion.depth import DepthModel
+    from restage.diffusion.ids import LayoutReaders
 
 __all__ = ["GeneratedPairs", "PairJob", "generate_pairs", "layouts_of", "make_control", "make_jobs"]
 
@@ -128,7 +128,7 @@ def reversed_prompt(prompt: PromptPair) -> PromptPair:
 
 
 def _batch(
-    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, *, pad_to: int, depth: DepthModel | None
+    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, *, pad_to: int, readers: LayoutReaders | None
 ) -> tuple[tuple[str, ...], PairBatch]:
     """Return the names of the controls, and the tensors of all jobs; jobs with the same source share it."""
     names, controls = zip(*(make_control(backbone, job, config) for job in jobs), strict=True)
@@ -141,7 +141,7 @@ def _batch(
         pictures = torch.stack([decode_picture(content, (height, width)) for _, _, content in sources])
     if config.held_by:
         shown = _sample_sources(backbone, sources, config) if pictures is None else pictures
-        conditions = layouts_of(shown, config.held_by, depth)
+        conditions = layouts_of(shown, config.held_by, readers)
     if pictures is not None:
         # Inversion runs in batches of the padded size as well, since a compiled UNet knows no other.
         rows = torch.arange(-(-len(sources) // pad_to) * pad_to) % len(sources)
@@ -175,14 +175,18 @@ def _sample_sources(
 
 
 def layouts_of(
-    pictures: Float[Tensor, "n 3 height width"], names: Sequence[str], depth: DepthModel | None
+    pictures: Float[Tensor, "n 3 height width"], names: Sequence[str], readers: LayoutReaders | None
 ) -> tuple[Conditions, ...]:
-    """Read conditions from pictures: `depth` by a model, `canny` by itself."""
+    """Read conditions from pictures: `depth` and `ids` by models, `canny` by itself."""
     found: list[dict[str, Tensor]] = [{} for _ in pictures]
     if "depth" in names:
-        assert depth is not None
-        for conditions, read in zip(found, depth.read(pictures), strict=True):
+        assert readers is not None and readers.depth is not None
+        for conditions, read in zip(found, readers.depth.read(pictures), strict=True):
             conditions["depth"] = read
+    if "ids" in names:
+        assert readers is not None and readers.ids is not None
+        for conditions, ids in zip(found, readers.ids.read(pictures), strict=True):
+            conditions["ids"] = slots_of(ids)
     if "canny" in names:
         for conditions, picture in zip(found, pictures, strict=True):
             conditions["canny"] = edges_of(picture.cpu())
@@ -197,7 +201,7 @@ def _is_backwards(job: PairJob, config: GenerateConfig) -> bool:
 
 
 def generate_pairs(
-    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, depth: DepthModel | None = None
+    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, readers: LayoutReaders | None = None
 ) -> GeneratedPairs:
     """Make one batch of pairs; the same jobs in the same batch give the same pictures.
 
@@ -206,7 +210,7 @@ def generate_pairs(
     `is_compiled` is True (see `GenerateConfig.for_run`).
     """
     if len({job.is_picture for job in jobs}) > 1:
-        return _generate_apart(backbone, jobs, config, depth)
+        return _generate_apart(backbone, jobs, config, readers)
     is_reversed = torch.tensor([_is_backwards(job, config) for job in jobs])
     sampled = [
         dataclasses.replace(job, prompt=reversed_prompt(job.prompt)) if back else job
@@ -215,7 +219,7 @@ def generate_pairs(
     sampler = config.sampler
     if config.is_compiled:
         backbone, sampler = backbone.compiled(), dataclasses.replace(sampler, pad_to=max(sampler.pad_to, PAD_COMPILED))
-    names, batch = _batch(backbone, sampled, config, pad_to=sampler.pad_to, depth=depth)
+    names, batch = _batch(backbone, sampled, config, pad_to=sampler.pad_to, readers=readers)
     (state,) = deque(sample_pairs(backbone, batch, sampler), maxlen=1)
     latents = (state.source_latents, state.edit_latents)
     sources, second = backbone.decode_latents(torch.cat(latents)).cpu().split([len(part) for part in latents])
@@ -230,14 +234,14 @@ def generate_pairs(
 
 
 def _generate_apart(
-    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, depth: DepthModel | None
+    backbone: Backbone, jobs: Sequence[PairJob], config: GenerateConfig, readers: LayoutReaders | None
 ) -> GeneratedPairs:
     """Make the pairs that have a picture, then the others, and return all in the order of the jobs."""
     # Their source trajectories differ in kind (inverted or sampled), which one batch cannot mix.
     order = sorted(range(len(jobs)), key=lambda index: not jobs[index].is_picture)
     cut = sum(job.is_picture for job in jobs)
     groups = (order[:cut], order[cut:])
-    first, second = (generate_pairs(backbone, [jobs[index] for index in group], config, depth) for group in groups)
+    first, second = (generate_pairs(backbone, [jobs[index] for index in group], config, readers) for group in groups)
     place = [order.index(index) for index in range(len(jobs))]
     sources, edited, masks = (torch.cat([a, b])[place] for a, b in zip(first[:3], second[:3], strict=True))
     controls, steps = (*first.controls, *second.controls), (*first.steps, *second.steps)

@@ -35,7 +35,7 @@ from restage.work.task import Facts, Task
 
 if TYPE_CHECKING:
     from restage.diffusion.backbone import Backbone
-    from restage.diffusion.depth import DepthModel
+    from restage.diffusion.ids import LayoutReaders
 
 __all__ = ["LoadedMaker", "Maker", "ModelMaker", "PairTask", "ShardWork", "TaskPlan", "read_plan"]
 
@@ -85,7 +85,7 @@ class LoadedMaker:
     clip: ImageTextModel
     generate: GenerateConfig
     id: str = ""
-    depth: DepthModel | None = None  # reads the depth of sources, if pairs are held by it
+    readers: LayoutReaders | None = None  # read what pairs are held by from their sources
 
     def open(self, device: str) -> LoadedMaker:
         """Return itself, since its models are loaded."""
@@ -100,7 +100,7 @@ class LoadedMaker:
 
     def make(self, jobs: Sequence[PairJob]) -> Made:
         """Make one batch."""
-        made = generate_pairs(self.backbone, jobs, self.generate, self.depth)
+        made = generate_pairs(self.backbone, jobs, self.generate, self.readers)
         prompts = [job.prompt for job in jobs]
         with timed("score"):
             scores = score_pairs(self.clip, prompts, sources=made.sources, edited=made.edited, masks=made.masks)
@@ -133,12 +133,15 @@ class ModelMaker:
         if found != self.id:
             raise InputError(f"the models in {text_to_image} and {clip} are not those of the campaign; copy those here")
         backbone = load_backbone(text_to_image, device, branches=self.generate.branches)
-        generate, depth = self.generate.for_run(self.num_pairs), None
-        if generate.depth_model is not None:
-            from restage.diffusion.depth import load_depth_model
+        generate, readers = self.generate.for_run(self.num_pairs), None
+        taken = {name for branch in backbone.branches for name in branch.conditions}
+        if lost := [name for name in generate.held_by if name not in taken]:
+            raise InputError(f"no control branch takes {' and '.join(lost)}; name one with --branch")
+        if generate.depth_model is not None or generate.ids_model is not None:
+            from restage.diffusion.ids import open_readers
 
-            depth = load_depth_model(generate.depth_model, device)
-        return LoadedMaker(backbone, load_clip(clip, device), generate, self.id, depth).open(device)
+            readers = open_readers(generate.depth_model, generate.ids_model, device)
+        return LoadedMaker(backbone, load_clip(clip, device), generate, self.id, readers).open(device)
 
 
 def _hashes(text_to_image: Path, clip: Path, generate: GenerateConfig) -> list[str]:
@@ -147,6 +150,7 @@ def _hashes(text_to_image: Path, clip: Path, generate: GenerateConfig) -> list[s
         from restage.diffusion.branches import branch_sha256
 
         more += [branch_sha256(source.folder) for source in generate.branches]
+    more += [] if generate.ids_model is None else [folder_sha256(generate.ids_model)]
     return [folder_sha256(text_to_image), folder_sha256(clip), *more]
 
 
