@@ -161,24 +161,26 @@ def build_train_control() -> Callable[..., None]:
             condition: What the branch takes: depth (of the splats), ids (of the scene's regions), canny (edges of the
                 pairs, or of the views), or a folder of pictures with the names of views or pairs.
             out: Folder of the branch; default: models/ and the names of run and condition.
-            caption: What the views of its scenes show, if the scenes do not say it.
+            caption: What the views of its scenes show; by default what the scenes of the miniature world say of
+                themselves, and nothing for others. Pairs have captions of their own.
             config: What the branch is.
             training: How long and how fast.
             backbone: Folder of the text-to-image model; default: the one that comes with the package.
             device: Where to train, such as `cuda`.
         """
         from restage.diffusion.backbone import load_backbone
-        from restage.train.control import BranchData, train_branch
-        from restage.train.control_data import encode_run, examples_of
+        from restage.train.control import BranchData, check_training, train_branch
+        from restage.train.control_data import RunPictures, encode_run
 
         check_is_run(run)
         check_device(device)
-        examples, near = examples_of(run, condition, caption=caption)
+        check_training(training)
+        pictures = RunPictures(run, condition, caption=caption)
         folder = out or Path("models") / f"{run.resolve().name}-{Path(condition).name}"
         model = load_backbone(backbone or models_in().text_to_image, device)
 
         def steps() -> Iterator[Progress]:
-            for step in encode_run(model, examples, near, config, training):
+            for step in encode_run(model, pictures, config, training):
                 if isinstance(step, BranchData):
                     where = {"state": folder / "state", "folder": folder}
                     yield from train_branch(model, step, config, training=training, **where)

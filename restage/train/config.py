@@ -94,7 +94,8 @@ class BranchConfig:
     """`branch`: a small branch, and small changes of the UNet's output projections (ControlNeXt); `branch-only`: the
     branch alone; `controlnet`: a copy of the UNet's encoder (ControlNet)."""
     injection: Injection = "cross_norm"
-    """How a branch gets into the UNet: normalized to what is there, or through a convolution that starts at zero."""
+    """How a branch (not a copied encoder) gets into the UNet: normalized to what is there, or through a convolution
+    that starts at zero."""
     placement: Placement = "conv_in"
     """After which part: the first convolution, the first down block, or the middle block."""
     width: int = 48
@@ -110,6 +111,9 @@ class BranchConfig:
         shares = (self.drop_text, self.drop_control, self.alone_share)
         if not all(0 <= share <= 0.3 for share in shares) or self.width < 16 or self.width % 16:
             raise InputError(f"expected shares in [0, 0.3] and a width that is a multiple of 16, got {self}")
+        shape = {name: getattr(self, name) for name in ("injection", "placement", "width")}
+        if self.arm == "controlnet" and any(value != getattr(BranchConfig, name) for name, value in shape.items()):
+            raise InputError(f"a copied encoder has its own shape and places; {', '.join(shape)} are for other arms")
 
     @property
     def name(self) -> str:

@@ -28,7 +28,7 @@ from restage.run.models import folder_sha256
 from restage.train.batches import draw_timesteps
 from restage.train.config import BranchConfig
 
-__all__ = ["BranchBatch", "BranchData", "drop_conditions", "train_branch"]
+__all__ = ["BranchBatch", "BranchData", "check_training", "drop_conditions", "train_branch"]
 
 TO_OUT_SHARE = 0.1
 """Learning rate of the UNet's output projections, as a share of the branch's (ControlNeXt: 1e-5 beside 1e-4)."""
@@ -158,6 +158,12 @@ def _build(backbone: Backbone, names: tuple[str, ...], config: BranchConfig) -> 
     )
 
 
+def check_training(training: TrainingConfig) -> None:
+    """Refuse settings that a control branch cannot be trained with."""
+    if training.is_compiled:
+        raise InputError("a control branch is trained without PyTorch's compiler; omit --training.is-compiled")
+
+
 def train_branch(
     backbone: Backbone,
     data: BranchData,
@@ -177,8 +183,7 @@ def train_branch(
     """
     if backbone.folder is None:
         raise InputError("a control branch is trained for a model that lies in a folder")
-    if training.is_compiled:
-        raise InputError("a control branch is trained without PyTorch's compiler; omit --compile")
+    check_training(training)
     unet, schedule = backbone.unet, backbone.schedule
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)  # initial weights only

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from restage.diffusion.backbone import Backbone, load_backbone
-from restage.diffusion.branches import out_layers
+from restage.diffusion.branches import BranchRecord, build_branch, out_layers, save_branch
 from restage.diffusion.conditions import num_channels, slots_of
 from restage.diffusion.config import BranchSource, TrainingConfig
 from restage.diffusion.sampling import initial_noise, latent_shape, sample_images
@@ -102,6 +102,23 @@ def test_every_weight_of_a_branch_is_trained(backbone: Backbone, tmp_path: Path)
     )
     # Behind a convolution that starts at zero, what lies before it learns from the second step on.
     assert [name for name, weight in first.items() if torch.equal(weight, last[name])] == []
+
+
+def test_a_copied_encoder_has_no_place_or_width_to_choose() -> None:
+    for settings in ({"placement": "mid"}, {"injection": "zero_conv"}, {"width": 16}):
+        with pytest.raises(InputError, match="are for other arms"):
+            BranchConfig(arm="controlnet", **settings)
+
+
+def test_a_branch_that_is_saved_over_another_keeps_nothing_of_it(
+    backbone: Backbone, base: Path, tmp_path: Path
+) -> None:
+    branch, record = build_branch(backbone.unet, NAMES, width=16), BranchRecord(conditions=NAMES)
+    change = {f"{name}.bias": torch.ones_like(layer.bias) for name, layer in out_layers(backbone.unet).items()}
+    for to_out in (change, {}):
+        save_branch(branch, tmp_path / "branch", record, to_out)
+        loaded = load_backbone(base, branches=[BranchSource(folder=tmp_path / "branch")])
+        assert loaded.branches[0].to_out.keys() == to_out.keys()
 
 
 def test_conditions_are_left_out_together_or_but_for_one() -> None:

@@ -11,12 +11,14 @@ from PIL import Image
 
 from restage.cli import run
 from restage.diffusion.backbone import load_backbone
-from restage.diffusion.config import BranchSource
+from restage.diffusion.config import BranchSource, TrainingConfig
 from restage.records import InputError
 from restage.regions.files import write_region
 from restage.regions.region import Region
 from restage.scenes.io.splat_files import read_splats
-from restage.train.control_data import examples_of
+from restage.train.config import BranchConfig
+from restage.train.control import BranchData
+from restage.train.control_data import RunPictures, encode_run
 from tests.commands.test_cli import write_capture_folder
 from tests.pairs.tiny import WordlessClip, open_run, run_pairs, tiny_config, tiny_model
 from tests.tiny_models import write_tiny_models
@@ -38,37 +40,58 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_views_have_the_depth_of_their_splats_and_the_ids_of_regions(scene: Path) -> None:
-    found, near = examples_of(scene, "depth", caption="a thing")
-    assert len(found) == 3 and {example.caption for example in found} == {"a thing"}
+    pictures = RunPictures(scene, "depth", caption="a thing")
+    found, near = list(pictures), pictures.near
+    assert len(found) == pictures.total == 3 and {example.caption for example in found} == {"a thing"}
     shares = torch.stack([(example.conditions["depth"] >= 1).float().mean() for example in found])
     assert 0 < near < 10 and float(shares.mean()) < 0.1
     with pytest.raises(InputError, match="no regions"):
-        examples_of(scene, "ids")
+        list(RunPictures(scene, "ids"))
     splats = read_splats(scene / "scenes" / "mine" / "splats.ply")
     write_region(scene, "mine", "top", Region.of(splats, (splats.means[:, 2] > 0).float(), by="test"))
-    found, _ = examples_of(scene, "ids")
+    found = list(RunPictures(scene, "ids"))
     assert all(example.conditions["ids"].sum(0).eq(1).all() for example in found)
     assert any(bool(example.conditions["ids"][2].any()) for example in found)
+    # As where pictures are made like a view, a region that is called ground is no thing.
+    write_region(scene, "mine", "ground", Region.of(splats, torch.ones(len(splats.means)), by="test"))
+    again = list(RunPictures(scene, "ids"))
+    assert not any(bool(example.conditions["ids"][3:].any()) for example in again)
+
+
+def test_a_thing_has_another_slot_each_time(scene: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(write_tiny_models(tmp_path / "models") / "text_to_image")
+    splats = read_splats(scene / "scenes" / "mine" / "splats.ply")
+    write_region(scene, "mine", "top", Region.of(splats, (splats.means[:, 2] > 0).float(), by="test"))
+    config, training = BranchConfig(drop_control=0.0), TrainingConfig(num_steps=1, batch_size=16)
+    *_, data = encode_run(backbone, RunPictures(scene, "ids"), config, training)
+    assert isinstance(data, BranchData)
+    conditions = data.batch(0, torch.Generator().manual_seed(0)).conditions
+    used = conditions[:, 2:].flatten(2).any(dim=2)
+    assert bool((used.sum(dim=1) <= 1).all()) and int(used.any(dim=0).sum()) > 1
+    assert bool((conditions.sum(dim=1) == 1).all())
 
 
 def test_pictures_of_a_folder_are_found_by_the_names_of_views(scene: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pose"
     folder.mkdir()
-    name = examples_of(scene, "canny")[0][1].name
+    name = list(RunPictures(scene, "canny"))[1].name
     path = folder / f"{Path(name).name}.png"
     Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(path)
-    ((example,), _) = examples_of(scene, str(folder))
+    (example,) = RunPictures(scene, str(folder))
     assert example.name == name and example.conditions["pose"].shape == (3, 8, 8)
     path.rename(folder / "other.png")
     with pytest.raises(InputError, match="no pictures with the condition"):
-        examples_of(scene, str(folder))
+        list(RunPictures(scene, str(folder)))
     with pytest.raises(InputError, match="or a folder"):
-        examples_of(scene, str(tmp_path / "none"))
+        RunPictures(scene, str(tmp_path / "none"))
 
 
 def test_both_sides_of_a_pair_have_their_edges_and_captions(pairs: Path) -> None:
-    found, _ = examples_of(pairs, "canny")
-    assert len(found) >= 4
+    pictures = RunPictures(pairs, "canny")
+    found = list(pictures)
+    assert len(found) == pictures.total >= 4
+    with pytest.raises(InputError, match="omit --caption"):
+        RunPictures(pairs, "canny", caption="a thing")
     for before, after in zip(found[::2], found[1::2], strict=True):
         assert after.name == f"{before.name}-edited" and before.caption != after.caption
         assert before.conditions["canny"].unique().tolist() in ([0.0], [0.0, 1.0])
