@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional
 
 from restage.diffusion.attention import attention_layers
-from restage.diffusion.backbone import load_backbone
-from restage.edit.editors import EditorSource, open_editor, regenerated
+from restage.diffusion.backbone import Backbone, load_backbone
+from restage.diffusion.conditions import invert_depth
+from restage.edit.editors import EditorSource, open_editor, regenerated, text_to_image
 from restage.edit.editors.interface import ViewBatch
 from restage.edit.editors.regenerated import attend_to_references, regenerate
 from restage.edit.job import EditJob
@@ -83,9 +84,31 @@ def test_a_view_does_not_depend_on_how_many_are_painted_at_once(
 ) -> None:
     editor = open_with_branch(model)
     batch = batch_of(tiny_scene, 6, layout_of(tiny_scene, 6))
-    whole = editor.edit(batch).images
-    monkeypatch.setattr(regenerated, "VIEWS_AT_ONCE", 1)
-    torch.testing.assert_close(editor.edit(batch).images, whole, rtol=0, atol=0.03)
+    whole, at_once = editor.edit(batch), []
+    for module in (regenerated, text_to_image):
+        monkeypatch.setattr(module, "VIEWS_AT_ONCE", 1)
+    decode = Backbone.decode_latents
+    monkeypatch.setattr(Backbone, "decode_latents", lambda self, x: at_once.append(len(x)) or decode(self, x))
+    found = editor.edit(batch)
+    torch.testing.assert_close(found.images, whole.images, rtol=0, atol=0.03)
+    torch.testing.assert_close(found.masks, whole.masks, rtol=0, atol=0.03)
+    assert at_once == [1] * 6
+
+
+def test_depth_lies_where_the_view_does_if_its_sides_are_no_multiples_of_a_latents(
+    model: Path, tiny_scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    steered = Backbone.steered
+    monkeypatch.setattr(Backbone, "steered", lambda self, *a: given.append(a) or steered(self, *a))
+    whole, layout = batch_of(tiny_scene, 4, layout_of(tiny_scene, 4)), layout_of(tiny_scene, 4)
+    views, depths = whole.views[..., :-3, :-2], layout.depths[..., :-3, :-2]
+    batch = replace(whole, views=views, originals=views, layout=replace(layout, depths=depths))
+    assert open_with_branch(model).edit(batch).images.shape == views.shape
+    (conditions, size), *_ = given
+    assert size == tuple(whole.views.shape[-2:]) and conditions[0]["depth"].shape[1:] == size
+    expected = invert_depth(depths[1], 1.5)  # the first of a batch is the first reference view
+    torch.testing.assert_close(conditions[0]["depth"][..., :-3, :-2], expected)
 
 
 def test_depth_and_references_matter(model: Path, tiny_scene: Any) -> None:

@@ -19,13 +19,14 @@ from torch.nn import functional
 
 from restage.diffusion.attention import attention_layers
 from restage.diffusion.backbone import Backbone, TextCondition
-from restage.diffusion.conditions import invert_depth
+from restage.diffusion.branches import near_of
+from restage.diffusion.conditions import invert_depth, near_depth
 from restage.diffusion.sampling import denoise, guided, invert_latents
 from restage.edit.editors.interface import ViewBatch
 from restage.edit.sharing import ViewLayout
 from restage.records import InputError
 
-__all__ = ["attend_to_references", "regenerate"]
+__all__ = ["VIEWS_AT_ONCE", "attend_to_references", "regenerate"]
 
 VIEWS_AT_ONCE = 8
 """Views in the model at the same time, besides the reference views."""
@@ -96,9 +97,12 @@ def regenerate(
     takes_depth = bool(backbone.branches) and all("depth" in branch.conditions for branch in backbone.branches)
     if backbone.branches and not takes_depth:
         raise InputError("views of a scene have depth alone; choose control branches that take depth")
-    near = backbone.branches[0].near if takes_depth else 1.0
-    conditions = [{"depth": invert_depth(depth.cpu(), near)} for depth in layout.depths]
-    height, width = (side + -side % backbone.pixels_per_latent for side in batch.views.shape[-2:])
+    near = near_of(backbone.branches) or near_depth(layout.depths)
+    below, right = (-side % backbone.pixels_per_latent for side in batch.views.shape[-2:])
+    # As pictures are continued where their sides are no multiples of what a latent stands for.
+    depths = functional.pad(layout.depths[:, None].cpu(), (0, right, 0, below), mode="replicate")[:, 0]
+    conditions = [{"depth": invert_depth(depth, near)} for depth in depths]
+    height, width = depths.shape[1:]
     references = list(layout.references)
     others = [place for place in range(len(batch.views)) if place not in references]
     first = round((1 - batch.noise_level) * num_steps)

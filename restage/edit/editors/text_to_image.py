@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,7 +21,7 @@ from restage.diffusion.config import BranchSource
 from restage.diffusion.sampling import denoise, guided, sample_images
 from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ReadKeys, ViewBatch
-from restage.edit.editors.regenerated import regenerate
+from restage.edit.editors.regenerated import VIEWS_AT_ONCE, regenerate
 from restage.records import EditRequest, InputError
 from restage.run.models import models_in
 
@@ -50,30 +50,43 @@ class TextToImageEditor:
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
         backbone, views, level = self.backbone, batch.views, min(batch.noise_level, self.highest_noise)
-        captions = _captions(batch.request)
-        before, after, empty = (backbone.encode_prompts([text]).expand(len(views)) for text in (*captions, ""))
-        clean = backbone.encode_images(views)
+        before, after = (backbone.encode_prompts([text]) for text in _captions(batch.request))
+        # With a layout all training views of a scene come at once.
+        size = len(views) if batch.layout is None else VIEWS_AT_ONCE
+        chunks = [slice(start, start + size) for start in range(0, len(views), size)]
+        clean = torch.cat([backbone.encode_images(views[chunk]) for chunk in chunks])
         table = backbone.schedule.timesteps(math.ceil(self.steps * level - 1e-9), start=level)
         noise = batch.draw_noise(clean.shape[1:]).to(clean)
         first = torch.full((len(views),), table[0], device=clean.device)
         latents = backbone.schedule.add_noise(clean, noise, first)
-        scales = torch.full((len(views),), self.guidance)
-        towards = guided(backbone, after, empty.select(torch.tensor([0])), scales)
-        difference = backbone.predict_noise(latents, first, after) - backbone.predict_noise(latents, first, before)
+        masks = torch.cat([self._difference(latents[chunk], first[chunk], before, after) for chunk in chunks])
         if batch.layout is not None:
-            one = torch.tensor([0])
-            told = {"before": before.select(one), "after": after.select(one), "guidance": self.guidance}
+            told = {"before": before, "after": after, "guidance": self.guidance}
             latents = regenerate(backbone, batch, batch.layout, **told, num_steps=self.steps)
         else:
+            scales = torch.full((len(views),), self.guidance)
+            towards = guided(backbone, after.expand(len(views)), backbone.encode_prompts([""]), scales)
             for state in denoise(backbone.schedule, latents, predict=towards, timesteps=table):
                 latents = state.latents
-        masks = difference.abs().mean(dim=1)
         # Predictions have no unit of their own, so the place that differs most counts as sure.
         masks = masks / masks.amax(dim=(1, 2), keepdim=True).clamp_min(1e-8)
         height, width = views.shape[-2:]
-        images = backbone.decode_latents(latents)
+        images = torch.cat([backbone.decode_latents(latents[chunk]) for chunk in chunks])
         masks = functional.interpolate(masks[:, None], images.shape[-2:], mode="bilinear")[:, 0].clamp(0, 1)
         return Edited(images[..., :height, :width], masks[..., :height, :width]).to(views.device)
+
+    def _difference(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        timesteps: Int[Tensor, " b"],
+        before: TextCondition,
+        after: TextCondition,
+    ) -> Float[Tensor, "b h w"]:
+        """How much the noise that is seen under two captions differs, mean over channels."""
+        told, untold = (
+            self.backbone.predict_noise(latents, timesteps, text.expand(len(latents))) for text in (after, before)
+        )
+        return (told - untold).abs().mean(dim=1)
 
     def paint(self, captions: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
         """Make a picture from each caption, each from noise of its own seed."""
