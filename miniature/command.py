@@ -65,6 +65,11 @@ class MiniatureConfig:
     """Where to train, such as `cuda`; the edit model's pairs are made on every GPU, or else on every core."""
 
 
+PART_OF = {"num_rings": "views", "num_clips": "motion", "version": "edit-model", "references": "edit-model"}
+PART_OF |= dict.fromkeys(("arm", "injection", "placement"), "control")
+"""The one part that an option is for."""
+
+
 def miniature(
     action: Positional[Literal["train"]],
     part: Positional[PartName],
@@ -131,14 +136,17 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
     folder, start = config.folder, config.start
     if start is not None and part in ("pictures", "clip"):
         raise InputError(f"{part} starts from nothing; a model to start from is for the other parts")
-    if config.compile and part in ("probe", "views", "motion"):
+    if config.compile and part in ("control", "probe", "views", "motion"):
         raise InputError(f"PyTorch's compiler fails on the part {part}; omit --compile")
+    for name, owner in PART_OF.items():
+        if part != owner and getattr(config, name) != getattr(MiniatureConfig, name):
+            raise InputError(f"--{name.replace('_', '-')} is for the part {owner}, not for {part}")
 
     def as_asked(training: TrainingConfig) -> TrainingConfig:
         return replace(
             training,
-            num_steps=config.num_steps or training.num_steps,
-            batch_size=config.batch_size or training.batch_size,
+            num_steps=training.num_steps if config.num_steps is None else config.num_steps,
+            batch_size=training.batch_size if config.batch_size is None else config.batch_size,
             seed=config.seed,
             is_compiled=config.compile,
         )

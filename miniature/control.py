@@ -22,7 +22,7 @@ from restage.train.config import BranchConfig
 from restage.train.control import BranchBatch, BranchData, drop_conditions, train_branch
 from restage.world.render import NEAR, layout_of, render_view
 
-__all__ = ["CONDITIONS", "RECIPE", "Layouts", "base_of", "prepare_control", "render_layouts"]
+__all__ = ["CONDITIONS", "RECIPE", "Layouts", "base_of", "cache_of", "prepare_control", "render_layouts"]
 __all__ += ["train_control"]
 
 RECIPE = TrainingConfig(num_steps=2500, batch_size=32, learning_rate=1e-4, num_warmup_steps=50, ema_decay=0.996)
@@ -34,6 +34,11 @@ def base_of(folder: Path) -> Path:
     """Return the text-to-image model that a branch is trained for: that of the training folder, or the shipped one."""
     own = folder / "text_to_image"
     return own if (own / "unet" / "config.json").is_file() else models_in().text_to_image
+
+
+def cache_of(folder: Path, name: str, base: Path, seed: int) -> Path:
+    """Return where latents that a part trains on lie: those of another autoencoder, or seed, lie elsewhere."""
+    return folder / "state" / f"{name}-{folder_sha256(base / 'vae')[:8]}{f'-{seed}' if seed else ''}"
 
 
 def render_layouts(folder: Path, pictures: Pictures) -> Iterator[Progress]:

@@ -8,18 +8,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
-from miniature.control import base_of
+from miniature.control import base_of, cache_of
 from restage.diffusion.backbone import Backbone, load_backbone, save_half
 from restage.diffusion.config import TrainingConfig
 from restage.diffusion.motion import build_motion, load_motion, moving
-from restage.diffusion.training import train
-from restage.records import Progress, derive_seed, write_atomically
+from restage.diffusion.training import explicit_attention, train
+from restage.records import InputError, Progress, derive_seed, write_atomically
 from restage.run.models import folder_sha256
 from restage.world.clips import MOTIONS, Clip, sample_clip
 from restage.world.render import render_view
@@ -58,19 +58,6 @@ def make_clips(folder: Path, backbone: Backbone, num_clips: int, *, seed: int = 
         yield Progress(stage="clips", done=min(first + SHARD_SIZE, num_clips), total=num_clips)
 
 
-class _Moved(nn.Module):
-    """The UNet with temporal attention, which alone is trained."""
-
-    def __init__(self, unet: nn.Module, motion: nn.Module) -> None:
-        super().__init__()
-        self.unet, self.motion = unet.requires_grad_(False), motion
-
-    def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        motion: Any = self.motion
-        with moving(self.unet, motion, NUM_FRAMES):
-            return self.unet(latents, timesteps, encoder_hidden_states=text).sample
-
-
 def train_motion(
     folder: Path,
     config: TrainingConfig = RECIPE,
@@ -92,8 +79,10 @@ def train_motion(
         device: Where to train, such as `cuda`.
     """
     base = base_of(folder)
+    if num_clips < 1:
+        raise InputError(f"expected at least one clip, got {num_clips}")
     backbone = load_backbone(base, device)
-    cache = folder / "state" / f"clips-{folder_sha256(base / 'vae')[:8]}"
+    cache = cache_of(folder, "clips", base, config.seed)
     yield from make_clips(cache, backbone, num_clips, seed=config.seed)
     shards = [
         np.load(cache / f"shard-{number:05d}.npy", mmap_mode="r") for number in range(-(-num_clips // SHARD_SIZE))
@@ -103,7 +92,6 @@ def train_motion(
         motion.to(device=device)  # pyright: ignore[reportCallIssue]
     else:
         motion = load_motion(start, backbone.unet, device).requires_grad_(True)
-    model = _Moved(backbone.unet, motion)
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         count = max(1, config.batch_size // NUM_FRAMES)
@@ -123,11 +111,13 @@ def train_motion(
         clean, noise, t = (part.to(device) for part in (clean, noise, t))
         text = backbone.encode_text(captions).repeat_interleave(NUM_FRAMES, dim=0)
         noisy = backbone.schedule.add_noise(clean, noise, t).to(memory_format=torch.channels_last)
-        predicted = model(noisy, t, text).float()
-        return {"motion": nn.functional.mse_loss(predicted, backbone.schedule.target(clean, noise, t))}
+        with moving(backbone.unet, motion, NUM_FRAMES):
+            predicted = backbone.unet(noisy, t, encoder_hidden_states=text).sample.float()
+        return {"motion": functional.mse_loss(predicted, backbone.schedule.target(clean, noise, t))}
 
-    made_from = f"{folder_sha256(base)} {num_clips}"
-    for step in train(model, loss_of, folder=folder / "state" / "motion", config=config, made_from=made_from):
-        note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
-        yield Progress(stage="motion", done=step.step, total=step.num_steps, note=note)
+    made_from = f"{folder_sha256(base)} {num_clips} {'' if start is None else folder_sha256(start)}"
+    with explicit_attention(backbone.unet):
+        for step in train(motion, loss_of, folder=folder / "state" / "motion", config=config, made_from=made_from):
+            note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
+            yield Progress(stage="motion", done=step.step, total=step.num_steps, note=note)
     save_half(motion, folder / "motion")

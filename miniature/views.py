@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
+from miniature.control import base_of, cache_of
 from restage.diffusion.backbone import Backbone, load_backbone, save_half
 from restage.diffusion.config import TrainingConfig
-from restage.diffusion.training import train
-from restage.diffusion.view_attention import ViewAttention, build_view_attention, load_view_attention, viewing
+from restage.diffusion.training import explicit_attention, train
+from restage.diffusion.view_attention import build_view_attention, load_view_attention, viewing
 from restage.generate.rig import rays_of
-from restage.records import Progress, derive_seed, write_atomically
+from restage.records import InputError, Progress, derive_seed, write_atomically
 from restage.run.models import folder_sha256
 from restage.scenes.cameras import Cameras
 from restage.world.capture import ring_cameras
@@ -81,18 +83,6 @@ class Rings:
         return ring_scene(index, seed=self.seed)
 
 
-class _Viewed(nn.Module):
-    """The UNet with the add-on, which alone is trained."""
-
-    def __init__(self, unet: nn.Module, add_on: ViewAttention) -> None:
-        super().__init__()
-        self.unet, self.add_on = unet.requires_grad_(False), add_on
-
-    def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor, rays: Tensor) -> Tensor:
-        with viewing(self.unet, self.add_on, rays):
-            return self.unet(latents, timesteps, encoder_hidden_states=text).sample
-
-
 def train_views(
     folder: Path,
     config: TrainingConfig = RECIPE,
@@ -104,27 +94,30 @@ def train_views(
     """Train it on the autoencoder's latents of rings, and save `<folder>/views` in half precision.
 
     v-prediction as the model's own; all views of a scene have one noise level. Rings are rendered and encoded first, to
-    `<folder>/state/rings`.
+    `<folder>/state/rings-<model>`.
     Command: `restage miniature train views`. Rings come at about four a second on one core of an EPYC; for the cost of
     a step see docs/generate.md.
 
     Args:
-        folder: Of the models; its `text_to_image` is there already.
+        folder: Of the models.
         config: How long and how fast.
         num_rings: Scenes that are rendered, from eight sides each.
         start: An add-on of the same UNet that training goes on from; None for one that changes nothing.
         device: Where to train, such as `cuda`.
     """
-    base = folder / "text_to_image"
+    base = base_of(folder)
+    if num_rings < 1:
+        raise InputError(f"expected at least one ring, got {num_rings}")
     backbone = load_backbone(base, device)
-    yield from make_rings(folder / "state" / "rings", backbone, num_rings, seed=config.seed)
-    rings = Rings(folder / "state" / "rings", num_rings, seed=config.seed)
+    cache = cache_of(folder, "rings", base, config.seed)
+    yield from make_rings(cache, backbone, num_rings, seed=config.seed)
+    rings = Rings(cache, num_rings, seed=config.seed)
     torch.manual_seed(config.seed)  # initial weights only
     if start is None:
         add_on = build_view_attention(backbone.unet, num_views=NUM_VIEWS)
     else:
         add_on = load_view_attention(start, backbone.unet, device).requires_grad_(True)
-    model = _Viewed(backbone.unet, add_on).to(device)
+    add_on.to(device)  # pyright: ignore[reportCallIssue]
     side = int(backbone.unet.config["sample_size"])
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -148,11 +141,13 @@ def train_views(
         clean, noise, t, rays = (part.to(device) for part in (clean, noise, t, rays))
         text = backbone.encode_text(captions).repeat_interleave(num_views, dim=0)
         noisy = backbone.schedule.add_noise(clean, noise, t).to(memory_format=torch.channels_last)
-        predicted = model(noisy, t, text, rays).float()
-        return {"views": nn.functional.mse_loss(predicted, backbone.schedule.target(clean, noise, t))}
+        with viewing(backbone.unet, add_on, rays):
+            predicted = backbone.unet(noisy, t, encoder_hidden_states=text).sample.float()
+        return {"views": functional.mse_loss(predicted, backbone.schedule.target(clean, noise, t))}
 
-    made_from = f"{folder_sha256(base)} {num_rings}"
-    for step in train(model, loss_of, folder=folder / "state" / "views", config=config, made_from=made_from):
-        note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
-        yield Progress(stage="views", done=step.step, total=step.num_steps, note=note)
+    made_from = f"{folder_sha256(base)} {num_rings} {'' if start is None else folder_sha256(start)}"
+    with explicit_attention(backbone.unet):
+        for step in train(add_on, loss_of, folder=folder / "state" / "views", config=config, made_from=made_from):
+            note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
+            yield Progress(stage="views", done=step.step, total=step.num_steps, note=note)
     save_half(add_on, folder / "views")

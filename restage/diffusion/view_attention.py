@@ -29,6 +29,9 @@ __all__ = ["NUM_RAY_CHANNELS", "ViewAttention", "build_view_attention", "load_vi
 NUM_RAY_CHANNELS = 6
 """Of a pixel's line of sight in Plücker coordinates: its direction, and its moment about the middle of the scene."""
 NUM_OCTAVES = 3
+MAX_FULL_SIDE = 8
+"""Layers of more tokens a side than this attend to means of squares of four: on the miniature's UNet a fourth of what
+attention over eight views costs, which was more than a third of a training step."""
 
 
 class _Layer(nn.Module):
@@ -49,14 +52,20 @@ class _Layer(nn.Module):
         """What the views tell each other; a batch is variants of the guidance x scenes x views."""
         scenes, views, length = places.shape[:3]
         plain = tokens.unflatten(0, (-1, scenes, views))
-        placed = (plain + self.place(places)).flatten(2, 3).flatten(0, 1)
-        plain = plain.flatten(2, 3).flatten(0, 1)
+        placed = plain + self.place(places)
         query, key, value = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer, x in ((self.to_q, placed), (self.to_k, placed), (self.to_v, plain))
+            layer(x.flatten(2, 3).flatten(0, 1)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, x in ((self.to_q, placed), (self.to_k, _pooled(placed)), (self.to_v, _pooled(plain)))
         )
         found = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         return self.to_out(found).unflatten(1, (views, length)).flatten(0, 1)
+
+
+def _pooled(tokens: Float[Tensor, "... n c"]) -> Float[Tensor, "... m c"]:
+    side = math.isqrt(tokens.shape[-2])
+    if side <= MAX_FULL_SIDE or side % 2:
+        return tokens
+    return tokens.unflatten(-2, (side // 2, 2, side // 2, 2)).mean(dim=(-4, -2)).flatten(-3, -2)
 
 
 class ViewAttention(ModelMixin, ConfigMixin):

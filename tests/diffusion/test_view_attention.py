@@ -90,6 +90,26 @@ def test_it_is_saved_as_a_folder_and_loaded_for_the_unet_it_belongs_to(unet, tra
         load_view_attention(tmp_path / "other", unet)
 
 
+def test_large_layers_attend_to_means_of_four_tokens() -> None:
+    layer = build_view_attention(tiny_unet(), num_views=2).layers[0]
+    layer.to_out.weight.data = torch.eye(len(layer.to_out.weight))
+    tokens, places = torch.randn(2, 256, len(layer.to_out.weight)), torch.zeros(1, 2, 256, 42)
+    squares = tokens.unflatten(1, (8, 2, 8, 2))
+    # Where four tokens are alike, their mean is each of them, and attention to it is attention to all.
+    alike = squares.mean(dim=(2, 4), keepdim=True).expand_as(squares).flatten(3, 4).flatten(1, 3)
+    query, key, value = (
+        each(alike.flatten(0, 1)[None]).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+        for each in (layer.to_q, layer.to_k, layer.to_v)
+    )
+    whole = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer(alike, places).flatten(0, 1), whole[0], atol=1e-4, rtol=1e-4)
+    counts: list[int] = []
+    for each in (layer.to_k, layer.to_v):
+        each.register_forward_hook(lambda _, inputs, __: counts.append(inputs[0].shape[1]))
+    layer(tokens, places)
+    assert counts == [128, 128]  # of two views
+
+
 def test_hooks_are_gone_after_an_error(unet, trained) -> None:
     latents, text, rays = inputs()
     before = call(unet, latents, text)

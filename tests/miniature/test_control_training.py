@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,25 @@ def test_a_branch_of_the_miniature_is_trained_and_goes_on_after_a_stop(folder: P
     assert not (folder / "miniature" / "state" / "latents.npy").exists()
     (cached,) = (folder / "miniature" / "state").glob("latents-*/state/latents.npy")
     assert np.load(cached).shape[0] == NUM_PICTURES
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "expected"),
+    [
+        ("clip", {"arm": "controlnet"}, "--arm is for the part control, not for clip"),
+        ("control", {"num_clips": 5}, "--num-clips is for the part motion"),
+        ("control", {"compile": True}, "omit --compile"),
+        ("control", {"num_steps": 0}, "got 0 steps"),
+        ("views", {"batch_size": 0}, "steps of 0"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_before_anything_is_made(
+    tmp_path: Path, part: str, settings: dict[str, Any], expected: str
+) -> None:
+    list(make_pictures(tmp_path / "pictures", 4))
+    with pytest.raises(InputError, match=expected):
+        list(train_miniature(part, MiniatureConfig(folder=tmp_path, **settings)))
+    assert not (tmp_path / "miniature").exists() and not list(tmp_path.rglob("*.layout.npy"))
 
 
 def test_a_branch_is_for_the_model_of_the_folder_or_else_the_shipped_one(tmp_path: Path) -> None:
