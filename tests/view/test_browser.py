@@ -18,9 +18,11 @@ from PIL import Image
 
 from restage.edit.job import EditJob, EditStep
 from restage.edit.methods import METHODS
+from restage.generate.generators import Blob, Sds
 from restage.records import read_json
 from restage.regions.region import Region
 from restage.run.folder import RunFolder, StepByStep
+from restage.run.models import models_in
 from restage.scenes.cameras import project_points
 from restage.scenes.io.splat_files import read_splats
 from restage.scenes.splats import SH_C0
@@ -28,6 +30,7 @@ from restage.view import ViewSession
 from restage.view.pictures import camera_at
 from restage.view.serve import serving
 from tests.edit.conftest import TinyScene
+from tests.tiny_models import write_tiny_models
 
 pytest.importorskip("viser", reason="needs restage[view]")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, which restage[dev] has")
@@ -441,6 +444,31 @@ def test_a_click_at_a_camera_jumps_there_and_shows_its_photograph(shown: Shown) 
     )
     shown.page.get_by_text("Photograph", exact=True).wait_for()
     shown.picture("at a view")
+
+
+def test_a_scene_is_made_from_the_words_that_are_typed_in_and_shown(
+    shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Sds(num_steps=4, blob=Blob(num_splats=60, num_ground=40, num_sky=20))
+    monkeypatch.setattr("restage.generate.scene.make_generator", lambda name, preset: {"sds": small}[name])
+    monkeypatch.setattr("restage.generate.scene.NUM_VIEWS", 8)
+    models = models_in(write_tiny_models(tmp_path / "models"))
+    monkeypatch.setattr("restage.generate.scene.models_in", lambda: models)
+    shown.open_tab("New")
+    shown.press("Make a scene")
+    shown.wait_for_text("expected a caption of the scene")
+    assert not shown.session.is_running
+    shown.type_in("Caption", " a red cone on grass ")
+    shown.choose("Generator", "sds")
+    shown.type_in("Seed", "7")
+    shown.press("Make a scene")
+    shown.open_tab("Edit")
+    shown.wait_for_text("kept in the run folder")
+    shown.wait_for_text("120 splats")
+    assert shown.session.scene.name == "a-red-cone-on-grass-7"
+    record = read_json(Path(shown.session.scene.folder or "") / "fit.json")
+    assert record["config"]["seed"] == 7 and record["generated_from"] == "a red cone on grass"
+    shown.picture("made from words")
 
 
 @pytest.mark.slow
