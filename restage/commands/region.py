@@ -113,6 +113,20 @@ def build_region() -> Callable[..., None]:
             "not": none_of,
         }
         chosen = [way for way, value in ways.items() if value]
+        only_with = {
+            "caption": (caption, ["words"]),
+            "segmenter": (segmenter, ["words"]),
+            "not-click": (not_click, ["clicks"]),
+            "not-point": (not_point, ["clicks"]),
+            "to-object": (to_object, ["box", "lasso"]),
+            "grow": (grow is not None, list(ways)),
+            "shrink": (shrink is not None, list(ways)),
+            "largest": (largest, list(ways)),
+        }
+        for option, (is_given, needed) in only_with.items():
+            if is_given and not set(needed) & set(chosen):
+                way = " or ".join(needed) if len(needed) < len(ways) else "a way to make a region"
+                raise InputError(f"--{option} goes with {way}")
         if show:
             _show(folder, show)
             return
@@ -125,6 +139,7 @@ def build_region() -> Callable[..., None]:
         if not name:
             raise InputError("give the region a name: --name NAME")
         from restage.regions import space
+        from restage.regions.files import region_path
         from restage.regions.given import region_of_boxes, region_of_masks
         from restage.regions.making import Click, RegionMaker
         from restage.regions.region import combine
@@ -133,6 +148,7 @@ def build_region() -> Callable[..., None]:
         from restage.regions.region import shrink as shrink_by
         from restage.regions.segmenters import open_segmenter
 
+        region_path(folder, name)  # refused before what may take minutes
         maker = RegionMaker(folder)
         splats, capture, given = maker.splats, maker.capture, ways[chosen[0]]
         makers: dict[str, Callable[[], Any]] = {
@@ -203,12 +219,10 @@ def _describe(name: str, region: Any, maker: Any, path: Path) -> None:
 
 
 def _show(folder: Path, name: str) -> None:
-    from restage.regions.files import region_path
     from restage.regions.making import RegionMaker, write_preview
 
     maker = RegionMaker(folder)
-    region = maker.load(name)
-    path = region_path(folder, Path(name).stem)
+    region, path = maker.load(name), maker.find(name)
     write_preview(path.with_suffix(".png"), region, maker.splats, maker.capture)
     _describe(name, region, maker, path)
 

@@ -20,7 +20,8 @@ from restage.regions.region import Region
 from restage.run.layout import REGIONS
 from restage.scenes.splats import Splats
 
-__all__ = ["RegionRecord", "delete_region", "list_regions", "load_region", "read_record", "read_region"]
+__all__ = ["RegionRecord", "delete_region", "is_region_name", "list_regions", "load_region", "read_record"]
+__all__ += ["read_region"]
 __all__ += ["region_path", "save_region", "write_region"]
 
 
@@ -35,9 +36,14 @@ class RegionRecord:
     share: float  # of the splats that belong to it
 
 
+def is_region_name(name: str) -> bool:
+    """Whether a region may have this name, which is also that of its file."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name) is not None
+
+
 def region_path(scene_folder: Path, name: str) -> Path:
     """Where the region of a name lies in a scene's folder; refuses names that are no file names."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+    if not is_region_name(name):
         raise InputError(f"expected a region's name of letters, digits, '.', '_' and '-', got {name!r}")
     return scene_folder / REGIONS / f"{name}.npz"
 
@@ -51,11 +57,15 @@ def write_region(run: Path, scene: str, name: str, region: Region) -> Path:
 
 def read_region(run: Path, scene: str, name: str, splats: Splats | None = None) -> Region:
     """Read a region of a run; with splats, refuses one that was made for others."""
+    return load_region(_existing(run, scene, name), splats)
+
+
+def _existing(run: Path, scene: str, name: str) -> Path:
     path = region_path(run / "scenes" / scene, name)
     if not path.is_file():
         known = ", ".join(list_regions(run, scene)) or "none"
         raise InputError(f"{scene} has no region {name!r}; there are: {known}; make one with restage region")
-    return load_region(path, splats)
+    return path
 
 
 def list_regions(run: Path, scene: str) -> dict[str, RegionRecord]:
@@ -65,9 +75,8 @@ def list_regions(run: Path, scene: str) -> dict[str, RegionRecord]:
 
 
 def delete_region(run: Path, scene: str, name: str) -> None:
-    """Remove a region from a run, and the picture of it; edits that were made with it stay."""
-    read_region(run, scene, name)
-    path = region_path(run / "scenes" / scene, name)
+    """Remove a region from a run, and the picture of it, even if it cannot be read; edits made with it stay."""
+    path = _existing(run, scene, name)
     path.unlink()
     path.with_suffix(".png").unlink(missing_ok=True)
 

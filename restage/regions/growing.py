@@ -76,6 +76,8 @@ def prepare_graph(splats: Splats, capture: Capture, features: Float[Tensor, "n c
 def _bonds(splats: Splats, looks: Float[Array, "n d"]) -> csr_matrix:
     points = splats.means.detach().double().cpu().numpy()
     count = min(NUM_NEIGHBORS, len(points) - 1)
+    if not count:
+        return csr_matrix((len(points),) * 2)
     distances, neighbors = map(np.asarray, KDTree(points).query(points, k=count + 1))
     first, second = np.repeat(np.arange(len(points)), count), neighbors[:, 1:].ravel()
     differences = np.square(looks[first] - looks[second]).sum(axis=1)
@@ -125,6 +127,8 @@ def seeds_at(splats: Splats, camera: Cameras, x: float, y: float) -> Int[Tensor,
 def seeds_near(splats: Splats, point: Sequence[float], count: int = 8) -> Int[Tensor, " seeds"]:
     """The splats whose centers are nearest to a point of the world."""
     place = torch.tensor(list(point)).to(splats.means)
+    if not bool(place.isfinite().all()):
+        raise InputError(f"expected a point as three finite numbers, got {list(point)}")
     distances = (splats.means.detach() - place).norm(dim=1)
     return distances.topk(min(count, len(splats)), largest=False).indices.cpu()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from restage.diffusion.backbone import Backbone, load_backbone
 from restage.records import InputError, did_you_mean
-from restage.regions.files import load_region, region_path, save_region
+from restage.regions.files import is_region_name, load_region, region_path, save_region
 from restage.regions.growing import (
     SplatGraph,
     grow_from,
@@ -130,7 +130,8 @@ class RegionMaker:
 
     def _view(self, view: str) -> int:
         names = [Path(name).name for name in self.capture.file_names]
-        found = [i for i, name in enumerate(names) if view in (name, Path(name).stem, str(i))]
+        named = [i for i, name in enumerate(names) if view in (name, Path(name).stem)]
+        found = named or [i for i in range(len(names)) if view == str(i)]
         if not found:
             raise InputError(f"{self.folder.name} has no view {view!r}; its views are named like {names[0]}")
         return found[0]
@@ -143,12 +144,18 @@ class RegionMaker:
 
     def load(self, name: str) -> Region:
         """Read one of the scene's regions by its name, or any by its file."""
-        path = Path(name) if Path(name).is_file() else region_path(self.folder, name)
+        return load_region(self.find(name), self.splats)
+
+    def find(self, name: str) -> Path:
+        """The file of the scene's region of a name, or else the file that is named."""
+        path = region_path(self.folder, name) if is_region_name(name) else Path(name)
+        if not path.is_file():
+            path = Path(name)
         if not path.is_file():
             known = sorted(found.stem for found in (self.folder / REGIONS).glob("[!.]*.npz"))
             hint, listed = did_you_mean(name, known), ", ".join(known) or "none"
             raise InputError(f"{self.folder.name} has no region {name!r}; {hint}there are: {listed}")
-        return load_region(path, self.splats)
+        return path
 
     def save(self, name: str, region: Region) -> Path:
         """Keep a region in the scene under a name, with a picture of it beside it; returns its file."""

@@ -135,6 +135,8 @@ def _near(splats: Splats, chosen: Tensor, distance: float) -> Tensor:
 
 
 MAX_NEIGHBORS = 8
+MANY_NEIGHBORS, MAX_PAIRS = 32, 2e7
+"""Where there are more pairs of near splats, as among a million of them, so many neighbors of each are looked at."""
 MAX_SIZE = 10.0
 """Splats count as at most so many times as large as the median distance to the next one: floaters reach far."""
 
@@ -152,7 +154,11 @@ def keep_largest(splats: Splats, region: Region, *, reach: float = 3.0) -> Regio
     tree = KDTree(points)
     distances, neighbors = map(np.asarray, tree.query(points, k=min(MAX_NEIGHBORS, len(points) - 1) + 1))
     spacing = float(np.median(distances[:, 1]))
-    pairs = tree.query_pairs(reach * spacing, output_type="ndarray")
+    if tree.count_neighbors(tree, reach * spacing) <= MAX_PAIRS:
+        pairs = tree.query_pairs(reach * spacing, output_type="ndarray")
+    else:  # where there are more neighbors, the nearest ones hang together as well
+        away, others = map(np.asarray, tree.query(points, k=MANY_NEIGHBORS, distance_upper_bound=reach * spacing))
+        pairs = np.stack([np.isfinite(away).nonzero()[0], others[np.isfinite(away)]], axis=1)
     sizes = splats.log_scales[inside].detach().exp().amax(dim=1).double().cpu().numpy().clip(max=MAX_SIZE * spacing)
     is_near = distances <= np.maximum(sizes[:, None], sizes[neighbors])
     pairs = np.concatenate([pairs, np.stack([is_near.nonzero()[0], neighbors[is_near]], axis=1)])

@@ -48,8 +48,25 @@ def test_regions_are_made_combined_listed_shown_and_removed(tiny_scene, folder, 
         (["--lasso", "0", "0.5", "0", "0.2", "--name", "a"], "an x and a y for each corner"),
         (["--lasso", "0", "x", "0", "--name", "a"], "expected a lasso as VIEW"),
         (["--delete", "b"], "tiny has no region 'b'"),
+        (["--grow", "0.1"], "--grow goes with a way to make a region"),
+        (["--sphere", "0", "0", "0", "1", "--to-object", "--name", "a"], "--to-object goes with box or lasso"),
+        (["--sphere", "0", "0", "0", "1", "--caption", "x", "--name", "a"], "--caption goes with words"),
+        (["the bär"], "expected a region's name of letters"),
     ],
 )
 def test_what_makes_no_region_is_refused_in_one_line(folder, capsys, options, reason):
     assert run(["region", str(folder / "scenes" / "tiny"), *options]) == 2
     assert reason in " ".join(capsys.readouterr().err.split())
+
+
+def test_names_with_dots_keep_their_own_picture_and_a_broken_region_can_be_removed(folder, capsys):
+    asked, regions = str(folder / "scenes" / "tiny"), folder / "scenes" / "tiny" / "regions"
+    for name, offset in (("ball", "-0.3"), ("ball.v2", "-0.6")):
+        assert run(["region", asked, "--plane", "0", "0", "-1", offset, "--name", name]) == 0
+    before = (regions / "ball.png").read_bytes()
+    (regions / "ball.v2.png").unlink()
+    assert run(["region", asked, "--show", "ball.v2"]) == 0
+    assert (regions / "ball.v2.png").is_file() and (regions / "ball.png").read_bytes() == before
+    (regions / "ball.v2.npz").write_bytes(b"broken")
+    assert run(["region", asked, "--delete", "ball.v2"]) == 0
+    assert sorted(path.name for path in regions.glob("ball*")) == ["ball.npz", "ball.png"]

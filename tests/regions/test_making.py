@@ -164,3 +164,17 @@ def test_a_region_is_saved_with_its_picture(tiny_scene, maker):
     assert iou(maker.load("ball"), tiny_scene.is_ball) > 0.95 and iou(maker.load(str(path)), tiny_scene.is_ball) > 0.95
     with pytest.raises(InputError, match="no region 'cube'; there are: ball"):
         maker.load("cube")
+
+
+def test_a_scene_of_one_splat_has_regions_and_points_are_numbers(tiny_scene):
+    one = tiny_scene.splats[:1]
+    graph = prepare_graph(one, tiny_scene.capture)
+    assert grow_from(graph, seeds_near(one, (0.0, 0.0, 0.0))).tolist() == [1.0]
+    with pytest.raises(InputError, match="three finite numbers"):
+        seeds_near(one, (float("nan"), 0.0, 0.0))
+
+
+def test_a_view_is_known_by_its_name_before_its_number(tiny_scene, maker):
+    names = tuple(f"{number}.png" for number in (7, 6, 5, 4, 3, 2, 1, 0))
+    maker.capture = replace(maker.capture, file_names=names)
+    assert maker._view("5") == 2 and maker._view("5.png") == 2

@@ -1,6 +1,7 @@
 """Regions are data: they are kept with what they belong to, and combine as sets do."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from restage.regions.files import (
     write_region,
 )
 from restage.regions.given import find_region, read_regions
+from restage.regions.making import RegionMaker
+from restage.regions.masks import keep_largest
 from restage.regions.region import Region, combine, grow, largest, render_region, shrink, splats_sha256
 from restage.scenes.io.splat_files import read_splats, write_splats
 
@@ -152,3 +155,38 @@ def test_boxes_around_nothing_are_refused(tiny_scene, tmp_path):
     write_json(tmp_path / "boxes.json", {"view_0.png": [0, 0, 0.01, 0.01]})
     with pytest.raises(InputError, match="no part of the scene"):
         read_regions(tmp_path / "boxes.json", replace(tiny_scene.capture), tiny_scene.splats)
+
+
+def test_a_region_of_a_name_comes_before_a_file_of_that_name(tiny_scene, ball, tmp_path, monkeypatch):
+    scene = tmp_path / "scenes" / "tiny"
+    tiny_scene.write(scene)
+    write_region(tmp_path, "tiny", "ball", ball)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ball").mkdir()  # such as the capture that the scene was fitted to
+    assert find_region(Path("ball"), scene) == region_path(scene, "ball")
+    assert find_region(Path("./ball/"), scene) == region_path(scene, "ball")
+    assert find_region(tmp_path / "ball", scene) == tmp_path / "ball"
+    (tmp_path / "ball").rmdir()
+    (tmp_path / "ball").write_text("no region")
+    assert RegionMaker(scene).load("ball").id == ball.id
+
+
+def test_masks_of_the_photographs_own_size_serve_smaller_views(tiny_scene, tmp_path):
+    capture = tiny_scene.capture
+    for view, name in enumerate(capture.file_names):
+        large = tiny_scene.truth_masks[view].repeat_interleave(3, 0).repeat_interleave(3, 1)
+        write_mask(tmp_path / name, large)
+    assert torch.equal(read_regions(tmp_path, capture, tiny_scene.splats), tiny_scene.truth_masks)
+    write_mask(tmp_path / capture.file_names[0], torch.ones(64, 96))
+    with pytest.raises(InputError, match="another size than the views: expected 32x32 or larger.*got 96x64"):
+        read_regions(tmp_path, capture, tiny_scene.splats)
+
+
+def test_the_largest_piece_is_the_same_where_there_are_too_many_pairs(tiny_scene, ball, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    means = torch.cat([0.1 * torch.randn(150, 3, generator=generator), torch.randn(50, 3, generator=generator) + 9])
+    splats = replace(tiny_scene.splats, means=means, log_scales=torch.full((200, 3), -9.0))
+    before = keep_largest(splats, torch.ones(200))
+    monkeypatch.setattr("restage.regions.masks.MAX_PAIRS", 0)
+    after = keep_largest(splats, torch.ones(200))
+    assert torch.equal(before, after) and 100 < int(after.sum()) < 200
