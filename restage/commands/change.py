@@ -88,20 +88,24 @@ def build_change() -> Callable[..., None]:
         scene_folder = find_scene(run)
         run_path = (scene_folder if len(scene_folder.parents) > 1 else scene_folder.resolve()).parents[1]
         check_is_run(run_path)
+        given = {"towards": towards, "tint": tint, "hue": hue, "saturation": saturation, "brightness": brightness}
+        given |= {"amount": amount, "by": by, "axis": axis, "degrees": degrees, "factor": factor, "about": about}
+        given = {name: value for name, value in given.items() if value is not None}
+        of_change = [*given, *(["region"] if region else []), *(["on"] if on else []), *(["case"] if case else [])]
         if undo or redo:
-            if what or (undo and redo):
+            if what or of_change or preview or name is not None or (undo and redo):
                 raise InputError("give --undo or --redo alone")
             _step_back(run_path, scene_folder.name, is_undo=undo)
             return
+        if what is None and (of_change or preview):
+            raise InputError(f"--{(of_change or ['preview'])[0]}: say what to change, such as recolor or clean")
         if what is None and name is not None:
             _name_change(run_path, scene_folder.name, name)
             return
         if what is None:
             _list_changes(run_path, scene_folder.name)
             return
-        given = {"towards": towards, "tint": tint, "hue": hue, "saturation": saturation, "brightness": brightness}
-        given |= {"amount": amount, "by": by, "axis": axis, "degrees": degrees, "factor": factor, "about": about}
-        operation = _read_operation(what, {name: value for name, value in given.items() if value is not None})
+        operation = _read_operation(what, given)
         if what == "clean":
             if region is not None:
                 raise InputError("clean finds its region itself; omit --region, or delete a region")
@@ -183,8 +187,9 @@ def _change(
 
     device = choose_device(device)
     start = _start(run_path, scene_folder.name, on)
-    found = read_given(find_region(region, scene_folder), *load_scene(scene_folder, device))
-    how: dict[str, Any] = {"region": found, "region_name": region.stem, "start": start, "case": case, "device": device}
+    file = find_region(region, scene_folder)
+    found = read_given(file, *load_scene(scene_folder, device))
+    how: dict[str, Any] = {"region": found, "region_name": file.stem, "start": start, "case": case, "device": device}
     with working(open_run(run_path), "edit") as opened:
         made = open_change(opened, scene_folder, operation, **how)
         show_progress(Progress(stage="edit", done=one.step, total=one.num_steps, note=one.note) for one in made.steps)
@@ -222,6 +227,9 @@ def _list_changes(run_path: Path, scene: str) -> None:
     if not history.made:
         say(f"{scene}: no changes yet; for example: restage change {run_path} recolor --region NAME --towards gold")
     for place in history.made:
+        if not (run_path / place / EDIT_RECORD).is_file():
+            say(f"  {place}: its folder was removed")
+            continue
         record = read_json(run_path / place / EDIT_RECORD, EditRecord)
         mark = "*" if history.current[-1:] == (place,) else " "
         state = "" if place in history.current else " (undone)"

@@ -79,14 +79,15 @@ def move_splats(splats: Splats, change: Float[Tensor, "4 4"]) -> Splats:
     means = splats.means.double() @ change[:3, :3].T.to(there) + change[:3, 3].to(there)
     spread = float((means - means.median(dim=0).values).norm(dim=1).median()) if len(means) else 0.0
     is_far = float(change[:3, 3].norm()) * torch.finfo(torch.float32).eps > 1e-5 * spread
+    # One of length 0 is drawn as no rotation; turned, it is the turn.
+    rotations = splats.rotations.double().clone()
+    rotations[(rotations == 0).all(dim=1), 0] = 1.0
     w, x, y, z = Rotation.from_matrix(turn.numpy()).as_quat(scalar_first=True).tolist()
     product = [[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]]
     return Splats(
         means=means if is_far else means.to(splats.means),
         log_scales=splats.log_scales + math.log(scale),
-        rotations=(splats.rotations.double() @ splats.rotations.new_tensor(product, dtype=torch.float64).T).to(
-            splats.rotations
-        ),
+        rotations=(rotations @ rotations.new_tensor(product).T).to(splats.rotations),
         opacity_logits=splats.opacity_logits.clone(),
         sh=_turn_harmonics(splats.sh, turn),
     )

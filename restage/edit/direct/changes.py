@@ -18,7 +18,7 @@ from restage.edit.origins import find_result, weights_on
 from restage.edit.results import edit_scene
 from restage.edit.single import OpenedEdit, StartingPoint, name_case
 from restage.edit.stage import EditUnit, load_scene, read_case
-from restage.records import DIRECT, EditRequest, InputError, content_id, file_sha256, read_json, write_json
+from restage.records import DIRECT, EditCase, EditRequest, InputError, content_id, file_sha256, read_json, write_json
 from restage.regions.region import Region
 from restage.run.folder import RunFolder
 from restage.run.layout import CHANGES, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
@@ -133,8 +133,7 @@ def open_change(
             if {**record.inputs} != inputs:
                 raise InputError(f"{folder} holds the result of another region or start; remove it, or omit --case")
             return OpenedEdit(folder, _kept(iter(()), run.path, folder, start))
-    if not case:
-        write_json(scene_folder / TRUTH / edit / EDIT_CASE, asked)
+    case_file = scene_folder / TRUTH / edit / EDIT_CASE
     steps = edit_scene(
         fitted if start is None else start.splats,
         capture if start is None else replace(capture, images=render_views(start.splats, capture.cameras)),
@@ -146,7 +145,16 @@ def open_change(
         facts=facts,
         weights=weights,
     )
+    steps = _with_case(steps, case_file, None if case else asked)
     return OpenedEdit(folder, _kept(steps, run.path, folder, start))
+
+
+def _with_case(steps: Iterator[EditStep], path: Path, case: EditCase | None) -> Iterator[EditStep]:
+    """Write the case of a change once there is something of it, so that one that is refused leaves nothing behind."""
+    for step in steps:
+        if case is not None and step.step > 0:
+            write_json(path, case)
+        yield step
 
 
 def _kept(steps: Iterator[EditStep], run: Path, folder: Path, start: StartingPoint | None) -> Iterator[EditStep]:
@@ -154,10 +162,19 @@ def _kept(steps: Iterator[EditStep], run: Path, folder: Path, start: StartingPoi
     yield from steps
     scene, place = folder.parents[2].name, folder.relative_to(run).as_posix()
     history = read_history(run, scene)
-    begun = () if start is None else (find_result(run, scene, start.record_id).relative_to(run).as_posix(),)
-    before = history.current if history.current[-1:] == begun else begun
+    before: tuple[str, ...] = ()
+    if start is not None:
+        begun = find_result(run, scene, start.record_id).relative_to(run).as_posix()
+        before = history.current if history.current[-1:] == (begun,) else _way_to(run, scene, start.record_id)
     made = history.made if place in history.made else (*history.made, place)
     _write(run, scene, replace(history, made=made, current=(*before, place), undone=()))
+
+
+def _way_to(run: Path, scene: str, record_id: str) -> tuple[str, ...]:
+    """Folders of the edits that lead from the fitted scene to the one with this record id, itself included."""
+    folder = find_result(run, scene, record_id)
+    before = read_json(folder / EDIT_RECORD, EditRecord).inputs.get("starts_from")
+    return (*(_way_to(run, scene, before) if before else ()), folder.relative_to(run).as_posix())
 
 
 def read_history(run: Path, scene: str) -> History:

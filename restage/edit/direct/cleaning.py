@@ -64,7 +64,8 @@ def find_floaters(splats: Splats, capture: Capture, config: CleanConfig | None =
     seen = _seen(splats, train, config)
     usual = (sizes / seen.distance)[seen.num_views > 0].median() * seen.distance
     points = splats.means.double().cpu().numpy()
-    spacing = torch.from_numpy(KDTree(points).query(points, k=min(NEIGHBORS + 1, len(points)))[0][:, -1])
+    farthest = min(NEIGHBORS + 1, len(points))
+    spacing = torch.from_numpy(KDTree(points).query(points, k=[farthest])[0][:, 0])
     reasons = {
         "faint": opacity < config.faint,
         "haze": (opacity < config.haze_opacity) & (sizes > config.haze_size * usual),
@@ -76,7 +77,10 @@ def find_floaters(splats: Splats, capture: Capture, config: CleanConfig | None =
     # Whatever a splat looks like, it stays if the photographs say that something is there.
     with_them = (render_views(splats, train.cameras) - train.images).abs().mean(dim=1)
     without = (render_views(splats[~suspects], train.cameras) - train.images).abs().mean(dim=1)
-    harm = mean_shown(splats, train.cameras, without - with_them)
+    harm = without - with_them
+    if train.masks is not None:  # what the photographs do not show needs no splats
+        harm = harm * train.masks
+    harm = mean_shown(splats, train.cameras, harm)
     found = suspects & (harm <= config.slack)
     counts = {name: int((of_reason & found).sum()) for name, of_reason in reasons.items()}
     return Found(found, {**counts, "kept": int((suspects & ~found).sum())})

@@ -106,7 +106,8 @@ class Recolor:
         for color in (self.towards, self.tint):
             if color:
                 read_color(color)
-        if not (0 <= self.amount <= 1 and self.saturation >= 0 and self.brightness >= 0 and math.isfinite(self.hue)):
+        factors = (self.saturation, self.brightness)
+        if not (0 <= self.amount <= 1 and all(0 <= one < math.inf for one in factors) and math.isfinite(self.hue)):
             raise InputError(f"expected an amount in [0, 1], saturation and brightness of at least 0, got {self}")
         if all(getattr(self, field.name) == field.default for field in fields(self) if field.name != "amount"):
             raise InputError("say which color: towards, tint, hue, saturation or brightness")
@@ -132,8 +133,12 @@ class Delete:
         _inside(splats, weights)
         left = splats.opacity_logits.sigmoid() * (1 - weights)
         kept = (weights == 0) | ((weights < WHOLE) & (left >= FAINTEST))
+        if not bool(kept.any()):
+            raise InputError("the region holds the whole scene; nothing would be left of it")
         changed = splats[kept].clone()
-        changed.opacity_logits = torch.where(weights > 0, left.clamp_min(1e-9).logit(), splats.opacity_logits)[kept]
+        # What a weight near 0 leaves of an opaque splat is 1 in float32, whose logit is infinite.
+        logits = torch.minimum(left.clamp_min(1e-9).logit(), splats.opacity_logits)
+        changed.opacity_logits = torch.where(weights > 0, logits, splats.opacity_logits)[kept]
         return Changed(changed, kept.nonzero()[:, 0])
 
 

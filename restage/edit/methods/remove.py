@@ -113,6 +113,8 @@ class Remove:
         splats, cameras = job.splats.to("cpu"), job.capture.cameras
         thing = _find_thing(self, splats, cameras, self._weights(job).cpu())
         kept = _supported(splats, cameras, thing)
+        if not len(kept):
+            raise InputError("the region holds the whole scene; nothing would be left of it")
         rest = splats[kept].clone()
         yield EditStep(1, 2, 0.0, rest.to(device), f"{len(splats) - len(rest)} splats are gone", kept.to(device))
         plane = _find_support(splats, cameras, thing, seed=job.seed)

@@ -1,6 +1,7 @@
 """Direct edits in a run are records like any other, build on each other, and can be undone without loss."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from restage.compare.stage import find_results, run_compare
 from restage.edit.config import EditConfig
 from restage.edit.direct.changes import current_change, open_change, read_history, redo_change, undo_change
 from restage.edit.direct.operations import Delete, Duplicate, Move, Operation, Recolor
+from restage.edit.methods.remove import Remove
+from restage.edit.pictures import write_mask
 from restage.edit.single import EditChoice, StartingPoint, open_edit
 from restage.edit.stage import list_units
 from restage.records import EditRequest, InputError, read_json
@@ -227,6 +230,8 @@ def test_the_shell_removes_a_thing_and_fills_its_place(place):
         (("delete", "--region", "bal"), ("bal is no region",)),
         (("delete", "--undo"), ("alone",)),
         (("--undo",), ("nothing to undo",)),
+        (("--redo", "--name", "x"), ("alone",)),
+        (("--region", "ball", "--towards", "gold"), ("--towards", "say what to change")),
         (("clean", "--region", "ball"), ("omit --region",)),
         (("delete", "--region", "ball", "--preview"), ("goes with clean",)),
         (("delete", "--region", "ball", "--on", "nowhere"), ("nowhere",)),
@@ -234,3 +239,59 @@ def test_the_shell_removes_a_thing_and_fills_its_place(place):
 )
 def test_the_shell_refuses_in_one_line(place, words, expected):
     assert_is_bad_input(restage("change", place.scene, *words), *expected)
+
+
+def test_a_change_that_is_refused_leaves_nothing_behind(place):
+    everything = Region.of(place.splats, torch.ones(200), by="hand")
+    before = sorted(place.run.path.rglob("*"))
+    for operation in (Delete(), Remove(fill="plain")):
+        with pytest.raises(InputError, match="the whole scene"):
+            place.change(operation, region=everything)
+    assert [path for path in sorted(place.run.path.rglob("*")) if path.is_file() and path not in before] == []
+
+
+def test_undo_goes_back_along_the_way_that_a_change_was_made(place):
+    gold = place.change(Recolor(towards="gold"))
+    up = place.change(Move(by=(0.0, 0.0, 0.5)), gold)
+    place.change(Move(by=(0.5, 0.0, 0.0)), up)
+    place.change(Move(by=(0.0, 0.5, 0.0)), up)  # from a change that was not the last one
+    run = place.run.path
+    undo_change(run, "tiny")
+    assert current_change(run, "tiny") == up
+    undo_change(run, "tiny")
+    assert current_change(run, "tiny") == gold
+    undo_change(run, "tiny")
+    assert current_change(run, "tiny") is None and len(read_history(run, "tiny").undone) == 3
+
+
+def test_an_edit_of_a_moved_thing_happens_where_it_is_now(place):
+    moved = place.change(Move(by=(0.0, 0.0, 0.6)))
+    request = EditRequest(instruction="make it green", source_caption="", target_caption="")
+    how = {"request": request, "start": StartingPoint.of(moved)}
+    choice = EditChoice(method="replace_once", editor="grade", region=Path("ball"))
+    opened = open_edit(place.run, place.scene, choice=choice, **how)
+    list(opened.steps)
+    before, after = (read_splats(folder / "splats.ply") for folder in (moved, opened.folder))
+    change = (after.sh[:200] - before.sh).abs().amax(dim=(1, 2))
+    assert float(change[place.ball.inside].median()) > 0.2
+    assert float((change[~place.ball.inside] == 0).float().mean()) > 0.7
+    # A region of the edited scene itself is taken, too.
+    own = Region.of(before, place.ball.weights, by="hand")
+    write_region(place.run.path, "tiny", "own", own)
+    opened = open_edit(place.run, place.scene, choice=replace(choice, region=Path("own")), **how)
+    list(opened.steps)
+    assert torch.equal(read_splats(opened.folder / "splats.ply").sh, after.sh)
+    with pytest.raises(InputError, match="no training view shows anything of the region ball"):
+        gone = StartingPoint.of(place.change(Delete()))
+        open_edit(place.run, place.scene, choice=choice, request=request, start=gone)
+
+
+def test_other_masks_under_the_same_path_are_another_edit(place, tiny_scene, tmp_path):
+    choice = EditChoice(method="replace_once", editor="grade", region=tmp_path / "masks")
+    request = EditRequest(instruction="make it green", source_caption="", target_caption="")
+    folders = []
+    for masks in (tiny_scene.truth_masks, torch.ones_like(tiny_scene.truth_masks)):
+        for name, mask in zip(tiny_scene.capture.file_names, masks, strict=True):
+            write_mask(tmp_path / "masks" / name, mask)
+        folders.append(open_edit(place.run, place.scene, choice=choice, request=request).folder)
+    assert folders[0] != folders[1]

@@ -1,5 +1,7 @@
 """Planted floaters and haze are found, and hardly anything else; what photographs show stays."""
 
+from dataclasses import replace
+
 import torch
 
 from restage.edit.direct.cleaning import draw_found, find_floaters
@@ -50,3 +52,18 @@ def test_of_a_clean_scene_next_to_nothing_goes():
     assert float(found.is_found.float().mean()) < 0.005
     after = render_views(scene.splats[~found.is_found], scene.cameras)
     assert float((after - scene.capture.images).abs().mean()) < 1e-3
+
+
+def test_a_single_splat_is_looked_at_too():
+    scene = BallOnGround()
+    assert len(find_floaters(scene.splats[:1], scene.capture).is_found) == 1
+
+
+def test_what_masks_of_photographs_leave_out_keeps_no_floater():
+    scene = BallOnGround()
+    splats, is_planted = planted(scene)
+    scene.capture.images[:] = render_views(splats, scene.cameras)  # photographs that show the floaters
+    needed = find_floaters(splats, scene.capture).is_found[is_planted].float().mean()
+    masks = torch.zeros_like(scene.capture.images[:, 0])
+    masked = replace(scene.capture, masks=masks)
+    assert float(find_floaters(splats, masked).is_found[is_planted].float().mean()) > float(needed) + 0.3

@@ -225,7 +225,10 @@ def test_a_copy_is_a_second_one_elsewhere_and_belongs_to_no_region():
         (lambda: Recolor(), "which color"),
         (lambda: Recolor(towards="goldd"), "'goldd'"),
         (lambda: Recolor(hue=10.0, amount=2.0), "amount in"),
+        (lambda: Recolor(saturation=math.inf), "amount in"),
+        (lambda: Recolor(brightness=math.nan), "amount in"),
         (lambda: Scale(factor=0.0), "above 0"),
+        (lambda: Delete().apply(some_splats(), torch.ones(80)), "the whole scene"),
         (lambda: Delete().apply(some_splats(), torch.zeros(80)), "holds no splats"),
         (lambda: Delete().apply(some_splats(), torch.ones(79)), "79 weights"),
         (lambda: Transform(matrix=((1.0, 0.0, 0.0, 0.0),)).apply(some_splats(), torch.ones(80)), "4 x 4"),
@@ -242,3 +245,22 @@ def test_a_change_says_where_each_splat_came_from():
     for operation in ONE_OF_EACH.values():
         changed = operation.apply(splats, weights)
         assert isinstance(changed, Changed) and len(changed.origins) == len(changed.splats)
+
+
+def test_what_a_faint_weight_leaves_of_an_opaque_splat_is_a_finite_opacity():
+    splats = some_splats()
+    splats.opacity_logits[:] = 20.0
+    weights = torch.full((80,), 1e-9)
+    weights[:40] = 1.0
+    left = Delete().apply(splats, weights).splats.opacity_logits
+    assert len(left) == 40 and bool((left == 20.0).all())
+
+
+def test_a_rotation_of_length_0_which_is_drawn_as_none_turns_with_its_region():
+    splats = some_splats()
+    plain = splats.clone()
+    splats.rotations[:] = 0.0
+    plain.rotations[:] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    turn = Rotate(degrees=90.0)
+    turned, expected = (turn.apply(one, torch.ones(80)).splats.rotations for one in (splats, plain))
+    assert torch.equal(turned, expected) and bool((splats.rotations == 0).all())
