@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from jaxtyping import Float
+from torch import Tensor
+
 from restage.edit.editors import EditorSource, MenuEditor, OpenEditors, check_editor
 from restage.edit.editors.interface import MAX_DRIFT
 from restage.edit.editors.referenced import show_references
@@ -30,13 +33,14 @@ from restage.records import (
     read_json,
     write_json,
 )
-from restage.regions.files import read_record
-from restage.regions.given import find_region, read_given, read_regions
+from restage.regions.given import content_mark, find_region, has_all_masks, read_given, read_regions
+from restage.regions.region import Region, render_region
 from restage.run.endpoint_config import EndpointConfig
 from restage.run.folder import RunFolder
 from restage.run.layout import ANSWERS, CAPTURE, EDIT_CASE, EDIT_RECORD, SPLATS, TRUTH
 from restage.run.models import edit_model_of
 from restage.run.reading import EditRecord
+from restage.scenes.capture import Capture
 from restage.scenes.device import made_on
 from restage.scenes.fit import render_views
 from restage.scenes.io import read_capture
@@ -198,7 +202,8 @@ def open_edit(
     truth = scene_folder / TRUTH / known if known else None
     given = {"truth": truth, "model": edit_model_of(run.path), "device": choice.device, "answers": run.path / ANSWERS}
     source = EditorSource(file_names=capture.file_names, **given)
-    regions = None if choice.region is None else read_regions(choice.region, capture, fitted)
+    begun = None if start is None else (start.record_id, splats)
+    regions, weights = _find_place(choice, method, capture, fitted, scene_folder, begun)
     if start is not None:
         capture = replace(capture, images=render_views(splats, capture.cameras))
     editor = (editors or OpenEditors()).open(choice.menu_editor, source)
@@ -213,11 +218,6 @@ def open_edit(
     case_file = scene_folder / TRUTH / name / EDIT_CASE
     if not case_file.exists():  # written once the models are open, so that a refused edit leaves nothing behind
         write_json(case_file, case)
-    weights = None
-    if choice.region is not None and getattr(method, "takes_weights", False):
-        given_region = read_given(choice.region, capture, fitted)
-        begun = None if start is None else (start.record_id, splats)
-        weights = weights_on(given_region, fitted, run=run.path, scene=scene_folder.name, start=begun)
     if regions is not None:
         inputs["regions_sha256"] = hashlib.sha256(regions.cpu().numpy().tobytes()).hexdigest()
     steps = edit_scene(
@@ -233,6 +233,40 @@ def open_edit(
         weights=weights,
     )
     return OpenedEdit(folder, steps)
+
+
+class _Place(NamedTuple):
+    """Where a scene may change; None for everywhere."""
+
+    regions: Float[Tensor, "n h w"] | None  # in each view of the capture
+    weights: Float[Tensor, " k"] | None  # for each splat, where the method takes them
+
+
+def _find_place(
+    choice: EditChoice,
+    method: Method,
+    capture: Capture,
+    fitted: Splats,
+    scene_folder: Path,
+    begun: tuple[str, Splats] | None,
+) -> _Place:
+    """Read the chosen region; in an edited scene it is where the splats that are meant are now."""
+    path = choice.region
+    if path is None:
+        return _Place(None, None)
+    takes_weights = getattr(method, "takes_weights", False)
+    may_have_moved = begun is not None and not has_all_masks(path, capture)
+    weights = None
+    if takes_weights or may_have_moved:
+        region, run = read_given(path, capture, fitted), scene_folder.parents[1]
+        weights = weights_on(region, fitted, run=run, scene=scene_folder.name, start=begun)
+    if begun is not None and may_have_moved and weights is not None:
+        regions = render_region(Region.of(begun[1], weights, by="carried"), begun[1], capture.cameras)
+    else:
+        regions = read_regions(path, capture, fitted)
+    if not bool((regions[list(capture.train_indices)] > 0).any()):
+        raise InputError(f"no training view shows anything of the region {path.stem}, where the scene may change")
+    return _Place(regions, weights if takes_weights else None)
 
 
 def estimate_edit(scene_folder: Path, choice: EditChoice, *, num_edits: int = 1) -> str:
@@ -268,9 +302,8 @@ def _suffix(choice: EditChoice, method: Any, start: StartingPoint | None) -> str
     if method != METHODS[choice.method]():
         marks.append(content_id("settings", method)[-8:])
     if choice.region is not None:
-        # A name may be given to another region later.
-        marks.append(f"in-{choice.region.stem}")
-        marks += [read_record(choice.region).id[-8:]] if choice.region.suffix == ".npz" else []
+        # What has this name may be another region, or other masks, later.
+        marks += [f"in-{choice.region.stem}", content_mark(choice.region)]
     marks += choice.marks()
     if choice.anchor:
         from restage.edit.editors.anchored import anchor_mark
