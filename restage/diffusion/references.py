@@ -34,6 +34,8 @@ Outputs = Float[Tensor, "batch outputs height width"]
 Text = Float[Tensor, "batch tokens width_of_text"]
 Reference = Float[Tensor, "batch channels_and_subject _ _"]
 
+MAX_EDGE = 4096
+"""Pixels along a side of a picture that are looked at."""
 GRAY = 0.5
 MARGIN = 1.15
 """Side of the square around a subject, in its larger side."""
@@ -55,6 +57,10 @@ def prepare_reference(
     Raises:
         InputError: the mask is empty.
     """
+    if (longest := max(picture.shape[1:])) > MAX_EDGE:  # a square around it would take gigabytes
+        size = tuple(max(1, round(edge * MAX_EDGE / longest)) for edge in picture.shape[1:])
+        picture = functional.interpolate(picture[None], size, mode="area")[0]
+        mask = None if mask is None else functional.interpolate(mask[None, None], size, mode="area")[0, 0]
     subject = torch.ones_like(picture[0]) if mask is None else mask
     rows, columns = (subject > 0.5).nonzero(as_tuple=True)
     if not len(rows):

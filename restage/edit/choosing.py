@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from restage.edit.editors.grade import read_grade
-from restage.edit.families import FAMILIES, cached_pipelines, find_model, pipeline_class
+from restage.edit.families import FAMILIES, cached_pipelines, find_model, has_try_on_weights, pipeline_class
 from restage.edit.single import EditChoice, EditorChoice
 from restage.records import EditRequest, InputError
 from restage.run.layout import is_stage_done
@@ -43,6 +43,8 @@ def choose_editor(choice: Choice, scene_folder: Path, request: EditRequest) -> C
     has_address = bool(choice.endpoint.base_url or os.environ.get("OPENAI_BASE_URL"))
     if choice.model is not None and has_address and not choice.model.exists():
         return ChosenEditor(replace(choice, editor="endpoint"), f"an endpoint is set, and {choice.model} is no folder")
+    if choice.model is not None and has_try_on_weights(choice.model):
+        return ChosenEditor(replace(choice, editor="try_on"), f"{choice.model} holds weights of try-on")
     if choice.model is not None:
         name = pipeline_class(find_model(choice.model))
         if name == "StableDiffusionInstructPix2PixPipeline" and not choice.model_options:
@@ -66,7 +68,7 @@ def choose_editor(choice: Choice, scene_folder: Path, request: EditRequest) -> C
     except InputError:
         asked = None
     has_region = isinstance(choice, EditChoice) and choice.region is not None
-    if asked is not None and (has_region or not asked.subject):
+    if asked is not None and not request.references and (has_region or not asked.subject):
         return ChosenEditor(replace(choice, editor="grade"), "the instruction names a color or a light")
     in_cache = ", ".join(pipeline.name for pipeline in cached) or "none"
     raise InputError(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from restage.records import InputError
 
 __all__ = ["FAMILIES", "IN_GRID", "SECOND_PICTURE", "CachedPipeline", "Family", "cached_pipelines", "find_model"]
-__all__ += ["pipeline_class"]
+__all__ += ["has_try_on_weights", "pipeline_class"]
 
 
 SECOND_PICTURE = "Apply the same change as in the second picture."
@@ -130,6 +130,12 @@ FAMILIES: dict[str, Family] = {
     "Kandinsky5I2IPipeline": Family(steps=50, guidance=3.5, size="own"),
 }
 """By the class that `model_index.json` names; steps and guidance are those of the pipeline or the model's card."""
+
+
+def has_try_on_weights(folder: Path) -> bool:
+    """Whether a folder holds an inpainting model with CatVTON's self-attention beside it; see the editor `try_on`."""
+    names = ("attention/model.safetensors", "*/attention/model.safetensors")
+    return (folder / "unet" / "config.json").is_file() and any(any(folder.glob(name)) for name in names)
 
 
 def pipeline_class(folder: Path) -> str:

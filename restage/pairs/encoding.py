@@ -45,11 +45,11 @@ def load_picture(content: bytes, name: str, mode: str = "RGB") -> Image.Image:
 
 
 def upright_picture(content: bytes, name: str, mode: str = "RGB") -> Image.Image:
-    """Decode a picture and turn it upright; of one with transparency, what cannot be seen is black in RGB."""
+    """Decode a picture and turn it upright; of one with transparency, what cannot be seen is black, except in RGBA."""
 
     def turn(image: Image.Image) -> Image.Image:
         turned = ImageOps.exif_transpose(image)
-        if mode == "RGB" and ("A" in turned.getbands() or "transparency" in turned.info):
+        if mode != "RGBA" and ("A" in turned.getbands() or "transparency" in turned.info):
             turned = Image.alpha_composite(Image.new("RGBA", turned.size, "black"), turned.convert("RGBA"))
         if turned.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
             turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
@@ -138,7 +138,13 @@ def decode_reference(picture: bytes, mask: bytes | None) -> ShownPicture:
     """Decode a picture that an instruction refers to, upright, and the mask of its subject, white inside."""
     shown = torch.from_numpy(np.array(upright_picture(picture, "the reference"))).permute(2, 0, 1).float() / 255
     if not mask:
-        return ShownPicture(shown)
+        with open_picture(picture, "the reference") as opened:
+            is_cut_out = "A" in opened.getbands() or "transparency" in opened.info
+        if not is_cut_out:
+            return ShownPicture(shown)
+        opacity = torch.from_numpy(np.array(upright_picture(picture, "the reference", "RGBA")))[..., 3]
+        subject = (opacity > 127).float()
+        return ShownPicture(shown, subject if 0 < float(subject.mean()) < 1 else None)
     subject = torch.from_numpy(np.array(upright_picture(mask, "the mask of the reference", "L")) > 127).float()
     if subject.shape != shown.shape[1:] or not subject.any():
         raise InputError("the mask of the reference is empty, or of another size than the reference")

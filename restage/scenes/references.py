@@ -14,7 +14,7 @@ from torch import Tensor
 
 from restage.records import EditRequest, InputError, Reference, file_sha256, write_atomically
 from restage.run.layout import REFERENCES
-from restage.scenes.io.images import open_picture, path_inside, read_head, read_image, read_mask, unexif
+from restage.scenes.io.images import open_picture, path_inside, read_alpha, read_head, read_image, read_mask, unexif
 
 __all__ = ["GivenPicture", "ShownPicture", "is_as_named", "read_references"]
 
@@ -72,9 +72,11 @@ class GivenPicture:
         """
         reference = self.reference
         if self.mask:
-            sizes = [_size_of(content, self.name) for content in (self.picture, self.mask)]
-            if sizes[0] != sizes[1]:
-                raise InputError(f"the mask of {self.name} has {sizes[1]} pixels, expected {sizes[0]} as the picture")
+            head, of_mask = read_head(self.picture, self.name), read_head(self.mask, f"the mask of {self.name}")
+            stored, size = (head.width, head.height), (of_mask.width, of_mask.height)
+            if size not in (stored, stored[::-1] if head.orientation >= 5 else stored):
+                found, expected = ("{}x{}".format(*sides) for sides in (size, stored))
+                raise InputError(f"the mask of {self.name} has {found} pixels, expected {expected} as the picture")
         for name, content in ((reference.picture, self.picture), (reference.mask, self.mask)):
             path = scene_folder / REFERENCES / name
             if name and not path.exists():
@@ -83,13 +85,11 @@ class GivenPicture:
         return reference
 
 
-def _size_of(content: bytes, name: str) -> str:
-    with open_picture(content, name) as image:
-        return "{}x{}".format(*image.size)
-
-
 def read_references(scene_folder: Path, request: EditRequest) -> tuple[ShownPicture, ...]:
     """Read the pictures that a request refers to, upright, from the folder of its scene.
+
+    The opacity of a picture that is transparent in parts, such as a thing that was cut out, is its mask unless it has
+    another one.
 
     Raises:
         InputError: a file is not there, or is not the one that the request names.
@@ -99,7 +99,9 @@ def read_references(scene_folder: Path, request: EditRequest) -> tuple[ShownPict
         picture = _checked(folder, reference.picture)
         turn = read_head(picture).orientation
         image = torch.from_numpy(unexif(read_image(picture), turn)).permute(2, 0, 1).contiguous()
-        mask = None
+        with open_picture(picture) as opened:
+            alpha = read_alpha(opened)
+        mask = None if alpha is None else torch.from_numpy(unexif(alpha, turn))
         if reference.mask:
             values = read_mask(_checked(folder, reference.mask))
             # A mask of pixels as they are stored is turned with them; most are made of the picture as it is shown.

@@ -145,3 +145,12 @@ def test_a_cut_out_subject_keeps_nothing_of_its_ground_and_place() -> None:
     assert torch.allclose(whole[3, 8:56], torch.tensor(1.0)) and float(whole[3, :7].max()) == 0
     with pytest.raises(InputError, match="the mask of the reference marks nothing"):
         prepare_reference(picture, torch.zeros(48, 64), 32)
+
+
+def test_a_long_strip_is_looked_at_within_little_memory(monkeypatch):
+    picture = torch.rand(3, 2, 12000)
+    found = prepare_reference(picture, torch.ones(2, 12000), 32)
+    assert found.shape == (4, 32, 32) and bool((found[3] > 0).any())
+    monkeypatch.setattr("restage.diffusion.references.MAX_EDGE", 64)
+    large = torch.full((3, 100, 200), 0.25)
+    torch.testing.assert_close(prepare_reference(large, None, 32)[:3, 12:20], torch.full((3, 8, 32), 0.25))

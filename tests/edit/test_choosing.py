@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from restage.edit.methods import Nothing, ReplaceOnce
 from restage.edit.results import describe_change
 from restage.edit.single import AUTO, EditChoice
 from restage.recipes import edit_folder
-from restage.records import EditRequest, InputError, write_json
+from restage.records import EditRequest, InputError, Reference, write_json
 from restage.run.folder import RunFolder
 
 CHOICE = EditChoice(editor=AUTO)
@@ -56,8 +57,18 @@ def test_the_editor_follows_from_scene_machine_and_instruction(scene, tmp_path, 
     write_json(folder / "model_index.json", {"_class_name": "StableDiffusionInstructPix2PixPipeline"})
     assert chosen(model=folder) == "instruct_pix2pix"
     assert chosen(model=folder, model_options=("steps=3",)) == "pipeline"
+    for name in ("unet/config.json", "mix/attention/model.safetensors"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("{}")
+    assert chosen(model=folder) == "try_on"
     (scene / "description.json").write_text("{}")
     assert chosen() == "edit_model"
+
+
+def test_an_instruction_that_refers_to_a_picture_is_not_for_an_editor_that_looks_at_none(scene):
+    request = replace(ask("make it golden"), references=(Reference(picture="a.png"),))
+    with pytest.raises(InputError, match="choose one"):
+        choose_editor(CHOICE, scene, request)
 
 
 def test_where_no_editor_would_do_anything_the_error_lists_the_ways(scene, tmp_path):

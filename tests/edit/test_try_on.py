@@ -151,3 +151,12 @@ def test_views_of_a_scene_go_in_and_splats_come_out(tiny_scene, folder: Path, tm
     *_, last = opened.steps
     changed = (last.splats.sh - tiny_scene.splats.sh).abs().amax(dim=(1, 2)) > 0
     assert 0 < int(changed.sum()) < len(changed)  # what lies outside of the region is held
+
+
+def test_a_soft_region_is_a_mask_of_0_and_1_to_the_model(tiny_scene, folder: Path) -> None:
+    hard = batch(tiny_scene)
+    assert hard.regions is not None
+    soft = hard.regions * 0.7
+    soft[:, :8] = 0.3  # less than half
+    painted = edit(folder, replace(hard, regions=soft))
+    assert torch.equal(painted.images, edit(folder, hard).images) and torch.equal(painted.masks, soft)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from restage.pairs.config import ImportConfig
+from restage.pairs.encoding import decode_reference
 from restage.pairs.exchange.bring_in import import_folder
 from restage.pairs.exchange.export import export_pairs
 from restage.pairs.store import done_shards, read_pairs, write_manifest
@@ -138,3 +139,21 @@ def test_a_broken_reference_is_a_bad_pair_with_its_reason(tmp_path: Path) -> Non
     (folder / "train" / "cloth-mask" / "b_00.png").write_bytes(buffer.getvalue())
     with pytest.raises(InputError, match="holds no good pair"):
         list(import_folder(open_run(tmp_path / "none"), folder, ImportConfig(format="tryon")))
+
+
+def test_persons_in_lists_of_others_garments_are_taken_in_their_own(tmp_path: Path) -> None:
+    folder = viton(tmp_path / "set")
+    (folder / "train_pairs.txt").write_text("a_00.jpg b_00.jpg\nb_00.jpg a_00.jpg\n")
+    *_, last = import_folder(open_run(tmp_path / "run"), folder, ImportConfig(format="tryon"))
+    assert last.note == "2 of 2 pairs taken"
+
+
+def test_a_garment_that_was_cut_out_is_its_own_mask() -> None:
+    pixels = np.full((4, 6, 4), 255, np.uint8)
+    pixels[:, 3:, 3] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    shown = decode_reference(buffer.getvalue(), None)
+    assert shown.mask is not None and shown.mask.sum() == 12 and shown.picture[:, :, 3:].max() == 0
+    given = decode_reference(buffer.getvalue(), buffer.getvalue())  # a mask may be painted so, too
+    assert given.mask is not None and torch.equal(given.mask, shown.mask)

@@ -94,3 +94,24 @@ def test_a_file_that_is_cut_off_is_one_clear_line(tmp_path: Path, form: str, kee
     for read in (read_image, read_mask):
         with pytest.raises(InputError, match=r"cut\.bin"):
             read(path)
+
+
+def test_masks_are_read_whatever_they_are_painted_with(tmp_path):
+    inside = np.zeros((4, 6), bool)
+    inside[:, :3] = True
+    red = np.where(inside[..., None], np.uint8([255, 0, 0]), np.uint8(0)).astype(np.uint8)
+    cut_out = np.dstack([np.full((4, 6, 3), 255, np.uint8), inside * np.uint8(255)])
+    labels = Image.fromarray(inside.astype(np.uint8), "P")
+    labels.putpalette([0, 0, 0, 128, 0, 0, *[0] * 762])  # as in data sets of segmentation
+    forms = {
+        "gray": Image.fromarray(inside * np.uint8(255)),
+        "labels 0 and 1": Image.fromarray(inside.astype(np.uint8)),
+        "bits": Image.fromarray(inside),
+        "deep": Image.fromarray(inside * np.uint16(65535)),
+        "red": Image.fromarray(red),
+        "cut out": Image.fromarray(cut_out),
+        "palette": labels,
+    }
+    for name, image in forms.items():
+        image.save(tmp_path / "mask.png")
+        assert np.array_equal(read_mask(tmp_path / "mask.png"), inside.astype(np.float32)), name

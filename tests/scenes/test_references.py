@@ -84,3 +84,31 @@ def test_what_is_no_picture_or_no_longer_the_same_is_refused(tmp_path: Path) -> 
     (tmp_path / "references" / kept.picture).unlink()
     with pytest.raises(InputError, match="does not exist"):
         read_references(tmp_path, request(kept))
+
+
+def test_a_mask_of_a_photograph_as_it_is_shown_is_taken(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = picture(kind="JPEG", exif=exif)
+    (shown,) = read_references(tmp_path, request(GivenPicture(stored, mask(4, 6)).keep(tmp_path)))
+    assert shown.mask is not None and shown.picture.shape == (3, 6, 4)
+    assert shown.mask[:, :2].min() == 1 and shown.mask[:, 2:].max() == 0
+    with pytest.raises(InputError, match="the mask of the reference has 4x6 pixels, expected 6x4"):
+        GivenPicture(picture(), mask(4, 6)).keep(tmp_path)
+
+
+def test_a_thing_that_was_cut_out_is_its_own_mask(tmp_path: Path) -> None:
+    pixels = np.full((4, 6, 4), 255, np.uint8)
+    pixels[:, 3:, 3] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    given = GivenPicture(buffer.getvalue())
+    (shown,) = read_references(tmp_path, request(given.keep(tmp_path)))
+    assert shown.mask is not None and shown.mask[:, :3].min() == 1 and shown.mask[:, 3:].max() == 0
+    (masked,) = read_references(tmp_path, request(GivenPicture(buffer.getvalue(), mask()).keep(tmp_path)))
+    assert masked.mask is not None and torch.equal(masked.mask, shown.mask)
+    pixels[..., 3] = 255
+    (tmp_path / "opaque.png").write_bytes(b"")
+    Image.fromarray(pixels).save(tmp_path / "opaque.png")
+    (opaque,) = GivenPicture.read_all([tmp_path / "opaque.png"])
+    assert read_references(tmp_path, request(opaque.keep(tmp_path)))[0].mask is None

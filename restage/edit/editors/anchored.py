@@ -90,7 +90,9 @@ class AnchoredEditor:
             if self.form.is_grid:
                 edited = self._edit_in_grid(part, first.images[0])
             else:
-                anchor = ShownPicture(first.images[0], first.masks[0])
+                # Where the edit changed nothing that a mask could mark, the whole view is shown.
+                mask = first.masks[0] if bool((first.masks[0] > 0.5).any()) else None
+                anchor = ShownPicture(first.images[0], mask)
                 edited = self.editor.edit(replace(part, references=(anchor, *batch.references)))
             images[others], masks[others] = edited.images, edited.masks
             left_out = {others[place]: reason for place, reason in edited.left_out.items()}

@@ -75,7 +75,8 @@ class TryOnEditor:
             garment = torch.lerp(torch.full_like(garment, WHITE), garment, subject)
         garment = self._encode(fit_picture(garment, shown, ground=WHITE)[None])
         views, originals = (resize_views(x.cpu(), shown) for x in (batch.views, batch.originals))
-        regions = resize_views(batch.regions[:, None].cpu(), shown)
+        # Models of inpainting know masks of 0 and 1 alone.
+        regions = (resize_views(batch.regions[:, None].cpu(), shown) > 0.5).float()
         noise = batch.draw_noise(garment.shape[1:])
         layers = [layer for layer in attention_layers(self.unet) if layer.is_cross_attention]
         images = []
@@ -97,7 +98,7 @@ class TryOnEditor:
         self, view: Tensor, original: Tensor, region: Tensor, noise: Tensor, garment: Tensor, *, noise_level: float
     ) -> Float[Tensor, "1 3 h w"]:
         """Denoise a view above the garment, from `noise_level` of the schedule, and return the view."""
-        person = self._encode(torch.where(region > 0.5, 0.5, original))
+        person = self._encode(torch.where(region > 0, 0.5, original))
         inside = functional.interpolate(region, person.shape[2:], mode="nearest").to(person)
         masks = torch.cat([inside, torch.zeros_like(inside)], dim=2)
         shown = torch.cat([person, garment], dim=2)

@@ -43,12 +43,20 @@ def _file(folder: Path, part: str, *stems: str) -> bytes | None:
 def _listed(folder: Path, split: Path) -> list[tuple[str, str]]:
     """Return the stems of persons and garments: those of the lists of a split, or those of equal names."""
     lists = foreign.files_in(folder, f"{split.name if split != folder else '*'}_pairs*.txt")
-    rows = [line.split() for path in lists for line in path.read_text(errors="replace").splitlines()]
+    rows = [line.split() for path in lists for line in path.read_text("utf-8", errors="replace").splitlines()]
     pairs = [(Path(row[0]).stem, Path(row[1]).stem) for row in rows if len(row) >= 2]
     if not pairs:
         persons, garments = ({path.stem for path in foreign.files_in(split / part, "*")} for part in ("image", "cloth"))
         pairs = [(name, name) for name in sorted(persons & garments)]
     return list(dict.fromkeys(pairs))
+
+
+def _wearable(split: Path, person: str, garment: str, listed: list[tuple[str, str]]) -> tuple[str, str]:
+    """Return a person in the own garment for one in another's whose result nobody knows, unless that is listed, too."""
+    has_result = any((split / "result" / f"{person}{suffix}").is_file() for suffix in IMAGE_SUFFIXES)
+    if has_result or (person, person) in listed or _file(split, "cloth", person) is None:
+        return person, garment
+    return person, person
 
 
 def _cover(person: bytes, mask: bytes) -> bytes | None:
@@ -72,7 +80,8 @@ def _read(folder: Path) -> Iterator[foreign.ForeignPair]:
     if not splits:
         raise InputError(f"{folder} holds no folders image and cloth, nor train or test with such")
     for split in splits:
-        for person, garment in _listed(folder, split):
+        listed = _listed(folder, split)
+        for person, garment in dict.fromkeys(_wearable(split, person, garment, listed) for person, garment in listed):
             known = _file(split, "result", person)
             own = _file(split, "image", person)
             mask = _file(split, "agnostic-mask", person, f"{person}_mask")

@@ -23,8 +23,8 @@ from restage.records import InputError, MissingExtra, write_atomically
 from restage.scenes.cameras import MAX_SIDE
 
 __all__ = ["IMAGE_SUFFIXES", "Orientation", "PictureHead", "RASTER_FORMATS", "list_images", "open_picture"]
-__all__ += ["orientation_of", "path_inside", "quantize", "read_head", "read_image", "read_mask", "to_uint8"]
-__all__ += ["turn_camera", "turn_intrinsics", "unexif", "write_png"]
+__all__ += ["orientation_of", "path_inside", "quantize", "read_alpha", "read_head", "read_image", "read_mask"]
+__all__ += ["to_uint8", "turn_camera", "turn_intrinsics", "unexif", "write_png"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif")
 RASTER_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "AVIF")
@@ -95,9 +95,9 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     return image
 
 
-def read_head(path: Path) -> PictureHead:
+def read_head(source: Path | bytes, name: str = "") -> PictureHead:
     """Size and orientation from the header."""
-    with open_picture(path) as image:
+    with open_picture(source, name) as image:
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         except UNREADABLE:  # broken EXIF says nothing; the pixels may still be fine
@@ -125,6 +125,14 @@ def read_image(source: Path | bytes, name: str = "") -> Float[np.ndarray, "h w 3
             raise InputError(f"{path} is not readable as an image: {error}") from None
 
 
+def read_alpha(image: Image.Image) -> Float[np.ndarray, "h w"] | None:
+    """Opacity of an opened picture as stored, float32 in [0, 1]; None for one that is opaque everywhere."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return None
+    alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    return alpha.astype(np.float32) / 255 if alpha.min(initial=255) < 255 else None
+
+
 def quantize(images: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
     """Round values in [0, 1] to the 256 levels of a file, so that what is in memory compares with what is on disk."""
     return (images.clamp(0, 1) * 255).round() / 255
@@ -144,14 +152,28 @@ def write_png(path: Path, pixels: Float[Tensor, "h w *channels"]) -> None:
 
 
 def read_mask(path: Path) -> Float[np.ndarray, "h w"]:
-    """Weights of pixels, float32 in [0, 1]: black is left out, white counts; a mask of labels 0 and 1 too."""
+    """Weights of pixels, float32 in [0, 1]: black is left out, white counts; a mask of labels 0 and 1 too.
+
+    A color counts as its brightest channel, one of a palette with colors (a picture of labels) whole, and what is
+    transparent is left out.
+    """
     with open_picture(path) as image:
         try:
             is_deep = image.mode.startswith("I;16")
-            values = np.asarray(image if is_deep else image.convert("L"), dtype=np.float32)
+            values = np.asarray(image, dtype=np.float32) if is_deep else _brightness(image)
         except UNREADABLE as error:
             raise InputError(f"{path} is not readable as a mask: {error}") from None
     return values if values.max(initial=0) <= 1 else values / (65535 if is_deep else 255)
+
+
+def _brightness(image: Image.Image) -> Float[np.ndarray, "h w"]:
+    """Brightest channel from 0 to 255, times opacity."""
+    alpha = read_alpha(image)
+    rgb = np.asarray((image.convert("L") if image.mode in ("I", "F") else image).convert("RGB"))
+    brightest = rgb.max(axis=2)
+    if image.mode == "P" and (rgb.min(axis=2) != brightest).any():
+        brightest = (brightest > 0) * np.uint8(255)
+    return brightest.astype(np.float32) if alpha is None else brightest * alpha
 
 
 QUARTERS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 1, 7: 3, 8: 3}
