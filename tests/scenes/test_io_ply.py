@@ -328,3 +328,34 @@ def test_positions_in_double_keep_their_precision(tmp_path):
     found = read_points(tmp_path / "far.ply").positions
     assert found.dtype == torch.float64
     assert float(found[0, 0]) == position[0]
+
+
+def test_text_is_read_in_blocks(tmp_path, monkeypatch):
+    splats = random_splats(1)
+    write_splats(splats, tmp_path / "s.ply")
+    rows = read_vertices(tmp_path / "s.ply")
+    names = list(rows.dtype.names or ())
+    header = ["ply", "format ascii 1.0", f"element vertex {len(rows)}", *(f"property float {name}" for name in names)]
+    lines = [" ".join(repr(float(row[name])) for name in names) for row in rows]
+    (tmp_path / "text.ply").write_text("\n".join([*header, "end_header", *lines]))
+    monkeypatch.setattr("restage.scenes.io.ply.TEXT_BLOCK", 3)
+    assert_equal(read_splats(tmp_path / "text.ply"), splats)
+    (tmp_path / "cut.ply").write_text("\n".join([*header, "end_header", *lines[:-1], "0 " * (len(names) - 1)]))
+    with pytest.raises(InputError, match="the file is cut off"):
+        read_splats(tmp_path / "cut.ply")
+
+
+def test_the_filter_of_mip_splatting_widens_splats_and_keeps_what_they_cover(tmp_path):
+    splats = random_splats(4)
+    write_splats(splats, tmp_path / "s.ply")
+    rows = read_vertices(tmp_path / "s.ply")
+    columns = {name: rows[name] for name in rows.dtype.names or ()}
+    widths = np.linspace(0, 0.5, len(rows)).astype(np.float32)
+    write_vertices({**columns, "filter_3D": widths}, tmp_path / "mip.ply")
+    found = read_splats(tmp_path / "mip.ply")
+    sizes, wide = splats.log_scales.exp(), found.log_scales.exp()
+    torch.testing.assert_close(wide**2, sizes**2 + torch.from_numpy(widths)[:, None] ** 2)
+    covered, expected = (one.opacity_logits.sigmoid() * one.log_scales.exp().prod(dim=1) for one in (found, splats))
+    torch.testing.assert_close(covered, expected, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(found.opacity_logits[0], splats.opacity_logits[0], rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.means, splats.means) and torch.equal(found.sh, splats.sh)

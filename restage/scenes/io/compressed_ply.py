@@ -71,7 +71,7 @@ def read_compressed_ply(path: Path) -> Splats:
     words = vertices["packed_rotation"]
     others = (_unpack(words, (10, 10, 10)) - 0.5) / SQRT_HALF
     means, log_scales, colors = values
-    sh = ((colors - 0.5) / SH_C0)[:, None]
+    sh = ((colors - 0.5) / SH_C0)[:, None].astype(np.float32)
     return splats_of(
         means,
         log_scales,
@@ -91,10 +91,12 @@ def _read_rest(path: Path, count: int) -> np.ndarray:
         raise ValueError(f"expected 9, 24 or 45 columns f_rest_*, got {len(names)}")
     if len(rows) != count or any(rows.dtype[name] != np.uint8 for name in names):
         raise ValueError(f"expected bytes for {count} splats as harmonics, got {len(rows)} of {rows.dtype[0]}")
-    levels = np.stack([rows[name] for name in names], axis=1).astype(np.float64)
+    levels = np.stack([rows[name] for name in names], axis=1)
     # The outermost levels stand for the ends of the range, all others for the middle of their step.
-    shares = np.where(levels == 0, 0.0, np.where(levels == 255, 1.0, (levels + 0.5) / 256))
-    return ((shares - 0.5) * HARMONIC_RANGE).reshape(count, 3, -1).transpose(0, 2, 1)
+    shares = (np.arange(256) + 0.5) / 256
+    shares[[0, 255]] = 0.0, 1.0
+    values = ((shares - 0.5) * HARMONIC_RANGE).astype(np.float32)[levels]
+    return values.reshape(count, 3, -1).transpose(0, 2, 1)
 
 
 def _unpack(words: np.ndarray, widths: tuple[int, int, int]) -> np.ndarray:

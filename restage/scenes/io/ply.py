@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -26,6 +27,8 @@ __all__ += ["write_points", "write_vertices"]
 
 NUM_REST = (0, 9, 24, 45, 72)
 """Columns f_rest_* of degree 0 to 4."""
+FILTER = "filter_3D"
+"""Column with the standard deviation that Mip-Splatting widens a splat by, in world units."""
 OPAQUE_LOGIT = 16.0
 """Stands for an infinite opacity; its sigmoid is 1 within float32's precision."""
 
@@ -63,7 +66,8 @@ def read_ply(path: Path) -> Splats:
 
     An infinite opacity is opaque; other numbers are as they stand. Spherical harmonics of a degree above 3 are cut off
     there, with a warning. Colors as red, green and blue in place of f_dc (`ns-export --ply-color-mode rgb`) are taken
-    too. The columns may stand in any order. Refused are other layouts, and files that are cut off or without any splat.
+    too. The columns may stand in any order; others are passed over, but for the widths of Mip-Splatting's filter, which
+    splats are drawn with. Refused are other layouts, and files that are cut off or without any splat.
     """
     vertices = read_vertices(path)
     names = set(vertices.dtype.names or ())
@@ -79,13 +83,21 @@ def read_ply(path: Path) -> Splats:
     if missing:
         raise InputError(f"{path}: expected splats in the 3DGS layout, got a PLY without {', '.join(missing)}")
     logits = _matrix(vertices, ["opacity"])[:, 0]
-    return Splats(
+    splats = Splats(
         means=_matrix(vertices, ["x", "y", "z"]),
         log_scales=_matrix(vertices, [f"scale_{i}" for i in range(3)]),
         rotations=_matrix(vertices, [f"rot_{i}" for i in range(4)]),
         opacity_logits=torch.where(logits.isinf(), logits.sign() * OPAQUE_LOGIT, logits).contiguous(),
         sh=((_read_rgb(vertices) - 0.5) / SH_C0)[:, None] if has_rgb else _read_sh(vertices, path),
     )
+    return _widened(splats, _matrix(vertices, [FILTER])) if FILTER in names else splats
+
+
+def _widened(splats: Splats, widths: Float[Tensor, "n 1"]) -> Splats:
+    """Splats as Mip-Splatting (Yu et al. 2024, arXiv 2311.16493) draws them: blurred, with what each covers kept."""
+    before, after = splats.log_scales.double(), torch.hypot(splats.log_scales.double().exp(), widths.double()).log()
+    alphas = splats.opacity_logits.double().sigmoid() * (before - after).sum(dim=1).exp()
+    return replace(splats, log_scales=after.float(), opacity_logits=alphas.logit(eps=1e-7).float())
 
 
 def columns_in(path: Path) -> dict[str, tuple[str, ...]]:
@@ -168,6 +180,8 @@ NAMES = {"f4": "float", "f8": "double", "u1": "uchar", "u4": "uint"}
 BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 MAX_LINE = 65536
 """Bytes of a line of text."""
+TEXT_BLOCK = 10_000
+"""Lines of numbers that are read at once."""
 MAX_LINES = 2048
 """Lines of a header; splats with harmonics of degree 4 have some hundred."""
 
@@ -246,14 +260,20 @@ def _read_text(file: BinaryIO, elements: list[_Element], order: str) -> np.ndarr
     start = file.tell()
     has_room = 2 * len(properties) * count <= file.seek(0, 2) - start + 1
     file.seek(start)
+    problem = f"expected {count} lines of {len(properties)} numbers; the file is cut off"
+    if not has_room:
+        raise ValueError(problem)
+    table = np.empty(count, properties)
     lines = (line for line in iter(lambda: file.readline(MAX_LINE), b"") if line.strip())
-    rows = [line.split() for line in itertools.islice(lines, first, first + count)] if has_room else []
-    if len(rows) < count or any(len(row) != len(properties) for row in rows):
-        raise ValueError(f"expected {count} lines of {len(properties)} numbers; the file is cut off")
-    numbers = np.array(rows, dtype=np.float64).reshape(len(rows), len(properties))
-    table = np.empty(len(rows), properties)
-    for index, (name, _) in enumerate(properties):
-        table[name] = numbers[:, index]
+    lines = itertools.islice(lines, first, first + count)
+    # In blocks: as Python's objects, the numbers of a million splats take gigabytes.
+    for start in range(0, count, TEXT_BLOCK):
+        rows = [line.split() for line in itertools.islice(lines, min(TEXT_BLOCK, count - start))]
+        if len(rows) < min(TEXT_BLOCK, count - start) or any(len(row) != len(properties) for row in rows):
+            raise ValueError(problem)
+        numbers = np.array(rows, dtype=np.float64)
+        for index, (name, _) in enumerate(properties):
+            table[name][start : start + len(rows)] = numbers[:, index]
     return table
 
 

@@ -114,7 +114,7 @@ def read_sog(path: Path) -> Splats:
     tags = quats[:, 3].astype(np.int64) - FIRST_TAG
     rotations = whole_rotations(np.maximum(tags, 0), (quats[:, :3] / 127.5 - 1.0) * math.sqrt(0.5))
     rotations[tags < 0] = (1, 0, 0, 0)
-    colors = _decode(meta.sh0.codebook, sh0[:, :3])
+    colors = _decode(meta.sh0.codebook, sh0[:, :3]).astype(np.float32)
     return splats_of(
         means,
         _decode(meta.scales.codebook, scales),
@@ -187,7 +187,7 @@ def _read_rest(archive: zipfile.ZipFile, meta: _Meta, num_bytes: int) -> np.ndar
     labels = labels[:, 0] | labels[:, 1].astype(np.uint16) << 8
     if labels.max() >= len(entries):
         raise ValueError(f"its {palette.files[1][:80]} names entry {labels.max()} of {len(entries)}")
-    return _decode(palette.codebook, entries)[labels]
+    return _decode(palette.codebook, entries).astype(np.float32)[labels]
 
 
 def _decode(codebook: tuple[float, ...], codes: np.ndarray) -> np.ndarray:

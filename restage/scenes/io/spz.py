@@ -64,13 +64,15 @@ def read_spz(path: Path) -> Splats:
     fixed = low[..., 0] | low[..., 1] << 8 | low[..., 2] << 16
     fixed = np.where(fixed & 0x800000, fixed - 0x1000000, fixed)
     kept = NUM_REST[min(degree, MAX_DEGREE)]
-    rest = parts[5].reshape(count, NUM_REST[degree], 3)[:, :kept]
+    # In float32, since harmonics are most of a file.
+    rest = (parts[5].reshape(count, NUM_REST[degree], 3)[:, :kept] - np.float32(128)) / np.float32(128)
+    colors = ((colors / 255.0 - 0.5) / COLOR_SCALE).astype(np.float32)
     splats = splats_of(
         fixed / 2.0**fraction,
         scales / 16.0 - 10.0,
         _wide_rotations(rotations) if version == 2 else _packed_rotations(rotations),
         logits_of(alphas[:, 0] / 255.0),
-        np.concatenate([((colors / 255.0 - 0.5) / COLOR_SCALE)[:, None], (rest - 128.0) / 128.0], axis=1),
+        np.concatenate([colors[:, None], rest], axis=1),
     )
     return flip_axes(splats, y=-1, z=-1)
 
@@ -165,7 +167,8 @@ def write_spz(splats: Splats, path: Path) -> None:
     fields = np.rint(np.abs(others) * (0x1FF / SQRT_HALF)).astype(np.uint32).clip(0, 0x1FF) | (others < 0) * 0x200
     words = largest.astype(np.uint32) << 30 | fields[:, 0] << 20 | fields[:, 1] << 10 | fields[:, 2]
     buckets = np.where(np.arange(turned.sh.shape[1] - 1) < 3, 1 << 3, 1 << 4)[:, None]
-    rest = np.rint(turned.sh[:, 1:].numpy() * 128.0).astype(np.int64) + 128
+    # Far beyond what bytes hold, so that nothing overflows and everything is cut the same.
+    rest = np.rint(turned.sh[:, 1:].numpy().clip(-100, 100) * 128.0).astype(np.int32) + 128
     parts = [
         fixed.view(np.uint8).reshape(count, 3, 4)[..., :3],
         _bytes(alphas_of(turned) * 255.0),
