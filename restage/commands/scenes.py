@@ -24,7 +24,8 @@ __all__ = ["edit", "build_edits", "export", "build_fit", "build_serve", "view"]
 SceneArgument = Annotated[Path, arg(metavar="SCENE")]
 CaptureArgument = Annotated[Path, arg(metavar="CAPTURE")]
 ShownArgument = Annotated[
-    Path, arg(metavar="PATH", help="A run, a fitted scene, a capture with a fit, or splats as PLY (3DGS layout).")
+    Path,
+    arg(metavar="PATH", help="A run, a fitted scene, a capture with a fit, or splats such as x.ply or x.spz."),
 ]
 ExportedArgument = Annotated[str, arg(metavar="PATH")]
 TargetArgument = Annotated[Path | None, arg(metavar="OUT")]
@@ -73,6 +74,8 @@ def build_fit() -> Callable[..., None]:
             from restage.scenes.io.posed import ReadOptions
             from restage.scenes.taken import take_splats
 
+            if config != PHOTOGRAPHS:
+                raise InputError("--splats takes splats as they are; omit the settings of a fit")
             options = ReadOptions(size=size, follow_paths=follow_paths)
             show_progress(take_splats(splats, out, capture=capture, options=options, again=again))
             say("\n".join(describe_run(out)))
@@ -153,7 +156,8 @@ def edit(
         device: Where the scene is drawn and the editor's model computes.
         size: Longer side of the views in pixels, if a capture is fitted first, cameras are placed or a film is read.
         out: Folder of the run that a capture, a file of splats or a film is read into; default: `runs/` and its name.
-        cameras: For a file of splats: a capture in their frame whose cameras are used, in place of placed ones.
+        cameras: For a file of splats: a capture in their frame whose cameras are used, in place of placed ones; its
+            pictures may be missing.
         up: For a file of splats: which of its axes is up.
         seed: Seed for the edit's noise.
         estimate_only: Say how many pictures the editor will be asked for, and what they cost, and edit nothing.
@@ -213,11 +217,16 @@ def edit(
         endpoint=endpoint,
         region=region,
     )
-    if scene.is_file() and splats_in(scene):
+    is_splats = scene.is_file() and bool(splats_in(scene))
+    if not is_splats and (cameras is not None or up != "guess"):
+        raise InputError(f"--{'cameras' if cameras else 'up'} is for a file of splats, and {scene} is none")
+    if cameras is not None and up != "guess":
+        raise InputError("--up says how cameras are placed; omit it, or --cameras")
+    if is_splats:
         from restage.scenes.io.posed import ReadOptions
-        from restage.scenes.taken import Placement, take_splats
+        from restage.scenes.taken import Placement, splats_name, take_splats
 
-        out = out or Path("runs") / scene.name.split(".")[0]
+        out = out or Path("runs") / splats_name(scene)
         placement = Placement(up=up) if size is None else Placement(up=up, size=size)
         options = ReadOptions(size=size)
         show_progress(take_splats(scene, out, cameras=cameras, placement=placement, options=options))
@@ -226,9 +235,10 @@ def edit(
         out = out or Path("runs") / capture_name(scene)
         show_progress(fit_folder(scene, out, partial(for_size, PHOTOGRAPHS), size=size, device=device))
         scene = out
-    elif out is not None:
-        raise InputError(f"--out is for what is read into a new run; {scene} is of a run already")
-    references = tuple(picture.keep(find_scene(scene)) for picture in given)
+    elif out is not None or size is not None:
+        option = "--out" if out is not None else "--size"
+        raise InputError(f"{option} is for what is read into a new run; {scene} is of a run already")
+    references = tuple(picture.reference if estimate_only else picture.keep(find_scene(scene)) for picture in given)
     requests = [
         EditRequest(
             instruction=text, source_caption=source_caption, target_caption=target_caption, references=references

@@ -47,7 +47,7 @@ from restage.scenes.io.views import make_capture
 from restage.scenes.losses import MARGIN, WINDOW, ssim_map
 from restage.scenes.splats import Splats
 
-__all__ = ["FIT_FIRST", "SourceCheck", "capture_sha256", "find_scene", "fingerprint", "fit_capture"]
+__all__ = ["FIT_FIRST", "SourceCheck", "capture_sha256", "clear_fit", "find_scene", "fingerprint", "fit_capture"]
 __all__ += ["measure_fit"]
 __all__ += ["fit_folder", "run_scenes"]
 
@@ -244,6 +244,13 @@ OF_A_FIT = (FIT_RECORD, SPLATS, FIT_STATE, PREVIEW, "held_out.png", HELD_OUT, "c
 """What a fit has made; `fit.json` goes first, since it says that all the rest is there."""
 
 
+def clear_fit(scene: Path) -> None:
+    """Remove a capture and what a fit of it has made from a scene's folder."""
+    for name in OF_A_FIT:
+        path = scene / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class _Source:
     """What `source.json` says that matters when it is read again."""
@@ -285,9 +292,7 @@ class SourceCheck:
         if self.capture is None:
             return
         if self.is_stale:
-            for name in OF_A_FIT:
-                path = self.scene / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            clear_fit(self.scene)
         # Before the capture, whose transforms.json is written last: what is there without it was never finished.
         self.scene.mkdir(parents=True, exist_ok=True)
         write_json(self.scene / SOURCE, self.record)

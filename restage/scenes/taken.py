@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,18 +20,27 @@ from torch import Tensor
 
 from restage.records import InputError, Progress, content_id, file_sha256, read_json, to_plain, write_record
 from restage.run.folder import open_run, working
-from restage.run.layout import CAPTURE, FIT_RECORD, SPLATS
+from restage.run.layout import CAPTURE, FIT_RECORD, SOURCE, SPLATS
 from restage.run.reading import FitRecord
 from restage.scenes.cameras import Cameras, intrinsics_from_fov, orbit
 from restage.scenes.capture import Capture
 from restage.scenes.fit import psnr, render_views
-from restage.scenes.io import capture_name, read_capture, read_splats, write_capture, write_splats
-from restage.scenes.io.posed import ReadOptions, split_every
+from restage.scenes.io import (
+    SCENE_FORMATS,
+    capture_name,
+    read_capture,
+    read_splats,
+    recognize_capture,
+    write_capture,
+    write_splats,
+)
+from restage.scenes.io.posed import CamerasOnly, ReadOptions, split_every
+from restage.scenes.io.views import make_capture
 from restage.scenes.splats import SH_C0, Splats
-from restage.scenes.stage import SourceCheck, capture_sha256, measure_fit
+from restage.scenes.stage import SourceCheck, capture_sha256, clear_fit, measure_fit
 from restage.scenes.turning import move_splats
 
-__all__ = ["Placed", "Placement", "UP_AXES", "Up", "capture_around", "place_cameras", "take_splats"]
+__all__ = ["Placed", "Placement", "UP_AXES", "Up", "capture_around", "place_cameras", "splats_name", "take_splats"]
 
 Up = Literal["guess", "x", "-x", "y", "-y", "z", "-z"]
 UP_AXES: dict[str, tuple[float, float, float]] = {
@@ -48,7 +57,7 @@ FLAT = 0.5
 """Share of the middle variance that the least one stays below, where a scene is flat enough to show what is up."""
 ELEVATIONS_RAD = (math.radians(12), math.radians(35))
 FOV_RAD = math.radians(50)
-SIDE_PX = 256
+SIDE_PX, MAX_SIDE_PX = 256, 4096
 NUM_VIEWS = 24
 OPAQUE = 0.3
 MAX_POINTS = 10_000
@@ -69,8 +78,9 @@ class Placement:
     def __post_init__(self) -> None:
         if self.up not in ("guess", *UP_AXES):
             raise InputError(f"expected up to be guess or one of {', '.join(UP_AXES)}, got {self.up!r}")
-        if self.num_views < 3 or self.size < 16:
-            raise InputError(f"expected 3 views or more of 16 px or more, got {self.num_views} of {self.size} px")
+        if self.num_views < 3 or not 16 <= self.size <= MAX_SIDE_PX:
+            limits = f"16 to {MAX_SIDE_PX} px"
+            raise InputError(f"expected 3 views or more of {limits}, got {self.num_views} of {self.size} px")
 
 
 class _Middle(NamedTuple):
@@ -163,6 +173,11 @@ def _named(up: tuple[float, float, float]) -> str:
     return next(name for name, axis in UP_AXES.items() if axis == up)
 
 
+def splats_name(file: Path) -> str:
+    """Return the name of the scene that a file of splats becomes: that of the file without its endings."""
+    return file.name.split(".")[0] or "splats"
+
+
 def take_splats(
     file: Path,
     folder: Path,
@@ -179,16 +194,17 @@ def take_splats(
         file: Splats of any format that is read, in the frame of the capture, if there is one.
         folder: Folder of the run.
         capture: The capture that they were trained on; its pictures are the originals.
-        cameras: A capture of which only the cameras are used; renders are the originals.
+        cameras: A capture of which only the cameras are used, and which may lack its pictures; renders are the
+            originals.
         placement: How cameras are placed, with neither of them.
         options: How the capture is read.
         again: Whether a finished fit of another capture or other splats is thrown away.
     """
     started_s = time.perf_counter()
-    scene_folder = folder / "scenes" / (capture_name(capture) if capture else file.name.split(".")[0] or "splats")
+    scene_folder = folder / "scenes" / (capture_name(capture) if capture else splats_name(file))
     splats = read_splats(file)
     source = None if capture is None else SourceCheck(capture, scene_folder, options, again=again)
-    others = None if cameras is None else read_capture(cameras, options.size, follow_paths=options.follow_paths)
+    others = None if cameras is None else _read_cameras(cameras, options)
     sha256 = file_sha256(file)
     how = {
         "splats_sha256": sha256,
@@ -204,6 +220,8 @@ def take_splats(
             raise InputError(f"{scene_folder} holds another fit, or other splats; {way}")
         yield Progress(stage="scenes", done=1, total=1, note="taken before")
         return
+    if source is None and (scene_folder / SOURCE).is_file():
+        raise InputError(f"{scene_folder} holds a capture whose fit has begun; choose another --out")
     if source is not None:
         seen = source.capture or read_capture(scene_folder / CAPTURE)
         upright = _in_frame_of(seen, splats)
@@ -219,6 +237,7 @@ def take_splats(
         if source is not None:
             source.write()
         else:
+            clear_fit(scene_folder)
             write_capture(seen, scene_folder / CAPTURE)
         write_splats(upright, scene_folder / SPLATS)
         written = read_capture(scene_folder / CAPTURE)
@@ -234,6 +253,11 @@ def take_splats(
         files = [scene_folder / SPLATS, *scene_folder.glob("held_out*.png"), *scene_folder.glob("held_out/*.png")]
         write_record(scene_folder / FIT_RECORD, record, files=files)
         yield Progress(stage="scenes", done=1, total=1, note=f"{len(upright)} splats taken from {file.name}")
+
+
+def _read_cameras(path: Path, options: ReadOptions) -> Capture:
+    source, only = recognize_capture(path), CamerasOnly(**asdict(options))
+    return make_capture(source.name, SCENE_FORMATS[source.form].read(source.path, source.name, only), only)
 
 
 def _in_frame_of(capture: Capture, splats: Splats) -> Splats:

@@ -15,7 +15,7 @@ from restage.scenes.capture import Capture
 from restage.scenes.io import capture_name, is_capture, read_capture
 from restage.scenes.io.splat_files import read_splats, splats_in
 from restage.scenes.splats import Splats
-from restage.scenes.taken import Placed, Placement, place_cameras
+from restage.scenes.taken import Placed, Placement, place_cameras, splats_name
 
 __all__ = ["KeptEdit", "ViewScene", "list_kept", "load_scene", "open_scenes", "read_kept"]
 
@@ -77,7 +77,7 @@ class ViewScene:
 def open_scenes(path: Path) -> dict[str, Path]:
     """Return what to load each scene from, by name, of a run, a fitted scene, a fitted capture or a file of splats."""
     if splats_in(path):
-        return {path.name.split(".")[0]: path}
+        return {splats_name(path): path}
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run folder, a fitted scene, a capture with a fit, or splats")
     if (path / SPLATS).is_file():

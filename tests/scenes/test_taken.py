@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from restage.audit.verify import verify_folder
 from restage.pairs.config import VerifyConfig
-from restage.records import InputError, file_sha256, read_json
+from restage.records import InputError, file_sha256, read_json, write_json
 from restage.scenes.capture import turn_upright
 from restage.scenes.config import FitConfig
 from restage.scenes.io import read_capture, read_splats, write_capture, write_splats
@@ -128,3 +129,58 @@ def test_cameras_of_a_capture_are_used_without_its_pictures(tmp_path):
     capture = read_capture(tmp_path / "run" / "scenes" / "slab" / "capture")
     torch.testing.assert_close(capture.cameras.camera_to_world, small_capture().cameras.camera_to_world)
     assert read_json(tmp_path / "run" / "scenes" / "slab" / "fit.json")["train_psnr_db"] > 40
+
+
+def test_what_a_stopped_start_left_is_not_part_of_the_scene(tmp_path):
+    file, scene = written(tmp_path), tmp_path / "run" / "scenes" / "slab"
+    write_capture(small_capture(), scene / "capture")
+    (scene / "held_out").mkdir()
+    (scene / "held_out" / "old.png").write_bytes(b"old")
+    list(take_splats(file, tmp_path / "run", placement=SMALL))
+    assert not (scene / "held_out" / "old.png").exists() and not verify_folder(str(tmp_path / "run"), VerifyConfig())
+    names = {path.name for path in (scene / "capture" / "images").iterdir()}
+    assert names == set(read_capture(scene / "capture").file_names)
+
+
+def test_a_fit_that_has_begun_is_not_overwritten(tmp_path):
+    write_capture(small_capture(), tmp_path / "slab")
+    config = FitConfig(steps=5, num_splats=60)
+    next(fit_folder(tmp_path / "slab", tmp_path / "run", config))
+    with pytest.raises(InputError, match="whose fit has begun; choose another --out"):
+        list(take_splats(written(tmp_path), tmp_path / "run", placement=SMALL))
+    assert read_capture(tmp_path / "run" / "scenes" / "slab" / "capture").file_names == small_capture().file_names
+
+
+def test_cameras_are_used_though_their_pictures_are_missing(tmp_path):
+    capture = small_capture()
+    write_capture(capture, tmp_path / "mine")
+    for folder in ("images", "masks"):
+        shutil.rmtree(tmp_path / "mine" / folder, ignore_errors=True)
+    (tmp_path / "mine" / "sparse_pc.ply").unlink(missing_ok=True)
+    list(take_splats(written(tmp_path), tmp_path / "run", cameras=tmp_path / "mine"))
+    found = read_capture(tmp_path / "run" / "scenes" / "slab" / "capture")
+    torch.testing.assert_close(found.cameras.camera_to_world, capture.cameras.camera_to_world)
+    torch.testing.assert_close(found.cameras.intrinsics, capture.cameras.intrinsics)
+    assert float(found.images.max()) > 0.2  # renders, and not the black that stands for pictures
+    with pytest.raises(InputError, match="pictures that it names do not exist"):
+        read_capture(tmp_path / "mine")
+    meta = read_json(tmp_path / "mine" / "transforms.json")
+    (tmp_path / "outside.png").write_bytes(b"never read")
+    meta["frames"][0]["file_path"] = str(tmp_path / "outside.png")
+    names = {name: meta[name] for name in meta if not name.endswith("_filenames")}
+    write_json(tmp_path / "mine" / "transforms.json", names)
+    list(take_splats(written(tmp_path), tmp_path / "third", cameras=tmp_path / "mine"))
+    write_json(tmp_path / "mine" / "transforms.json", {name: meta[name] for name in meta if name not in ("w", "h")})
+    with pytest.raises(InputError, match="expected the size of a view, w and h, since there is no picture"):
+        list(take_splats(written(tmp_path), tmp_path / "other", cameras=tmp_path / "mine"))
+
+
+def test_cameras_of_a_colmap_model_alone_are_used(tmp_path):
+    model = tmp_path / "model" / "sparse" / "0"
+    model.mkdir(parents=True)
+    (model / "cameras.txt").write_text("1 PINHOLE 48 32 40 40 24 16\n")
+    rows = [f"{number + 1} 1 0 0 0 {0.1 * number} 0 4 1 view_{number}.jpg\n\n" for number in range(4)]
+    (model / "images.txt").write_text("".join(rows))
+    list(take_splats(written(tmp_path), tmp_path / "run", cameras=tmp_path / "model"))
+    found = read_capture(tmp_path / "run" / "scenes" / "slab" / "capture")
+    assert (found.cameras.width, found.cameras.height, len(found.cameras)) == (48, 32, 4)

@@ -297,8 +297,7 @@ def _read_colmap(path: Path, name: str, options: posed.ReadOptions) -> posed.Pos
     if not 0 < len(images) <= posed.MAX_FRAMES:
         raise InputError(f"{place}: expected 1 to {posed.MAX_FRAMES} images with a pose, got {len(images)}")
     cameras = read_cameras(model.folder / f"cameras{model.suffix}")
-    folder = _find_images(model.folder, images)
-    finder = posed.PictureFinder(folder, follow_paths=options.follow_paths)
+    finder = posed.PictureFinder(_find_images(model.folder, images, options), options)
     found = (_make_photo(image, cameras, finder, place) for image in images)
     photos = [photo for photo in found if photo is not None]
     finder.report(place, notes, len(images))
@@ -326,18 +325,18 @@ def read_colmap_points(model: ModelFiles) -> Points:
     return read_points(path) if path.is_file() else posed.no_points()
 
 
-def _find_images(folder: Path, images: Sequence[ModelImage]) -> Path:
+def _find_images(folder: Path, images: Sequence[ModelImage], options: posed.ReadOptions) -> Path:
     """The folder that the images lie in: `images` or `input` beside the model or up to three levels above."""
     levels = [folder, *folder.resolve().parents[:MAX_LEVELS_UP]]
     places = [level / place for level in levels for place in (*IMAGE_FOLDERS, "") if (level / place).is_dir()]
     # By whole names before tails of them, which could be found in the wrong folder; the first images may be missing.
     for by_tail, image in itertools.product((False, True), images[:5]):
         for place in places:
-            if posed.PictureFinder(place, follow_paths=False).find(image.name, by_tail=by_tail) is not None:
+            if posed.PictureFinder(place, posed.ReadOptions()).find(image.name, by_tail=by_tail) is not None:
                 return place
     named = [place for place in places if place.name in IMAGE_FOLDERS]
-    if named:
-        return named[0]
+    if named or not options.needs_pictures:
+        return (named or [folder])[0]
     raise InputError(
         f"{folder}: expected a folder 'images' with {images[0].name[:80]!r} beside the model or above, got none"
     )
@@ -360,6 +359,7 @@ def _make_photo(
         camera_to_world=pose_of(image, where),
         where=where,
         mask_path=mask_path if mask_path.is_file() else None,
+        needs_picture=finder.needs_pictures,
     )
 
 

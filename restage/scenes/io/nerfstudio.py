@@ -95,7 +95,7 @@ def _read_nerfstudio(path: Path, name: str, options: posed.ReadOptions) -> posed
     """Read a nerfstudio folder; the world stays as it is."""
     meta = read_json(path, _Transforms)
     notes = list(meta.restage_notes)
-    finder = posed.PictureFinder(path.parent, follow_paths=options.follow_paths)
+    finder = posed.PictureFinder(path.parent, options)
     photos = _read_photos(meta, path, finder)
     finder.report(path, notes, len(meta.frames))
     posed.check_once(photos, path)
@@ -118,7 +118,7 @@ def _read_blender(path: Path, name: str, options: posed.ReadOptions) -> posed.Po
     counts: list[int] = []
     held_out = [file for kind in ("test", "val") if (file := path / f"transforms_{kind}.json").is_file()]
     for file in (path / "transforms_train.json", *held_out[:1]):
-        meta, finder = read_json(file, _Transforms), posed.PictureFinder(path, follow_paths=options.follow_paths)
+        meta, finder = read_json(file, _Transforms), posed.PictureFinder(path, options)
         found = _read_photos(meta, file, finder)
         finder.report(file, notes, len(meta.frames))
         photos += found
@@ -190,7 +190,8 @@ def _read_photo(frame: _Frame, meta: _Transforms, where: str, finder: posed.Pict
         lens=lambda head: _read_lens(_LensFields(**said), head),
         camera_to_world=_whole(frame.transform_matrix) * posed.OPENGL_AXES,
         where=where,
-        mask_path=None if frame.mask_path is None else finder.find_other(frame.mask_path, where),
+        mask_path=finder.find_other(frame.mask_path, where) if frame.mask_path and finder.needs_pictures else None,
+        needs_picture=finder.needs_pictures,
     )
 
 
@@ -267,7 +268,7 @@ def _split(meta: _Transforms, names: list[str], missing: set[str], path: Path) -
 
 def _read_sparse(meta: _Transforms, path: Path, finder: posed.PictureFinder) -> Points:
     """Read sparse points in the frame of the cameras from the named PLY, or from a COLMAP model in the folder."""
-    if meta.ply_file_path is not None:
+    if meta.ply_file_path is not None and finder.needs_pictures:
         return read_points(finder.find_other(meta.ply_file_path, str(path)))
     model = find_model(path.parent / "colmap")
     if model is None:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import msgspec
 import torch
@@ -26,9 +26,9 @@ from restage.scenes.io.distortion import Lens
 from restage.scenes.io.ply import Points
 from restage.scenes.splats import rotation_matrices
 
-__all__ = ["Focal", "HOLD_OUT_EVERY", "MAX_FRAMES", "Number", "OPENGL_AXES", "Photo", "PictureFinder", "PosedPhotos"]
-__all__ += ["ReadOptions", "SceneFormat", "Side", "Split", "check_once", "check_rigid", "no_points", "note"]
-__all__ += ["open_photo", "read_similarity", "rotation_of", "split_every"]
+__all__ = ["CamerasOnly", "Focal", "HOLD_OUT_EVERY", "MAX_FRAMES", "Number", "OPENGL_AXES", "Photo", "PictureFinder"]
+__all__ += ["PosedPhotos", "ReadOptions", "SceneFormat", "Side", "Split", "check_once", "check_rigid", "no_points"]
+__all__ += ["note", "open_photo", "read_similarity", "rotation_of", "split_every"]
 
 HOLD_OUT_EVERY = 8
 """Without a split in the files, every 8th view by name is held out, as in the 3D Gaussian splatting benchmarks."""
@@ -43,6 +43,8 @@ Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Focal = Annotated[float, msgspec.Meta(gt=0, le=1e300)]
 Side = Annotated[float, msgspec.Meta(ge=1, le=1e6)]
 """A picture's width or height in pixels."""
+UNKNOWN_HEAD = images.PictureHead(1, 1, 1)
+"""Stands for that of a picture which is missing."""
 OPENGL_AXES = torch.tensor([1.0, -1.0, -1.0, 1.0])
 """Column factors between OpenGL cameras (x right, y up, z back) and our OpenCV ones, both ways."""
 SMALLER_COPIES = ("images_2", "images_4", "images_8")
@@ -66,10 +68,18 @@ class ReadOptions:
     """Every n-th view by name is held out, where the capture has no split of its own; 0 holds out none."""
     follow_paths: bool = False
     """Whether pictures that a capture names outside of its folder are used."""
+    needs_pictures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.hold_out_every < 0 or self.hold_out_every == 1:
             raise InputError(f"expected hold_out_every to be 0 or at least 2, got {self.hold_out_every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamerasOnly(ReadOptions):
+    """Options that ask for cameras: pictures that nerfstudio's or COLMAP's files name may be missing, and are black."""
+
+    needs_pictures: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +93,8 @@ class Photo:
     """OpenCV axes, float64; of the picture that `lens` is for."""
     orientation: images.Orientation = images.Orientation()
     mask_path: Path | None = None
+    has_picture: bool = True
+    """Whether there is a file; the view is black otherwise."""
 
     @property
     def shown_size(self) -> tuple[int, int]:
@@ -187,15 +199,21 @@ def open_photo(
     camera_to_world: Float[Tensor, "4 4"],
     where: str,
     mask_path: Path | None = None,
+    needs_picture: bool = True,
 ) -> Photo:
     """Read a picture's header and fit its lens to its pixels, whichever way up either of them is.
 
     `lens` makes the lens that the capture's files tell, given the picture's own size; the pose is float64 with OpenCV
-    axes; `where` opens error messages.
+    axes; `where` opens error messages. A picture that is not needed may be missing if the files tell its size.
     """
-    head = images.read_head(path)
+    has_picture = needs_picture or path.is_file()
+    head = images.read_head(path) if has_picture else UNKNOWN_HEAD
     try:
         told = lens(head)
+        if not has_picture:
+            head = images.PictureHead(told.width, told.height, 1)
+            if min(told.width, told.height) <= 1:
+                raise InputError(f"expected the size of a view, w and h, since there is no picture {path.name[:80]!r}")
         orientation = images.orientation_of(head, told.width, told.height)
         fitted = told.to_size(*(head[:2] if orientation.before < 5 else (head.height, head.width)))
     except InputError as error:
@@ -206,7 +224,8 @@ def open_photo(
         lens=fitted,
         camera_to_world=check_rigid(camera_to_world, where),
         orientation=orientation,
-        mask_path=mask_path,
+        mask_path=mask_path if has_picture else None,
+        has_picture=has_picture,
     )
 
 
@@ -230,17 +249,20 @@ class PictureFinder:
     the user's own affair.
     """
 
-    def __init__(self, folder: Path, *, follow_paths: bool) -> None:
+    def __init__(self, folder: Path, options: ReadOptions) -> None:
         self.folder = folder
-        self.follow_paths = follow_paths
+        self.follow_paths, self.needs_pictures = options.follow_paths, options.needs_pictures
         self.missing: list[str] = []
         self.outside: list[str] = []
         self._names = functools.cache(_names_in)
 
     def find(self, name: str, *, by_tail: bool = True) -> Path | None:
-        """Return where a picture is; otherwise keep its name as missing and return None."""
+        """Return where a picture is, or would be if none is needed; otherwise keep its name as missing."""
         written = PurePosixPath(name.replace("\\", "/"))
         path = self._inside(written, by_tail=by_tail) or self._outside(name, written)
+        if path is None and not self.needs_pictures:
+            # Below the folder whatever is written, so that nothing outside of it is read.
+            return self.folder.joinpath(*(part for part in written.parts if part not in ("/", ".", "..")))
         if path is None:
             self.missing.append(name)
         return path

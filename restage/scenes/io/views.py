@@ -212,7 +212,7 @@ def _num_workers(name: str, photos: Sequence[Photo], layout: Layout) -> int:
 def _load_view(photo: Photo) -> _View:
     """A photograph as its camera model has it, then without distortion, then upright."""
     lens, orientation = photo.lens, photo.orientation
-    pixels = read_image(photo.path)
+    pixels = read_image(photo.path) if photo.has_picture else np.zeros((lens.height, lens.width, 3), np.float32)
     if orientation.before != 1:
         pixels = unexif(pixels, orientation.before)
     mask = None if photo.mask_path is None else _load_mask(photo)
