@@ -195,6 +195,7 @@ def fit(
     *,
     size: int | None = None,
     again: bool = False,
+    splats: str | os.PathLike[str] | None = None,
     device: str = "auto",
     **settings: Any,
 ) -> Scene:
@@ -205,6 +206,7 @@ def fit(
         out: Folder of the run; default: `runs/` and the capture's name.
         size: Longer side of the views in pixels; default: as they are.
         again: Whether a finished fit is thrown away and made anew.
+        splats: A file of splats of this capture that were trained elsewhere, to be taken as the fit.
         device: Where to fit: `auto`, `cpu`, `cuda` or `cuda:N`.
         settings: Fields of `restage.scenes.config.FitConfig`, such as `steps`.
 
@@ -218,6 +220,15 @@ def fit(
 
     source = Path(capture)
     folder = Path("runs") / capture_name(source) if out is None else Path(out)
+    if splats is not None:
+        from restage.scenes.io.posed import ReadOptions
+        from restage.scenes.taken import take_splats
+
+        if settings:
+            raise InputError(f"splats are taken as they are; omit {', '.join(settings)}")
+        options = ReadOptions(size=size)
+        show_progress(take_splats(Path(splats), folder, capture=source, options=options, again=again))
+        return Scene(folder / "scenes" / capture_name(source))
     config = partial(for_size, _replaced(PHOTOGRAPHS, settings))
     show_progress(fit_folder(source, folder, config, size=size, again=again, device=choose_device(device)))
     return Scene(folder / "scenes" / capture_name(source))
@@ -258,7 +269,8 @@ def edit(
     instruction: str,
     *,
     region: str | os.PathLike[str] | None = None,
-    reference: Sequence[str | os.PathLike[str]] = (),
+    reference: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    reference_mask: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     source_caption: str = "",
     target_caption: str = "",
     size: int | None = None,
@@ -269,15 +281,17 @@ def edit(
     """Edit a fitted scene or a clip by an instruction, or go on from another edit of a scene.
 
     Args:
-        scene: A scene, an edit to start from, or the folder of a run with one scene; or a clip: a film, what
-            `restage clip` made, or with a `method` for clips a folder of frames.
+        scene: A scene, an edit to start from, the folder of a run with one scene, or a file of splats, which cameras
+            are placed around; or a clip: a film, what `restage clip` made, or with a `method` for clips a folder of
+            frames.
         instruction: What to change.
         region: Where the scene may change; see `restage edit --help`.
-        reference: Pictures that the instruction refers to.
+        reference: Pictures that the instruction refers to, or one.
+        reference_mask: A mask of the subject of each, white inside.
         source_caption: What the scene shows before the edit.
         target_caption: What the scene shows after it.
-        size: Longer side of the frames in pixels, if a film is read.
-        out: Folder of the run that a film is read into; default: `runs/` and its name.
+        size: Longer side of the frames in pixels, if a film is read, or of the views around a file of splats.
+        out: Folder of the run that a film or a file of splats is read into; default: `runs/` and its name.
         device: Where the scene is drawn and the editor's model computes.
         choice: Fields of `restage.recipes.EditChoice`, for a clip of `restage.edit.clips.stage.ClipChoice`, such as
             `method`, `editor`, `model`, `seed`, `strength` and `settings`. The editor is by default one that suits the
@@ -290,16 +304,19 @@ def edit(
     from restage.edit.single import AUTO, EditChoice
     from restage.recipes import edit_folder
     from restage.scenes.device import choose_device
+    from restage.scenes.io.splat_files import splats_in
     from restage.scenes.references import GivenPicture
 
     request = EditRequest(instruction=instruction, source_caption=source_caption, target_caption=target_caption)
     path = None if isinstance(scene, (Scene, Edit)) else scene.folder if isinstance(scene, Clip) else Path(scene)
     if path is not None and is_clip(path, choice.get("method", AUTO)):
-        if region is not None or reference:
+        if region is not None or reference or reference_mask:
             raise InputError("only scenes are edited with a region or a reference, and this is a clip")
         return _edit_clip(path, request, size=size, out=None if out is None else Path(out), device=device, **choice)
+    if path is not None and splats_in(path):
+        path, size, out = _taken(path, size=size, out=out), None, None
     if size is not None or out is not None:
-        raise InputError("size and out say how a film is read, and this is a scene")
+        raise InputError("size and out say how a film or a file of splats is read, and this is a scene")
     opened = scene if isinstance(scene, (Scene, Edit)) else load(path or "")
     if not isinstance(opened, (Scene, Edit)):
         raise InputError(f"{path} is an edit of a clip, from which no other starts; edit its film, {FILM}")
@@ -308,10 +325,23 @@ def edit(
     chosen = _replaced(EditChoice(editor=AUTO, device=choose_device(device)), choice)
     if region is not None:
         chosen = replace(chosen, region=Path(region))
-    references = [picture.keep(base.folder) for picture in GivenPicture.read_all([*map(Path, reference)], ())]
-    request = replace(request, references=tuple(references))
+    given = GivenPicture.read_all(_paths(reference), _paths(reference_mask))
+    request = replace(request, references=tuple(picture.keep(base.folder) for picture in given))
     (folder,) = show_result(edit_folder(base.folder, [request], chosen, start=start))
     return Edit(folder, base)
+
+
+def _paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(one) for one in given]
+
+
+def _taken(file: Path, *, size: int | None, out: str | os.PathLike[str] | None) -> Path:
+    """Make the run of a file of splats, as `restage edit FILE` does; returns its folder."""
+    from restage.scenes.taken import Placement, splats_name, take_splats
+
+    folder = Path("runs") / splats_name(file) if out is None else Path(out)
+    show_progress(take_splats(file, folder, placement=Placement() if size is None else Placement(size=size)))
+    return folder
 
 
 def _edit_clip(

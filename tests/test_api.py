@@ -18,6 +18,7 @@ from restage.clips.files import write_film
 from restage.edit.methods.replace_once import ReplaceOnce
 from restage.records import InputError
 from restage.scenes.io import write_capture
+from restage.scenes.turning import export_splats
 from tests.scenes.tiny_captures import small_capture
 from tests.tiny_models import write_tiny_models
 
@@ -114,3 +115,25 @@ def test_the_package_is_light_until_it_is_used() -> None:
         "restage.fit; import restage.edit.job, restage.generate"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_splats_of_others_become_scenes(scene: restage.Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = scene.run.parent / "mine"
+    export_splats(scene.folder, Path("own.ply"), frame="own")
+    taken = restage.fit(source, "taken", splats="own.ply")
+    assert taken.record.num_splats == scene.record.num_splats and len(taken.capture.cameras) == len(
+        scene.capture.cameras
+    )
+    with pytest.raises(InputError, match="omit steps"):
+        restage.fit(source, "taken", splats="own.ply", steps=5)
+    gold = restage.edit("own.ply", "make it golden", size=32, **QUICK)
+    assert gold.scene.folder == Path("runs/own/scenes/own") and gold.scene.capture.cameras.width == 32
+
+
+def test_one_reference_may_be_given_as_it_is(scene: restage.Scene, tmp_path: Path) -> None:
+    for reference in (str(tmp_path / "none.png"), tmp_path / "none.png", [tmp_path / "none.png"]):
+        with pytest.raises(InputError, match=r"none\.png does not exist"):
+            restage.edit(scene, "make it golden", reference=reference, **QUICK)
+    with pytest.raises(InputError, match="a mask for each of 0 references"):
+        restage.edit(scene, "make it golden", reference_mask=tmp_path / "none.png", **QUICK)
