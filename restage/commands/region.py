@@ -179,6 +179,8 @@ def build_region() -> Callable[..., None]:
                 made = change(made, splats, distance)
         if largest:
             made = largest_piece(made, splats)
+        if not bool(made.inside.any()):
+            raise InputError("nothing is left: the region would hold no splat")
         path = maker.save(name, made)
         _describe(name, made, maker, path)
 
