@@ -169,7 +169,9 @@ def read_mask(path: Path) -> Float[np.ndarray, "h w"]:
 def _brightness(image: Image.Image) -> Float[np.ndarray, "h w"]:
     """Brightest channel from 0 to 255, times opacity."""
     alpha = read_alpha(image)
-    rgb = np.asarray((image.convert("L") if image.mode in ("I", "F") else image).convert("RGB"))
+    if image.mode in ("1", "L", "I", "F") and alpha is None:
+        return np.asarray(image.convert("L"), dtype=np.float32)
+    rgb = np.asarray(image.convert("RGB"))
     brightest = rgb.max(axis=2)
     if image.mode == "P" and (rgb.min(axis=2) != brightest).any():
         brightest = (brightest > 0) * np.uint8(255)
