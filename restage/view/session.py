@@ -50,6 +50,8 @@ class ViewSession(SceneChoice):
         region, splats = self.chosen(), self.shown.splats
         weights = region.weights.to(splats.means.device)
         changed = operation.apply(splats, weights)
+        if not len(changed.splats):
+            raise InputError("the whole scene is chosen; nothing would be left of it")
         left = carry_weights(weights, changed.origins)
         carried = (
             Region.of(changed.splats, left, by="carried", of=[region.id]) if bool((left >= INSIDE).any()) else None

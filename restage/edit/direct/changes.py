@@ -49,6 +49,8 @@ class DirectEdit:
         if job.weights is None:
             raise InputError(f"{self.operation} needs a region; name one")
         changed = self.parameters.apply(job.splats, job.weights)
+        if not len(changed.splats):
+            raise InputError("the region holds the whole scene; nothing would be left of it")
         yield EditStep(1, 1, 0.0, changed.splats, f"{self.operation} done", changed.origins)
 
 

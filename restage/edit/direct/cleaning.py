@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy.spatial import KDTree
@@ -64,8 +65,8 @@ def find_floaters(splats: Splats, capture: Capture, config: CleanConfig | None =
     seen = _seen(splats, train, config)
     usual = (sizes / seen.distance)[seen.num_views > 0].median() * seen.distance
     points = splats.means.double().cpu().numpy()
-    farthest = min(NEIGHBORS + 1, len(points))
-    spacing = torch.from_numpy(KDTree(points).query(points, k=[farthest])[0][:, 0])
+    away, _ = KDTree(points).query(points, k=min(NEIGHBORS + 1, len(points)))
+    spacing = torch.from_numpy(np.reshape(away, (len(points), -1))[:, -1])
     reasons = {
         "faint": opacity < config.faint,
         "haze": (opacity < config.haze_opacity) & (sizes > config.haze_size * usual),

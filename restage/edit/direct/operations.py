@@ -133,8 +133,6 @@ class Delete:
         _inside(splats, weights)
         left = splats.opacity_logits.sigmoid() * (1 - weights)
         kept = (weights == 0) | ((weights < WHOLE) & (left >= FAINTEST))
-        if not bool(kept.any()):
-            raise InputError("the region holds the whole scene; nothing would be left of it")
         changed = splats[kept].clone()
         # What a weight near 0 leaves of an opaque splat is 1 in float32, whose logit is infinite.
         logits = torch.minimum(left.clamp_min(1e-9).logit(), splats.opacity_logits)
