@@ -119,7 +119,7 @@ def _read_masks(folder: Path, capture: Capture) -> dict[int, Float[Tensor, "h w"
     return found
 
 
-def _at_size(mask: Float[Tensor, "h w"], views: Cameras, path: Path) -> Float[Tensor, "h w"]:
+def _at_size(mask: Float[Tensor, "_ _"], views: Cameras, path: Path) -> Float[Tensor, "h w"]:
     """A mask at the size of the views, if it has that or is larger and of the same shape."""
     height, width = mask.shape
     is_alike = abs(width * views.height / max(height * views.width, 1) - 1) <= SAME_SHAPE
