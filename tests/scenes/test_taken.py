@@ -11,6 +11,7 @@ import torch
 from restage.audit.verify import verify_folder
 from restage.pairs.config import VerifyConfig
 from restage.records import InputError, file_sha256, read_json, write_json
+from restage.run.folder import open_run
 from restage.scenes.capture import turn_upright
 from restage.scenes.config import FitConfig
 from restage.scenes.io import read_capture, read_splats, write_capture, write_splats
@@ -132,7 +133,7 @@ def test_cameras_of_a_capture_are_used_without_its_pictures(tmp_path):
 
 
 def test_what_a_stopped_start_left_is_not_part_of_the_scene(tmp_path):
-    file, scene = written(tmp_path), tmp_path / "run" / "scenes" / "slab"
+    file, scene = written(tmp_path), open_run(tmp_path / "run").path / "scenes" / "slab"
     write_capture(small_capture(), scene / "capture")
     (scene / "held_out").mkdir()
     (scene / "held_out" / "old.png").write_bytes(b"old")

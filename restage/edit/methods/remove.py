@@ -199,6 +199,8 @@ def _find_thing(remove: Remove, splats: Splats, cameras: Cameras, weights: Float
 def _supported(splats: Splats, cameras: Cameras, thing: _Thing) -> Int[Tensor, " kept"]:
     """Splats that stay: not those of the thing, nor those that come to light without it and no view has shown."""
     kept = (~thing.is_gone).nonzero()[:, 0]
+    if not len(kept):
+        return kept
     elsewhere = _shown(splats, cameras, 1 - thing.masks)[kept]
     come_to_light = _shown(splats[kept], cameras, thing.masks)
     return kept[(come_to_light < 0.01) | (elsewhere > 0.1 * come_to_light)]
