@@ -11,9 +11,12 @@ from random import Random
 from typing import Any
 
 from benchmarks.borders import talks
-from benchmarks.borders.binaries import ARRAY, BUNDLE, CODE, PARQUET, PICTURE, PLY, TAR, WEIGHTS
+from benchmarks.borders.archives import BUNDLE, TAR
 from benchmarks.borders.faults import FILE, JSON, LINES, TEXT, Fault, deep, long_number, other_top
 from benchmarks.borders.judge import Case, call_cli, lay_out
+from benchmarks.borders.pictures import PICTURE, PLY
+from benchmarks.borders.programs import CODE, WEIGHTS
+from benchmarks.borders.tables import ARRAY, PARQUET
 
 __all__ = ["BORDERS", "Border", "FileBorder"]
 
