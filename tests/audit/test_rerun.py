@@ -14,7 +14,7 @@ from restage.records import InputError, read_json, write_json
 from restage.run.layout import SCORES
 from restage.scores.rows import read_scores, write_scores
 from tests.audit.sealed_run import write_sealed_run
-from tests.commands.test_cli import restage_process, write_capture_folder
+from tests.commands.shell import restage_process, write_capture_folder
 
 
 @pytest.fixture

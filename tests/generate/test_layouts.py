@@ -22,7 +22,7 @@ from restage.regions.region import Region
 from restage.scenes.io.splat_files import read_splats
 from restage.world.clips import render_clip, sample_clip, write_clip
 from restage.world.render import NEAR
-from tests.commands.test_cli import write_capture_folder
+from tests.commands.shell import write_capture_folder
 from tests.tiny_branch import write_tiny_branch
 from tests.tiny_models import write_tiny_models
 

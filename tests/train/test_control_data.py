@@ -19,7 +19,7 @@ from restage.scenes.io.splat_files import read_splats
 from restage.train.config import BranchConfig
 from restage.train.control import BranchData
 from restage.train.control_data import RunPictures, encode_run
-from tests.commands.test_cli import write_capture_folder
+from tests.commands.shell import write_capture_folder
 from tests.pairs.tiny import WordlessClip, open_run, run_pairs, tiny_config, tiny_model
 from tests.tiny_models import write_tiny_models
 

@@ -25,7 +25,7 @@ from restage.run.folder import RunFolder
 from restage.run.reading import EditRecord
 from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.view.scene import list_kept, load_scene
-from tests.commands.test_cli import assert_is_bad_input, restage
+from tests.commands.shell import assert_is_bad_input, restage
 
 CONFIG = EditConfig(methods=("nothing",), editors=("exact",))
 
