@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,11 +127,12 @@ def test_the_benchmark_runs_to_its_last_line_and_goes_on_after_a_kill(
     monkeypatch.setattr("benchmarks.inverse_reading.NUM_YAWS", 2)
     small = Blob(num_splats=60, num_ground=60, num_sky=20)
     menu = {
-        "sds": Sds(num_steps=2, blob=small),
+        "sds": Sds(num_steps=2, num_pictures=1, blob=small),
         "refined": Refined(
             num_steps=2, noise_levels=(0.3,), num_views=2, steps_per_round=2, sampler=ViewSampler(num_steps=2)
         ),
     }
+    monkeypatch.setattr("restage.generate.generators.refined.Sds", partial(replace, menu["sds"]))
     monkeypatch.setattr("restage.generate.scene.make_generator", lambda name, preset: menu[name])
     monkeypatch.setattr("restage.generate.scene.NUM_VIEWS", 5)
     settings = Settings(
