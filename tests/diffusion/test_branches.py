@@ -29,7 +29,8 @@ from tests.diffusion.cases import CASES
 from tests.diffusion.explicit import explicit_steps
 from tests.diffusion.test_stable_diffusion_shapes import make_pipeline
 
-NUM_STEPS = 5
+NUM_STEPS = 5  # at which windows of the public pipelines and ours hold the same steps
+FEW_STEPS = 2  # where no window is used
 PROMPTS = ["a red ball on sand", "a cube on the grass"]
 
 
@@ -69,7 +70,9 @@ class Published:
     def backbone(self, *sources: BranchSource) -> Backbone:
         return dataclasses.replace(load_backbone(self.folder, branches=sources), has_autocast=False)
 
-    def latents(self, nets: list[ControlNetModel], pictures: list[Tensor], noise: Tensor, **settings: Any) -> Tensor:
+    def latents(
+        self, nets: list[ControlNetModel], pictures: list[Tensor], noise: Tensor, *, num_steps: int, **settings: Any
+    ) -> Tensor:
         """What the pipeline of diffusers makes of the same noise."""
         parts = {key: value for key, value in self.pipeline.components.items() if value is not None}
         cls: Any = StableDiffusionXLControlNetPipeline if self.version == "XL" else StableDiffusionControlNetPipeline
@@ -84,7 +87,7 @@ class Published:
             prompt,
             image=pictures if several else pictures[0],
             latents=noise,
-            num_inference_steps=NUM_STEPS,
+            num_inference_steps=num_steps,
             guidance_scale=3.0,
             height=width,
             width=width,
@@ -99,10 +102,10 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return Published(request.param, tmp_path_factory.mktemp(f"published-{request.param}"))
 
 
-def sample(backbone: Backbone, noise: Tensor, prompt: str = PROMPTS[0], guidance: float = 3.0) -> Tensor:
-    text = backbone.encode_prompts([prompt] * len(noise))
-    predict = guided(backbone, text, backbone.encode_prompts([""]), torch.full((len(noise),), guidance))
-    steps = backbone.schedule.timesteps(NUM_STEPS)
+def sample(backbone: Backbone, noise: Tensor, num_steps: int = FEW_STEPS) -> Tensor:
+    text = backbone.encode_prompts([PROMPTS[0]] * len(noise))
+    predict = guided(backbone, text, backbone.encode_prompts([""]), torch.full((len(noise),), 3.0))
+    steps = backbone.schedule.timesteps(num_steps)
     *_, last = denoise(backbone.schedule, noise, predict=predict, timesteps=steps, solver="ddim")
     return last.latents
 
@@ -121,7 +124,9 @@ def test_a_control_net_gives_the_picture_that_the_pipeline_of_diffusers_gives(pu
     noise = initial_noise(latent_shape(backbone), [1, 2])
     pictures = torch.stack([random_picture(backbone.picture_size[0], seed) for seed in (3, 4)])
     found = sample(backbone.steered([{"scribble": picture} for picture in pictures]), noise)
-    expected = published.latents(published.nets[:1], [pictures], noise, controlnet_conditioning_scale=0.8)
+    expected = published.latents(
+        published.nets[:1], [pictures], noise, num_steps=FEW_STEPS, controlnet_conditioning_scale=0.8
+    )
     assert_same_latents(found, expected)
     plain = sample(backbone, noise)
     assert (found - plain).abs().mean() > 0.01 * plain.abs().mean()
@@ -137,11 +142,12 @@ def test_several_control_nets_act_each_with_its_weight_and_in_its_window(publish
     noise = initial_noise(latent_shape(backbone), [1])
     depth, edges = random_picture(size, 3, 1), random_picture(size, 4, 1).round()
     depth = (depth - depth.amin()) / (depth.amax() - depth.amin())  # as MiDaS's, which public ControlNets know
-    found = sample(backbone.steered([{"depth": 0.3 * depth + 0.1, "canny": edges}]), noise)
+    found = sample(backbone.steered([{"depth": 0.3 * depth + 0.1, "canny": edges}]), noise, NUM_STEPS)
     expected = published.latents(
         published.nets,
         [picture.expand(1, 3, -1, -1) for picture in (depth, edges)],
         noise,
+        num_steps=NUM_STEPS,
         controlnet_conditioning_scale=[0.7, 1.2],
         control_guidance_start=[0.0, 0.2],
         control_guidance_end=[0.6, 1.0],
@@ -149,7 +155,11 @@ def test_several_control_nets_act_each_with_its_weight_and_in_its_window(publish
     assert_same_latents(found, expected)
 
 
-@pytest.mark.parametrize("name", ["refine and reweight", "MasaCtrl"])
+@pytest.mark.parametrize(
+    ("published", "name"),
+    [("1", "refine and reweight"), ("2", "MasaCtrl"), ("XL", "refine and reweight")],
+    indirect=["published"],
+)
 def test_attention_control_works_under_a_control_net(published: Published, name: str) -> None:
     case = CASES[name]
     backbone = published.backbone(BranchSource(folder=published.folder / "net0", condition="scribble"))

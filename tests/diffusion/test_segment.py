@@ -14,7 +14,7 @@ from restage.diffusion.backbone import load_backbone
 from restage.diffusion.segment import SegmentConfig, coarse_segments, cut_masks, segment_images, sharpen_masks
 from restage.records import InputError
 from tests.diffusion.test_stable_diffusion_shapes import make_pipeline
-from tests.diffusion.tiny import TinyBackbone, tiny_backbone
+from tests.diffusion.tiny import TinyBackbone, tiny_backbone, tiny_unet
 
 CONFIG = SegmentConfig(num_segments=3, num_steps=2, batch_size=6)
 
@@ -30,7 +30,7 @@ class Segmentable(TinyBackbone):
 @pytest.fixture(scope="module")
 def backbone():
     tiny = tiny_backbone()
-    return Segmentable(tiny.tokenizer, tiny.unet, tiny.schedule, tiny.table)
+    return Segmentable(tiny.tokenizer, tiny_unet(channels=(32, 64)), tiny.schedule, tiny.table)
 
 
 @pytest.fixture(scope="module")

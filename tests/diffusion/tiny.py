@@ -56,17 +56,17 @@ def tiny_tokenizer(length: int = 24, texts: list[str] = TEXTS, vocab_size: int =
     )
 
 
-def tiny_unet(seed: int = 0, latent_size: int = 16) -> UNet2DConditionModel:
-    """A random UNet of a million parameters, laid out like the miniature's."""
+def tiny_unet(seed: int = 0, latent_size: int = 16, *, channels: tuple[int, ...] = (16, 32)) -> UNet2DConditionModel:
+    """A random UNet of 270,000 parameters unless it has other channels, laid out like the miniature's."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
             sample_size=latent_size,
             in_channels=4,
             out_channels=4,
-            block_out_channels=(32, 64),
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=channels,
+            down_block_types=("CrossAttnDownBlock2D",) * len(channels),
+            up_block_types=("CrossAttnUpBlock2D",) * len(channels),
             layers_per_block=1,
             cross_attention_dim=32,
             attention_head_dim=4,
@@ -74,7 +74,7 @@ def tiny_unet(seed: int = 0, latent_size: int = 16) -> UNet2DConditionModel:
         )
         for name, parameter in unet.named_parameters():  # sharper attention than at the start
             if ".to_q." in name or ".to_k." in name:
-                nn.init.normal_(parameter, std=0.25)
+                nn.init.normal_(parameter, std=(2 / channels[0]) ** 0.5)
         unet.conv_out.weight.data *= 0.2  # else steps amplify the last bits into other pictures
     return unet.eval().requires_grad_(False)
 

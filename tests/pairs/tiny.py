@@ -49,7 +49,7 @@ PROMPTS = [
 
 
 def tiny_model() -> Backbone:
-    return dataclasses.replace(tiny_backbone(), unet=tiny_unet())
+    return dataclasses.replace(tiny_backbone(), unet=tiny_unet(channels=(32, 64)))
 
 
 class WordlessClip:
