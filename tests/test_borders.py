@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from benchmarks.borders.cases import FILE_BORDERS
-from benchmarks.borders.inputs import made_apart, make_small_inputs
+from benchmarks.borders.inputs import load_package, made_apart, make_small_inputs
 from benchmarks.borders.judge import SECRET_TEXT, Case, Verdict, judge, lay_out
 from benchmarks.borders.talks import answers, arguments, names, requests
 from restage.records import InputError
@@ -24,8 +24,16 @@ NUM_CASES = 24
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_apart(make_small_inputs, tmp_path_factory.mktemp("inputs"))
+def apart() -> Iterator[ProcessPoolExecutor]:
+    """A process of its own: the kernels that other tests have run here have threads, which forks do not survive."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=load_package) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def inputs(apart: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return apart.submit(made_apart, make_small_inputs, tmp_path_factory.mktemp("inputs"), start="fork").result()
 
 
 def failures_of(inputs: Path, place: Path) -> dict[str, str]:
@@ -40,10 +48,10 @@ def failures_of(inputs: Path, place: Path) -> dict[str, str]:
     return failed
 
 
-def test_a_sample_of_spoiled_inputs_is_refused_or_read_right(inputs: Path, tmp_path: Path) -> None:
-    # In a process of its own: the kernels that other tests have run here have threads, which forks do not survive.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        assert pool.submit(failures_of, inputs, tmp_path).result() == {}
+def test_a_sample_of_spoiled_inputs_is_refused_or_read_right(
+    apart: ProcessPoolExecutor, inputs: Path, tmp_path: Path
+) -> None:
+    assert apart.submit(failures_of, inputs, tmp_path).result() == {}
 
 
 @pytest.mark.parametrize("border", [answers, arguments, names, requests])

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import imageio_ffmpeg
 import numpy as np
@@ -131,9 +132,9 @@ def write_image_folder(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def made_apart(make: Callable[[Path], object], folder: Path) -> Path:
+def made_apart(make: Callable[[Path], object], folder: Path, *, start: Literal["spawn", "fork"] = "spawn") -> Path:
     """Make inputs in a process of their own: one whose kernels have begun threads can have no forks that use them."""
-    process = multiprocessing.get_context("spawn").Process(target=make, args=(folder,))
+    process = multiprocessing.get_context(start).Process(target=make, args=(folder,))
     process.start()
     process.join()
     if process.exitcode:
