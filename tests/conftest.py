@@ -134,9 +134,10 @@ def _has_gpu() -> bool:
 
 
 LONGEST_FIRST = (
-    "edit/methods/test_methods", "diffusion/test_pair_sampler", "test_ray", "diffusion/test_published",
-    "studies/test_study", "test_recipes", "pairs/test_campaign", "diffusion/test_attention", "miniature/test_training",
-    "edit/clips/test_methods", "commands/test_cli", "test_borders", "train/test_edit_model",
+    "edit/methods/test_methods", "test_ray", "studies/test_study", "view/test_browser", "test_recipes",
+    "pairs/test_campaign", "view/test_session", "edit/test_elsewhere", "report/test_present",
+    "diffusion/test_pair_sampler", "edit/clips/test_methods", "miniature/test_generate_benchmark",
+    "diffusion/test_branches", "test_borders", "train/test_edit_model", "miniature/test_training",
     "diagnose/test_retraining",
 )  # fmt: skip
 """Files that take longest, so that at the end no worker is left alone with one: a file stays with one worker."""

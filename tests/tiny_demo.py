@@ -55,7 +55,7 @@ def tiny_demo_config(models: Models) -> DemoConfig:
                 "restage": Restage(num_key_views=2, color_steps=2, shape_steps=2),
             }
         ),
-        compare=CompareConfig(),
+        compare=CompareConfig(orbit_frames=4),
         report=ReportConfig(max_views=1),
         models_sha256=models.sha256(),
     )

@@ -33,6 +33,7 @@ def _main(errors: Path, arguments: list[str], prepare: Callable[[str], None], ho
     for number, path in ((1, os.devnull), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     prepare(how)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  (the one that was there takes a pipe for what was there)
     sys.argv = ["restage", *arguments]
     main()
 

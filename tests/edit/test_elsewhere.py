@@ -1,5 +1,6 @@
 """Edits, comparing and checking on a device that is not the CPU, where gsplat's stand-in draws."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from restage.compare.stage import run_compare
 from restage.edit.editors import MenuEditor, OpenEditors
 from restage.edit.editors.interface import EditorSource
 from restage.edit.job import EditJob
-from restage.edit.methods import METHODS, ReplaceOnce, Restage
+from restage.edit.methods import METHODS, ReplaceOnce
+from restage.edit.methods.renewal import Births
 from restage.edit.sharing import AnchoredNoise, render_depths, warp
 from restage.edit.single import EditChoice, open_edit
 from restage.edit.stage import EditConfig, load_scene, run_edit
@@ -38,7 +40,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "remove": {},
     "video": {"color_steps": 2, "shape_steps": 2},
     "joint": {"num_views": 4, "noise_levels": (1.0, 0.3), "steps_per_round": 2},
-    "restage": {"num_key_views": 5, "color_steps": 3, "shape_steps": 3, "max_renewed_share": 1.0},
+    "restage": {
+        "num_key_views": 5,
+        "color_steps": 2,
+        "shape_steps": 2,
+        "births": Births(max_rays=200, num_depths=10),
+        "max_renewed_share": 1.0,
+    },
 }
 
 
@@ -46,12 +54,18 @@ def test_every_method_has_settings_here():
     assert set(SETTINGS) == set(METHODS)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("editor", ["exact", "noisy-0.4-exact"])
-def test_a_method_stays_on_the_device_and_ends_as_on_the_cpu(elsewhere, tiny_scene, tmp_path, name: str, editor: str):
-    if editor != "exact" and name not in ("replace_once", "restage"):
-        pytest.skip("one method of each kind is enough for a second editor")
-    truth, found = tiny_scene.write(tmp_path / "tiny"), []
+@pytest.fixture(scope="module")
+def truth(tiny_scene, tmp_path_factory) -> Path:
+    return tiny_scene.write(tmp_path_factory.mktemp("truth") / "tiny")
+
+
+# One method of each kind is enough for a second editor.
+@pytest.mark.parametrize(
+    ("name", "editor"),
+    [*((name, "exact") for name in SETTINGS), ("replace_once", "noisy-0.4-exact"), ("restage", "noisy-0.4-exact")],
+)
+def test_a_method_stays_on_the_device_and_ends_as_on_the_cpu(elsewhere, tiny_scene, truth, name: str, editor: str):
+    found = []
     for device in ("cpu", elsewhere):
         source = EditorSource(file_names=tiny_scene.capture.file_names, truth=truth, device=device)
         opened = OpenEditors().open(MenuEditor(name=editor), source)
@@ -142,7 +156,8 @@ def test_a_typed_edit_is_made_elsewhere_and_its_record_says_so(elsewhere, tiny_s
     tiny_scene.write(folder)
     records = {}
     for device in ("cpu", elsewhere):
-        choice = EditChoice(method="restage", editor="grade", device=device, settings=Restage(**SETTINGS["restage"]))
+        settings = ReplaceOnce(num_steps=2)
+        choice = EditChoice(method="replace_once", editor="grade", device=device, settings=settings)
         instruction = "make it golden" if device == "cpu" else "make it bronze"
         request = EditRequest(instruction=instruction, source_caption="", target_caption="")
         opened = open_edit(run, folder, request=request, choice=choice)

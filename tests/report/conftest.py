@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -206,10 +206,22 @@ def _write_result(folder, truth_folder, edit, num_views, numbers, *, has_truth):
         _save(folder / "masks" / f"frame_{view:05d}.png", sphere.astype(np.uint8) * 255)
 
 
+def _writer(folder: Path) -> Callable[..., Path]:
+    return lambda name="run", **options: write_fake_run(
+        folder / name, **{"with_orbit": False, "num_views": 2, **options}
+    )
+
+
 @pytest.fixture
 def fake_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Writes a fake run below the test's folder; takes the options of `write_fake_run`."""
     monkeypatch.setitem(globals(), "SIDE", 32)
-    return lambda name="run", **options: write_fake_run(
-        tmp_path / name, **{"with_orbit": False, "num_views": 2, **options}
-    )
+    return _writer(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """Writes a fake run, as `fake_run` does, that several tests of a file look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "SIDE", 32)
+        yield _writer(tmp_path_factory.mktemp("shared"))

@@ -38,18 +38,14 @@ links = {Supplement = "more.txt"}
 """
 
 
-@pytest.fixture
-def paper(tmp_path: Path) -> Path:
-    Image.new("RGB", (40, 20), "red").save(tmp_path / "method.png")
-    (tmp_path / "more.txt").write_text("more")
-    (tmp_path / "paper.toml").write_text(TOML)
-    return tmp_path / "paper.toml"
-
-
-@pytest.fixture
-def website(fake_run: FakeRun, paper: Path) -> Path:
-    run = fake_run(instructions=(HOSTILE, "make it blue"))
-    write_report(run, ReportConfig(formats=("page", "website"), max_views=1), read_paper(paper))
+@pytest.fixture(scope="module")
+def website(shared_run: FakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("paper")
+    Image.new("RGB", (40, 20), "red").save(folder / "method.png")
+    (folder / "more.txt").write_text("more")
+    (folder / "paper.toml").write_text(TOML)
+    run = shared_run(instructions=(HOSTILE, "make it blue"))
+    write_report(run, ReportConfig(formats=("page", "website"), max_views=1), read_paper(folder / "paper.toml"))
     return run / "report" / "website"
 
 

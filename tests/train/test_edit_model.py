@@ -44,10 +44,20 @@ def test_a_rendered_pair_is_a_training_pair(pairs):
     assert isinstance(pairs[0], TrainingPair)
 
 
+@pytest.fixture(scope="module")
+def whole(backbone, pairs, tmp_path_factory) -> Path:
+    """A training of four steps that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    *_, last = train_edit_model(pairs, backbone, folder, make_config(4))
+    assert (last.stage, last.done, last.total) == ("train", 4, 4)
+    return folder
+
+
 @pytest.mark.parametrize("killed_after", [1, 3])
-def test_training_that_was_killed_ends_with_the_same_weights(backbone, pairs, tmp_path: Path, killed_after: int):
+def test_training_that_was_killed_ends_with_the_same_weights(
+    backbone, pairs, whole: Path, tmp_path: Path, killed_after: int
+):
     config = make_config(4)
-    list(train_edit_model(pairs, backbone, tmp_path / "whole", config))
     killed = train_edit_model(pairs, backbone, tmp_path / "killed", config)
     steps = (progress for progress in killed if progress.note.startswith("loss"))
     for _ in range(killed_after):
@@ -56,10 +66,10 @@ def test_training_that_was_killed_ends_with_the_same_weights(backbone, pairs, tm
     assert not (tmp_path / "killed" / "edit_model.json").exists()
     rest = list(train_edit_model(pairs, backbone, tmp_path / "killed", config))
     assert [progress.done for progress in rest if progress.note.startswith("loss")][0] == killed_after + 1
-    expected, found = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
+    expected, found = weights_of(whole), weights_of(tmp_path / "killed")
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
+    assert (whole / "metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
 
 
 def test_a_kill_before_the_first_checkpoint_leaves_no_step_twice(backbone, pairs, tmp_path: Path):
@@ -72,15 +82,13 @@ def test_a_kill_before_the_first_checkpoint_leaves_no_step_twice(backbone, pairs
     assert [row["step"] for row in rows] == [1, 2, 3]
 
 
-def test_training_leaves_metrics_a_curve_and_a_model_that_edits(backbone, pairs, tmp_path: Path):
-    progress = list(train_edit_model(pairs, backbone, tmp_path, make_config(3)))
-    assert (progress[-1].stage, progress[-1].done, progress[-1].total) == ("train", 3, 3)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3]
+def test_training_leaves_metrics_a_curve_and_a_model_that_edits(pairs, whole: Path):
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["loss"] == pytest.approx(rows[0]["noise"] + rows[0]["mask"], rel=1e-5)
-    with Image.open(tmp_path / "loss.png") as picture:
+    with Image.open(whole / "loss.png") as picture:
         assert picture.width > 300
-    model = load_edit_model(tmp_path)
+    model = load_edit_model(whole)
     assert model.has_mask_output
     views = torch.stack([pair.source for pair in pairs])
     settings = EditSettings(steps=2, use_bfloat16=False)

@@ -74,7 +74,7 @@ def test_a_reference_comes_with_its_own_instruction_alone(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("arm", ["words", "beside", "tokens"])
 def test_a_training_with_references_goes_on_where_it_was_stopped(arm, tmp_path: Path) -> None:
-    training = TrainingConfig(num_steps=4, batch_size=4, learning_rate=1e-3, num_warmup_steps=1, checkpoint_every_s=0.0)
+    training = TrainingConfig(num_steps=3, batch_size=4, learning_rate=1e-3, num_warmup_steps=1, checkpoint_every_s=0.0)
     config = TrainConfig(training=training, train_text_encoder=True, references=arm)
     backbone = tiny_backbone()
     list(train_edit_model(pairs(), backbone, tmp_path / "whole", config))

@@ -331,7 +331,7 @@ def test_a_click_at_a_camera_jumps_there_and_shows_its_photograph(shown: Shown) 
 def test_a_scene_is_made_from_the_words_that_are_typed_in_and_shown(
     shown: Shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = Sds(num_steps=4, blob=Blob(num_splats=60, num_ground=40, num_sky=20))
+    small = Sds(num_steps=4, num_pictures=1, blob=Blob(num_splats=60, num_ground=40, num_sky=20))
     monkeypatch.setattr("restage.generate.scene.make_generator", lambda name, preset: {"sds": small}[name])
     monkeypatch.setattr("restage.generate.scene.NUM_VIEWS", 8)
     models = models_in(write_tiny_models(tmp_path / "models"))

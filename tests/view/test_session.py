@@ -153,7 +153,7 @@ def test_a_stopped_edit_leaves_nothing_and_the_next_one_runs(session, run_folder
 
 
 def test_a_scene_grows_from_words_goes_on_after_a_stop_and_is_then_shown(session, run_folder, tmp_path, monkeypatch):
-    small = Sds(num_steps=4, blob=Blob(num_splats=60, num_ground=40, num_sky=20))
+    small = Sds(num_steps=4, num_pictures=1, blob=Blob(num_splats=60, num_ground=40, num_sky=20))
     monkeypatch.setattr("restage.generate.scene.make_generator", lambda name, preset: small)
     monkeypatch.setattr("restage.generate.scene.NUM_VIEWS", 8)
     model = write_tiny_models(tmp_path / "models") / "text_to_image"
