@@ -342,7 +342,7 @@ def test_a_scene_is_made_from_the_words_that_are_typed_in_and_shown(
     assert not shown.session.is_running
     shown.type_in("Caption", " a red cone on grass ")
     shown.choose("Generator", "sds")
-    shown.type_in("Seed", "7")
+    shown.page.get_by_role("textbox", name="Seed").fill("7")  # the tab Edit, which is hidden, has one as well
     shown.press("Make a scene")
     shown.open_tab("Edit")
     shown.wait_for_text("kept in the run folder")
