@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restage.prompts.llm_config import LlmConfig
-from restage.records import InputError
-from restage.world.description import EDIT_KINDS
+from restage.records import InputError, added_later
+from restage.world.description import EDIT_KINDS, KINDS_OF_EDITION
 
-__all__ = ["WRITER_NAMES", "FormsConfig", "PromptsConfig", "RoundsConfig"]
+__all__ = ["PROMPT_KINDS", "WRITER_NAMES", "FormsConfig", "PromptsConfig", "RoundsConfig"]
 
 WRITER_NAMES = ("grammar", "llm")
 """The names on the menu `restage.prompts.writers.WRITERS`."""
+PROMPT_KINDS = {
+    edition: tuple(kind for kind in kinds if kind != "look")  # which words alone cannot ask for
+    for edition, kinds in KINDS_OF_EDITION.items()
+}
+"""Kinds of edit that can be written, by edition of the world's grammar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +88,20 @@ class PromptsConfig:
     """How forms are chosen."""
     llm: LlmConfig = LlmConfig()
     """The language model, for the writer `llm`."""
+    edition: int = added_later(1)
+    """Edition of the world's grammar, for the writer `grammar`: 2 says where things are added, and knows the kinds
+    `move` and `pattern` besides."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_prompts <= MAX_PROMPTS:
             raise InputError(f"num_prompts must be at least 1 and at most {MAX_PROMPTS}, got {self.num_prompts}")
         if self.writer not in WRITER_NAMES:
             raise InputError(f"unknown writer {self.writer!r}; known: {', '.join(WRITER_NAMES)}")
-        if unknown := [kind for kind in self.kinds if kind not in EDIT_KINDS] or ([] if self.kinds else ["(none)"]):
-            raise InputError(f"unknown kind of edit {unknown[0]!r}; known: {', '.join(EDIT_KINDS)}")
+        if self.edition not in PROMPT_KINDS or (self.edition != 1 and self.writer != "grammar"):
+            raise InputError(f"expected edition 1, or 2 with the writer 'grammar', got {self.edition}")
+        known = PROMPT_KINDS[self.edition]
+        if unknown := [kind for kind in self.kinds if kind not in known] or ([] if self.kinds else ["(none)"]):
+            raise InputError(f"unknown kind of edit {unknown[0]!r}; known: {', '.join(known)}")
         if not (0 < self.near_duplicates <= 1 and 0 < self.max_noun_share <= 1):
             raise InputError("near_duplicates and max_noun_share must lie above 0 and up to 1")
         if self.is_learning and (self.captions or self.path):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from restage.prompts.config import FormsConfig
+from restage.prompts.config import PROMPT_KINDS, FormsConfig
 from restage.records import InputError, derive_seed
 from restage.world.grammar import EDIT_KINDS, KINDS, SIZES, TIMES
 
@@ -113,14 +113,14 @@ class FormSpace:
         return tuple(form.refine(name, value) for name, values in free for value in values)
 
 
-_OBJECTS = {"add": ("1", "2"), "remove": ("2", "3")}
+_OBJECTS = {"add": ("1", "2"), "remove": ("2", "3"), "move": ("2", "3")}
 _TIMES = ("time", TIMES)
 _OF_OBJECTS = (_TIMES, ("noun", KINDS), ("size", tuple(size or "normal" for size in SIZES)))
 
 GRAMMAR_SPACE = FormSpace(
     root_feature="objects",
-    root_values={kind: _OBJECTS.get(kind, ("1", "2", "3")) for kind in EDIT_KINDS},
-    refinements={kind: (_TIMES,) if kind in ("ground", "time") else _OF_OBJECTS for kind in EDIT_KINDS},
+    root_values={kind: _OBJECTS.get(kind, ("1", "2", "3")) for kind in PROMPT_KINDS[2]},
+    refinements={kind: (_TIMES,) if kind in ("ground", "time", "move") else _OF_OBJECTS for kind in PROMPT_KINDS[2]},
 )
 """Chosen by what moves acceptance in 2,160 pairs of the miniature: the kind of edit most (0.21 to 0.99), then, within
 kinds, the number of objects (resize: 0.32, 0.12, 0.06), the edited object (recolour: house 0.46, others 0.86 and more)

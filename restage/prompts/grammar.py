@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from restage.prompts.config import PROMPT_KINDS
 from restage.prompts.forms import GRAMMAR_SPACE, Form
 from restage.prompts.orders import Answer, Order, Writer, WriterSettings
 from restage.prompts.store import open_lines
 from restage.records import InputError, PromptPair, content_id, derive_seed
 from restage.world import grammar as world
 from restage.world.description import PATTERNS, SIZES, Place
+from restage.world.editions import EDITIONS
 from restage.world.places import find_objects, name_of, read_place
 
 __all__ = ["GrammarWriter", "ReadCaption", "features_of_captions", "features_of_edit", "parse_caption"]
@@ -103,13 +105,13 @@ def _features(kind: str, before: world.Description, after: world.Description) ->
     new = [_words(item) for item in after.objects]
     edited = [item for item in old if item not in new] or [item for item in new if item not in old]
     if edited:
-        size, _, noun = edited[0]
+        size, noun = edited[0][:2]
         features |= {"noun": noun, "size": size or "normal"}
     return features
 
 
-def _words(item: world.SceneObject) -> tuple[str, str, str]:
-    return item.size, item.color, item.kind
+def _words(item: world.SceneObject) -> tuple[str, ...]:
+    return item.size, item.kind, item.color, item.second_color, item.pattern
 
 
 def features_of_edit(edit: world.Edit) -> dict[str, str]:
@@ -140,69 +142,76 @@ EDITS_PER_SCENE = 8
 """Number of edits that are tried for a fitting scene before another one is drawn."""
 
 
-def _check_kind(kind: str) -> None:
-    if kind not in world.EDIT_KINDS:
-        raise InputError(f"unknown kind of edit {kind!r}; known: {', '.join(world.EDIT_KINDS)}")
+def _check_kind(kind: str, edition: int) -> None:
+    if kind not in PROMPT_KINDS[edition]:
+        raise InputError(f"unknown kind of edit {kind!r}; known: {', '.join(PROMPT_KINDS[edition])}")
 
 
-def sample_grammar_edit(kind: str, seed: int) -> world.Edit:
+def sample_grammar_edit(kind: str, seed: int, *, edition: int = 1) -> world.Edit:
     """Sample the edit that belongs to a seed; scenes are drawn until one allows this kind."""
-    _check_kind(kind)
+    _check_kind(kind, edition)
+    grammar = EDITIONS[edition]
     draw = 0
     while True:
-        description = world.sample_description(derive_seed(seed, "scene", draw))
-        if kind in world.possible_kinds(description):
-            return world.sample_edit(description, derive_seed(seed, "edit", draw), kind=kind)
+        description = grammar.sample_description(derive_seed(seed, "scene", draw))
+        if kind in grammar.possible_kinds(description):
+            return grammar.sample_edit(description, derive_seed(seed, "edit", draw), kind=kind)
         draw += 1
 
 
-def write_grammar_pair(kind: str, seed: int) -> PromptPair:
+def write_grammar_pair(kind: str, seed: int, *, edition: int = 1) -> PromptPair:
     """Write the pair that belongs to a seed, with the edit that `sample_grammar_edit` samples."""
-    return world.prompt_pair_of(sample_grammar_edit(kind, seed), derive_seed(seed, "caption"))
+    edit = sample_grammar_edit(kind, seed, edition=edition)
+    return EDITIONS[edition].prompt_pair_of(edit, derive_seed(seed, "caption"))
 
 
-def _sample_form_edit(form: Form, seed: int) -> world.Edit | None:
+def _sample_form_edit(form: Form, seed: int, edition: int) -> world.Edit | None:
     """Draw scenes and edits until one has the form's features; None after `MAX_SCENES` scenes.
 
     Some forms hardly exist, such as a small object that has room to grow beside two others.
     """
-    fixed = form.as_dict
+    fixed, grammar = form.as_dict, EDITIONS[edition]
     # Rejecting what does not fit, instead of building it, gives each edit that has the features its natural share.
     num_objects = int(fixed["objects"]) if "objects" in fixed else None
     for draw in range(MAX_SCENES):
-        scene = world.sample_description(derive_seed(seed, "scene", draw), num_objects=num_objects)
+        scene = grammar.sample_description(derive_seed(seed, "scene", draw), num_objects=num_objects)
         scene = replace(scene, time=fixed.get("time", scene.time))
         shown = [{"noun": item.kind, "size": item.size or "normal"} for item in scene.objects]
         fits = [all(fixed.get(name, value) == value for name, value in item.items()) for item in shown]
-        if form.kind in world.possible_kinds(scene) and (form.kind == "add" or any(fits)):
+        if (form.kind == "add" or any(fits)) and form.kind in grammar.possible_kinds(scene):
             for attempt in range(EDITS_PER_SCENE):
-                edit = world.sample_edit(scene, derive_seed(seed, "edit", draw, attempt), kind=form.kind)
+                edit = grammar.sample_edit(scene, derive_seed(seed, "edit", draw, attempt), kind=form.kind)
                 if form.fits(features_of_edit(edit)):
                     return edit
     return None
 
 
-def write_form_pair(form: Form, seed: int, *, form_text: str = "") -> PromptPair | None:
+def write_form_pair(form: Form, seed: int, *, form_text: str = "", edition: int = 1) -> PromptPair | None:
     """Write the pair that belongs to a seed and a form of `GRAMMAR_SPACE`; None if the world hardly has such a pair."""
-    _check_kind(form.kind)
-    edit = _sample_form_edit(form, seed)
-    return world.prompt_pair_of(edit, derive_seed(seed, "caption"), form=form_text or str(form)) if edit else None
+    _check_kind(form.kind, edition)
+    edit = _sample_form_edit(form, seed, edition)
+    if edit is None:
+        return None
+    return replace(EDITIONS[edition].prompt_pair_of(edit, derive_seed(seed, "caption")), form=form_text or str(form))
 
 
-def write_caption_pair(caption: str, kind: str, seed: int) -> PromptPair | None:
+def write_caption_pair(caption: str, kind: str, seed: int, *, edition: int = 1) -> PromptPair | None:
     """Write an edit of a user's caption, in the caption's own wording.
 
     Returns:
         The pair, whose `parent` is the id of the caption; None if the grammar cannot read the caption, or if its scene
         does not allow this kind of edit.
     """
-    _check_kind(kind)
-    found = parse_caption(caption)
-    if found is None or kind not in world.possible_kinds(found.description):
+    _check_kind(kind, edition)
+    found, grammar = parse_caption(caption), EDITIONS[edition]
+    if found is None or kind not in grammar.possible_kinds(found.description):
         return None
-    edit, place = world.sample_edit(found.description, seed, kind=kind, split="all"), found.place
+    edit, place = grammar.sample_edit(found.description, seed, kind=kind, split="all"), found.place
     still = place and all(len(find_objects(edit.after, words)) == 1 for words in (place.subject, *place.anchors))
-    pair = world.prompt_pair_of(edit, found.wording_seed, places=(place, place if still else None))
+    places = (place, edit.place or (place if still else None))
+    # Where an object stands is not known from a caption, so that nothing can be told to go back there.
+    undo = "" if edition == 2 and kind in ("move", "remove") else None
+    pair = world.prompt_pair_of(edit, found.wording_seed, places=places, undo=undo)
     return replace(pair, parent=content_id("caption", caption))
 
 
@@ -213,7 +222,7 @@ class GrammarWriter(Writer):
     is_endless = True
 
     def __init__(self, settings: WriterSettings) -> None:
-        pass  # it needs none
+        self.edition = settings.edition
 
     def write(self, chunks: Sequence[Sequence[Order]]) -> Iterator[Answer]:
         """Answer the orders one by one."""
@@ -222,14 +231,14 @@ class GrammarWriter(Writer):
 
     def _answer(self, order: Order) -> Answer:
         if order.caption:
-            pair = write_caption_pair(order.caption, order.kind, order.seed)
+            pair = write_caption_pair(order.caption, order.kind, order.seed, edition=self.edition)
             if pair is None:
                 is_read = parse_caption(order.caption) is not None
                 reason = f"its scene allows no {order.kind}" if is_read else "the grammar cannot read this caption"
                 return Answer(order, reason=reason, raw=order.caption, is_final=True)
             return Answer(order, pair)
         if order.form is not None:
-            pair = write_form_pair(order.form, order.seed, form_text=order.form_text)
+            pair = write_form_pair(order.form, order.seed, form_text=order.form_text, edition=self.edition)
             reason = "" if pair else "the world has hardly any such pair"
             return Answer(order, pair, reason, is_final=pair is None)
-        return Answer(order, write_grammar_pair(order.kind, order.seed))
+        return Answer(order, write_grammar_pair(order.kind, order.seed, edition=self.edition))

@@ -67,6 +67,7 @@ class WriterSettings:
     """Folder for answers that cost something."""
     examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """Accepted pairs of earlier runs, by form, best first."""
+    edition: int = 1  # edition of the world's grammar
 
 
 class Writer(ABC):

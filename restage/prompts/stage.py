@@ -63,7 +63,8 @@ class _Job:
 def _prepare(config: PromptsConfig, seed: int, cache: Path) -> _Job:
     captions = read_captions(config.captions) if config.captions else ()
     learned = read_trials(config.learn_from)
-    settings = orders.WriterSettings(llm=config.llm, cache=config.llm.cache or cache, examples=learned.examples)
+    cache = config.llm.cache or cache
+    settings = orders.WriterSettings(llm=config.llm, cache=cache, examples=learned.examples, edition=config.edition)
     writer = WRITERS[config.writer](settings)
     if captions:
         return _Job(config, writer, orders.CaptionPlan(captions, config.kinds, seed))

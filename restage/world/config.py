@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from restage.records import InputError, added_later
-from restage.world.description import EDIT_KINDS, SECOND_EDIT_KINDS
+from restage.world.description import KINDS_OF_EDITION
 
 __all__ = ["CaptureConfig", "WorldConfig"]
-
-KINDS_OF_EDITION = {1: EDIT_KINDS, 2: SECOND_EDIT_KINDS}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 from restage.records import InputError, added_later, from_plain
 
-__all__ = ["COLORS", "EDIT_KINDS", "SECOND_EDIT_KINDS", "GROUNDS", "KINDS", "PATTERNS", "SIZES", "TIMES", "TOWARD_SUN"]
-__all__ += ["Description", "Edit", "Place", "SceneObject"]
+__all__ = ["COLORS", "EDIT_KINDS", "GROUNDS", "KINDS", "KINDS_OF_EDITION", "PATTERNS", "SECOND_EDIT_KINDS", "SIZES"]
+__all__ += ["TIMES", "TOWARD_SUN", "Description", "Edit", "Place", "SceneObject"]
 
 KINDS = ("ball", "cube", "cylinder", "cone", "snowman", "tree", "mushroom", "house")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
@@ -22,6 +22,7 @@ GROUNDS = ("grass", "sand", "snow", "wood")
 EDIT_KINDS = ("recolour", "reshape", "add", "remove", "ground", "time", "resize")
 SECOND_EDIT_KINDS = (*EDIT_KINDS, "move", "pattern", "look")
 """Kinds of edit of the second edition; a look is shown by a picture, and may be one that words cannot say."""
+KINDS_OF_EDITION = {1: EDIT_KINDS, 2: SECOND_EDIT_KINDS}
 TIMES = ("noon", "sunset", "night", "fog")
 SIZES = {"small": 0.74, "": 1.0, "big": 1.3}
 PATTERNS = ("striped", "checked", "dotted", "banded")

@@ -29,10 +29,11 @@ from restage.run.layout import CAPTURE, EDIT_CASE, REFERENCES, TRANSFORMS, TRUTH
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture
 from restage.scenes.io.nerfstudio import write_capture
-from restage.world import grammar, second
+from restage.world import grammar
 from restage.world.capture import make_capture, make_truth, shown_together
 from restage.world.config import CaptureConfig, WorldConfig
 from restage.world.description import Description, Edit
+from restage.world.editions import EDITIONS
 from restage.world.references import REFERENCED_KINDS, give_picture, render_reference
 
 __all__ = ["edit_name", "make_scene", "run_world", "sample_scene"]
@@ -52,7 +53,7 @@ def sample_scene(config: WorldConfig, *, name: str, seed: int) -> tuple[Descript
     Raises:
         InputError: no scene allows them all, such as adding to one of three objects.
     """
-    edition = {1: grammar, 2: second}[config.edition]
+    edition = EDITIONS[config.edition]
     for attempt in range(MAX_SCENE_TRIES):
         description = edition.sample_description(
             derive_seed(seed, name, attempt), num_objects=config.num_objects, split=config.split

@@ -11,7 +11,7 @@ from restage.run.folder import RunFolder
 from restage.world import second
 from restage.world.capture import camera_at
 from restage.world.grammar import caption_of, sample_description
-from restage.world.places import object_words
+from restage.world.places import object_words, read_place
 
 
 def test_every_caption_of_the_grammar_is_read_back_in_its_wording():
@@ -47,6 +47,16 @@ def test_an_edit_of_a_placed_caption_keeps_its_place_where_it_names_what_is_left
         assert ("on top of a" in pair.target) == (pair.kind != "remove")
         assert "#" not in f"{pair.target} {pair.instruction} {pair.undo} {pair.words}"
     assert not any(pair.undo for pair in pairs if pair and pair.kind == "recolour")  # the colors had no names
+
+
+def test_an_edit_of_the_second_edition_says_its_place_in_the_captions_wording():
+    caption = "a red ball next to a blue cube on grass at noon"
+    for kind in ("add", "move"):
+        pair = write_caption_pair(caption, kind, 3, edition=2)
+        assert pair is not None and pair.source == caption
+        assert pair.target.endswith(" on grass at noon") and read_place(pair.target) != read_place(caption)
+    moved, gone = (write_caption_pair(caption, kind, 3, edition=2) for kind in ("move", "remove"))
+    assert moved is not None and gone is not None and moved.undo == gone.undo == ""  # its old place is not known
 
 
 @pytest.mark.parametrize(

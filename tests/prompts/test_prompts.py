@@ -11,9 +11,11 @@ from restage.prompts.orders import Answer, Order, Writer
 from restage.prompts.stage import run_prompts
 from restage.prompts.store import read_prompts, write_prompts
 from restage.prompts.writers import WRITERS
-from restage.records import InputError, PromptPair, file_sha256
+from restage.records import InputError, PromptPair, content_id, file_sha256
 from restage.run.folder import RunFolder
+from restage.world.description import PATTERNS
 from restage.world.grammar import EDIT_KINDS
+from restage.world.places import read_place
 
 PAIR: dict[str, Any] = {
     "source": "a red cube",
@@ -82,6 +84,37 @@ def test_the_menu_of_writers_has_the_names_that_settings_know():
     assert WRITER_NAMES == (*WRITERS,)
 
 
+def test_the_second_edition_says_where_things_go(tmp_path):
+    kinds = ("add", "move", "pattern")
+    config = PromptsConfig(num_prompts=30, kinds=kinds, edition=2)
+    pairs = run_all(tmp_path / "run", config)
+    placed = [pair for pair in pairs if pair.kind in ("add", "move")]
+    assert len(placed) == 20 and all(read_place(pair.target) for pair in placed)
+    assert all(set(pair.target.split()) & set(PATTERNS) for pair in pairs if pair.kind == "pattern")
+    assert content_id("config", PromptsConfig()) == content_id("config", PromptsConfig(edition=1))
+
+
+def test_forms_of_the_second_edition_learn_as_those_of_the_first(tmp_path):
+    config = PromptsConfig(num_prompts=12, kinds=("move", "pattern"), edition=2, use_forms=True)
+    pairs = run_all(tmp_path / "run", config)
+    assert {pair.kind for pair in pairs} == {"move", "pattern"}
+    assert all(f"kind={pair.kind} objects=" in pair.form for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kinds": ("move",)}, "unknown kind of edit 'move'"),
+        ({"kinds": ("look",), "edition": 2}, "unknown kind of edit 'look'"),
+        ({"edition": 3}, "expected edition 1, or 2"),
+        ({"edition": 2, "writer": "llm"}, "with the writer 'grammar'"),
+    ],
+)
+def test_what_an_edition_does_not_know_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        PromptsConfig(**fields)
+
+
 def add_to_menu(monkeypatch):
     monkeypatch.setitem(WRITERS, "counting", CountingWriter)
     monkeypatch.setattr("restage.prompts.config.WRITER_NAMES", (*WRITERS,))
@@ -101,7 +134,7 @@ def test_a_writer_without_forms_cannot_learn_them(tmp_path, monkeypatch):
 
 
 def test_a_writer_that_only_repeats_itself_is_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr("restage.prompts.grammar.write_grammar_pair", lambda kind, seed: PromptPair(**PAIR))
+    monkeypatch.setattr("restage.prompts.grammar.write_grammar_pair", lambda kind, seed, edition: PromptPair(**PAIR))
     with pytest.raises(InputError, match="no new pair"):
         run_all(tmp_path / "run", PromptsConfig(num_prompts=2))
 
