@@ -25,8 +25,9 @@ from restage.pairs.tasks import ModelMaker
 from restage.prompts.config import PromptsConfig
 from restage.prompts.rejects import TokenLimits
 from restage.prompts.stage import run_prompts
-from restage.records import InputError, Progress
+from restage.records import InputError, Progress, content_id, read_json, write_json
 from restage.run.folder import RunFolder
+from restage.run.models import folder_sha256
 from restage.train.config import LossWeights, TrainConfig
 from restage.train.examples import TrainingPair
 from restage.train.stage import load_start, train_edit_model
@@ -220,10 +221,21 @@ def _generate_pairs(
     maker = replace(maker, num_pairs=recipe.made.num_prompts)
     yield from run_campaign(run, config, maker, engine)
     run.close("done")
-    clip, rule = load_clip(folder / "clip"), rule_for(recipe.rule, folder / "clip")
-    pairs_folder = run.path / "pairs"
-    chosen: list[int] = []
-    numbered = enumerate(read_pairs(pairs_folder))
+    chosen = yield from _choose_pairs(run, recipe, folder / "clip", is_filtered=is_filtered)
+    return (pair for index, pair in enumerate(read_pairs(run.path / "pairs")) if index in chosen)
+
+
+def _choose_pairs(
+    run: RunFolder, recipe: EditModelRecipe, clip_folder: Path, *, is_filtered: bool
+) -> Generator[Progress, None, frozenset[int]]:
+    """Return the numbers of the pairs to train on, which are kept: a training that goes on need not score all anew."""
+    rule = rule_for(recipe.rule, clip_folder)
+    why = content_id("chosen", [rule, folder_sha256(clip_folder), recipe.num_pairs, is_filtered])
+    path = run.path / f"{why}.json"
+    if path.exists():
+        return frozenset(read_json(path))
+    clip, chosen = load_clip(clip_folder), list[int]()
+    numbered = enumerate(read_pairs(run.path / "pairs"))
     while batch := list(islice(numbered, SCORED_AT_ONCE)):
         reasons = [""] * len(batch)
         if is_filtered:
@@ -239,5 +251,5 @@ def _generate_pairs(
         raise InputError(
             f"expected at least {recipe.num_pairs} accepted pairs, got {len(chosen)}; ask for more prompts"
         )
-    wanted = set(chosen[: recipe.num_pairs])
-    return (pair for index, pair in enumerate(read_pairs(pairs_folder)) if index in wanted)
+    write_json(path, chosen[: recipe.num_pairs])
+    return frozenset(chosen[: recipe.num_pairs])

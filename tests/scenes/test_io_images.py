@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from restage.records import InputError
-from restage.scenes.io.images import open_picture, read_head, read_image, read_mask
+from restage.scenes.io.images import list_images, open_picture, read_head, read_image, read_mask
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n0 0 32 32 rectfill\nshowpage\n"
 
@@ -115,3 +115,10 @@ def test_masks_are_read_whatever_they_are_painted_with(tmp_path):
     for name, image in forms.items():
         image.save(tmp_path / "mask.png")
         assert np.array_equal(read_mask(tmp_path / "mask.png"), inside.astype(np.float32)), name
+
+
+def test_pictures_are_listed_by_their_numbers(tmp_path):
+    names = ["1.png", "2.png", "10.png", "a1b2.png", "a01b3.png", "a1b10.png", "frame_999.png", "frame_1000.png"]
+    for name in reversed(names):
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    assert [path.name for path in list_images(tmp_path)] == names

@@ -56,6 +56,7 @@ from restage.run.layout import (
 from restage.run.models import edit_model_of
 from restage.run.reading import EditRecord
 from restage.scenes.device import made_on
+from restage.scenes.io.images import list_images
 
 __all__ = ["ClipChoice", "OpenedClipEdit", "find_clip", "is_clip", "open_clip_edit"]
 
@@ -219,7 +220,7 @@ def _progress(step: WindowStep, windows: Sequence[range], num_frames: int) -> Pr
 
 
 def _edited(folder: Path) -> StoredClip:
-    return StoredClip(folder, tuple(sorted((folder / CLIP_FRAMES).glob("*.png"))), ClipRecord())
+    return StoredClip(folder, tuple(list_images(folder / CLIP_FRAMES)), ClipRecord())
 
 
 def _changed_share(before: StoredClip, after: StoredClip) -> float:

@@ -10,6 +10,7 @@ A camera model is therefore for either, and the shape of its pictures tells for 
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,10 +46,15 @@ class PictureHead(NamedTuple):
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files right in a folder, by name; hidden ones are left out."""
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    """The image files right in a folder, by name, numbers in it by value; hidden ones are left out."""
+    found = sorted(folder.iterdir(), key=lambda path: (_parts(path.name), path.name)) if folder.is_dir() else []
     shown = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
     return [path for path in shown if path.is_file()]
+
+
+def _parts(name: str) -> list[str | int]:
+    """Split a name into texts and numbers in turn, so that `frame_9` comes before `frame_10`."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def path_inside(folder: Path, name: str, where: str) -> Path:
