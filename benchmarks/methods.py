@@ -34,10 +34,10 @@ from restage.studies.study import MenuEditor, Study, StudyMethod, StudyScene
 from restage.studies.work import PerView, run_study
 from restage.work.task import EngineConfig
 from restage.world.config import CaptureConfig, WorldConfig
-from restage.world.grammar import EDIT_KINDS
+from restage.world.description import SECOND_EDIT_KINDS
 from restage.world.stage import edit_name, sample_scene
 
-KINDS = ("recolour", "reshape", "ground", "time", "add", "remove")
+KINDS = ("recolour", "reshape", "ground", "time", "add", "remove", "move")
 SEVERAL_SEEDS = (0, 1, 2)
 ANCHORS = ("nothing", "per_view")
 """Rows to read the others by: no edit at all, and held-out views edited one by one, which makes no scene."""
@@ -57,8 +57,11 @@ COLUMNS = {
 
 
 def world(seed: int, kinds: Sequence[str], capture: CaptureConfig) -> WorldScene:
-    """A world of combinations that no model was trained on; which one it is does not depend on the kinds asked for."""
-    config = WorldConfig(edit_kinds=KINDS, split="unseen")
+    """A world of combinations that no model was trained on; which one it is does not depend on the kinds asked for.
+
+    It is of the grammar's second edition, whose additions and moves say where.
+    """
+    config = WorldConfig(edit_kinds=KINDS, split="unseen", edition=2)
     description, edits = sample_scene(config, name=f"world-{seed}", seed=seed)
     chosen = tuple(edit for edit in edits if edit.kind in kinds)
     return WorldScene(name=f"world-{seed}", description=description, world_edits=chosen, seed=seed, capture=capture)
@@ -221,7 +224,7 @@ def read_arguments() -> argparse.Namespace:
     arguments.methods = choose_names(contenders, arguments.methods)
     arguments.repeated = choose_names(contenders, arguments.repeated) if arguments.repeated else ()
     arguments.editors = choose_names(("edit_model", "exact", "noisy"), arguments.editors)
-    arguments.kinds = choose_names(EDIT_KINDS, arguments.kinds)
+    arguments.kinds = choose_names(SECOND_EDIT_KINDS, arguments.kinds)
     return arguments
 
 

@@ -9,10 +9,11 @@ edition: models of the first do not know its places and patterns, and are not as
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,10 +22,12 @@ import tyro
 from PIL import Image
 
 from benchmarks.miniature import edits, held_out, page, parts, text_to_image, verdicts
+from miniature.edit_model import GUIDANCE
 from miniature.probe import load_probe
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.clip import load_clip
-from restage.diffusion.edit_models import load_edit_model
+from restage.diffusion.edit_models import load_edit_model, widen_unet
+from restage.diffusion.editor import EditModel
 from restage.records import parse_json
 
 __all__ = ["PARTS", "WANTED", "Figures", "main"]
@@ -105,6 +108,8 @@ class Settings:
     state: Path | None = None
     """A `state.pt` of a text-to-image training in progress, whose averaged weights are measured in place of the
     model's own."""
+    edit_state: Path | None = None
+    """The same of an edit model's training, which started from the text-to-image model of `models`."""
     probe: Path = Path(__file__).parent / "probe.safetensors"
     """The probe's weights."""
     parts: tuple[PartName, ...] = PARTS
@@ -136,7 +141,8 @@ class Benchmark:
         self.backbone = load_backbone(self.folders.text_to_image)
         self.figures = Figures()
         if settings.state is not None:
-            self.figures.details["state_step"] = text_to_image.load_training_state(self.backbone, settings.state)
+            parts_of = {"unet": self.backbone.unet, "text_encoder": self.backbone.text_encoder}
+            self.figures.details["state_step"] = text_to_image.load_training_state(parts_of, settings.state)
 
     def run(self) -> Figures:
         """Measure the chosen parts, in order."""
@@ -228,10 +234,20 @@ class Benchmark:
         self.figures.add(parts.measure_sampling(self.backbone, self.captions(16), self.settings.sampling))
         self.figures.details["num_threads"] = torch.get_num_threads()
 
+    def _load_edit_model(self) -> EditModel:
+        path = self.settings.edit_state
+        if path is None:
+            return load_edit_model(self.settings.edit_model or self.folders.edit_model)
+        unet, encoder = widen_unet(self.backbone.unet), copy.deepcopy(self.backbone.text_encoder)
+        step = text_to_image.load_training_state({"unet": unet, "text_encoder": encoder}, path)
+        self.figures.details["edit_state_step"] = step
+        backbone = replace(self.backbone, text_encoder=encoder)
+        return EditModel(backbone, unet, guidance=GUIDANCE, has_own_text_encoder=True)
+
     def edit_model(self) -> None:
         """Edits of single rendered views against their truth."""
         cases = self.cases()
-        edited = edits.run_edits(load_edit_model(self.settings.edit_model or self.folders.edit_model), cases)
+        edited = edits.run_edits(self._load_edit_model(), cases)
         self.figures.add(edits.edit_figures(edited))
         self.figures.details.update(edits.adding_elsewhere(cases))
         self.figures.pictures["edits"] = page.draw_edits(edited)

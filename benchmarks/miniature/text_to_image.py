@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -156,17 +156,20 @@ def word_iou(samples: Sequence[Sample]) -> dict[str, float]:
     return {**means, "words_scored": len(scored) / len(words)}
 
 
-def load_training_state(backbone: Backbone, path: Path) -> int:
-    """Put the averaged weights of a training in progress (`state.pt`) into the backbone; return the step.
+def load_training_state(parts: Mapping[str, torch.nn.Module], path: Path) -> int:
+    """Put the averaged weights of a training in progress (`state.pt`) into its parts, by name; return the step.
 
     Raises:
         InputError: there is no such file, or its weights are of another architecture.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist; expected the state.pt of `restage miniature train text-to-image`")
+        raise InputError(
+            f"{path} does not exist; expected the state.pt of a part that `restage miniature train` trains"
+        )
     state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in (("unet.", backbone.unet), ("text_encoder.", backbone.text_encoder)):
-        average = {key.removeprefix(name): value for key, value in state["average"].items() if key.startswith(name)}
+    for name, part in parts.items():
+        start = f"{name}."
+        average = {key.removeprefix(start): value for key, value in state["average"].items() if key.startswith(start)}
         try:
             part.load_state_dict(average)
         except RuntimeError as error:

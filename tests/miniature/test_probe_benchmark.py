@@ -264,13 +264,14 @@ def test_averaged_weights_of_a_training_take_the_place_of_the_models(backbone, t
     average |= {f"text_encoder.{k}": v for k, v in backbone.text_encoder.state_dict().items()}
     torch.save({"step": 7, "average": average}, tmp_path / "state.pt")
     before = backbone.unet.conv_in.bias.clone()
-    assert load_training_state(backbone, tmp_path / "state.pt") == 7
+    parts = {"unet": backbone.unet, "text_encoder": backbone.text_encoder}
+    assert load_training_state(parts, tmp_path / "state.pt") == 7
     assert torch.allclose(backbone.unet.conv_in.bias, before + 1)
     torch.save({"step": 7, "average": {"unet.other": torch.zeros(1)}}, tmp_path / "state.pt")
     with pytest.raises(InputError, match="does not fit"):
-        load_training_state(backbone, tmp_path / "state.pt")
+        load_training_state(parts, tmp_path / "state.pt")
     with pytest.raises(InputError, match="does not exist"):
-        load_training_state(backbone, tmp_path / "none.pt")
+        load_training_state(parts, tmp_path / "none.pt")
 
 
 def test_words_that_a_picture_does_not_follow_are_marked() -> None:
