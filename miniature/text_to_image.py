@@ -135,7 +135,7 @@ def train_text_to_image(
         folder: Of the models; its `text_to_image/vae` is there already.
         pictures: The training set.
         config: How long and how fast.
-        start: A text-to-image model of the same tokenizer whose weights training goes on from; None for none.
+        start: A text-to-image model of these shapes whose weights training goes on from; None for none.
         device: Where to train, such as `cuda`.
     """
     torch.manual_seed(config.seed)  # initial weights only
@@ -189,19 +189,38 @@ def _halve_words(words: WordTargets) -> WordTargets:
     return words._replace(pixels=_halve(words.pixels.unflatten(1, (1, size, size))).flatten(1))
 
 
-def _copy_weights(start: Backbone, tokenizer: Any, unet: nn.Module, text_encoder: nn.Module) -> None:
-    """Take over the weights of another model.
+def _copy_weights(start: Backbone, tokenizer: Any, unet: nn.Module, text_encoder: CLIPTextModel) -> None:
+    """Take over the weights of another model; one with another tokenizer gives its words' vectors to the same words.
+
+    A token that the other tokenizer does not have starts as the mean of those that it has for its text, and places in a
+    text beyond its longest start as they are.
 
     Raises:
-        InputError: its tokenizer or its shapes are others.
+        InputError: its shapes are others.
     """
-    if start.tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise InputError("the model to start from has another tokenizer than the training folder's `tokenizer`")
     try:
         unet.load_state_dict(start.unet.state_dict())
-        text_encoder.load_state_dict(start.text_encoder.state_dict())
+        weights = start.text_encoder.state_dict()
+        found, fresh = start.text_encoder.embeddings, text_encoder.embeddings
+        if start.tokenizer.get_vocab() != tokenizer.get_vocab():
+            name = "embeddings.{}_embedding.weight"
+            weights[name.format("token")] = _token_vectors(start.tokenizer, found.token_embedding.weight, tokenizer)
+            places = fresh.position_embedding.weight.detach().clone()
+            count = min(len(places), len(found.position_embedding.weight))
+            places[:count] = found.position_embedding.weight[:count]
+            weights[name.format("position")] = places
+        text_encoder.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"the model to start from has other shapes: {str(error).splitlines()[0]}") from None
+
+
+def _token_vectors(old: Any, vectors: Float[Tensor, "old_tokens width"], new: Any) -> Float[Tensor, "new_tokens width"]:
+    known, made = old.get_vocab(), []
+    for token, _ in sorted(new.get_vocab().items(), key=lambda item: item[1]):
+        text = token.removesuffix("</w>")
+        parts = [known[token]] if token in known else old(text, add_special_tokens=False).input_ids
+        made.append(vectors[parts].mean(dim=0))
+    return torch.stack(made).detach()
 
 
 class _Batch(NamedTuple):
