@@ -24,7 +24,8 @@ from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import train
 from restage.records import InputError, Progress, derive_seed, write_atomically
 
-__all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "train_text_to_image"]
+__all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "copy_weights"]
+__all__ += ["train_text_to_image"]
 
 RECIPE = TrainingConfig(num_steps=20000, batch_size=32, learning_rate=5e-4, num_warmup_steps=80, ema_decay=0.996)
 TEXT_WIDTH = 192
@@ -144,7 +145,7 @@ def train_text_to_image(
     vae = load_vae(folder / "text_to_image" / "vae").eval().requires_grad_(False)
     unet, text_encoder = build_unet(vae.config["latent_channels"]), build_text_encoder(tokenizer)
     if start is not None:
-        _copy_weights(load_backbone(start), tokenizer, unet, text_encoder)
+        copy_weights(load_backbone(start), tokenizer, unet, text_encoder)
     unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     for part in (unet, text_encoder, vae):
         part.to(device)  # pyright: ignore[reportArgumentType]
@@ -189,7 +190,7 @@ def _halve_words(words: WordTargets) -> WordTargets:
     return words._replace(pixels=_halve(words.pixels.unflatten(1, (1, size, size))).flatten(1))
 
 
-def _copy_weights(start: Backbone, tokenizer: Any, unet: nn.Module, text_encoder: CLIPTextModel) -> None:
+def copy_weights(start: Backbone, tokenizer: Any, unet: nn.Module, text_encoder: CLIPTextModel) -> None:
     """Take over the weights of another model; one with another tokenizer gives its words' vectors to the same words.
 
     A token that the other tokenizer does not have starts as the mean of those that it has for its text, and places in a

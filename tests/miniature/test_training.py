@@ -26,6 +26,7 @@ from miniature.tokenizer import MAX_TOKENS
 from restage.diffusion.backbone import load_backbone, load_vae, save_tokenizer
 from restage.diffusion.clip import load_clip
 from restage.diffusion.config import TrainingConfig
+from restage.diffusion.loading import padded_ids
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import LossFunction, LossParts, read_metrics
 from restage.pairs.clip_rule import calibrate, read_clip_rule
@@ -223,11 +224,19 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
         next(train_miniature("painter", MiniatureConfig(folder=tmp_path)))
 
 
-def test_a_start_with_another_tokenizer_is_refused(small_set: Pictures, folder: Path) -> None:
-    start = models_in().text_to_image
-    shutil.copytree(start / "vae", folder / "text_to_image" / "vae")
-    with pytest.raises(InputError, match="another tokenizer"):
-        list(text_to_image.train_text_to_image(folder, small_set, start=start))
+def test_a_start_with_another_tokenizer_gives_its_words_their_vectors(tokenizer) -> None:
+    first = load_backbone(models_in().text_to_image)
+    unet, text_encoder = text_to_image.build_unet(8), text_to_image.build_text_encoder(tokenizer)
+    text_to_image.copy_weights(first, tokenizer, unet, text_encoder)
+    caption = "a red cube and a big blue ball on grass"
+    assert first.tokenizer.get_vocab() != tokenizer.get_vocab()
+    told = text_encoder(input_ids=padded_ids(tokenizer, [caption], tokenizer.model_max_length)).last_hidden_state
+    known = first.encode_text([caption])
+    count = len(caption.split()) + 1
+    torch.testing.assert_close(told[:, :count], known[:, :count])
+    other = text_to_image.build_unet(4)
+    with pytest.raises(InputError, match="other shapes"):
+        text_to_image.copy_weights(first, tokenizer, other, text_encoder)
 
 
 def test_captions_of_no_picture_make_the_contrastive_loss_larger() -> None:
