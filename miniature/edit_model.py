@@ -11,11 +11,12 @@ from typing import Literal
 import torch
 
 from miniature.rendered_pairs import render_pairs, render_referenced_pairs, write_pictured_prompts
-from restage.diffusion.backbone import load_backbone
+from miniature.text_to_image import build_text_encoder, copy_text_encoder
+from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.clip import load_clip
 from restage.diffusion.config import TrainingConfig
 from restage.diffusion.edit_models import load_edit_model, save_edit_model
-from restage.diffusion.editor import Guidance
+from restage.diffusion.editor import EditModel, Guidance
 from restage.pairs.clip_rule import rule_for
 from restage.pairs.config import PAIRS, CampaignConfig, PairRule, PairsConfig
 from restage.pairs.score import judge, score_pairs
@@ -182,7 +183,8 @@ def train_edit(
         folder: Of the models.
         recipe: Which pairs the edit model is trained on, and for how long.
         version: Which pairs: those that the rule accepts, all that were made, or rendered ones, which are exact.
-        start: An edit model that training goes on from; None for `<folder>/text_to_image`, whose UNet is widened.
+        start: An edit model that training goes on from, on the same autoencoder, also one that reads other tokens; None
+            for `<folder>/text_to_image`, whose UNet is widened.
         engine: Where pairs are made; in this process by default.
         device: Where the model is trained, such as `cuda`.
 
@@ -197,10 +199,19 @@ def train_edit(
         is_filtered = version == "filtered"
         pairs = yield from _generate_pairs(folder, recipe, engine or CampaignConfig(), is_filtered=is_filtered)
     state = folder / "state" / name
-    first = load_start(start, device) if start is not None else backbone
+    first = backbone if start is None else _with_parts_of(backbone, load_start(start, device))
     yield from train_edit_model(pairs, first, state, recipe.train, text_to_image=folder / "text_to_image")
     model = replace(load_edit_model(state), guidance=GUIDANCE)
     save_edit_model(model, folder / name, text_to_image=folder / "text_to_image")
+
+
+def _with_parts_of(backbone: Backbone, start: Backbone | EditModel) -> Backbone | EditModel:
+    """Let an edit model of an earlier edition of the world read the tokens of the one that is trained."""
+    if isinstance(start, Backbone) or start.backbone.tokenizer.get_vocab() == backbone.tokenizer.get_vocab():
+        return start
+    text_encoder = build_text_encoder(backbone.tokenizer).to(backbone.unet.device).eval().requires_grad_(False)
+    copy_text_encoder(start.backbone, backbone.tokenizer, text_encoder)
+    return replace(start, backbone=replace(backbone, text_encoder=text_encoder), has_own_text_encoder=True)
 
 
 def _generate_pairs(

@@ -24,7 +24,7 @@ from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import train
 from restage.records import InputError, Progress, derive_seed, write_atomically
 
-__all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "copy_weights"]
+__all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "copy_text_encoder", "copy_weights"]
 __all__ += ["train_text_to_image"]
 
 RECIPE = TrainingConfig(num_steps=20000, batch_size=32, learning_rate=5e-4, num_warmup_steps=80, ema_decay=0.996)
@@ -191,28 +191,33 @@ def _halve_words(words: WordTargets) -> WordTargets:
 
 
 def copy_weights(start: Backbone, tokenizer: Any, unet: nn.Module, text_encoder: CLIPTextModel) -> None:
-    """Take over the weights of another model; one with another tokenizer gives its words' vectors to the same words.
-
-    A token that the other tokenizer does not have starts as the mean of those that it has for its text, and places in a
-    text beyond its longest start as they are.
+    """Take over the weights of another model, whose tokenizer may be another: see `copy_text_encoder`.
 
     Raises:
         InputError: its shapes are others.
     """
     try:
         unet.load_state_dict(start.unet.state_dict())
-        weights = start.text_encoder.state_dict()
-        found, fresh = start.text_encoder.embeddings, text_encoder.embeddings
-        if start.tokenizer.get_vocab() != tokenizer.get_vocab():
-            name = "embeddings.{}_embedding.weight"
-            weights[name.format("token")] = _token_vectors(start.tokenizer, found.token_embedding.weight, tokenizer)
-            places = fresh.position_embedding.weight.detach().clone()
-            count = min(len(places), len(found.position_embedding.weight))
-            places[:count] = found.position_embedding.weight[:count]
-            weights[name.format("position")] = places
-        text_encoder.load_state_dict(weights)
+        copy_text_encoder(start, tokenizer, text_encoder)
     except RuntimeError as error:
         raise InputError(f"the model to start from has other shapes: {str(error).splitlines()[0]}") from None
+
+
+def copy_text_encoder(start: Backbone, tokenizer: Any, text_encoder: CLIPTextModel) -> None:
+    """Take over the weights of a text encoder; with another tokenizer, words that both know keep their vectors.
+
+    A token that the old tokenizer does not have starts as the mean of those that it has for its text. Places beyond the
+    end of its longest text stay as they are.
+    """
+    weights = start.text_encoder.state_dict()
+    if start.tokenizer.get_vocab() != tokenizer.get_vocab():
+        found, name = start.text_encoder.embeddings, "embeddings.{}_embedding.weight"
+        weights[name.format("token")] = _token_vectors(start.tokenizer, found.token_embedding.weight, tokenizer)
+        places = text_encoder.embeddings.position_embedding.weight.detach().clone()
+        count = min(len(places), len(found.position_embedding.weight))
+        places[:count] = found.position_embedding.weight[:count]
+        weights[name.format("position")] = places
+    text_encoder.load_state_dict(weights)
 
 
 def _token_vectors(old: Any, vectors: Float[Tensor, "old_tokens width"], new: Any) -> Float[Tensor, "new_tokens width"]:
