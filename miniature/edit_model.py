@@ -209,8 +209,9 @@ def _with_parts_of(backbone: Backbone, start: Backbone | EditModel) -> Backbone 
     """Let an edit model of an earlier edition of the world read the tokens of the one that is trained."""
     if isinstance(start, Backbone) or start.backbone.tokenizer.get_vocab() == backbone.tokenizer.get_vocab():
         return start
-    text_encoder = build_text_encoder(backbone.tokenizer).to(backbone.unet.device).eval().requires_grad_(False)
+    text_encoder = build_text_encoder(backbone.tokenizer).eval().requires_grad_(False)
     copy_text_encoder(start.backbone, backbone.tokenizer, text_encoder)
+    text_encoder.to(backbone.unet.device)  # pyright: ignore[reportArgumentType]
     return replace(start, backbone=replace(backbone, text_encoder=text_encoder), has_own_text_encoder=True)
 
 

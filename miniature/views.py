@@ -117,7 +117,7 @@ def train_views(
         add_on = build_view_attention(backbone.unet, num_views=NUM_VIEWS)
     else:
         add_on = load_view_attention(start, backbone.unet, device).requires_grad_(True)
-    add_on.to(device)  # pyright: ignore[reportCallIssue]
+    add_on.to(device)  # pyright: ignore[reportCallIssue, reportArgumentType]
     side = int(backbone.unet.config["sample_size"])
 
     def loss_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:

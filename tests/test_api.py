@@ -128,6 +128,7 @@ def test_splats_of_others_become_scenes(scene: restage.Scene, tmp_path: Path, mo
     with pytest.raises(InputError, match="omit steps"):
         restage.fit(source, "taken", splats="own.ply", steps=5)
     gold = restage.edit("own.ply", "make it golden", size=32, **QUICK)
+    assert isinstance(gold, restage.Edit)
     assert gold.scene.folder == Path("runs/own/scenes/own") and gold.scene.capture.cameras.width == 32
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_it_is_saved_as_a_folder_and_loaded_for_the_unet_it_belongs_to(unet, tra
 
 
 def test_large_layers_attend_to_means_of_four_tokens() -> None:
-    layer = build_view_attention(tiny_unet(), num_views=2).layers[0]
+    layer: Any = build_view_attention(tiny_unet(), num_views=2).layers[0]
     layer.to_out.weight.data = torch.eye(len(layer.to_out.weight))
     tokens, places = torch.randn(2, 256, len(layer.to_out.weight)), torch.zeros(1, 2, 256, 42)
     squares = tokens.unflatten(1, (8, 2, 8, 2))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +64,7 @@ def test_rings_of_another_autoencoder_or_seed_are_not_taken_for_these(folder: Pa
     assert cache_of(folder, "rings", base, 1) != before
     (base / "vae" / "other.safetensors").write_bytes(b"other")
     assert cache_of(folder, "rings", base, 0) != before
+    none: Any
     for part, none in (("views", {"num_rings": 0}), ("motion", {"num_clips": 0})):
         with pytest.raises(InputError, match="at least one"):
             list(train_miniature(part, MiniatureConfig(folder=folder, **none)))

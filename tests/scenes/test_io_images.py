@@ -99,7 +99,7 @@ def test_a_file_that_is_cut_off_is_one_clear_line(tmp_path: Path, form: str, kee
 def test_masks_are_read_whatever_they_are_painted_with(tmp_path):
     inside = np.zeros((4, 6), bool)
     inside[:, :3] = True
-    red = np.where(inside[..., None], np.uint8([255, 0, 0]), np.uint8(0)).astype(np.uint8)
+    red = np.where(inside[..., None], np.array([255, 0, 0]), 0).astype(np.uint8)
     cut_out = np.dstack([np.full((4, 6, 3), 255, np.uint8), inside * np.uint8(255)])
     labels = Image.fromarray(inside.astype(np.uint8), "P")
     labels.putpalette([0, 0, 0, 128, 0, 0, *[0] * 762])  # as in data sets of segmentation

@@ -105,6 +105,7 @@ def test_every_weight_of_a_branch_is_trained(backbone: Backbone, tmp_path: Path)
 
 
 def test_a_copied_encoder_has_no_place_or_width_to_choose() -> None:
+    settings: Any
     for settings in ({"placement": "mid"}, {"injection": "zero_conv"}, {"width": 16}):
         with pytest.raises(InputError, match="are for other arms"):
             BranchConfig(arm="controlnet", **settings)
