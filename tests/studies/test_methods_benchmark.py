@@ -57,16 +57,16 @@ def scores(method: str, values: dict[str, float], **changes: Any) -> list[Score]
 def test_every_method_sees_every_edit_and_only_some_run_with_several_seeds() -> None:
     units = list_units(make_study(argparse.Namespace(**ALL)))
     edits = {(unit.scene, unit.edit) for unit in units}
-    assert len(edits) == len({scene for scene, _ in edits}) * len(KINDS) == 18
+    assert len(edits) == len({scene for scene, _ in edits}) * len(KINDS) == 21
     counts = {
         (method, editor): sum(u.method.removesuffix("-again") == method and u.editor == editor for u in units)
         for method in ("restage", "idu", "pds")
         for editor in ("edit_model", "exact", "noisy-0.3-exact")
     }
-    assert [counts["restage", e] for e in ("edit_model", "exact", "noisy-0.3-exact")] == [54, 18, 18]
-    assert [counts["pds", e] for e in ("edit_model", "exact", "noisy-0.3-exact")] == [18, 18, 0]
+    assert [counts["restage", e] for e in ("edit_model", "exact", "noisy-0.3-exact")] == [63, 21, 21]
+    assert [counts["pds", e] for e in ("edit_model", "exact", "noisy-0.3-exact")] == [21, 21, 0]
     anchors = [(unit.method, unit.editor) for unit in units if unit.method in ANCHORS]
-    assert anchors.count(("nothing", "none")) == anchors.count(("per_view", "edit_model")) == 18 == len(anchors) / 2
+    assert anchors.count(("nothing", "none")) == anchors.count(("per_view", "edit_model")) == 21 == len(anchors) / 2
 
 
 def test_a_narrower_study_asks_for_results_of_the_wide_one_only() -> None:

@@ -133,6 +133,6 @@ def test_conditions_are_left_out_together_or_but_for_one() -> None:
 
 
 def test_a_compiled_training_is_refused_before_it_begins(backbone: Backbone, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="omit --compile"):
+    with pytest.raises(InputError, match="omit --training.is-compiled"):
         trained(backbone, tmp_path, ARMS[0], is_compiled=True)
     assert not (tmp_path / "state").exists()

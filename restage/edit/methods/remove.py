@@ -112,9 +112,9 @@ class Remove:
         device = job.splats.means.device
         splats, cameras = job.splats.to("cpu"), job.capture.cameras
         thing = _find_thing(self, splats, cameras, self._weights(job).cpu())
-        kept = _supported(splats, cameras, thing)
-        if not len(kept):
+        if bool(thing.is_gone.all()):
             raise InputError("the region holds the whole scene; nothing would be left of it")
+        kept = _supported(splats, cameras, thing)
         rest = splats[kept].clone()
         yield EditStep(1, 2, 0.0, rest.to(device), f"{len(splats) - len(rest)} splats are gone", kept.to(device))
         plane = _find_support(splats, cameras, thing, seed=job.seed)
@@ -199,8 +199,6 @@ def _find_thing(remove: Remove, splats: Splats, cameras: Cameras, weights: Float
 def _supported(splats: Splats, cameras: Cameras, thing: _Thing) -> Int[Tensor, " kept"]:
     """Splats that stay: not those of the thing, nor those that come to light without it and no view has shown."""
     kept = (~thing.is_gone).nonzero()[:, 0]
-    if not len(kept):
-        return kept
     elsewhere = _shown(splats, cameras, 1 - thing.masks)[kept]
     come_to_light = _shown(splats[kept], cameras, thing.masks)
     return kept[(come_to_light < 0.01) | (elsewhere > 0.1 * come_to_light)]
