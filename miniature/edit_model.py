@@ -111,7 +111,7 @@ RECIPE = EditModelRecipe(
 REFERENCE_RECIPE = EditModelRecipe(
     made=replace(RECIPE.made, num_prompts=0, seed=211),
     rule=NO_RULE,
-    num_pairs=7200,
+    num_pairs=9600,
     train=replace(
         RECIPE.train,
         training=TrainingConfig(
@@ -119,7 +119,7 @@ REFERENCE_RECIPE = EditModelRecipe(
         ),
     ),
 )
-"""Trains an edit model on, from pairs of which three in four refer to a picture. All are rendered, so none is made."""
+"""Trains an edit model on, from pairs of which every other refers to a picture. All are rendered, so none is made."""
 
 
 def train_with_references(
@@ -153,7 +153,8 @@ def train_with_references(
     state.mkdir(exist_ok=True)
     if not (state / "cache").exists():
         (state / "cache").symlink_to(Path("..", "reference_cache"), target_is_directory=True)
-    yield from train_edit_model(pairs, load_start(start, device), state, config, text_to_image=shared)
+    first = _with_parts_of(load_backbone(shared, device), load_start(start, device))
+    yield from train_edit_model(pairs, first, state, config, text_to_image=shared)
     model = replace(load_edit_model(state), guidance=GUIDANCE)
     save_edit_model(model, folder / f"edit_model_{arm}", text_to_image=shared)
 

@@ -76,9 +76,10 @@ def render_pair(index: int, seed: int) -> ExactPair:
     return ExactPair(torch.from_numpy(before), torch.from_numpy(after), mask, prompt)
 
 
-REFERENCED = ("look", "swap", "", "look", "another view", "swap", "look", "")
+REFERENCED = ("look", "", "swap", "", "look", "", "another view", "", "swap", "")
 """What the reference of a pair shows, in turn: the look of an object, a thing to be put in an object's place, or the
-edited scene from another side; empty for an ordinary pair without a reference."""
+edited scene from another side; empty for an ordinary pair without a reference. Half of them are ordinary, since the
+model that comes of it is the one for words as well."""
 UNMASKED_SHARE = 0.3
 """Share of references, among those with nothing but the object that is meant, that come without its mask."""
 
