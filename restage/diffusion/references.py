@@ -238,6 +238,12 @@ class PictureTokens(nn.Module):
         finally:
             self._is_attached = False
 
+    @torch.no_grad()
+    def fold(self, unet: nn.Module) -> None:
+        """Multiply the UNet's weights so that alone it does what it did with these parts where there is no picture."""
+        for layer, weight in zip(self._layers(unet), self.text_weights, strict=True):
+            cast(nn.Linear, cast(nn.ModuleList, layer.to_out)[0]).weight.mul_(weight)  # the bias is not weighted
+
     def read(
         self, unet: nn.Module, inputs: Inputs, timesteps: Int[Tensor, " batch"], text: Text, reference: Reference | None
     ) -> Outputs:

@@ -115,7 +115,10 @@ def train_edit_model(
         embed_texts=not config.train_text_encoder,
         with_references=config.references != "words",
     )
-    model = dataclasses.replace(model, reader=_reader_for(model, config.references))
+    reader = _reader_for(model, config.references)
+    if isinstance(model.reader, PictureTokens) and not isinstance(reader, PictureTokens):
+        model.reader.fold(model.unet)
+    model = dataclasses.replace(model, reader=reader)
     trained: nn.Module = model.unet
     text_encoder = None
     if config.train_text_encoder:

@@ -10,6 +10,7 @@ import torch
 
 from restage.diffusion.config import TrainingConfig
 from restage.diffusion.edit_models import load_edit_model
+from restage.diffusion.editor import EditModel
 from restage.diffusion.references import PictureTokens
 from restage.diffusion.training import read_metrics
 from restage.records import InputError
@@ -97,6 +98,25 @@ def test_a_training_with_references_goes_on_where_it_was_stopped(arm, tmp_path: 
         more = dataclasses.replace(config, training=dataclasses.replace(training, num_steps=1))
         list(train_edit_model(pairs(), models[0], tmp_path / "further", more))
         assert load_edit_model(tmp_path / "further").reader.name == "tokens"
+        _assert_begins_without_pictures_as_it_was(models[0], dataclasses.replace(config, training=training), tmp_path)
         other = dataclasses.replace(config, references="beside")
         with pytest.raises(InputError, match="holds a training with another config"):
             list(train_edit_model(pairs(), backbone, tmp_path / "whole", other))
+
+
+def _assert_begins_without_pictures_as_it_was(model: EditModel, config: TrainConfig, folder: Path) -> None:
+    """Train a model with picture tokens on without pictures, at a rate of next to nothing."""
+    assert isinstance(model.reader, PictureTokens)
+    model.reader.text_weights.mul_(0.5)
+    training = dataclasses.replace(config.training, num_steps=1, learning_rate=1e-9, weight_decay=0.0)
+    words = dataclasses.replace(config, training=training, references="words")
+    list(train_edit_model(pairs(), model, folder / "without", words))
+    without = load_edit_model(folder / "without")
+    generator = torch.Generator().manual_seed(4)
+    inputs, text = torch.randn(2, 2 * CHANNELS, 8, 8, generator=generator), model.backbone.encode_text(["red", "blue"])
+    told = (inputs, torch.tensor([100, 700]), text, None)
+    assert without.reader.name == "words"
+    with torch.no_grad():
+        torch.testing.assert_close(
+            without.reader.read(without.unet, *told), model.reader.read(model.unet, *told), rtol=2e-2, atol=2e-3
+        )
