@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from restage.edit.editors.interface import Edited, Editor, ViewBatch
 from restage.records import InputError, derive_seed
@@ -65,13 +66,41 @@ def move(image: Float[Tensor, "c h w"], drift: Drift) -> Float[Tensor, "c h w"]:
 
 
 def _warp(image: Tensor, matrix: np.ndarray, *, is_inverse: bool) -> Tensor:
-    height, width = image.shape[1:]
-    flags = cv2.INTER_CUBIC | (cv2.WARP_INVERSE_MAP if is_inverse else 0)
-    planes = [
-        cv2.warpAffine(plane.numpy(), matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        for plane in image.contiguous()
-    ]
-    return torch.from_numpy(np.stack(planes)).clamp(0, 1)
+    if not is_inverse:
+        linear = np.linalg.inv(matrix[:, :2])
+        matrix = np.column_stack([linear, -linear @ matrix[:, 2]])
+    return _look_up(image, _pixels(*image.shape[1:]), matrix, mode="bicubic").clamp(0, 1)
+
+
+def _pixels(height: int, width: int) -> np.ndarray:
+    """The places of all pixels, "h w 2", x first."""
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
+
+
+def _look_up(
+    planes: Float[Tensor, "c h w"],
+    points: np.ndarray,
+    matrix: np.ndarray,
+    *,
+    mode: str = "bilinear",
+    beyond: str = "border",
+) -> Float[Tensor, "c rows columns"]:
+    """Read planes where a matrix takes points, "rows columns 2"; beyond the borders the last pixels go on, or zeros.
+
+    OpenCV 4 rounds such places to 1/32 of a pixel, which small steps of a search are lost in.
+    """
+    height, width = planes.shape[1:]
+    places = points @ matrix[:, :2].T + matrix[:, 2]
+    places = 2 * places / np.maximum(1, (width - 1, height - 1)) - 1
+    grid = torch.from_numpy(places.astype(np.float32))[None]
+    return grid_sample(planes[None].float(), grid, mode=mode, padding_mode=beyond, align_corners=True)[0]
+
+
+def _back(plane: np.ndarray, drift: Drift) -> np.ndarray:
+    """Return a plane as if it had not drifted; what came from beyond is zero, so that it agrees with nothing."""
+    height, width = plane.shape
+    whole, matrix = torch.from_numpy(plane.astype(np.float32))[None], drift.matrix(height, width)
+    return _look_up(whole, _pixels(height, width), matrix, beyond="zeros")[0].numpy()
 
 
 def undo_drift(edited: Picture, original: Picture, drift: Drift) -> Picture:
@@ -83,7 +112,7 @@ def undo_drift(edited: Picture, original: Picture, drift: Drift) -> Picture:
     matrix = drift.matrix(height, width)
     still = _warp(edited, matrix, is_inverse=True)
     # Which pixels of the still view lie inside the moved one.
-    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) @ matrix[:, :2].T + matrix[:, 2]
+    grid = _pixels(height, width) @ matrix[:, :2].T + matrix[:, 2]
     is_known = ((grid >= 0) & (grid <= (width - 1, height - 1))).all(axis=-1)
     if is_known.all() or not is_known.any():
         return still
@@ -95,8 +124,9 @@ def undo_drift(edited: Picture, original: Picture, drift: Drift) -> Picture:
 
 LEVELS = (4, 2, 1)
 """How many times smaller the views are that are registered, one after another."""
-ROUNDS = 3
-"""Rounds at each level; each leaves out more certainly what the edit changed."""
+ROUNDS, SETTLED_PX = 8, 0.02
+"""Rounds at each level, at most, each of which leaves out more certainly what the edit changed; and what one has to move
+pixels by, of the level, for there to be another."""
 UNCHANGED_SHARE = 0.6
 """Share of the pixels, those that agree best, that count as outside of the change."""
 SMALLEST_PX = 0.25
@@ -159,8 +189,13 @@ def _refine(moved: np.ndarray, still: np.ndarray, drift: Drift) -> Drift:
         )
         for _ in range(ROUNDS):
             at_level = replace(drift, shift_x_px=drift.shift_x_px * scale, shift_y_px=drift.shift_y_px * scale)
-            at_level = _climb(small, whole, _differences(small, whole, at_level) <= UNCHANGED_SHARE, at_level)
+            before, chosen = at_level, _differences(small, whole, at_level) <= UNCHANGED_SHARE
+            at_level = _climb(small, whole, chosen, before)
             drift = replace(at_level, shift_x_px=at_level.shift_x_px / scale, shift_y_px=at_level.shift_y_px / scale)
+            shift = math.hypot(at_level.shift_x_px - before.shift_x_px, at_level.shift_y_px - before.shift_y_px)
+            turned = math.hypot(at_level.scale - before.scale, at_level.angle_rad - before.angle_rad)
+            if shift + turned * max(size) / 2 < SETTLED_PX:
+                break
     return drift
 
 
@@ -176,15 +211,16 @@ def _climb(moved: np.ndarray, still: np.ndarray, chosen: np.ndarray, drift: Drif
     points = np.argwhere(chosen)[:, ::-1]
     wanted = _unit(still[chosen])
 
-    def look_up(plane: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(plane, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)[chosen]
+    planes = torch.from_numpy(np.stack([moved, *slopes]))
 
-    values, damping = look_up(moved, drift.matrix(height, width)), 0.01
+    def look_up(matrix: np.ndarray, which: slice) -> np.ndarray:
+        return _look_up(planes[which], points[None], matrix)[:, 0].numpy()
+
+    values, damping = look_up(drift.matrix(height, width), slice(1))[0], 0.01
     for _ in range(MAX_STEPS):
         matrix = drift.matrix(height, width)
         # How the picture changes with each number, all four in pixels: shifts, and zoom and turn about the center.
-        across, down = (look_up(slope, matrix) for slope in slopes)
+        across, down = look_up(matrix, slice(1, 3))
         x, y = (points @ matrix[:, :2].T + matrix[:, 2] - center - (drift.shift_x_px, drift.shift_y_px)).T / spread
         changes = np.stack([across, down, across * x + down * y, down * x - across * y])
         unit = _unit(values)
@@ -200,7 +236,7 @@ def _climb(moved: np.ndarray, still: np.ndarray, chosen: np.ndarray, drift: Drif
                 drift.angle_rad + step[3] / spread,
             )
             if tried.scale > 0 and tried.share(height, width) < MAX_SHARE:
-                seen = look_up(moved, tried.matrix(height, width))
+                seen = look_up(tried.matrix(height, width), slice(1))[0]
                 if _unit(seen) @ wanted > unit @ wanted:
                     drift, values, damping = tried, seen, damping / 4
                     break
@@ -220,10 +256,7 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 def _differences(moved: np.ndarray, still: np.ndarray, drift: Drift) -> np.ndarray:
     """Rank of each pixel by how much its surroundings differ, 0 for the least and 1 for the most."""
-    size = still.shape[::-1]
-    matrix = drift.matrix(*still.shape)
-    back = cv2.warpAffine(moved, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    difference = cv2.GaussianBlur(np.abs(back - still), (0, 0), max(1.0, size[0] / 32))
+    difference = cv2.GaussianBlur(np.abs(_back(moved, drift) - still), (0, 0), max(1.0, still.shape[1] / 32))
     ranks = difference.ravel().argsort().argsort()
     return (ranks / max(1, ranks.size - 1)).reshape(still.shape)
 
@@ -232,8 +265,7 @@ def _agreement(moved: np.ndarray, still: np.ndarray, drift: Drift, share: float 
     """Correlation of edges in the share of the pixels that agrees best, away from borders."""
     height, width = still.shape
     edges, whole = _edges(moved), _edges(still)
-    matrix = drift.matrix(height, width)
-    back = cv2.warpAffine(edges, matrix, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    back = _back(edges, drift)
     chosen = _differences(edges, whole, drift) <= share
     margin = max(1, width // 16)
     chosen[:margin], chosen[-margin:], chosen[:, :margin], chosen[:, -margin:] = False, False, False, False
