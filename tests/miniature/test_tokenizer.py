@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from miniature.tokenizer import MAX_TOKENS, build_tokenizer, shared_tokenizer
+from restage.diffusion.backbone import save_tokenizer
+from restage.diffusion.loading import load_tokenizer
 from restage.records import InputError
 from restage.run.models import models_in
 from restage.world import grammar, second
@@ -34,7 +35,9 @@ def test_common_words_are_a_token_or_two_and_rarer_ones_several(tokenizer) -> No
 
 
 def test_a_folder_with_a_tokenizer_of_the_first_edition_is_refused(tmp_path: Path) -> None:
-    shutil.copytree(models_in().text_to_image / "tokenizer", tmp_path / "tokenizer")
+    first = load_tokenizer(models_in().text_to_image / "tokenizer")
+    first.model_max_length = 48
+    save_tokenizer(first, tmp_path / "tokenizer")
     with pytest.raises(InputError, match="for 48 tokens"):
         shared_tokenizer(tmp_path)
 
