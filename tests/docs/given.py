@@ -16,6 +16,7 @@ from restage.regions.making import RegionMaker
 from restage.run.folder import open_run, working
 from restage.scenes.config import FitConfig, ScenesConfig
 from restage.scenes.io import read_capture, write_capture
+from restage.scenes.io.images import write_png
 from restage.scenes.stage import find_scene, run_scenes
 from restage.world.config import CaptureConfig, WorldConfig
 from restage.world.stage import run_world
@@ -74,6 +75,17 @@ def _film(place: Path) -> None:
     write_film(place, list(noise * shades), frames_per_s=5.0)
 
 
+def _picture(place: Path) -> None:
+    shade = torch.linspace(0.2, 0.9, 48).expand(40, 48)
+    write_png(place, torch.stack([shade, 1 - shade, shade**2], dim=-1))
+
+
+def _mask(place: Path) -> None:
+    mask = torch.zeros(40, 48)
+    mask[10:30, 12:36] = 1
+    write_png(place, mask)
+
+
 STUDY = """from dataclasses import replace
 
 from tests.studies.tiny_study import tiny_study
@@ -86,12 +98,14 @@ STUDY = replace(STUDY, methods={name: method for name, method in STUDY.methods.i
 GIVEN: dict[str, Callable[[Path], object]] = {
     "benchmarks/small_study.py": lambda place: place.write_text(STUDY),
     "benchmarks/truth_study.py": lambda place: place.write_text(STUDY),
+    "blue.png": _picture,
     "captions.txt": lambda place: place.write_text("a red cube on the grass at noon\n"),
     "film.mp4": _film,
     "walk.mp4": _film,
     "paper.toml": lambda place: place.write_text('title = "Editing scenes by text"\n'),
     "path/to/bear": _copy("photographs"),
     "path/to/capture": _copy("photographs"),
+    "photo.png": _picture,
     "photographs": _copy("photographs"),
     "runs/a": _copy("run"),
     "runs/after": _edited_run,
@@ -104,6 +118,7 @@ GIVEN: dict[str, Callable[[Path], object]] = {
     "runs/demo": _copy("run"),
     "runs/tower": _fitted_run,
     "runs/why": _edited_run,
+    "subject.png": _mask,
 }
 """What makes a thing at its place, by its name on the pages."""
 

@@ -26,7 +26,7 @@ from miniature.tokenizer import MAX_TOKENS
 from restage.diffusion.backbone import load_backbone, load_vae, save_tokenizer
 from restage.diffusion.clip import load_clip
 from restage.diffusion.config import TrainingConfig
-from restage.diffusion.loading import padded_ids
+from restage.diffusion.loading import load_tokenizer, padded_ids
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import LossFunction, LossParts, read_metrics
 from restage.pairs.clip_rule import calibrate, read_clip_rule
@@ -225,8 +225,13 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_start_with_another_tokenizer_gives_its_words_their_vectors(tokenizer) -> None:
-    first = load_backbone(models_in().text_to_image)
-    unet, text_encoder = text_to_image.build_unet(8), text_to_image.build_text_encoder(tokenizer)
+    earlier = load_tokenizer(models_in().clip)  # the shipped CLIP is of the first edition
+    first = replace(
+        load_backbone(models_in().text_to_image),
+        tokenizer=earlier,
+        text_encoder=text_to_image.build_text_encoder(earlier).eval().requires_grad_(False),
+    )
+    unet, text_encoder = text_to_image.build_unet(8), text_to_image.build_text_encoder(tokenizer).eval()
     text_to_image.copy_weights(first, tokenizer, unet, text_encoder)
     caption = "a red cube and a big blue ball on grass"
     assert first.tokenizer.get_vocab() != tokenizer.get_vocab()
