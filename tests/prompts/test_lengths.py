@@ -44,7 +44,7 @@ def test_a_prompt_that_is_too_long_is_a_reject_and_does_not_stop_the_others(tmp_
     kept = read_prompts(tmp_path / "run" / "prompts" / "prompts.jsonl")
     assert [pair.target for pair in kept] == ["a blue cube", "a green cube"] and "2 prompt pairs" in last.note
     (reject,) = rejects_of(tmp_path / "run")
-    assert reject["reason"].endswith("tokens, of which 48 fit") and reject["pair"]["target"] == rows[1]["target"]
+    assert reject["reason"].endswith("tokens, of which 56 fit") and reject["pair"]["target"] == rows[1]["target"]
 
 
 def test_the_last_number_of_tokens_that_fits_is_taken():

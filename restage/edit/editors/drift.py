@@ -125,8 +125,8 @@ def undo_drift(edited: Picture, original: Picture, drift: Drift) -> Picture:
 LEVELS = (4, 2, 1)
 """How many times smaller the views are that are registered, one after another."""
 ROUNDS, SETTLED_PX = 8, 0.02
-"""Rounds at each level, at most, each of which leaves out more certainly what the edit changed; and what one has to move
-pixels by, of the level, for there to be another."""
+"""Rounds at each level, at most, each of which leaves out more certainly what the edit changed; one that moves the
+level's pixels by less is the last."""
 UNCHANGED_SHARE = 0.6
 """Share of the pixels, those that agree best, that count as outside of the change."""
 SMALLEST_PX = 0.25

@@ -303,7 +303,10 @@ def _fit_lit(splats: Splats, images: Float[Tensor, "n 3 h w"], cameras: Cameras,
     targets, weights, is_lit = images.clone(), 1 - place.masks, torch.zeros_like(place.masks)
     for view in range(len(cameras)):
         away, image = plane_depths(painting.plane, cameras[view]), images[view]
-        is_open = torch.isfinite(away) & (depths[view] > (1 - ON_PLANE) * away)
+        is_ahead = torch.isfinite(away)
+        if not is_ahead.any():  # a camera that looks past the plane
+            continue
+        is_open = is_ahead & (depths[view] > (1 - ON_PLANE) * away)
         is_on = is_open & (depths[view] < (1 + ON_PLANE) * away)
         points = unproject_depth(torch.where(is_open, away, 1.0), cameras[view])
         offsets = (points - painting.points[0, 0]) @ painting.plane.axes[:2].T / painting.spacing
@@ -314,7 +317,7 @@ def _fit_lit(splats: Splats, images: Float[Tensor, "n 3 h w"], cameras: Cameras,
         is_in = within > 0.99
         # Where the ground lies lower than the plane, only its color says that it is what was painted.
         is_same = is_in & (seen > 0.5) & (is_on | (is_open & ((image - color).abs().mean(dim=0) < SAME)))
-        focal, middle = float(cameras.intrinsics[view, 0, 0]), float(away[torch.isfinite(away)].median())
+        focal, middle = float(cameras.intrinsics[view, 0, 0]), float(away[is_ahead].median())
         smooth = without_grain(image, GRAIN * place.size * focal / middle)
         factors = light_up(smooth, light, share * is_same)
         is_painted = is_in & is_on & ((under > 0.5) | ((place.masks[view] > 0) & (share > 0)))

@@ -117,6 +117,17 @@ def test_the_shadow_of_a_thing_goes_with_it_and_that_of_another_stays():
     assert torch.equal(last.splats.sh[is_far], scene.splats.sh[last.origins[is_far]])
 
 
+def test_a_camera_that_looks_past_the_ground_does_not_matter():
+    scene = BallOnGround()
+    poses = scene.cameras.camera_to_world.clone()
+    poses[3, :3, :3] = torch.eye(3)  # straight up
+    scene.cameras = replace(scene.cameras, camera_to_world=poses)
+    scene.capture = replace(scene.capture, cameras=scene.cameras)
+    near = (scene.splats.means[:, :2] - torch.tensor([0.7, 0.0])).norm(dim=1) < 0.5
+    scene.darken(near & (scene.weights == 0))
+    assert scene.progress(scene.removed(Remove(fill="plain"))) > 0.9
+
+
 def test_without_a_region_the_masks_of_an_editor_say_what_goes_and_its_picture_fills_the_place():
     scene = BallOnGround()
 
