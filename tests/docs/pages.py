@@ -30,13 +30,13 @@ GUIDES = {
     "nerfstudio": (),
     "pairs": (),
     "records": ("runs/tower",),
-    "reference": (),
+    "reference": ("runs/mine", "photo.png", "subject.png"),
     "regions": ("bear-run",),
     "report": ("benchmarks/small_study.py", "paper.toml", "runs/before", "runs/after"),
     "scenes": ("path/to/capture", "runs/demo"),
     "video": ("film.mp4", "walk.mp4", "runs/mine"),
 }
-OF_README = ("path/to/bear", "film.mp4", "benchmarks/truth_study.py", "runs/a", "runs/b")
+OF_README = ("path/to/bear", "blue.png", "film.mp4", "benchmarks/truth_study.py", "runs/a", "runs/b")
 PAGES: dict[Path, tuple[str, ...]] = {
     REPOSITORY / "README.md": OF_README,
     **{REPOSITORY / "docs" / "tutorials" / f"{name}.md": given for name, given in TUTORIALS.items()},
