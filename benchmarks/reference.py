@@ -1,6 +1,6 @@
 """How well a picture says what is meant: edits by reference against edits by words, on worlds that no model has seen.
 
-    python -m benchmarks.reference                                   # the shipped model by mutual attention
+    python -m benchmarks.reference                                   # the shipped model
     python -m benchmarks.reference --model training/miniature/edit_model_tokens \\
         --words-model training/miniature/edit_model_words --scenes 4
     python -m benchmarks.reference --worlds 3 --kinds look           # a first look

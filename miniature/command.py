@@ -44,6 +44,8 @@ class MiniatureConfig:
     """Folder of a model whose weights training goes on from: of text-to-image for that part and for the autoencoder, of
     which then only the decoder is trained, so that models trained on its latents stay valid; of text-to-image for
     `control`, too; else of the same part."""
+    start_share: float = 0.0
+    """Part `text-to-image`: share of the weights of --start in those that are saved, as a mean of both, 0 to 1."""
     arm: Arm = "branch"
     """Part `control`: what is trained. `branch`: a small branch and small changes of the UNet's output projections;
     `branch-only`: the branch alone; `controlnet`: a copy of the UNet's encoder."""
@@ -65,7 +67,13 @@ class MiniatureConfig:
     """Where to train, such as `cuda`; the edit model's pairs are made on every GPU, or else on every core."""
 
 
-PART_OF = {"num_rings": "views", "num_clips": "motion", "version": "edit-model", "references": "edit-model"}
+PART_OF = {
+    "start_share": "text-to-image",
+    "num_rings": "views",
+    "num_clips": "motion",
+    "version": "edit-model",
+    "references": "edit-model",
+}
 PART_OF |= dict.fromkeys(("arm", "injection", "placement"), "control")
 """The one part that an option is for."""
 
@@ -183,6 +191,8 @@ def train_miniature(part: str, config: MiniatureConfig) -> Iterator[Progress]:
         train, training = recipes[part]
         found = pictures.Pictures(folder / "pictures", config.num_pictures)
         more: dict[str, Any] = {} if start is None else {"start": start}
+        if part == "text-to-image":
+            more["start_share"] = config.start_share
         if part == "control":
             more["config"] = BranchConfig(arm=config.arm, injection=config.injection, placement=config.placement)
         with without_denormals():

@@ -133,8 +133,9 @@ def train_with_references(
     """Train an edit model that looks at a reference, by one of the arms, and save it as `<folder>/edit_model_<arm>`.
 
     Each arm sees the same pairs in the same order; `words` sees no picture, which the others are measured against.
-    Command: `restage miniature train edit-model --references tokens`. Each start first renders the pairs, in 6 minutes
-    on one core.
+    Command: `restage miniature train edit-model --references tokens --compile`, as what ships was trained, from the
+    edit model of the first edition. Each start first renders the pairs, in 7 minutes on one core; the first one encodes
+    them, in 9 more.
 
     Args:
         folder: Of the models.
@@ -170,15 +171,15 @@ def train_edit(
 ) -> Iterator[Progress]:
     """Make pairs with `<folder>/text_to_image` and `<folder>/clip`, train on them, and save an edit model.
 
-    The version `filtered` is the one that ships, in `<folder>/edit_model`; the others, trained alike on as many pairs,
+    The version `filtered` goes to `<folder>/edit_model`; the others, trained alike on as many pairs,
     show what the pair maker and the filter cost, in `<folder>/edit_model_<version>`. Each `edit_model.json` names the
     text-to-image folder beside it for the parts that both share; UNet and text encoder are its own.
     Command: `restage miniature train edit-model --compile [--version exact]`. On two cores of an EPYC with bfloat16,
     105 minutes for the pairs and 100 for the training; on an older Xeon without it two and three times that. In the
     world's first edition, in the mean of four worlds, single views then have progress 0.75 of recolour, ground and
     time, 0.23 of reshape, add and remove, spill 0.009, mask IoU 0.60; after `--num-steps 4800`, with two seeds, 0.73
-    and 0.72, 0.20 and 0.19, 0.009 and 0.010, 0.57 and 0.56. The model that ships had 11,000 steps, on earlier pairs and
-    then on such: 0.76, 0.20, 0.009, 0.60 (docs/miniature.md).
+    and 0.72, 0.20 and 0.19, 0.009 and 0.010, 0.57 and 0.56. What ships went on from such a model, by
+    `train_with_references` (docs/miniature.md).
 
     Args:
         folder: Of the models.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,7 @@ def train_text_to_image(
     config: TrainingConfig = RECIPE,
     *,
     start: Path | None = None,
+    start_share: float = 0.0,
     device: str = "cpu",
 ) -> Iterator[Progress]:
     """Train UNet and text encoder on the autoencoder's latents, and save `<folder>/text_to_image`.
@@ -128,17 +130,22 @@ def train_text_to_image(
     steps sees latents of half the size, at two fifths of a whole step's cost: most of which words belong where is
     learned there, shapes come after it.
     Command: `restage miniature train text-to-image --num-pictures 36000 --compile`. A whole step takes .65 s on one
-    quiet core of a Xeon of 2023 with bfloat16, 2.8 s on an old one without. Of the world's first edition 7,500 steps
-    learned color 99, kind 89 to 93, ground and light 100, count 96, all right 86 to 90 %, of unseen combinations 76 %;
-    the weights that ship, which had 22,500 steps, all of them whole, have 94 and 91 %: docs/miniature.md.
+    quiet core of a Xeon of 2023 with bfloat16, 2.8 s on an old one without. What came of it: docs/miniature.md.
 
     Args:
         folder: Of the models; its `text_to_image/vae` is there already.
         pictures: The training set.
         config: How long and how fast.
         start: A text-to-image model of these shapes whose weights training goes on from; None for none.
+        start_share: Share of the start's weights in those that are saved, 0 to 1. Their mean keeps more of what the
+            start knew than training on leaves of it (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903).
         device: Where to train, such as `cuda`.
+
+    Raises:
+        InputError: there is a share and no start, or the start's shapes are others.
     """
+    if not 0 <= start_share <= 1 or (start_share and start is None):
+        raise InputError(f"expected a share of the start in [0, 1], and a start to share, got {start_share}")
     torch.manual_seed(config.seed)  # initial weights only
     tokenizer = shared_tokenizer(folder)
     schedule = Schedule.from_config(SCHEDULER_CONFIG)
@@ -177,6 +184,8 @@ def train_text_to_image(
         for step in train(model, loss_of, folder=folder / "state" / "text_to_image", config=config):
             note = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
             yield Progress(stage="text-to-image", done=step.step, total=step.num_steps, note=note)
+    if start is not None:
+        _mix_in(load_backbone(start, device), tokenizer, backbone, start_share)
     save_backbone(backbone, folder / "text_to_image")
 
 
@@ -188,6 +197,16 @@ def _halve(latents: Float[Tensor, "b c height width"]) -> Float[Tensor, "b c hei
 def _halve_words(words: WordTargets) -> WordTargets:
     size = math.isqrt(words.pixels.shape[1])
     return words._replace(pixels=_halve(words.pixels.unflatten(1, (1, size, size))).flatten(1))
+
+
+@torch.no_grad()
+def _mix_in(start: Backbone, tokenizer: Any, trained: Backbone, share: float) -> None:
+    """Make the trained weights a mean with those that training went on from."""
+    unet, text_encoder = copy.deepcopy(trained.unet), copy.deepcopy(trained.text_encoder)
+    copy_weights(start, tokenizer, unet, text_encoder)
+    for mine, first in ((trained.unet, unet), (trained.text_encoder, text_encoder)):
+        for target, source in zip(mine.parameters(), first.parameters(), strict=True):
+            target.lerp_(source, share)
 
 
 def copy_weights(start: Backbone, tokenizer: Any, unet: nn.Module, text_encoder: CLIPTextModel) -> None:

@@ -132,7 +132,28 @@ def test_training_goes_on_from_the_weights_of_another_model(small_set: Pictures,
     shutil.copytree(start / "vae", tmp_path / "text_to_image" / "vae")
     config = replace(text_to_image.RECIPE, num_steps=1, batch_size=2, learning_rate=1e-9, weight_decay=0.0)
     list(text_to_image.train_text_to_image(tmp_path, small_set, config, start=start))
-    before, after = load_backbone(start), load_backbone(tmp_path / "text_to_image")
+    _assert_equal_weights(start, tmp_path / "text_to_image")
+
+
+def test_of_the_start_and_what_was_trained_the_mean_can_be_saved(
+    small_set: Pictures, start: Path, tmp_path: Path
+) -> None:
+    for name in ("whole", "none"):
+        shutil.copytree(start / "tokenizer", tmp_path / name / "tokenizer")
+        shutil.copytree(start / "vae", tmp_path / name / "text_to_image" / "vae")
+    config = replace(text_to_image.RECIPE, num_steps=1, batch_size=2, num_warmup_steps=0, learning_rate=0.1)
+    train = text_to_image.train_text_to_image
+    list(train(tmp_path / "whole", small_set, config, start=start, start_share=1.0))
+    _assert_equal_weights(start, tmp_path / "whole" / "text_to_image")
+    list(train(tmp_path / "none", small_set, config, start=start))
+    with pytest.raises(AssertionError):
+        _assert_equal_weights(start, tmp_path / "none" / "text_to_image")
+    with pytest.raises(InputError, match="a start to share"):
+        next(train(tmp_path / "none", small_set, config, start_share=0.5))
+
+
+def _assert_equal_weights(first: Path, second: Path) -> None:
+    before, after = load_backbone(first), load_backbone(second)
     for part in ("unet", "text_encoder"):
         weights = getattr(before, part).state_dict()
         for name, value in getattr(after, part).state_dict().items():
