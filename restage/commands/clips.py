@@ -53,7 +53,7 @@ def build_clip() -> Callable[..., None]:
             moves_camera: Let the camera go around a scene of the world.
             num_frames: Number of frames of a clip of the world or an orbit.
             edit_kinds: Kinds of edit of a clip of the world to write the exact truth of, such as recolour or time.
-            edition: Edition of the world's grammar; the models that come with the package know both, the first one better.
+            edition: Edition of the world's grammar; the models that come with the package know the first one best.
             seed: Seed for scene, motion, camera and edits of a clip of the world.
             options: How a film is read; `size` holds for all.
         """
