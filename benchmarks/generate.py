@@ -35,10 +35,10 @@ from miniature.probe import Probe, load_probe, read_pictures
 from restage.diffusion.clip import Clip, load_clip
 from restage.diffusion.loading import load_tokenizer
 from restage.generate.rig import Rig
-from restage.generate.scene import USERS_OF_VIEWS, SceneOrder, beside, generate_scenes, scene_name
+from restage.generate.scene import USERS_OF_VIEWS, SceneOrder, generate_scenes, scene_name
 from restage.records import derive_seed, read_json, write_atomically, write_json
 from restage.run.layout import FIT_RECORD, JUDGED, SPLATS
-from restage.run.models import models_in
+from restage.run.models import add_on_of, models_in
 from restage.run.progress import show_progress
 from restage.run.reading import FitRecord
 from restage.scenes.fit import render_views
@@ -291,7 +291,7 @@ def main(settings: Settings) -> None:
     models = models_in(settings.models)
     asked = ask(settings, [load_tokenizer(models.text_to_image / "tokenizer"), load_tokenizer(models.clip)])
     judge = Judge(load_probe(settings.probe), load_clip(models.clip))
-    has_views = settings.views is not None or beside(models.text_to_image) is not None
+    has_views = settings.views is not None or add_on_of(models.text_to_image, "views") is not None
     tables: dict[str, dict[str, float | None]] = {}
     for name in settings.generators:
         if name == "views" and not has_views:

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from restage.records import InputError
 from restage.run.environment import check_device
-from restage.run.models import models_in
+from restage.run.models import add_on_of, models_in
 from restage.run.progress import say, show_progress
 
 if TYPE_CHECKING:
@@ -135,11 +135,12 @@ def _load(layout: "LayoutConfig", backbone: Path | None, device: str) -> "tuple[
     folder = backbone or models_in().text_to_image
     if not layout.is_given:
         return load_backbone(folder, device), []
-    from restage.generate.layouts import branch_sources, read_layouts
+    from restage.diffusion.branches import branch_sources
+    from restage.generate.layouts import read_layouts
 
     if not layout.control and not layout.like:
         raise InputError("a control branch needs something to hold to: --control NAME=FILE or --like RUN:VIEW")
-    model = load_backbone(folder, device, branches=branch_sources(layout.branch))
+    model = load_backbone(folder, device, branches=branch_sources(layout.branch, folder))
     return model, read_layouts(layout.control, layout.like, model.branches)
 
 
@@ -158,13 +159,13 @@ def _make_clips(
     from restage.diffusion.motion import load_motion, max_frames
     from restage.generate.clips import clip_paths, generate_clips
 
-    beside = (backbone or models_in().text_to_image).with_name("motion")
-    found = beside if motion is None and (beside / "config.json").is_file() else motion
+    model_folder = backbone or models_in().text_to_image
+    found = motion or add_on_of(model_folder, "motion")
     if found is None and not layout.is_given:
         raise InputError(
-            f"{beside} holds no temporal attention, without which frames have nothing in common; train it with "
-            "restage miniature train motion, name a MotionAdapter of diffusers with --motion, or hold each frame to a "
-            "layout with --like"
+            f"no temporal attention lies beside {model_folder}, without which frames have nothing in common; train it "
+            "with restage miniature train motion, name a MotionAdapter of diffusers with --motion, or hold each frame "
+            "to a layout with --like"
         )
     model, layouts = _load(layout, backbone, device)
     adapter = None if found is None else load_motion(found, model.unet, device)

@@ -111,7 +111,7 @@ def build_pairs() -> Callable[..., None]:
             control: What of the source holds the layout of both pictures: depth, which --depth-model reads, ids (what
                 is one thing), which --ids-model does, canny, its edges, or several of them.
             branch: Control branches for that, each as FOLDER, or NAME=FOLDER for a ControlNet of diffusers, such as
-                depth=path/to/controlnet.
+                depth=path/to/controlnet; default: the one that comes with the model.
             depth_model: Folder of a DPT or Depth Anything of transformers.
             ids_model: Folder of a Mask2Former, MaskFormer or SegFormer of transformers.
             models: Folder of the models to start from.

@@ -31,12 +31,13 @@ from restage.diffusion.conditions import Conditions, as_picture, num_channels, s
 from restage.diffusion.config import BranchSource, Injection, Placement
 from restage.diffusion.loading import load_model, read_config
 from restage.records import InputError, content_id, hash_files, read_json, to_plain, write_atomically, write_json
-from restage.run.models import folder_sha256
+from restage.run.models import add_on_of, folder_sha256
 
 __all__ = ["BRANCH_RECORD", "Branch", "BranchRecord", "ControlBranch", "Residuals"]
 __all__ += [
     "add_to_out",
     "branch_sha256",
+    "branch_sources",
     "build_branch",
     "cross_normalize",
     "hook_into",
@@ -330,6 +331,23 @@ def save_branch(
 def branch_sha256(folder: Path) -> str:
     """Return a hash of a branch's own files; what lies in folders below, such as the state of a training, is not."""
     return content_id("branch", hash_files(folder, (path for path in sorted(folder.glob("*")) if path.is_file())))
+
+
+def branch_sources(texts: Sequence[str], model: Path) -> tuple[BranchSource, ...]:
+    """Return the control branches that are named, or else the one that lies beside the model.
+
+    Raises:
+        InputError: none is named and none lies there, or a text cannot be read.
+    """
+    if texts:
+        return tuple(BranchSource.parse(text) for text in texts)
+    found = add_on_of(model, "control")
+    if found is None:
+        raise InputError(
+            f"{model} comes without a control branch; train one with restage miniature train control, or "
+            "restage train-control, and name its folder with --branch"
+        )
+    return (BranchSource(folder=found),)
 
 
 def load_branch(source: BranchSource, unet: UNet2DConditionModel, unet_folder: Path) -> Branch:

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from restage.diffusion.branches import Branch, near_of
 from restage.diffusion.conditions import Conditions, invert_depth, near_depth, slots_of
-from restage.diffusion.config import BranchSource
 from restage.records import InputError
 from restage.regions.files import list_regions
 from restage.regions.ids import render_ids
 from restage.run.layout import CAPTURE, SPLATS, counting_order
-from restage.run.models import ASSETS
 from restage.scenes.cameras import Cameras
 from restage.scenes.io import read_capture
 from restage.scenes.io.splat_files import read_splats
@@ -26,20 +24,7 @@ from restage.scenes.layouts import read_condition, read_ids, splat_depths
 from restage.scenes.splats import Splats
 from restage.scenes.stage import find_scene
 
-__all__ = ["branch_sources", "layouts_like", "read_layouts"]
-
-
-def branch_sources(texts: Sequence[str]) -> tuple[BranchSource, ...]:
-    """Return the control branches that are named, or else the one that comes with the package."""
-    if texts:
-        return tuple(BranchSource.parse(text) for text in texts)
-    shipped = ASSETS / "control"
-    if not shipped.is_dir():
-        raise InputError(
-            "this package comes without a control branch; train one with restage miniature train control, or "
-            "restage train-control, and name its folder with --branch"
-        )
-    return (BranchSource(folder=shipped),)
+__all__ = ["layouts_like", "read_layouts"]
 
 
 def read_layouts(control: Sequence[str], like: str, branches: Sequence[Branch]) -> list[Conditions]:

@@ -32,7 +32,7 @@ from restage.records import (
 )
 from restage.run.folder import open_run, working
 from restage.run.layout import AROUND, CAPTURE, FIT_RECORD, FIT_STATE, SAMPLED, SPLATS
-from restage.run.models import folder_sha256, models_in
+from restage.run.models import add_on_of, folder_sha256, models_in
 from restage.run.reading import FitRecord
 from restage.scenes.capture import Capture
 from restage.scenes.device import made_on
@@ -45,7 +45,7 @@ from restage.scenes.rasterize import rasterize
 from restage.scenes.splats import SH_C0, Splats
 from restage.scenes.stage import PREVIEW, capture_sha256, measure_fit
 
-__all__ = ["USERS_OF_VIEWS", "Growing", "SceneOrder", "beside", "capture_of", "choose_generator", "generate_scenes"]
+__all__ = ["USERS_OF_VIEWS", "Growing", "SceneOrder", "capture_of", "choose_generator", "generate_scenes"]
 __all__ += ["grow_scenes", "scene_name"]
 
 SAVE_EVERY_S, PEEK_EVERY_S = 10.0, 5.0
@@ -120,7 +120,7 @@ def grow_scenes(folder: Path, order: SceneOrder) -> Generator[Growing, None, Non
     """
     name, generator = choose_generator(order)
     base = order.model or models_in().text_to_image
-    views = order.views or beside(base)
+    views = order.views or add_on_of(base, "views")
     made_with = {"model_sha256": folder_sha256(base)}
     if views is not None and name in USERS_OF_VIEWS:
         made_with["views_sha256"] = folder_sha256(views)
@@ -155,15 +155,9 @@ def choose_generator(order: SceneOrder) -> tuple[str, SceneGenerator]:
         raise InputError(f"{name} makes no use of --views; the generators {' and '.join(USERS_OF_VIEWS)} do")
     if order.views is not None and not (order.views / "config.json").is_file():
         raise InputError(f"{order.views} holds no add-on of several views; make one with restage miniature train views")
-    if name == "views" and (order.views or beside(order.model or models_in().text_to_image)) is None:
+    if name == "views" and (order.views or add_on_of(order.model or models_in().text_to_image, "views")) is None:
         raise InputError(NO_ADD_ON)
     return name, generator if order.num_steps is None else replace(generator, num_steps=order.num_steps)
-
-
-def beside(model: Path) -> Path | None:
-    """The add-on of several views that was trained for a model, as `restage miniature` lays it out."""
-    folder = model.parent / "views"
-    return folder if (folder / "config.json").is_file() else None
 
 
 class _Scene:

@@ -51,7 +51,8 @@ class GenerateConfig:
     """What of the source holds the layout of both pictures, through control branches: `depth`, which `depth_model`
     reads, `ids`, which `ids_model` does, and `canny`, its edges."""
     branch: tuple[str, ...] = added_later(())
-    """Control branches for that, each as [NAME=]FOLDER[,weight=W][,start=S][,end=E]."""
+    """Control branches for that, each as [NAME=]FOLDER[,weight=W][,start=S][,end=E]; none = the one that lies beside
+    the model, as the shipped one does."""
     depth_model: Path | None = added_later(None)
     """Folder of a DPT or Depth Anything of transformers."""
     ids_model: Path | None = added_later(None)
@@ -67,10 +68,8 @@ class GenerateConfig:
         if self.batch_size < 1 or self.inversion_iterations < 1:
             counts = f"{self.batch_size} and {self.inversion_iterations}"
             raise InputError(f"batch_size and inversion_iterations must be at least 1, got {counts}")
-        if set(self.held_by) - {"depth", "ids", "canny"} or bool(self.held_by) != bool(self.branch):
-            raise InputError(
-                "pairs are held by depth, ids or canny, with a control branch: --control depth --branch FOLDER"
-            )
+        if set(self.held_by) - {"depth", "ids", "canny"} or (self.branch and not self.held_by):
+            raise InputError("pairs are held by depth, ids or canny: --control depth, with or without --branch FOLDER")
         for name, model in (("depth", self.depth_model), ("ids", self.ids_model)):
             if (name in self.held_by) != (model is not None):
                 raise InputError(
@@ -78,10 +77,11 @@ class GenerateConfig:
                     f"--control {name} --{name}-model FOLDER"
                 )
 
-    @property
-    def branches(self) -> tuple[BranchSource, ...]:
-        """The control branches."""
-        return tuple(BranchSource.parse(text) for text in self.branch)
+    def branches_for(self, model: Path) -> tuple[BranchSource, ...]:
+        """The control branches that pairs of a text-to-image model are made under."""
+        from restage.diffusion.branches import branch_sources
+
+        return branch_sources(self.branch, model) if self.held_by else ()
 
     def for_run(self, num_pairs: int) -> GenerateConfig:
         """Decide what depends on the length of the run and on this machine."""

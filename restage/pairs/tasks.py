@@ -132,7 +132,7 @@ class ModelMaker:
         found = content_id("models", _hashes(text_to_image, clip, self.generate))
         if found != self.id:
             raise InputError(f"the models in {text_to_image} and {clip} are not those of the campaign; copy those here")
-        backbone = load_backbone(text_to_image, device, branches=self.generate.branches)
+        backbone = load_backbone(text_to_image, device, branches=self.generate.branches_for(text_to_image))
         generate, readers = self.generate.for_run(self.num_pairs), None
         taken = {name for branch in backbone.branches for name in branch.conditions}
         if lost := [name for name in generate.held_by if name not in taken]:
@@ -146,10 +146,10 @@ class ModelMaker:
 
 def _hashes(text_to_image: Path, clip: Path, generate: GenerateConfig) -> list[str]:
     more = [] if generate.depth_model is None else [folder_sha256(generate.depth_model)]
-    if generate.branch:
+    if generate.held_by:
         from restage.diffusion.branches import branch_sha256
 
-        more += [branch_sha256(source.folder) for source in generate.branches]
+        more += [branch_sha256(source.folder) for source in generate.branches_for(text_to_image)]
     more += [] if generate.ids_model is None else [folder_sha256(generate.ids_model)]
     return [folder_sha256(text_to_image), folder_sha256(clip), *more]
 

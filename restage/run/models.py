@@ -9,7 +9,7 @@ from pathlib import Path
 from restage.records import InputError, canonical_json, file_sha256
 from restage.run.layout import is_stage_done
 
-__all__ = ["ASSETS", "CLIP_RULE", "Models", "edit_model_of", "folder_sha256", "models_in"]
+__all__ = ["ASSETS", "CLIP_RULE", "Models", "add_on_of", "edit_model_of", "folder_sha256", "models_in"]
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """The models that come with the package."""
@@ -40,6 +40,12 @@ def models_in(folder: Path | None = None) -> Models:
 def edit_model_of(run: Path) -> Path:
     """Folder of the edit model that a run's edits use: its own if its training is done, else the shipped one."""
     return run / "train" if is_stage_done(run, "train") else models_in().edit_model
+
+
+def add_on_of(model: Path, name: str) -> Path | None:
+    """The add-on `control`, `motion` or `views` that lies beside the model it is for; None if there is none."""
+    folder = model.absolute().parent / name
+    return folder if (folder / "config.json").is_file() else None
 
 
 def folder_sha256(folder: Path) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,16 @@ def test_depth_and_references_matter(model: Path, tiny_scene: Any) -> None:
     alone = editor.edit(batch_of(tiny_scene, 5, replace(layout, own_share=1.0))).images
     assert found.shape == tiny_scene.capture.images[:5].shape
     assert (found - flat).abs().mean() > 1e-4 and (found - alone).abs().mean() > 1e-4
+
+
+def test_the_branch_beside_the_model_is_taken_where_none_is_named(model: Path, tiny_scene: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "text_to_image")
+    batch = batch_of(tiny_scene, 4, layout_of(tiny_scene, 4))
+    plain = open_editor("text_to_image", EditorSource(model=folder)).edit(batch).images
+    shutil.copytree(model.parent / "branch", tmp_path / "control")
+    beside = open_editor("text_to_image", EditorSource(model=folder)).edit(batch).images
+    torch.testing.assert_close(beside, open_with_branch(model).edit(batch).images, rtol=0, atol=1e-5)
+    assert (beside - plain).abs().mean() > 1e-4
 
 
 def test_the_method_paints_all_views_and_fits_to_them(model: Path, tiny_scene: Any) -> None:

@@ -108,7 +108,7 @@ def test_command_makes_pictures_of_the_captions_in_a_file(models: Path, tmp_path
     ("arguments", "expected"),
     [
         (["--out", "x.png"], "expected a caption"),
-        (["a ball", "--out", "x.mp4"], "holds no temporal attention"),
+        (["a ball", "--out", "x.mp4", "--backbone", "elsewhere"], "no temporal attention lies beside elsewhere"),
         (["a ball", "--out", "x.png", "--frames", "4"], ".mp4, .webm or .gif"),
         (["a ball", "--out", "run", "--generator", "zero"], "choose from ism, refined, sds, views"),
         (["a ball", "--out", "run", "--generator", "views"], "needs an add-on"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,18 @@ def test_both_pictures_of_a_pair_are_held_by_the_depth_of_the_source(models: Pat
     assert maker.id != ModelMaker.of(models / "text_to_image", models / "clip", free).id
 
 
+def test_pairs_are_held_by_the_branch_beside_the_model_where_none_is_named(models: Path, tmp_path: Path) -> None:
+    folder, config = shutil.copytree(models / "text_to_image", tmp_path / "text_to_image"), config_for(models)
+    unnamed = dataclasses.replace(config, branch=())
+    with pytest.raises(InputError, match="comes without a control branch"):
+        ModelMaker.of(folder, models / "clip", unnamed)
+    shutil.copytree(models / "branch", tmp_path / "control")
+    jobs = make_jobs([PROMPT], config, samples_per_prompt=1, run_seed=0)
+    makers = [ModelMaker.of(folder, models / "clip", one) for one in (unnamed, config)]
+    first, second = (next(iter(maker.open("cpu").make(jobs).pairs.sources)) for maker in makers)
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("name", ["segformer", "mask2former"])
 def test_ids_are_read_by_a_model_whose_classes_say_what_is_sky_and_ground(models: Path, name: str) -> None:
     model = load_ids_model(models / name)
@@ -188,7 +201,6 @@ def test_the_ids_of_pairs_that_nothing_holds_are_what_they_were() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"held_by": ("canny",)},
         {"branch": ("x",)},
         {"held_by": ("depth",), "branch": ("x",)},
         {"held_by": ("canny",), "branch": ("x",), "depth_model": Path("d")},

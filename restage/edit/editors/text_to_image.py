@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +25,7 @@ from restage.diffusion.schedule import Schedule
 from restage.edit.editors.interface import Branches, Edited, EditorSource, PredictNoise, ReadKeys, ViewBatch
 from restage.edit.editors.regenerated import VIEWS_AT_ONCE, regenerate
 from restage.records import EditRequest, InputError
-from restage.run.models import models_in
+from restage.run.models import add_on_of, models_in
 
 __all__ = ["TextToImageEditor", "TextToImageScores", "open_text_to_image"]
 
@@ -46,6 +48,16 @@ class TextToImageEditor:
     steps: int = 20  # from full noise; from less noise in proportion fewer
     highest_noise: float = 0.8
     """From more noise than this share of the schedule nothing of the view would be left, so no more is added."""
+    branch: Path | None = None
+    """Control branch for the method `controlled` where the backbone has none."""
+
+    @cached_property
+    def painter(self) -> Backbone:
+        """The model as it paints views under their depth: with a control branch if there is one, loaded when needed."""
+        backbone = self.backbone
+        if backbone.branches or self.branch is None or backbone.folder is None:
+            return backbone
+        return load_backbone(backbone.folder, str(backbone.device), branches=[BranchSource(folder=self.branch)])
 
     def edit(self, batch: ViewBatch) -> Edited:
         """Edit a batch of views; see `Editor.edit`."""
@@ -62,7 +74,7 @@ class TextToImageEditor:
         masks = torch.cat([self._difference(latents[chunk], first[chunk], before, after) for chunk in chunks])
         if batch.layout is not None:
             told = {"before": before, "after": after, "guidance": self.guidance}
-            latents = regenerate(backbone, batch, batch.layout, **told, num_steps=self.steps)
+            latents = regenerate(self.painter, batch, batch.layout, **told, num_steps=self.steps)
         else:
             scales = torch.full((len(views),), self.guidance)
             towards = guided(backbone, after.expand(len(views)), backbone.encode_prompts([""]), scales)
@@ -154,7 +166,7 @@ def open_text_to_image(source: EditorSource) -> TextToImageEditor:
     """Open a diffusers text-to-image folder; the miniature's if none is named.
 
     Options are control branches, `branch=FOLDER` or `branch=NAME=FOLDER,weight=0.5`, which the method `controlled`
-    gives the splats' depth to.
+    gives the splats' depth to; default: the one that lies beside the model.
     """
     folder = source.model or models_in().text_to_image
     branches = []
@@ -163,4 +175,6 @@ def open_text_to_image(source: EditorSource) -> TextToImageEditor:
         if name != "branch":
             raise InputError(f"text_to_image has the option branch=FOLDER alone, got {option!r}")
         branches.append(BranchSource.parse(text))
-    return TextToImageEditor(load_backbone(folder, source.device, branches=branches))
+    return TextToImageEditor(
+        load_backbone(folder, source.device, branches=branches), branch=add_on_of(folder, "control")
+    )
