@@ -25,7 +25,7 @@ from restage.world.render import NEAR, layout_of, render_view
 __all__ = ["CONDITIONS", "RECIPE", "Layouts", "base_of", "cache_of", "prepare_control", "render_layouts"]
 __all__ += ["train_control"]
 
-RECIPE = TrainingConfig(num_steps=2500, batch_size=32, learning_rate=1e-4, num_warmup_steps=50, ema_decay=0.996)
+RECIPE = TrainingConfig(num_steps=2500, batch_size=16, learning_rate=3e-4, num_warmup_steps=50, ema_decay=0.996)
 CONDITIONS = ("depth", "ids")
 RENDERED_AT_ONCE = 100
 

@@ -217,7 +217,7 @@ def edit(
         endpoint=endpoint,
         region=region,
     )
-    is_splats = scene.is_file() and bool(splats_in(scene))
+    is_splats = bool(splats_in(scene))
     if not is_splats and (cameras is not None or up != "guess"):
         raise InputError(f"--{'cameras' if cameras else 'up'} is for a file of splats, and {scene} is none")
     if cameras is not None and up != "guess":

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from restage.records import InputError, Progress, content_id, file_sha256, read_json, to_plain, write_record
+from restage.records import InputError, Progress, content_id, read_json, to_plain, write_record
 from restage.run.folder import open_run, working
 from restage.run.layout import CAPTURE, FIT_RECORD, SOURCE, SPLATS
 from restage.run.reading import FitRecord
@@ -35,6 +35,8 @@ from restage.scenes.io import (
     write_splats,
 )
 from restage.scenes.io.posed import CamerasOnly, ReadOptions, split_every
+from restage.scenes.io.sog import find_unpacked
+from restage.scenes.io.splat_files import splats_sha256
 from restage.scenes.io.views import make_capture
 from restage.scenes.splats import SH_C0, Splats
 from restage.scenes.stage import SourceCheck, capture_sha256, clear_fit, measure_fit
@@ -174,8 +176,9 @@ def _named(up: tuple[float, float, float]) -> str:
 
 
 def splats_name(file: Path) -> str:
-    """Return the name of the scene that a file of splats becomes: that of the file without its endings."""
-    return file.name.split(".")[0] or "splats"
+    """Return the name of the scene that splats become: that of their file or folder, without endings."""
+    meta = find_unpacked(file)
+    return (file if meta is None else meta.resolve().parent).name.split(".")[0] or "splats"
 
 
 def take_splats(
@@ -205,7 +208,7 @@ def take_splats(
     splats = read_splats(file)
     source = None if capture is None else SourceCheck(capture, scene_folder, options, again=again)
     others = None if cameras is None else _read_cameras(cameras, options)
-    sha256 = file_sha256(file)
+    sha256 = splats_sha256(file)
     how = {
         "splats_sha256": sha256,
         "has_photographs": source is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 
 from restage.records import InputError
 from restage.scenes.fit import render_views
-from restage.scenes.io import SPLAT_FORMATS, read_splats, write_splats
+from restage.scenes.io import SPLAT_FORMATS, is_capture, read_splats, write_splats
 from restage.scenes.io import splat_files as splat_files_module
 from restage.scenes.io.packing import flip_axes
-from restage.scenes.io.splat_files import SplatFormat, splats_in
+from restage.scenes.io.splat_files import SplatFormat, splats_in, splats_sha256
 from restage.scenes.splats import Splats, rotation_matrices
+from restage.scenes.taken import splats_name
 from restage.scenes.turning import export_splats, move_splats
 from tests.scenes.some_splats import PACKED, READ, assert_like, covariances, in_order_of, some_splats, write
 from tests.scenes.tiny_captures import small_capture
@@ -46,6 +48,30 @@ def test_a_file_is_recognized_by_its_content_whatever_its_name(tmp_path, form):
         pytest.skip(".splat files have nothing to be recognized by but their name")
     path = write(some_splats(), form, tmp_path)
     assert len(read_splats(path.rename(tmp_path / "renamed.bin"))) == 400
+
+
+def test_a_sog_that_is_not_packed_is_read_by_its_folder_or_its_meta_json(tmp_path):
+    packed = write(some_splats(), "sog", tmp_path)
+    folder = tmp_path / "bear"
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(folder)
+    for path in (folder, folder / "meta.json"):
+        assert splats_in(path) == SPLAT_FORMATS["sog"].title and splats_name(path) == "bear"
+        for name, expected in read_splats(packed).parameters().items():
+            assert torch.equal(read_splats(path).parameters()[name], expected)
+    assert not is_capture(folder)  # its pictures are no photographs
+    before = splats_sha256(folder)
+    assert before == splats_sha256(folder / "meta.json")
+    picture = folder / "quats.webp"
+    picture.write_bytes(picture.read_bytes() + b" ")
+    assert splats_sha256(folder) != before
+    meta = folder / "meta.json"
+    meta.write_bytes(meta.read_bytes().replace(b'"quats.webp"', b'"../quats.webp"'))
+    picture.rename(tmp_path / "quats.webp")
+    with pytest.raises(InputError, match="a file beside meta.json"):
+        read_splats(folder)
+    meta.write_text('{"title": "another program\'s"}')
+    assert splats_in(folder) == ""
 
 
 @pytest.mark.parametrize("form", list(SPLAT_FORMATS))

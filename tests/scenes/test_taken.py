@@ -14,7 +14,8 @@ from restage.records import InputError, file_sha256, read_json, write_json
 from restage.run.folder import open_run
 from restage.scenes.capture import turn_upright
 from restage.scenes.config import FitConfig
-from restage.scenes.io import read_capture, read_splats, write_capture, write_splats
+from restage.scenes.io import read_capture, read_splats, recognize_capture, write_capture, write_splats
+from restage.scenes.io.images import write_png
 from restage.scenes.splats import Splats
 from restage.scenes.stage import fit_folder
 from restage.scenes.taken import Placement, take_splats
@@ -185,3 +186,33 @@ def test_cameras_of_a_colmap_model_alone_are_used(tmp_path):
     list(take_splats(written(tmp_path), tmp_path / "run", cameras=tmp_path / "model"))
     found = read_capture(tmp_path / "run" / "scenes" / "slab" / "capture")
     assert (found.cameras.width, found.cameras.height, len(found.cameras)) == (48, 32, 4)
+
+
+def test_cameras_that_3d_gaussian_splatting_writes_beside_its_splats_are_used(tmp_path):
+    capture, model = small_capture(), tmp_path / "model"
+    model.mkdir()
+    height, width = capture.images.shape[-2:]
+    rows = []
+    for index, pose in enumerate(capture.cameras.camera_to_world.tolist()):
+        (fx, _, _), (_, fy, _), _ = capture.cameras.intrinsics[index].tolist()
+        seen = {"id": index, "img_name": f"view_{index:02d}", "width": width, "height": height, "fx": fx, "fy": fy}
+        rows.append({**seen, "position": [row[3] for row in pose[:3]], "rotation": [row[:3] for row in pose[:3]]})
+    write_json(model / "cameras.json", rows)
+    list(take_splats(written(tmp_path), tmp_path / "by_file", cameras=model / "cameras.json"))
+    found = read_capture(tmp_path / "by_file" / "scenes" / "slab" / "capture").cameras
+    torch.testing.assert_close(found.camera_to_world, capture.cameras.camera_to_world)
+    torch.testing.assert_close(found.intrinsics[:, :2, :2], capture.cameras.intrinsics[:, :2, :2])
+    with pytest.raises(InputError, match="holds no capture"):
+        recognize_capture(model)  # other programs, too, call files so
+    (model / "point_cloud").mkdir()
+    assert recognize_capture(model).form == "gaussian-splatting"
+    with pytest.raises(InputError, match="pictures that it names do not exist"):
+        read_capture(model)
+    (model / "images").mkdir()
+    for index, image in enumerate(capture.images):
+        write_png(model / "images" / f"view_{index:02d}.png", image.permute(1, 2, 0))
+    torch.testing.assert_close(read_capture(model).images, capture.images, rtol=0, atol=1 / 250)
+    rows[0]["fx"] = 0
+    write_json(model / "cameras.json", rows)
+    with pytest.raises(InputError, match="fx"):
+        read_capture(model)

@@ -14,7 +14,7 @@ from restage.scenes.capture import Capture
 from restage.scenes.io.colmap import COLMAP
 from restage.scenes.io.nerfstudio import BLENDER, NERFSTUDIO, write_capture
 from restage.scenes.io.photographs import PHOTOGRAPHS, VIDEO
-from restage.scenes.io.pinholes import LLFF, POLYCAM, RECORD3D
+from restage.scenes.io.pinholes import GAUSSIAN_SPLATTING, LLFF, POLYCAM, RECORD3D
 from restage.scenes.io.ply import read_points, write_points
 from restage.scenes.io.posed import HOLD_OUT_EVERY, ReadOptions, SceneFormat
 from restage.scenes.io.splat_files import SPLAT_FORMATS, read_splats, splats_in, write_splats
@@ -38,6 +38,7 @@ SCENE_FORMATS: dict[str, SceneFormat] = {
     "llff": LLFF,
     "polycam": POLYCAM,
     "record3d": RECORD3D,
+    "gaussian-splatting": GAUSSIAN_SPLATTING,
     "video": VIDEO,
     "photographs": PHOTOGRAPHS,
 }
@@ -80,7 +81,8 @@ def recognize_capture(path: Path) -> CaptureSource:
     """Say what a path is, from names of files alone: the first of `SCENE_FORMATS` that finds something there."""
     if not path.exists():
         raise InputError(f"{path} is not a folder and not a file; give the folder of a capture, or a video")
-    for form, scene_format in SCENE_FORMATS.items():
+    is_unpacked = path.is_dir() and bool(splats_in(path))  # a SOG, whose pictures are no photographs
+    for form, scene_format in () if is_unpacked else SCENE_FORMATS.items():
         found = scene_format.find(path)
         if found is not None:
             return CaptureSource(form, found, capture_name(path))

@@ -88,7 +88,8 @@ class _Transforms(_LensFields):
 
 def _find_nerfstudio(path: Path) -> Path | None:
     path = path if path.is_file() else path / TRANSFORMS
-    return path if path.suffix.lower() == ".json" and path.is_file() else None
+    is_named_so = path.suffix.lower() == ".json" and path.name != posed.TRAINED_CAMERAS
+    return path if is_named_so and path.is_file() else None
 
 
 def _read_nerfstudio(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:

@@ -1,4 +1,4 @@
-"""Captures with one plain pinhole a picture: LLFF's `poses_bounds.npy`, and the exports of Record3D and Polycam.
+"""Captures with one plain pinhole a picture: of LLFF, Record3D, Polycam, and of models of 3D Gaussian splatting.
 
 The two apps scan with a phone, which knows where it was; both give OpenGL cameras in ARKit's world with y up. Fields
 and folders are those that nerfstudio's `ns-process-data` reads (`nerfstudio/process_data/{record3d,polycam}_utils.py`).
@@ -18,9 +18,9 @@ from restage.records import InputError, read_json
 from restage.scenes.io import posed
 from restage.scenes.io.distortion import Lens
 from restage.scenes.io.images import list_images
-from restage.scenes.io.posed import Number, Side
+from restage.scenes.io.posed import Focal, Number, Side
 
-__all__ = ["LLFF", "POLYCAM", "RECORD3D"]
+__all__ = ["GAUSSIAN_SPLATTING", "LLFF", "POLYCAM", "RECORD3D"]
 
 LLFF_FOLDERS = ("images", *posed.SMALLER_COPIES, "")
 LLFF_COLUMNS = 17
@@ -148,7 +148,55 @@ def _read_polycam(path: Path, name: str, options: posed.ReadOptions) -> posed.Po
 POLYCAM = posed.SceneFormat(_find_polycam, _read_polycam, "keyframes/ of Polycam's raw data")
 
 
-def _open(path: Path, lens: tuple[float, ...], rows: Tensor, where: str) -> posed.Photo:
+@dataclass(frozen=True, kw_only=True)
+class _TrainedCamera:
+    id: int
+    img_name: str
+    width: Side
+    height: Side
+    position: tuple[Number, Number, Number]
+    rotation: tuple[tuple[Number, Number, Number], tuple[Number, Number, Number], tuple[Number, Number, Number]]
+    """Rows of camera-to-world, OpenCV axes."""
+    fx: Focal
+    fy: Focal
+
+
+def _find_trained(path: Path) -> Path | None:
+    """Other programs name files so, too: in a folder, what else 3D Gaussian splatting writes must be there."""
+    if path.name == posed.TRAINED_CAMERAS and path.is_file():
+        return path
+    is_model = any((path / name).exists() for name in ("cfg_args", "point_cloud", "input.ply"))
+    return path / posed.TRAINED_CAMERAS if is_model and (path / posed.TRAINED_CAMERAS).is_file() else None
+
+
+def _read_trained(path: Path, name: str, options: posed.ReadOptions) -> posed.PosedPhotos:
+    """Read `cameras.json` of a trained model; its pictures are looked for in its folder and in `images`."""
+    cameras = read_json(path, tuple[_TrainedCamera, ...])
+    if len(cameras) > posed.MAX_FRAMES:
+        raise InputError(f"{path}: expected at most {posed.MAX_FRAMES} cameras, got {len(cameras)}")
+    finder, notes, photos = posed.PictureFinder(path.parent, options), list[str](), list[posed.Photo]()
+    for number, camera in enumerate(cameras):
+        named = camera.img_name
+        picture = finder.find(f"images/{named}" if "/" not in named.replace("\\", "/") else named)
+        if picture is None:
+            continue
+        position = torch.tensor(camera.position, dtype=torch.float64)[:, None]
+        rows = torch.cat([torch.tensor(camera.rotation, dtype=torch.float64), position], dim=1)
+        lens = (camera.width, camera.height, camera.fx, camera.fy, camera.width / 2, camera.height / 2)
+        how = {"needs_picture": finder.needs_pictures, "name": named}
+        photos.append(_open(picture, lens, rows * posed.OPENGL_AXES, f"{path}: [{number}]", **how))
+    finder.report(path, notes, len(cameras))
+    return _posed(photos, path, notes)
+
+
+GAUSSIAN_SPLATTING = posed.SceneFormat(
+    _find_trained, _read_trained, "cameras.json of a model of 3D Gaussian splatting, with images/"
+)
+
+
+def _open(
+    path: Path, lens: tuple[float, ...], rows: Tensor, where: str, *, name: str = "", needs_picture: bool = True
+) -> posed.Photo:
     """Read a picture's header; `lens` is width, height, focal length x and y, center x and y, in pixels.
 
     `rows` is the 3x4 pose with OpenGL axes, float64.
@@ -170,7 +218,9 @@ def _open(path: Path, lens: tuple[float, ...], rows: Tensor, where: str) -> pose
         )
 
     pose = camera_to_world * posed.OPENGL_AXES
-    return posed.open_photo(name=path.name, path=path, lens=make, camera_to_world=pose, where=where)
+    return posed.open_photo(
+        name=name or path.name, path=path, lens=make, camera_to_world=pose, where=where, needs_picture=needs_picture
+    )
 
 
 def _posed(photos: list[posed.Photo], path: Path, notes: list[str]) -> posed.PosedPhotos:

@@ -27,7 +27,8 @@ from restage.scenes.io.ply import Points
 from restage.scenes.splats import rotation_matrices
 
 __all__ = ["CamerasOnly", "Focal", "HOLD_OUT_EVERY", "MAX_FRAMES", "Number", "OPENGL_AXES", "Photo", "PictureFinder"]
-__all__ += ["PosedPhotos", "ReadOptions", "SceneFormat", "Side", "Split", "check_once", "check_rigid", "no_points"]
+__all__ += ["PosedPhotos", "ReadOptions", "SceneFormat", "Side", "Split", "TRAINED_CAMERAS"]
+__all__ += ["check_once", "check_rigid", "no_points"]
 __all__ += ["note", "open_photo", "read_similarity", "rotation_of", "split_every"]
 
 HOLD_OUT_EVERY = 8
@@ -47,6 +48,8 @@ UNKNOWN_HEAD = images.PictureHead(1, 1, 1)
 """Stands for that of a picture which is missing."""
 OPENGL_AXES = torch.tensor([1.0, -1.0, -1.0, 1.0])
 """Column factors between OpenGL cameras (x right, y up, z back) and our OpenCV ones, both ways."""
+TRAINED_CAMERAS = "cameras.json"
+"""Written by 3D Gaussian splatting beside its splats (https://github.com/graphdeco-inria/gaussian-splatting)."""
 SMALLER_COPIES = ("images_2", "images_4", "images_8")
 """Folders of smaller copies of the pictures in `images`, as Mip-NeRF 360 and nerfstudio have them; largest first."""
 

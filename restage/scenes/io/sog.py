@@ -1,17 +1,19 @@
-"""SOG files of PlayCanvas (Spatially Ordered Gaussians): a zip of WebP pictures, a pixel a splat, and codebooks.
+"""SOG of PlayCanvas (Spatially Ordered Gaussians): WebP pictures, a pixel a splat, and codebooks; a zip or a folder.
 
 The format, version 2: https://developer.playcanvas.com/user-manual/gaussian-splatting/formats/sog.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from restage.records import content_id, hash_files
 from restage.scenes.io.packing import (
     alphas_of,
     check_count,
@@ -32,7 +35,7 @@ from restage.scenes.io.packing import (
 )
 from restage.scenes.splats import Splats
 
-__all__ = ["read_sog", "write_sog"]
+__all__ = ["find_unpacked", "hash_unpacked", "read_sog", "write_sog"]
 
 META = "meta.json"
 MAX_META = 2**22
@@ -65,7 +68,7 @@ class _Coded(msgspec.Struct):
     files: One
 
 
-class _Files(msgspec.Struct):
+class _Plain(msgspec.Struct):
     files: One
 
 
@@ -82,27 +85,101 @@ class _Meta(msgspec.Struct):
     count: int
     means: _Means
     scales: _Coded
-    quats: _Files
+    quats: _Plain
     sh0: _Coded
     shN: _Palette | None = None  # noqa: N815 - the format's own name
 
 
+@runtime_checkable
+class _Files(Protocol):
+    """What a SOG consists of, wherever it lies."""
+
+    num_bytes: int  # of all of it as it lies there
+
+    def read(self, name: str, most: int) -> bytes:
+        """Return the content of a file of at most so many bytes; a ValueError says what is wrong with it."""
+        ...
+
+
+class _Zip:
+    """A SOG in one file."""
+
+    def __init__(self, archive: zipfile.ZipFile, num_bytes: int) -> None:
+        if len(archive.infolist()) > MAX_ENTRIES:
+            raise ValueError(f"it has more than {MAX_ENTRIES} files")
+        self.archive, self.num_bytes = archive, num_bytes
+
+    def read(self, name: str, most: int) -> bytes:
+        try:
+            entry = self.archive.getinfo(name)
+        except KeyError:
+            raise ValueError(f"it has no {name[:80]!r}") from None
+        if entry.file_size > most:
+            raise ValueError(f"its {name[:80]} unpacks to {entry.file_size} bytes, expected at most {most}")
+        with self.archive.open(entry) as file:
+            return file.read(most + 1)  # beyond its end, so that its checksum is compared
+
+
+class _Folder:
+    """A SOG whose files lie beside each other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.num_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+    def read(self, name: str, most: int) -> bytes:
+        if Path(name.replace("\\", "/")).name != name:  # nothing outside of the folder is read
+            raise ValueError(f"expected the name of a file beside {META}, got {name[:80]!r}")
+        path = self.folder / name
+        if not path.is_file():
+            raise ValueError(f"it has no {name[:80]!r}")
+        if path.stat().st_size > most:
+            raise ValueError(f"its {name[:80]} has {path.stat().st_size} bytes, expected at most {most}")
+        return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_Files]:
+    if path.name == META:
+        yield _Folder(path.parent)
+        return
+    with zipfile.ZipFile(path) as archive:
+        yield _Zip(archive, path.stat().st_size)
+
+
+def find_unpacked(path: Path) -> Path | None:
+    """Return the `meta.json` of a SOG that is not packed into one file, given that or its folder; else None."""
+    meta = path / META if path.is_dir() else path
+    if meta.name != META or not meta.is_file() or meta.stat().st_size > MAX_META:
+        return None
+    try:
+        said = msgspec.json.decode(meta.read_bytes(), type=dict[str, msgspec.Raw])
+    except msgspec.DecodeError:
+        return None
+    return meta if {"means", "scales", "quats", "sh0"} <= said.keys() else None
+
+
+def hash_unpacked(meta: Path) -> str:
+    """Hash of the names and contents of all files of an unpacked SOG."""
+    files = [meta, *(path for path in meta.parent.iterdir() if path.suffix.lower() in (".webp", ".png"))]
+    return content_id("sog", hash_files(meta.parent, files))
+
+
 def read_sog(path: Path) -> Splats:
-    """Read a SOG of version 2 in one file.
+    """Read a SOG of version 2: one file, or the `meta.json` of one that is not packed.
 
     Raises:
         ValueError: what is wrong with the file.
     """
-    num_bytes = path.stat().st_size
     try:
-        with zipfile.ZipFile(path) as archive:
-            meta = _read_meta(archive, num_bytes)
+        with _opened(path) as archive:
+            meta = _read_meta(archive)
             count = meta.count
-            low, high = (_pixels(archive, name, count, num_bytes) for name in meta.means.files)
-            quats = _pixels(archive, meta.quats.files[0], count, num_bytes)
-            scales = _pixels(archive, meta.scales.files[0], count, num_bytes)[:, :3]
-            sh0 = _pixels(archive, meta.sh0.files[0], count, num_bytes)
-            rest = _read_rest(archive, meta, num_bytes)
+            low, high = (_pixels(archive, name, count) for name in meta.means.files)
+            quats = _pixels(archive, meta.quats.files[0], count)
+            scales = _pixels(archive, meta.scales.files[0], count)[:, :3]
+            sh0 = _pixels(archive, meta.sh0.files[0], count)
+            rest = _read_rest(archive, meta)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, msgspec.DecodeError) as error:
         raise ValueError(str(error)) from None
     least, most = np.array(meta.means.mins), np.array(meta.means.maxs)
@@ -124,34 +201,21 @@ def read_sog(path: Path) -> Splats:
     )
 
 
-def _read_meta(archive: zipfile.ZipFile, num_bytes: int) -> _Meta:
-    if len(archive.infolist()) > MAX_ENTRIES:
-        raise ValueError(f"it has more than {MAX_ENTRIES} files")
-    text = _read_entry(archive, META, MAX_META)
+def _read_meta(archive: _Files) -> _Meta:
+    text = archive.read(META, MAX_META)
     version = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("version")
     if version is None or bytes(version) != b"2":
         said = "1" if version is None else bytes(version).decode(errors="replace")[:20]
         raise ValueError(f"expected version 2 of the format, got {said}")
     meta = msgspec.json.decode(text, type=_Meta)
-    check_count(meta.count, num_bytes)
+    check_count(meta.count, archive.num_bytes)
     return meta
 
 
-def _read_entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    try:
-        entry = archive.getinfo(name)
-    except KeyError:
-        raise ValueError(f"it has no {name[:80]!r}") from None
-    if entry.file_size > most:
-        raise ValueError(f"its {name[:80]} unpacks to {entry.file_size} bytes, expected at most {most}")
-    with archive.open(entry) as file:
-        return file.read(most + 1)  # beyond its end, so that its checksum is compared
-
-
-def _picture(archive: zipfile.ZipFile, name: str, num_bytes: int, most: int) -> np.ndarray:
+def _picture(archive: _Files, name: str, most: int) -> np.ndarray:
     """RGBA "h w 4"; refuses one of more pixels before it is decoded."""
     # Pictures are compressed already: one that is larger than the whole archive is a bomb.
-    content = _read_entry(archive, name, 2 * num_bytes)
+    content = archive.read(name, 2 * archive.num_bytes)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
@@ -164,26 +228,26 @@ def _picture(archive: zipfile.ZipFile, name: str, num_bytes: int, most: int) -> 
         raise ValueError(f"its {name[:80]} is not readable as a picture: {error}") from None
 
 
-def _pixels(archive: zipfile.ZipFile, name: str, count: int, num_bytes: int) -> np.ndarray:
+def _pixels(archive: _Files, name: str, count: int) -> np.ndarray:
     """The first pixels in rows, RGBA "n 4"."""
-    pixels = _picture(archive, name, num_bytes, 4 * count + MAX_SPARE_PIXELS).reshape(-1, 4)
+    pixels = _picture(archive, name, 4 * count + MAX_SPARE_PIXELS).reshape(-1, 4)
     if len(pixels) < count:
         raise ValueError(f"its {name[:80]} has {len(pixels)} pixels for {count} splats")
     return pixels[:count]
 
 
-def _read_rest(archive: zipfile.ZipFile, meta: _Meta, num_bytes: int) -> np.ndarray:
+def _read_rest(archive: _Files, meta: _Meta) -> np.ndarray:
     """Spherical harmonics from degree 1 on, "n k 3"."""
     palette = meta.shN
     if palette is None or not palette.bands:
         return np.empty((meta.count, 0, 3))
     width = NUM_REST[palette.bands]
     # The height says how many entries there are; some writers round `count` up.
-    picture = _picture(archive, palette.files[0], num_bytes, PALETTE_COLUMNS * width * (MAX_PALETTE // PALETTE_COLUMNS))
+    picture = _picture(archive, palette.files[0], PALETTE_COLUMNS * width * (MAX_PALETTE // PALETTE_COLUMNS))
     if picture.shape[1] != PALETTE_COLUMNS * width:
         raise ValueError(f"its {palette.files[0][:80]} is {picture.shape[1]} pixels wide, expected {64 * width}")
     entries = picture[..., :3].reshape(-1, width, 3)
-    labels = _pixels(archive, palette.files[1], meta.count, num_bytes)
+    labels = _pixels(archive, palette.files[1], meta.count)
     labels = labels[:, 0] | labels[:, 1].astype(np.uint16) << 8
     if labels.max() >= len(entries):
         raise ValueError(f"its {palette.files[1][:80]} names entry {labels.max()} of {len(entries)}")

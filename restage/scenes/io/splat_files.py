@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 import torch
 
-from restage.records import InputError, write_atomically
+from restage.records import InputError, file_sha256, write_atomically
 from restage.scenes.io.compressed_ply import is_compressed, read_compressed_ply, write_compressed_ply
 from restage.scenes.io.dot_splat import read_dot_splat, write_dot_splat
 from restage.scenes.io.gltf import write_gltf
 from restage.scenes.io.ply import columns_in, read_ply, write_ply
-from restage.scenes.io.sog import read_sog, write_sog
+from restage.scenes.io.sog import find_unpacked, hash_unpacked, read_sog, write_sog
 from restage.scenes.io.spz import read_spz, write_spz
 from restage.scenes.splats import Splats
 
 __all__ = ["SPLAT_FORMATS", "SplatFormat", "is_splat_format", "read_splats", "splat_format_of", "splats_in"]
-__all__ += ["write_splats"]
+__all__ += ["splats_sha256", "write_splats"]
 
 
 class SplatFormat(NamedTuple):
@@ -80,11 +80,15 @@ def is_splat_format(name: str, path: Path) -> bool:
 
 
 def splats_in(path: Path) -> str:
-    """Return the name of the format of a file's splats, by its first bytes or its name, or an empty text.
+    """Return the name of the format of the splats that a path holds, by its first bytes or its name, or an empty text.
+
+    A path is a file, or the folder of a SOG that is not packed.
 
     Raises:
         InputError: the file is empty, or a PLY without any splat.
     """
+    if find_unpacked(path) is not None:
+        return SPLAT_FORMATS["sog"].title
     if not path.is_file():
         return ""
     form = _recognize(path)
@@ -93,6 +97,8 @@ def splats_in(path: Path) -> str:
 
 def _recognize(path: Path) -> str:
     """Return a key of `SPLAT_FORMATS`, or an empty text."""
+    if find_unpacked(path) is not None:
+        return "sog"
     with path.open("rb") as file:
         first = file.read(4)
     if not first:
@@ -103,12 +109,21 @@ def _recognize(path: Path) -> str:
     return next((name for magic, name in MAGIC if first.startswith(magic)), named)
 
 
+def splats_sha256(path: Path) -> str:
+    """Return a hash of the content of a file of splats, or of all files of a SOG that is not packed."""
+    meta = find_unpacked(path)
+    return file_sha256(path) if meta is None else hash_unpacked(meta)
+
+
 def read_splats(path: Path) -> Splats:
     """Read splats of any format of `SPLAT_FORMATS` that is read, in the axes and units of a PLY.
+
+    A SOG may be one file, or a folder with `meta.json` and its pictures.
 
     Splats with NaN or infinity are left out, with a warning that counts them; an infinite opacity is opaque. Refused
     are other formats, by name, files that are broken or cut off, and files without any splat.
     """
+    path = find_unpacked(path) or path
     if not path.is_file():  # to open a pipe would wait for whoever writes into it
         raise InputError(f"{path} does not exist or is not a file")
     form = _recognize(path)
