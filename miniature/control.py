@@ -17,12 +17,12 @@ from restage.diffusion.backbone import Backbone, load_backbone
 from restage.diffusion.conditions import NUM_SLOTS, slots_of
 from restage.diffusion.config import TrainingConfig
 from restage.records import InputError, Progress, content_id, derive_seed, write_atomically
-from restage.run.models import folder_sha256, models_in
+from restage.run.models import models_in
 from restage.train.config import BranchConfig
 from restage.train.control import BranchBatch, BranchData, drop_conditions, train_branch
 from restage.world.render import NEAR, layout_of, render_view
 
-__all__ = ["CONDITIONS", "RECIPE", "Layouts", "base_of", "cache_of", "prepare_control", "render_layouts"]
+__all__ = ["CONDITIONS", "RECIPE", "Layouts", "base_of", "prepare_control", "render_layouts"]
 __all__ += ["train_control"]
 
 RECIPE = TrainingConfig(num_steps=2500, batch_size=16, learning_rate=3e-4, num_warmup_steps=50, ema_decay=0.996)
@@ -34,11 +34,6 @@ def base_of(folder: Path) -> Path:
     """Return the text-to-image model that a branch is trained for: that of the training folder, or the shipped one."""
     own = folder / "text_to_image"
     return own if (own / "unet" / "config.json").is_file() else models_in().text_to_image
-
-
-def cache_of(folder: Path, name: str, base: Path, seed: int) -> Path:
-    """Return where latents that a part trains on lie: those of another autoencoder, or seed, lie elsewhere."""
-    return folder / "state" / f"{name}-{folder_sha256(base / 'vae')[:8]}{f'-{seed}' if seed else ''}"
 
 
 def render_layouts(folder: Path, pictures: Pictures) -> Iterator[Progress]:
@@ -135,12 +130,8 @@ def prepare_control(
     """Load the model that a branch is for, and make its training set; the arguments are those of `train_control`."""
     base = start or base_of(folder)
     backbone = load_backbone(base, device)
-    # Latents of another autoencoder than the folder's are kept apart from those that its other parts train on.
-    is_own = base.resolve() == (folder / "text_to_image").resolve()
-    cache = folder if is_own else folder / "state" / f"latents-{folder_sha256(base / 'vae')[:8]}"
-    yield from encode_pictures(cache, pictures, backbone)
+    latents = yield from encode_pictures(folder, pictures, backbone, base)
     yield from render_layouts(folder.parent / "pictures", pictures)
-    latents = torch.from_numpy(np.load(cache / "state" / "latents.npy")[: len(pictures)])
     return backbone, _control_data(pictures, Layouts(folder.parent / "pictures", pictures), latents, config, training)
 
 

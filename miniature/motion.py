@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from miniature.control import base_of, cache_of
+from miniature.control import base_of
+from miniature.text_to_image import cache_of
 from restage.diffusion.backbone import Backbone, load_backbone, save_half
 from restage.diffusion.config import TrainingConfig
 from restage.diffusion.motion import build_motion, load_motion, moving

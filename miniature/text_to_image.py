@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +24,10 @@ from restage.diffusion.loading import padded_ids
 from restage.diffusion.schedule import Schedule
 from restage.diffusion.training import train
 from restage.records import InputError, Progress, derive_seed, write_atomically
+from restage.run.models import folder_sha256
 
 __all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "copy_text_encoder", "copy_weights"]
-__all__ += ["train_text_to_image"]
+__all__ += ["cache_of", "encode_pictures", "train_text_to_image"]
 
 RECIPE = TrainingConfig(num_steps=20000, batch_size=32, learning_rate=5e-4, num_warmup_steps=80, ema_decay=0.996)
 TEXT_WIDTH = 192
@@ -83,9 +84,19 @@ def build_text_encoder(tokenizer: Any) -> CLIPTextModel:
     )
 
 
-def encode_pictures(folder: Path, pictures: Pictures, backbone: Backbone) -> Iterator[Progress]:
-    """Encode all pictures once, to `<folder>/state/latents.npy` in half precision; those already there are kept."""
-    path = folder / "state" / "latents.npy"
+def cache_of(folder: Path, name: str, base: Path, seed: int = 0) -> Path:
+    """Return where latents that a part trains on lie: those of another autoencoder, or seed, lie elsewhere."""
+    return folder / "state" / f"{name}-{folder_sha256(base / 'vae')[:8]}{f'-{seed}' if seed else ''}"
+
+
+def encode_pictures(
+    folder: Path, pictures: Pictures, backbone: Backbone, base: Path
+) -> Generator[Progress, None, Float[Tensor, "n c h w"]]:
+    """Return the latents of all pictures by the autoencoder of the model in `base`, in half precision.
+
+    They are computed once for each autoencoder, to `<folder>/state/latents-<its hash>.npy`.
+    """
+    path = cache_of(folder, "latents", base).with_suffix(".npy")
     parts = [np.load(path)] if path.exists() else []
     done = saved = sum(map(len, parts))
     while done < len(pictures):
@@ -97,6 +108,7 @@ def encode_pictures(folder: Path, pictures: Pictures, backbone: Backbone) -> Ite
             with write_atomically(path) as temporary:
                 np.save(temporary, parts[0])
         yield Progress(stage="latents", done=done, total=len(pictures))
+    return torch.from_numpy(np.concatenate(parts)[: len(pictures)])
 
 
 class _UnetAndText(nn.Module):
@@ -157,8 +169,7 @@ def train_text_to_image(
     for part in (unet, text_encoder, vae):
         part.to(device)  # pyright: ignore[reportArgumentType]
     backbone = Backbone(tokenizer, text_encoder, unet, vae, schedule, SCHEDULER_CONFIG)
-    yield from encode_pictures(folder, pictures, backbone)
-    latents = torch.from_numpy(np.load(folder / "state" / "latents.npy")[: len(pictures)])
+    latents = yield from encode_pictures(folder, pictures, backbone, folder / "text_to_image")
     chances = pictures.chances(SHARES)
     num_halved = int(HALF_SIZE_SHARE * config.num_steps) if start is None else 0
 

@@ -122,7 +122,8 @@ def test_a_step_on_another_device_mixes_no_devices(
     monkeypatch.setattr(probe, "ProbePictures", _FreePictures)
     shutil.copytree(models_in().text_to_image, folder / "text_to_image")
     (folder / "state").mkdir()
-    np.save(folder / "state" / "latents.npy", np.zeros((len(small_set), 8, 16, 16), np.float16))
+    path = text_to_image.cache_of(folder, "latents", folder / "text_to_image").with_suffix(".npy")
+    np.save(path, np.zeros((len(small_set), 8, 16, 16), np.float16))
     with pytest.raises(_FirstStepDone):
         list(train(folder, small_set, replace(recipe, batch_size=8), device="meta"))
 

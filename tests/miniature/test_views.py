@@ -9,7 +9,7 @@ import torch
 
 from miniature import views
 from miniature.command import MiniatureConfig, train_miniature
-from miniature.control import cache_of
+from miniature.text_to_image import cache_of
 from restage.diffusion.backbone import load_backbone
 from restage.diffusion.training import read_metrics
 from restage.diffusion.view_attention import load_view_attention
