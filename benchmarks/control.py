@@ -42,7 +42,7 @@ from restage.diffusion.branches import ControlBranch
 from restage.diffusion.conditions import NUM_SLOTS, num_channels
 from restage.diffusion.config import BranchSource
 from restage.diffusion.sampling import sample_images
-from restage.records import Progress, derive_seed, read_json, write_json
+from restage.records import InputError, Progress, derive_seed, file_sha256, read_json, write_json
 from restage.run.progress import show_progress
 from restage.scenes.cameras import Cameras
 from restage.scenes.fit import psnr
@@ -198,7 +198,10 @@ def grow_arm(
     """Train an arm step by step of the curve, and measure it at each; what was measured before is kept."""
     folder, config = args.out / "arms" / name, ARMS[name]
     path = folder.with_suffix(".json")
-    record: dict[str, Any] = read_json(path) if path.is_file() else {"curve": {}}
+    judged_by = file_sha256(args.probe) + file_sha256(reader_of(args))
+    record: dict[str, Any] = read_json(path) if path.is_file() else {"curve": {}, "judged_by": judged_by}
+    if record.get("judged_by") != judged_by:
+        raise InputError(f"{path} was measured by another probe or reader; choose another --out")
     training = replace(RECIPE, num_steps=args.steps, batch_size=args.batch_size, cooldown_share=0.0)
     backbone, data = None, None
     for done in range(args.every, args.steps + 1, args.every):
@@ -216,6 +219,11 @@ def grow_arm(
         write_json(path, record)
         print(f"{name}, step {done}: {record['curve'][str(done)]}", flush=True)
     return record
+
+
+def reader_of(args: argparse.Namespace) -> Path:
+    """Return the file of the reader of ids and depth."""
+    return args.folder / "miniature" / "reader" / "reader.safetensors"
 
 
 def steps_to(record: dict[str, Any] | None) -> int | None:
@@ -287,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(arguments)
     base = args.start or base_of(args.folder / "miniature")
     plain, few = load_backbone(base), max(1, args.worlds // 3)
-    judges = Judges(load_reader(args.folder / "miniature" / "reader" / "reader.safetensors"), load_probe(args.probe))
+    judges = Judges(load_reader(reader_of(args)), load_probe(args.probe))
     worlds = wanted_worlds(plain, args.worlds, args.world_seed)
 
     def steered(folder: Path) -> Backbone:

@@ -36,9 +36,9 @@ from restage.diffusion.clip import Clip, load_clip
 from restage.diffusion.loading import load_tokenizer
 from restage.generate.rig import Rig
 from restage.generate.scene import USERS_OF_VIEWS, SceneOrder, generate_scenes, scene_name
-from restage.records import derive_seed, read_json, write_atomically, write_json
+from restage.records import content_id, derive_seed, file_sha256, read_json, write_atomically, write_json
 from restage.run.layout import FIT_RECORD, JUDGED, SPLATS
-from restage.run.models import add_on_of, models_in
+from restage.run.models import add_on_of, folder_sha256, models_in
 from restage.run.progress import show_progress
 from restage.run.reading import FitRecord
 from restage.scenes.fit import render_views
@@ -223,13 +223,15 @@ def make_and_judge(settings: Settings, name: str, asked: Sequence[Asked], judge:
         device=settings.device,
     )
     show_progress(generate_scenes(folder, order))
+    # Verdicts of another probe or CLIP lie elsewhere.
+    judged = folder / JUDGED / content_id("judge", [file_sha256(settings.probe), folder_sha256(models.clip)])
     for seed in range(settings.seeds):
         for number, one in enumerate(asked):
             scene = scene_name(one.caption, seed)
-            path = folder / JUDGED / f"{scene}.json"
+            path = judged / f"{scene}.json"
             if not path.exists():
                 is_shown = seed == 0 and number % settings.captions < NUM_SHEETS // 2
-                sheet = folder / JUDGED / f"{scene}.png" if is_shown else None
+                sheet = judged / f"{scene}.png" if is_shown else None
                 write_json(path, judge.judge(folder / "scenes" / scene, one, seed, sheet))
             yield read_json(path, Judged)
 
