@@ -116,6 +116,8 @@ class Settings:
     """Which parts to measure."""
     world_seed: int = 0
     """Moves all worlds, captions and edits."""
+    edition: Literal[1, 2] = 2
+    """Edition of the world that captions are of; those that say places, and edits, are always of the second."""
     captions: int = 240
     """Captions to sample pictures of; half as many again with unseen combinations, and with places."""
     cases: int = 90
@@ -160,7 +162,8 @@ class Benchmark:
             is_wanted = not placed or (item.place is not None and item.place.relation in verdicts.JUDGED_PLACES)
             return is_wanted and parts.fits(self.backbone.tokenizer, item.caption)
 
-        return held_out.captions(self.settings.world_seed, count, split=split, fits=fits)
+        edition = 2 if placed else self.settings.edition
+        return held_out.captions(self.settings.world_seed, count, split=split, edition=edition, fits=fits)
 
     def cases(self) -> list[held_out.Case]:
         """Edits whose texts the models take whole."""

@@ -19,9 +19,10 @@ from restage.records import PromptPair, derive_seed
 from restage.scenes.cameras import Cameras
 from restage.world.capture import change_mask, sample_camera, sample_pictured_edit
 from restage.world.description import Description, Edit, Place
+from restage.world.editions import EDITIONS
 from restage.world.grammar import caption_of
 from restage.world.render import render_view
-from restage.world.second import prompt_pair_of, sample_description, sample_place
+from restage.world.second import prompt_pair_of, sample_place
 
 __all__ = ["CASE_KINDS", "Captioned", "Case", "Rendered", "captions", "edit_cases", "is_in_training"]
 __all__ += ["render_captioned"]
@@ -64,7 +65,12 @@ class Case:
 
 
 def captions(
-    world_seed: int, count: int, *, split: str = "train", fits: Callable[[Captioned], bool] | None = None
+    world_seed: int,
+    count: int,
+    *,
+    split: str = "train",
+    edition: int = 2,
+    fits: Callable[[Captioned], bool] | None = None,
 ) -> list[Captioned]:
     """Captions of new scenes: a third with one object, half with two, a sixth with three.
 
@@ -74,13 +80,14 @@ def captions(
         world_seed: Chooses other worlds for all of them.
         count: How many; a smaller number gives the first of a larger one.
         split: `train` has the combinations of kind and color that training shows, `unseen` only the others.
+        edition: Of the world: the first has no places, patterns and colors without a name.
         fits: Which captions to take; the others are passed over.
     """
     found, index = [], 0
     while len(found) < count:
         seed = derive_seed("miniature captions", world_seed, index)
-        scene = sample_description(seed, split=split)
-        place = sample_place(scene, seed, sample_camera(scene, seed))
+        scene = EDITIONS[edition].sample_description(seed, split=split)
+        place = sample_place(scene, seed, sample_camera(scene, seed)) if edition > 1 else None
         item = Captioned(scene, caption_of(scene, seed, place), seed, place)
         if fits is None or fits(item):
             found.append(item)

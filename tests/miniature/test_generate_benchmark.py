@@ -147,10 +147,10 @@ def test_the_benchmark_runs_to_its_last_line_and_goes_on_after_a_kill(
     found = json.loads(last)
     assert {"sds_one_object", "sds_two_objects", "sds_seconds", "refined_one_object", "inverse_iou"} <= set(found)
     assert found["details"]["sds"]["scenes"] == 4 and found["details"]["refined"]["spread"] > 0
-    sheets = list((tmp_path / "out" / "sds" / "judged").glob("*.png"))
+    sheets = list((tmp_path / "out" / "sds" / "judged").glob("*/*.png"))
     assert len(sheets) == 2 and Image.open(sheets[0]).size == (12 * 128, 4 * 128)
     # Killed before its last verdict, it judges that one again, and makes nothing again.
-    lost = max((tmp_path / "out" / "sds" / "judged").glob("*.json"))
+    lost = max((tmp_path / "out" / "sds" / "judged").glob("*/*.json"))
     before = lost.read_bytes()
     lost.unlink()
     fits = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("fit.json")}

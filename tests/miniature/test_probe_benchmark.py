@@ -70,6 +70,13 @@ def backbone(models: Path):
     return load_backbone(models / "text_to_image")
 
 
+def test_captions_of_the_first_edition_say_no_places_and_know_no_patterns() -> None:
+    first, second = (captions(0, 60, edition=edition) for edition in (1, 2))
+    assert all(item.place is None and not any(o.pattern for o in item.description.objects) for item in first)
+    assert any(item.place is not None for item in second)
+    assert any(o.pattern for item in second for o in item.description.objects)
+
+
 def test_a_picture_that_follows_its_caption_is_all_right() -> None:
     assert judge(RIGHT, SCENE).is_all_right
 
