@@ -12,8 +12,9 @@ from restage.edit.families import FAMILIES, cached_pipelines, find_model, has_tr
 from restage.edit.single import EditChoice, EditorChoice
 from restage.records import EditRequest, InputError
 from restage.run.layout import is_stage_done
+from restage.run.models import is_miniature
 
-__all__ = ["ChosenEditor", "choose_editor", "is_miniature"]
+__all__ = ["ChosenEditor", "choose_editor"]
 
 
 Choice = TypeVar("Choice", bound=EditorChoice)
@@ -25,11 +26,6 @@ class ChosenEditor(Generic[Choice]):
 
     choice: Choice
     reason: str  # why it was, to be said
-
-
-def is_miniature(scene_folder: Path) -> bool:
-    """Whether a scene is one of the procedural world, which the shipped models know."""
-    return (scene_folder / "description.json").is_file()
 
 
 def choose_editor(choice: Choice, scene_folder: Path, request: EditRequest) -> ChosenEditor[Choice]:

@@ -31,7 +31,7 @@ from restage.regions.region import Region, render_region
 from restage.regions.segmenters import Segmenter, open_segmenter
 from restage.regions.words import region_by_backbone, region_by_segmenter, unet_features
 from restage.run.layout import CAPTURE, REGIONS, SPLATS
-from restage.run.models import models_in
+from restage.run.models import is_miniature, models_in
 from restage.scenes.capture import Capture
 from restage.scenes.io import read_capture
 from restage.scenes.io.images import write_png
@@ -60,7 +60,7 @@ class RegionMaker:
         self.folder = scene_folder
         self.splats = read_splats(scene_folder / SPLATS) if splats is None else splats
         self.capture = read_capture(scene_folder / CAPTURE) if capture is None else capture
-        self.is_miniature = (scene_folder / "description.json").is_file()
+        self.is_miniature = is_miniature(scene_folder)
 
     @cached_property
     def backbone(self) -> Backbone:

@@ -6,10 +6,11 @@ import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from restage.records import InputError, canonical_json, file_sha256
-from restage.run.layout import is_stage_done
+from restage.records import InputError, canonical_json, file_sha256, read_json
+from restage.run.layout import DESCRIPTION, FIT_RECORD, is_stage_done
+from restage.run.reading import FitRecord
 
-__all__ = ["ASSETS", "CLIP_RULE", "Models", "add_on_of", "edit_model_of", "folder_sha256", "models_in"]
+__all__ = ["ASSETS", "CLIP_RULE", "Models", "add_on_of", "edit_model_of", "folder_sha256", "is_miniature", "models_in"]
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """The models that come with the package."""
@@ -40,6 +41,20 @@ def models_in(folder: Path | None = None) -> Models:
 def edit_model_of(run: Path) -> Path:
     """Folder of the edit model that a run's edits use: its own if its training is done, else the shipped one."""
     return run / "train" if is_stage_done(run, "train") else models_in().edit_model
+
+
+def is_miniature(scene_folder: Path) -> bool:
+    """Whether a scene is of the procedural world, which the shipped models know.
+
+    Such are the world's own captures, and what the shipped text-to-image model made from words.
+    """
+    if (scene_folder / DESCRIPTION).is_file():
+        return True
+    path = scene_folder / FIT_RECORD
+    made = read_json(path, FitRecord) if path.is_file() else None
+    if made is None or not made.generated_from:
+        return False
+    return made.config.get("model_sha256") == folder_sha256(models_in().text_to_image)
 
 
 def add_on_of(model: Path, name: str) -> Path | None:

@@ -12,6 +12,7 @@ from restage.edit.single import AUTO, EditChoice
 from restage.recipes import edit_folder
 from restage.records import EditRequest, InputError, Reference, write_json
 from restage.run.folder import RunFolder
+from restage.run.models import folder_sha256, models_in
 
 CHOICE = EditChoice(editor=AUTO)
 
@@ -63,6 +64,13 @@ def test_the_editor_follows_from_scene_machine_and_instruction(scene, tmp_path, 
     assert chosen(model=folder) == "try_on"
     (scene / "description.json").write_text("{}")
     assert chosen() == "edit_model"
+
+
+def test_a_scene_that_the_shipped_model_made_from_words_is_for_the_shipped_editor(scene):
+    made = {"num_splats": 1, "seconds": 1.0}
+    for model, expected in ((folder_sha256(models_in().text_to_image), "edit_model"), ("another", "grade")):
+        write_json(scene / "fit.json", made | {"generated_from": "a red cube", "config": {"model_sha256": model}})
+        assert choose_editor(CHOICE, scene, ask("make it golden")).choice.editor == expected
 
 
 def test_an_instruction_that_refers_to_a_picture_is_not_for_an_editor_that_looks_at_none(scene):
