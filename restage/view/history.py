@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from restage.edit.job import EditStep
 from restage.edit.origins import origins_of
 from restage.records import InputError
 from restage.regions.region import Region
-from restage.run.layout import SPLATS
+from restage.run.layout import EDIT_RECORD, SPLATS
 from restage.scenes.io.splat_files import read_splats, write_splats
 from restage.scenes.splats import Splats
 from restage.scenes.taken import take_splats
@@ -53,11 +54,19 @@ class SceneHistory:
         self._asked_case: str | None = None
 
     def _changes_of_run(self) -> Iterator[Version]:
-        """The direct edits that the scene stands at."""
-        if self.scene.run_folder is not None:
-            for place in read_history(self.scene.run_folder, self.scene.name).current:
-                kept = read_kept(self.scene.run_folder / place)
-                yield Version(kept.label, read_splats(kept.folder / SPLATS).to(self.device), kept)
+        """The direct edits that the scene stands at, up to the first whose result is no longer there."""
+        run = self.scene.run_folder
+        for place in () if run is None else read_history(run, self.scene.name).current:
+            assert run is not None
+            if not ((run / place / EDIT_RECORD).is_file() and (run / place / SPLATS).is_file()):
+                warnings.warn(
+                    f"{run / place} is gone; what is shown is the scene before that change, and the next change goes "
+                    "on from there",
+                    stacklevel=2,
+                )
+                return
+            kept = read_kept(run / place)
+            yield Version(kept.label, read_splats(kept.folder / SPLATS).to(self.device), kept)
 
     @property
     def before(self) -> Splats:

@@ -251,3 +251,20 @@ def test_a_version_has_a_name_that_the_run_keeps(session, ball, run_folder):
     assert "golden" not in again.shown.label and read_history(run_folder, "tiny").names == {}
     with pytest.raises(InputError, match="at most 80 letters on one line"):
         again.name_version("a" * 81)
+
+
+def test_a_scene_whose_last_change_was_removed_from_the_disk_opens_before_it(session, ball, run_folder):
+    for operation in (GOLD, Move(by=(0.1, 0.0, 0.0))):
+        session.select(ball)
+        session.change(operation)
+        list(session.keep())
+    first, second = (version.kept.folder for version in session.versions[1:])
+    shutil.rmtree(second)
+    with pytest.warns(UserWarning, match="is gone; what is shown is the scene before that change"):
+        again = ViewSession(run_folder)
+    assert again.shown.kept is not None and again.shown.kept.folder == first
+    again.select(ball)
+    again.change(Delete())
+    list(again.keep())
+    places = [version.kept.folder.relative_to(run_folder).as_posix() for version in again.versions[1:]]
+    assert list(read_history(run_folder, "tiny").current) == places and len(places) == 2
