@@ -14,7 +14,7 @@ import torch
 import restage
 from restage.api import _shown
 from restage.cli import run
-from restage.clips.files import write_film
+from restage.clips.films import write_film
 from restage.edit.methods.replace_once import ReplaceOnce
 from restage.records import InputError
 from restage.scenes.io import write_capture

@@ -1,7 +1,6 @@
-"""Films and folders of frames in, folders of frames and films out; frame after frame, so that length costs no memory.
+"""Clips as folders of frames, read from films or other folders; frame after frame, so that length costs no memory.
 
-Films are decoded and encoded by the ffmpeg that imageio-ffmpeg brings, a program of its own that frames are piped
-through. Called by `restage clip`, by the edit of clips, and wherever an orbit becomes a film.
+Called by `restage clip` and by the edit of clips. Films are written in `films.py`.
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import subprocess
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import imageio_ffmpeg
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -23,6 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from restage.clips.config import ClipOptions
+from restage.clips.films import store_sound
 from restage.records import (
     InputError,
     Progress,
@@ -37,7 +36,7 @@ from restage.records import (
 from restage.run.layout import CLIP_FRAMES, CLIP_RECORD, CLIP_SOUND, CLIP_TRUTH, DESCRIPTION, TRUTH
 from restage.scenes.cameras import Cameras
 from restage.scenes.io.films import open_film
-from restage.scenes.io.images import UNREADABLE, list_images, open_picture, read_head, read_image, to_uint8
+from restage.scenes.io.images import UNREADABLE, list_images, open_picture, read_head, read_image
 
 __all__ = [
     "DEFAULT_RATE",
@@ -46,14 +45,14 @@ __all__ = [
     "StoredClip",
     "is_film",
     "open_clip",
-    "read_comment",
     "store_clip",
-    "write_film",
 ]
 
 FILM_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".gif")
 DEFAULT_RATE = 8.0
 """Frames a second of what has no rate of its own: a folder of frames, a clip of the world."""
+FEW = 0.9
+"""Share of the frames that a film says it has below which some are missed; it says so roughly."""
 
 
 def is_film(path: Path) -> bool:
@@ -137,6 +136,7 @@ class _Source(NamedTuple):
     num_frames: int  # about; films say it roughly
     frames: _Frames
     has_sound: bool
+    is_film: bool
 
 
 def store_clip(source: Path, folder: Path, options: ClipOptions) -> Iterator[Progress]:
@@ -163,12 +163,17 @@ def store_clip(source: Path, folder: Path, options: ClipOptions) -> Iterator[Pro
             with write_atomically(folder / CLIP_FRAMES / frame_name(done - 1)) as temporary:
                 Image.fromarray(frame).save(temporary)
             yield Progress(stage="clip", done=done, total=max(done, total), note=f"{rate:g} frames a second")
+    if opened.is_film and done + 1 < FEW * total:
+        warnings.warn(
+            f"{source}: {done} of about {total} frames could be read; it is cut off or damaged, or its sound is longer",
+            stacklevel=2,
+        )
     if not done:
         raise InputError(f"{source} has no frame between {options.start_s:g} s and its end or the asked length")
     drop_frames(folder, done)
     (folder / CLIP_SOUND).unlink(missing_ok=True)
     if opened.has_sound:
-        _store_sound(source, folder / CLIP_SOUND, options)
+        store_sound(source, folder / CLIP_SOUND, options)
     record = ClipRecord(frames_per_s=rate, source=source.resolve().name, source_sha256=sha256, options=options)
     write_json(folder / CLIP_RECORD, to_plain(record))
 
@@ -230,7 +235,7 @@ def _open_folder(source: Path, options: ClipOptions) -> _Source:
     first = round(options.start_s * rate)
     last = len(paths) if options.length_s is None else first + max(1, round(options.length_s * rate))
     chosen = paths[first:last]
-    return _Source(rate, len(chosen), _read_pictures(chosen, options.size), has_sound=False)
+    return _Source(rate, len(chosen), _read_pictures(chosen, options.size), has_sound=False, is_film=False)
 
 
 def _read_pictures(paths: Sequence[Path], size: int | None) -> _Frames:
@@ -267,7 +272,8 @@ def _open_film(source: Path, options: ClipOptions) -> _Source:
         raise InputError(f"{source} does not say how many frames a second it has; convert it to mp4 first")
     left = max(0.0, duration - options.start_s)
     length = left if options.length_s is None else min(left, options.length_s)
-    return _Source(rate, max(1, round(length * rate)), _decode(source, rate, options, head), "audio_codec" in head)
+    frames = _decode(source, rate, options, head)
+    return _Source(rate, max(1, round(length * rate)), frames, has_sound="audio_codec" in head, is_film=True)
 
 
 def _head_of(source: Path) -> dict[str, Any]:
@@ -276,16 +282,6 @@ def _head_of(source: Path) -> dict[str, Any]:
             return film.head
     except (OSError, ValueError) as error:
         raise InputError(f"{source} is not readable as a film: {error}") from None
-
-
-def _named(path: Path) -> str:
-    """A path as ffmpeg takes it: what stands before a colon would be a protocol, and a dash an option."""
-    return f"file:{path}"
-
-
-def _last_line(text: str) -> str:
-    """The last line of what ffmpeg says, which sums it up."""
-    return text.strip().rpartition("\n")[2][-200:]
 
 
 HAS_ALPHA = re.compile("rgba|bgra|argb|abgr|gbrap|yuva|ya8|ya16|pal8")
@@ -305,107 +301,7 @@ def _decode(source: Path, rate: float, options: ClipOptions, head: Mapping[str, 
     length = [] if options.length_s is None else ["-t", f"{options.length_s:.6f}"]
     with contextlib.ExitStack() as stack:
         try:
-            output_params = [*length, "-vf", ",".join(filters)]
-            film = stack.enter_context(open_film(source, input_params=start, output_params=output_params))
+            film = stack.enter_context(open_film(source, input_params=start, filters=filters, output_params=length))
         except (OSError, ValueError) as error:
             raise InputError(f"{source}: no frame at {options.start_s:g} s: {error}") from None
         yield from film.frames
-
-
-def _store_sound(source: Path, target: Path, options: ClipOptions) -> None:
-    """Store the sound of the frames that are taken, as it is where Matroska can hold it; none if it ends before."""
-    length = [] if options.length_s is None else ["-t", f"{options.length_s:.6f}"]
-    with write_atomically(target) as temporary:
-        # Before the film `-ss` would go back to the last whole picture, and copy the sound from there on.
-        cut = ["-i", _named(source), "-ss", f"{options.start_s:.6f}", *length, "-map", "0:a:0"]
-        try:
-            _ffmpeg(*cut, "-c:a", "copy", _named(temporary), what=f"the sound of {source}")
-        except InputError:
-            _ffmpeg(*cut, "-c:a", "flac", _named(temporary), what=f"the sound of {source}")
-    if not _sound_codec(target):
-        target.unlink()
-
-
-def _sound_codec(path: Path) -> str:
-    """The codec of a file of sound; empty where there is nothing to hear."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-i", _named(path)]
-    told = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stderr
-    found = re.search(r"Audio: (\w+)", told)
-    return found.group(1) if found else ""
-
-
-def _ffmpeg(*arguments: str, what: str) -> None:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-y", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        raise InputError(f"{what} cannot be taken over: {_last_line(done.stderr)}")
-
-
-def write_film(
-    path: Path,
-    frames: Iterable[Float[Tensor, "3 h w"]],
-    *,
-    frames_per_s: float,
-    sound: Path | None = None,
-    comment: str = "",
-) -> None:
-    """Write RGB frames in [0, 1] as a film that browsers play, atomically; odd sizes lose their last line.
-
-    It is encoded as VP9 where the name ends in .webm, else as H.264. A silent film may carry a comment of one line.
-
-    `sound` is a file whose first track is put beside them: as it is where browsers play it, else as AAC, or Opus.
-    """
-    with write_atomically(path) as temporary:
-        if sound is None:
-            _encode(temporary, frames, frames_per_s, comment)
-        else:
-            silent = temporary.with_name(f"{temporary.stem}.silent.tmp{path.suffix}")
-            codecs = PLAYED_SOUND[is_webm(path)]
-            codec = "copy" if _sound_codec(sound) in codecs else codecs[0]
-            try:
-                _encode(silent, frames, frames_per_s)
-                both = ["-i", _named(silent), "-i", _named(sound), "-map", "0:v:0", "-map", "1:a:0", "-c:v", "copy"]
-                how = ["-c:a", codec, "-b:a", "160k", "-movflags", "+faststart"]
-                _ffmpeg(*both, *how, _named(temporary), what=f"the sound {sound}")
-            finally:
-                silent.unlink(missing_ok=True)
-
-
-PLAYED_SOUND = {False: ("aac", "mp3", "opus"), True: ("libopus", "opus", "vorbis")}
-"""What browsers play in MP4 and in WebM; the first is what others are turned into."""
-
-
-def is_webm(path: Path) -> bool:
-    """Whether a film of this name is WebM."""
-    return path.suffix.lower() == ".webm"
-
-
-def read_comment(path: Path) -> str:
-    """Return the comment of a film, as `write_film` gives it one; empty where there is none."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", _named(path), "-f", "ffmetadata", "-"]
-    told = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
-    found = re.search(r"^comment=(.*)$", told.stdout, re.MULTILINE | re.IGNORECASE)
-    return re.sub(r"\\(.)", r"\1", found.group(1)) if found else ""
-
-
-def _encode(path: Path, frames: Iterable[Tensor], frames_per_s: float, comment: str = "") -> None:
-    writer, told = None, ["-metadata", f"comment={comment}"] if comment else []
-    for frame in frames:
-        height, width = (side - side % 2 for side in frame.shape[1:])
-        if writer is None:
-            webm = is_webm(path)
-            codec = {"codec": "libvpx-vp9", "bitrate": 2_000_000} if webm else {"codec": "libx264", "quality": 8}
-            writer = imageio_ffmpeg.write_frames(
-                _named(path),
-                (width, height),
-                fps=frames_per_s,  # pyright: ignore[reportArgumentType]  (ffmpeg takes any number)
-                macro_block_size=2,
-                ffmpeg_log_level="error",
-                output_params=["-threads", "1", *([] if webm else ["-movflags", "+faststart"]), *told],
-                **codec,
-            )
-            writer.send(None)
-        writer.send(to_uint8(frame[:, :height, :width]))
-    if writer is None:
-        raise InputError("a film needs at least one frame")
-    writer.close()

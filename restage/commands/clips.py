@@ -92,7 +92,8 @@ def build_clip() -> Callable[..., None]:
                 for edit in sample_clip_edits(sampled, edit_kinds, seed, edition=edition):
                     say(f"truth of: {edit.instruction}  ({write_clip_truth(sampled, edit, made)})")
             if is_film:
-                from restage.clips.files import open_clip, write_film
+                from restage.clips.files import open_clip
+                from restage.clips.films import write_film
 
                 stored = open_clip(made)
                 frames = (stored.read([index])[0] for index in range(len(stored)))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.clips.files import write_film
+from restage.clips.films import write_film
 from restage.records import InputError
 from restage.scenes.io.images import UNREADABLE, open_picture, quantize, write_png
 

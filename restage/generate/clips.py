@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restage.clips.files import DEFAULT_RATE, read_comment, write_film
+from restage.clips.files import DEFAULT_RATE
+from restage.clips.films import read_comment, write_film
 from restage.diffusion.conditions import Conditions
 from restage.diffusion.motion import max_frames, moving
 from restage.diffusion.sampling import denoise, guided, initial_noise, latent_shape, sample_images

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from restage.clips.files import ClipRecord, StoredClip, open_clip, write_film
+from restage.clips.files import ClipRecord, StoredClip, open_clip
+from restage.clips.films import write_film
 from restage.compare.clips import CLIP_METRICS, ClipMetric, ClipScores, read_clip_scores, scores_path
 from restage.report.pictures import AssetFolder
 from restage.report.words import format_number

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from restage.clips.files import open_clip, write_film
+from restage.clips.files import open_clip
+from restage.clips.films import write_film
 from restage.records import InputError, write_atomically
 from restage.report.gallery import spread
 from restage.report.pictures import load_images

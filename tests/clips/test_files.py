@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from restage.clips.config import ClipOptions
-from restage.clips.files import StoredClip, is_film, open_clip, store_clip, write_film
+from restage.clips.files import StoredClip, is_film, open_clip, store_clip
+from restage.clips.films import write_film
 from restage.edit.pictures import write_image
 from restage.records import InputError
 from restage.scenes.io.films import open_film
@@ -229,3 +230,27 @@ def test_what_ffmpeg_says_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError) as told:
         list(store_clip(tmp_path / "broken.mp4", tmp_path / "clip", ClipOptions()))
     assert "\n" not in str(told.value) and not (tmp_path / "clip").exists()
+
+
+@pytest.mark.parametrize("curve", ["arib-std-b67", "smpte2084"])
+def test_films_of_high_dynamic_range_look_as_they_do_on_a_phone(tmp_path: Path, curve: str) -> None:
+    stripes = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=0.2"]
+    standard = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
+    plain = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{standard}"]
+    ffmpeg(*stripes, *plain, "-c:v", "libx264", "-qp", "4", str(tmp_path / "sdr.mp4"))
+    high = f"{standard},zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt2020,zscale=t={curve}:m=bt2020nc:npl=203"
+    tags = ["-color_trc", curve, "-color_primaries", "bt2020", "-colorspace", "bt2020nc"]
+    how = ["-vf", f"{high},format=yuv420p10le", "-c:v", "libx264", "-qp", "4", *tags]
+    ffmpeg("-i", str(tmp_path / "sdr.mp4"), *how, str(tmp_path / "hdr.mp4"))
+    sdr, hdr = (stored(tmp_path / f"{name}.mp4", tmp_path / name).read([0]) for name in ("sdr", "hdr"))
+    assert (hdr - sdr).abs().mean() < 0.1  # without tone mapping .25 and more
+    assert (hdr - sdr).mean().abs() < 0.08  # white is compressed, since more may lie above it
+
+
+def test_a_film_that_is_cut_off_is_read_as_far_as_it_goes_and_this_is_said(tmp_path: Path) -> None:
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=4", "-c:v", "mjpeg", str(tmp_path / "whole.mkv"))
+    content = (tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match="of about 40 frames could be read; it is cut off"):
+        steps = list(store_clip(tmp_path / "cut.mkv", tmp_path / "clip", ClipOptions()))
+    assert 10 < steps[-1].done < 30 and len(open_clip(tmp_path / "clip")) == steps[-1].done

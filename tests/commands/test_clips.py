@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from restage.cli import run
-from restage.clips.files import open_clip, write_film
+from restage.clips.files import open_clip
+from restage.clips.films import write_film
 from restage.edit.clips.stage import is_clip
 from restage.edit.pictures import write_image
 from restage.recipes import clip_name

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from restage.clips.files import write_film
+from restage.clips.films import write_film
 from restage.regions.making import RegionMaker
 from restage.run.folder import open_run, working
 from restage.scenes.config import FitConfig, ScenesConfig

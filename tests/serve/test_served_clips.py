@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from restage.clips.config import ClipOptions
-from restage.clips.files import write_film
+from restage.clips.films import write_film
 from restage.edit.clips.carried import Carried
 from restage.edit.clips.stage import ClipChoice, open_clip_edit
 from restage.edit.pictures import read_image

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from restage.clips.files import ClipRecord, StoredClip, frame_name, is_film, open_clip, write_film
+from restage.clips.files import ClipRecord, StoredClip, frame_name, is_film, open_clip
+from restage.clips.films import write_film
 from restage.edit.clips.job import ClipMethod, Finished, Held, WindowStep, edit_windows, spans
 from restage.edit.clips.menu import CLIP_METHODS
 from restage.edit.editors import NO_EDITOR, EditorSource, NoEditor, OpenEditors

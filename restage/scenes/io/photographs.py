@@ -275,7 +275,7 @@ def sharpest_frames(path: Path) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"
     scale = f"scale=w='min({MAX_SIDE},iw)':h='min({MAX_SIDE},ih)':force_original_aspect_ratio=decrease"
     with contextlib.ExitStack() as stack:
         try:
-            film = stack.enter_context(open_film(path, output_params=["-vf", scale]))
+            film = stack.enter_context(open_film(path, filters=[scale]))
         except (OSError, ValueError) as error:
             raise InputError(f"{path} is not readable as a video: {error}") from None
         num_frames = max(1, round((film.head["duration"] or 0) * (film.head["fps"] or 0)))
