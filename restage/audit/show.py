@@ -257,7 +257,7 @@ def _weights(run: Path, marks: Mapping[str, StageMark]) -> dict[str, str]:
     weights = {name for name in trained if name.endswith((".safetensors", ".bin")) and "/cache/" not in name}
     found |= {name: value[:16] for name, value in trained.items() if name in weights}
     used = {str(record.inputs.get("model_sha256", ""))[:16] for record in read_results(run).values()} - {""}
-    return found | ({"edit model of the results": ", ".join(sorted(used))} if used else {})
+    return found | ({"models of the results": ", ".join(sorted(used))} if used else {})
 
 
 def changed_values(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[Changed, ...]:

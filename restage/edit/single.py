@@ -18,6 +18,7 @@ from torch import Tensor
 from restage.edit.editors import EditorSource, MenuEditor, OpenEditors, check_editor
 from restage.edit.editors.interface import MAX_DRIFT
 from restage.edit.editors.referenced import show_references
+from restage.edit.editors.weights import check_same_weights
 from restage.edit.job import Dialed, EditStep, Method, TimeLimited, asked_pictures, needs_editor
 from restage.edit.methods import METHODS
 from restage.edit.origins import weights_on
@@ -108,6 +109,10 @@ class EditorChoice:
             max_drift=self.max_drift,
         )
 
+    def model_sha256(self, default: Path) -> str:
+        """Hash of the files of the model that edits; `default` is the run's edit model. Empty where none does."""
+        return self.menu_editor.model_sha256(default) if self.asks_editor and self.editor != AUTO else ""
+
     def marks(self) -> list[str]:
         """Tell the editor from the plain one of its name, in names of results; empty for defaults."""
         marks = []
@@ -195,8 +200,12 @@ def open_edit(
     name, case = name_case(scene_folder, request, known=known, suffix=_suffix(choice, method, start))
     unit = EditUnit(scene=scene_folder.name, edit=name, method=choice.method, editor=choice.editor, seed=choice.seed)
     folder = unit.folder(run.path)
-    if (folder / EDIT_RECORD).exists() and read_json(folder / EDIT_RECORD, EditRecord).status != "failed":
-        return OpenedEdit(folder, iter(()))
+    weights_id = choice.model_sha256(edit_model_of(run.path))
+    if (folder / EDIT_RECORD).exists():
+        made = read_json(folder / EDIT_RECORD, EditRecord)
+        if made.status != "failed":
+            check_same_weights(folder, made.inputs.get("model_sha256", ""), weights_id, choice.model)
+            return OpenedEdit(folder, iter(()))
     capture, fitted = load_scene(scene_folder, choice.device)
     splats = fitted if start is None else start.splats.to(choice.device)
     truth = scene_folder / TRUTH / known if known else None
@@ -209,6 +218,7 @@ def open_edit(
     editor = (editors or OpenEditors()).open(choice.menu_editor, source)
     editor = show_references(editor, read_references(scene_folder, request))
     inputs = {"edit_id": case.id} if start is None else {"edit_id": case.id, "starts_from": start.record_id}
+    inputs |= {"model_sha256": weights_id} if weights_id else {}
     if choice.anchor:
         from restage.edit.editors.anchored import anchor_mark, find_anchor, follow_anchor  # OpenCV takes a moment
 

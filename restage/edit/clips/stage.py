@@ -24,6 +24,7 @@ from restage.edit.clips.job import ClipMethod, Finished, Held, WindowStep, edit_
 from restage.edit.clips.menu import CLIP_METHODS
 from restage.edit.editors import NO_EDITOR, EditorSource, NoEditor, OpenEditors
 from restage.edit.editors.interface import Editor
+from restage.edit.editors.weights import check_same_weights
 from restage.edit.methods import METHODS
 from restage.edit.pictures import write_image, write_mask
 from restage.edit.single import EditorChoice, find_case, name_case
@@ -128,8 +129,12 @@ def open_clip_edit(
     editor_name = choice.editor if choice.asks_editor else NO_EDITOR
     unit = EditUnit(scene=clip_folder.name, edit=name, method=choice.method, editor=editor_name, seed=choice.seed)
     folder = unit.folder(run.path)
-    if (folder / EDIT_RECORD).exists() and read_json(folder / EDIT_RECORD, EditRecord).status != "failed":
-        return OpenedClipEdit(folder, iter(()))
+    weights_id = choice.model_sha256(edit_model_of(run.path))
+    if (folder / EDIT_RECORD).exists():
+        made = read_json(folder / EDIT_RECORD, EditRecord)
+        if made.status != "failed":
+            check_same_weights(folder, made.inputs.get("model_sha256", ""), weights_id, choice.model)
+            return OpenedClipEdit(folder, iter(()))
     truth = clip_folder / TRUTH / known if known else None
     names = tuple(path.with_suffix(".png").name for path in clip.frame_paths)
     editor: Editor = NoEditor()
@@ -141,6 +146,7 @@ def open_clip_edit(
     if not case_file.exists():
         write_json(case_file, case)
     inputs = {"edit_id": case.id, "clip_sha256": file_sha256(clip_folder / CLIP_RECORD), "truth": known or ""}
+    inputs |= {"model_sha256": weights_id} if weights_id else {}
     kind = read_case(clip_folder / TRUTH / known).kind if known else case.kind
     facts = {**asdict(unit), "kind": kind, "inputs": inputs, **made_on(choice.device)}
     seed = derive_seed(run.seed, case.id, choice.seed)

@@ -137,6 +137,13 @@ class MenuEditor:
             return default or models_in().edit_model
         return self.model
 
+    def model_sha256(self, default: Path | None) -> str:
+        """Hash of its model's files, `default` being the run's edit model; empty where it has none on this machine."""
+        from restage.edit.editors.weights import model_sha256
+
+        variant = VARIANT.fullmatch(self.name)
+        return model_sha256(variant[3] if variant else self.name, self.model_folder(default), self.options)
+
     def open(self, source: EditorSource) -> Editor:
         """Open it; see `SceneEditor.open`."""
         model = self.model_folder(source.model)
