@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from miniature.control import base_of
-from miniature.text_to_image import cache_of
+from miniature.text_to_image import cache_of, loss_of_groups
 from restage.diffusion.backbone import Backbone, load_backbone, save_half
 from restage.diffusion.config import TrainingConfig
 from restage.diffusion.motion import build_motion, load_motion, moving
@@ -105,16 +104,8 @@ def train_motion(
             "" if drop else caption_of(scene, derive_seed("caption", step, place))
             for place, (drop, scene) in enumerate(zip(dropped, scenes, strict=True))
         ]
-        num_levels = backbone.schedule.num_train_timesteps
-        spaced = (torch.randperm(count, generator=generator) + torch.rand(1, generator=generator)) / count
-        t = (spaced * num_levels).long().clamp(max=num_levels - 1).repeat_interleave(NUM_FRAMES)
-        noise = torch.randn(clean.shape, generator=generator)
-        clean, noise, t = (part.to(device) for part in (clean, noise, t))
-        text = backbone.encode_text(captions).repeat_interleave(NUM_FRAMES, dim=0)
-        noisy = backbone.schedule.add_noise(clean, noise, t).to(memory_format=torch.channels_last)
-        with moving(backbone.unet, motion, NUM_FRAMES):
-            predicted = backbone.unet(noisy, t, encoder_hidden_states=text).sample.float()
-        return {"motion": functional.mse_loss(predicted, backbone.schedule.target(clean, noise, t))}
+        within = moving(backbone.unet, motion, NUM_FRAMES)
+        return {"motion": loss_of_groups(backbone, clean, captions, within, generator)}
 
     made_from = f"{folder_sha256(base)} {num_clips} {'' if start is None else folder_sha256(start)}"
     with explicit_attention(backbone.unet):

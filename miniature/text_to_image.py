@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from diffusers.models import UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from miniature.grounding import AttentionShares, WordTargets, grounding_loss, watched, word_targets
@@ -27,7 +29,7 @@ from restage.records import InputError, Progress, derive_seed, write_atomically
 from restage.run.models import folder_sha256
 
 __all__ = ["RECIPE", "SCHEDULER_CONFIG", "build_text_encoder", "build_unet", "copy_text_encoder", "copy_weights"]
-__all__ += ["cache_of", "encode_pictures", "train_text_to_image"]
+__all__ += ["cache_of", "encode_pictures", "loss_of_groups", "train_text_to_image"]
 
 RECIPE = TrainingConfig(num_steps=20000, batch_size=32, learning_rate=5e-4, num_warmup_steps=80, ema_decay=0.996)
 TEXT_WIDTH = 192
@@ -109,6 +111,37 @@ def encode_pictures(
                 np.save(temporary, parts[0])
         yield Progress(stage="latents", done=done, total=len(pictures))
     return torch.from_numpy(np.concatenate(parts)[: len(pictures)])
+
+
+def loss_of_groups(
+    backbone: Backbone,
+    clean: Float[Tensor, "n c h w"],
+    captions: Sequence[str],
+    within: AbstractContextManager[Any],
+    generator: torch.Generator,
+) -> Tensor:
+    """The loss of the model's own target on pictures of which several show one scene, such as frames or views.
+
+    Each scene has one noise level, each picture noise of its own; the levels of a batch are spread evenly.
+
+    Args:
+        backbone: The model, which computes on its device.
+        clean: Latents, scene after scene.
+        captions: One for each scene.
+        within: What joins the pictures of a scene while the UNet is called.
+        generator: Where levels and noise are drawn from.
+    """
+    count, size = len(captions), len(clean) // len(captions)
+    num_levels = backbone.schedule.num_train_timesteps
+    spaced = (torch.randperm(count, generator=generator) + torch.rand(1, generator=generator)) / count
+    t = (spaced * num_levels).long().clamp(max=num_levels - 1).repeat_interleave(size)
+    noise = torch.randn(clean.shape, generator=generator)
+    clean, noise, t = (part.to(backbone.device) for part in (clean, noise, t))
+    text = backbone.encode_text(captions).repeat_interleave(size, dim=0)
+    noisy = backbone.schedule.add_noise(clean, noise, t).to(memory_format=torch.channels_last)
+    with within:
+        predicted = backbone.unet(noisy, t, encoder_hidden_states=text).sample.float()
+    return functional.mse_loss(predicted, backbone.schedule.target(clean, noise, t))
 
 
 class _UnetAndText(nn.Module):

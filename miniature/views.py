@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from miniature.control import base_of
-from miniature.text_to_image import cache_of
+from miniature.text_to_image import cache_of, loss_of_groups
 from restage.diffusion.backbone import Backbone, load_backbone, save_half
 from restage.diffusion.config import TrainingConfig
 from restage.diffusion.training import explicit_attention, train
@@ -135,16 +134,8 @@ def train_views(
             "" if drop else caption_of(scene, derive_seed(config.seed, "caption", step, place))
             for place, (drop, (scene, _)) in enumerate(zip(dropped, scenes, strict=True))
         ]
-        num_levels = backbone.schedule.num_train_timesteps
-        spaced = (torch.randperm(count, generator=generator) + torch.rand(1, generator=generator)) / count
-        t = (spaced * num_levels).long().clamp(max=num_levels - 1).repeat_interleave(num_views)
-        noise = torch.randn(clean.shape, generator=generator)
-        clean, noise, t, rays = (part.to(device) for part in (clean, noise, t, rays))
-        text = backbone.encode_text(captions).repeat_interleave(num_views, dim=0)
-        noisy = backbone.schedule.add_noise(clean, noise, t).to(memory_format=torch.channels_last)
-        with viewing(backbone.unet, add_on, rays):
-            predicted = backbone.unet(noisy, t, encoder_hidden_states=text).sample.float()
-        return {"views": functional.mse_loss(predicted, backbone.schedule.target(clean, noise, t))}
+        within = viewing(backbone.unet, add_on, rays.to(device))
+        return {"views": loss_of_groups(backbone, clean, captions, within, generator)}
 
     made_from = f"{folder_sha256(base)} {num_rings} {'' if start is None else folder_sha256(start)}"
     with explicit_attention(backbone.unet):
