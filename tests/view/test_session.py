@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import threading
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from restage.cli import run as restage
 from restage.edit.editors import EDITORS, Edited, ViewBatch
@@ -16,6 +18,7 @@ from restage.generate.scene import SceneOrder
 from restage.recipes import edit_folder
 from restage.records import EditRequest, InputError, read_json
 from restage.scenes.io.splat_files import read_splats, write_splats
+from restage.scenes.references import GivenPicture
 from restage.view import EditStopped, ViewSession, open_scenes
 from restage.view.reference_control import keep_upload
 from restage.view.scene import list_kept
@@ -328,7 +331,7 @@ def test_an_uploaded_picture_is_kept_with_the_scene_and_asked_for(session: ViewS
             return super().edit(batch)
 
     monkeypatch.setitem(EDITORS, "edit_model", lambda source: Copier())
-    kept = keep_upload(session, "photo.png", picture())
+    kept = keep_upload(session, GivenPicture(picture(), name="photo.png"))
     assert session.scene.folder is not None
     assert (session.scene.folder / "references" / kept.picture).read_bytes() == picture()
     request = replace(FREE, references=(kept,))
@@ -337,7 +340,13 @@ def test_an_uploaded_picture_is_kept_with_the_scene_and_asked_for(session: ViewS
     record = read_json(session.shown.kept.folder / "record.json")
     assert record["request"]["references"] == [{"picture": kept.picture}]
     with pytest.raises(InputError, match="is not readable as an image"):
-        keep_upload(session, "text.png", b"no picture")
+        keep_upload(session, GivenPicture(b"no picture", name="text.png"))
+    masked = keep_upload(session, GivenPicture(picture(), picture(), "photo.png"))
+    assert masked.mask and (session.scene.folder / "references" / masked.mask).read_bytes() == picture()
+    small = io.BytesIO()
+    Image.new("L", (3, 2)).save(small, "png")
+    with pytest.raises(InputError, match="the mask of photo.png has 3x2 pixels"):
+        keep_upload(session, GivenPicture(picture(), small.getvalue(), "photo.png"))
     monkeypatch.setattr("restage.view.reference_control.MAX_BYTES", 10)
-    with pytest.raises(InputError, match="expected a picture of at most"):
-        keep_upload(session, "photo.png", picture())
+    with pytest.raises(InputError, match="expected pictures of at most"):
+        keep_upload(session, GivenPicture(picture(), name="photo.png"))
