@@ -53,8 +53,7 @@ def build_generate() -> Callable[..., None]:
 
         Example: restage generate "a red cube and a blue ball on the grass at noon" --out cube.png --num 4
 
-        Example: restage generate "a blue house on the snow" --like runs/mine:3 --branch training/miniature/control
-        --out house.png
+        Example: restage generate "a blue house on the snow" --like runs/mine:3 --out house.png
 
         Example: restage generate "a red cube on the sand at night" --like clips/orbit --out orbit.mp4
 

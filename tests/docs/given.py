@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from restage.clips.films import write_film
 from restage.regions.making import RegionMaker
@@ -86,6 +88,14 @@ def _mask(place: Path) -> None:
     write_png(place, mask)
 
 
+def _layout() -> tuple[np.ndarray, np.ndarray]:
+    """Depth in world units, and ids: sky above, ground below, a block in the middle."""
+    depth, ids = np.full((128, 128), 9.0, np.float32), np.zeros((128, 128), np.uint8)
+    depth[48:], ids[48:] = np.linspace(8, 2, 80, dtype=np.float32)[:, None], 1
+    depth[40:88, 44:84], ids[40:88, 44:84] = 4.0, 2
+    return depth, ids
+
+
 STUDY = """from dataclasses import replace
 
 from tests.studies.tiny_study import tiny_study
@@ -100,7 +110,9 @@ GIVEN: dict[str, Callable[[Path], object]] = {
     "benchmarks/truth_study.py": lambda place: place.write_text(STUDY),
     "blue.png": _picture,
     "captions.txt": lambda place: place.write_text("a red cube on the grass at noon\n"),
+    "depth.npy": lambda place: np.save(place, _layout()[0]),
     "film.mp4": _film,
+    "ids.png": lambda place: Image.fromarray(_layout()[1]).save(place),
     "walk.mp4": _film,
     "paper.toml": lambda place: place.write_text('title = "Editing scenes by text"\n'),
     "path/to/bear": _copy("photographs"),

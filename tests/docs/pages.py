@@ -21,7 +21,7 @@ TUTORIALS = {
 }
 GUIDES = {
     "compare": ("benchmarks/truth_study.py", "runs/a", "runs/b"),
-    "control": ("captions.txt", "runs/mine"),
+    "control": ("captions.txt", "depth.npy", "ids.png", "runs/mine"),
     "diagnose": (),
     "direct": ("runs/mine",),
     "editors": ("runs/mine",),

@@ -66,7 +66,7 @@ def test_versions_of_the_edit_model_are_trained_alike_on_other_pairs(tmp_path: P
 def test_shipped_models_load_and_keep_within_their_size() -> None:
     models = models_in()
     root = models.text_to_image.parent
-    assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) <= 48e6
+    assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) <= 57e6
     assert load_edit_model(models.edit_model).has_mask_output
     image = torch.from_numpy(np.full((1, 3, 128, 128), 0.5, np.float32))
     assert load_clip(models.clip).encode_images(image).norm() == pytest.approx(1.0, abs=1e-5)
