@@ -16,7 +16,7 @@ SMALL = {
     r"^edits": "--methods nothing replace_once --editors exact",
     r"^fit (?!.*--splats)": "--size 32 --steps 20 --num-splats 300",
     r"^generate (?!.*(\.(png|mp4)|--like))": "--generator sds --scene-steps 2",
-    r"^generate .*--like": "--steps 2",
+    r"^generate .*(--like|\.mp4)": "--steps 2",
     r"^generate .*\.png": "--steps 2 --num 1",
     r"^pairs": "--generate.sampler.num-steps 2 --workers 1 --rule.min-change 0 --rule.min-mask-share 0 "
     "--rule.min-image-similarity -2 --rule.min-direction-similarity -2 --rule.min-text-similarity -2",
