@@ -5,10 +5,11 @@
         [--rows benchmarks/results/methods.csv] [--long-idu 900,2700,8100]
 
 Unseen worlds x kinds of edit x methods with the edit model (one seed for all; three for restage, idu and the best of
-the others), with the exact editor, and restage, idu and replace_once with `noisy(exact)` at three strengths. It is a
-study: only what is missing runs, and it may be killed at any moment. `--capture` edits a capture of photographs with
-`grade` besides (see `methods_capture.py`). `--long-idu` runs idu without a cap, for that many steps, on three edits of
-the first world. The last line is JSON; `--rows` names the table that is kept (and one beside it for the long idu).
+the others), with the exact editor, and restage, idu and replace_once with `noisy(exact)` at three strengths; controlled
+and replace_once with the text-to-image model, too. It is a study: only what is missing runs, and it may be killed at
+any moment. `--capture` edits a capture of photographs with `grade` besides (see `methods_capture.py`). `--long-idu`
+runs idu without a cap, for that many steps, on three edits of the first world. The last line is JSON; `--rows` names
+the table that is kept (and one beside it for the long idu).
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ STRENGTHS = ("0.15", "0.3", "0.6")
 LONG_KINDS = ("recolour", "ground", "time")
 """Edits that idu is run to its end on."""
 NOISY = ("replace_once", "idu", "restage")
+BY_CAPTIONS = ("controlled", "replace_once")
+"""Methods that are also run with the text-to-image model, under the control branch that lies beside it, or none."""
 COLUMNS = {
     "progress": "progress",
     "spill": "spill",
@@ -74,6 +77,8 @@ def make_study(arguments: argparse.Namespace) -> Study:
     methods = {}
     for name in ("nothing", *arguments.methods):
         editors = [editor for editor in ("edit_model", "exact") if editor in arguments.editors]
+        if name in BY_CAPTIONS and "text_to_image" in arguments.editors:
+            editors.append("text_to_image")
         if name in NOISY and "noisy" in arguments.editors:
             editors += [f"noisy-{strength}-exact" for strength in STRENGTHS]
         seeds = SEVERAL_SEEDS if name in arguments.repeated else (0,)
@@ -85,7 +90,7 @@ def make_study(arguments: argparse.Namespace) -> Study:
             methods[f"{name}-again"] = StudyMethod(
                 settings=settings, editors=("edit_model",), seeds=seeds[1:], edits=names
             )
-    editors = {name: MenuEditor(name=name) for name in ("edit_model", "exact")}
+    editors = {name: MenuEditor(name=name) for name in ("edit_model", "exact", "text_to_image")}
     editors |= {f"noisy-{strength}-exact": MenuEditor(name=f"noisy-{strength}-exact") for strength in STRENGTHS}
     methods["nothing"] = StudyMethod(settings=METHODS["nothing"](), editors=(), edits=names)
     if "edit_model" in arguments.editors:
@@ -211,7 +216,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", default=",".join(contenders))
     parser.add_argument("--repeated", default="restage,idu,igs2gs", help="methods that run with three seeds")
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--editors", default="edit_model,exact,noisy")
+    parser.add_argument("--editors", default="edit_model,exact,noisy,text_to_image")
     parser.add_argument("--capture", type=Path, default=None)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--time-cap", type=float, default=120.0)
@@ -223,7 +228,7 @@ def read_arguments() -> argparse.Namespace:
     arguments.long_idu = [int(part) for part in arguments.long_idu.split(",") if part]
     arguments.methods = choose_names(contenders, arguments.methods)
     arguments.repeated = choose_names(contenders, arguments.repeated) if arguments.repeated else ()
-    arguments.editors = choose_names(("edit_model", "exact", "noisy"), arguments.editors)
+    arguments.editors = choose_names(("edit_model", "exact", "noisy", "text_to_image"), arguments.editors)
     arguments.kinds = choose_names(SECOND_EDIT_KINDS, arguments.kinds)
     return arguments
 

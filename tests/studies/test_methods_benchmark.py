@@ -69,6 +69,15 @@ def test_every_method_sees_every_edit_and_only_some_run_with_several_seeds() -> 
     assert anchors.count(("nothing", "none")) == anchors.count(("per_view", "edit_model")) == 21 == len(anchors) / 2
 
 
+def test_the_text_to_image_model_is_asked_by_methods_that_edit_by_captions() -> None:
+    asked = {"methods": ("restage", "controlled", "replace_once"), "editors": ("text_to_image",)}
+    units = list_units(make_study(argparse.Namespace(**{**ALL, **asked})))
+    assert {(u.method, u.editor) for u in units if u.editor != "none"} == {
+        ("controlled", "text_to_image"),
+        ("replace_once", "text_to_image"),
+    }
+
+
 def test_a_narrower_study_asks_for_results_of_the_wide_one_only() -> None:
     wide = list_units(make_study(argparse.Namespace(**ALL)))
     narrow = list_units(make_study(argparse.Namespace(**{**ALL, "methods": ("restage",), "editors": ("exact",)})))
