@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from restage.clips.files import open_clip
 from restage.clips.flow import ClipFlow
 from restage.diffusion import sampling
+from restage.diffusion.attention import attention_layers
 from restage.diffusion.backbone import Backbone, TextCondition
 from restage.edit.clips.carried import Carried, agree, carry_grains
 from restage.edit.clips.dreammotion import DreamMotion, spatial_similarity_loss, temporal_similarity_loss
@@ -141,8 +143,12 @@ def tiny_edit_model(tmp_path_factory: pytest.TempPathFactory) -> ModelEditor:
 
 
 def test_shared_attention_and_tokenflow_change_what_a_model_says(
-    world_clip: tuple[Path, EditRequest], tiny_edit_model: ModelEditor
+    world_clip: tuple[Path, EditRequest], tiny_edit_model: ModelEditor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Random weights attend to all tokens alike, and the mean of normed tokens is the same in every frame.
+    for layer in attention_layers(tiny_edit_model.model.unet):
+        if not layer.is_cross_attention:
+            monkeypatch.setattr(layer.to_q, "weight", nn.Parameter(300 * layer.to_q.weight.detach()))
     job = job_of(world_clip[0], GOLDEN, tiny_edit_model)
     same_noise = job.editor.edit(job.batch(noise_keys=(0,) * len(job.frames))).images
     shared, flow = (result(method, job).images for method in (SharedAttention(), TokenFlow(frames_per_key=3)))
