@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from restage.clips.files import open_clip
 from restage.clips.flow import ClipFlow
@@ -143,13 +143,14 @@ def tiny_edit_model(tmp_path_factory: pytest.TempPathFactory) -> ModelEditor:
 
 
 def test_shared_attention_and_tokenflow_change_what_a_model_says(
-    world_clip: tuple[Path, EditRequest], tiny_edit_model: ModelEditor, monkeypatch: pytest.MonkeyPatch
+    world_clip: tuple[Path, EditRequest], tiny_edit_model: ModelEditor
 ) -> None:
     # Random weights attend to all tokens alike, and the mean of normed tokens is the same in every frame.
-    for layer in attention_layers(tiny_edit_model.model.unet):
+    editor = copy.deepcopy(tiny_edit_model)
+    for layer in attention_layers(editor.model.unet):
         if not layer.is_cross_attention:
-            monkeypatch.setattr(layer.to_q, "weight", nn.Parameter(300 * layer.to_q.weight.detach()))
-    job = job_of(world_clip[0], GOLDEN, tiny_edit_model)
+            layer.to_q.weight.data.mul_(300)
+    job = job_of(world_clip[0], GOLDEN, editor)
     same_noise = job.editor.edit(job.batch(noise_keys=(0,) * len(job.frames))).images
     shared, flow = (result(method, job).images for method in (SharedAttention(), TokenFlow(frames_per_key=3)))
     assert not torch.allclose(shared, same_noise, atol=1e-4) and not torch.allclose(shared, flow, atol=1e-4)
