@@ -18,7 +18,7 @@ from torch import Tensor
 from restage.edit.editors import EditorSource, MenuEditor, OpenEditors, check_editor
 from restage.edit.editors.interface import MAX_DRIFT
 from restage.edit.editors.referenced import show_references
-from restage.edit.editors.weights import check_same_weights
+from restage.edit.editors.weights import is_made
 from restage.edit.job import Dialed, EditStep, Method, TimeLimited, asked_pictures, needs_editor
 from restage.edit.methods import METHODS
 from restage.edit.origins import weights_on
@@ -201,11 +201,8 @@ def open_edit(
     unit = EditUnit(scene=scene_folder.name, edit=name, method=choice.method, editor=choice.editor, seed=choice.seed)
     folder = unit.folder(run.path)
     weights_id = choice.model_sha256(edit_model_of(run.path))
-    if (folder / EDIT_RECORD).exists():
-        made = read_json(folder / EDIT_RECORD, EditRecord)
-        if made.status != "failed":
-            check_same_weights(folder, made.inputs.get("model_sha256", ""), weights_id, choice.model)
-            return OpenedEdit(folder, iter(()))
+    if is_made(folder, weights_id, choice.model):
+        return OpenedEdit(folder, iter(()))
     capture, fitted = load_scene(scene_folder, choice.device)
     splats = fitted if start is None else start.splats.to(choice.device)
     truth = scene_folder / TRUTH / known if known else None

@@ -24,7 +24,7 @@ from restage.edit.clips.job import ClipMethod, Finished, Held, WindowStep, edit_
 from restage.edit.clips.menu import CLIP_METHODS
 from restage.edit.editors import NO_EDITOR, EditorSource, NoEditor, OpenEditors
 from restage.edit.editors.interface import Editor
-from restage.edit.editors.weights import check_same_weights
+from restage.edit.editors.weights import is_made
 from restage.edit.methods import METHODS
 from restage.edit.pictures import write_image, write_mask
 from restage.edit.single import EditorChoice, find_case, name_case
@@ -36,7 +36,6 @@ from restage.records import (
     content_id,
     derive_seed,
     file_sha256,
-    read_json,
     write_atomically,
     write_json,
     write_record,
@@ -56,7 +55,6 @@ from restage.run.layout import (
     TRUTH,
 )
 from restage.run.models import edit_model_of
-from restage.run.reading import EditRecord
 from restage.scenes.device import made_on
 from restage.scenes.io.images import list_images
 
@@ -130,11 +128,8 @@ def open_clip_edit(
     unit = EditUnit(scene=clip_folder.name, edit=name, method=choice.method, editor=editor_name, seed=choice.seed)
     folder = unit.folder(run.path)
     weights_id = choice.model_sha256(edit_model_of(run.path))
-    if (folder / EDIT_RECORD).exists():
-        made = read_json(folder / EDIT_RECORD, EditRecord)
-        if made.status != "failed":
-            check_same_weights(folder, made.inputs.get("model_sha256", ""), weights_id, choice.model)
-            return OpenedClipEdit(folder, iter(()))
+    if is_made(folder, weights_id, choice.model):
+        return OpenedClipEdit(folder, iter(()))
     truth = clip_folder / TRUTH / known if known else None
     names = tuple(path.with_suffix(".png").name for path in clip.frame_paths)
     editor: Editor = NoEditor()

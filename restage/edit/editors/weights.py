@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from restage.edit.families import find_model
-from restage.records import InputError, content_id, file_sha256
+from restage.records import InputError, content_id, file_sha256, read_json
+from restage.run.layout import EDIT_RECORD
 from restage.run.models import add_on_of, models_in
+from restage.run.reading import EditRecord
 
-__all__ = ["check_same_weights", "model_sha256"]
+__all__ = ["is_made", "model_sha256"]
 
 BLOB = re.compile("[0-9a-f]{64}")
 """Name of a large file in the hub's cache: its SHA-256."""
@@ -46,23 +48,29 @@ def model_sha256(name: str, model: Path | None, options: Sequence[str] = ()) -> 
     return content_id("model", _files(folder)).removeprefix("model-")
 
 
-def check_same_weights(folder: Path, made_by: str, now: str, model: Path | None) -> None:
-    """Refuse to take a result of other weights for the one that is asked for.
+def is_made(folder: Path, weights_sha256: str, model: Path | None) -> bool:
+    """Whether a folder holds a result that is there to be taken; one that failed is not.
 
     Args:
         folder: Of the result.
-        made_by: What its record says; empty in versions that did not keep it.
-        now: Hash of the weights that are there now.
+        weights_sha256: Hash of the weights that would make it now; records of earlier versions do not have it.
         model: Their folder, for the message.
 
     Raises:
-        InputError: they differ.
+        InputError: it was made by other weights.
     """
-    if made_by and now and made_by != now:
+    if not (folder / EDIT_RECORD).exists():
+        return False
+    record = read_json(folder / EDIT_RECORD, EditRecord)
+    if record.status == "failed":
+        return False
+    made_by = record.inputs.get("model_sha256", "")
+    if made_by and weights_sha256 and made_by != weights_sha256:
         raise InputError(
             f"{folder} was made by other weights than {model or 'the editor'} holds now; move it away to have it made "
             "anew, or choose another --seed"
         )
+    return True
 
 
 def _folder_of(option: str) -> Path:
